@@ -1,0 +1,5 @@
+"""Table of contents of this plugin."""
+
+from __future__ import annotations
+
+from xmodal.hookspecs import hookimpl

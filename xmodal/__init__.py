@@ -1,0 +1,25 @@
+"""xmodal: cross-modal fine-tuning, with methods, tasks and backbones as plugins.
+
+Public names are loaded on first use so that ``import xmodal`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from xmodal.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from xmodal.api import load, run
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "hookimpl", "load", "run"]
+
+_LAZY = {"run": "xmodal.api", "load": "xmodal.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'xmodal' has no attribute {name!r}")

@@ -1,0 +1,82 @@
+"""The few kinds of failure a user can meet, each with its exit code.
+
+Every message says what is wrong, where, and the nearest right thing. The CLI renders these without a
+traceback; anything else that escapes is a bug (exit code 1). This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class XModalError(Exception):
+    """Base of every error that is shown to the user as one message."""
+
+    exit_code = 1
+
+
+class UsageError(XModalError):
+    """The command line or a recipe is wrong."""
+
+    exit_code = 2
+
+
+class PluginError(XModalError):
+    """A plugin that is needed cannot be loaded, or two plugins claim one name."""
+
+    exit_code = 3
+
+
+class DataError(XModalError):
+    """Data or weights are missing, damaged or of the wrong form."""
+
+    exit_code = 4
+
+
+class TrainingError(XModalError):
+    """Training stopped itself, for example at a loss that is not finite."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a recipe.
+
+    ``where`` is ``file:line:column`` (or ``command line``), ``key`` the dotted path, ``hints`` further
+    lines such as the list of installed components.
+    """
+
+    where: str
+    key: str
+    message: str
+    hints: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}  {self.key}".rstrip(), f"    {self.message}"]
+        return "\n".join(lines + [f"    {hint}" for hint in self.hints])
+
+
+class RecipeError(UsageError):
+    """A recipe has problems; all of them are listed at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        lines = [str(problem) for problem in self.problems]
+        lines.append(f"{count} problem{'s' if count > 1 else ''} (exit {self.exit_code})")
+        super().__init__("\n".join(lines))
+
+
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """Return the option closest to ``word``, or None where nothing is close."""
+    matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` or an empty string."""
+    match = nearest(word, options)
+    return f"; did you mean '{match}'?" if match else ""

@@ -1,0 +1,90 @@
+"""Every hook a plugin may implement: the first page for plugin authors.
+
+A hook returns a table of contents, ``{recipe name: "package.module:Class"}``. Nothing it points to is
+imported until a recipe names it, so a plugin module should import ``hookimpl`` and nothing heavy::
+
+    from xmodal import hookimpl
+
+    @hookimpl
+    def xmodal_selectors():
+        return {"top-norm": "xmodal_topnorm.selector:TopNorm"}
+
+Publish the module under the entry-point group ``xmodal``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import pluggy
+
+PROJECT = "xmodal"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def xmodal_embedders() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Embedders: raw target samples to tokens."""
+
+
+@hookspec
+def xmodal_mixers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Mixers: target and source samples to the views a step trains on."""
+
+
+@hookspec
+def xmodal_selectors() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Selectors: the k most important tokens of a sample."""
+
+
+@hookspec
+def xmodal_schedulers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Schedulers: how many tokens to replace, over the training."""
+
+
+@hookspec
+def xmodal_predictors() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Predictors: features to predictions."""
+
+
+@hookspec
+def xmodal_backbones() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Backbones: pretrained bodies."""
+
+
+@hookspec
+def xmodal_stages() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Stages: phases of a run, such as fine-tuning."""
+
+
+@hookspec
+def xmodal_tasks() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Tasks: target data with a loss and a metric."""
+
+
+@hookspec
+def xmodal_sources() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Sources: labelled proxies of the modality a backbone was pretrained on."""
+
+
+@hookspec
+def xmodal_losses() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Losses, per sample."""
+
+
+@hookspec
+def xmodal_metrics() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Metrics over a whole split."""
+
+
+@hookspec
+def xmodal_recipes() -> Traversable:  # type: ignore[empty-body]
+    """A folder of recipes: ``importlib.resources.files("package") / "recipes"``."""
+
+
+@hookspec
+def xmodal_commands(app: Any) -> None:
+    """Add commands to the Typer app ``xmodal``. Import heavy modules inside the commands."""

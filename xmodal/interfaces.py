@@ -1,0 +1,434 @@
+"""The abstract parts of a cross-modal fine-tuning run.
+
+Every part is one class with a nested pydantic ``Config``: the recipe block of that part *is* its
+``Config``. A part learns about its surroundings from ``Facts`` (plain numbers, known before any weight
+or sample is loaded) and receives run-time objects in a ``Context``.
+
+Shapes: B samples, N tokens, D width of the tokens, F width of the features, C channels, K outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from xmodal.batch import Progress, Sample, Selection, Tokens, View
+
+if TYPE_CHECKING:
+    from xmodal.data.store import Store
+    from xmodal.engine.session import Session
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Settings(BaseModel):
+    """Base of every ``Config``: unknown keys are errors and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# --- facts: what is known before anything is loaded -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a label looks like.
+
+    ``classification``: int64 ``[n]`` with ``size`` classes. ``multi-label``: float ``[n, size]`` of 0/1.
+    ``regression``: float ``[n, size]``. ``dense``: float ``[n, size, *shape]``, ``shape`` being ``(H, W)``
+    or ``(L,)``.
+    """
+
+    kind: Literal["classification", "multi-label", "regression", "dense"]
+    size: int
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A target task. ``shape`` is one sample's: ``(C, H, W)``, ``(C, L)`` or ``(F,)`` for a table row.
+
+    ``levels`` has one entry a table column: 0 for a number, m for a category coded 0 .. m-1.
+    ``samples`` counts the samples of each split.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    target: Target
+    samples: Mapping[str, int]
+    levels: tuple[int, ...] = ()
+
+    @property
+    def form(self) -> Literal["grid", "sequence", "row"]:
+        """``grid`` for images and fields, ``sequence`` for series, ``row`` for tables."""
+        forms: dict[int, Literal["grid", "sequence", "row"]] = {3: "grid", 2: "sequence", 1: "row"}
+        return forms[len(self.shape)]
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """A proxy of the modality the backbone was pretrained on."""
+
+    name: str
+    modality: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """A pretrained body.
+
+    ``modality`` is what it was trained on (``image``, ``text`` or ``any``). ``patch`` is the side of its
+    patches in pixels, ``grid`` the token grid it was trained with. ``max_tokens`` limits N.
+    ``embedding_norm``: its embedding layer ends in a LayerNorm that an embedder can copy.
+    ``reduction``: how many times coarser per axis the features' grid is than the tokens' (Swin: 8).
+    """
+
+    name: str
+    modality: str
+    width: int
+    feature_width: int
+    patch: int | None = None
+    grid: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    embedding_norm: bool = False
+    reduction: int = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything known about a run before weights and samples are loaded. ``grid``: target tokens."""
+
+    task: TaskFacts
+    backbone: BackboneFacts
+    source: SourceFacts | None = None
+    grid: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the number of target tokens (0 where it is not known)."""
+        count = 1
+        for side in self.grid:
+            count *= side
+        return count if self.grid else 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a component is built with.
+
+    ``generator`` is the component's own source of randomness (on the CPU); its state is saved with
+    every checkpoint. ``components`` holds the parts given to it (a mixer gets ``selector`` and
+    ``scheduler``, an embedder gets ``backbone``). ``output`` is what a predictor must predict.
+    ``note`` records one line for the user.
+    """
+
+    facts: Facts
+    generator: torch.Generator
+    store: Store
+    components: Mapping[str, Any] = field(default_factory=dict)
+    output: Target | None = None
+    note: Callable[[str], None] = lambda line: None
+
+
+# --- components ----------------------------------------------------------------------------------
+
+
+class Component(ABC):
+    """A named, configurable part. Concrete classes nest a ``Config`` that derives from ``Settings``."""
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[Settings]] = Settings
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not (inspect.isclass(cls.Config) and issubclass(cls.Config, Settings)):
+            raise TypeError(f"{cls.__qualname__}.Config must derive from xmodal.interfaces.Settings")
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """What is wrong with this choice here, knowable before any weight is loaded."""
+        return ()
+
+
+class Embedder(Component, nn.Module):
+    """Turns raw target samples ``[B, *shape]`` into tokens of the backbone's width."""
+
+    kind = "embedder"
+
+    @classmethod
+    @abstractmethod
+    def grid(cls, config: Any, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
+        """The token grid this embedder will produce. Raises ValueError with the reason if it cannot."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tokens:
+        """Embed a batch."""
+
+    def calibrate(self, x: Tensor, source_norm: float | None) -> None:
+        """Adjust to a first batch of training samples, once, before training.
+
+        ``source_norm`` is the mean Euclidean norm of the backbone's own tokens, or None where it is
+        unknown. The default does nothing.
+        """
+        return None
+
+
+class Selector(Component, nn.Module):
+    """Chooses the k most important tokens of every sample."""
+
+    kind = "selector"
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+        """Select ``k`` tokens a row; 0 <= k <= N."""
+
+
+class Scheduler(Component):
+    """Says how many tokens to replace."""
+
+    kind = "scheduler"
+
+    @abstractmethod
+    def __call__(self, progress: Progress, num_tokens: int) -> int:
+        """k at this point of the training, 0 <= k <= ``num_tokens``."""
+
+
+class Mixer(Component, nn.Module):
+    """Builds the views a step trains on. ``needs_source`` asks the engine for source batches."""
+
+    kind = "mixer"
+    needs_source: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Mix. ``source`` has as many samples as ``target``; its N may differ."""
+
+
+class Predictor(Component, nn.Module):
+    """Turns features into predictions of ``context.output``."""
+
+    kind = "predictor"
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Whether this predictor can produce ``output``."""
+        return True
+
+    @abstractmethod
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K]``, or ``[B, K, *shape]`` for dense outputs."""
+
+
+class Backbone(Component, nn.Module):
+    """A pretrained body: its own embedding of source samples, and its encoder."""
+
+    kind = "backbone"
+    facts: BackboneFacts
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: Any, store: Store) -> BackboneFacts:
+        """The body's facts, without loading weights."""
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Encode tokens ``[B, N, D]`` into features ``[B, N', F]``."""
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tokens:
+        """The pretrained embedding of source samples: exactly what the encoder was trained to read."""
+
+    def prepare_source(self, raw: Any) -> Tensor:
+        """Make raw source samples what ``embed`` reads.
+
+        Images: float ``[n, 3, H, W]`` in [0, 1], already of the wanted size. Text: a list of lists of
+        words. The default returns ``raw`` unchanged.
+        """
+        return raw  # type: ignore[no-any-return]
+
+    def patch_projection(self) -> nn.Conv2d | None:
+        """The pretrained patch projection, for source initialisation of embedders."""
+        return None
+
+    def embedding_norm(self) -> nn.LayerNorm | None:
+        """The LayerNorm at the end of the pretrained embedding, if there is one."""
+        return None
+
+    def positions(self, grid: tuple[int, ...]) -> Tensor | None:
+        """Pretrained position embeddings ``[N, D]`` interpolated to ``grid``; None where relative."""
+        return None
+
+
+class Loss(Component, nn.Module):
+    """A loss of predictions against labels."""
+
+    kind = "loss"
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Whether this loss fits labels of that kind."""
+        return True
+
+    def fit(self, y: Tensor) -> None:
+        """Look once at all training labels (for class weights). The default does nothing."""
+        return None
+
+    @abstractmethod
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss of every sample, ``[B]``."""
+
+
+class Metric(Component):
+    """A score over a whole split, fed batch by batch. ``better`` is ``lower`` or ``higher``."""
+
+    kind = "metric"
+    better: ClassVar[Literal["lower", "higher"]] = "lower"
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything."""
+
+    @abstractmethod
+    def update(self, prediction: Tensor, y: Tensor) -> None:
+        """Add a batch of predictions (as the predictor and the task's decoding make them)."""
+
+    @abstractmethod
+    def compute(self) -> float:
+        """The score of everything seen since ``reset``."""
+
+
+@dataclass
+class TaskData:
+    """A loaded task. Every dataset maps an index to ``(x, y)``; training order is the engine's.
+
+    ``decode`` turns a predictor's output into the unit of ``y`` (for example, it undoes a
+    normalisation); losses and metrics see the decoded prediction. ``checksum`` identifies the data.
+    ``images`` names channels worth drawing in a report: ``{"title": channel of x}``.
+    """
+
+    train: Dataset[Pair]
+    validation: Dataset[Pair]
+    test: Dataset[Pair]
+    checksum: str
+    decode: nn.Module = field(default_factory=nn.Identity)
+    notes: tuple[str, ...] = ()
+    images: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+
+class Task(Component):
+    """A target task: data, loss, metric. Its ``Config`` must have ``loss`` and ``metric`` fields."""
+
+    kind = "task"
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: Any, store: Store) -> TaskFacts:
+        """The task's facts; cheap. May read the user's own files. Raises DataError."""
+
+    @abstractmethod
+    def load(self, seed: int) -> TaskData:
+        """Load, split and normalise. The split is a function of ``seed`` where it is random at all."""
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What the run wants from a source.
+
+    ``size``: image height and width, or ``(length,)`` in tokens. ``label_shape``: spatial shape for
+    dense labels. ``prepare`` is the backbone's ``prepare_source``.
+    """
+
+    size: tuple[int, ...]
+    label_shape: tuple[int, ...]
+    prepare: Callable[[Any], Tensor]
+
+
+class Source(Component):
+    """A labelled proxy of the modality the backbone was pretrained on."""
+
+    kind = "source"
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: Any) -> SourceFacts:
+        """The source's facts; ``target.shape`` stays empty for dense labels."""
+
+    @abstractmethod
+    def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
+        """Load model-ready samples. Everything that can be computed once is computed here."""
+
+
+class Stage(Component):
+    """One phase of a run. Yields optimizer steps, each an iterable of micro-batches.
+
+    The ``Config`` must have ``epochs: int`` and ``train: tuple[str, ...]`` (patterns over parameter
+    names such as ``embedder.*``, or ``norms`` for every LayerNorm).
+    """
+
+    kind = "stage"
+
+    def begin(self, session: Session) -> None:
+        """Called once when the stage starts, and again when a run resumes inside it."""
+        return None
+
+    @abstractmethod
+    def steps_per_epoch(self, session: Session) -> int:
+        """The number of optimizer steps in an epoch."""
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """The optimizer of the stage's trainable parameters, or None if there is nothing to step."""
+
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """The learning-rate schedule, stepped once an optimizer step."""
+        return None
+
+    def clip(self) -> float | None:
+        """The gradient norm to clip to, once an optimizer step."""
+        return None
+
+    @abstractmethod
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
+        """The optimizer steps of ``progress.epoch`` from ``progress.step`` on.
+
+        Reads no data before a micro-batch is asked for, so a resumed run skips for free.
+        """
+
+    @abstractmethod
+    def loss(self, session: Session, micro: Any, progress: Progress) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one micro-batch, already weighted by its share of the step, and what to log."""
+
+
+INTERFACES: tuple[type[Component], ...] = (
+    Embedder,
+    Mixer,
+    Selector,
+    Scheduler,
+    Predictor,
+    Backbone,
+    Stage,
+    Task,
+    Source,
+    Loss,
+    Metric,
+)
+"""Every kind of component this version knows, in the order a recipe names them."""

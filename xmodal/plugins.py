@@ -1,0 +1,293 @@
+"""Finds plugins, keeps a broken one from harming the rest, and looks components up by name.
+
+The only module that touches pluggy. Entry points of the group ``xmodal`` are loaded one by one, each
+in its own ``try``; classes are imported only when ``Registry.load`` is asked for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pluggy
+
+from xmodal import hookspecs
+from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
+
+if TYPE_CHECKING:
+    from xmodal.interfaces import Component
+
+GROUP = "xmodal"
+STRICT = "XMODAL_STRICT_PLUGINS"
+ALLOW = "XMODAL_PLUGINS"
+_SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_commands")
+
+
+def _plural_hooks() -> dict[str, str]:
+    """Map each component kind to its hook: ``selector`` to ``xmodal_selectors``."""
+    irregular = {"loss": "xmodal_losses"}
+    names = [name for name in vars(hookspecs) if name.startswith("xmodal_")]
+    kinds = {name.removeprefix("xmodal_").removesuffix("s"): name for name in names}
+    for kind, hook in irregular.items():
+        kinds = {k: v for k, v in kinds.items() if v != hook} | {kind: hook}
+    return {kind: hook for kind, hook in kinds.items() if hook not in _SPECIAL_HOOKS}
+
+
+HOOKS = _plural_hooks()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component."""
+
+    kind: str
+    name: str
+    target: str
+    plugin: str
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, as shown to users."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that could not be loaded, and the one line that says why."""
+
+    plugin: str
+    distribution: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedPlugin:
+    """A plugin that was loaded."""
+
+    plugin: str
+    distribution: str
+    version: str
+    module: types.ModuleType
+    digest: str = ""
+
+
+@dataclass
+class Registry:
+    """Every component that is installed, by kind and name."""
+
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    collisions: dict[tuple[str, str], tuple[Entry, ...]] = field(default_factory=dict)
+    broken: list[BrokenPlugin] = field(default_factory=list)
+    plugins: list[LoadedPlugin] = field(default_factory=list)
+
+    def names(self, kind: str) -> list[str]:
+        """The registered names of a kind, sorted."""
+        return sorted(name for k, name in self.entries if k == kind)
+
+    def entry(self, kind: str, name: str) -> Entry:
+        """Look a name up. Raises UsageError with the nearest name, PluginError on a collision."""
+        if (kind, name) in self.collisions:
+            rivals = " and ".join(entry.origin for entry in self.collisions[kind, name])
+            raise PluginError(
+                f"{kind} '{name}' is provided by both {rivals}; uninstall one or set {ALLOW}"
+            )
+        found = self.entries.get((kind, name))
+        if found is None:
+            raise UsageError(self.unknown(kind, name))
+        return found
+
+    def unknown(self, kind: str, name: str) -> str:
+        """The message for an unknown name: nearest match, what is installed, what is broken."""
+        lines = [f"unknown {kind} '{name}'{did_you_mean(name, self.names(kind))}"]
+        shown = ", ".join(f"{e.name} ({e.origin})" for e in self._of(kind))
+        lines.append(f"installed: {shown or 'none'}")
+        lines += [f"not loaded: plugin '{b.plugin}': {b.reason}" for b in self.broken]
+        return "\n".join(lines)
+
+    def _of(self, kind: str) -> list[Entry]:
+        return [self.entries[key] for key in sorted(self.entries) if key[0] == kind]
+
+    def load(self, kind: str, name: str) -> type[Component]:
+        """Import the class behind a name and check that it implements the interface of its kind."""
+        entry = self.entry(kind, name)
+        module_name, _, attribute = entry.target.partition(":")
+        try:
+            loaded = getattr(importlib.import_module(module_name), attribute)
+        except Exception as error:
+            raise PluginError(
+                f"{kind} '{name}' of {entry.origin} cannot be imported from {entry.target}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return _checked(entry, loaded)
+
+    def recipe_folders(self) -> list[tuple[str, Traversable]]:
+        """Recipe folders of all plugins, as (distribution, folder)."""
+        folders = []
+        for plugin in self.plugins:
+            hook = getattr(plugin.module, "xmodal_recipes", None)
+            if hook is not None:
+                folders.append((plugin.distribution, hook()))
+        return folders
+
+
+def _checked(entry: Entry, loaded: Any) -> type[Component]:
+    from xmodal.interfaces import INTERFACES
+
+    base = next(interface for interface in INTERFACES if interface.kind == entry.kind)
+    if not (inspect.isclass(loaded) and issubclass(loaded, base)):
+        raise PluginError(
+            f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} is not a subclass of "
+            f"xmodal.interfaces.{base.__name__}"
+        )
+    if inspect.isabstract(loaded):
+        missing = ", ".join(sorted(loaded.__abstractmethods__))
+        raise PluginError(
+            f"{entry.kind} '{entry.name}' of {entry.origin} does not implement: {missing}"
+        )
+    return cast("type[Component]", loaded)
+
+
+def _load_entry_point(point: EntryPoint) -> types.ModuleType:
+    module = point.load()
+    if not isinstance(module, types.ModuleType):
+        raise TypeError(f"entry point must name a module, not {type(module).__name__}")
+    return module
+
+
+def _unknown_hooks(module: types.ModuleType) -> list[str]:
+    known = {name for name in vars(hookspecs) if name.startswith("xmodal_")}
+    found = []
+    for name, value in vars(module).items():
+        if getattr(value, "xmodal_impl", None) is not None and name not in known:
+            found.append(f"unknown hook '{name}'{did_you_mean(name, known)}")
+    return found
+
+
+def _register(
+    registry: Registry, manager: pluggy.PluginManager, loaded: LoadedPlugin
+) -> None:
+    """Register one module; on any failure the plugin is listed as broken and leaves nothing behind."""
+    try:
+        unknown = _unknown_hooks(loaded.module)
+        if unknown:
+            raise PluginError("; ".join(unknown))
+        manager.register(loaded.module, loaded.plugin)
+        manager.check_pending()
+        contents = {
+            kind: getattr(loaded.module, hook)()
+            for kind, hook in HOOKS.items()
+            if hasattr(loaded.module, hook)
+        }
+        entries = [
+            Entry(kind, name, target, loaded.plugin, loaded.distribution, loaded.version)
+            for kind, table in contents.items()
+            for name, target in _table(kind, table).items()
+        ]
+    except Exception as error:
+        if manager.is_registered(loaded.module):
+            manager.unregister(loaded.module)
+        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        registry.broken.append(BrokenPlugin(loaded.plugin, loaded.distribution, reason))
+        return
+    registry.plugins.append(loaded)
+    for entry in entries:
+        key = (entry.kind, entry.name)
+        rival = registry.entries.pop(key, None)
+        if key in registry.collisions:
+            registry.collisions[key] += (entry,)
+        elif rival is not None:
+            registry.collisions[key] = (rival, entry)
+        else:
+            registry.entries[key] = entry
+
+
+def _table(kind: str, table: Any) -> Mapping[str, str]:
+    if not isinstance(table, Mapping):
+        raise PluginError(f"hook '{HOOKS[kind]}' must return a mapping, not {type(table).__name__}")
+    for name, target in table.items():
+        if not (isinstance(name, str) and isinstance(target, str) and target.count(":") == 1):
+            raise PluginError(
+                f"hook '{HOOKS[kind]}': {name!r} must map to 'package.module:Class', not {target!r}"
+            )
+    return table
+
+
+def _from_file(path: str) -> LoadedPlugin:
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"--plugin {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"xmodal_plugin_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Registered so that "xmodal_plugin_<stem>:Class" can be imported again by Registry.load.
+    import sys
+
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise PluginError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return LoadedPlugin(file.name, file.name, digest[:12], module, digest)
+
+
+def discover(files: tuple[str, ...] = ()) -> Registry:
+    """Walk the entry points once and build a registry. ``files`` are single-file plugins."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    registry = Registry()
+    allowed = os.environ.get(ALLOW)
+    wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
+    points = sorted(entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name))
+    for point in points:
+        if wanted is not None and point.name not in wanted:
+            continue
+        distribution = point.dist.name if point.dist else "unknown"
+        version = point.dist.version if point.dist else ""
+        try:
+            module = _load_entry_point(point)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            registry.broken.append(BrokenPlugin(point.name, distribution, reason))
+            continue
+        _register(registry, manager, LoadedPlugin(point.name, distribution, version, module))
+    for path in files:
+        before = len(registry.broken)
+        _register(registry, manager, _from_file(path))
+        if len(registry.broken) > before:
+            raise PluginError(f"--plugin {path}: {registry.broken[-1].reason}")
+    if registry.broken and os.environ.get(STRICT) == "1":
+        first = registry.broken[0]
+        raise PluginError(f"plugin '{first.plugin}' ({first.distribution}): {first.reason}")
+    return registry
+
+
+@lru_cache(maxsize=8)
+def registry(files: tuple[str, ...] = ()) -> Registry:
+    """The registry of this process; discovery runs once for each set of plugin files."""
+    return discover(files)
+
+
+def find_kind(name: str) -> str:
+    """Check a kind's name. Raises UsageError with the nearest one."""
+    if name not in HOOKS:
+        hint = nearest(name, HOOKS)
+        raise UsageError(
+            f"unknown kind '{name}'"
+            + (f"; did you mean '{hint}'?" if hint else "")
+            + f"\nkinds: {', '.join(sorted(HOOKS))}"
+        )
+    return name
