@@ -13,14 +13,22 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.batch import Progress, Sample, Selection, Tokens, View
+from xmodal.errors import did_you_mean
 
 if TYPE_CHECKING:
     from xmodal.data.store import Store
@@ -30,9 +38,47 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Settings(BaseModel):
-    """Base of every ``Config``: unknown keys are errors and values never change."""
+    """Base of every ``Config``: unknown keys are errors that name the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_nearest_key(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _with_nearest_keys(cls, error) from None
+
+
+def _with_nearest_keys(model: type[BaseModel], error: ValidationError) -> ValidationError:
+    """Rewrite this model's own unknown-key errors; errors of nested parts pass unchanged."""
+    known = sorted(field.alias or name for name, field in model.model_fields.items())
+    details: list[InitErrorDetails] = []
+    for item in error.errors(include_url=False):
+        if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+            hint = did_you_mean(str(item["loc"][0]), known)
+            context = {"hint": hint, "known": ", ".join(known)}
+            kind = PydanticCustomError("unknown_key", "unknown setting{hint}", context)
+        else:
+            details.append(_same_error(item))
+            continue
+        details.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
+    return ValidationError.from_exception_data(error.title, details)
+
+
+def _same_error(item: Any) -> InitErrorDetails:
+    """The error ``item`` describes, in the form pydantic wants errors made of."""
+    details = InitErrorDetails(type=item["type"], loc=item["loc"], input=item["input"])
+    if "ctx" in item:
+        details["ctx"] = item["ctx"]
+    try:
+        PydanticKnownError(item["type"], item.get("ctx"))
+    except KeyError:
+        # Braces in a message (paths, types) would be read as fields of the template.
+        message = item["msg"].replace("{", "(").replace("}", ")")
+        details["type"] = PydanticCustomError(item["type"], message, item.get("ctx"))
+    return details
 
 
 # --- facts: what is known before anything is loaded -------------------------------------------------
@@ -352,12 +398,14 @@ class SourceRequest:
     """What the run wants from a source.
 
     ``size``: image height and width, or ``(length,)`` in tokens. ``label_shape``: spatial shape for
-    dense labels. ``prepare`` is the backbone's ``prepare_source``.
+    dense labels. ``prepare`` is the backbone's ``prepare_source``; ``tokenize``, of a text backbone,
+    gives the word pieces of each word.
     """
 
     size: tuple[int, ...]
     label_shape: tuple[int, ...]
     prepare: Callable[[Any], Tensor]
+    tokenize: Callable[[list[str]], list[list[int]]] | None = None
 
 
 class Source(Component):

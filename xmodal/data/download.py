@@ -1,0 +1,184 @@
+"""Downloads one file over HTTP: resumable, checked, from the first of several mirrors that answers.
+
+Only ``http`` and ``https`` are followed. What arrived before a cut is kept and continued, also in a later
+run and on another mirror when a checksum will decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmodal.data.files import CACHE, check_space, digest, log, read_json, ways, write_json
+from xmodal.errors import DataError
+
+_CHUNK = 2**18
+_TIMEOUT = 30.0
+_ROUNDS = 4
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known about a file beforehand."""
+
+    sha256: str | None = None
+    md5: str | None = None
+    size: int | None = None
+
+    @property
+    def checksum(self) -> bool:
+        """Whether a checksum is known."""
+        return bool(self.sha256 or self.md5)
+
+    def wrong(self, path: Path) -> str | None:
+        """What is wrong with a file, or None."""
+        if self.size is not None and path.stat().st_size != self.size:
+            return f"it has {path.stat().st_size} bytes, expected {self.size}"
+        for algorithm, wanted in (("sha256", self.sha256), ("md5", self.md5)):
+            if wanted is not None and (found := digest(path, algorithm)) != wanted.lower():
+                return f"its {algorithm.upper()} is {found}, expected {wanted.lower()}"
+        return None
+
+
+class _Unfinished(Exception):
+    """The connection ended early; what arrived is kept."""
+
+
+class _Refused(Exception):
+    """The mirror will not give the file; trying it again is pointless."""
+
+
+@contextlib.contextmanager
+def _progress(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told of every chunk; draws a bar where a person watches."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=total, completed=start)
+        yield lambda count: progress.advance(task, count)
+
+
+def _request(url: str, part: Path, expected: Expected) -> urllib.request.Request:
+    """The request for the rest of the file, or for all of it where continuing is not safe."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise _Refused("only http and https are supported")
+    request = urllib.request.Request(url, headers={"User-Agent": "xmodal"})
+    have = part.stat().st_size if part.is_file() else 0
+    record = read_json(_record_path(part))
+    same = record.get("url") == url and record.get("validator")
+    if have and (same or expected.checksum):
+        request.add_header("Range", f"bytes={have}-")
+        if same:
+            request.add_header("If-Range", str(record["validator"]))
+    return request
+
+
+def _record_path(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _whole_size(response: http.client.HTTPResponse, start: int) -> int | None:
+    length = response.headers.get("Content-Length")
+    return start + int(length) if length and length.isdigit() else None
+
+
+def _receive(url: str, part: Path, expected: Expected) -> None:
+    """Add to the ``.part`` file until the mirror's end of file. Raises the two private errors."""
+    request = _request(url, part, expected)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        start = part.stat().st_size if response.status == 206 else 0
+        if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink()
+            raise _Unfinished("the server continued at the wrong place")
+        total = _whole_size(response, start)
+        if expected.size is not None and total is not None and total != expected.size:
+            raise _Refused(f"it offers {total} bytes, expected {expected.size}")
+        check_space(part.parent, (total or expected.size or 0) - start, f"downloading {part.stem}")
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        # A weak ETag must not be used to continue a download (RFC 9110, 13.1.5).
+        strong = None if validator is None or validator.startswith("W/") else validator
+        write_json(_record_path(part), {"url": url, "validator": strong})
+        limit = expected.size if expected.size is not None else total
+        _write(response, part, start, total, limit)
+
+
+def _write(
+    response: http.client.HTTPResponse, part: Path, start: int, total: int | None, limit: int | None
+) -> None:
+    count = start
+    name = part.name.removesuffix(".part")
+    with part.open("ab" if start else "wb") as out, _progress(name, total, start) as advance:
+        while chunk := response.read(_CHUNK):
+            count += len(chunk)
+            if limit is not None and count > limit:
+                raise _Refused(f"it sends more than the expected {limit} bytes")
+            out.write(chunk)
+            advance(len(chunk))
+    if total is not None and count < total:
+        raise _Unfinished(f"the connection ended after {count} of {total} bytes")
+
+
+def _attempt(url: str, part: Path, expected: Expected) -> str | None:
+    """Try one mirror once. Returns None on success, else the reason; _Refused is final."""
+    try:
+        _receive(url, part, expected)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the part is whole or damaged
+            if part.is_file() and expected.checksum and expected.wrong(part) is None:
+                return None
+            part.unlink(missing_ok=True)
+            return "the partial file did not fit and was dropped"
+        if error.code in _TEMPORARY:
+            return f"HTTP {error.code}"
+        raise _Refused(f"HTTP {error.code} {error.reason}") from error
+    except (_Unfinished, OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        return str(reason) or type(reason).__name__
+    return None
+
+
+def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 1.0) -> Path:
+    """Download to ``target``. Tries every mirror in turn, several rounds. Raises DataError."""
+    part = target.with_name(f"{target.name}.part")
+    alive, reasons = list(urls), dict.fromkeys(urls, "not tried")
+    for number in range(_ROUNDS):
+        for url in tuple(alive):
+            log.info("downloading %s", url)
+            try:
+                reason = _attempt(url, part, expected)
+            except _Refused as error:
+                reason = str(error)
+                alive.remove(url)
+            if reason is None and (reason := expected.wrong(part)) is not None:
+                # Whatever was continued is worthless now; the next attempt starts at zero.
+                part.unlink()
+            if reason is None:
+                part.replace(target)
+                _record_path(part).unlink(missing_ok=True)
+                return target
+            reasons[url] = reason
+        if not alive or number == _ROUNDS - 1:
+            break
+        time.sleep(pause * 2**number)
+    tried = "\n".join(f"  {url}: {reason}" for url, reason in reasons.items())
+    advice = ways(
+        [
+            "check the network and repeat: the download continues where it stopped",
+            f"place the file at {target} by hand",
+            f"set {CACHE} to a cache that has it",
+        ]
+    )
+    raise DataError(f"cannot download {target.name}:\n{tried}\n{advice}")

@@ -1,0 +1,187 @@
+"""Composes a recipe from layers: ``extends``, scale, command-line overrides; every value keeps its origin.
+
+Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
+component it replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from xmodal.errors import Problem, RecipeError, UsageError
+from xmodal.plugins import Registry
+from xmodal.recipe import library
+from xmodal.recipe.explain import explain
+from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
+from xmodal.recipe.yaml import Document, Origin, Path_, dotted, parse_value, read
+
+MAX_DEPTH = 20
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class Layered:
+    """A composed recipe before validation."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Path_, Origin] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+
+def compose(
+    references: Sequence[str],
+    registry: Registry,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+) -> Layered:
+    """Compose recipes (names or paths, later wins), then a scale layer, then ``key=value`` overrides."""
+    layered = Layered()
+    for reference in references:
+        _add(layered, library.find(reference, registry), registry, ())
+    if scale is not None:
+        known = [f.name for f in library.all_recipes(registry) if f.name.startswith("scales/")]
+        if f"scales/{scale}" not in known:
+            names = ", ".join(name.removeprefix("scales/") for name in known)
+            raise UsageError(f"no scale '{scale}'; scales: {names}")
+        _add(layered, library.find(f"scales/{scale}", registry), registry, ())
+    for override in overrides:
+        _override(layered, override)
+    return layered
+
+
+def validate(layered: Layered, registry: Registry) -> Recipe:
+    """Validate a composed recipe. Raises RecipeError with every problem and its position."""
+    try:
+        return Recipe.model_validate(layered.data, context={"registry": registry})
+    except ValidationError as error:
+        raise RecipeError(explain(error, layered.data, layered.origins, layered.files)) from None
+
+
+def _add(
+    layered: Layered, found: library.Found, registry: Registry, chain: tuple[Path, ...]
+) -> None:
+    path = found.path.resolve()
+    if path in chain or len(chain) >= MAX_DEPTH:
+        trail = " -> ".join(p.stem for p in (*chain, path))
+        raise UsageError(f"recipes extend each other in a circle: {trail}")
+    document = read(found.path, _shown(found))
+    parents = _parents(document)
+    for parent, where in parents:
+        try:
+            target = library.find(parent, registry, found.path.parent)
+        except UsageError as error:
+            raise RecipeError([Problem(where, "extends", str(error))]) from None
+        _add(layered, target, registry, (*chain, path))
+    layered.files.append(_shown(found))
+    _merge(layered, (), document.data, document.origins, ())
+
+
+def _shown(found: library.Found) -> str:
+    """The name of a recipe file in messages: short for shipped recipes, the path as typed otherwise."""
+    return f"recipes/{found.name}.yaml" if found.origin else str(found.path)
+
+
+def _parents(document: Document) -> list[tuple[str, str]]:
+    value = document.data.pop("extends", [])
+    origin = str(document.origins.get(("extends",), ""))
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        message = "expected a recipe name or path, or a list of them"
+        raise RecipeError([Problem(origin, "extends", message)])
+    return [
+        (item, str(document.origins.get(("extends", i), origin))) for i, item in enumerate(items)
+    ]
+
+
+def _is_component(path: Path_) -> bool:
+    return len(path) == 1 and path[0] in COMPONENT_FIELDS
+
+
+def _merge(
+    layered: Layered,
+    path: Path_,
+    value: Any,
+    origins: dict[Path_, Origin],
+    source_path: Path_,
+) -> None:
+    """Lay ``value`` (found at ``source_path`` of its document) over what stands at ``path``."""
+    parent, key = _parent(layered.data, path) if path else (None, "")
+    current = layered.data if not path else parent.get(key) if isinstance(parent, dict) else None
+    if _is_component(path):
+        current = {"use": current} if isinstance(current, str) else current
+        if isinstance(value, str) and isinstance(current, dict):
+            origins = {**origins, (*source_path, "use"): origins[source_path]}
+            value = {"use": value}
+        if isinstance(value, dict) and isinstance(current, dict):
+            new = value.get("use", current.get("use"))
+            if new != current.get("use"):
+                current = {}
+            _put(layered, path, current, layered.origins.get(path, origins[source_path]))
+    if isinstance(value, dict) and isinstance(current, dict):
+        for name, item in value.items():
+            _merge(layered, (*path, name), item, origins, (*source_path, name))
+        return
+    _put(layered, path, value, origins[source_path])
+    for inner, origin in origins.items():
+        if inner[: len(source_path)] == source_path:
+            layered.origins[path + inner[len(source_path) :]] = origin
+
+
+def _put(layered: Layered, path: Path_, value: Any, origin: Origin) -> None:
+    parent, key = _parent(layered.data, path)
+    stale = [p for p in layered.origins if p[: len(path)] == path and len(p) > len(path)]
+    if not isinstance(value, dict) or not value:
+        for p in stale:
+            del layered.origins[p]
+    parent[key] = value
+    layered.origins[path] = origin
+
+
+def _parent(data: Any, path: Path_) -> tuple[Any, str | int]:
+    for part in path[:-1]:
+        data = data[part]
+    return data, path[-1]
+
+
+def _override(layered: Layered, text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"override '{text}' is not of the form key=value, such as stages.0.epochs=3")
+    path: Path_ = tuple(int(p) if p.isdigit() else p for p in key.strip().split("."))
+    origin = Origin(f"{COMMAND_LINE} '{key.strip()}'")
+    value = parse_value(raw, f"{COMMAND_LINE} '{text}'")
+    data: Any = layered.data
+    for depth, part in enumerate(path[:-1]):
+        here = path[: depth + 1]
+        if isinstance(data, dict):
+            if _is_component(here) and isinstance(data.get(part), str):
+                data[part] = {"use": data[part]}
+            if not isinstance(data.get(part), dict | list):
+                data[part] = {}
+                layered.origins[here] = origin
+        elif not isinstance(part, int) or part >= len(data):
+            size = len(data)
+            raise UsageError(f"override '{text}': {dotted(path[:depth])} has {size} items (0-{size-1})")
+        data = data[part]
+    last = path[-1]
+    if isinstance(data, list):
+        if not isinstance(last, int) or last >= len(data):
+            raise UsageError(f"override '{text}': {dotted(path[:-1])} has {len(data)} items")
+        data[last] = value
+        layered.origins[path] = origin
+        return
+    origins = {(): origin} | {path: origin for path in _paths(value, ())}
+    _merge(layered, path, value, origins, ())
+
+
+def _paths(value: Any, path: Path_) -> list[Path_]:
+    if isinstance(value, dict):
+        return [p for k, v in value.items() for p in [(*path, k), *_paths(v, (*path, k))]]
+    if isinstance(value, list):
+        return [p for i, v in enumerate(value) for p in [(*path, i), *_paths(v, (*path, i))]]
+    return []

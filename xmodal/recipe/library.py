@@ -1,0 +1,72 @@
+"""Finds recipes by path or by name.
+
+A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the working directory, then in
+the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmodal.errors import UsageError, did_you_mean
+from xmodal.plugins import Registry
+
+SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recipe file, its name and the distribution it comes from (empty: the working directory)."""
+
+    name: str
+    path: Path
+    origin: str
+
+
+def all_recipes(registry: Registry) -> list[Found]:
+    """Every recipe that can be named, the working directory's first; a name appears once."""
+    seen: dict[str, Found] = {}
+    for found in _walk(registry):
+        seen.setdefault(found.name, found)
+    return sorted(seen.values(), key=lambda found: found.name)
+
+
+def _walk(registry: Registry) -> Iterator[Found]:
+    folders = [("", Path("recipes"))]
+    folders += [(origin, Path(str(folder))) for origin, folder in registry.recipe_folders()]
+    for origin, folder in folders:
+        if folder.is_dir():
+            for path in sorted(folder.rglob("*" + SUFFIX)):
+                name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
+                yield Found(name, path, origin)
+
+
+def looks_like_path(reference: str) -> bool:
+    """Whether a reference means a file rather than a recipe name."""
+    return reference.endswith((SUFFIX, ".yml")) or reference.startswith((".", "/", "~"))
+
+
+def find(reference: str, registry: Registry, base: Path | None = None) -> Found:
+    """Find a recipe. ``base`` is the folder relative paths start from (the file that says ``extends``).
+
+    Raises UsageError with the nearest name or file.
+    """
+    if looks_like_path(reference):
+        path = Path(reference).expanduser()
+        candidates = [path] if base is None or path.is_absolute() else [base / path, path]
+        for candidate in candidates:
+            if candidate.is_file():
+                return Found(candidate.stem, candidate, "")
+        # "recipes/x.yaml" is how shipped recipes are usually typed, from any directory.
+        name = path.as_posix().removeprefix("recipes/").removesuffix(SUFFIX)
+    else:
+        name = reference
+    named = {found.name: found for found in all_recipes(registry)}
+    if name in named:
+        return named[name]
+    siblings = [str(p) for p in Path(reference).parent.glob("*" + SUFFIX)]
+    hint = did_you_mean(name, named) or did_you_mean(reference, siblings)
+    what = "file" if looks_like_path(reference) else "recipe"
+    raise UsageError(f"no {what} '{reference}'{hint}\nlist them: xmodal recipes list")

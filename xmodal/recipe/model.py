@@ -1,0 +1,87 @@
+"""The recipe: which component plays each part of a run, and with what settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from xmodal.interfaces import (
+    Backbone,
+    Embedder,
+    Loss,
+    Mixer,
+    Predictor,
+    Scheduler,
+    Selector,
+    Settings,
+    Source,
+    Stage,
+    Task,
+)
+from xmodal.recipe.use import Use
+
+
+class Saving(Settings):
+    """When checkpoints are written and how many are kept."""
+
+    every_steps: int | None = Field(
+        None, ge=1, description="Also save every so many optimizer steps, not only after an epoch."
+    )
+    every_minutes: float | None = Field(
+        10.0, gt=0, description="Also save after so many minutes inside an epoch."
+    )
+    keep: int = Field(2, ge=1, description="Complete checkpoints to keep besides the best model.")
+
+
+class Recipe(Settings):
+    """One run, complete: same recipe, same data, same versions, same result."""
+
+    description: str = Field("", description="One line for people.")
+    task: Use[Task] = Field(description="What to learn.")
+    source: Use[Source] | None = Field(
+        None, description="Labelled proxy of the modality the backbone was pretrained on."
+    )
+    backbone: Use[Backbone] = Field(description="The pretrained body.")
+    embedder: Use[Embedder] = Field(description="Turns target samples into tokens.")
+    mixer: Use[Mixer] = Field(description="Builds the views a step trains on.")
+    selector: Use[Selector] | None = Field(None, description="Chooses important tokens.")
+    scheduler: Use[Scheduler] | None = Field(None, description="How many tokens to replace, when.")
+    predictor: Use[Predictor] = Field(description="Turns features into predictions.")
+    source_predictor: Use[Predictor] | None = Field(
+        None, description="Head for source labels; default: the predictor's kind, own weights."
+    )
+    source_head: Literal["own", "target"] = Field(
+        "own", description="Whether source labels get a head of their own or share the target's."
+    )
+    source_loss: Use[Loss] | None = Field(
+        None, description="Loss of source labels; default: the source's."
+    )
+    stages: tuple[Use[Stage], ...] = Field(description="The phases of the run, in order.")
+    seed: int = Field(0, ge=0, description="Pairs runs: same seed, same split, order and head.")
+    protocol: Literal["clean", "published"] = Field(
+        "clean",
+        description="clean: select on validation, test once. published: select on the test split.",
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the backbone.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    workers: int = Field(0, ge=0, description="Data-loading processes; the result is the same.")
+    deterministic: bool = Field(True, description="Use deterministic algorithms where there are.")
+    evaluation_batch: int = Field(64, ge=1, description="Samples a batch outside training.")
+    saving: Saving = Field(default_factory=Saving, description="Checkpoints.")
+
+    @field_validator("stages")
+    @classmethod
+    def _at_least_one(cls, stages: tuple[Use[Stage], ...]) -> tuple[Use[Stage], ...]:
+        if not stages:
+            raise ValueError("a recipe needs at least one stage")
+        return stages
+
+
+COMPONENT_FIELDS = tuple(
+    name
+    for name in Recipe.model_fields
+    if name not in {"description", "seed", "protocol", "precision", "device", "workers"}
+    and name not in {"deterministic", "evaluation_batch", "saving", "source_head", "stages"}
+)
+"""Recipe fields that hold one component."""

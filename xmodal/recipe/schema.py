@@ -1,0 +1,70 @@
+"""JSON Schema of recipes, so that editors complete and check them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from xmodal import plugins
+from xmodal.errors import PluginError
+
+
+def component_schema(kind: str, registry: plugins.Registry | None = None) -> dict[str, Any]:
+    """``oneOf`` over every installed component of a kind; those that fail to import are left out."""
+    registry = registry or plugins.registry()
+    options: list[dict[str, Any]] = []
+    names = []
+    for name in registry.names(kind):
+        try:
+            config = registry.load(kind, name).Config
+        except PluginError:
+            continue
+        names.append(name)
+        options.append(_block(name, registry.entry(kind, name), config))
+    short = {"type": "string", "enum": names, "description": f"The name of a {kind}."}
+    return {"oneOf": [short, *options]}
+
+
+def _block(name: str, entry: plugins.Entry, config: type[BaseModel]) -> dict[str, Any]:
+    schema = _inlined(config.model_json_schema())
+    properties = {"use": {"const": name}, **schema.get("properties", {})}
+    required = ["use", *schema.get("required", [])]
+    return {
+        "type": "object",
+        "title": f"{name} ({entry.origin})",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Replace local references, which would not resolve once the schema is nested in another."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                name = node["$ref"].rpartition("/")[2]
+                rest = {k: v for k, v in node.items() if k != "$ref"}
+                return {**walk(definitions[name]), **rest}
+            return {key: walk(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(item) for item in node]
+        return node
+
+    return walk(schema)  # type: ignore[no-any-return]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The schema of a whole recipe file. Nothing is required: ``extends`` may supply it."""
+    from xmodal.recipe.model import Recipe
+
+    schema = _inlined(Recipe.model_json_schema())
+    schema.pop("required", None)
+    extends = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "xmodal recipe"
+    return schema
