@@ -1,7 +1,7 @@
 """Unpacks archives that nobody vouches for.
 
-Paths and links that leave the folder, device files and size bombs are refused before anything of them is
-written. Nothing is ever executed or unpickled.
+Paths and links that leave the folder, device files and size bombs are refused before anything of
+them is written. Nothing is ever executed or unpickled.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def size_limit(archive: Path) -> int:
 
 def _bomb(archive: Path, limit: int) -> DataError:
     return DataError(
-        f"{archive} would unpack to more than {limit / 2**20:,.0f} MiB or {MAX_MEMBERS:,} files, far "
-        "beyond its own size; refusing it\nway out: unpack it by hand if you trust it"
+        f"{archive} would unpack to more than {limit / 2**20:,.0f} MiB or {MAX_MEMBERS:,} files, "
+        "far beyond its own size; refusing it\nway out: unpack it by hand if you trust it"
     )
 
 
@@ -85,6 +85,14 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
             opened.extract(member, folder, filter="data")
 
 
+def _is_tar(archive: Path) -> bool:
+    """Whether this is a tar with members; tarfile takes any run of zeros for an empty one."""
+    if not tarfile.is_tarfile(archive):
+        return False
+    with tarfile.open(archive) as opened:
+        return opened.next() is not None
+
+
 def _unpack_single(archive: Path, folder: Path, limit: int) -> None:
     with archive.open("rb") as raw:
         head = raw.read(6)
@@ -103,7 +111,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             _unpack_zip(archive, folder, limit)
-        elif tarfile.is_tarfile(archive):
+        elif _is_tar(archive):
             _unpack_tar(archive, folder, limit)
         else:
             _unpack_single(archive, folder, limit)

