@@ -308,6 +308,14 @@ class Backbone(Component, nn.Module):
         """
         return raw  # type: ignore[no-any-return]
 
+    def embedding_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters that only ``embed`` uses. They stay frozen: the source embedder is fixed."""
+        return ()
+
+    def tokenize(self, words: list[str]) -> list[list[int]]:
+        """Word pieces of each word; only text bodies have them."""
+        raise NotImplementedError(f"{type(self).__name__} does not read text")
+
     def patch_projection(self) -> nn.Conv2d | None:
         """The pretrained patch projection, for source initialisation of embedders."""
         return None
@@ -441,7 +449,7 @@ class Stage(Component):
         """The number of optimizer steps in an epoch."""
 
     @abstractmethod
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer | None:
+    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer | None:
         """The optimizer of the stage's trainable parameters, or None if there is nothing to step."""
 
     def schedule(
@@ -462,7 +470,9 @@ class Stage(Component):
         """
 
     @abstractmethod
-    def loss(self, session: Session, micro: Any, progress: Progress) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, session: Session, micro: Any, progress: Progress
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """The loss of one micro-batch, already weighted by its share of the step, and what to log."""
 
 

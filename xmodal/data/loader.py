@@ -1,0 +1,71 @@
+"""Fetches batches by index. Which indices, and in what order, is decided elsewhere.
+
+Tensor data sets are indexed directly; anything else goes through torch's DataLoader, whose worker count
+cannot change the result because samples are functions of their index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+Batch = tuple[Tensor, Tensor]
+
+
+def count(dataset: Dataset[Any]) -> int:
+    """The number of samples."""
+    return len(cast(Sized, dataset))
+
+
+def batches(
+    dataset: Dataset[Any], indices: Iterable[Tensor], workers: int = 0
+) -> Iterator[Batch]:
+    """Yield the batch of every index tensor, lazily and in order."""
+    tensors = _tensors(dataset)
+    if tensors is not None:
+        for index in indices:
+            yield tensors[0][index], tensors[1][index]
+        return
+    order = [index.tolist() for index in indices]
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        # The default draws a seed from the global generator, which would disturb drop-out.
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+    )
+    yield from loader
+
+
+def in_order(dataset: Dataset[Any], size: int, workers: int = 0) -> Iterator[Batch]:
+    """Yield the whole data set in order, ``size`` samples a batch."""
+    return batches(dataset, torch.arange(count(dataset)).split(size), workers)
+
+
+def first(dataset: Dataset[Any], number: int) -> Batch:
+    """The first ``number`` samples (fewer where there are fewer)."""
+    index = torch.arange(min(number, count(dataset)))
+    return next(batches(dataset, [index]))
+
+
+def labels(dataset: Dataset[Any]) -> Tensor:
+    """Every label, in order. Tensor data sets give it for free."""
+    tensors = _tensors(dataset)
+    if tensors is not None:
+        return tensors[1]
+    return torch.cat([y for _, y in in_order(dataset, 256)])
+
+
+def _tensors(dataset: Dataset[Any]) -> Sequence[Tensor] | None:
+    """The tensors behind a data set that is nothing but tensors."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
+        index = torch.as_tensor(dataset.indices)
+        return tuple(tensor[index] for tensor in dataset.dataset.tensors)
+    return None

@@ -1,0 +1,141 @@
+"""The model of a run: embedder, backbone, heads and mixer, and the loss of one micro-batch.
+
+It knows heads only as "target" and "source" and never asks which method it is running.
+Shapes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from xmodal.batch import SOURCE, TARGET, Progress, Sample, Tokens, View
+from xmodal.interfaces import Backbone, Embedder, Loss, Mixer, Predictor
+
+
+class Model(nn.Module):
+    """Everything that is trained or evaluated."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        backbone: Backbone,
+        mixer: Mixer,
+        predictor: Predictor,
+        loss: Loss,
+        decode: nn.Module,
+        source_predictor: Predictor | None = None,
+        source_loss: Loss | None = None,
+        share_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.backbone = backbone
+        self.mixer = mixer
+        self.predictor = predictor
+        self.loss = loss
+        self.decode = decode
+        self.source_predictor = source_predictor
+        self.source_loss = source_loss
+        self.share_head = share_head
+        self.frozen = {id(p) for p in backbone.embedding_parameters()}
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Predict in the unit of the labels."""
+        return self._decoded(self.predictor(self.backbone(self.embedder(x))))
+
+    def embed_source(self, x: Tensor) -> Tokens:
+        """The frozen pretrained embedding of source samples."""
+        with torch.no_grad():
+            return self.backbone.embed(x)
+
+    def forward(
+        self, x: Tensor, y: Tensor, source: tuple[Tensor, Tensor] | None, progress: Progress
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss of one micro-batch and what to log about it."""
+        views = self.views(x, y, source, progress)
+        total = x.new_zeros((), dtype=torch.float32)
+        log: dict[str, Tensor | float] = {}
+        for number, (view, features) in enumerate(zip(views, self.encode(views), strict=True)):
+            heads: dict[str, Tensor] = {}
+            for term in view.terms:
+                if term.weight == 0:
+                    continue
+                if term.head not in heads:
+                    heads[term.head] = self.apply_head(term.head, features)
+                value = self.loss_of(term.head)(heads[term.head], term.y).mean()
+                total = total + term.weight * value
+                log[f"view{number}/{term.head}"] = value.detach()
+            log.update(view.log)
+        return total, log
+
+    def views(
+        self, x: Tensor, y: Tensor, source: tuple[Tensor, Tensor] | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Embed and mix."""
+        target = Sample(self.embedder(x), y, TARGET)
+        partner = None
+        if source is not None:
+            partner = Sample(self.embed_source(source[0]), source[1], SOURCE)
+        views: tuple[View, ...] = self.mixer(target, partner, progress)
+        return views
+
+    def encode(self, views: tuple[View, ...]) -> list[Tokens]:
+        """Push all views through the backbone, those of one shape together."""
+        first = views[0].tokens
+        same = all(
+            v.tokens.grid == first.grid and v.tokens.x_BND.shape[1:] == first.x_BND.shape[1:]
+            for v in views
+        )
+        if len(views) == 1 or not same:
+            return [self.backbone(view.tokens) for view in views]
+        sizes = [len(view.tokens.x_BND) for view in views]
+        stacked = torch.cat([view.tokens.x_BND for view in views])
+        features = self.backbone(Tokens(stacked, first.grid))
+        return [Tokens(part, features.grid) for part in features.x_BND.split(sizes)]
+
+    def apply_head(self, head: str, features: Tokens) -> Tensor:
+        """The prediction of one head, the target's in the unit of its labels."""
+        if head == TARGET:
+            return self._decoded(self.predictor(features))
+        if self.share_head:
+            return self.predictor(features).float()  # type: ignore[no-any-return]
+        assert self.source_predictor is not None
+        return self.source_predictor(features).float()  # type: ignore[no-any-return]
+
+    def loss_of(self, head: str) -> Loss:
+        """The loss of one head."""
+        if head == TARGET:
+            return self.loss
+        assert self.source_loss is not None
+        return self.source_loss
+
+    def _decoded(self, prediction: Tensor) -> Tensor:
+        # Decoding and losses stay in fp32: they are cheap and bf16 would cost digits of the score.
+        decoded: Tensor = self.decode(prediction.float())
+        return decoded
+
+    def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:
+        """Set ``requires_grad`` by patterns and return what trains. ``norms``: every LayerNorm.
+
+        The pretrained source embedding never trains.
+        """
+        chosen = []
+        for name, parameter, module in self._parameters_with_modules():
+            wanted = any(
+                fnmatchcase(name, p) or (p == "norms" and isinstance(module, nn.LayerNorm))
+                for p in patterns
+            )
+            wanted = wanted and id(parameter) not in self.frozen
+            parameter.requires_grad_(wanted)
+            if wanted:
+                chosen.append((name, parameter))
+        return chosen
+
+    def _parameters_with_modules(self) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+        for prefix, module in self.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{prefix}.{name}" if prefix else name, parameter, module

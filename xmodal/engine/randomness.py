@@ -1,0 +1,85 @@
+"""Where randomness comes from: every stream is a function of the run's seed and a name.
+
+Order of data is stateless, so nothing about it needs saving. Components own a ``torch.Generator`` each;
+their states and the global one (drop-out) are saved with every checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one named stream; different names give unrelated streams."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator for one named stream."""
+    return torch.Generator().manual_seed(derive(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Run a block (a component's initialisation) under a seed of its own, then restore the stream."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, *names))
+        yield
+
+
+def permutation(count: int, seed: int, *names: str | int) -> Tensor:
+    """The order of ``count`` samples in one named pass."""
+    return torch.randperm(count, generator=generator(seed, *names))
+
+
+def endless(count: int, start: int, length: int, seed: int, name: str) -> Tensor:
+    """Indices ``start .. start + length`` of an endless shuffled stream over ``count`` samples.
+
+    The stream is one permutation after another, so a position in it needs no state.
+    """
+    passes = range(start // count, (start + length - 1) // count + 1)
+    stream = torch.cat([permutation(count, seed, name, number) for number in passes])
+    offset = start - passes.start * count
+    return stream[offset : offset + length]
+
+
+def global_state() -> dict[str, Any]:
+    """The state of every global generator, as tensors and plain values."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, python_gauss = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64))],
+        "numpy_rest": [int(position), int(has_gauss), float(gauss)],
+        "python": [version, torch.tensor(words, dtype=torch.int64), python_gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_global_state(state: Mapping[str, Any]) -> None:
+    """Restore what ``global_state`` returned."""
+    torch.set_rng_state(state["torch"])
+    name, keys = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *state["numpy_rest"]))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(list(state["cuda"]))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, which only drop-out and third-party code draw from."""
+    random.seed(derive(seed, "python"))
+    np.random.seed(derive(seed, "numpy") % 2**32)
+    torch.manual_seed(derive(seed, "torch"))

@@ -1,0 +1,109 @@
+"""What a stage works with: the model, the data, and how to fetch and run a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from xmodal.batch import Progress
+from xmodal.data import loader
+from xmodal.engine import randomness
+from xmodal.engine.model import Model
+from xmodal.interfaces import Facts, Metric, Stage, TaskData
+
+Micro = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]
+
+
+@dataclass
+class Session:
+    """A run in memory. Built by ``engine.build``; stages read it and call ``forward``."""
+
+    model: Model
+    data: TaskData
+    facts: Facts
+    metric: Metric
+    stages: tuple[Stage, ...]
+    accelerator: Accelerator
+    source: Dataset[Any] | None = None
+    seed: int = 0
+    workers: int = 0
+    evaluation_batch: int = 64
+    protocol: str = "clean"
+    generators: dict[str, torch.Generator] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    on_note: Callable[[str], None] = lambda line: None
+    wrapped: nn.Module | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.accelerator.device
+
+    def note(self, line: str) -> None:
+        """Record one line for the user, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+            self.on_note(line)
+
+    def prepare(self) -> None:
+        """Move the model to its device and wrap it for several processes where there are some."""
+        self.model.to(self.device)
+        if self.accelerator.num_processes > 1:
+            self.wrapped = self.accelerator.prepare_model(self.model)
+
+    def forward(
+        self, x: Tensor, y: Tensor, source: tuple[Tensor, Tensor] | None, progress: Progress
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The training loss of one micro-batch, in the precision of the run."""
+        with self.accelerator.autocast():
+            result: tuple[Tensor, dict[str, Tensor | float]] = (self.wrapped or self.model)(
+                x, y, source, progress
+            )
+        return result
+
+    def micro_batches(
+        self, indices: list[Tensor], epoch_start: int, stream: str
+    ) -> Iterator[Micro]:
+        """Fetch target micro-batches with as many source samples each, on the device.
+
+        ``epoch_start`` is the number of target samples drawn before ``indices``; the source order is
+        an endless stream of its own, so it depends on nothing but that number.
+        """
+        indices = [self._own(index) for index in indices]
+        sizes = [len(index) for index in indices]
+        target = loader.batches(self.data.train, indices, self.workers)
+        source = self._source(sizes, epoch_start, stream) if self.source is not None else None
+        for x, y in target:
+            partner = next(source) if source is not None else None
+            yield self._move(x), self._move(y), partner
+
+    def _own(self, index: Tensor) -> Tensor:
+        """This process's share of a micro-batch (all of it where there is one process)."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        # A rank left without samples would hang the others in the gradient exchange.
+        return index[rank::world] if len(index) >= world else index
+
+    def _source(
+        self, sizes: list[int], start: int, stream: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.source is not None
+        world = self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        order = randomness.endless(
+            loader.count(self.source), start, max(1, sum(sizes) * world), self.seed, stream
+        )[rank::world]
+        for x, y in loader.batches(self.source, order[: sum(sizes)].split(sizes), self.workers):
+            yield self._move(x), self._move(y)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def evaluation_split(self) -> Dataset[Any]:
+        """The split that selects the best epoch: validation, or test under the published protocol."""
+        return self.data.test if self.protocol == "published" else self.data.validation
