@@ -1,5 +1,34 @@
-"""Table of contents of this plugin."""
+"""Table of contents of PaRe (Cai et al., ICML 2024): patch replacement with a learned gate."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_selectors() -> Mapping[str, str]:
+    """The learned gate, and the random choice it is compared with."""
+    return {
+        "gate": "xmodal_pare.gate:Gate",
+        "random": "xmodal_pare.random_selector:RandomSelector",
+    }
+
+
+@hookimpl
+def xmodal_mixers() -> Mapping[str, str]:
+    """Patch replacement."""
+    return {"patch-replace": "xmodal_pare.patch_replace:PatchReplace"}
+
+
+@hookimpl
+def xmodal_schedulers() -> Mapping[str, str]:
+    """How many tokens to replace, over the training."""
+    return {
+        "linear": "xmodal_pare.schedulers:Linear",
+        "piecewise": "xmodal_pare.schedulers:Piecewise",
+        "exponential": "xmodal_pare.schedulers:Exponential",
+        "constant": "xmodal_pare.schedulers:Constant",
+        "random-k": "xmodal_pare.schedulers:RandomK",
+    }

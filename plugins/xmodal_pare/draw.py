@@ -1,0 +1,169 @@
+"""Drawing k of N tokens so that a gradient reaches the scores: pure functions on tensors.
+
+The relaxed draw of Xie & Ermon (IJCAI 2019) takes k softmaxes one after the other. Its limit for many
+tokens has a closed form, which ``relaxed_subset`` computes; ``relaxed_subset_exact`` keeps the loop,
+as a setting and to test against.
+
+Shapes: B samples, N tokens, K chosen tokens; keys are scores plus Gumbel noise, khot their relaxed
+membership, which sums to k over N.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+# Scores plus Gumbel noise are solved to float64 accuracy in 6 steps; the rest serves keys that lie
+# thousands of temperatures apart.
+_NEWTON_STEPS = 10
+
+
+def gumbel_noise(like_BN: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise ``[B, N]`` on the device of ``like_BN``.
+
+    Drawn on the CPU from ``generator``, so that a run gives the same draw on every device.
+    """
+    dtype = like_BN.dtype if like_BN.dtype == torch.float64 else torch.float32
+    u_BN = torch.rand(like_BN.shape, generator=generator, dtype=dtype)
+    # torch.rand can return 0, whose noise would be minus infinity.
+    u_BN.clamp_(torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps)
+    noise_BN = -torch.log(-torch.log(u_BN))
+    if like_BN.device.type == "cuda":
+        # From pinned memory the copy does not wait for the kernels queued before it.
+        return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
+    return noise_BN.to(like_BN.device)
+
+
+def relaxed_subset(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
+    """Relaxed membership ``[B, N]`` of the k largest of finite ``keys_BN``; every row sums to k.
+
+    The many-token limit of ``relaxed_subset_exact``: khot_i = τ·softplus(s_i/τ + L) with the one
+    scalar L a row that makes it sum to k. Increasing in the keys; entries can exceed 1, as they do
+    in the loop. O(N) time and memory a row. Computed in float32 (float64 for float64 keys).
+    """
+    _check(keys_BN, k, temperature)
+    if k == 0:
+        return torch.zeros_like(_full_precision(keys_BN))
+    khot_BN: Tensor = _ClosedForm.apply(_full_precision(keys_BN), k, temperature)
+    return khot_BN
+
+
+def relaxed_subset_exact(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
+    """Relaxed membership ``[B, N]`` of the k largest keys by k softmaxes (Xie & Ermon, IJCAI 2019).
+
+    Time and memory of the gradient grow as k·N a row: gigabytes for thousands of tokens.
+    """
+    _check(keys_BN, k, temperature)
+    alpha_BN = _full_precision(keys_BN)
+    tiny = torch.finfo(alpha_BN.dtype).tiny
+    khot_BN = torch.zeros_like(alpha_BN)
+    for _ in range(k):
+        p_BN = torch.softmax(alpha_BN / temperature, dim=1)
+        khot_BN = khot_BN + p_BN
+        # α^{j+1} = α^j + log(1 − p^j): what was drawn is lowered before the next draw.
+        alpha_BN = alpha_BN + (1 - p_BN).clamp_min(tiny).log()
+    return khot_BN
+
+
+def straight_through(khot_BN: Tensor, k: int, ranking_BN: Tensor | None = None) -> Tensor:
+    """A mask ``[B, N]``, exactly 1 on the k largest of each row and 0 elsewhere; gradient of khot.
+
+    ``ranking_BN`` decides what is largest (by default ``khot_BN``). Give the keys where khot is a
+    monotone function of them, since rounding can make two different keys share one khot.
+    """
+    mask_BN: Tensor = _StraightThrough.apply(
+        khot_BN, khot_BN if ranking_BN is None else ranking_BN, k
+    )
+    return mask_BN
+
+
+def hard_subset(ranking_BN: Tensor, k: int) -> Tensor:
+    """The mask ``[B, N]`` of the k largest of each row, without a gradient."""
+    indices_BK = ranking_BN.detach().topk(k, dim=1).indices
+    return torch.zeros_like(_full_precision(ranking_BN.detach())).scatter_(1, indices_BK, 1.0)
+
+
+def _full_precision(keys_BN: Tensor) -> Tensor:
+    return keys_BN if keys_BN.dtype == torch.float64 else keys_BN.float()
+
+
+def _check(keys_BN: Tensor, k: int, temperature: float) -> None:
+    if keys_BN.dim() != 2 or not 0 <= k <= keys_BN.shape[1]:
+        raise ValueError(f"cannot draw {k} tokens from keys of shape {list(keys_BN.shape)}")
+    if temperature <= 0:
+        raise ValueError(f"the temperature must be positive, not {temperature}")
+
+
+def _inverse_softplus(total: float) -> float:
+    """The x with softplus(x) = ``total`` > 0, without overflow."""
+    return total + math.log(-math.expm1(-total))
+
+
+def _solve_shift(z_BN: Tensor, total: float) -> Tensor:
+    """L ``[B, 1]`` with Σ_i softplus(z_i + L) = ``total`` > 0, for rows whose largest z is 0.
+
+    A fixed number of steps, so that nothing waits for the device. Each is Newton's step on the
+    logarithm of the sum (straight while softplus ≈ exp); where that leaves the bracket, Newton's
+    step on the sum (straight once softplus ≈ x; safe from above, the sum being convex); where that
+    leaves it too, bisection.
+    """
+    # All z are at most 0, hence the lower end. The largest term alone and Jensen's inequality each
+    # bound L from above.
+    low_B1 = torch.full_like(z_BN[:, :1], _inverse_softplus(total / z_BN.shape[1]))
+    high_B1 = (low_B1 - z_BN.mean(1, keepdim=True)).clamp_max(_inverse_softplus(total))
+    shift_B1 = high_B1
+    for _ in range(_NEWTON_STEPS):
+        x_BN = z_BN + shift_B1
+        sum_B1 = softplus(x_BN).sum(1, keepdim=True)
+        slope_B1 = torch.sigmoid(x_BN).sum(1, keepdim=True)
+        above_B1 = sum_B1 > total
+        high_B1 = torch.where(above_B1, shift_B1, high_B1)
+        low_B1 = torch.where(above_B1, low_B1, shift_B1)
+        next_B1 = (low_B1 + high_B1) / 2
+        on_sum_B1 = shift_B1 - (sum_B1 - total) / slope_B1
+        on_log_B1 = shift_B1 - (sum_B1 / total).log() * sum_B1 / slope_B1
+        for newton_B1 in (on_sum_B1, on_log_B1):
+            inside_B1 = (newton_B1 >= low_B1) & (newton_B1 <= high_B1)
+            next_B1 = torch.where(inside_B1, newton_B1, next_B1)
+        shift_B1 = next_B1
+    return shift_B1
+
+
+class _ClosedForm(torch.autograd.Function):
+    """khot of ``relaxed_subset`` for k > 0, with its exact gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, keys_BN: Tensor, k: int, temperature: float) -> Tensor:
+        # Taking the largest key away changes L only, and keeps every exponential finite.
+        z_BN = (keys_BN - keys_BN.amax(1, keepdim=True)) / temperature
+        x_BN = z_BN + _solve_shift(z_BN, k / temperature)
+        ctx.save_for_backward(torch.sigmoid(x_BN))
+        return temperature * softplus(x_BN)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
+        # dkhot_i = r_i (ds_i + τ dL), and Σ khot = k fixes τ dL = −Σ r_j ds_j / Σ r.
+        (r_BN,) = ctx.saved_tensors
+        mean_B1 = (r_BN * grad_BN).sum(1, keepdim=True) / r_BN.sum(1, keepdim=True)
+        return r_BN * (grad_BN - mean_B1), None, None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the hard mask; backward as if it were khot.
+
+    ``hard - khot.detach() + khot`` can miss 0 and 1 by a rounding error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, khot_BN: Tensor, ranking_BN: Tensor, k: int) -> Tensor:
+        return hard_subset(ranking_BN, k).to(khot_BN.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
+        return grad_BN, None, None

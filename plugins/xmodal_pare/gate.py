@@ -1,0 +1,100 @@
+"""The gate of PaRe: a small network scores tokens, and the k best are drawn with a gradient.
+
+Shapes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.batch import Progress, Selection, Tokens
+from xmodal.interfaces import Context, Selector, Settings
+from xmodal_pare.draw import (
+    gumbel_noise,
+    hard_subset,
+    relaxed_subset,
+    relaxed_subset_exact,
+    straight_through,
+)
+
+
+class Gate(Selector):
+    """Scores each token with a sigmoid in (0, 1) and selects the k best (PaRe, section 3.3).
+
+    While training, Gumbel noise is added to the scores and the mask carries the straight-through
+    gradient of the relaxed draw; ``scores_BN`` are then the noisy keys, which the mask ranks. In
+    evaluation, and from ``gumbel_epochs`` on, the mask is the plain top k without a gradient and
+    ``scores_BN`` are the scores.
+    """
+
+    class Config(Settings):
+        """Settings of the gate."""
+
+        network: Literal["fc", "mlp", "mlp-dropout"] = Field(
+            "fc",
+            description="fc: one linear layer. mlp: linear, ReLU, linear. mlp-dropout: the same "
+            "with dropout after the ReLU (PaRe, Table 6).",
+        )
+        hidden: int = Field(64, ge=1, description="Hidden width of mlp and mlp-dropout.")
+        dropout: float = Field(0.5, ge=0, lt=1, description="Dropout rate of mlp-dropout.")
+        temperature: float = Field(
+            0.9, gt=0, description="Softmax temperature of the relaxed draw."
+        )
+        gumbel_epochs: int | None = Field(
+            None,
+            ge=0,
+            description="Draw with Gumbel noise and train the gate in this many first epochs, then "
+            "take the plain top k; null for all epochs, as in the paper.",
+        )
+        draw: Literal["closed", "exact"] = Field(
+            "closed",
+            description="closed: the relaxed draw in closed form. exact: its loop of k softmaxes, "
+            "which costs hundreds of times more.",
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.network = _network(config, context.facts.backbone.width)
+        self._generator = context.generator
+
+    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+        """Select ``k`` tokens a row; 0 <= k <= N."""
+        if not self._draws(progress):
+            with torch.no_grad():
+                scores_BN = self.score(tokens.x_BND)
+            return Selection(hard_subset(scores_BN, k), scores_BN, k)
+        scores_BN = self.score(tokens.x_BND)
+        keys_BN = scores_BN + gumbel_noise(scores_BN, self._generator)
+        ranking_BN = keys_BN.detach()
+        if self.config.draw == "exact":
+            khot_BN = relaxed_subset_exact(keys_BN, k, self.config.temperature)
+            return Selection(straight_through(khot_BN, k), ranking_BN, k)
+        khot_BN = relaxed_subset(keys_BN, k, self.config.temperature)
+        return Selection(straight_through(khot_BN, k, ranking_BN), ranking_BN, k)
+
+    def score(self, x_BND: Tensor) -> Tensor:
+        """S = σ(FC(x)) ``[B, N]`` (PaRe, section 3.3), without noise."""
+        # In half precision scores would tie by the hundred, so mixed precision stops here.
+        with torch.autocast(x_BND.device.type, enabled=False):
+            weight = next(self.network.parameters())
+            scores_BN1: Tensor = torch.sigmoid(self.network(x_BND.to(weight.dtype)))
+        return scores_BN1.squeeze(-1)
+
+    def _draws(self, progress: Progress) -> bool:
+        epochs = self.config.gumbel_epochs
+        return self.training and (epochs is None or progress.epoch < epochs)
+
+
+def _network(config: Gate.Config, width: int) -> nn.Sequential:
+    if config.network == "fc":
+        return nn.Sequential(nn.Linear(width, 1))
+    layers: list[nn.Module] = [nn.Linear(width, config.hidden), nn.ReLU()]
+    if config.network == "mlp-dropout":
+        layers.append(nn.Dropout(config.dropout))
+    return nn.Sequential(*layers, nn.Linear(config.hidden, 1))
