@@ -316,6 +316,10 @@ class Backbone(Component, nn.Module):
         """Word pieces of each word; only text bodies have them."""
         raise NotImplementedError(f"{type(self).__name__} does not read text")
 
+    def reference_norm(self) -> float | None:
+        """The mean norm of this body's own tokens, where it is known without source samples."""
+        return None
+
     def patch_projection(self) -> nn.Conv2d | None:
         """The pretrained patch projection, for source initialisation of embedders."""
         return None

@@ -39,6 +39,8 @@ class Session:
     notes: list[str] = field(default_factory=list)
     on_note: Callable[[str], None] = lambda line: None
     wrapped: nn.Module | None = None
+    source_norm: float | None = None
+    target_norm: float | None = None
 
     @property
     def device(self) -> torch.device:

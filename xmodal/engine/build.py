@@ -1,0 +1,202 @@
+"""Builds a session from a plan: loads data and weights, wires the components together.
+
+Every component is initialised under a seed of its own, so two methods with the same seed get the same
+split, the same data order and the same heads, whatever else they contain.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xmodal.data import loader
+from xmodal.data.store import Store
+from xmodal.engine import randomness
+from xmodal.engine.model import Model
+from xmodal.engine.plan import Plan
+from xmodal.engine.session import Session
+from xmodal.interfaces import (
+    Backbone,
+    Context,
+    Loss,
+    Predictor,
+    Source,
+    SourceRequest,
+    Target,
+    Task,
+    TaskData,
+)
+from xmodal.recipe.use import Use
+
+CALIBRATION_SAMPLES = 32
+
+
+def accelerator(device: str, precision: str) -> Accelerator:
+    """The accelerate handle for a device (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
+    if device.startswith("cuda:"):
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
+    mixed = "bf16" if precision == "bf16" else "no"
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+
+
+class Builder:
+    """Builds the parts of one run in order; each step may raise DataError."""
+
+    def __init__(self, plan: Plan, store: Store, on_note: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.store = store
+        self.recipe = plan.recipe
+        self.facts = plan.facts
+        self.generators: dict[str, torch.Generator] = {}
+        self.notes: list[str] = []
+        self.on_note = on_note
+
+    def note(self, line: str) -> None:
+        """Record a line for the user, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+            self.on_note(line)
+
+    def make(self, use: Use[Any], name: str, output: Target | None = None, **parts: Any) -> Any:
+        """Construct one component under its own seed, with its own generator."""
+        seed = self.recipe.seed
+        self.generators[name] = randomness.generator(seed, "component", name)
+        context = Context(
+            facts=self.facts,
+            generator=self.generators[name],
+            store=self.store,
+            components=parts,
+            output=output,
+            note=self.note,
+        )
+        with randomness.seeded(seed, "initialise", name):
+            return use.build(context)
+
+    def data(self) -> TaskData:
+        """Load the task."""
+        task: Task = self.make(self.recipe.task, "task")
+        data = task.load(self.recipe.seed)
+        for line in data.notes:
+            self.note(line)
+        return data
+
+    def session(self, data: TaskData) -> Session:
+        """Load the weights, build the model and calibrate the embedder."""
+        recipe = self.recipe
+        if recipe.deterministic:
+            # Some GPU kernels have no deterministic form; those warn and run.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        randomness.seed_everything(recipe.seed)
+        handle = accelerator(recipe.device, recipe.precision)
+        backbone: Backbone = self.make(recipe.backbone, "backbone")
+        embedder = self.make(recipe.embedder, "embedder", backbone=backbone)
+        parts = {}
+        for part in recipe.mixer.component.uses:
+            parts[part] = self.make(getattr(recipe, part), part)
+        mixer = self.make(recipe.mixer, "mixer", **parts)
+        target = self.facts.task.target
+        predictor = self.make(recipe.predictor, "predictor", target, backbone=backbone)
+        loss = self._loss(recipe.task.config.loss, "loss", target)
+        loss.fit(loader.labels(data.train))
+        source, source_predictor, source_loss = None, None, None
+        if recipe.mixer.component.needs_source:
+            source = self._source(backbone)
+            source_predictor, source_loss = self._source_head(backbone, source)
+        model = Model(
+            embedder,
+            backbone,
+            mixer,
+            predictor,
+            loss,
+            data.decode,
+            source_predictor,
+            source_loss,
+            share_head=recipe.source_head == "target",
+        )
+        session = Session(
+            model=model,
+            data=data,
+            facts=self.facts,
+            metric=self.make(recipe.task.config.metric, "metric", target),
+            stages=tuple(self.make(s, f"stage{i}") for i, s in enumerate(recipe.stages)),
+            accelerator=handle,
+            source=source,
+            seed=recipe.seed,
+            workers=recipe.workers,
+            evaluation_batch=recipe.evaluation_batch,
+            protocol=recipe.protocol,
+            generators=self.generators,
+            notes=self.notes,
+            on_note=self.on_note,
+        )
+        self._calibrate(session)
+        session.prepare()
+        return session
+
+    def _loss(self, use: Use[Loss], name: str, output: Target) -> Loss:
+        loss: Loss = self.make(use, name, output)
+        return loss
+
+    def _source(self, backbone: Backbone) -> Dataset[Any]:
+        recipe, target = self.recipe, self.plan.source_target
+        assert recipe.source is not None and target is not None
+        source: Source = self.make(recipe.source, "source")
+        request = SourceRequest(
+            size=self._source_size(),
+            label_shape=target.shape,
+            prepare=backbone.prepare_source,
+            tokenize=backbone.tokenize if self.facts.backbone.modality == "text" else None,
+        )
+        return source.load(request, randomness.derive(recipe.seed, "source") % 2**31)
+
+    def _source_head(
+        self, backbone: Backbone, samples: Dataset[Any]
+    ) -> tuple[Predictor | None, Loss]:
+        recipe, target = self.recipe, self.plan.source_target
+        assert recipe.source is not None and target is not None
+        loss = self._loss(recipe.source_loss or recipe.source.config.loss, "source_loss", target)
+        loss.fit(loader.labels(samples))
+        if recipe.source_head == "target":
+            return None, loss
+        use = recipe.source_predictor or recipe.predictor
+        return self.make(use, "source_predictor", target, backbone=backbone), loss
+
+    def _source_size(self) -> tuple[int, ...]:
+        """Images that give as many tokens as the target has, where both are grids."""
+        body = self.facts.backbone
+        grid = self.facts.grid if len(self.facts.grid) == 2 else body.grid
+        if body.patch is None:
+            return grid
+        return tuple(side * body.patch for side in grid)
+
+    @torch.no_grad()
+    def _calibrate(self, session: Session) -> None:
+        """Show the embedder a first batch and the norm of the body's own tokens.
+
+        Methods that do not mix measure it on the recipe's source too, so that every method starts
+        from the same embedder.
+        """
+        model = session.model
+        samples = session.source
+        if samples is None and self.recipe.source and not self.facts.backbone.embedding_norm:
+            samples = self._source(model.backbone)
+        norm = model.backbone.reference_norm()
+        if samples is not None:
+            x, _ = loader.first(samples, CALIBRATION_SAMPLES)
+            norm = token_norm(model.backbone.embed(x).x_BND)
+        x, _ = loader.first(session.data.train, CALIBRATION_SAMPLES)
+        model.embedder.calibrate(x, norm)
+        session.source_norm = norm
+        session.target_norm = token_norm(model.embedder(x).x_BND)
+
+
+def token_norm(x_BND: Tensor) -> float:
+    """The mean Euclidean norm of tokens."""
+    return float(x_BND.float().norm(dim=-1).mean())

@@ -1,0 +1,156 @@
+"""Atomic checkpoints without pickle: tensors in safetensors, the rest in JSON, SHA-256 of every file.
+
+A checkpoint is a folder. It is written under a temporary name, synced to disk and renamed, so a folder
+with a final name is complete; damage after that is found by its checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xmodal.errors import DataError
+
+FORMAT = 1
+SUMS = "SHA256.json"
+_TEMPORARY = ".partial-"
+
+
+def save(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` (nested dicts, lists, tuples, tensors, numbers, text) as the folder ``folder``."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f"{_TEMPORARY}{os.getpid()}-{folder.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tensors: dict[str, Tensor] = {}
+    skeleton = _split(dict(state), "", tensors)
+    save_file(tensors, temporary / "tensors.safetensors", metadata={"format": "pt"})
+    document = {"format": FORMAT, "state": skeleton}
+    (temporary / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    sums = {f.name: file_digest(f) for f in sorted(temporary.iterdir())}
+    (temporary / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync(temporary)
+    if folder.exists():
+        # Replacing needs two renames; the leftover is removed or, after a crash between, ignored.
+        old = folder.parent / f"{_TEMPORARY}old-{folder.name}"
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(temporary, folder)
+    _sync(folder.parent)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint. Raises DataError naming the damaged file."""
+    try:
+        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            if file_digest(folder / name) != expected:
+                raise DataError(f"checkpoint is damaged: {folder / name}")
+        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "tensors.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"checkpoint is damaged: {folder}: {error}") from None
+    if document.get("format") != FORMAT:
+        raise DataError(
+            f"checkpoint {folder} has format {document.get('format')}; this version reads {FORMAT}"
+        )
+    state: dict[str, Any] = _join(document["state"], tensors)
+    return state
+
+
+def complete(folder: Path, prefix: str) -> list[Path]:
+    """Complete checkpoints of a folder, newest first (names end in a zero-padded number)."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.glob(prefix + "*") if (p / SUMS).is_file()), reverse=True)
+
+
+def sweep(folder: Path, prefix: str, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and leftovers of interrupted writes."""
+    for old in complete(folder, prefix)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    for partial in folder.glob(_TEMPORARY + "*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors out of a nested value, leaving their names. Floats keep their exact value."""
+    if isinstance(value, Tensor):
+        # safetensors refuses memory shared between entries, so every entry is a copy of its own.
+        tensors[path] = value.detach().cpu().clone().contiguous()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        pairs = [[key, _split(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, list | tuple):
+        items = [_split(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"cannot save {type(value).__name__} at '{path}'; use tensors and plain values")
+
+
+def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "dict":
+        return {key: _join(item, tensors) for key, item in inner}
+    if kind == "float":
+        return float(inner)
+    items = [_join(item, tensors) for item in inner]
+    return tuple(items) if kind == "tuple" else items
+
+
+def load_exactly(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights; raises DataError listing every key that is missing or too many."""
+    report = module.load_state_dict(dict(state), strict=False)
+    if report.missing_keys or report.unexpected_keys:
+        raise DataError(
+            f"{where} does not fit this model: missing {report.missing_keys}, "
+            f"unexpected {report.unexpected_keys}"
+        )

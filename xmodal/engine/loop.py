@@ -1,0 +1,220 @@
+"""The training loop: a generator of records over stages, epochs and steps.
+
+It computes and yields; the caller logs, saves and stops. ``Snapshot`` holds everything a run needs to
+continue bit for bit, and is consistent at every yield.
+
+    for stage:      choose what trains, make optimizer and schedule
+        for epoch:
+            for step:     for micro-batch: loss, backward;  check, clip once, update once  -> StepRecord
+            validate, remember the best                                                    -> EpochRecord
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xmodal.batch import Progress
+from xmodal.engine import guard, probe, randomness
+from xmodal.engine.checkpoint import load_exactly
+from xmodal.engine.evaluate import evaluate
+from xmodal.engine.session import Session
+from xmodal.interfaces import Stage
+
+
+@dataclass
+class Snapshot:
+    """How far a run has come; plain values only. Weights are read from the session when saving."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_metric: float | None = None
+    best_at: tuple[int, int] | None = None
+    seconds: float = 0.0
+    probes: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step."""
+
+    progress: Progress
+    loss: float
+    log: Mapping[str, float]
+    lr: float
+    gradient_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: means over its steps, and the validation score. ``best``: the best so far."""
+
+    progress: Progress
+    train: Mapping[str, float]
+    metric: float
+    loss: float
+    best: bool
+    seconds: float
+    trainable: int
+
+
+class Training:
+    """The loop's state: session, snapshot, and the optimizer and schedule of the current stage."""
+
+    def __init__(self, session: Session, restored: Mapping[str, Any] | None = None) -> None:
+        self.session = session
+        self.snapshot = Snapshot()
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.restored = restored
+        if restored is not None:
+            self.snapshot = Snapshot(**restored["snapshot"])
+            load_exactly(session.model, restored["model"], "the checkpoint")
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to continue, for ``checkpoint.save``."""
+        session = self.session
+        return {
+            "snapshot": dict(vars(self.snapshot)),
+            "model": session.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generators": {name: g.get_state() for name, g in session.generators.items()},
+            "global": randomness.global_state(),
+        }
+
+    def run(self) -> Iterator[StepRecord | EpochRecord]:
+        """Train. Yields after every optimizer step and every epoch."""
+        snapshot = self.snapshot
+        for index in range(snapshot.stage, len(self.session.stages)):
+            stage = self.session.stages[index]
+            named = self._enter(index, stage)
+            epochs: int = stage.config.epochs
+            while snapshot.epoch < epochs:
+                yield from self._epoch(index, stage, named)
+            snapshot.stage, snapshot.epoch = index + 1, 0
+        if not snapshot.total_steps:
+            # Nothing was stepped (a closed-form fit): the model as it is now is the result.
+            snapshot.best_metric = None
+
+    def _enter(self, index: int, stage: Stage) -> list[tuple[str, nn.Parameter]]:
+        session = self.session
+        named = session.model.select_trainable(tuple(stage.config.train))
+        self.optimizer = stage.optimizer(named)
+        steps = stage.steps_per_epoch(session)
+        self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
+        stage.begin(session)
+        if self.restored is not None:
+            self._restore(self.restored)
+            self.restored = None
+        return named
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        # A checkpoint at the end of a stage holds that stage's optimizer; the next makes its own.
+        if self.snapshot.epoch or self.snapshot.step:
+            if self.optimizer is not None and state["optimizer"] is not None:
+                self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None and state["schedule"] is not None:
+                self.schedule.load_state_dict(state["schedule"])
+        for name, generator in self.session.generators.items():
+            generator.set_state(state["generators"][name])
+        randomness.set_global_state(state["global"])
+
+    def _epoch(
+        self, index: int, stage: Stage, named: list[tuple[str, nn.Parameter]]
+    ) -> Iterator[StepRecord | EpochRecord]:
+        session, snapshot = self.session, self.snapshot
+        steps = stage.steps_per_epoch(session)
+        at = Progress(index, snapshot.epoch, stage.config.epochs, snapshot.step, steps)
+        session.model.train()
+        started = time.perf_counter()
+        for micro_batches in stage.steps(session, at):
+            at = Progress(index, snapshot.epoch, stage.config.epochs, snapshot.step, steps)
+            begun = time.perf_counter()
+            loss, log, lr, norm = self._step(stage, micro_batches, named, at)
+            snapshot.step += 1
+            snapshot.total_steps += 1
+            for name, value in {"loss": loss, **log, "gradient_norm": norm, "lr": lr}.items():
+                snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
+            yield StepRecord(at, loss, log, lr, norm, time.perf_counter() - begun)
+        yield self._finish_epoch(at, named, time.perf_counter() - started)
+
+    def _step(
+        self,
+        stage: Stage,
+        micro_batches: Any,
+        named: list[tuple[str, nn.Parameter]],
+        at: Progress,
+    ) -> tuple[float, dict[str, float], float, float]:
+        """One optimizer step: gradients of all micro-batches, checks, one clip, one update."""
+        session, optimizer = self.session, self.optimizer
+        assert optimizer is not None
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        sums: dict[str, float] = {}
+        micros = 0
+        batches = list(micro_batches) if session.wrapped is not None else micro_batches
+        last = len(batches) - 1 if session.wrapped is not None else None
+        for number, micro in enumerate(batches):
+            quiet = session.wrapped is not None and number != last
+            with session.accelerator.no_sync(session.wrapped) if quiet else nullcontext():
+                loss, log = stage.loss(session, micro, at)
+                value, numbers = _to_numbers(loss, log)
+                guard.check_loss(value, numbers, at)
+                session.accelerator.backward(loss)
+            total += value
+            micros += 1
+            for name, number_ in numbers.items():
+                sums[name] = sums.get(name, 0.0) + number_
+        parameters = [p for _, p in named if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradient_norm = float(norm)
+        guard.check_gradient(gradient_norm, named, at)
+        limit = stage.clip()
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        lr = float(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        return total, {k: v / micros for k, v in sums.items()}, lr, gradient_norm
+
+    def _finish_epoch(
+        self, at: Progress, named: list[tuple[str, nn.Parameter]], seconds: float
+    ) -> EpochRecord:
+        session, snapshot = self.session, self.snapshot
+        score = evaluate(session, session.evaluation_split())
+        lower = session.metric.better == "lower"
+        best = snapshot.best_metric is None or (
+            score.metric < snapshot.best_metric if lower else score.metric > snapshot.best_metric
+        )
+        if best:
+            snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
+        snapshot.probes.append(probe.look(session, at))
+        means = {name: total / max(1, snapshot.step) for name, total in snapshot.sums.items()}
+        snapshot.sums = {}
+        snapshot.epoch, snapshot.step = snapshot.epoch + 1, 0
+        snapshot.seconds += seconds
+        trainable = sum(p.numel() for _, p in named)
+        return EpochRecord(at, means, score.metric, score.loss, best, seconds, trainable)
+
+
+def _to_numbers(
+    loss: Tensor, log: Mapping[str, Tensor | float]
+) -> tuple[float, dict[str, float]]:
+    """Bring the loss and what is logged to the CPU in one transfer."""
+    tensors = {name: value for name, value in log.items() if isinstance(value, Tensor)}
+    stacked = torch.stack([loss.detach(), *tensors.values()]).tolist()
+    numbers = {name: float(v) for name, v in log.items() if not isinstance(v, Tensor)}
+    numbers.update(zip(tensors, stacked[1:], strict=True))
+    return stacked[0], numbers

@@ -1,0 +1,121 @@
+"""Checks a recipe as far as possible before any weight or sample is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from xmodal.data.store import Store
+from xmodal.errors import Problem, RecipeError
+from xmodal.interfaces import Facts, Target
+from xmodal.recipe.layers import Layered
+from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe and the facts of its parts."""
+
+    recipe: Recipe
+    facts: Facts
+    source_target: Target | None
+
+
+def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
+    """Work out the facts of a run. Raises RecipeError with everything that cannot work.
+
+    May read the user's own files and configuration of a backbone; DataError passes through.
+    """
+    task = recipe.task.component.describe(recipe.task.config, store)
+    backbone = recipe.backbone.component.describe(recipe.backbone.config, store)
+    source = recipe.source.component.describe(recipe.source.config) if recipe.source else None
+    facts = Facts(task, backbone, source)
+    found: list[tuple[str, str]] = []
+    try:
+        grid = recipe.embedder.component.grid(recipe.embedder.config, task, backbone)
+        facts = replace(facts, grid=grid)
+    except ValueError as error:
+        found.append(("embedder", str(error)))
+    found += _structure(recipe, facts)
+    if not found:
+        found += _component_problems(recipe, facts)
+    if found:
+        raise RecipeError([_placed(key, message, layered) for key, message in found])
+    return Plan(recipe, facts, _source_target(recipe, facts))
+
+
+def _source_target(recipe: Recipe, facts: Facts) -> Target | None:
+    """What the source head predicts; dense source labels take the shape of the target's."""
+    if facts.source is None:
+        return None
+    target = facts.source.target
+    if target.kind == "dense" and facts.task.target.kind == "dense":
+        return replace(target, shape=facts.task.target.shape)
+    return target
+
+
+def _structure(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
+    mixer = recipe.mixer.component
+    for part in mixer.uses:
+        if getattr(recipe, part) is None:
+            yield part, f"is missing; mixer '{recipe.mixer.name}' needs a {part}"
+    if mixer.needs_source and recipe.source is None:
+        yield "source", f"is missing; mixer '{recipe.mixer.name}' mixes with a source"
+    body, task = facts.backbone, facts.task
+    if mixer.needs_source and facts.source and "any" not in (body.modality, facts.source.modality):
+        if facts.source.modality != body.modality:
+            yield (
+                "source",
+                f"'{recipe.source.name if recipe.source else ''}' holds {facts.source.modality}, "
+                f"but backbone '{recipe.backbone.name}' was trained on {body.modality}",
+            )
+    if body.max_tokens and facts.num_tokens > body.max_tokens:
+        yield (
+            "embedder",
+            f"makes {facts.num_tokens} tokens; backbone '{recipe.backbone.name}' reads at most "
+            f"{body.max_tokens}",
+        )
+    yield from _heads(recipe, facts, task.target)
+
+
+def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, str]]:
+    loss = recipe.task.config.loss
+    if not recipe.predictor.component.supports(target):
+        yield "predictor", f"'{recipe.predictor.name}' cannot predict {target.kind} labels"
+    if loss is not None and not loss.component.supports(target):
+        yield "task.loss", f"'{loss.name}' does not fit {target.kind} labels"
+    source = _source_target(recipe, facts)
+    if source is None or not recipe.mixer.component.needs_source:
+        return
+    if recipe.source_head == "target":
+        if source != target and (source.kind, source.size) != (target.kind, target.size):
+            yield "source_head", "the source's labels do not have the form of the target's"
+        return
+    use = recipe.source_predictor or recipe.predictor
+    if not use.component.supports(source):
+        yield (
+            "source_predictor",
+            f"'{use.name}' cannot predict the source's {source.kind} labels; name one that can",
+        )
+
+
+def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
+    for key in COMPONENT_FIELDS:
+        use = getattr(recipe, key)
+        if use is not None:
+            for message in use.component.problems(use.config, facts):
+                yield key, message
+    for index, stage in enumerate(recipe.stages):
+        for message in stage.component.problems(stage.config, facts):
+            yield f"stages.{index}", message
+
+
+def _placed(key: str, message: str, layered: Layered | None) -> Problem:
+    if layered is None:
+        return Problem("recipe", key, message)
+    path = tuple(int(p) if p.isdigit() else p for p in key.split("."))
+    while path and path not in layered.origins:
+        path = path[:-1]
+    where = str(layered.origins[path]) if path else (layered.files or ["recipe"])[-1]
+    first, *more = message.split("\n")
+    return Problem(where, key, first, tuple(more))

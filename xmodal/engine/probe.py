@@ -1,0 +1,49 @@
+"""Looks at a few fixed samples after every epoch: which tokens a mixer keeps and takes.
+
+Runs in evaluation mode and leaves every random stream as it was, so looking changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xmodal.batch import Progress
+from xmodal.data import loader
+from xmodal.engine import randomness
+from xmodal.engine.session import Session
+
+SAMPLES = 3
+
+
+@torch.no_grad()
+def look(session: Session, at: Progress) -> dict[str, Any]:
+    """The origin of every token of the mixed view of the first training samples.
+
+    Returns ``{"stage", "epoch", "k", "origin": int32 [SAMPLES, N]}``; no origin where nothing is mixed.
+    """
+    result: dict[str, Any] = {"stage": at.stage, "epoch": at.epoch}
+    if session.source is None:
+        return result
+    states = {name: g.get_state() for name, g in session.generators.items()}
+    outer = randomness.global_state()
+    model = session.model
+    was_training = model.training
+    model.eval()
+    try:
+        x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
+        source = loader.first(session.source, len(x))
+        partner = (source[0].to(session.device), source[1].to(session.device))
+        with session.accelerator.autocast():
+            views = model.views(x, y, partner, at)
+    finally:
+        model.train(was_training)
+        for name, generator in session.generators.items():
+            generator.set_state(states[name])
+        randomness.set_global_state(outer)
+    for view in views:
+        if view.origin_BN is not None:
+            result["origin"] = view.origin_BN.to(torch.int32).cpu()
+            result["k"] = view.log.get("k", 0)
+    return result

@@ -1,0 +1,180 @@
+"""A run is a directory: its layout, its status, its lock, and how to find it again.
+
+    recipe.yaml resolved.yaml manifest.json status.json metrics.jsonl log.txt
+    checkpoints/ result.json predictions.safetensors report.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from xmodal.engine.checkpoint import write_atomically
+from xmodal.errors import DataError, UsageError, did_you_mean
+
+DEFAULT_ROOT = Path("runs")
+LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
+
+# Settings that change where, how fast or how safely a run goes, but not its result.
+_OUTSIDE_HASH = ("description", "device", "workers", "saving", "evaluation_batch")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, or an empty mapping if it does not exist yet."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise DataError(f"{self.path / name} is damaged: {error}") from None
+        return content
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a JSON file of the run in one step."""
+        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    @property
+    def state(self) -> str:
+        """``running``, ``done``, ``interrupted``, ``stopped``, ``failed``, ``dead`` or ``empty``."""
+        state = str(self.read("status.json").get("state", "empty"))
+        return "dead" if state == "running" and not self.locked() else state
+
+    def set_state(self, state: str, **details: Any) -> None:
+        """Record what the run is doing."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": now}
+        self.write("status.json", {"state": state, **owner, **details})
+
+    def locked(self) -> bool:
+        """Whether a live process holds the run."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run. Raises UsageError if another process does; a dead process holds nothing."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            owner = self.read("status.json")
+            raise UsageError(
+                f"{self.path} is being run by process {owner.get('pid')} on {owner.get('host')} "
+                f"(last heard from {owner.get('heartbeat')}); wait for it or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of ``metrics.jsonl``; a line cut off by a crash is left out."""
+        lines = []
+        file = self.path / "metrics.jsonl"
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:
+                    continue
+        return lines
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def rewind_metrics(self, total_steps: int) -> None:
+        """Drop lines written after the checkpoint a run resumes from; they will come again."""
+        kept = [line for line in self.metrics() if line["total_steps"] <= total_steps]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path / "metrics.jsonl", text)
+
+
+def content_hash(
+    resolved: Mapping[str, Any], components: Mapping[str, str], checksums: Mapping[str, str]
+) -> str:
+    """What a run computes, as one hash: recipe, component versions, data. Not time, not paths."""
+    recipe = {k: _without_paths(v) for k, v in resolved.items() if k not in _OUTSIDE_HASH}
+    content = {"recipe": recipe, "components": dict(components), "data": dict(checksums)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_paths(v) for k, v in value.items() if k != "path"}
+    return [_without_paths(v) for v in value] if isinstance(value, list) else value
+
+
+def new_path(root: Path, name: str, digest: str) -> Path:
+    """A fresh run directory: ``root/name/<UTC time>-<first 6 of the hash>``."""
+    stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
+    return root / name / f"{stamp}-{digest[:6]}"
+
+
+def same(root: Path, name: str, digest: str) -> list[Run]:
+    """Runs of the same content under this name, newest first."""
+    found = [Run(path) for path in sorted((root / name).glob(f"*-{digest[:6]}"), reverse=True)]
+    return [run for run in found if run.read("manifest.json").get("hash") == digest]
+
+
+def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
+    """Find a run by its directory, or by a name under ``root`` (the newest of that name)."""
+    path = Path(reference)
+    if (path / "manifest.json").is_file():
+        return Run(path)
+    for folder in (path, root / reference):
+        inside = sorted(p.parent for p in folder.glob("*/manifest.json"))
+        if inside:
+            return Run(inside[-1])
+    known = sorted(str(p.parent.relative_to(root)) for p in root.glob("*/*/manifest.json"))
+    names = {Path(k).parts[0] for k in known} | set(known)
+    raise UsageError(
+        f"no run '{reference}'{did_you_mean(reference, names)}"
+        + (f"\nruns under {root}: {', '.join(known[-10:])}" if known else f"\n{root} has no runs")
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the manifest."""
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            libraries[name] = "missing"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "libraries": libraries,
+    }
