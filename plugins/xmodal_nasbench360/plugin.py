@@ -2,4 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_tasks() -> Mapping[str, str]:
+    """Tasks of NAS-Bench-360."""
+    return {
+        "darcy": "xmodal_nasbench360.darcy:Darcy",
+        "psicov": "xmodal_nasbench360.psicov:Psicov",
+    }
+
+
+@hookimpl
+def xmodal_metrics() -> Mapping[str, str]:
+    """Metrics that only one of the tasks uses."""
+    return {"mae-lr-d8": "xmodal_nasbench360.psicov_metric:LongRangeError"}

@@ -1,0 +1,186 @@
+"""The task ``darcy``: predict the pressure u of Darcy flow from the permeability a (NAS-Bench-360).
+
+Normalisation as published: a and u pointwise to mean 0 and standard deviation 1 of the training
+samples. Labels stay physical; the task's decoding brings predictions back. Losses and metrics are
+other parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from xmodal.data.store import Store
+from xmodal.interfaces import Loss, Metric, Pair, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.recipe.use import Use
+from xmodal_nasbench360.darcy_data import Fields, generate, published_files, read_published
+from xmodal_nasbench360.darcy_samples import Grid, Placement
+
+EPSILON = 1e-5
+"""Added to every standard deviation, as published; it matters where u is 0 in all samples."""
+
+TRAIN_STREAM, TEST_STREAM = 0, 1
+
+_NAME: Any = "relative-l2"
+
+
+class FieldPairs(Dataset[Pair]):
+    """Inputs ``[n, C, R, R]`` and labels ``[n, 1, R, R]`` in memory."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x = x
+        self.y = y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.x[index], self.y[index]
+
+
+class Denormalise(nn.Module):
+    """Maps normalised predictions ``[B, 1, R, R]`` to physical u: p * (std + 1e-5) + mean."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, prediction: Tensor) -> Tensor:
+        """Decode a batch."""
+        return prediction * (self.std + EPSILON) + self.mean
+
+
+def coordinates(resolution: int) -> Tensor:
+    """The two channels ``[2, R, R]`` of positions in [0, 1]: along axis 0, then along axis 1."""
+    line = torch.linspace(0, 1, resolution)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"))
+
+
+class Darcy(Task):
+    """Darcy flow, permeability to pressure (Li et al. 2021), as split by NAS-Bench-360."""
+
+    class Config(Settings):
+        """What data to use; test samples come from a random stream of their own."""
+
+        resolution: int = Field(85, ge=3, description="Points a side of every sample.")
+        solver_grid: int = Field(
+            169, ge=5, le=841, description="Points a side of the generator; published: 421."
+        )
+        placement: Placement = Field(
+            "node",
+            description="Where samples live: on nodes (u exactly 0 on the boundary), or on cell "
+            "centres through splines as in the published files.",
+        )
+        train: int = Field(900, ge=2, description="Training samples.")
+        validation: int = Field(100, ge=1, description="Validation samples.")
+        test: int = Field(100, ge=1, description="Test samples.")
+        data_seed: int = Field(0, ge=0, description="Seed of the data, not of the run.")
+        path: str | None = Field(
+            None, description="Folder with the published .mat files; they are read, not generated."
+        )
+        coordinates: bool = Field(True, description="Append two channels of positions.")
+        loss: Use[Loss] = Field(_NAME, description="The training loss.")
+        metric: Use[Metric] = Field(_NAME, description="The score.")
+
+        @model_validator(mode="after")
+        def _grids_nest(self) -> Darcy.Config:
+            steps, side = self.solver_grid - 1, self.resolution - 1
+            if self.path is None and steps % side:
+                nearest = max(1, round(steps / side)) * side + 1
+                raise ValueError(
+                    f"solver_grid {self.solver_grid} cannot be thinned to resolution "
+                    f"{self.resolution}: {steps} is not a multiple of {side}; try {nearest}"
+                )
+            return self
+
+    config: Config
+
+    @classmethod
+    def describe(cls, config: Any, store: Store) -> TaskFacts:
+        """The facts; with ``path``, checks that the files are there. Raises DataError."""
+        if config.path is not None:
+            published_files(Path(config.path).expanduser())
+        side = config.resolution
+        return TaskFacts(
+            name="darcy",
+            shape=(3 if config.coordinates else 1, side, side),
+            target=Target("dense", 1, (side, side)),
+            samples={
+                "train": config.train,
+                "validation": config.validation,
+                "test": config.test,
+            },
+        )
+
+    def load(self, seed: int) -> TaskData:
+        """Generate or read, split and normalise. The data do not depend on ``seed``."""
+        config = self.config
+        fitting = config.train + config.validation
+        if config.path is None:
+            fit, test, checksum = self._generated(fitting)
+        else:
+            fit, test, checksum = self._published(fitting)
+        a = torch.from_numpy(np.concatenate([fit[0], test[0]])).unsqueeze(1)
+        u = torch.from_numpy(np.concatenate([fit[1], test[1]])).unsqueeze(1)
+        train_a, train_u = a[: config.train], u[: config.train]
+        x = (a - train_a.mean(0)) / (train_a.std(0) + EPSILON)
+        if config.coordinates:
+            x = torch.cat([x, coordinates(config.resolution).expand(len(x), -1, -1, -1)], dim=1)
+        return TaskData(
+            train=FieldPairs(x[: config.train], train_u),
+            validation=FieldPairs(x[config.train : fitting], u[config.train : fitting]),
+            test=FieldPairs(x[fitting:], u[fitting:]),
+            checksum=checksum,
+            decode=Denormalise(train_u.mean(0), train_u.std(0)),
+            notes=self._notes(),
+            images={"permeability a": 0},
+        )
+
+    def _generated(self, fitting: int) -> tuple[tuple[Fields, Fields], tuple[Fields, Fields], str]:
+        config, store = self.config, self.store
+        grid = Grid(config.resolution, config.solver_grid, config.placement)
+        seed = config.data_seed
+        fit = generate(store, grid, seed, TRAIN_STREAM, fitting, "Darcy flow, training samples")
+        test = generate(store, grid, seed, TEST_STREAM, config.test, "Darcy flow, test samples")
+        return fit, test, _checksum(*fit, *test)
+
+    def _published(self, fitting: int) -> tuple[tuple[Fields, Fields], tuple[Fields, Fields], str]:
+        config = self.config
+        train_file, test_file = published_files(Path(config.path or "").expanduser())
+        fit = read_published(self.store, train_file, config.resolution, fitting)
+        test = read_published(self.store, test_file, config.resolution, config.test)
+        return fit, test, _checksum(*fit, *test)
+
+    def _notes(self) -> tuple[str, ...]:
+        config = self.config
+        if config.path is not None:
+            return ("Darcy flow: the published files",)
+        return (
+            f"Darcy flow: generated from seed {config.data_seed}, {config.placement} placement, "
+            f"solved on {config.solver_grid}x{config.solver_grid}; the published distribution, "
+            "other samples",
+        )
+
+    def __init__(self, config: Config, context: Any) -> None:
+        super().__init__(config, context)
+        self.store: Store = context.store
+
+
+def _checksum(*arrays: Fields) -> str:
+    """SHA-256 over the arrays' shapes and values."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

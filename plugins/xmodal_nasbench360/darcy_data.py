@@ -1,0 +1,198 @@
+"""Darcy-flow arrays: generated once into the cache, or read from the published MATLAB files.
+
+Generation runs in threads (the transforms release the interpreter lock) chunk by chunk. A chunk is
+one cache entry and does not depend on how many samples are wanted, so an interrupted generation
+continues and a larger data set extends a smaller one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.numpy import load_file, save_file
+from scipy.io import loadmat
+
+from xmodal.data.store import Store
+from xmodal.errors import DataError
+from xmodal_nasbench360.darcy_samples import Grid, draw
+
+Fields = npt.NDArray[np.float32]
+
+CHUNK = 50
+GENERATOR = 1
+"""Version of the mathematics; a change makes new cache entries."""
+
+TRAIN_FILE = "piececonst_r421_N1024_smooth1.mat"
+TEST_FILE = "piececonst_r421_N1024_smooth2.mat"
+_ARRAYS = "fields.safetensors"
+
+
+class Meter(Protocol):
+    """Counts finished samples for the user."""
+
+    def __call__(self, finished: int) -> None:
+        """Add ``finished`` samples."""
+
+
+@contextmanager
+def meter(title: str, total: int) -> Iterator[Meter]:
+    """A progress bar on standard error; where that is no terminal, a line every 100 samples."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda finished: progress.advance(task, finished)
+        return
+    done = 0
+
+    def plain(finished: int) -> None:
+        nonlocal done
+        done += finished
+        if done % 100 < finished or done == total:
+            console.print(f"{title}: {done} of {total}", highlight=False, soft_wrap=True)
+
+    yield plain
+
+
+def chunk_key(grid: Grid, seed: int, stream: int, start: int) -> dict[str, Any]:
+    """What identifies a chunk in the cache."""
+    return {
+        "generator": GENERATOR,
+        **grid.key(),
+        "seed": seed,
+        "stream": stream,
+        "start": start,
+        "count": CHUNK,
+    }
+
+
+def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> None:
+    """Draw the chunk's samples in all cores and write them to ``folder``."""
+    shape = (CHUNK, grid.resolution, grid.resolution)
+    a, u = np.empty(shape, np.float32), np.empty(shape, np.float32)
+
+    def one(offset: int) -> int:
+        a[offset], u[offset] = draw(key["seed"], key["stream"], key["start"] + offset, grid)
+        return 1
+
+    pool = ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0))))
+    try:
+        for finished in pool.map(one, range(CHUNK)):
+            count(finished)
+    finally:
+        # After an interrupt only the samples already begun are finished: at most a second.
+        pool.shutdown(cancel_futures=True)
+    save_file({"a": a, "u": u}, folder / _ARRAYS)
+
+
+def generate(
+    store: Store, grid: Grid, seed: int, stream: int, samples: int, title: str
+) -> tuple[Fields, Fields]:
+    """The first ``samples`` of a stream: a and u, each float32 ``[samples, R, R]``; cached."""
+    parts = []
+    with _lazy(title, -(-samples // CHUNK) * CHUNK) as count:
+        for start in range(0, samples, CHUNK):
+            key = chunk_key(grid, seed, stream, start)
+            make = partial(_make_chunk, key=key, grid=grid, count=count)
+            made = store.build("darcy", key, make)
+            parts.append(load_file(made / _ARRAYS))
+    return (
+        np.concatenate([part["a"] for part in parts])[:samples],
+        np.concatenate([part["u"] for part in parts])[:samples],
+    )
+
+
+@contextmanager
+def _lazy(title: str, total: int) -> Iterator[Meter]:
+    """A meter that appears with the first sample, so that cached data load silently."""
+    opened: list[Meter] = []
+    manager = meter(title, total)
+
+    def count(finished: int) -> None:
+        if not opened:
+            opened.append(manager.__enter__())
+        opened[0](finished)
+
+    try:
+        yield count
+    finally:
+        if opened:
+            manager.__exit__(None, None, None)
+
+
+def published_files(folder: Path) -> tuple[Path, Path]:
+    """The published training and test file in ``folder``. Raises DataError with what to fetch."""
+    files = (folder / TRAIN_FILE, folder / TEST_FILE)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: no {' and no '.join(missing)}\n"
+            "fetch them (1.6 GB each) from NAS-Bench-360's Google Drive: file "
+            "17anR-H_C7It5sytoNFOk7YmOeeCX11F6 (training) and file "
+            "1v0nJs7GMnT2JYfhPuKBm7KyXRSBxMEFW (test)\n"
+            "or leave out 'path' to generate the data"
+        )
+    return files
+
+
+def _matlab(file: Path, name: str, samples: int) -> npt.NDArray[Any]:
+    """The first ``samples`` entries of a MATLAB array ``[N, s, s]``, from either file version."""
+    if h5py.is_hdf5(file):
+        with h5py.File(file, "r") as handle:
+            # HDF5 sees MATLAB's column-major arrays with the axes reversed.
+            return np.asarray(handle[name][..., :samples]).transpose(2, 1, 0)
+    return np.asarray(loadmat(file, variable_names=[name])[name][:samples])
+
+
+def _read_published(file: Path, resolution: int, samples: int) -> dict[str, Fields]:
+    arrays = {}
+    for short, name in (("a", "coeff"), ("u", "sol")):
+        try:
+            array = _matlab(file, name, samples)
+        except (KeyError, OSError, ValueError, NotImplementedError, TypeError) as error:
+            raise DataError(f"{file}: cannot read '{name}': {error}") from error
+        if array.ndim != 3 or array.shape[1] != array.shape[2] or len(array) < samples:
+            raise DataError(f"{file}: '{name}' has shape {array.shape}, not ({samples}+, n, n)")
+        stride, rest = divmod(array.shape[1] - 1, resolution - 1)
+        if rest:
+            raise DataError(
+                f"{file}: {array.shape[1]} points a side cannot be thinned to {resolution}; "
+                "85 takes every 5th of 421"
+            )
+        arrays[short] = np.ascontiguousarray(array[:, ::stride, ::stride], dtype=np.float32)
+        if not np.isfinite(arrays[short]).all():
+            raise DataError(f"{file}: '{name}' holds values that are not finite")
+    return arrays
+
+
+def read_published(
+    store: Store, file: Path, resolution: int, samples: int
+) -> tuple[Fields, Fields]:
+    """a and u of a published file, thinned to ``[samples, R, R]``; the thinned copy is cached."""
+    status = file.stat()
+    key = {
+        "file": str(file.resolve()),
+        "size": status.st_size,
+        "modified": status.st_mtime_ns,
+        "resolution": resolution,
+        "samples": samples,
+    }
+    made = store.build(
+        "darcy-published",
+        key,
+        lambda folder: save_file(_read_published(file, resolution, samples), folder / _ARRAYS),
+    )
+    arrays = load_file(made / _ARRAYS)
+    return arrays["a"], arrays["u"]

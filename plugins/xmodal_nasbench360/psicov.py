@@ -1,0 +1,126 @@
+"""The task ``psicov``: predict distances between residues from coevolution (NAS-Bench-360).
+
+Proteins are read one by one from the user's copy of the data; all inputs at once would take 206 GB.
+Training proteins are DeepCov's, test proteins PSICOV's 150.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.utils.data import Dataset
+
+from xmodal.data.store import Store
+from xmodal.errors import DataError
+from xmodal.interfaces import Loss, Metric, Pair, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.recipe.use import Use
+from xmodal_nasbench360 import psicov_files as files
+
+TRAIN, TEST = 3456, 150
+"""Proteins in the published lists deepcov.lst (for training and validation) and psicov.lst."""
+
+_LOSS: Any = "mse"
+_METRIC: Any = "mae-lr-d8"
+
+
+class Proteins(Dataset[Pair]):
+    """Reads a protein when asked: x ``[57, S, S]``, y ``[1, S, S]`` in angstroms (padding: 100).
+
+    ``clip`` cuts labels off, padding included.
+    """
+
+    def __init__(
+        self, proteins: Sequence[files.Protein], side: int, clip: float | None = None
+    ) -> None:
+        self.proteins = tuple(proteins)
+        self.side = side
+        self.clip = clip
+
+    def __len__(self) -> int:
+        return len(self.proteins)
+
+    def __getitem__(self, index: int) -> Pair:
+        protein = self.proteins[index]
+        features = files.read_features(protein.features)
+        distances = files.read_distances(protein.distance, features.shape[-1])
+        x = files.place(features, self.side, 0.0)
+        y = files.place(distances[None], self.side, files.PADDING)
+        if self.clip is not None:
+            y = np.minimum(y, np.float32(self.clip))
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+
+class Psicov(Task):
+    """Protein distance prediction (PDNET's data in NAS-Bench-360): 3356/100/150 proteins."""
+
+    class Config(Settings):
+        """Where the data lie and how they are split."""
+
+        path: str | None = Field(
+            None, description="Folder that holds 'protein'; default: datasets/psicov of the cache."
+        )
+        size: int = Field(512, ge=32, description="Side of the canvas every protein is put on.")
+        validation: int = Field(
+            100, ge=1, description="Validation proteins: the last ones of deepcov.lst."
+        )
+        loss: Use[Loss] = Field(_LOSS, description="The training loss.")
+        metric: Use[Metric] = Field(_METRIC, description="The score.")
+
+    config: Config
+
+    def __init__(self, config: Config, context: Any) -> None:
+        super().__init__(config, context)
+        self.store: Store = context.store
+
+    @classmethod
+    def describe(cls, config: Any, store: Store) -> TaskFacts:
+        """The facts; those of the published lists where the data are not there yet."""
+        root = files.find_root(_folder(config, store))
+        train, test = TRAIN, TEST
+        if root is not None:
+            train = len(files.read_list(root, "deepcov"))
+            test = len(files.read_list(root, "psicov"))
+        if train <= config.validation:
+            raise DataError(f"{train} proteins leave none to train on beside the validation")
+        return TaskFacts(
+            name="psicov",
+            shape=(files.CHANNELS, config.size, config.size),
+            target=Target("dense", 1, (config.size, config.size)),
+            samples={
+                "train": train - config.validation,
+                "validation": config.validation,
+                "test": test,
+            },
+        )
+
+    def load(self, seed: int) -> TaskData:
+        """Find the files; nothing is read before a sample is asked for. The split is fixed."""
+        config = self.config
+        folder = _folder(config, self.store)
+        root = files.find_root(folder)
+        if root is None:
+            raise DataError(files.how_to_fetch(folder))
+        known, test = files.read_list(root, "deepcov"), files.read_list(root, "psicov")
+        if len(known) <= config.validation or not test:
+            raise DataError(
+                f"{root}: too few proteins ({len(known)} in deepcov, {len(test)} in psicov)"
+            )
+        train, validation = known[: -config.validation], known[-config.validation :]
+        return TaskData(
+            train=Proteins(train, config.size, files.CLIP),
+            validation=Proteins(validation, config.size),
+            test=Proteins(test, config.size),
+            checksum=files.fingerprint([*known, *test]),
+            images={"CCMpred": 54},
+        )
+
+
+def _folder(config: Any, store: Store) -> Path:
+    if config.path is not None:
+        return Path(config.path).expanduser().absolute()
+    return store.root / "datasets" / "psicov"

@@ -1,0 +1,175 @@
+"""The files of the PSICOV task: where they lie, and how one protein becomes an input and a label.
+
+Formats and channels as in PDNET (Adhikari 2020), which NAS-Bench-360 packed into ``protein.zip``.
+Every pickle goes through a reader that runs no code.
+
+Shapes: L residues; S the side of the canvas all proteins are put on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xmodal.errors import DataError
+from xmodal_nasbench360.safe_pickle import read_npy, read_pickle
+
+Array = npt.NDArray[np.float32]
+
+CHANNELS = 57
+MARGIN = 5
+"""Empty pixels before (and, where there is room, after) a protein on its canvas."""
+PADDING = 100.0
+"""Label of pixels outside the protein, in angstroms; farther apart than any contact."""
+CLIP = 16.0
+"""Training labels are cut off here, padding included, as published."""
+
+ARCHIVE = "https://pde-xd.s3.amazonaws.com/protein.zip"
+DRIVE = "1nBs6qJJPK8qNzsmFo3waPsGzHFHplLMo"
+PROJECT = "https://github.com/ba-lab/pdnet"
+
+
+@dataclass(frozen=True)
+class Protein:
+    """One protein's two files."""
+
+    name: str
+    features: Path
+    distance: Path
+
+
+def find_root(path: Path) -> Path | None:
+    """The unpacked ``protein`` folder: ``path`` itself or inside it; None where there is none."""
+    for candidate in (path / "protein", path):
+        if (candidate / "deepcov").is_dir() and (candidate / "psicov").is_dir():
+            return candidate
+    return None
+
+
+def how_to_fetch(path: Path) -> str:
+    """What to tell a user who does not have the data."""
+    return "\n".join(
+        (
+            f"PSICOV: no data in {path}",
+            f"1. fetch protein.zip (1.1 GB) from {ARCHIVE}",
+            f"   or from Google Drive, file {DRIVE}; the data were made by {PROJECT}",
+            f"2. mkdir -p '{path}'",
+            f"3. unzip protein.zip -d '{path}'",
+            f"that gives {path / 'protein' / 'deepcov'} and {path / 'protein' / 'psicov'};",
+            "data elsewhere: set 'path' of the task to the folder that holds 'protein'",
+        )
+    )
+
+
+def read_list(root: Path, subset: str) -> tuple[Protein, ...]:
+    """The proteins of ``deepcov`` or ``psicov`` in the order of their list. Raises DataError."""
+    places = (root / f"{subset}.lst", root / subset / f"{subset}.lst")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise DataError(f"neither {places[0]} nor {places[1]} exists; unzip protein.zip again")
+    lines = found.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = [line.split()[0] for line in lines if line.strip()]
+    for name in names:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise DataError(f"{found}: '{name}' is not the name of a protein")
+    folder = root / subset
+    return tuple(
+        Protein(name, folder / "features" / f"{name}.pkl", folder / "distance" / f"{name}-cb.npy")
+        for name in names
+    )
+
+
+def fingerprint(proteins: Sequence[Protein]) -> str:
+    """SHA-256 over the names and sizes of all files. Raises DataError where one is missing."""
+    digest = hashlib.sha256()
+    for protein in proteins:
+        for file in (protein.features, protein.distance):
+            try:
+                size = file.stat().st_size
+            except OSError as error:
+                raise DataError(f"{file}: {error.strerror or error}") from error
+            digest.update(f"{file.parent.name}/{file.name} {size}\n".encode())
+    return digest.hexdigest()
+
+
+def _array(features: Mapping[str, Any], key: str, shape: tuple[int, ...], path: Path) -> Array:
+    try:
+        array = np.asarray(features[key], dtype=np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: no usable '{key}' ({type(error).__name__}: {error})") from error
+    if array.shape != shape:
+        raise DataError(f"{path}: '{key}' has shape {array.shape}, expected {shape}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: '{key}' holds values that are not finite")
+    return array
+
+
+def read_features(path: Path) -> Array:
+    """The 57 channels ``[57, L, L]`` of a protein. Raises DataError.
+
+    Each of 3 secondary-structure, 22 profile, 1 accessibility and 1 entropy values a residue gives
+    two channels (constant down the columns, then along the rows); three are of pairs already.
+    """
+    features = read_pickle(path)
+    if not isinstance(features, dict) or not isinstance(features.get("seq"), str):
+        raise DataError(f"{path}: expected a dictionary of features with 'seq'")
+    length = len(features["seq"])
+    rows = np.concatenate(
+        [
+            _array(features, "ss", (3, length), path),
+            _array(features, "pssm", (length, 22), path).T,
+            _array(features, "sa", (length,), path)[None],
+            _array(features, "entropy", (length,), path)[None],
+        ]
+    )
+    pairs = [
+        _array(features, key, (length, length), path) for key in ("ccmpred", "freecon", "potential")
+    ]
+    x = np.empty((CHANNELS, length, length), np.float32)
+    x[0 : 2 * len(rows) : 2] = rows[:, None, :]
+    x[1 : 2 * len(rows) : 2] = rows[:, :, None]
+    x[2 * len(rows) :] = pairs
+    return x
+
+
+def read_distances(path: Path, length: int) -> Array:
+    """C-beta distances ``[L, L]`` in angstroms, at least 1. Raises DataError.
+
+    The diagonal becomes the mean of its neighbours in the row; unknown distances become padding.
+    """
+    content = read_npy(path)
+    try:
+        _, _, distances = content.tolist()
+        y = np.array(distances, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected (length, sequence, distances): {error}") from error
+    if y.shape != (length, length) or length < 3:
+        raise DataError(f"{path}: distances have shape {y.shape}, expected ({length}, {length})")
+    y = np.where(np.isfinite(y), y, np.float32(PADDING))
+    y = np.maximum(y, np.float32(1.0))
+    inner = np.arange(1, length - 1)
+    y[inner, inner] = (y[inner, inner - 1] + y[inner, inner + 1]) / 2
+    y[0, 0], y[-1, -1] = y[0, 1], y[-1, -2]
+    return y
+
+
+def place(array: Array, side: int, fill: float) -> Array:
+    """Put ``[..., L, L]`` on a canvas ``[..., side, side]`` of ``fill``, 5 pixels from its corner.
+
+    A protein too long for the canvas and its margins is cut to its central part, so a sample
+    depends on its index alone (the published code cuts at random; no published protein is long
+    enough).
+    """
+    room = side - 2 * MARGIN
+    start = max(0, array.shape[-1] - room) // 2
+    part = array[..., start : start + room, start : start + room]
+    canvas = np.full((*array.shape[:-2], side, side), fill, np.float32)
+    end = MARGIN + part.shape[-1]
+    canvas[..., MARGIN:end, MARGIN:end] = part
+    return canvas

@@ -1,0 +1,55 @@
+"""The score of PSICOV: the error of predicted distances in the contacts that shape a fold.
+
+MAE over residue pairs at least 24 apart in the sequence whose true distance is at most 8 angstroms.
+It departs from the published evaluation, which judges every protein with the length of the first
+one of its batch and averages the two triangles twice.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from xmodal.interfaces import Metric, Settings
+
+SEPARATION = 24
+CONTACT = 8.0
+FLOOR = 0.01
+
+
+class LongRangeError(Metric):
+    """Mean absolute error of long-range contacts, in angstroms; the mean over proteins."""
+
+    better: ClassVar[Literal["lower", "higher"]] = "lower"
+
+    class Config(Settings):
+        """Nothing to set: the name fixes the mathematics."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._errors: list[float] = []
+
+    def __init__(self, config: Config, context: object) -> None:
+        super().__init__(config, context)  # type: ignore[arg-type]
+        self.reset()
+
+    def update(self, prediction: Tensor, y: Tensor) -> None:
+        """Add proteins; both ``[B, 1, L, L]`` in angstroms.
+
+        Padding needs no mask: its label, 100 angstroms, is never a contact. A pair's prediction is
+        the mean of its two entries, at least 0.01. Proteins without such pairs are skipped.
+        """
+        symmetric = ((prediction + prediction.transpose(-1, -2)) / 2).clamp(min=FLOOR)
+        contacts = (y <= CONTACT) & torch.ones_like(y, dtype=torch.bool).triu(SEPARATION)
+        gaps = (symmetric - y).abs().double()
+        for gap, contact in zip(gaps, contacts, strict=True):
+            if contact.any():
+                self._errors.append(float(gap[contact].mean()))
+
+    def compute(self) -> float:
+        """The mean over proteins, in angstroms; not a number where no protein had such pairs."""
+        if not self._errors:
+            return float("nan")
+        return sum(self._errors) / len(self._errors)
