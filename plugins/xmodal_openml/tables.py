@@ -1,0 +1,122 @@
+"""Four tables of OpenML-CC18 that can be had exactly without a download, in OpenML's row order.
+
+Three are complete enumerations (all balance beams, all finished tic-tac-toe boards, all cars of a
+decision model); the fourth ships with scikit-learn. Nothing here shuffles or splits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A classification table: ``x_NF``, NaN where missing, labels ``y_N`` in 0 .. len(classes)-1.
+
+    ``levels`` has one entry a column: 0 for a number, m for a category coded 0 .. m-1.
+    ``shuffled``: the rows are already in the order of TabPFN's seed 13.
+    """
+
+    x_NF: Numbers
+    y_N: Labels
+    levels: tuple[int, ...]
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    shuffled: bool = False
+
+
+def wdbc() -> Table:
+    """OpenML 1510 (569 x 30): scikit-learn's copy; OpenML calls benign 1 and malignant 2."""
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    names = tuple(str(name) for name in data.feature_names)
+    # OpenML's file holds six decimals.
+    x_NF = np.asarray(data.data, dtype=np.float64).round(6)
+    # scikit-learn codes malignant 0, benign 1: the other way round.
+    y_N = 1 - np.asarray(data.target, dtype=np.int64)
+    return Table(x_NF, y_N, (0,) * x_NF.shape[1], names, ("benign", "malignant"))
+
+
+def balance_scale() -> Table:
+    """OpenML 11 (625 x 4): every beam; the class is the side of larger weight times distance."""
+    x_NF = np.array(list(itertools.product(range(1, 6), repeat=4)), dtype=np.float64)
+    left_N, right_N = x_NF[:, 0] * x_NF[:, 1], x_NF[:, 2] * x_NF[:, 3]
+    y_N = 1 - np.sign(left_N - right_N).astype(np.int64)
+    columns = ("left-weight", "left-distance", "right-weight", "right-distance")
+    return Table(x_NF, y_N, (0, 0, 0, 0), columns, ("L", "B", "R"))
+
+
+_BLANK, _NOUGHT, _CROSS = 0, 1, 2
+_LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
+_SQUARES = tuple(
+    f"{row}-{column}-square"
+    for row in ("top", "middle", "bottom")
+    for column in ("left", "middle", "right")
+)
+
+
+def _wins(board: tuple[int, ...], player: int) -> bool:
+    return any(all(board[square] == player for square in line) for line in _LINES)
+
+
+def _outcome(board: tuple[int, ...]) -> str | None:
+    """``x``, ``o`` or ``draw`` for a board a game can end on (x moved first), otherwise None."""
+    crosses, noughts = board.count(_CROSS), board.count(_NOUGHT)
+    if _wins(board, _CROSS):
+        return "x" if crosses == noughts + 1 and not _wins(board, _NOUGHT) else None
+    if _wins(board, _NOUGHT):
+        return "o" if crosses == noughts else None
+    return "draw" if crosses == 5 and noughts == 4 else None
+
+
+def tic_tac_toe() -> Table:
+    """OpenML 50 (958 x 9): every board a game can end on; ``positive`` where x, who began, won.
+
+    OpenML's order: games won by x, by o, drawn; in each the boards descend as words over b < o < x.
+    """
+    boards: dict[str, list[tuple[int, ...]]] = {"x": [], "o": [], "draw": []}
+    for board in itertools.product((_CROSS, _NOUGHT, _BLANK), repeat=9):
+        outcome = _outcome(board)
+        if outcome is not None:
+            boards[outcome].append(board)
+    x_NF = np.array(boards["x"] + boards["o"] + boards["draw"], dtype=np.float64)
+    y_N = (np.arange(len(x_NF)) < len(boards["x"])).astype(np.int64)
+    return Table(x_NF, y_N, (3,) * 9, _SQUARES, ("negative", "positive"))
+
+
+# Bohanec's car model (DEX): CAR = f(PRICE, TECH), PRICE = g(buying, maint),
+# TECH = h(COMFORT, safety), COMFORT = c(doors, persons, lug_boot). Levels go from bad to good.
+_PRICE = ((0, 0, 1, 1), (0, 1, 1, 1), (1, 1, 2, 3), (1, 2, 3, 3))
+_COMFORT = (
+    ((0, 0, 0), (1, 1, 2), (0, 1, 2)),
+    ((0, 0, 0), (1, 1, 2), (1, 2, 2)),
+    ((0, 0, 0), (1, 2, 2), (1, 2, 2)),
+    ((0, 0, 0), (1, 2, 2), (1, 2, 2)),
+)
+_TECH = ((0, 0, 0), (0, 1, 2), (0, 2, 3))
+_CAR = ((0, 0, 0, 0), (0, 0, 1, 1), (0, 1, 1, 3), (0, 1, 2, 3))
+
+
+def car() -> Table:
+    """OpenML 40975 (1728 x 6): every car of a hierarchical decision model (Bohanec, 1997).
+
+    Codes: buying, maint: vhigh, high, med, low; doors: 2, 3, 4, 5more; persons: 2, 4, more;
+    lug_boot: small, med, big; safety: low, med, high.
+    """
+    levels = (4, 4, 4, 3, 3, 3)
+    rows = list(itertools.product(*(range(level) for level in levels)))
+    labels = [
+        _CAR[_PRICE[buying][maint]][_TECH[_COMFORT[doors][persons][boot]][safety]]
+        for buying, maint, doors, persons, boot, safety in rows
+    ]
+    columns = ("buying", "maint", "doors", "persons", "lug_boot", "safety")
+    classes = ("unacc", "acc", "good", "vgood")
+    return Table(np.array(rows, dtype=np.float64), np.array(labels), levels, columns, classes)
