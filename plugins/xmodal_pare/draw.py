@@ -1,8 +1,8 @@
 """Drawing k of N tokens so that a gradient reaches the scores: pure functions on tensors.
 
-The relaxed draw of Xie & Ermon (IJCAI 2019) takes k softmaxes one after the other. Its limit for many
-tokens has a closed form, which ``relaxed_subset`` computes; ``relaxed_subset_exact`` keeps the loop,
-as a setting and to test against.
+The relaxed draw of Xie & Ermon (IJCAI 2019) takes k softmaxes one after the other. Its limit for
+many tokens has a closed form, which ``relaxed_subset`` computes; ``relaxed_subset_exact`` keeps the
+loop, as a setting and to test against.
 
 Shapes: B samples, N tokens, K chosen tokens; keys are scores plus Gumbel noise, khot their relaxed
 membership, which sums to k over N.
@@ -73,8 +73,8 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
 def straight_through(khot_BN: Tensor, k: int, ranking_BN: Tensor | None = None) -> Tensor:
     """A mask ``[B, N]``, exactly 1 on the k largest of each row and 0 elsewhere; gradient of khot.
 
-    ``ranking_BN`` decides what is largest (by default ``khot_BN``). Give the keys where khot is a
-    monotone function of them, since rounding can make two different keys share one khot.
+    ``ranking_BN`` says what is largest (by default ``khot_BN``). Give the keys where khot
+    rises with them: rounding can make khot tie, or even swap, where two keys are nearly equal.
     """
     mask_BN: Tensor = _StraightThrough.apply(
         khot_BN, khot_BN if ranking_BN is None else ranking_BN, k
