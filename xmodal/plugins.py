@@ -291,3 +291,16 @@ def find_kind(name: str) -> str:
             + f"\nkinds: {', '.join(sorted(HOOKS))}"
         )
     return name
+
+
+def add_commands(app: Any) -> list[str]:
+    """Let plugins add commands to the CLI; returns one line for each that failed."""
+    failures = []
+    for plugin in registry().plugins:
+        hook = getattr(plugin.module, "xmodal_commands", None)
+        if hook is not None:
+            try:
+                hook(app)
+            except Exception as error:
+                failures.append(f"plugin '{plugin.plugin}': {type(error).__name__}: {error}")
+    return failures

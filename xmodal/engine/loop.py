@@ -39,6 +39,7 @@ class Snapshot:
     sums: dict[str, float] = field(default_factory=dict)
     best_metric: float | None = None
     best_at: tuple[int, int] | None = None
+    best_steps: int = 0
     seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -96,6 +97,10 @@ class Training:
     def run(self) -> Iterator[StepRecord | EpochRecord]:
         """Train. Yields after every optimizer step and every epoch."""
         snapshot = self.snapshot
+        for stage in self.session.stages[: snapshot.stage]:
+            if stage.optimizer([]) is None:
+                # A closed-form stage keeps what it fitted outside the weights; fit it again.
+                stage.begin(self.session)
         for index in range(snapshot.stage, len(self.session.stages)):
             stage = self.session.stages[index]
             named = self._enter(index, stage)
@@ -103,9 +108,6 @@ class Training:
             while snapshot.epoch < epochs:
                 yield from self._epoch(index, stage, named)
             snapshot.stage, snapshot.epoch = index + 1, 0
-        if not snapshot.total_steps:
-            # Nothing was stepped (a closed-form fit): the model as it is now is the result.
-            snapshot.best_metric = None
 
     def _enter(self, index: int, stage: Stage) -> list[tuple[str, nn.Parameter]]:
         session = self.session
@@ -200,6 +202,7 @@ class Training:
         )
         if best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
+            snapshot.best_steps = snapshot.total_steps
         snapshot.probes.append(probe.look(session, at))
         means = {name: total / max(1, snapshot.step) for name, total in snapshot.sums.items()}
         snapshot.sums = {}

@@ -53,6 +53,17 @@ class Session:
             self.notes.append(line)
             self.on_note(line)
 
+    @property
+    def train_size(self) -> int:
+        """The number of training samples."""
+        return loader.count(self.data.train)
+
+    def order(self, progress: Progress) -> Tensor:
+        """The order of the training samples in this epoch: a function of seed, stage and epoch."""
+        return randomness.permutation(
+            self.train_size, self.seed, "order", progress.stage, progress.epoch
+        )
+
     def prepare(self) -> None:
         """Move the model to its device and wrap it for several processes where there are some."""
         self.model.to(self.device)
@@ -69,18 +80,16 @@ class Session:
             )
         return result
 
-    def micro_batches(
-        self, indices: list[Tensor], epoch_start: int, stream: str
-    ) -> Iterator[Micro]:
+    def micro_batches(self, indices: list[Tensor], drawn: int) -> Iterator[Micro]:
         """Fetch target micro-batches with as many source samples each, on the device.
 
-        ``epoch_start`` is the number of target samples drawn before ``indices``; the source order is
-        an endless stream of its own, so it depends on nothing but that number.
+        ``drawn`` is the number of target samples drawn before ``indices`` in this stage; the source
+        order is an endless stream of its own, so it depends on nothing but that number.
         """
         indices = [self._own(index) for index in indices]
         sizes = [len(index) for index in indices]
         target = loader.batches(self.data.train, indices, self.workers)
-        source = self._source(sizes, epoch_start, stream) if self.source is not None else None
+        source = self._source(sizes, drawn) if self.source is not None else None
         for x, y in target:
             partner = next(source) if source is not None else None
             yield self._move(x), self._move(y), partner
@@ -91,14 +100,12 @@ class Session:
         # A rank left without samples would hang the others in the gradient exchange.
         return index[rank::world] if len(index) >= world else index
 
-    def _source(
-        self, sizes: list[int], start: int, stream: str
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _source(self, sizes: list[int], start: int) -> Iterator[tuple[Tensor, Tensor]]:
         assert self.source is not None
         world = self.accelerator.num_processes
         rank = self.accelerator.process_index
         order = randomness.endless(
-            loader.count(self.source), start, max(1, sum(sizes) * world), self.seed, stream
+            loader.count(self.source), start, max(1, sum(sizes) * world), self.seed, "source order"
         )[rank::world]
         for x, y in loader.batches(self.source, order[: sum(sizes)].split(sizes), self.workers):
             yield self._move(x), self._move(y)

@@ -1,0 +1,85 @@
+"""xmodal from Python: the same runs the command line makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmodal import plugins, runs
+from xmodal.data.store import Store
+from xmodal.recipe import library
+from xmodal.recipe.layers import compose, validate
+
+if TYPE_CHECKING:
+    from xmodal.engine.execute import Observer, Outcome
+    from xmodal.engine.model import Model
+
+
+def run(
+    *recipes: str,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    directory: str | Path | None = None,
+    root: str | Path = runs.DEFAULT_ROOT,
+    name: str | None = None,
+    force: bool = False,
+    plugin_files: Sequence[str] = (),
+    report: bool = True,
+    observer: Observer | None = None,
+) -> Outcome:
+    """Run recipes (names or paths, later ones win) and return the outcome.
+
+    An identical run that is already done is returned, not repeated, unless ``force``; one that was
+    interrupted is resumed. Raises the kinds of ``xmodal.errors.XModalError``.
+    """
+    from xmodal.engine.execute import Order, execute
+    from xmodal.engine.plan import plan
+
+    registry = plugins.registry(tuple(plugin_files))
+    layered = compose(recipes, registry, overrides, scale)
+    store = Store()
+    made = plan(validate(layered, registry), store, layered)
+    order = Order(
+        name=name or run_name(recipes, scale),
+        root=Path(root),
+        directory=None if directory is None else Path(directory),
+        force=force,
+        source_text=source_text(recipes, registry),
+        report=report,
+    )
+    return execute(made, order, registry, store, observer)
+
+
+def run_name(recipes: Sequence[str], scale: str | None = None) -> str:
+    """The directory name of a run: the recipes' names, and the scale."""
+    parts = [Path(r).stem if library.looks_like_path(r) else r.replace("/", "-") for r in recipes]
+    return "_".join(parts + ([scale] if scale else []))
+
+
+def source_text(recipes: Sequence[str], registry: plugins.Registry) -> str:
+    """The text of the recipes as their author wrote them, for the run directory."""
+    found = [library.find(recipe, registry) for recipe in recipes]
+    return "\n".join(f"# {f.name}\n{f.path.read_text(encoding='utf-8')}" for f in found)
+
+
+def load(reference: str | Path) -> Model:
+    """The trained model of a finished run, holding its best weights, in evaluation mode."""
+    from xmodal.engine import checkpoint
+    from xmodal.engine.build import Builder
+    from xmodal.engine.plan import plan
+
+    run_ = runs.locate(str(reference))
+    registry = plugins.registry()
+    layered = compose([str(run_.path / "resolved.yaml")], registry)
+    store = Store()
+    made = plan(validate(layered, registry), store, layered)
+    builder = Builder(made, store, lambda line: None)
+    session = builder.session(builder.data())
+    best = checkpoint.complete(run_.checkpoints, "best-")
+    if not best:
+        from xmodal.errors import DataError
+
+        raise DataError(f"{run_.path} has no trained model yet (state: {run_.state})")
+    checkpoint.load_exactly(session.model, checkpoint.load(best[0])["model"], str(best[0]))
+    return session.model.eval()

@@ -1,0 +1,65 @@
+"""Tables and JSON on stdout, notes on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def stdout() -> Console:
+    """The console results go to. Not wrapped where the output is no terminal, so it can be grepped."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def stderr() -> Console:
+    """The console everything else goes to."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(content, indent=1, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
+    """Print a table; columns of numbers are right-aligned by the caller's formatting."""
+    table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    stdout().print(table)
+
+
+def number(value: float | None) -> str:
+    """A score with four significant digits."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def seconds(value: float) -> str:
+    """A duration people can read: 42 s, 3 min 10 s, 2 h 05 min."""
+    if value < 60:
+        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def size(value: float) -> str:
+    """A number of bytes people can read."""
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def count(value: int) -> str:
+    """A number of parameters people can read."""
+    return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,}"

@@ -1,0 +1,146 @@
+"""``xmodal recipes`` and ``xmodal schema``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xmodal.cli import output
+from xmodal.cli.run import AsJson, Plugins, Recipes, split_arguments
+
+app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+Scale = Annotated[str | None, typer.Option(help="Put a scale layer last.")]
+
+
+@app.command("list")
+def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = False) -> None:
+    """List recipes; a pattern such as 'methods/*' narrows the list."""
+    from fnmatch import fnmatch
+
+    from xmodal import plugins
+    from xmodal.recipe import library
+    from xmodal.recipe.yaml import read
+
+    found = [f for f in library.all_recipes(plugins.registry()) if fnmatch(f.name, pattern)]
+    rows = []
+    for recipe in found:
+        description = str(read(recipe.path).data.get("description", ""))
+        rows.append((recipe.name, description, recipe.origin or "here"))
+    if as_json:
+        keys = ("name", "description", "origin")
+        output.print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    output.print_table(("recipe", "what it is", "from"), rows)
+
+
+@app.command()
+def show(
+    arguments: Recipes,
+    scale: Scale = None,
+    origins: Annotated[bool, typer.Option("--origins", help="Where each value comes from.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every setting, defaults too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a composed recipe."""
+    from xmodal import plugins
+    from xmodal.recipe.layers import compose, validate
+    from xmodal.recipe.yaml import dotted
+
+    recipes, overrides = split_arguments(arguments)
+    registry = plugins.registry()
+    layered = compose(recipes, registry, overrides, scale)
+    if origins:
+        leaves = [
+            (dotted(path), str(origin))
+            for path, origin in sorted(layered.origins.items(), key=lambda item: str(item[0]))
+            if not any(other[: len(path)] == path and other != path for other in layered.origins)
+        ]
+        if as_json:
+            output.print_json(dict(leaves))
+        else:
+            output.print_table(("key", "from"), leaves)
+        return
+    data = layered.data
+    if resolved:
+        data = validate(layered, registry).model_dump(mode="json")
+    if as_json:
+        output.print_json(data)
+        return
+    import sys
+
+    from ruamel.yaml import YAML
+
+    YAML().dump(data, sys.stdout)
+
+
+@app.command()
+def cp(
+    recipe: Annotated[str, typer.Argument(help="The recipe to copy.")],
+    destination: Annotated[Path, typer.Argument(help="The new file.")],
+    force: Annotated[bool, typer.Option(help="Overwrite.")] = False,
+) -> None:
+    """Copy a recipe to a file of your own."""
+    from xmodal import plugins
+    from xmodal.errors import UsageError
+    from xmodal.recipe import library
+
+    found = library.find(recipe, plugins.registry())
+    if destination.is_dir():
+        destination = destination / found.path.name
+    if destination.exists() and not force:
+        raise UsageError(f"{destination} exists; --force overwrites it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.write_bytes(found.path.read_bytes())
+    typer.echo(destination)
+
+
+@app.command("validate")
+def validate_(
+    arguments: Recipes, scale: Scale = None, plugin: Plugins = None, as_json: AsJson = False
+) -> None:
+    """Check a recipe as far as possible without loading data or weights; lists every problem."""
+    from xmodal import plugins
+    from xmodal.data.store import Store
+    from xmodal.engine.plan import plan
+    from xmodal.recipe.layers import compose, validate
+
+    recipes, overrides = split_arguments(arguments)
+    registry = plugins.registry(tuple(plugin or ()))
+    layered = compose(recipes, registry, overrides, scale)
+    facts = plan(validate(layered, registry), Store(), layered).facts
+    tokens = "x".join(str(side) for side in facts.grid)
+    row = {
+        "valid": True,
+        "task": facts.task.name,
+        "sample": list(facts.task.shape),
+        "target": facts.task.target.kind,
+        "tokens": list(facts.grid),
+        "backbone": facts.backbone.name,
+        "source": facts.source.name if facts.source else None,
+    }
+    if as_json:
+        output.print_json(row)
+        return
+    shape = "x".join(str(side) for side in facts.task.shape)
+    source = f", source {row['source']}" if row["source"] else ""
+    typer.echo(
+        f"valid: {facts.task.name} ({shape}, {facts.task.target.kind}) as {tokens} tokens "
+        f"into {facts.backbone.name}{source}"
+    )
+
+
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
+) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from xmodal.recipe.schema import recipe_schema
+
+    text = json.dumps(recipe_schema(), indent=1)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")

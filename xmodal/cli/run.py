@@ -1,0 +1,151 @@
+"""``xmodal run`` and ``xmodal resume``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xmodal.cli import output
+
+Recipes = Annotated[
+    list[str],
+    typer.Argument(
+        help="A recipe name or path, more of them (later win), and overrides such as seed=3 or "
+        "stages.0.epochs=5."
+    ),
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="Load a single-file plugin; can be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate recipes from ``key=value`` overrides."""
+    overrides = [a for a in arguments if "=" in a and not Path(a).is_file()]
+    recipes = [a for a in arguments if a not in overrides]
+    if not recipes:
+        raise typer.BadParameter("name at least one recipe; list them: xmodal recipes list")
+    return recipes, overrides
+
+
+def run(
+    arguments: Recipes,
+    scale: Annotated[
+        str | None, typer.Option(help="Put a scale layer last: paper, cpu, smoke.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as the override seed=N.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    directory: Annotated[
+        Path | None, typer.Option(help="The exact run directory to use or continue.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load everything, try one step, change nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Repeat a run that is already done.")] = False,
+    plugin: Plugins = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe. The same run is never done twice, and one that was interrupted continues.
+
+    Examples:  xmodal run demo/pare   |   xmodal run methods/pare tasks/darcy --scale cpu seed=1
+    """
+    recipes, overrides = split_arguments(arguments)
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    if dry_run:
+        _dry_run(recipes, overrides, scale, tuple(plugin or ()), as_json)
+        return
+    from xmodal import api
+    from xmodal.cli.live import Watcher
+
+    with Watcher(output.stderr(), quiet) as watcher:
+        outcome = api.run(
+            *recipes,
+            overrides=overrides,
+            scale=scale,
+            directory=directory,
+            root=root,
+            name=name,
+            force=force,
+            plugin_files=tuple(plugin or ()),
+            observer=watcher,
+        )
+    _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+
+
+def resume(
+    reference: Annotated[str, typer.Argument(help="A run directory, or a name under --root.")],
+    root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    plugin: Plugins = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue an interrupted run, bit for bit as if it had never stopped."""
+    from xmodal import api, runs
+    from xmodal.cli.live import Watcher
+
+    found = runs.locate(reference, root)
+    with Watcher(output.stderr(), quiet) as watcher:
+        outcome = api.run(
+            str(found.path / "resolved.yaml"),
+            directory=found.path,
+            plugin_files=tuple(plugin or ()),
+            observer=watcher,
+        )
+    _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+
+
+def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"run": str(path), "fresh": fresh, **result})
+        return
+    if not fresh:
+        output.stderr().print("already done; --force repeats it", markup=False)
+    selected = result["selected_on"]
+    rows = [
+        (f"test {result['metric']}", output.number(result["test"]["metric"])),
+        (f"best {selected}", output.number(result["validation"]["metric"])),
+        ("time", output.seconds(result["seconds"]["training"])),
+        ("memory", output.size(result["memory_bytes"])),
+        (
+            "trained",
+            f"{output.count(result['parameters']['trainable'])} of "
+            f"{output.count(result['parameters']['total'])} parameters",
+        ),
+        ("run", path),
+    ]
+    if (path / "report.html").exists():
+        rows.append(("report", path / "report.html"))
+    output.print_table(("", ""), rows)
+
+
+def _dry_run(
+    recipes: list[str],
+    overrides: list[str],
+    scale: str | None,
+    plugin_files: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    from xmodal import plugins
+    from xmodal.data.store import Store
+    from xmodal.engine.dry_run import describe
+    from xmodal.engine.plan import plan
+    from xmodal.recipe.layers import compose, validate
+
+    registry = plugins.registry(plugin_files)
+    layered = compose(recipes, registry, overrides, scale)
+    store = Store()
+    made = plan(validate(layered, registry), store, layered)
+    console = output.stderr()
+    facts = describe(made, store, lambda line: console.print(f"note: {line}", markup=False))
+    if as_json:
+        output.print_json(facts)
+        return
+    for title, rows in facts.items():
+        output.print_table((title, ""), [(key, value) for key, value in rows.items()])
+        output.stdout().print()

@@ -1,0 +1,119 @@
+"""What ``--dry-run`` shows: shapes at every interface, what trains, token norms, and one measured step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from xmodal.batch import Progress, View
+from xmodal.data import loader
+from xmodal.data.store import Store
+from xmodal.engine.build import Builder
+from xmodal.engine.execute import _peak_memory
+from xmodal.engine.loop import StepRecord, Training
+from xmodal.engine.plan import Plan
+from xmodal.engine.session import Session
+
+SAMPLES = 2
+
+
+def describe(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str, dict[str, str]]:
+    """Load everything, take two steps in memory, and return sections of (name, text) rows."""
+    builder = Builder(plan, store, note)
+    data = builder.data()
+    session = builder.session(data)
+    sections = {"data": _data(plan, session), "shapes": _shapes(session)}
+    sections["token norms"] = {
+        "source (what the body was trained on)": _norm(session.source_norm),
+        "target (after calibration)": _norm(session.target_norm),
+    }
+    sections["cost"] = _cost(session)
+    sections["parameters"] = _parameters(session)
+    return sections
+
+
+def _norm(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(str(side) for side in tensor.shape)
+
+
+def _data(plan: Plan, session: Session) -> dict[str, str]:
+    x, y = loader.first(session.data.train, 1)
+    samples = ", ".join(f"{split} {n}" for split, n in plan.facts.task.samples.items())
+    finite = x[x.isfinite()].float()
+    return {
+        "task": f"{plan.facts.task.name}: {samples}",
+        "first sample": f"x {_shape(x[0])}, mean {finite.mean():.3g}, sd {finite.std():.3g}",
+        "its label": str(y[0].item()) if y[0].numel() == 1 else _shape(y[0]),
+        "source": "none" if session.source is None else f"{loader.count(session.source)} samples",
+    }
+
+
+@torch.no_grad()
+def _shapes(session: Session) -> dict[str, str]:
+    model = session.model.eval()
+    x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
+    source = None
+    rows = {"target input": _shape(x)}
+    if session.source is not None:
+        first = loader.first(session.source, len(x))
+        source = (first[0].to(session.device), first[1].to(session.device))
+        tokens = model.embed_source(source[0])
+        rows["source input"] = _shape(source[0])
+        rows["source tokens"] = f"{_shape(tokens.x_BND)}, grid {tokens.grid}"
+    tokens = model.embedder(x)
+    rows["target tokens"] = f"{_shape(tokens.x_BND)}, grid {tokens.grid}"
+    stage = session.stages[0]
+    at = Progress(0, 0, stage.config.epochs, 0, stage.steps_per_epoch(session))
+    views = model.views(x, y, source, at)
+    for number, (view, features) in enumerate(zip(views, model.encode(views), strict=True)):
+        rows[f"view {number}"] = f"{_terms(view)} -> features {_shape(features.x_BND)}"
+    rows["prediction"] = _shape(model.predict(x))
+    return rows
+
+
+def _terms(view: View) -> str:
+    terms = " + ".join(f"{t.weight:.3g} x {t.head} loss" for t in view.terms)
+    log = ", ".join(f"{name} {value:.3g}" for name, value in view.log.items())
+    return terms + (f" ({log})" if log else "")
+
+
+def _cost(session: Session) -> dict[str, str]:
+    """Measure the second optimizer step of the first stage (the first one warms up)."""
+    total = sum(s.steps_per_epoch(session) * s.config.epochs for s in session.stages)
+    taken: list[float] = []
+    begun = time.perf_counter()
+    for record in Training(session).run():
+        if isinstance(record, StepRecord):
+            taken.append(record.seconds)
+        if len(taken) == 2 or not isinstance(record, StepRecord):
+            break
+    if not taken:
+        return {"fit": f"{time.perf_counter() - begun:.1f} s"}
+    return {
+        "steps": f"{total}",
+        "one step": f"{taken[-1]:.2f} s",
+        "training, about": f"{taken[-1] * total / 60:.1f} min (without evaluation)",
+        "memory": f"{_peak_memory() / 1e9:.1f} GB",
+    }
+
+
+def _parameters(session: Session) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for number, stage in enumerate(session.stages):
+        chosen = session.model.select_trainable(tuple(stage.config.train))
+        parts: dict[str, int] = {}
+        for name, parameter in chosen:
+            part = name.split(".")[0]
+            parts[part] = parts.get(part, 0) + parameter.numel()
+        shown = ", ".join(f"{part} {n:,}" for part, n in parts.items()) or "nothing"
+        rows[f"trains in stage {number}"] = shown
+    everything: dict[str, Any] = {"all": sum(p.numel() for p in session.model.parameters())}
+    rows["total"] = f"{everything['all']:,}"
+    return rows

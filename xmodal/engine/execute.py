@@ -1,0 +1,368 @@
+"""Carries a run out: finds or makes its directory, drives the loop, saves, tests, reports.
+
+The only writer of a run directory while the run lasts.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from xmodal import __version__, runs
+from xmodal.data import loader
+from xmodal.data.store import Store
+from xmodal.engine import checkpoint, probe
+from xmodal.engine.build import Builder
+from xmodal.engine.evaluate import evaluate
+from xmodal.engine.guard import StopRequest, watch_signals
+from xmodal.engine.loop import EpochRecord, StepRecord, Training
+from xmodal.engine.plan import Plan
+from xmodal.engine.session import Session
+from xmodal.errors import DataError, TrainingError, XModalError
+from xmodal.interfaces import TaskData
+from xmodal.plugins import Registry
+from xmodal.recipe.model import COMPONENT_FIELDS
+from xmodal.recipe.use import Use
+
+STEP, BEST = "step-", "best-"
+SHOWN_SAMPLES = 4
+MAX_PREDICTION_BYTES = 256 * 2**20
+
+
+class Interrupted(XModalError):
+    """A signal asked the run to end; its state is saved."""
+
+    def __init__(self, number: int, run: runs.Run) -> None:
+        self.exit_code = 128 + number
+        super().__init__(f"interrupted; state saved. Continue with: xmodal resume {run.path}")
+
+
+class Observer(Protocol):
+    """Who watches a run: a live display, a log, nobody."""
+
+    def note(self, line: str) -> None:
+        """One line for the user."""
+
+    def started(self, run: runs.Run, session: Session, resumed: bool) -> None:
+        """Everything is loaded; training is about to begin."""
+
+    def record(self, record: StepRecord | EpochRecord) -> None:
+        """A step or an epoch is done."""
+
+
+class Silent:
+    """An observer that ignores everything."""
+
+    def note(self, line: str) -> None:
+        """Ignore."""
+
+    def started(self, run: runs.Run, session: Session, resumed: bool) -> None:
+        """Ignore."""
+
+    def record(self, record: StepRecord | EpochRecord) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run and where: the name of the run, its root, and whether to repeat a finished one."""
+
+    name: str
+    root: Path = runs.DEFAULT_ROOT
+    directory: Path | None = None
+    force: bool = False
+    source_text: str = ""
+    report: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. ``fresh`` is False if an earlier run had already done it."""
+
+    run: runs.Run
+    result: Mapping[str, Any]
+    fresh: bool
+
+
+def execute(
+    plan: Plan, order: Order, registry: Registry, store: Store, observer: Observer | None = None
+) -> Outcome:
+    """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
+    observer = observer or Silent()
+    builder = Builder(plan, store, observer.note)
+    data = builder.data()
+    resolved = plan.recipe.model_dump(mode="json")
+    digest = runs.content_hash(resolved, _versions(plan, registry), {"task": data.checksum})
+    run, done = _directory(order, digest)
+    if done:
+        return Outcome(run, run.read("result.json"), fresh=False)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.lock(), watch_signals() as stop:
+        if not (run.path / "manifest.json").exists():
+            _describe(run, plan, order, registry, resolved, digest, data)
+        run.set_state("running")
+        try:
+            result = _Execution(run, plan, builder, data, observer, stop).carry_out()
+        except Interrupted as error:
+            run.set_state("interrupted", reason=str(error))
+            raise
+        except TrainingError as error:
+            run.set_state("stopped", reason=str(error))
+            raise
+        except KeyboardInterrupt:
+            run.set_state("interrupted", reason="interrupted before its state was saved")
+            raise
+        except Exception as error:
+            run.set_state("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        run.write("result.json", result)
+        if order.report:
+            _report(run, observer.note)
+        run.set_state("done")
+    return Outcome(run, result, fresh=True)
+
+
+def _report(run: runs.Run, note: Callable[[str], None]) -> None:
+    from xmodal.report.run_report import write_report
+
+    try:
+        write_report(run)
+    except Exception as error:  # a picture must never cost a finished run its result
+        note(f"the report could not be drawn: {type(error).__name__}: {error}")
+
+
+def _directory(order: Order, digest: str) -> tuple[runs.Run, bool]:
+    """The directory to run in, and whether the run in it is already done."""
+    if order.directory is not None:
+        run = runs.Run(order.directory)
+        known = run.read("manifest.json").get("hash")
+        if known is not None and known != digest:
+            raise DataError(
+                f"{run.path} holds another run (its recipe, data or component versions differ); "
+                "choose another directory"
+            )
+        return run, run.state == "done" and not order.force
+    if not order.force:
+        for run in runs.same(order.root, order.name, digest):
+            if run.state == "done":
+                return run, True
+            if run.state != "failed":
+                return run, False
+    return runs.Run(runs.new_path(order.root, order.name, digest)), False
+
+
+def _versions(plan: Plan, registry: Registry) -> dict[str, str]:
+    uses: list[Use[Any]] = [getattr(plan.recipe, key) for key in COMPONENT_FIELDS]
+    entries = [
+        registry.entry(use.component.kind, use.name)
+        for use in [*uses, *plan.recipe.stages]
+        if use is not None
+    ]
+    return {f"{entry.kind}:{entry.name}": entry.origin for entry in entries}
+
+
+def _describe(
+    run: runs.Run,
+    plan: Plan,
+    order: Order,
+    registry: Registry,
+    resolved: Mapping[str, Any],
+    digest: str,
+    data: TaskData,
+) -> None:
+    """Write what the run is before it starts."""
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    (run.path / "recipe.yaml").write_text(order.source_text, encoding="utf-8")
+    yaml = YAML()
+    with (run.path / "resolved.yaml").open("w", encoding="utf-8") as stream:
+        yaml.dump(dict(resolved), stream)
+    manifest = {
+        "name": order.name,
+        "hash": digest,
+        "xmodal": __version__,
+        "facts": asdict(plan.facts),
+        "components": _versions(plan, registry),
+        "data": {"task": data.checksum},
+        "classes": list(data.classes),
+        "plugins": {p.plugin: p.digest or p.version for p in registry.plugins},
+        "command": sys.argv,
+        **runs.environment(),
+    }
+    run.write("manifest.json", manifest)
+
+
+class _Execution:
+    """One pass over a run: build, restore, train, test."""
+
+    def __init__(
+        self,
+        run: runs.Run,
+        plan: Plan,
+        builder: Builder,
+        data: TaskData,
+        observer: Observer,
+        stop: StopRequest,
+    ) -> None:
+        self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
+        self.saving = plan.recipe.saving
+        self.session = builder.session(data)
+        self.training = Training(self.session, self._restored())
+        self.main = self.session.accelerator.is_main_process
+        self.saved_at = time.monotonic()
+        self.begun = time.perf_counter()
+
+    def carry_out(self) -> dict[str, Any]:
+        """Train from wherever the run stands, then test the best epoch."""
+        resumed = self.training.restored is not None
+        self.run.rewind_metrics(self.training.snapshot.total_steps)
+        self.observer.started(self.run, self.session, resumed)
+        for record in self.training.run():
+            self.observer.record(record)
+            if isinstance(record, EpochRecord):
+                self._epoch_done(record)
+            elif self._due():
+                self._save()
+            if self.stop:
+                self._save()
+                assert self.stop.signal is not None
+                raise Interrupted(self.stop.signal, self.run)
+        return self._test()
+
+    def _restored(self) -> dict[str, Any] | None:
+        """The newest complete checkpoint; a damaged one is named and the one before it used."""
+        for folder in checkpoint.complete(self.run.checkpoints, STEP):
+            try:
+                state = checkpoint.load(folder)
+                best = state["snapshot"]["best_steps"]
+                if state["snapshot"]["best_metric"] is not None:
+                    checkpoint.load(self._best_folder(best))
+            except DataError as error:
+                self.session.note(f"{error}; using the one before it")
+                continue
+            return state
+        return None
+
+    def _due(self) -> bool:
+        every = self.saving.every_steps
+        if every is not None and self.training.snapshot.total_steps % every == 0:
+            return True
+        minutes = self.saving.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+
+    def _best_folder(self, steps: int) -> Path:
+        return self.run.checkpoints / f"{BEST}{steps:010d}"
+
+    def _epoch_done(self, record: EpochRecord) -> None:
+        snapshot = self.training.snapshot
+        if not self.main:
+            return
+        line = {
+            "stage": record.progress.stage,
+            "epoch": record.progress.epoch,
+            "total_steps": snapshot.total_steps,
+            "train": dict(record.train),
+            "validation": {"metric": record.metric, "loss": record.loss},
+            "best": record.best,
+            "seconds": record.seconds,
+            "trainable": record.trainable,
+        }
+        self.run.append_metrics(line)
+        if record.best:
+            state = {"model": self.session.model.state_dict()}
+            checkpoint.save(self._best_folder(snapshot.best_steps), state)
+        self._save()
+
+    def _save(self) -> None:
+        """Save everything; afterwards older checkpoints and bests may go."""
+        self.saved_at = time.monotonic()
+        if not self.main:
+            return
+        snapshot = self.training.snapshot
+        # Epoch end and the last step before it share total_steps, so the name counts both.
+        order = snapshot.total_steps * 2 + (snapshot.step == 0)
+        folder = self.run.checkpoints / f"{STEP}{order:012d}"
+        checkpoint.save(folder, self.training.state())
+        checkpoint.sweep(self.run.checkpoints, STEP, self.saving.keep)
+        checkpoint.sweep(self.run.checkpoints, BEST, self.saving.keep)
+        self.run.set_state("running", stage=snapshot.stage, epoch=snapshot.epoch)
+
+    def _test(self) -> dict[str, Any]:
+        """Score the best epoch on the test split; the model ends holding the best weights."""
+        session, snapshot = self.session, self.training.snapshot
+        final = {k: v.cpu() for k, v in session.model.state_dict().items()}
+        if self.main:
+            checkpoint.save(self.run.path / "final", {"model": final})
+        best = checkpoint.load(self._best_folder(snapshot.best_steps))
+        checkpoint.load_exactly(session.model, best["model"], "the best checkpoint")
+        score = evaluate(session, session.data.test, keep=True)
+        assert score.predictions is not None
+        size = score.predictions.numel() * score.predictions.element_size()
+        if self.main and size <= MAX_PREDICTION_BYTES:
+            save_file(
+                {"prediction": score.predictions.contiguous()},
+                self.run.path / "predictions.safetensors",
+            )
+        if self.main:
+            self._keep_samples(score.predictions)
+        return self._result(score.metric, score.loss)
+
+    def _result(self, metric: float, loss: float) -> dict[str, Any]:
+        session, snapshot = self.session, self.training.snapshot
+        recipe = self.plan.recipe
+        parameters = list(session.model.parameters())
+        lines = self.run.metrics()
+        return {
+            "task": recipe.task.name,
+            "metric": recipe.task.config.metric.name,
+            "better": session.metric.better,
+            "test": {"metric": metric, "loss": loss},
+            "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
+            "selected_on": "test" if recipe.protocol == "published" else "validation",
+            "protocol": recipe.protocol,
+            "seed": recipe.seed,
+            "steps": snapshot.total_steps,
+            "seconds": {
+                "training": snapshot.seconds,
+                "this_process": time.perf_counter() - self.begun,
+            },
+            "memory_bytes": _peak_memory(),
+            "parameters": {
+                "total": sum(p.numel() for p in parameters),
+                "trainable": max((line["trainable"] for line in lines), default=0),
+            },
+            "token_norm": {"source": session.source_norm, "target": session.target_norm},
+            "device": str(session.device),
+            "notes": list(session.notes),
+        }
+
+    def _keep_samples(self, predictions: torch.Tensor) -> None:
+        """Keep a few samples, and what the mixer did to them, for the report."""
+        session = self.session
+        x, y = loader.first(session.data.test, SHOWN_SAMPLES)
+        kept: dict[str, Any] = {
+            "test": {"x": x, "y": y, "prediction": predictions[: len(x)]},
+            "train": {"x": loader.first(session.data.train, probe.SAMPLES)[0]},
+            "probes": self.training.snapshot.probes,
+            "images": dict(session.data.images),
+        }
+        if session.source is not None:
+            kept["source"] = {"x": loader.first(session.source, probe.SAMPLES)[0]}
+        shutil.rmtree(self.run.path / "samples", ignore_errors=True)
+        checkpoint.save(self.run.path / "samples", kept)
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

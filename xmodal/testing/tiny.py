@@ -1,0 +1,204 @@
+"""Small stand-ins for everything a component meets: facts, tokens, samples, labels, a body.
+
+Nothing here is registered under a name, and nothing reads files. All of it is a function of its
+arguments: the same call gives the same numbers.
+
+Shapes: B samples, N tokens, D width of tokens and features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.batch import SOURCE, TARGET, Progress, Sample, Selection, Tokens
+from xmodal.data.store import Store
+from xmodal.interfaces import (
+    Backbone,
+    BackboneFacts,
+    Context,
+    Facts,
+    Scheduler,
+    Selector,
+    Settings,
+    SourceFacts,
+    Target,
+    TaskFacts,
+)
+
+Form = Literal["grid", "sequence", "row"]
+WIDTH = 16
+PATCH = 4
+BATCH = 3
+CLASSES = 2 * BATCH
+# Two channels and unequal sides, so that code which expects RGB squares is found out.
+SHAPES: dict[str, tuple[int, ...]] = {"grid": (2, 16, 24), "sequence": (2, 40), "row": (6,)}
+GRIDS: dict[str, tuple[int, ...]] = {"grid": (4, 6), "sequence": (10,), "row": (6,)}
+LEVELS = (0, 0, 3, 0, 2, 4)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers, a function of shape and seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_target(kind: str = "classification", form: Form = "grid") -> Target:
+    """A label of that kind; dense labels lie on the samples' own grid."""
+    if kind == "dense":
+        return Target("dense", 2, SHAPES[form][1:])
+    sizes = {"classification": CLASSES, "multi-label": 4, "regression": 2}
+    return Target(kind, sizes[kind])  # type: ignore[arg-type]
+
+
+def tiny_task(form: Form = "grid", target: Target | None = None) -> TaskFacts:
+    """Facts of a task with samples of that form."""
+    return TaskFacts(
+        name=f"example-{form}",
+        shape=SHAPES[form],
+        target=target or tiny_target(form=form),
+        samples={"train": 12, "validation": 6, "test": 6},
+        levels=LEVELS if form == "row" else (),
+    )
+
+
+def tiny_body() -> BackboneFacts:
+    """Facts of ``TinyBackbone``."""
+    return BackboneFacts(
+        name="example-body",
+        modality="image",
+        width=WIDTH,
+        feature_width=WIDTH,
+        patch=PATCH,
+        grid=GRIDS["grid"],
+        embedding_norm=True,
+    )
+
+
+def tiny_facts(form: Form = "grid", target: Target | None = None) -> Facts:
+    """Facts of a whole run on samples of that form, with a source of images."""
+    source = SourceFacts("example-source", "image", Target("classification", CLASSES))
+    return Facts(tiny_task(form, target), tiny_body(), source, GRIDS[form])
+
+
+def tiny_context(
+    facts: Facts | None = None,
+    components: Mapping[str, Any] | None = None,
+    output: Target | None = None,
+    seed: int = 0,
+) -> Context:
+    """A context to build a component with, with a generator of its own."""
+    facts = facts or tiny_facts()
+    generator = torch.Generator().manual_seed(seed)
+    return Context(facts, generator, Store(), components or {}, output or facts.task.target)
+
+
+def tiny_tokens(grid: tuple[int, ...] = (4, 6), batch: int = BATCH, seed: int = 0) -> Tokens:
+    """Random tokens ``[B, N, D]``."""
+    return Tokens(random(batch, prod(grid), WIDTH, seed=seed), grid)
+
+
+def tiny_sample(head: str = TARGET, grid: tuple[int, ...] = (4, 6), seed: int = 0) -> Sample:
+    """Random tokens with labels; no label of the target head is one of the source head."""
+    first = BATCH if head == SOURCE else 0
+    labels = torch.arange(first, first + BATCH)
+    return Sample(tiny_tokens(grid, seed=seed + first), labels, head)
+
+
+def tiny_samples(task: TaskFacts, batch: int = BATCH, seed: int = 0) -> Tensor:
+    """Raw samples ``[B, *shape]``; categories of a table are coded 0 .. m-1."""
+    x = random(batch, *task.shape, seed=seed)
+    for column, levels in enumerate(task.levels):
+        if levels:
+            x[:, column] = (torch.arange(batch) + seed) % levels
+    return x
+
+
+def tiny_labels(target: Target, batch: int = BATCH, seed: int = 0) -> Tensor:
+    """Labels of that form. Every class occurs; dense labels are 0 or 1, which suits all losses."""
+    if target.kind == "classification":
+        return (torch.arange(batch) + seed) % target.size
+    shape = (batch, target.size, *target.shape)
+    if target.kind == "regression":
+        return random(*shape, seed=seed)
+    binary = (random(*shape, seed=seed) > 0).float()
+    binary[0], binary[-1] = 0.0, 1.0
+    return binary
+
+
+def tiny_prediction(target: Target, batch: int = BATCH, seed: int = 1) -> Tensor:
+    """A random prediction ``[B, K]``, or ``[B, K, *shape]`` for dense outputs."""
+    return random(batch, target.size, *target.shape, seed=seed)
+
+
+def progress(epoch: int = 0, epochs: int = 4, step: int = 0, steps: int = 2) -> Progress:
+    """A point of the first stage."""
+    return Progress(0, epoch, epochs, step, steps)
+
+
+class TinyBackbone(Backbone):
+    """A random body: every token meets the mean of all tokens of its sample."""
+
+    def __init__(self, config: Settings, context: Context) -> None:
+        super().__init__(config, context)
+        self.facts = tiny_body()
+        self.projection = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
+        self.input_norm = nn.LayerNorm(WIDTH)
+        self.encoder = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+
+    @classmethod
+    def describe(cls, config: Settings, store: Store) -> BackboneFacts:
+        """The facts."""
+        return tiny_body()
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Cut images ``[B, 3, H, W]`` into patches."""
+        x_BDhw = self.projection(x)
+        tokens_BND = self.input_norm(x_BDhw.flatten(2).transpose(1, 2))
+        return Tokens(tokens_BND, tuple(x_BDhw.shape[2:]))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Encode."""
+        x_BND = tokens.x_BND + tokens.x_BND.mean(dim=1, keepdim=True)
+        return Tokens(tokens.x_BND + self.encoder(x_BND), tokens.grid)
+
+    def patch_projection(self) -> nn.Conv2d:
+        """The projection of RGB patches."""
+        return self.projection
+
+    def embedding_norm(self) -> nn.LayerNorm:
+        """The norm at the end of the embedding."""
+        return self.input_norm
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """What only the embedding uses."""
+        return [*self.projection.parameters(), *self.input_norm.parameters()]
+
+
+class TinySelector(Selector):
+    """The k tokens of the largest sum, with a straight-through gradient."""
+
+    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+        """Select."""
+        scores_BN = tokens.x_BND.sum(dim=2)
+        hard_BN = torch.zeros_like(scores_BN)
+        hard_BN = hard_BN.scatter(1, scores_BN.topk(k, dim=1).indices, 1.0).detach()
+        soft_BN = scores_BN.sigmoid()
+        return Selection(hard_BN + (soft_BN - soft_BN.detach()), scores_BN.detach(), k)
+
+
+class TinyScheduler(Scheduler):
+    """A fixed k, at most N."""
+
+    class Config(Settings):
+        """Settings of the scheduler."""
+
+        k: int = Field(1, ge=0, description="Tokens to replace.")
+
+    def __call__(self, progress: Progress, num_tokens: int) -> int:
+        """The fixed k."""
+        return min(int(self.config.k), num_tokens)
