@@ -2,4 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
 from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_embedders() -> Mapping[str, str]:
+    """Grids, sequences, tables, and whole samples."""
+    return {
+        "patch": "xmodal_basics.embedders.patch:Patch",
+        "conv-1d": "xmodal_basics.embedders.conv1d:Conv1d",
+        "columns": "xmodal_basics.embedders.columns:Columns",
+        "flat": "xmodal_basics.embedders.flat:Flat",
+    }
+
+
+@hookimpl
+def xmodal_backbones() -> Mapping[str, str]:
+    """No body at all."""
+    return {"identity": "xmodal_basics.identity:Identity"}
+
+
+@hookimpl
+def xmodal_mixers() -> Mapping[str, str]:
+    """No mixing."""
+    return {"none": "xmodal_basics.mixers:NoMixing"}
+
+
+@hookimpl
+def xmodal_predictors() -> Mapping[str, str]:
+    """Heads for every kind of label, and scikit-learn models."""
+    return {
+        "pooled": "xmodal_basics.predictors:Pooled",
+        "classification": "xmodal_basics.predictors:Classification",
+        "multi-label": "xmodal_basics.predictors:MultiLabel",
+        "regression": "xmodal_basics.predictors:Regression",
+        "dense": "xmodal_basics.predictors:Dense",
+        "dense-1d": "xmodal_basics.predictors:Dense1d",
+        "dense-2d": "xmodal_basics.predictors:Dense2d",
+        "sklearn": "xmodal_basics.sklearn_baseline:Sklearn",
+    }
+
+
+@hookimpl
+def xmodal_stages() -> Mapping[str, str]:
+    """Gradient training, and fitting a scikit-learn model."""
+    return {
+        "finetune": "xmodal_basics.finetune:Finetune",
+        "fit": "xmodal_basics.sklearn_baseline:Fit",
+    }
+
+
+@hookimpl
+def xmodal_losses() -> Mapping[str, str]:
+    """Losses of every sample."""
+    return {
+        "cross-entropy": "xmodal_basics.losses:CrossEntropy",
+        "focal": "xmodal_basics.losses:Focal",
+        "bce": "xmodal_basics.losses:BinaryCrossEntropy",
+        "mse": "xmodal_basics.losses:SquaredError",
+        "l1": "xmodal_basics.losses:AbsoluteError",
+        "rmse": "xmodal_basics.losses:RootMeanSquaredError",
+        "relative-l2": "xmodal_basics.losses:RelativeL2",
+        "nrmse": "xmodal_basics.losses:NormalisedRMSE",
+    }
+
+
+@hookimpl
+def xmodal_metrics() -> Mapping[str, str]:
+    """Errors over a whole split."""
+    return {
+        "error-rate": "xmodal_basics.metrics:ErrorRate",
+        "balanced-error": "xmodal_basics.metrics:BalancedError",
+        "f1-error": "xmodal_basics.metrics:F1Error",
+        "auroc-error": "xmodal_basics.metrics:AUROCError",
+        "average-precision-error": "xmodal_basics.metrics:AveragePrecisionError",
+        "mae": "xmodal_basics.metrics:MeanAbsoluteError",
+        "rmse": "xmodal_basics.metrics:RootMeanSquaredError",
+        "nrmse": "xmodal_basics.metrics:NormalisedRMSE",
+        "relative-l2": "xmodal_basics.metrics:RelativeL2",
+        "r2-error": "xmodal_basics.metrics:R2Error",
+    }
+
+
+@hookimpl
+def xmodal_recipes() -> Traversable:
+    """The shipped recipes: beside this module in a wheel, at the top of a source checkout."""
+    here = Path(__file__).resolve().parent
+    packed = here / "recipes"
+    return packed if packed.is_dir() else here.parent.parent / "recipes"

@@ -1,0 +1,152 @@
+"""What all trainable embedders share: the end of the embedding, and its calibration.
+
+A subclass projects raw samples to tokens; this base adds what the pretrained body's own embedding
+ends in: its LayerNorm (if it has one) and its positions, both trainable copies. ``calibrate``
+brings the tokens to the norm that the body's encoder is used to.
+
+Shapes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from scipy.optimize import brentq, minimize_scalar
+from torch import Tensor, nn
+
+from xmodal.batch import Tokens
+from xmodal.interfaces import BackboneFacts, Context, Embedder, Settings, TaskFacts
+
+SMALLEST_SHARE = 0.1
+"""Calibration never shrinks the projection below this share of the wanted norm: where the positions
+alone are longer than the body's tokens, the closest norm would otherwise hide the input."""
+
+
+class TokenSettings(Settings):
+    """Settings of every trainable embedder."""
+
+    init: Literal["source", "random"] = Field(
+        "source", description="Start from the body's own embedding as far as it fits, or at random."
+    )
+    scale: Literal["auto", "source", "none"] = Field(
+        "auto",
+        description="Scale the first tokens to the norm of the body's own: 'auto' where the body "
+        "has no embedding LayerNorm to copy.",
+    )
+    positions: bool = Field(
+        True, description="Add a trainable copy of the body's pretrained positions."
+    )
+
+
+class TokenEmbedder(Embedder):
+    """A projection, then the body's LayerNorm where it has one, then its positions."""
+
+    norm: nn.LayerNorm | None
+    positions: nn.Parameter | None
+
+    def __init__(self, config: TokenSettings, context: Context) -> None:
+        super().__init__(config, context)
+        self.token_grid = self.grid(config, context.facts.task, context.facts.backbone)
+        self.width = context.facts.backbone.width
+        self._note = context.note
+        backbone = context.components["backbone"]
+        source_norm = backbone.embedding_norm()
+        if source_norm is None:
+            self.norm = None
+        elif config.init == "source":
+            self.norm = copy.deepcopy(source_norm).requires_grad_(True)
+        else:
+            self.norm = nn.LayerNorm(self.width, eps=source_norm.eps)
+        pretrained_ND = backbone.positions(self.token_grid) if config.positions else None
+        self.positions = (
+            None if pretrained_ND is None else nn.Parameter(pretrained_ND.detach().clone())
+        )
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Project raw samples to ``[B, N, D]``."""
+
+    @abstractmethod
+    def projection_parameters(self) -> Iterable[nn.Parameter]:
+        """Every parameter that ``project`` is linear in."""
+
+    def content(self, x: Tensor) -> Tensor:
+        """Tokens ``[B, N, D]`` before the positions are added."""
+        content_BND = self.project(x)
+        return content_BND if self.norm is None else self.norm(content_BND)
+
+    def forward(self, x: Tensor) -> Tokens:
+        """Embed a batch."""
+        x_BND = self.content(x)
+        if self.positions is not None:
+            x_BND = x_BND + self.positions
+        return Tokens(x_BND, self.token_grid)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, source_norm: float | None) -> None:
+        """Scale the part before the positions so that the mean token norm is ``source_norm``.
+
+        Does nothing where ``scale`` is 'none', or 'auto' with a LayerNorm. Takes the closest norm
+        that can be reached where none is exact.
+        """
+        if self.config.scale == "none" or (self.config.scale == "auto" and self.norm is not None):
+            return
+        if source_norm is None:
+            self._note(
+                "embedder: the norm of the body's own tokens is unknown; scale left as it is"
+            )
+            return
+        factor = scale_to_norm(self.content(x), self.positions, source_norm)
+        scaled = self.projection_parameters() if self.norm is None else self.norm.parameters()
+        for parameter in scaled:
+            parameter.mul_(factor)
+        self._note(f"embedder: tokens scaled by {factor:.4g} to the norm {source_norm:.4g}")
+
+
+def check_width(name: str, backbone: BackboneFacts) -> None:
+    """Raise ValueError where the backbone does not say how wide its tokens are."""
+    if backbone.width == 0:
+        raise ValueError(
+            f"embedder '{name}' needs a backbone with tokens of a known width; backbone "
+            f"'{backbone.name}' takes any (use embedder 'flat')"
+        )
+
+
+def check_form(name: str, needs: str, form: str, task: TaskFacts) -> None:
+    """Raise ValueError where the task's samples do not have the form the embedder reads."""
+    if task.form != form:
+        raise ValueError(f"embedder '{name}' needs {needs}; task '{task.name}' gives a {task.form}")
+
+
+def scale_to_norm(content_BND: Tensor, positions_ND: Tensor | None, wanted: float) -> float:
+    """The factor s at which the mean norm of ``s * content + positions`` is ``wanted``.
+
+    The mean norm is convex in s, so the root right of its minimum is unique; where the minimum is
+    already above ``wanted`` it is the closest value. s stays above ``SMALLEST_SHARE``.
+    """
+    content_BND = content_BND.detach().double().cpu()
+    square_BN = content_BND.square().sum(-1)
+    length = square_BN.sqrt().mean().item()
+    if length == 0.0:
+        return 1.0
+    if positions_ND is None:
+        return wanted / length
+    positions_ND = positions_ND.detach().double().cpu()
+    cross_BN = (content_BND * positions_ND).sum(-1)
+    rest_N = positions_ND.square().sum(-1)
+
+    def excess(s: float) -> float:
+        norm_BN = (s * s * square_BN + 2 * s * cross_BN + rest_N).clamp_min(0).sqrt()
+        return float(norm_BN.mean()) - wanted
+
+    low = SMALLEST_SHARE * wanted / length
+    # By the triangle inequality the mean norm at this s is at least ``wanted``.
+    high = (wanted + rest_N.sqrt().mean().item()) / length
+    inner = float(minimize_scalar(excess, bounds=(low, high), method="bounded").x)
+    best = min(low, inner, key=excess)
+    return best if excess(best) >= 0 else float(brentq(excess, best, high, xtol=1e-12))

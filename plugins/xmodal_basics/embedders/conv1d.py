@@ -1,0 +1,91 @@
+"""The ``conv-1d`` embedder: sequences of any number of channels, cut into equal pieces.
+
+Shapes: B samples, C channels, L length, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xmodal.interfaces import BackboneFacts, Context, TaskFacts
+from xmodal_basics.embedders.base import (
+    TokenEmbedder,
+    TokenSettings,
+    check_form,
+    check_width,
+)
+
+FEWEST_TOKENS = 4
+"""Where the published rule gives fewer (a long prime length gives one), ``pad: auto`` pads."""
+
+
+class Conv1d(TokenEmbedder):
+    """Cuts ``[B, C, L]`` into pieces and projects each with one convolution.
+
+    A piece has the smallest length that divides L and gives at most ``target_length`` tokens
+    (ORCA's rule). With padding it has ``ceil(L / target_length)`` and zeros fill the last one. The
+    projection always starts from Xavier's uniform distribution, as in the published code.
+    """
+
+    class Config(TokenSettings):
+        target_length: PositiveInt = Field(512, description="The largest number of tokens.")
+        kernel: PositiveInt | None = Field(
+            None,
+            description="Length of a piece; by the rule where null. L is padded to a multiple.",
+        )
+        pad: bool | Literal["auto"] = Field(
+            "auto",
+            description="Pad L instead of looking for a divisor; 'auto' where the divisor would "
+            f"give fewer than {FEWEST_TOKENS} tokens.",
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        channels, length = context.facts.task.shape
+        kernel, count = pieces(config, length, context.facts.backbone.max_tokens)
+        self.padding = (0, kernel * count - length)
+        if self.padding[1]:
+            context.note(
+                f"embedder: length {length} padded to {kernel * count}: {count} tokens of {kernel}"
+            )
+        self.projection = nn.Conv1d(channels, self.width, kernel, stride=kernel)
+        gain = nn.init.calculate_gain("relu")
+        nn.init.xavier_uniform_(self.projection.weight, gain, generator=context.generator)
+        nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def grid(cls, config: Config, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
+        """``(N,)``. Raises ValueError with the reason if the task gives no sequence."""
+        check_form("conv-1d", "a sequence (C, L)", "sequence", task)
+        check_width("conv-1d", backbone)
+        _, count = pieces(config, task.shape[1], backbone.max_tokens)
+        return (count,)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Pad and project ``[B, C, L]`` to ``[B, N, D]``."""
+        x_BDN = self.projection(functional.pad(x, self.padding))
+        return x_BDN.transpose(1, 2)  # type: ignore[no-any-return]
+
+    def projection_parameters(self) -> Iterable[nn.Parameter]:
+        """The kernel and its bias."""
+        return self.projection.parameters()
+
+
+def pieces(config: Conv1d.Config, length: int, max_tokens: int | None) -> tuple[int, int]:
+    """The length of a piece and the number of pieces; together at least ``length``."""
+    if config.kernel is not None:
+        return config.kernel, ceil(length / config.kernel)
+    limit = min(config.target_length, max_tokens or config.target_length)
+    padded = ceil(length / limit)
+    if config.pad is True:
+        return padded, ceil(length / padded)
+    divisor = next(i for i in range(padded, length + 1) if length % i == 0)
+    if config.pad == "auto" and length // divisor < min(FEWEST_TOKENS, limit):
+        return padded, ceil(length / padded)
+    return divisor, length // divisor

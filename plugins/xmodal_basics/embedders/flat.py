@@ -1,0 +1,29 @@
+"""The ``flat`` embedder: a whole sample as one token, for bodies that take any width."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from xmodal.batch import Tokens
+from xmodal.interfaces import BackboneFacts, Embedder, TaskFacts
+
+
+class Flat(Embedder):
+    """Flattens every sample to one token as wide as the sample has numbers; nothing is trained."""
+
+    @classmethod
+    def grid(cls, config: object, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
+        """``(1,)``. Raises ValueError where the backbone reads tokens of another width."""
+        width = prod(task.shape)
+        if backbone.width not in (0, width):
+            raise ValueError(
+                f"embedder 'flat' makes one token of width {width}; backbone '{backbone.name}' "
+                f"reads tokens of width {backbone.width} (use it with backbone 'identity')"
+            )
+        return (1,)
+
+    def forward(self, x: Tensor) -> Tokens:
+        """``[B, *shape]`` to ``[B, 1, numel]``."""
+        return Tokens(x.flatten(1)[:, None], (1,))

@@ -1,0 +1,128 @@
+"""The ``patch`` embedder: grids of any number of channels, cut into square patches.
+
+Shapes: B samples, C channels, H and W pixels, P patch side, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from timm.layers import resample_patch_embed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xmodal.interfaces import BackboneFacts, Context, TaskFacts
+from xmodal_basics.embedders.base import (
+    TokenEmbedder,
+    TokenSettings,
+    check_form,
+    check_width,
+)
+
+
+class Patch(TokenEmbedder):
+    """Cuts ``[B, C, H, W]`` into patches and projects each with one convolution.
+
+    At its native size a sample is padded with zeros at the right and the bottom to a multiple of
+    the patch. ``init: source`` tiles the pretrained RGB kernel along the input channels, by ORCA's
+    rule.
+    """
+
+    class Config(TokenSettings):
+        size: PositiveInt | tuple[PositiveInt, PositiveInt] | Literal["native", "backbone"] = Field(
+            "native",
+            description="Resize samples first (bilinear, antialiased): pixels, height and width, "
+            "'backbone' for the size the body was trained with, or 'native' for no resizing.",
+        )
+        patch: PositiveInt | None = Field(
+            None, description="Side of a patch in pixels; the body's own where null."
+        )
+        channel_rescale: bool = Field(
+            False,
+            description="Multiply the tiled kernel by 3 / channels, so that its response does not "
+            "grow with the number of channels. The published code does not.",
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        task, body = context.facts.task, context.facts.backbone
+        self.size = _size(config, task, body)
+        self.resize = self.size != task.shape[1:]
+        side = _patch(config, body)
+        self.padding = (0, -self.size[1] % side, 0, -self.size[0] % side)
+        self.projection = nn.Conv2d(task.shape[0], self.width, side, stride=side)
+        pretrained = context.components["backbone"].patch_projection()
+        if config.init == "source" and pretrained is not None:
+            copy_projection(pretrained, self.projection, config.channel_rescale)
+            return
+        if config.init == "source":
+            context.note(f"embedder: {body.name} has no patch projection; it starts at random")
+        nn.init.trunc_normal_(self.projection.weight, std=0.02, generator=context.generator)
+        nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def grid(cls, config: Config, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
+        """Patches down and across. Raises ValueError with the reason if there is no such grid."""
+        check_form("patch", "a grid (C, H, W)", "grid", task)
+        check_width("patch", backbone)
+        side = _patch(config, backbone)
+        height, width = _size(config, task, backbone)
+        return ceil(height / side), ceil(width / side)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Resize, pad and project ``[B, C, H, W]`` to ``[B, N, D]``, row by row."""
+        if self.resize:
+            x = functional.interpolate(x, self.size, mode="bilinear", antialias=True)
+        x_BDhw = self.projection(functional.pad(x, self.padding))
+        return x_BDhw.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def projection_parameters(self) -> Iterable[nn.Parameter]:
+        """The kernel and its bias."""
+        return self.projection.parameters()
+
+
+@torch.no_grad()
+def copy_projection(pretrained: nn.Conv2d, projection: nn.Conv2d, rescale: bool) -> None:
+    """Copy a pretrained patch projection to one with other channels and another patch side.
+
+    Channel c gets the kernel of pretrained channel c mod 3: a single channel reads as red. Another
+    patch side resamples the kernel by FlexiViT's pseudo-inverse (Beyer et al. 2023, eq. 5).
+    """
+    weight = pretrained.weight
+    if pretrained.kernel_size != projection.kernel_size:
+        weight = resample_patch_embed(weight, list(projection.kernel_size))
+    known, channels = pretrained.in_channels, projection.in_channels
+    weight = weight[:, torch.arange(channels, device=weight.device) % known]
+    projection.weight.copy_(weight * (known / channels) if rescale else weight)
+    if projection.bias is not None:
+        source = pretrained.bias
+        projection.bias.copy_(torch.zeros_like(projection.bias) if source is None else source)
+
+
+def _patch(config: Patch.Config, backbone: BackboneFacts) -> int:
+    """The patch side in pixels. Raises ValueError where neither the recipe nor the body has one."""
+    side = config.patch or backbone.patch
+    if side is None:
+        raise ValueError(
+            f"embedder 'patch' needs a patch side; backbone '{backbone.name}' has none "
+            "(set 'patch')"
+        )
+    return side
+
+
+def _size(config: Patch.Config, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, int]:
+    """Height and width in pixels before padding."""
+    if config.size == "native":
+        return task.shape[1], task.shape[2]
+    if config.size == "backbone":
+        if backbone.patch is None or len(backbone.grid) != 2:
+            raise ValueError(
+                f"embedder 'patch': backbone '{backbone.name}' was not trained with images of one "
+                "size (set 'size' in pixels, or to native)"
+            )
+        return backbone.grid[0] * backbone.patch, backbone.grid[1] * backbone.patch
+    return (config.size, config.size) if isinstance(config.size, int) else config.size

@@ -1,0 +1,189 @@
+"""Losses of every sample, ``[B]``.
+
+Labels that are NaN are left out of a sample's mean, so masked maps need no loss of their own. The
+shapes of prediction and label must agree: nothing broadcasts.
+
+Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from xmodal.interfaces import Context, Loss, Settings, Target
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy, optionally with classes weighted by their rarity."""
+
+    class Config(Settings):
+        balanced: bool = Field(
+            False,
+            description="Weight classes by 1 / frequency in the training split, scaled so that the "
+            "mean weight of its samples is 1.",
+        )
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=1, description="Share spread over all classes."
+        )
+
+    weight_K: Tensor | None
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        # Not saved: ``fit`` sees the same labels again when a run resumes.
+        self.register_buffer("weight_K", None, persistent=False)
+        self.classes = (context.output or context.facts.task.target).size
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Exactly one class a sample."""
+        return output.kind == "classification"
+
+    def fit(self, y: Tensor) -> None:
+        """Count the classes: w_c = n / (classes that occur * n_c), or 1 if class c never does."""
+        if not self.config.balanced:
+            return
+        count_K = torch.bincount(y.flatten().long(), minlength=self.classes).to(torch.float32)
+        weight_K = len(y) / (count_K.count_nonzero() * count_K)
+        self.weight_K = torch.where(count_K > 0, weight_K, 1.0)
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss of logits ``[B, K]`` against classes ``[B]``."""
+        loss_B = functional.cross_entropy(
+            prediction, y, reduction="none", label_smoothing=self.config.label_smoothing
+        )
+        if not self.config.balanced:
+            return loss_B
+        if self.weight_K is None:
+            raise RuntimeError("loss 'cross-entropy' with balanced: true needs fit() first")
+        return loss_B * self.weight_K.to(loss_B)[y]
+
+
+class Focal(Loss):
+    """alpha * (1 - p_t)^gamma * cross-entropy (Lin et al. 2017)."""
+
+    class Config(Settings):
+        alpha: float = Field(1.0, gt=0, description="Factor of the whole loss.")
+        gamma: float = Field(2.0, ge=0, description="How much well-classified samples count less.")
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Exactly one class a sample."""
+        return output.kind == "classification"
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss of logits ``[B, K]`` against classes ``[B]``."""
+        loss_B = functional.cross_entropy(prediction, y, reduction="none")
+        # 1 - p_t as -expm1(log p_t): exact for confident samples.
+        miss_B = -torch.expm1(-loss_B)
+        return self.config.alpha * miss_B**self.config.gamma * loss_B  # type: ignore[no-any-return]
+
+
+class _Elementwise(Loss):
+    """The mean over a sample's known labels of something elementwise."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("regression", "dense")
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Labels that are numbers."""
+        return output.kind in cls.kinds
+
+    @abstractmethod
+    def each(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss of every number."""
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The mean over all but the first axis; 0 for a sample without a known label."""
+        y, known = filled(prediction, y)
+        loss = torch.where(known, self.each(prediction, y), 0.0)
+        return loss.flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1)
+
+
+class BinaryCrossEntropy(_Elementwise):
+    """Sigmoid cross-entropy of every label."""
+
+    class Config(Settings):
+        pos_weight: float = Field(1.0, gt=0, description="Weight of the labels that are 1.")
+
+    kinds = ("multi-label", "dense")
+
+    def each(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss of every logit."""
+        return functional.binary_cross_entropy_with_logits(
+            prediction,
+            y,
+            reduction="none",
+            pos_weight=prediction.new_tensor(self.config.pos_weight),
+        )
+
+
+class SquaredError(_Elementwise):
+    """The mean squared error of a sample."""
+
+    def each(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Squares."""
+        return (prediction - y).square()
+
+
+class AbsoluteError(_Elementwise):
+    """The mean absolute error of a sample."""
+
+    def each(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Absolute values."""
+        return (prediction - y).abs()
+
+
+class RelativeL2(Loss):
+    """||p - y|| / ||y|| of a sample (Li et al. 2021, Darcy flow)."""
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Labels that are numbers."""
+        return output.kind in ("regression", "dense")
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The ratio of norms over all but the first axis."""
+        return relative_l2(prediction, y)
+
+
+class NormalisedRMSE(RelativeL2):
+    """RMSE / RMS(y) of a sample: the relative L2 error under PDEBench's name."""
+
+
+class RootMeanSquaredError(RelativeL2):
+    """The root of a sample's mean squared error."""
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The root over all but the first axis; its gradient at zero error is zero, not NaN."""
+        y, known = filled(prediction, y)
+        count_B = known.flatten(1).sum(1).clamp_min(1)
+        error_B: Tensor = torch.linalg.vector_norm((prediction - y).flatten(1), dim=1)
+        return error_B / count_B.sqrt()
+
+
+def relative_l2(prediction: Tensor, y: Tensor) -> Tensor:
+    """||p - y|| / ||y|| over all but the first axis, ``[B]``; NaN labels count as absent.
+
+    An all-zero label has no relative error; it is scored against a tiny norm to stay finite.
+    """
+    y_filled, known = filled(prediction, y)
+    error_B: Tensor = torch.linalg.vector_norm((prediction - y_filled).flatten(1), dim=1)
+    size_B: Tensor = torch.linalg.vector_norm(torch.where(known, y_filled, 0.0).flatten(1), dim=1)
+    return error_B / size_B.clamp_min(torch.finfo(size_B.dtype).eps)
+
+
+def filled(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels with every NaN replaced by the prediction, and where they are known."""
+    if prediction.shape != y.shape:
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and label {tuple(y.shape)} differ in shape"
+        )
+    known = ~y.isnan()
+    return torch.where(known, y, prediction.detach()).to(prediction.dtype), known

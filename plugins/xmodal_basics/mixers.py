@@ -1,0 +1,16 @@
+"""The ``none`` mixer: plain fine-tuning, with nothing mixed into the target."""
+
+from __future__ import annotations
+
+from xmodal.batch import Progress, Sample, Term, View
+from xmodal.interfaces import Mixer
+
+
+class NoMixing(Mixer):
+    """One view of the target itself, with its own loss at weight 1."""
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Wrap the target."""
+        return (View(target.tokens, (Term(target.head, target.y, 1.0),)),)

@@ -1,0 +1,287 @@
+"""Heads: features of a backbone to predictions.
+
+``classification``, ``multi-label`` and ``regression`` average the tokens; ``dense-2d`` and
+``dense-1d`` predict a small piece of the output from every token and put the pieces together.
+
+Shapes: B samples, N tokens, F width of the features, K outputs, M maps, R side (or length) of the
+piece a token predicts, H, W and L the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from math import ceil, prod
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xmodal.batch import Tokens
+from xmodal.interfaces import Context, Facts, Predictor, Settings, Target
+
+REFINE_WIDTH = 32
+
+
+class _Head(Predictor):
+    """A head on features of a known width."""
+
+    def __init__(self, config: Settings, context: Context) -> None:
+        super().__init__(config, context)
+        self.output = wanted(context)
+
+    @classmethod
+    def problems(cls, config: Settings, facts: Facts) -> Iterable[str]:
+        """A backbone that takes any width has no features to size a layer by."""
+        if facts.backbone.feature_width == 0:
+            yield f"backbone '{facts.backbone.name}' has features of no fixed width for a head"
+
+
+class Pooled(_Head):
+    """The mean over all tokens, then one linear layer: ``[B, K]``."""
+
+    class Config(Settings):
+        dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the linear layer.")
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = linear(
+            context.facts.backbone.feature_width, self.output.size, context.generator
+        )
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """One number an output, no spatial shape."""
+        return output.kind != "dense"
+
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K]``."""
+        prediction_BK: Tensor = self.linear(self.dropout(features.x_BND.mean(dim=1)))
+        return prediction_BK
+
+
+class Classification(Pooled):
+    """One logit a class."""
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Exactly one class a sample."""
+        return output.kind == "classification"
+
+
+class MultiLabel(Pooled):
+    """One logit a label."""
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Any number of labels a sample."""
+        return output.kind == "multi-label"
+
+
+class Regression(Pooled):
+    """One number a quantity."""
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Numbers without a spatial shape."""
+        return output.kind == "regression"
+
+
+class Dense2d(_Head):
+    """Every token predicts ``maps`` squares of R x R pixels; the image is fitted to the output.
+
+    R fits the output exactly where the tokens divide it; otherwise it is the body's patch side
+    times its reduction (Swin: 32), which gives the image the resolution of the body's input. A
+    native-size sample was padded at the right and the bottom: the image is then less than one token
+    too large and is cropped; otherwise it is resized. ``maps: 3, upscale: 32, resize:
+    adaptive-pool`` on Swin is the published head (1 x 1 convolution, pixel shuffle, pooling).
+    """
+
+    class Config(Settings):
+        maps: PositiveInt | None = Field(
+            None,
+            description="Channels of the image, pooled over the channel axis to the outputs; as "
+            "many as outputs where null.",
+        )
+        upscale: PositiveInt | None = Field(
+            None, description="R, pixels a token predicts along each side; by the rule where null."
+        )
+        fit: Literal["auto", "crop", "resize"] = Field(
+            "auto", description="Crop the image to the output, or resize it; 'auto' as documented."
+        )
+        resize: Literal["bilinear", "adaptive-pool"] = Field(
+            "bilinear", description="How to resize; bilinear is antialiased."
+        )
+        refine: NonNegativeInt = Field(
+            0,
+            description="Layers of 3 x 3 convolutions, added to the fitted image, that remove the "
+            f"seams between tokens (width {REFINE_WIDTH}; they start as no change).",
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.maps = config.maps or self.output.size
+        self.upscale = config.upscale or upscale_2d(context.facts, self.output.shape)
+        outputs = self.maps * self.upscale**2
+        self.project = linear(context.facts.backbone.feature_width, outputs, context.generator)
+        self.refine = refinement(self.maps, config.refine, context.generator)
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Numbers on a 2-D grid (a shape not known yet may be one)."""
+        return output.kind == "dense" and len(output.shape) in (0, 2)
+
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K, H, W]``."""
+        x_BNO = self.project(features.x_BND)
+        x_BOhw = x_BNO.transpose(1, 2).unflatten(2, features.grid)
+        image_BMHW = functional.pixel_shuffle(x_BOhw, self.upscale)
+        for dim, side in zip((-2, -1), self.output.shape, strict=True):
+            image_BMHW = self.fitted(image_BMHW, dim, side)
+        if self.refine is not None:
+            image_BMHW = image_BMHW + self.refine(image_BMHW)
+        if self.maps != self.output.size:
+            return resized(image_BMHW, 1, self.output.size, "adaptive-pool")
+        return image_BMHW
+
+    def fitted(self, image: Tensor, dim: int, side: int) -> Tensor:
+        """Crop or resize one axis of the image to ``side``."""
+        surplus = image.shape[dim] - side
+        crop = self.config.fit == "crop" or (
+            self.config.fit == "auto" and 0 <= surplus < self.upscale
+        )
+        if crop and surplus >= 0:
+            return image.narrow(dim, 0, side)
+        return resized(image, dim, side, self.config.resize)
+
+
+class Dense1d(_Head):
+    """Every token predicts R consecutive values of each output; the sequence is cut to length.
+
+    ``head: pool`` is the published head without parameters: the features are pooled over their own
+    axis to the K * R values of the token.
+    """
+
+    class Config(Settings):
+        head: Literal["linear", "pool"] = Field(
+            "linear", description="Learned, or pooled features."
+        )
+        upscale: PositiveInt | None = Field(
+            None, description="R, values a token predicts; length / tokens, rounded up, where null."
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        width = context.facts.backbone.feature_width
+        (length,) = self.output.shape
+        tokens = prod(feature_grid(context.facts))
+        self.upscale = config.upscale or ceil(length / tokens)
+        values = self.output.size * self.upscale
+        self.project = (
+            nn.AdaptiveAvgPool1d(values)
+            if config.head == "pool"
+            else linear(width, values, context.generator)
+        )
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Numbers along a sequence (a shape not known yet may be one)."""
+        return output.kind == "dense" and len(output.shape) in (0, 1)
+
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K, L]``."""
+        pieces_BNKR = self.project(features.x_BND).unflatten(2, (self.output.size, self.upscale))
+        sequence_BKL: Tensor = pieces_BNKR.transpose(1, 2).flatten(2)
+        (length,) = self.output.shape
+        if 0 <= sequence_BKL.shape[2] - length < self.upscale:
+            return sequence_BKL[..., :length]
+        return resized(sequence_BKL, 2, length, "bilinear")
+
+
+class Dense(_Head):
+    """``dense-2d`` or ``dense-1d``, whichever fits; the other's settings are not used."""
+
+    class Config(Dense2d.Config, Dense1d.Config):
+        pass
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        part = Dense1d if len(self.output.shape) == 1 else Dense2d
+        settings = {name: getattr(config, name) for name in part.Config.model_fields}
+        self.head: Dense1d | Dense2d = part(part.Config(**settings), context)  # type: ignore[arg-type]
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Numbers on a grid or along a sequence."""
+        return output.kind == "dense" and len(output.shape) <= 2
+
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K, *shape]``."""
+        prediction: Tensor = self.head(features)
+        return prediction
+
+
+def wanted(context: Context) -> Target:
+    """What to predict: ``context.output``, or the task's target."""
+    return context.output or context.facts.task.target
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with torch's default start, drawn from ``generator``."""
+    layer = nn.Linear(inputs, outputs)
+    bound = inputs**-0.5
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
+def refinement(maps: int, layers: int, generator: torch.Generator) -> nn.Sequential | None:
+    """``layers`` 3 x 3 convolutions from maps to maps; the last starts at zero."""
+    if layers == 0:
+        return None
+    widths = [maps, *[REFINE_WIDTH] * (layers - 1), maps]
+    parts: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, generator=generator)
+        parts += [convolution, nn.GELU()]
+    nn.init.zeros_(convolution.weight)
+    return nn.Sequential(*parts[:-1])
+
+
+def feature_grid(facts: Facts) -> tuple[int, ...]:
+    """The grid of the target's features: the tokens' grid, coarser by the body's reduction."""
+    return tuple(ceil(side / facts.backbone.reduction) for side in facts.grid)
+
+
+def upscale_2d(facts: Facts, shape: tuple[int, ...]) -> int:
+    """Pixels of the output that a feature covers along each side, by the rule of ``Dense2d``."""
+    body = facts.backbone
+    pairs = list(zip(shape, feature_grid(facts), strict=True))
+    covered = {ceil(side / count) for side, count in pairs}
+    divides = all(side % count == 0 for side, count in pairs)
+    if body.patch is not None and not (divides and len(covered) == 1):
+        return body.patch * body.reduction
+    return max(covered)
+
+
+def resized(x: Tensor, dim: int, side: int, how: Literal["bilinear", "adaptive-pool"]) -> Tensor:
+    """Resize one axis, by the matrix of torch's own resizing.
+
+    Both ways are separable and linear. As a matrix product their gradient is deterministic on every
+    device, which torch's kernels on CUDA are not.
+    """
+    if x.shape[dim] == side:
+        return x
+    identity = torch.eye(x.shape[dim], device=x.device)
+    if how == "adaptive-pool":
+        matrix = functional.adaptive_avg_pool1d(identity, side)
+    else:
+        size = (x.shape[dim], side)
+        matrix = functional.interpolate(
+            identity[None, None], size, mode="bilinear", antialias=True
+        )[0, 0]
+    return (x.movedim(dim, -1) @ matrix.to(x.dtype)).movedim(-1, dim)

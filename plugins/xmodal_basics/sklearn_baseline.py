@@ -1,0 +1,219 @@
+"""Classical baselines under the same roof: scikit-learn models fitted once to flattened samples.
+
+The predictor ``sklearn`` goes with embedder ``flat``, backbone ``identity`` and stage ``fit``.
+Nothing here is trained by gradients.
+
+Shapes: B and n samples, F numbers a sample, P numbers after one-hot coding, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from xmodal.batch import Progress, Tokens
+from xmodal.data import loader
+from xmodal.errors import UsageError
+from xmodal.interfaces import Context, Facts, Predictor, Settings, Stage, Target
+from xmodal_basics.sklearn_models import BoostedTrees, LinearModel, logistic, ridge
+
+if TYPE_CHECKING:
+    from xmodal.engine.session import Session
+
+LARGEST_GB = 8.0
+BATCH = 256
+
+
+class Sklearn(Predictor):
+    """Ridge, logistic regression or gradient boosting on the flattened sample.
+
+    Linear models see standardised numbers (one scale a column for tables, one for all otherwise)
+    in their principal directions, and categories as one 0/1 number a level. Checkpoints carry their
+    coefficients; those of gradient boosting carry the training data, and the same trees are grown
+    again when first needed. Dense labels that are all 0 or 1 are predicted as the log-odds of
+    ridge's estimate.
+    """
+
+    class Config(Settings):
+        estimator: Literal["auto", "ridge", "logistic", "hist-gradient-boosting"] = Field(
+            "auto",
+            description="'auto': gradient boosting for tables; otherwise logistic regression for "
+            "classes and labels and ridge for numbers.",
+        )
+        alphas: tuple[PositiveFloat, ...] = Field(
+            tuple(10.0**i for i in range(-2, 9)),
+            min_length=1,
+            description="Penalties that ridge chooses from, by leave-one-out error.",
+        )
+        inverse_penalty: PositiveFloat = Field(1.0, description="C of logistic regression.")
+        components: PositiveInt = Field(
+            512, description="The most principal directions that a linear model uses."
+        )
+        iterations: PositiveInt = Field(
+            100, description="Rounds of boosting; a tenth of the steps of logistic regression."
+        )
+
+    zero_one: Tensor
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        task = context.facts.task
+        self.output = context.output or task.target
+        self.levels = task.levels if any(task.levels) else ()
+        self.is_table = task.form == "row"
+        self.estimator = chosen(config, context.facts, self.output)
+        self.seed = int(torch.randint(2**31, (), generator=context.generator))
+        self.note = context.note
+        self.model: LinearModel | BoostedTrees = LinearModel()
+        if self.estimator == "hist-gradient-boosting":
+            settings = {"max_iter": config.iterations, "random_state": self.seed}
+            self.model = BoostedTrees(self.output.kind, self.output.size, self.levels, settings)
+        self.register_buffer("zero_one", torch.tensor(False))
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
+        """Estimators that cannot predict the task's labels, and tasks too large for memory."""
+        target = facts.task.target
+        try:
+            estimator = chosen(config, facts, target)
+        except ValueError as error:
+            yield str(error)
+            return
+        numbers = prod(facts.task.shape) + target.size * prod(target.shape)
+        gigabytes = 8e-9 * numbers * facts.task.samples.get("train", 0)
+        if gigabytes > LARGEST_GB:
+            yield (
+                f"{estimator} would need {gigabytes:.0f} GB for the flattened training split of "
+                f"task '{facts.task.name}' (at most {LARGEST_GB:.0f})"
+            )
+
+    def fit(self, x_NF: Tensor, y: Tensor) -> None:
+        """Fit once to flattened training samples and labels in the predictor's own unit."""
+        x_NF, y = x_NF.detach().cpu(), y.detach().cpu()
+        if isinstance(self.model, BoostedTrees):
+            self.model.fit(x_NF, y)
+            return
+        x_NP = self._columns(x_NF).double().numpy()
+        rank = self.config.components
+        if rank < min(x_NP.shape):
+            self.note(f"sklearn: {rank} principal directions of {min(x_NP.shape)} used")
+        self.model.fit(x_NP, lambda z_NR: self._solve(z_NR, y), rank, self.is_table, self.seed)
+        known = y[~y.isnan()]
+        self.zero_one = torch.tensor(
+            self.output.kind == "dense" and bool(((known == 0) | (known == 1)).all())
+        )
+
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K]`` (log-probabilities, log-odds or numbers) or ``[B, K, *shape]``."""
+        x_BF = features.x_BND.flatten(1)
+        if isinstance(self.model, BoostedTrees):
+            trees_BK: Tensor = self.model(x_BF)
+            return trees_BK
+        # Half precision would cost digits and save nothing here.
+        with torch.autocast(x_BF.device.type, enabled=False):
+            y_BK: Tensor = self.model(self._columns(x_BF.float()))
+        if self.output.kind == "classification":
+            return y_BK.log_softmax(1)
+        if self.zero_one:
+            y_BK = torch.logit(y_BK, eps=1e-4)
+        return y_BK.view(len(y_BK), self.output.size, *self.output.shape)
+
+    def _columns(self, x_BF: Tensor) -> Tensor:
+        """Every category as one 0/1 number a level (all 0 where it is missing): ``[B, P]``."""
+        if not self.levels:
+            return x_BF
+        parts = []
+        for x_B, count in zip(x_BF.unbind(1), self.levels, strict=True):
+            level_M = torch.arange(count, device=x_B.device)
+            parts.append((x_B[:, None] == level_M).to(x_B) if count else x_B[:, None])
+        return torch.cat(parts, dim=1)
+
+    def _solve(self, z_NR: Any, y: Tensor) -> Any:
+        if self.estimator == "ridge":
+            return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas)
+        settings = {"C": self.config.inverse_penalty, "max_iter": 10 * self.config.iterations}
+        labels = np.asarray(y.long())
+        return logistic(z_NR, labels, self.output.size, settings)
+
+
+def chosen(config: Sklearn.Config, facts: Facts, output: Target) -> str:
+    """The estimator. Raises ValueError where it cannot predict that kind of label."""
+    labels = output.kind in ("classification", "multi-label")
+    if config.estimator == "auto":
+        if facts.task.form == "row" and output.kind != "dense":
+            return "hist-gradient-boosting"
+        return "logistic" if labels else "ridge"
+    able = {
+        "ridge": not labels,
+        "logistic": labels,
+        "hist-gradient-boosting": output.kind != "dense",
+    }
+    if not able[config.estimator]:
+        raise ValueError(f"estimator '{config.estimator}' cannot predict {output.kind} labels")
+    return config.estimator
+
+
+class Fit(Stage):
+    """Fits the predictor once to the features of the whole training split; takes no steps."""
+
+    class Config(Settings):
+        epochs: Literal[1] = Field(1, description="One: there is nothing to repeat.")
+        train: tuple[()] = Field((), description="Nothing: no parameter is trained by gradients.")
+
+    def begin(self, session: Session) -> None:
+        """Collect features and labels and fit. Fitting again on resume gives the same model."""
+        model, predictor = session.model, session.model.predictor
+        if not isinstance(predictor, Sklearn):
+            raise UsageError("stage 'fit' needs the predictor 'sklearn'")
+        features, labels = [], []
+        model.eval()
+        with torch.no_grad():
+            for x, y in loader.in_order(session.data.train, BATCH, session.workers):
+                tokens = model.backbone(model.embedder(x.to(session.device)))
+                features.append(tokens.x_BND.flatten(1).float().cpu())
+                labels.append(y)
+            target = encoded(model.decode, torch.cat(labels))
+        predictor.fit(torch.cat(features), target)
+        predictor.to(session.device)
+
+    def steps_per_epoch(self, session: Session) -> int:
+        """None."""
+        return 0
+
+    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> None:
+        """None."""
+
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
+        """No step."""
+        return iter(())
+
+    def loss(
+        self, session: Session, micro: Any, progress: Progress
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """Never called, as there are no steps."""
+        raise NotImplementedError("stage 'fit' takes no steps")
+
+
+def encoded(decode: nn.Module, y: Tensor) -> Tensor:
+    """Labels in the unit that ``decode`` reads: the inverse of an elementwise affine map.
+
+    Raises UsageError where ``decode`` is anything else.
+    """
+    if isinstance(decode, nn.Identity) or not y.is_floating_point():
+        return y
+    device = next(iter([*decode.buffers(), *decode.parameters()]), y).device
+    y_there = y.to(device)
+    one = torch.ones_like(y_there[:1])
+    offset = decode(torch.zeros_like(one))
+    slope = decode(one) - offset
+    result = torch.where(slope == 0, 0.0, (y_there - offset) / slope)
+    known = ~y_there.isnan() & (slope != 0)
+    if not torch.allclose(decode(result)[known], y_there[known], rtol=1e-3, atol=1e-4):
+        raise UsageError("predictor 'sklearn' cannot invert the decoding of this task's labels")
+    return result.to(y.device)

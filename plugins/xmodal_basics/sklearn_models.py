@@ -1,0 +1,202 @@
+"""Scikit-learn models behind torch modules that checkpoints can carry.
+
+``LinearModel`` keeps its coefficients as buffers and predicts in torch. ``BoostedTrees`` keeps its
+training data instead and grows the same trees again when it first needs them after loading.
+
+Shapes: B and n samples, F columns, P numbers a sample, R directions, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from torch import Tensor, nn
+
+from xmodal.errors import UsageError
+
+LEAST_LOG_ODDS = -13.8  # log 1e-6: the logit of a label that no training sample has
+MOST_CATEGORIES = 255  # what a tree can split by category; more are ordered by their code
+Array = NDArray[np.float64]
+Kind = Literal["classification", "multi-label", "regression", "dense"]
+
+
+class _Fitted(nn.Module):
+    """A module whose buffers get their shapes when it is fitted or loaded."""
+
+    names: tuple[str, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.names:
+            self.register_buffer(name, torch.empty(0))
+
+    def check(self, buffer: Tensor) -> None:
+        """Raise UsageError where the model was never fitted."""
+        if not len(buffer):
+            raise UsageError(
+                "predictor 'sklearn' was never fitted; its recipe needs the stage 'fit'"
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.names:
+            if prefix + name in state_dict:
+                device = getattr(self, name).device
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class LinearModel(_Fitted):
+    """``(x - shift) / scale @ basis @ weight + bias``; missing numbers count as the training mean.
+
+    The basis holds the first principal directions of the standardised training samples. With all
+    of them a ridge penalty in the basis equals one on the numbers themselves, at a cost that grows
+    with the number of samples instead of the number of numbers.
+    """
+
+    names = ("shift_P", "scale_P", "basis_PR", "weight_RK", "bias_K")
+    shift_P: Tensor
+    scale_P: Tensor
+    basis_PR: Tensor
+    weight_RK: Tensor
+    bias_K: Tensor
+
+    def forward(self, x_BP: Tensor) -> Tensor:
+        """Predict ``[B, K]``."""
+        self.check(self.bias_K)
+        z_BR = torch.nan_to_num((x_BP - self.shift_P) / self.scale_P) @ self.basis_PR
+        return z_BR @ self.weight_RK + self.bias_K
+
+    def fit(
+        self,
+        x_NP: Array,
+        solve: Callable[[Array], tuple[Array, Array]],
+        rank: int,
+        own_scales: bool,
+        seed: int,
+    ) -> None:
+        """Fit the basis, then the weights ``[K, R]`` and biases ``[K]`` that ``solve`` finds in it.
+
+        ``own_scales``: a scale for each number instead of one for all.
+        """
+        count_P = (~np.isnan(x_NP)).sum(0).clip(1)
+        shift_P = np.nansum(x_NP, 0) / count_P
+        x_NP = np.nan_to_num(x_NP - shift_P)
+        scale_P = np.atleast_1d(np.sqrt(np.mean(x_NP**2, axis=0 if own_scales else None)))
+        scale_P[scale_P == 0] = 1.0
+        x_NP /= scale_P
+        basis_PR = PCA(min(rank, *x_NP.shape), random_state=seed).fit(x_NP).components_.T
+        weight_KR, bias_K = solve(x_NP @ basis_PR)
+        values = (shift_P, scale_P, basis_PR, weight_KR.T, bias_K)
+        for name, value in zip(self.names, values, strict=True):
+            setattr(self, name, torch.from_numpy(np.ascontiguousarray(value)).float())
+
+
+def ridge(z_NR: Array, y_NK: Array, penalties: tuple[float, ...]) -> tuple[Array, Array]:
+    """Weights ``[K, R]`` and biases ``[K]`` by ridge regression; unknown labels as their mean.
+
+    The penalty is the one with the least leave-one-out error.
+    """
+    missing_NK = np.isnan(y_NK)
+    if missing_NK.any():
+        mean_K = np.where(missing_NK, 0.0, y_NK).sum(0) / (~missing_NK).sum(0).clip(1)
+        y_NK = np.where(missing_NK, mean_K, y_NK)
+    model = RidgeCV(penalties).fit(z_NR, y_NK)
+    return np.atleast_2d(model.coef_), np.broadcast_to(model.intercept_, y_NK.shape[1:]).copy()
+
+
+def logistic(
+    z_NR: Array, y: NDArray[Any], outputs: int, settings: dict[str, Any]
+) -> tuple[Array, Array]:
+    """Weights ``[K, R]`` and biases ``[K]`` by multinomial logistic regression on classes ``[n]``.
+
+    Labels ``[n, K]`` get one binary model each.
+    """
+    weight_KR = np.zeros((outputs, z_NR.shape[1]))
+    bias_K = np.full(outputs, LEAST_LOG_ODDS)
+    if y.ndim == 2:
+        for k, y_N in enumerate(y.T):
+            if len(np.unique(y_N)) == 1:
+                bias_K[k] = -LEAST_LOG_ODDS if y_N[0] else LEAST_LOG_ODDS
+                continue
+            model = LogisticRegression(**settings).fit(z_NR, y_N)
+            weight_KR[k], bias_K[k] = model.coef_[0], model.intercept_[0]
+        return weight_KR, bias_K
+    seen = np.unique(y)
+    bias_K[seen] = 0.0
+    if len(seen) > 1:
+        model = LogisticRegression(**settings).fit(z_NR, y)
+        # Of two classes scikit-learn keeps the log-odds of the second only; the first's are 0.
+        own = seen[1:] if len(seen) == 2 else seen
+        weight_KR[own], bias_K[own] = model.coef_, model.intercept_
+    return weight_KR, bias_K
+
+
+class BoostedTrees(_Fitted):
+    """Histogram gradient boosting: one model of all classes, or one for each number or label."""
+
+    names = ("train_x_NF", "train_y")
+    train_x_NF: Tensor
+    train_y: Tensor
+
+    def __init__(
+        self, kind: Kind, outputs: int, levels: tuple[int, ...], settings: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.outputs = outputs
+        self.settings = dict(settings)
+        by_category = [0 < count <= MOST_CATEGORIES for count in levels]
+        if any(by_category):
+            self.settings["categorical_features"] = by_category
+        self.trees: list[Any] = []
+
+    def fit(self, x_NF: Tensor, y: Tensor) -> None:
+        """Keep the training data and grow the trees."""
+        self.train_x_NF, self.train_y = x_NF.float(), y
+        self.grow()
+
+    def grow(self) -> None:
+        """Fit one model an output; a constant output stands for itself."""
+        self.check(self.train_x_NF)
+        rows, y = self.train_x_NF.cpu().numpy(), self.train_y.cpu().numpy()
+        numbers = self.kind == "regression"
+        family = HistGradientBoostingRegressor if numbers else HistGradientBoostingClassifier
+        self.trees = [
+            family(**self.settings).fit(rows, y_N) if len(np.unique(y_N)) > 1 else y_N[0]
+            for y_N in ([y] if y.ndim == 1 else y.T)
+        ]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.trees = []
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        """Predict ``[B, K]``: log-probabilities of classes, log-odds of labels, or numbers."""
+        if not self.trees:
+            self.grow()
+        rows = x_BF.detach().float().cpu().numpy()
+        y_BK = np.concatenate([self._predict(model, rows) for model in self.trees], axis=1)
+        return torch.from_numpy(y_BK).to(x_BF.device, torch.float32)
+
+    def _predict(self, model: Any, rows: NDArray[np.float32]) -> Array:
+        fitted = hasattr(model, "predict")
+        if self.kind == "regression":
+            return np.asarray(model.predict(rows) if fitted else [model] * len(rows))[:, None]
+        if self.kind == "multi-label":
+            constant = -LEAST_LOG_ODDS if not fitted and model else LEAST_LOG_ODDS
+            logit_B = model.decision_function(rows) if fitted else [constant] * len(rows)
+            return np.asarray(logit_B)[:, None]
+        log_p_BK = np.full((len(rows), self.outputs), LEAST_LOG_ODDS)
+        seen = model.classes_.astype(int) if fitted else [int(model)]
+        p_BK = model.predict_proba(rows) if fitted else np.ones((len(rows), 1))
+        log_p_BK[:, seen] = np.log(p_BK.clip(np.exp(LEAST_LOG_ODDS)))
+        return log_p_BK
