@@ -1,4 +1,4 @@
-"""What authors of components test with: small stand-ins (``tiny``) and contract checks (``contract``).
+"""For tests of components: contract checks (``contract``) and small stand-ins (``tiny``).
 
 Part of the plugin API; it needs no test framework.
 """

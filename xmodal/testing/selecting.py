@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,9 +139,8 @@ def _separate(selector: Selector, context: Any) -> None:
     changed_BND = tokens.x_BND.clone()
     changed_BND[0] = changed_BND[0].flip(0) * 3
     other = Tokens(changed_BND, tokens.grid)
-    first, second = (
-        _replayed(context, lambda t=t: selector(t, k, progress())) for t in (tokens, other)
-    )
+    first = _replayed(context, lambda: selector(tokens, k, progress()))
+    second = _replayed(context, lambda: selector(other, k, progress()))
     message = f"{name}: the choice in one sample depends on the other samples of the batch"
     same(first.mask_BN[1:].detach(), second.mask_BN[1:].detach(), message)
 
@@ -170,7 +170,7 @@ def _counts(
 ) -> list[int]:
     scheduler, counts = build(component, given, context), []
     for point in points:
-        k = _replayed(context, lambda p=point: scheduler(p, total))
+        k = _replayed(context, partial(scheduler, point, total))
         where = f"{component.__name__} at epoch {point.epoch} of {point.epochs}, N={total}"
         expect(type(k) is int, f"{where} must give an int, not {type(k).__name__}")
         expect(0 <= k <= total, f"{where} gives k={k}")
@@ -233,10 +233,9 @@ def _equal(one: Tokens, other: Tokens) -> bool:
 
 def _view(view: View, target: Sample, source: Sample | None, name: str) -> None:
     expect(isinstance(view, View), f"{name} must return Views")
-    batch, _, width = target.tokens.x_BND.shape
-    check_tokens(view.tokens, len(view.tokens.x_BND), width, f"{name}: the tokens of a view")
+    rows, width = len(view.tokens.x_BND), target.tokens.x_BND.shape[2]
+    check_tokens(view.tokens, rows, width, f"{name}: the tokens of a view")
     expect(bool(view.terms), f"{name}: a view without terms is encoded for nothing")
-    rows = len(view.tokens.x_BND)
     for term in view.terms:
         weight = float(term.weight)
         expect(0 <= weight < float("inf"), f"{name}: a term has weight {weight}")
@@ -258,6 +257,7 @@ def _origin(view: View, target_BND: Tensor, source_BMD: Tensor | None, name: str
     origin_BN, x_BND = view.origin_BN, view.tokens.x_BND.detach()
     shaped(origin_BN, tuple(x_BND.shape[:2]), f"{name}: origin_BN")
     expect(origin_BN.dtype == torch.int64, f"{name}: origin_BN must be int64")
+    expect(bool((origin_BN >= -1).all()), f"{name}: origin_BN must be -1 or a position")
     for row, slot in (origin_BN >= -1).nonzero().tolist():
         index = int(origin_BN[row, slot])
         if index == -1:
@@ -267,7 +267,7 @@ def _origin(view: View, target_BND: Tensor, source_BMD: Tensor | None, name: str
             expect(index < partner.shape[1], f"{name}: origin_BN names token {index} of fewer")
             candidates = partner[:, index]
         close = torch.isclose(candidates, x_BND[row, slot], atol=1e-5).all(dim=1).any()
-        expect(bool(close), f"{name}: slot {slot} does not hold the token origin_BN names ({index})")
+        expect(bool(close), f"{name}: slot {slot} does not hold token {index}, as origin_BN says")
 
 
 def _flows(mixer: Mixer, target: Sample, source: Sample | None, name: str) -> None:

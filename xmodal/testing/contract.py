@@ -1,0 +1,57 @@
+"""Contract checks: what the engine relies on in a component of each kind.
+
+Every check raises AssertionError with one clear sentence. In a plugin's own tests::
+
+    from xmodal.testing.contract import check_selector
+
+    def test_top_norm():
+        check_selector(TopNorm, {"gradient": True})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from xmodal.interfaces import Component
+from xmodal.testing.encoding import check_backbone, check_embedder, check_predictor
+from xmodal.testing.loading import check_source, check_stage, check_task
+from xmodal.testing.scoring import check_loss, check_metric
+from xmodal.testing.selecting import check_mixer, check_scheduler, check_selector
+from xmodal.testing.support import Given, check_config
+
+__all__ = [
+    "CHECKS",
+    "check",
+    "check_backbone",
+    "check_config",
+    "check_embedder",
+    "check_loss",
+    "check_metric",
+    "check_mixer",
+    "check_predictor",
+    "check_scheduler",
+    "check_selector",
+    "check_source",
+    "check_stage",
+    "check_task",
+]
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "embedder": check_embedder,
+    "mixer": check_mixer,
+    "selector": check_selector,
+    "scheduler": check_scheduler,
+    "predictor": check_predictor,
+    "backbone": check_backbone,
+    "stage": check_stage,
+    "task": check_task,
+    "source": check_source,
+    "loss": check_loss,
+    "metric": check_metric,
+}
+"""The check of every kind of component."""
+
+
+def check(component: type[Component], given: Given = None) -> None:
+    """Run the check of the component's kind with its own stand-ins."""
+    CHECKS[component.kind](component, given)

@@ -1,0 +1,233 @@
+"""Contract checks of embedders, backbones and predictors.
+
+Shapes: B samples, N tokens, D width, F width of the features, K outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xmodal.batch import Tokens
+from xmodal.data.store import Store
+from xmodal.interfaces import (
+    Backbone,
+    BackboneFacts,
+    Embedder,
+    Facts,
+    Predictor,
+    TaskFacts,
+)
+from xmodal.testing.support import (
+    Given,
+    build,
+    check_config,
+    expect,
+    finite,
+    gradients,
+    same,
+    seeded,
+    settings,
+    shaped,
+)
+from xmodal.testing.support import tokens as check_tokens
+from xmodal.testing.tiny import (
+    BATCH,
+    GRIDS,
+    TinyBackbone,
+    random,
+    tiny_body,
+    tiny_context,
+    tiny_facts,
+    tiny_samples,
+    tiny_target,
+    tiny_task,
+)
+
+KINDS = ("classification", "multi-label", "regression", "dense")
+
+
+def check_embedder(
+    component: type[Embedder],
+    given: Given = None,
+    task: TaskFacts | None = None,
+    body: BackboneFacts | None = None,
+) -> None:
+    """An embedder makes the grid it announces, sample by sample, and all of it can be trained.
+
+    Without ``task``, every form is tried; ``grid`` must give a reason for those it refuses.
+    """
+    expect(issubclass(component, Embedder), f"{component.__name__} must derive from Embedder")
+    check_config(component, given)
+    name, body, config = component.__name__, body or tiny_body(), settings(component, given)
+    refused = []
+    tasks = [task] if task else [tiny_task(form) for form in ("grid", "sequence", "row")]
+    for facts in tasks:
+        try:
+            grid = component.grid(config, facts, body)
+        except ValueError as error:
+            expect(bool(str(error)), f"{name}.grid refuses a task without a reason")
+            refused.append(str(error))
+            continue
+        expect(
+            isinstance(grid, tuple) and all(type(side) is int and side > 0 for side in grid),
+            f"{name}.grid must be a tuple of positive ints, not {grid!r}",
+        )
+        _embed(component, given, Facts(facts, body, grid=grid))
+    expect(len(refused) < len(tasks), f"{name} refuses every task: {refused}")
+
+
+def _embed(component: type[Embedder], given: Given, facts: Facts) -> None:
+    name = f"{component.__name__} on {facts.task.form} {list(facts.task.shape)}"
+    context = tiny_context(facts, {"backbone": build(TinyBackbone)})
+    embedder = build(component, given, context)
+    x = tiny_samples(facts.task)
+    for norm in (None, 2.5):
+        kept = x.clone()
+        embedder.calibrate(x, norm)
+        for training in (True, False):
+            embedder.train(training)
+            embedded = embedder(x)
+            check_tokens(embedded, BATCH, facts.backbone.width, f"{name}: the result")
+            message = f"{name} makes the grid {embedded.grid}, but grid() says {facts.grid}"
+            expect(embedded.grid == facts.grid, message)
+        expect(torch.equal(kept, x), f"{name} changes its input in place")
+    alone = torch.cat([embedder(x[i : i + 1]).x_BND for i in range(BATCH)])
+    message = f"{name}: the tokens of one sample depend on the other samples of the batch"
+    same(embedder(x).x_BND.detach(), alone.detach(), message)
+    embedder.train()
+    if any(p.requires_grad for p in embedder.parameters()):
+        gradients(embedder, embedder(x).x_BND, name)
+
+
+def check_predictor(
+    component: type[Predictor], given: Given = None, facts: Facts | None = None
+) -> None:
+    """A predictor gives the announced shape for every kind of label it supports.
+
+    Without ``facts``, every kind of label is tried; those that ``problems`` rules out are left.
+    """
+    expect(issubclass(component, Predictor), f"{component.__name__} must derive from Predictor")
+    check_config(component, given)
+    name, config = component.__name__, settings(component, given)
+    cases = [facts] if facts else _label_cases()
+    tried = 0
+    for case in cases:
+        supports = component.supports(case.task.target)
+        expect(isinstance(supports, bool), f"{name}.supports must give True or False")
+        if supports and not list(component.problems(config, case)):
+            tried += 1
+            _predict(component, given, case)
+    expect(tried > 0, f"{name} supports none of the labels: {', '.join(KINDS)}")
+
+
+def _label_cases() -> list[Facts]:
+    cases = [tiny_facts("grid", tiny_target(kind)) for kind in KINDS]
+    sequence = tiny_facts("sequence", tiny_target("dense", "sequence"))
+    # Labels that are not a multiple of the tokens, as in padded samples.
+    odd = tiny_facts("grid", replace(tiny_target("dense"), shape=(15, 23)))
+    return [*cases, tiny_facts("sequence", tiny_target("regression")), sequence, odd]
+
+
+def _predict(component: type[Predictor], given: Given, facts: Facts) -> None:
+    target = facts.task.target
+    name = f"{component.__name__} on {target.kind} labels {[target.size, *target.shape]}"
+    context = tiny_context(facts, {"backbone": build(TinyBackbone)}, target)
+    predictor = build(component, given, context)
+    grid, width = facts.grid or (4,), facts.backbone.feature_width
+    features = Tokens(random(BATCH, prod(grid), width), grid)
+    for training in (True, False):
+        predictor.train(training)
+        prediction = predictor(features)
+        shaped(prediction, (BATCH, target.size, *target.shape), f"{name}: the prediction")
+        finite(prediction, f"{name}: the prediction")
+    alone = [predictor(Tokens(features.x_BND[i : i + 1], grid)) for i in range(BATCH)]
+    message = f"{name}: the prediction of one sample depends on the other samples of the batch"
+    same(prediction.detach(), torch.cat(alone).detach(), message)
+    predictor.train()
+    with seeded(0):
+        gradients(predictor, predictor(features), name)
+
+
+def check_backbone(
+    component: type[Backbone], given: Given = None, store: Store | None = None, raw: Any = None
+) -> None:
+    """A backbone's facts hold: widths, grids, patch and norm, frozen embedding, no batch effects.
+
+    ``raw`` are source samples for ``prepare_source``; by default noise images or a few words.
+    """
+    expect(issubclass(component, Backbone), f"{component.__name__} must derive from Backbone")
+    check_config(component, given)
+    name, config, store = component.__name__, settings(component, given), store or Store()
+    facts = component.describe(config, store)
+    expect(isinstance(facts, BackboneFacts), f"{name}.describe must give BackboneFacts")
+    run = replace(tiny_facts(), backbone=facts)
+    backbone = build(component, given, replace(tiny_context(run), store=store))
+    expect(backbone.facts == facts, f"{name}: facts differ from describe(): {backbone.facts}")
+    raw = _raw(facts) if raw is None else raw
+    embedded = backbone.embed(backbone.prepare_source(raw))
+    check_tokens(embedded, len(raw), facts.width, f"{name}.embed")
+    limit = facts.max_tokens
+    fits = limit is None or embedded.x_BND.shape[1] <= limit
+    expect(fits, f"{name}.embed makes more tokens than max_tokens = {limit}")
+    _body(backbone, embedded, name)
+    _embedding(backbone, name)
+
+
+def _raw(facts: BackboneFacts) -> Any:
+    if facts.modality == "text":
+        return [["one", "two", "three"], ["four", "five"]]
+    grid, patch = facts.grid or (4, 4), facts.patch or 4
+    return random(2, 3, grid[0] * patch, grid[1] * patch).sigmoid()
+
+
+def _body(backbone: Backbone, embedded: Tokens, name: str) -> None:
+    facts = backbone.facts
+    batch = len(embedded.x_BND)
+    tokens = Tokens(embedded.x_BND.detach(), embedded.grid)
+    backbone.eval()
+    features = backbone(tokens)
+    check_tokens(features, batch, facts.feature_width, f"{name}: the features")
+    coarse = tuple(ceil(side / facts.reduction) for side in tokens.grid)
+    message = f"{name}: features on {features.grid}, but reduction {facts.reduction} gives {coarse}"
+    expect(features.grid == coarse, message)
+    again = backbone(tokens).x_BND.detach()
+    same(features.x_BND.detach(), again, f"{name} differs between two calls in evaluation")
+    alone = [backbone(Tokens(tokens.x_BND[i : i + 1], tokens.grid)) for i in range(batch)]
+    message = f"{name}: the features of one sample depend on the other samples of the batch"
+    same(features.x_BND.detach(), torch.cat([t.x_BND for t in alone]).detach(), message, 1e-3)
+    if embedded.x_BND.shape[2]:
+        leaf = tokens.x_BND.clone().requires_grad_()
+        backbone(Tokens(leaf, tokens.grid)).x_BND.square().sum().backward()
+        expect(leaf.grad is not None, f"{name}: no gradient reaches the tokens")
+        assert leaf.grad is not None
+        finite(leaf.grad, f"{name}: the gradient of the tokens")
+
+
+def _embedding(backbone: Backbone, name: str) -> None:
+    facts = backbone.facts
+    known = {id(p) for p in backbone.parameters()}
+    strange = [p for p in backbone.embedding_parameters() if id(p) not in known]
+    expect(not strange, f"{name}.embedding_parameters names what is no parameter of it")
+    norm = backbone.embedding_norm()
+    message = f"{name}: embedding_norm() and the fact embedding_norm disagree"
+    expect((norm is not None) == facts.embedding_norm, message)
+    projection = backbone.patch_projection()
+    if projection is not None:
+        message = f"{name}: patch_projection() has kernel {projection.kernel_size}"
+        expect(projection.kernel_size == (facts.patch,) * 2, f"{message}, not {facts.patch}")
+    _positions(backbone, name)
+    norm_value = backbone.reference_norm()
+    expect(norm_value is None or 0 < norm_value < 1e6, f"{name}: reference_norm() {norm_value}")
+
+
+def _positions(backbone: Backbone, name: str) -> None:
+    for grid in (backbone.facts.grid, *GRIDS.values()):
+        positions: Tensor | None = backbone.positions(grid) if grid else None
+        if positions is not None:
+            shape = (prod(grid), backbone.facts.width)
+            shaped(positions, shape, f"{name}.positions({grid})")
