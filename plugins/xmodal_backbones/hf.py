@@ -1,0 +1,146 @@
+"""Any supported Hugging Face encoder, by hub id or local folder.
+
+The config decides which of the three kinds of body it is: a plain vision transformer, a Swin
+transformer or a text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.batch import Tokens
+from xmodal.data.files import read_json
+from xmodal.data.store import Store
+from xmodal.errors import DataError
+from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts
+from xmodal_backbones import text, vit, weights
+from xmodal_backbones.common import IMAGENET, ImageSettings, needs_2d, with_image_dropout
+from xmodal_backbones.swin import SwinBody, swin_facts
+
+
+def _facts(name: str, hf_config: Any) -> BackboneFacts:
+    """The facts that a config tells. Raises DataError for unsupported families."""
+    kind = hf_config.model_type
+    if kind == "swin":
+        return swin_facts(name, hf_config)
+    if kind in vit.FAMILIES:
+        side = hf_config.image_size // hf_config.patch_size
+        width, patch = hf_config.hidden_size, hf_config.patch_size
+        return BackboneFacts(name, "image", width, width, patch=patch, grid=(side, side))
+    if kind in text.KNOWN:
+        return text.text_facts(name, hf_config)
+    raise DataError(
+        f"backbone 'hf' cannot drive '{name}': its family '{kind}' is not supported\n"
+        f"supported image families: swin, {', '.join(vit.FAMILIES)}\n"
+        f"supported text families: {', '.join(text.KNOWN)}\n"
+        "ways out: choose a model of one of these families, backbone 'timm', or write a plugin"
+    )
+
+
+class HuggingFace(Backbone):
+    """A Swin, ViT, DeiT, DINOv2 or BERT-like encoder from the Hugging Face hub or a local folder."""
+
+    class Config(ImageSettings):
+        """Settings of ``hf``."""
+
+        name: str = Field(description="A hub id such as google/vit-base-patch16-224, or a folder.")
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        name = config.name
+        folder = weights.resolve(name) if config.pretrained else weights.resolve_config(name)
+        hf_config = weights.read_config(folder)
+        self.facts = _facts(name, hf_config)
+        if self.facts.modality == "text":
+            text.with_dropout(hf_config, config.dropout)
+        else:
+            with_image_dropout(hf_config, config)
+        if config.pretrained:
+            model = weights.pretrained_model(
+                name, folder, hf_config, context.generator, context.note
+            )
+        else:
+            model = weights.random_model(hf_config, context.generator)
+        self.body = _body(self, model, hf_config.model_type, folder, context)
+
+    @classmethod
+    def describe(cls, config: Config, store: Store) -> BackboneFacts:
+        """The facts in the model's config; asks the hub only where the config is not cached."""
+        return _facts(config.name, weights.read_config(weights.resolve_config(config.name)))
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
+        """The problems of the kind of body."""
+        if facts.backbone.modality == "text":
+            return text.TextBody.problems(config, facts)
+        return needs_2d(facts) if facts.backbone.reduction > 1 else ()
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Encode tokens."""
+        features: Tokens = self.body(tokens)
+        return features
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Embed prepared images or word pieces."""
+        return self.body.embed(x)
+
+    def prepare_source(self, raw: Any) -> Tensor:
+        """Normalise images, or cut words into pieces."""
+        return self.body.prepare_source(raw)
+
+    def tokenize_words(self, words: list[str]) -> list[list[int]]:
+        """The word pieces of every word, for text bodies. Raises DataError for image bodies."""
+        if not isinstance(self.body, text.TextBody):
+            raise DataError(f"'{self.facts.name}' is an image body and reads no words")
+        return self.body.tokenize_words(words)
+
+    def patch_projection(self) -> nn.Conv2d | None:
+        """The pretrained patch projection of image bodies."""
+        return self.body.patch_projection()
+
+    def embedding_norm(self) -> nn.LayerNorm | None:
+        """The LayerNorm at the end of the embedding, if there is one."""
+        return self.body.embedding_norm()
+
+    def positions(self, grid: tuple[int, ...]) -> Tensor | None:
+        """Position embeddings for a grid, where they are absolute."""
+        return self.body.positions(grid)
+
+
+class _Vision(vit.VisionBody):
+    describe = HuggingFace.describe
+
+
+class _Swin(SwinBody):
+    describe = HuggingFace.describe
+
+
+class _Text(text.TextBody):
+    describe = HuggingFace.describe
+
+
+def _body(
+    outer: HuggingFace, model: Any, kind: str, folder: Path, context: Context
+) -> _Vision | _Swin | _Text:
+    if outer.facts.modality == "text":
+        encoder = _Text(outer.config, context)
+        encoder.facts = outer.facts
+        encoder.adopt(model, lambda: weights.resolve_tokenizer(outer.config.name))
+        return encoder
+    image = _Swin(outer.config, context) if kind == "swin" else _Vision(outer.config, context)
+    image.facts = outer.facts
+    image.mean_std = _mean_std(folder)
+    image.adopt(model)
+    return image
+
+
+def _mean_std(folder: Path) -> tuple[Any, Any]:
+    """The mean and deviation the model's images were normalised with (else ImageNet's)."""
+    settings = read_json(folder / "preprocessor_config.json")
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    return (tuple(mean), tuple(std)) if mean and std else IMAGENET

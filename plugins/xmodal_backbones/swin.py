@@ -1,0 +1,163 @@
+"""Swin transformers: the bodies of the ORCA and PaRe papers.
+
+Tokens are the patch projection with its LayerNorm; positions are relative, inside the windows. The grid
+of the features is eight times coarser than that of the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import SwinConfig
+from transformers.models.swin.modeling_swin import SwinLayer, window_partition
+
+from xmodal.batch import Tokens
+from xmodal.data.store import Store
+from xmodal.interfaces import BackboneFacts, Context, Facts
+from xmodal_backbones import weights
+from xmodal_backbones.common import ImageBody, ImageSettings, needs_2d, with_image_dropout
+
+
+class SteadyLayer(SwinLayer):  # type: ignore[misc]
+    """A Swin layer fit for grids of any and changing size.
+
+    The library's layer shrinks its window for good once a grid is smaller, and then no longer fits
+    its own table of positions. Here the window stays and such grids are padded, with the padding
+    masked: the same mathematics as a smaller window with the middle of the table.
+    """
+
+    @classmethod
+    def convert(cls, layer: Any) -> None:
+        """Turn a layer of the library into one of these, in place."""
+        layer.full_shift = layer.shift_size
+        layer.__class__ = cls
+
+    def set_shift_and_window_size(self, input_resolution: tuple[int, int]) -> None:
+        """Choose the shift for this grid only."""
+        self.resolution = input_resolution
+        self.shift_size = 0 if min(input_resolution) <= self.window_size else self.full_shift
+
+    def get_attn_mask(
+        self, height: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """The library's mask, or one that hides padding where the grid is smaller than the window."""
+        if min(self.resolution) >= self.window_size:
+            return super().get_attn_mask(height, width, dtype, device)
+        hidden_1HW1 = torch.full((1, height, width, 1), -100.0, dtype=dtype, device=device)
+        hidden_1HW1[:, : self.resolution[0], : self.resolution[1]] = 0.0
+        area = self.window_size**2
+        windows = window_partition(hidden_1HW1, self.window_size)
+        return windows.reshape(-1, 1, area).expand(-1, area, -1)
+
+
+class SwinBody(ImageBody):
+    """The stages of a Hugging Face Swin transformer between its embedding and its head."""
+
+    def adopt(self, model: Any) -> None:
+        """Take over the parts of a ``SwinModel``."""
+        self.encoder = model.encoder
+        for stage in self.encoder.layers:
+            for layer in stage.blocks:
+                SteadyLayer.convert(layer)
+        self.norm = model.layernorm
+        self.keep_embedding(model.embeddings)
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Windows need a 2-D grid."""
+        return needs_2d(facts)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Encode tokens of any 2-D grid; windows are padded where they do not fit."""
+        height, width = tokens.grid
+        x_BMF = self.encoder(tokens.x_BND, (height, width)).last_hidden_state
+        for layer in self.encoder.layers:
+            if layer.downsample is not None:
+                height, width = (height + 1) // 2, (width + 1) // 2
+        return Tokens(self.norm(x_BMF), (height, width))
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Embed prepared images ``[B, 3, H, W]``."""
+        absolute = self.embedding.position_embeddings is not None
+        x_BND, grid = self.embedding(x, interpolate_pos_encoding=absolute)
+        return Tokens(x_BND, tuple(grid))
+
+    def patch_projection(self) -> nn.Conv2d:
+        """The pretrained patch projection."""
+        projection: nn.Conv2d = self.embedding.patch_embeddings.projection
+        return projection
+
+    def embedding_norm(self) -> nn.LayerNorm:
+        """The LayerNorm after the patch projection."""
+        norm: nn.LayerNorm = self.embedding.norm
+        return norm
+
+
+def swin_facts(name: str, hf_config: Any) -> BackboneFacts:
+    """The facts of a Swin config."""
+    side = hf_config.image_size // hf_config.patch_size
+    steps = len(hf_config.depths) - 1
+    return BackboneFacts(
+        name=name,
+        modality="image",
+        width=hf_config.embed_dim,
+        feature_width=hf_config.embed_dim * 2**steps,
+        patch=hf_config.patch_size,
+        grid=(side, side),
+        embedding_norm=True,
+        reduction=2**steps,
+    )
+
+
+_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": (
+        "microsoft/swin-base-patch4-window7-224-in22k",
+        {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    ),
+    "tiny": (
+        "microsoft/swin-tiny-patch4-window7-224",
+        {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    ),
+}
+
+
+class Swin(SwinBody):
+    """Swin-B (ImageNet-22k) or Swin-T (ImageNet-1k), from the hub or a local folder."""
+
+    class Config(ImageSettings):
+        """Settings of ``swin``."""
+
+        size: Literal["base", "tiny"] = Field("base", description="Swin-B or Swin-T.")
+        weights: str | None = Field(
+            None, description="A local folder or hub id instead of the published weights."
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.facts = self.describe(config, context.store)
+        hub_id, _ = _SIZES[config.size]
+        hf_config = self._hf_config(config)
+        if config.pretrained:
+            folder = weights.resolve(
+                config.weights or hub_id, [f"set 'weights' to a copy of {hub_id}"]
+            )
+            model = weights.pretrained_model(
+                self.facts.name, folder, hf_config, context.generator, context.note
+            )
+        else:
+            model = weights.random_model(hf_config, context.generator)
+        self.adopt(model)
+
+    @staticmethod
+    def _hf_config(config: Config) -> Any:
+        hf_config = SwinConfig(**_SIZES[config.size][1])
+        return with_image_dropout(hf_config, config)
+
+    @classmethod
+    def describe(cls, config: Config, store: Store) -> BackboneFacts:
+        """The facts of the chosen size."""
+        return swin_facts(f"swin-{config.size}", cls._hf_config(config))

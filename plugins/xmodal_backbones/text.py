@@ -1,0 +1,200 @@
+"""Text encoders of the Hugging Face families whose embedding layer is a module of its own.
+
+Tokens are the output of the pretrained embedding layer (words, positions, LayerNorm). The encoder runs
+through the library's own forward pass with that layer replaced by one that hands the tokens on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.batch import Tokens
+from xmodal.data.store import Store
+from xmodal.errors import DataError, UsageError
+from xmodal.interfaces import BackboneFacts, Context, Facts
+from xmodal_backbones import weights
+from xmodal_backbones.common import Body, BodySettings
+
+KNOWN = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "electra", "albert")
+
+
+class HandOn(nn.Module):
+    """Stands where the embedding layer was and returns the embeddings it is given."""
+
+    def forward(self, *given: Any, inputs_embeds: Tensor | None = None, **named: Any) -> Any:
+        """Return ``inputs_embeds``, by name or by position."""
+        if inputs_embeds is not None:
+            return inputs_embeds
+        return next(x for x in given if isinstance(x, Tensor) and x.is_floating_point())
+
+
+def fits(model: Any) -> bool:
+    """Whether a model is a text encoder that this module can drive."""
+    named = inspect.signature(model.forward).parameters
+    return hasattr(model, "embeddings") and "inputs_embeds" in named
+
+
+class TextBody(Body):
+    """A text encoder without its word embeddings, which stay frozen beside it."""
+
+    _tokenizer: Any = None
+    _find_tokenizer: Callable[[], Path]
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Position tables end somewhere."""
+        limit = facts.backbone.max_tokens
+        if limit is not None and facts.num_tokens > limit:
+            yield (
+                f"backbone '{facts.backbone.name}' reads at most {limit} tokens; the embedder makes "
+                f"{facts.num_tokens} of task '{facts.task.name}': choose larger patches"
+            )
+
+    def adopt(self, model: Any, find_tokenizer: Callable[[], Path]) -> None:
+        """Take over a model; ``find_tokenizer`` returns its tokenizer's folder when first needed."""
+        self.keep_embedding(model.embeddings)
+        model.embeddings = HandOn()
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        self.model = model
+        self._find_tokenizer = find_tokenizer
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Encode ``[B, N, D]``; the grid stays."""
+        out = self.model(inputs_embeds=tokens.x_BND)
+        return Tokens(out.last_hidden_state, tokens.grid)
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Embed word pieces ``[B, L]`` (int64 ids)."""
+        return Tokens(self.embedding(input_ids=x), (x.shape[1],))
+
+    def tokenize_words(self, words: Sequence[str]) -> list[list[int]]:
+        """The word pieces of every word of a sentence, without special tokens."""
+        if self._tokenizer is None:
+            self._tokenizer = _load_tokenizer(self._find_tokenizer())
+        coded = self._tokenizer(
+            list(words), is_split_into_words=True, add_special_tokens=False, verbose=False
+        )
+        pieces: list[list[int]] = [[] for _ in words]
+        for piece, word in zip(coded["input_ids"], coded.word_ids(), strict=True):
+            pieces[word].append(piece)
+        return pieces
+
+    def prepare_source(self, raw: Any) -> Tensor:
+        """Word pieces ``[n, L]`` of ``n`` lists of words, cut to the shortest row; ids pass unchanged."""
+        if isinstance(raw, Tensor):
+            return raw
+        rows = [[piece for word in self.tokenize_words(row) for piece in word] for row in raw]
+        length = min((len(row) for row in rows), default=0)
+        length = min(length, self.facts.max_tokens or length)
+        if length == 0:
+            raise DataError("a source sample has no words that the tokenizer knows")
+        return torch.tensor([row[:length] for row in rows], dtype=torch.int64)
+
+    def embedding_norm(self) -> nn.LayerNorm | None:
+        """The LayerNorm at the end of the embedding layer."""
+        return find_norm(self.embedding)
+
+    def positions(self, grid: tuple[int, ...]) -> Tensor | None:
+        """The first N rows of the position table, N = prod(grid). Raises UsageError if it is shorter."""
+        table = getattr(self.embedding, "position_embeddings", None)
+        if not isinstance(table, nn.Embedding):
+            return None
+        first = 0 if table.padding_idx is None else table.padding_idx + 1
+        length = 1
+        for side in grid:
+            length *= side
+        if first + length > table.num_embeddings:
+            raise UsageError(
+                f"{self.facts.name} has positions for {table.num_embeddings - first} tokens, not "
+                f"{length}: choose larger patches"
+            )
+        return table.weight[first : first + length]
+
+
+def find_norm(embedding: nn.Module) -> nn.LayerNorm | None:
+    """The LayerNorm of an embedding layer under one of its usual names."""
+    found = getattr(embedding, "LayerNorm", None) or getattr(embedding, "norm", None)
+    return found if isinstance(found, nn.LayerNorm) else None
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        # Word pieces of byte-level tokenizers depend on the space before the word.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def text_facts(name: str, hf_config: Any) -> BackboneFacts:
+    """The facts of a text encoder's config."""
+    # Tables with a padding row waste it and the rows before.
+    rows = getattr(hf_config, "max_position_embeddings", None)
+    padded = hf_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    return BackboneFacts(
+        name=name,
+        modality="text",
+        width=getattr(hf_config, "embedding_size", None) or hf_config.hidden_size,
+        feature_width=hf_config.hidden_size,
+        max_tokens=rows - 2 if padded and rows else rows,
+        embedding_norm=True,
+    )
+
+
+def with_dropout(hf_config: Any, dropout: float | None) -> Any:
+    """Set hidden and attention dropout where the recipe does."""
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    for name in names:
+        if dropout is not None and hasattr(hf_config, name):
+            setattr(hf_config, name, dropout)
+    return hf_config
+
+
+class Roberta(TextBody):
+    """RoBERTa-base, from the hub or a local folder: the text body of the ORCA and PaRe papers."""
+
+    class Config(BodySettings):
+        """Settings of ``roberta``."""
+
+        weights: str | None = Field(
+            None, description="A local folder or hub id instead of the published weights."
+        )
+
+    HUB_ID = "FacebookAI/roberta-base"
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.facts = self.describe(config, context.store)
+        name = config.weights or self.HUB_ID
+        hf_config = with_dropout(self._hf_config(), config.dropout)
+        if config.pretrained:
+            advice = [f"set 'weights' to a copy of {self.HUB_ID}"]
+            folder = weights.resolve(name, advice)
+            model = weights.pretrained_model(
+                self.facts.name, folder, hf_config, context.generator, context.note
+            )
+        else:
+            model = weights.random_model(hf_config, context.generator)
+        self.adopt(model, lambda: weights.resolve_tokenizer(name))
+
+    @staticmethod
+    def _hf_config() -> Any:
+        from transformers import RobertaConfig
+
+        return RobertaConfig(
+            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
+        )
+
+    @classmethod
+    def describe(cls, config: Config, store: Store) -> BackboneFacts:
+        """The facts of RoBERTa-base."""
+        return text_facts("roberta-base", cls._hf_config())

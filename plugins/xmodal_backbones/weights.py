@@ -1,0 +1,193 @@
+"""Loads Hugging Face weights from a local folder or a hub, and accounts for every key.
+
+Only safetensors are read, never pickles. Without a network a hub fails within seconds with one message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xmodal.errors import DataError
+from xmodal_backbones.common import count, seeded
+
+_CONFIG_FILES = ["config.json", "preprocessor_config.json"]
+_TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
+_WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+_TIMEOUT = 5.0
+# Keys that a checkpoint may have and a body does not: heads, poolers, old position buffers.
+_HEADS = (
+    *("classifier", "cls.", "decoder.", "discriminator_predictions", "generator_", "head"),
+    *("lm_head", "pooler.", "qa_outputs", "vocab_"),
+)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that ``name`` means, or None where it is a hub id. Raises DataError."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"{path} has no config.json: it is not a Hugging Face model folder")
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataError(f"{name}: no such folder")
+    return None
+
+
+def _unreachable(name: str, reason: str, ways_out: Sequence[str]) -> DataError:
+    lines = [
+        f"cannot get the weights '{name}' from the hub: {reason}",
+        "ways out:",
+        "  - check the network; HF_ENDPOINT chooses a mirror, HF_HUB_OFFLINE=1 uses the cache only",
+        "  - set the path of a local folder with config.json and model.safetensors instead",
+        *(f"  - {line}" for line in ways_out),
+        "  - set 'pretrained: false' to start from random weights",
+        "  - use a body from the package registry: vit-s14 (images), minilm-l6, mpnet-base (text)",
+    ]
+    return DataError("\n".join(lines))
+
+
+def _reason(error: Exception) -> str:
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    text = str(root).strip().splitlines()
+    return f"{type(root).__name__}: {text[0]}" if text else type(root).__name__
+
+
+def hub_folder(name: str, files: Sequence[str], ways_out: Sequence[str] = ()) -> Path:
+    """The local snapshot of a hub model, fetched if need be. Raises DataError within seconds."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    patterns = list(files)
+    # The client's connection errors are no OSErrors, and its HTTP library differs between versions.
+    failures = (OSError, RuntimeError, errors.HFValidationError, vars(errors)["HTTPError"])
+    with contextlib.suppress(errors.LocalEntryNotFoundError):
+        cached = Path(hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        if _complete(cached, patterns):
+            return cached
+    if hub.constants.is_offline_mode():
+        raise _unreachable(name, "it is not in the cache and HF_HUB_OFFLINE is set", ways_out)
+    try:
+        # Asked first because, unlike downloads, it is not retried for minutes without a network.
+        hub.HfApi().model_info(name, timeout=_TIMEOUT)
+        folder = Path(hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=_TIMEOUT))
+    except failures as error:
+        raise _unreachable(name, _reason(error), ways_out) from error
+    if not _complete(folder, patterns):
+        raise _unreachable(name, "it has no safetensors, and pickles are not read", ways_out)
+    return folder
+
+
+def _complete(folder: Path, patterns: Sequence[str]) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    if "config.json" in patterns and "config.json" not in names:
+        return False
+    return "model*.safetensors" not in patterns or any(n.endswith(".safetensors") for n in names)
+
+
+def resolve(name: str, ways_out: Sequence[str] = ()) -> Path:
+    """A folder with config, weights and tokenizer, for a local path or hub id. Raises DataError."""
+    files = _CONFIG_FILES + _TOKENIZER_FILES + _WEIGHT_FILES
+    return local_folder(name) or hub_folder(name, files, ways_out)
+
+
+def resolve_config(name: str) -> Path:
+    """A folder with the config at least. Raises DataError."""
+    return local_folder(name) or hub_folder(name, _CONFIG_FILES)
+
+
+def resolve_tokenizer(name: str) -> Path:
+    """A folder with the tokenizer at least. Raises DataError."""
+    return local_folder(name) or hub_folder(name, _CONFIG_FILES + _TOKENIZER_FILES)
+
+
+def read_config(folder: Path) -> Any:
+    """The Hugging Face config of a folder. Raises DataError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's own bars and key tables; this module gives its own account."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def random_model(hf_config: Any, generator: torch.Generator) -> Any:
+    """A model with random weights."""
+    from transformers import AutoModel
+
+    with seeded(generator), _quiet():
+        return AutoModel.from_config(hf_config)
+
+
+def report(name: str, model: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """One line that accounts for every key. Raises DataError listing keys that do not fit."""
+    extra = [key for key in unexpected if not _is_head(key)]
+    absent = [key for key in missing if not _is_head(key)]
+    if extra or absent:
+        parts = [
+            f"{len(keys)} {what} keys: {', '.join(sorted(keys)[:8])}{' ...' * (len(keys) > 8)}"
+            for what, keys in (("missing", absent), ("unexpected", extra))
+            if keys
+        ]
+        raise DataError(
+            f"the weights do not fit {name}; " + "; ".join(parts) + "\nways out: choose weights of "
+            "this architecture, or set 'pretrained: false'"
+        )
+    line = f"{name}: {count(model):,} parameters, 0 missing, 0 unexpected"
+    left = len(unexpected) + len(missing)
+    return line + (f" ({left} head keys aside)" if left else "")
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(_HEADS) or key.endswith("position_ids")
+
+
+def pretrained_model(
+    name: str,
+    folder: Path,
+    hf_config: Any,
+    generator: torch.Generator,
+    note: Callable[[str], None],
+) -> Any:
+    """A model with the weights of a folder; notes the account of its keys. Raises DataError."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    try:
+        with seeded(generator), _quiet():
+            model, info = AutoModel.from_pretrained(
+                os.fspath(folder),
+                config=hf_config,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"the weights in {folder} cannot be loaded: {error}") from error
+    note(report(name, model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])))
+    return model
