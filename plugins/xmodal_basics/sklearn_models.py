@@ -109,7 +109,7 @@ def ridge(z_NR: Array, y_NK: Array, penalties: tuple[float, ...]) -> tuple[Array
     if missing_NK.any():
         mean_K = np.where(missing_NK, 0.0, y_NK).sum(0) / (~missing_NK).sum(0).clip(1)
         y_NK = np.where(missing_NK, mean_K, y_NK)
-    model = RidgeCV(penalties).fit(z_NR, y_NK)
+    model = RidgeCV(list(penalties)).fit(z_NR, y_NK)
     return np.atleast_2d(model.coef_), np.broadcast_to(model.intercept_, y_NK.shape[1:]).copy()
 
 
