@@ -1,0 +1,1 @@
+"""Tokens ranked by their norm: a selector and a mixer for xmodal."""

@@ -1,0 +1,82 @@
+"""A mixer without a selector: weak target tokens give way to what the source has in their place.
+
+Shapes: B samples, N tokens, K replaced tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from xmodal.batch import Progress, Sample, Term, Tokens, View
+from xmodal.errors import UsageError
+from xmodal.interfaces import Context, Facts, Mixer, Scheduler, Settings
+
+
+class SwapWeakest(Mixer):
+    """Replaces the k target tokens of the smallest norm by the source tokens at their positions.
+
+    The mixed view predicts the target label with weight 1 - k/N and the source label with k/N.
+    """
+
+    class Config(Settings):
+        """Settings of the mixer."""
+
+        mixed: float = Field(1.0, ge=0, description="Weight of the mixed view; the plain has 1.")
+
+    config: Config
+    needs_source = True
+    uses = ("scheduler",)
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self._scheduler: Scheduler = context.components["scheduler"]
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Positions can be compared only where source and target have the same kind of grid."""
+        body = facts.backbone
+        if body.grid and facts.grid and len(body.grid) != len(facts.grid):
+            yield (
+                f"swaps tokens position by position, but backbone '{body.name}' has a "
+                f"{len(body.grid)}-D grid and task '{facts.task.name}' a {len(facts.grid)}-D one"
+            )
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Mix. Only positions that both samples have are swapped."""
+        if source is None:
+            raise UsageError("mixer 'swap-weakest' needs 'source' in the recipe")
+        x_BND, source_BMD = target.tokens.x_BND, source.tokens.x_BND
+        total = x_BND.shape[1]
+        shared = min(total, source_BMD.shape[1])
+        k = self._scheduler(progress, shared)
+        share = k / total
+        log = {"k": float(k)}
+        if k == 0 or self.config.mixed == 0:
+            # The two views would be the same: one with both weights costs half as much.
+            whole = Term(target.head, target.y, 1.0 + self.config.mixed)
+            return (View(target.tokens, (whole,), log=log),)
+        norm_BN = x_BND.detach().norm(dim=2)[:, :shared]
+        slots_BK = norm_BN.topk(k, dim=1, largest=False).indices
+        index_BKD = slots_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[2])
+        arriving_BKD = source_BMD.gather(1, index_BKD).to(x_BND.dtype)
+        mixed_BND = x_BND.scatter(1, index_BKD, arriving_BKD)
+        origin_BN = torch.full(x_BND.shape[:2], -1, dtype=torch.int64, device=x_BND.device)
+        terms = (
+            Term(target.head, target.y, self.config.mixed * (1 - share)),
+            Term(source.head, source.y, self.config.mixed * share),
+        )
+        return (
+            View(target.tokens, (Term(target.head, target.y, 1.0),)),
+            View(
+                Tokens(mixed_BND, target.tokens.grid),
+                terms,
+                origin_BN.scatter(1, slots_BK, slots_BK),
+                log,
+            ),
+        )
