@@ -204,6 +204,15 @@ def test_conv1d_copies_norm_and_positions() -> None:
     assert embedder.projection.weight.abs().max() > 0.9 * bound
 
 
+def test_a_sequence_is_one_row_to_a_body_of_images() -> None:
+    body = Body()
+    known = body.positions
+    body.positions = lambda grid: known(grid) if len(grid) == 2 else None  # type: ignore[method-assign]
+    embedder = build(Conv1d, task(2, 40), body, target_length=10)
+    assert torch.equal(embedder.positions, known((1, 10)))
+    assert build(Conv1d, task(2, 40), body, positions=False).positions is None
+
+
 # --- columns -------------------------------------------------------------------------------------
 
 LEVELS = (0, 3, 0, 2)

@@ -20,7 +20,7 @@ from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.interfaces import BackboneFacts, Context, Embedder, Settings, TaskFacts
+from xmodal.interfaces import Backbone, BackboneFacts, Context, Embedder, Settings, TaskFacts
 
 SMALLEST_SHARE = 0.1
 """Calibration never shrinks the projection below this share of the wanted norm: where the positions
@@ -62,10 +62,8 @@ class TokenEmbedder(Embedder):
             self.norm = copy.deepcopy(source_norm).requires_grad_(True)
         else:
             self.norm = nn.LayerNorm(self.width, eps=source_norm.eps)
-        pretrained_ND = backbone.positions(self.token_grid) if config.positions else None
-        self.positions = (
-            None if pretrained_ND is None else nn.Parameter(pretrained_ND.detach().clone())
-        )
+        source_ND = pretrained_positions(backbone, self.token_grid) if config.positions else None
+        self.positions = None if source_ND is None else nn.Parameter(source_ND.detach().clone())
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -106,6 +104,12 @@ class TokenEmbedder(Embedder):
         for parameter in scaled:
             parameter.mul_(factor)
         self._note(f"embedder: tokens scaled by {factor:.4g} to the norm {source_norm:.4g}")
+
+
+def pretrained_positions(backbone: Backbone, grid: tuple[int, ...]) -> Tensor | None:
+    """The body's positions ``[N, D]`` for a grid; to a body of images a sequence is one row."""
+    found = backbone.positions(grid)
+    return backbone.positions((1, *grid)) if found is None and len(grid) == 1 else found
 
 
 def check_width(name: str, backbone: BackboneFacts) -> None:
