@@ -438,11 +438,20 @@ class Source(Component):
 class Stage(Component):
     """One phase of a run. Yields optimizer steps, each an iterable of micro-batches.
 
-    The ``Config`` must have ``epochs: int`` and ``train: tuple[str, ...]`` (patterns over parameter
-    names such as ``embedder.*``, or ``norms`` for every LayerNorm).
+    Its ``Config`` has ``epochs`` and ``train``, unless the class overrides the properties.
     """
 
     kind = "stage"
+
+    @property
+    def epochs(self) -> int:
+        """How many times ``steps`` is asked for."""
+        return int(self.config.epochs)
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """What trains: patterns over parameter names (``embedder.*``), or ``norms``: LayerNorms."""
+        return tuple(self.config.train)
 
     def begin(self, session: Session) -> None:
         """Called once when the stage starts, and again when a run resumes inside it."""

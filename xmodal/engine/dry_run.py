@@ -70,7 +70,7 @@ def _shapes(session: Session) -> dict[str, str]:
     tokens = model.embedder(x)
     rows["target tokens"] = f"{_shape(tokens.x_BND)}, grid {tokens.grid}"
     stage = session.stages[0]
-    at = Progress(0, 0, stage.config.epochs, 0, stage.steps_per_epoch(session))
+    at = Progress(0, 0, stage.epochs, 0, stage.steps_per_epoch(session))
     views = model.views(x, y, source, at)
     for number, (view, features) in enumerate(zip(views, model.encode(views), strict=True)):
         rows[f"view {number}"] = f"{_terms(view)} -> features {_shape(features.x_BND)}"
@@ -86,7 +86,7 @@ def _terms(view: View) -> str:
 
 def _cost(session: Session) -> dict[str, str]:
     """Measure the second optimizer step of the first stage (the first one warms up)."""
-    total = sum(s.steps_per_epoch(session) * s.config.epochs for s in session.stages)
+    total = sum(s.steps_per_epoch(session) * s.epochs for s in session.stages)
     taken: list[float] = []
     begun = time.perf_counter()
     for record in Training(session).run():
@@ -107,7 +107,7 @@ def _cost(session: Session) -> dict[str, str]:
 def _parameters(session: Session) -> dict[str, str]:
     rows: dict[str, str] = {}
     for number, stage in enumerate(session.stages):
-        chosen = session.model.select_trainable(tuple(stage.config.train))
+        chosen = session.model.select_trainable(stage.train)
         parts: dict[str, int] = {}
         for name, parameter in chosen:
             part = name.split(".")[0]

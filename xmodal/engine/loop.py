@@ -104,14 +104,13 @@ class Training:
         for index in range(snapshot.stage, len(self.session.stages)):
             stage = self.session.stages[index]
             named = self._enter(index, stage)
-            epochs: int = stage.config.epochs
-            while snapshot.epoch < epochs:
+            while snapshot.epoch < stage.epochs:
                 yield from self._epoch(index, stage, named)
             snapshot.stage, snapshot.epoch = index + 1, 0
 
     def _enter(self, index: int, stage: Stage) -> list[tuple[str, nn.Parameter]]:
         session = self.session
-        named = session.model.select_trainable(tuple(stage.config.train))
+        named = session.model.select_trainable(stage.train)
         self.optimizer = stage.optimizer(named)
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
@@ -137,11 +136,11 @@ class Training:
     ) -> Iterator[StepRecord | EpochRecord]:
         session, snapshot = self.session, self.snapshot
         steps = stage.steps_per_epoch(session)
-        at = Progress(index, snapshot.epoch, stage.config.epochs, snapshot.step, steps)
+        at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         session.model.train()
         started = time.perf_counter()
         for micro_batches in stage.steps(session, at):
-            at = Progress(index, snapshot.epoch, stage.config.epochs, snapshot.step, steps)
+            at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
             begun = time.perf_counter()
             loss, log, lr, norm = self._step(stage, micro_batches, named, at)
             snapshot.step += 1

@@ -1,11 +1,13 @@
 """Composes a recipe from layers: ``extends``, scale, command-line overrides; every value keeps its origin.
 
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
-component it replaces.
+component it replaces. ``training:`` holds settings for every stage that knows them, so that a task can
+say how to train without naming a method's stages; what a stage says itself wins.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xmodal.errors import Problem, RecipeError, UsageError
+from xmodal.errors import PluginError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 from xmodal.recipe import library
 from xmodal.recipe.explain import explain
@@ -44,22 +46,85 @@ def compose(
     for reference in references:
         _add(layered, library.find(reference, registry), registry, ())
     if scale is not None:
-        known = [f.name for f in library.all_recipes(registry) if f.name.startswith("scales/")]
-        if f"scales/{scale}" not in known:
-            names = ", ".join(name.removeprefix("scales/") for name in known)
-            raise UsageError(f"no scale '{scale}'; scales: {names}")
-        _add(layered, library.find(f"scales/{scale}", registry), registry, ())
+        _add_scale(layered, scale, registry)
     for override in overrides:
         _override(layered, override)
     return layered
 
 
+def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
+    """Lay ``scales/<scale>`` on top, then what that scale says of this task, where it says anything.
+
+    The second is ``scales/<scale>/<task>``, the longest that exists for a task named with slashes.
+    """
+    known = {f.name for f in library.all_recipes(registry) if f.name.startswith("scales/")}
+    if f"scales/{scale}" not in known:
+        names = sorted(n.removeprefix("scales/") for n in known if n.count("/") == 1)
+        hint = did_you_mean(scale, names)
+        raise UsageError(f"no scale '{scale}'{hint}\nscales: {', '.join(names)}")
+    _add(layered, library.find(f"scales/{scale}", registry), registry, ())
+    task = layered.data.get("task")
+    name = task.get("use", "") if isinstance(task, dict) else str(task or "")
+    while name:
+        if f"scales/{scale}/{name}" in known:
+            _add(layered, library.find(f"scales/{scale}/{name}", registry), registry, ())
+            return
+        name = name.rpartition("/")[0]
+
+
 def validate(layered: Layered, registry: Registry) -> Recipe:
     """Validate a composed recipe. Raises RecipeError with every problem and its position."""
+    layered = _spread_training(layered, registry)
     try:
         return Recipe.model_validate(layered.data, context={"registry": registry})
     except ValidationError as error:
         raise RecipeError(explain(error, layered.data, layered.origins, layered.files)) from None
+
+
+def _spread_training(layered: Layered, registry: Registry) -> Layered:
+    """Fill the settings under ``training:`` into every stage that knows them.
+
+    Raises RecipeError for a setting no stage knows.
+    """
+    if "training" not in layered.data:
+        return layered
+    spread = copy.deepcopy(layered)
+    settings = spread.data.pop("training") or {}
+    stages = spread.data.get("stages")
+    stages = [{"use": s} if isinstance(s, str) else s for s in stages or []]
+    known: set[str] = set()
+    for index, stage in enumerate(stages):
+        fields = _stage_fields(stage, registry)
+        known |= fields
+        mine = {key: value for key, value in settings.items() if key in fields}
+        filled = Layered({"stages": [*stages[:index], mine]}, {})
+        for path, origin in layered.origins.items():
+            if path[0] == "training" and len(path) > 1 and path[1] in mine:
+                filled.origins["stages", index, *path[1:]] = origin
+        origins = {path: Origin("recipe"), **layered.origins} if (path := ("stages", index)) else {}
+        for key, value in stage.items():
+            at: Path_ = ("stages", index, key)
+            _merge(filled, at, value, {at: origins.get(at, origins[path]), **origins}, at)
+        stages[index] = filled.data["stages"][index]
+        spread.origins.update(filled.origins)
+    unknown = [key for key in settings if known and key not in known]
+    if unknown:
+        raise RecipeError([_unknown_training(layered, key, known) for key in unknown])
+    spread.data["stages"] = stages
+    return spread
+
+
+def _stage_fields(stage: Any, registry: Registry) -> set[str]:
+    try:
+        return set(registry.load("stage", str(stage["use"])).Config.model_fields)
+    except (UsageError, PluginError, KeyError, TypeError):
+        return set()  # validation will say what is wrong with the stage
+
+
+def _unknown_training(layered: Layered, key: str, known: set[str]) -> Problem:
+    where = str(layered.origins.get(("training", key), (layered.files or ["recipe"])[-1]))
+    message = f"no stage of this recipe knows it{did_you_mean(key, known)}"
+    return Problem(where, f"training.{key}", message, (f"known: {', '.join(sorted(known))}",))
 
 
 def _add(
@@ -117,12 +182,12 @@ def _merge(
         if isinstance(value, str) and isinstance(current, dict):
             origins = {**origins, (*source_path, "use"): origins[source_path]}
             value = {"use": value}
-        if isinstance(value, dict) and isinstance(current, dict):
-            new = value.get("use", current.get("use"))
-            if new != current.get("use"):
-                current = {}
-            _put(layered, path, current, layered.origins.get(path, origins[source_path]))
+        if isinstance(current, dict) and parent is not None:
+            parent[key] = current
     if isinstance(value, dict) and isinstance(current, dict):
+        if path and value.get("use", current.get("use")) != current.get("use"):
+            current = {}
+            _put(layered, path, current, origins[source_path])
         for name, item in value.items():
             _merge(layered, (*path, name), item, origins, (*source_path, name))
         return

@@ -64,7 +64,11 @@ def recipe_schema() -> dict[str, Any]:
     schema = _inlined(Recipe.model_json_schema())
     schema.pop("required", None)
     extends = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    schema["properties"] = {"extends": extends, **schema["properties"]}
+    training = {
+        "type": "object",
+        "description": "Settings for every stage that knows them; what a stage says itself wins.",
+    }
+    schema["properties"] = {"extends": extends, **schema["properties"], "training": training}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "xmodal recipe"
     return schema

@@ -1,0 +1,38 @@
+"""Turns a context into one self-contained HTML file: templates, style sheet, atomic writing.
+
+Everything a page shows is inside it; nothing is fetched and nothing needs a script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from xmodal.engine.checkpoint import write_atomically
+from xmodal.report import text
+
+TEMPLATES = "templates"
+
+
+def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
+    """Render ``template`` with ``context`` and replace ``path`` by it in one step."""
+    environment = Environment(
+        loader=PackageLoader("xmodal.report", TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=text.number, duration=text.duration, size=text.size, count=text.count
+    )
+    style = files("xmodal.report").joinpath(TEMPLATES, "report.css").read_text(encoding="utf-8")
+    html = environment.get_template(template).render(style=Markup(style), **context)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, html)
+    return path

@@ -1,0 +1,223 @@
+"""What a model said about a few test samples, ready to draw: maps, curves, cards or a table.
+
+The form follows the task's label and the shape of a sample, never the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xmodal.report.charts import Chart, Line, curves, series
+from xmodal.report.pictures import ERROR, INPUT, Array, Scale, photo, scale_of
+from xmodal.report.pictures import field as draw_field
+from xmodal.report.text import number
+
+MAX_INPUTS, MAX_BARS, MAX_FEATURES, MAX_POINTS = 2, 5, 6, 400
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """One sample: its name, its relative error, and ``(picture, what it shows)`` a column."""
+
+    name: str
+    note: str
+    pictures: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Fields side by side. ``bars``: a scale and how many columns share it."""
+
+    heads: list[str]
+    rows: list[MapRow]
+    bars: list[tuple[Scale, int]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One class: its share in [0, 1] and whether it is true."""
+
+    label: str
+    share: float
+    true: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample: a picture or chart of its input, and what was predicted."""
+
+    name: str
+    right: bool | None
+    picture: str = ""
+    chart: Chart | None = None
+    bars: list[Bar] = field(default_factory=list)
+    values: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of a run; whatever does not apply is empty."""
+
+    maps: Maps | None = None
+    lines: list[Chart] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
+    table: tuple[list[str], list[list[str]]] | None = None
+    note: str = ""
+
+
+def shown(samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]) -> Shown:
+    """What to draw of ``samples["test"]`` for the task of ``facts``; empty where nothing was kept."""
+    test = samples.get("test")
+    task = facts.get("task", {})
+    if test is None or not len(test["x"]):
+        return Shown()
+    x, y, prediction = (as_array(test[name]) for name in ("x", "y", "prediction"))
+    target = task["target"]
+    if target["shape"] and y.ndim == 4:
+        return Shown(maps=maps(x, y, prediction, samples.get("images", {})))
+    if target["shape"]:
+        return Shown(lines=_dense_lines(y, prediction))
+    if x.ndim == 2:
+        return _rows(x, y, prediction, classes)
+    return Shown(cards=_cards(x, y, prediction, classes, samples.get("images", {})))
+
+
+def as_array(tensor: Any) -> Array:
+    """A tensor as a plain array (half precision becomes float)."""
+    tensor = tensor.detach().cpu()
+    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+
+
+def relative_error(prediction: Array, y: Array) -> float:
+    """Euclidean norm of the error over that of the truth."""
+    good = np.isfinite(y)
+    size = float(np.linalg.norm(y[good]))
+    return float(np.linalg.norm((prediction - y)[good])) / (size or 1.0)
+
+
+def inputs(x: Array, images: Mapping[str, int]) -> list[tuple[str, Array]]:
+    """The channels of ``x`` worth drawing: those the task names, else the first."""
+    named = [(title, c) for title, c in images.items() if 0 <= c < x.shape[1]][:MAX_INPUTS]
+    return [(title, x[:, c]) for title, c in named] or [("input", x[:, 0])]
+
+
+def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> Maps:
+    """Input, prediction, truth and absolute error of every sample; scales hold for all samples."""
+    columns = inputs(x, images)
+    error = np.abs(prediction - y)
+    values = scale_of([prediction[:, 0], y[:, 0]])
+    errors = scale_of([error[:, 0]], ERROR, zero=True)
+    scales = [scale_of([channel], INPUT) for _, channel in columns]
+    rows = []
+    for i in range(len(x)):
+        name = f"Test sample {i + 1}"
+        pairs = [(channel[i], s) for (_, channel), s in zip(columns, scales, strict=True)]
+        pairs += [(prediction[i, 0], values), (y[i, 0], values), (error[i, 0], errors)]
+        names = [*(title for title, _ in columns), "prediction", "truth", "absolute error"]
+        pictures = [
+            (draw_field(a, s), f"{what} of {name.lower()}")
+            for (a, s), what in zip(pairs, names, strict=True)
+        ]
+        note = f"relative L² error {number(relative_error(prediction[i], y[i]), 3)}"
+        rows.append(MapRow(name, note, pictures))
+    heads = [*(title for title, _ in columns), "Prediction", "Truth", "|Error|"]
+    bars = [(s, 1) for s in scales] + [(values, 2), (errors, 1)]
+    note = f"Output channel 1 of {y.shape[1]} is shown." if y.shape[1] > 1 else ""
+    return Maps(heads, rows, bars, note)
+
+
+def _dense_lines(y: Array, prediction: Array) -> list[Chart]:
+    drawn = []
+    for i in range(len(y)):
+        lines = [_line("truth", y[i, 0], 0), _line("prediction", prediction[i, 0], series(1))]
+        note = f"Relative L² error {number(relative_error(prediction[i], y[i]), 3)}."
+        drawn.append(curves(f"Test sample {i + 1}", lines, x_label="position", note=note))
+    return drawn
+
+
+def _line(label: str, values: Array, colour: int) -> Line:
+    step = max(1, len(values) // MAX_POINTS)
+    points = [float(v) for v in values[::step]]
+    return Line(label, [i * step for i in range(len(points))], points, colour)
+
+
+def _cards(
+    x: Array, y: Array, prediction: Array, classes: Sequence[str], images: Mapping[str, int]
+) -> list[Card]:
+    cards = []
+    for i in range(len(x)):
+        name = f"Test sample {i + 1}"
+        picture, chart = "", None
+        if x.ndim == 4:
+            rgb = x.shape[1] == 3 and not images
+            picture = photo(x[i] if rgb else inputs(x, images)[0][1][i])
+        elif x.ndim == 3:
+            channels = [_line(f"channel {c + 1}", x[i, c], series(c)) for c in range(len(x[i]))[:3]]
+            chart = curves(f"Input of {name.lower()}", channels, x_label="position", height=1.7)
+        bars, right = _bars(y[i], prediction[i], classes)
+        values = [] if bars else _values(y[i], prediction[i])
+        cards.append(Card(name, right, picture, chart, bars, values))
+    return cards
+
+
+def _bars(y: Array, scores: Array, classes: Sequence[str]) -> tuple[list[Bar], bool | None]:
+    """The likeliest classes and the true ones; nothing for regression."""
+    single = np.issubdtype(y.dtype, np.integer)
+    if not single and not (y.size > 1 and np.isin(y, (0.0, 1.0)).all()):
+        return [], None
+    true = {int(y)} if single else {int(c) for c in np.flatnonzero(y)}
+    shares = probabilities(scores, single)
+    order = [int(c) for c in np.argsort(-shares, kind="stable")]
+    chosen = order[:MAX_BARS]
+    chosen += [c for c in sorted(true)[:MAX_BARS] if c not in chosen and c < len(shares)]
+    bars = [Bar(class_name(c, classes), float(shares[c]), c in true) for c in chosen]
+    return bars, (order[0] in true if single else None)
+
+
+def probabilities(scores: Array, single: bool) -> Array:
+    """Scores of one sample as shares in [0, 1]; what already is a distribution stays as it is."""
+    scores = np.nan_to_num(np.asarray(scores, dtype=np.float64).ravel())
+    if not single:
+        return np.asarray(1 / (1 + np.exp(-np.clip(scores, -50, 50))))
+    if (scores >= 0).all() and abs(float(scores.sum()) - 1) < 1e-3:
+        return scores
+    exponents = np.exp(scores - scores.max())
+    return np.asarray(exponents / exponents.sum())
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """The name of a class, or its number where the task names none."""
+    return str(classes[label]) if 0 <= label < len(classes) else f"class {label}"
+
+
+def _values(y: Array, prediction: Array) -> list[tuple[str, str, str]]:
+    pairs = zip(prediction.ravel()[:MAX_BARS], y.ravel()[:MAX_BARS], strict=True)
+    return [
+        (f"output {i + 1}", number(float(p), 3), number(float(t), 3))
+        for i, (p, t) in enumerate(pairs)
+    ]
+
+
+def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Shown:
+    """Samples of a table: a few features, the truth, the prediction."""
+    width = min(MAX_FEATURES, x.shape[1])
+    head = ["sample", "truth", "prediction", *(f"feature {c + 1}" for c in range(width))]
+    rows = []
+    for i in range(len(x)):
+        bars, right = _bars(y[i], prediction[i], classes)
+        truth = number(float(y[i].ravel()[0]), 3)
+        said = number(float(prediction[i].ravel()[0]), 3)
+        if bars:
+            truth = ", ".join(bar.label for bar in bars if bar.true) or "none"
+            mark = {True: " ✓", False: " ✗", None: ""}[right]
+            said = f"{bars[0].label} ({bars[0].share:.0%}){mark}"
+        features = [number(float(v), 3) for v in x[i, :width]]
+        rows.append([str(i + 1), truth, said, *features])
+    hidden = x.shape[1] - width
+    note = f"{hidden} further features are not shown." if hidden else ""
+    return Shown(table=(head, rows), note=note)

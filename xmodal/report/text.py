@@ -1,0 +1,55 @@
+"""Numbers as people read them: four significant digits, units, and a dash for what is missing."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+
+
+def number(value: float | int | None, digits: int = 4) -> str:
+    """``value`` with ``digits`` significant digits; a dash for None."""
+    if value is None:
+        return MISSING
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", "\u202f")
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+    if value and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """A large count in short: 87.8 M; a dash for None."""
+    if value is None:
+        return MISSING
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``42.1 s``, ``3 min 12 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(value: int | None) -> str:
+    """Bytes as MiB or GiB."""
+    if not value:
+        return MISSING
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def plural(amount: int, one: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number(amount)} {one}{'' if amount == 1 else 's'}"
