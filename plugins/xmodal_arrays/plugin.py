@@ -2,4 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_tasks() -> Mapping[str, str]:
+    """The user's own files."""
+    return {"arrays": "xmodal_arrays.task:Arrays"}

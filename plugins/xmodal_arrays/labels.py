@@ -1,0 +1,252 @@
+"""What the labels are: classes, numbers, several 0/1 labels, or a field; checked, coded and named.
+
+``auto``: text and whole numbers that count classes are classes; rows of 0/1 are one-hot classes
+where every row has a single 1, several labels otherwise; labels as long as the samples are fields;
+anything else is a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from xmodal.errors import DataError, did_you_mean
+from xmodal.interfaces import Target
+from xmodal_arrays.containers import Array, ArrayRows, Rows
+from xmodal_arrays.layout import Layout
+from xmodal_arrays.locate import Part
+from xmodal_arrays.settings import Kind
+
+_CHUNK = 1 << 26
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of every part. ``layout`` brings dense ones to ``[n, size, *shape]``.
+
+    ``binary``: dense labels are all 0 or 1. ``read_as`` is what a note says about them.
+    """
+
+    target: Target
+    rows: tuple[Rows, ...]
+    read_as: str
+    classes: tuple[str, ...] = ()
+    layout: Layout | None = None
+    binary: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def chunks(rows: Rows) -> Iterator[tuple[slice, Array]]:
+    """Consecutive rows, about 64 MB at a time."""
+    size = max(1, int(np.prod(rows.shape[1:], dtype=np.int64)) * rows.dtype.itemsize)
+    step = max(1, _CHUNK // size)
+    for start in range(0, rows.shape[0], step):
+        at = slice(start, min(start + step, rows.shape[0]))
+        yield at, rows.read(at)
+
+
+def read_labels(parts: Sequence[Part], kind: Kind, names: tuple[str, ...], x: Layout) -> Labels:
+    """Read, check and code the labels of all parts. Raises DataError naming file and row."""
+    shape = parts[0].y.shape[1:]
+    for part in parts:
+        if part.y.shape[1:] != shape:
+            _fail(part, f"has labels of shape {part.y.shape[1:]}; {parts[0].y_name} of {shape}")
+    if len(shape) >= 2 or kind == "dense":
+        if kind not in ("auto", "dense"):
+            _fail(parts[0], f"has labels of shape {shape}, which are not {kind} labels")
+        return _dense(parts, x)
+    raw = [_checked(part) for part in parts]
+    kind = _infer(np.concatenate(raw), x) if kind == "auto" else kind
+    if kind == "classification":
+        return _classes(parts, raw, names)
+    if kind == "dense":
+        return _dense(parts, x)
+    return _numbers(parts, raw, kind)
+
+
+def _fail(part: Part, message: str) -> NoReturn:
+    raise DataError(f"{part.y_name} {message}")
+
+
+def _checked(part: Part) -> Array:
+    """Labels ``[n]`` or ``[n, K]`` as they are in the file, without missing values."""
+    y_N = part.y.read(slice(None))
+    if y_N.ndim == 2 and y_N.shape[1] == 1:
+        y_N = y_N[:, 0]
+    if y_N.dtype.kind == "O":
+        y_N = y_N.astype(str)
+    if y_N.dtype.kind == "S":
+        y_N = np.char.decode(y_N, "utf-8")
+    if y_N.dtype.kind not in "fiubU":
+        _fail(part, f"holds {y_N.dtype}, which cannot be labels")
+    if y_N.dtype.kind == "f":
+        wrong = np.flatnonzero(~np.isfinite(y_N.reshape(len(y_N), -1)).all(axis=1))
+        if len(wrong):
+            _fail(part, f"has NaN or infinite labels in {len(wrong)} rows; first: row {wrong[0]}")
+    return y_N
+
+
+def _infer(y_N: Array, x: Layout) -> Kind:
+    if y_N.dtype.kind == "U":
+        return "classification"
+    if y_N.ndim == 2:
+        binary = bool(np.isin(y_N, (0, 1)).all())
+        if binary and bool((y_N.sum(axis=1) == 1).all()):
+            return "classification"
+        if x.form == "sequence" and y_N.shape[1] == x.shape[-1]:
+            return "dense"
+        return "multi-label" if binary else "regression"
+    values = np.unique(y_N)
+    if y_N.dtype.kind == "b":
+        return "classification"
+    if bool((values != np.round(values)).any()) or len(values) > len(y_N) // 2:
+        return "regression"
+    # Class numbers fill 0 .. m-1 or 1 .. m; counts, years and ages seldom do.
+    counted = values[0] in (0, 1) and values[-1] - values[0] + 1 == len(values)
+    return "classification" if len(values) <= 20 or counted else "regression"
+
+
+def _classes(parts: Sequence[Part], raw: list[Array], names: tuple[str, ...]) -> Labels:
+    if raw[0].ndim == 2:
+        for part, y_NK in zip(parts, raw, strict=True):
+            wrong = np.flatnonzero(~np.isin(y_NK, (0, 1)).all(axis=1) | (y_NK.sum(axis=1) != 1))
+            if len(wrong):
+                _fail(part, f"is not one-hot: row {wrong[0]} is {y_NK[wrong[0]]}")
+        raw = [y_NK.argmax(axis=1) for y_NK in raw]
+    if all(y_N.dtype.kind == "U" for y_N in raw):
+        values: list[str] = list(names) or sorted({str(v) for y_N in raw for v in np.unique(y_N)})
+        coded = [_coded(part, y_N, values) for part, y_N in zip(parts, raw, strict=True)]
+        notes = [] if names else [f"{parts[0].y_name}: classes in order: {_shown(values)}"]
+    else:
+        coded, values, notes = _counted(parts, raw, names)
+    if len(values) < 2:
+        _fail(parts[0], f"is constant: every label is '{values[0]}'")
+    _require_trained(parts, coded, values)
+    target = Target("classification", len(values))
+    rows = tuple(ArrayRows(y_N) for y_N in coded)
+    read_as = f"{parts[0].y.dtype} with {len(values)} values read as classification"
+    return Labels(target, rows, read_as, tuple(values), notes=tuple(notes))
+
+
+def _shown(values: Sequence[object]) -> str:
+    shown = [str(value) for value in values]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "...", shown[-1]])
+
+
+def _coded(part: Part, y_N: Array, values: list[str]) -> Array:
+    code = {value: index for index, value in enumerate(values)}
+    for row, value in enumerate(y_N):
+        if str(value) not in code:
+            hint = did_you_mean(str(value), values)
+            _fail(part, f"row {row}: label '{value}' is not in classes{hint}")
+    return np.array([code[str(value)] for value in y_N], dtype=np.int64)
+
+
+def _counted(
+    parts: Sequence[Part], raw: list[Array], names: tuple[str, ...]
+) -> tuple[list[Array], list[str], list[str]]:
+    """Code whole numbers 0 .. m-1: as they are with ``names`` or without gaps, mapped otherwise."""
+    whole = []
+    for part, y_N in zip(parts, raw, strict=True):
+        if y_N.dtype.kind == "U":
+            _fail(part, "holds text, other files hold numbers")
+        wrong = np.flatnonzero((y_N != np.round(y_N)) | (y_N < 0))
+        if len(wrong):
+            what = "negative" if y_N[wrong[0]] < 0 else "no whole number"
+            _fail(
+                part,
+                f"row {wrong[0]}: label {y_N[wrong[0]]} is {what} ({len(wrong)} such rows); "
+                "classes are numbered from 0 (set kind: regression if these are quantities)",
+            )
+        too_large = np.flatnonzero(y_N >= (len(names) or np.inf))
+        if len(too_large):
+            row = too_large[0]
+            _fail(
+                part, f"row {row}: label {y_N[row]} is out of range; there are {len(names)} classes"
+            )
+        whole.append(y_N.astype(np.int64))
+    if names:
+        return whole, list(names), []
+    found = np.unique(np.concatenate(whole))
+    values = [str(value) for value in found]
+    if np.array_equal(found, np.arange(len(found))):
+        return whole, values, []
+    note = f"{parts[0].y_name}: labels {_shown(values)} are numbered 0 to {len(found) - 1}"
+    return [np.searchsorted(found, y_N) for y_N in whole], values, [note]
+
+
+def _require_trained(parts: Sequence[Part], coded: list[Array], values: list[str]) -> None:
+    """Every class needs two samples to be split, and one to train on where parts are given."""
+    roles = {part.role for part in parts}
+    needed = 1 if "validation" in roles else 2
+    counts = np.bincount(coded[0], minlength=len(values))
+    for label in np.flatnonzero(counts < needed):
+        for part, y_N in zip(parts, coded, strict=True):
+            rows = np.flatnonzero(y_N == label)
+            if len(rows) and (part.role in ("all", "train") or counts[label] == 0):
+                found = "a single sample" if counts[label] else "no training sample"
+                _fail(
+                    part,
+                    f"row {rows[0]}: class '{values[label]}' has {found}; add samples of it or "
+                    "leave it out",
+                )
+
+
+def _numbers(parts: Sequence[Part], raw: list[Array], kind: Kind) -> Labels:
+    coded = []
+    for part, y_N in zip(parts, raw, strict=True):
+        if y_N.dtype.kind == "U":
+            _fail(part, f"row 0: label '{y_N.flat[0]}' is text, which is not a {kind} label")
+        y_NK = y_N.astype(np.float32).reshape(len(y_N), -1)
+        wrong = np.flatnonzero(~np.isin(y_NK, (0, 1)).all(axis=1))
+        if kind == "multi-label" and len(wrong):
+            row = wrong[0]
+            _fail(part, f"row {row}: multi-label needs 0 and 1, but the row is {y_NK[row]}")
+        coded.append(y_NK)
+    constant = np.flatnonzero((coded[0] == coded[0][:1]).all(axis=0))
+    if len(constant) and (kind == "regression" or len(constant) == coded[0].shape[1]):
+        column = constant[0]
+        _fail(parts[0], f"is constant: output {column} is {coded[0][0, column]} in every row")
+    size = coded[0].shape[1]
+    shown = f"{size} labels" if kind == "multi-label" else f"{size} numbers" if size > 1 else ""
+    read_as = " ".join(f"{parts[0].y.dtype} {shown} read as {kind}".split())
+    notes = [f"{parts[0].y_name}: label {k} never varies" for k in constant]
+    rows = tuple(ArrayRows(y_NK) for y_NK in coded)
+    return Labels(Target(kind, size), rows, read_as, notes=tuple(notes))  # type: ignore[arg-type]
+
+
+def _dense(parts: Sequence[Part], x: Layout) -> Labels:
+    shape = parts[0].y.shape[1:]
+    if x.form == "row" or not 1 <= len(shape) <= 3 or parts[0].y.dtype.kind not in "fiub":
+        _fail(parts[0], f"has {parts[0].y.dtype} labels of shape {shape}, which are no field")
+    layout = _field(shape, x)
+    values: set[float] = set()
+    for part in parts:
+        for _, y_N in chunks(part.y):
+            values |= set(np.unique(y_N).tolist()[:3])
+            if len(values) > 2:
+                break
+    if len(values) < 2:
+        _fail(parts[0], f"is constant: every value is {values.pop()}")
+    binary = values == {0, 1}
+    read_as = f"{parts[0].y.dtype} of shape {shape} read as {'0/1 ' if binary else ''}dense labels"
+    target = Target("dense", layout.shape[0], layout.shape[1:])
+    rows = tuple(part.y for part in parts)
+    return Labels(target, rows, read_as, layout=layout, binary=binary)
+
+
+def _field(shape: tuple[int, ...], x: Layout) -> Layout:
+    """The layout of dense labels: the axis that is not one of the sample's holds channels."""
+    space = x.shape[1:]
+    if len(shape) == 1:
+        return Layout("sequence", (1, *shape))
+    if len(shape) == 2 and x.form == "grid":
+        return Layout("grid", (1, *shape))
+    axis = 0
+    if shape[1:] != space and (shape[:-1] == space or (x.channel or 0) > 0):
+        axis = len(shape) - 1
+    form = "grid" if len(shape) == 3 else "sequence"
+    return Layout(form, (shape[axis], *shape[:axis], *shape[axis + 1 :]), axis)  # type: ignore[arg-type]

@@ -1,0 +1,174 @@
+"""Reads tables (CSV, Parquet): numbers stay numbers, text becomes categories, NaN means missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmodal.errors import DataError, did_you_mean
+from xmodal_arrays.containers import Array, ArrayRows
+from xmodal_arrays.locate import Part, Role
+from xmodal_arrays.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The parts of a table: x float64 ``[n, F]``; ``levels``: 0 for a number, m for a category."""
+
+    parts: list[Part]
+    levels: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
+    """Read and encode. A category's levels are those of all files. Raises DataError."""
+    import pandas as pd
+
+    frames = [_read(path) for _, path in files]
+    y_names = _labels(files[0][1], frames[0], settings)
+    x_names = _columns(files[0][1], frames[0], settings, y_names)
+    for (_, path), frame in zip(files, frames, strict=True):
+        _require(path, frame, [*x_names, *y_names])
+    bounds = np.cumsum([len(frame) for frame in frames])[:-1]
+    whole = pd.concat(frames, ignore_index=True)
+    where = _Where([path for _, path in files], [0, *bounds])
+    notes: list[str] = []
+    columns, levels = [], []
+    for name in x_names:
+        values_N, level = _column(whole[name], name, name in settings.categories, where, notes)
+        columns.append(values_N)
+        levels.append(level)
+    x_parts = np.split(np.stack(columns, axis=1), bounds)
+    parts = []
+    for (role, path), frame, x_NF in zip(files, frames, x_parts, strict=True):
+        y_N = _label_values(path, frame, y_names)
+        group_N = frame[settings.group].astype(str).to_numpy() if settings.group else None
+        y_name = f"{path}: column '{', '.join(y_names)}'"
+        parts.append(
+            Part(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
+        )
+    return Encoded(parts, tuple(levels), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Names the file and row of a row of all files together."""
+
+    paths: list[Path]
+    starts: list[int]
+
+    def __call__(self, row: int) -> tuple[Path, int]:
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.paths[index], row - int(self.starts[index])
+
+
+def _read(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        kind = path.suffix.lower().removeprefix(".")
+        raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
+    frame.columns = [str(name) for name in frame.columns]
+    if len(frame) == 0 or len(frame.columns) < 2:
+        raise DataError(f"{path}: needs a row and two columns, has {frame.shape} (rows, columns)")
+    if path.suffix.lower() == ".csv" and not any(map(_is_name, frame.columns)):
+        raise DataError(f"{path}: the first line holds only numbers; put column names above it")
+    return frame
+
+
+def _is_name(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return not text.startswith("Unnamed: ")
+    return False
+
+
+def _labels(path: Path, frame: Any, settings: DataSettings) -> list[str]:
+    chosen = settings.y or (frame.columns[-1],)
+    names = [chosen] if isinstance(chosen, str) else list(chosen)
+    _require(path, frame, names)
+    return names
+
+
+def _columns(path: Path, frame: Any, settings: DataSettings, y_names: list[str]) -> list[str]:
+    wanted = settings.x or tuple(frame.columns)
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    others = [*settings.drop, *([settings.group] if settings.group else [])]
+    _require(path, frame, [*names, *others, *settings.categories])
+    names = [name for name in names if name not in {*y_names, *others}]
+    if not names:
+        raise DataError(f"{path}: no column is left for x (columns {', '.join(frame.columns)})")
+    return names
+
+
+def _require(path: Path, frame: Any, names: list[str]) -> None:
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(
+                f"{path}: no column '{name}'{did_you_mean(name, frame.columns)}; it has "
+                f"{', '.join(frame.columns)}"
+            )
+
+
+def _column(
+    series: Any, name: str, coded: bool, where: _Where, notes: list[str]
+) -> tuple[Array, int]:
+    """One column of all files as float64, and its number of levels (0 for a number)."""
+    from pandas.api import types
+
+    number = types.is_numeric_dtype(series.dtype) and not types.is_bool_dtype(series.dtype)
+    if number and not coded:
+        values_N = series.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = np.flatnonzero(np.isinf(values_N))
+        if len(wrong):
+            path, row = where(int(wrong[0]))
+            raise DataError(
+                f"{path}: column '{name}' has {len(wrong)} infinite values; first: row {row}"
+            )
+        return values_N, 0
+    if types.is_datetime64_any_dtype(series.dtype):
+        path, _ = where(0)
+        raise DataError(f"{path}: column '{name}' holds dates; make numbers of them or drop it")
+    return _category(series, name, where, notes)
+
+
+def _category(series: Any, name: str, where: _Where, notes: list[str]) -> tuple[Array, int]:
+    import pandas as pd
+
+    codes_N, found = pd.factorize(series, sort=True)
+    path, _ = where(0)
+    note = f"{path}: column '{name}' read as a category of {len(found)} levels"
+    text = series[series.notna()]
+    numbers = pd.to_numeric(text, errors="coerce")
+    if pd.api.types.is_string_dtype(series.dtype) and 0 < numbers.isna().sum() < len(text) / 2:
+        path, row = where(int(numbers.index[numbers.isna()][0]))
+        value = text[numbers.isna()].iloc[0]
+        note = (
+            f"{path}: column '{name}' has text among its numbers (row {row}: '{value}'); read as a "
+            f"category of {len(found)} levels"
+        )
+    if len(found) > max(20, len(series) // 2):
+        note += "; if it is an identifier, leave it out (set drop:)"
+    notes.append(note)
+    return np.where(codes_N < 0, np.nan, codes_N.astype(np.float64)), len(found)
+
+
+def _label_values(path: Path, frame: Any, names: list[str]) -> Array:
+    columns = []
+    for name in names:
+        missing = np.flatnonzero(frame[name].isna().to_numpy())
+        if len(missing):
+            raise DataError(
+                f"{path}: column '{name}' (y) is missing in {len(missing)} rows; first: row "
+                f"{missing[0]}"
+            )
+        values_N = frame[name].to_numpy()
+        # Text arrives as Python objects.
+        columns.append(values_N if values_N.dtype.kind in "fiub" else values_N.astype(str))
+    return columns[0] if len(names) == 1 else np.stack(columns, axis=1)

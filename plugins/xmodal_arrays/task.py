@@ -1,0 +1,251 @@
+"""The user's own data as a task: located, understood, checked, split and standardised.
+
+What is inferred is said in notes, and every inference has a setting that overrides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from xmodal.data.store import Store
+from xmodal.errors import DataError
+from xmodal.interfaces import Context, Loss, Metric, Task, TaskData, TaskFacts
+from xmodal.recipe.use import Use
+from xmodal_arrays.containers import Indices
+from xmodal_arrays.labels import Labels, read_labels
+from xmodal_arrays.layout import Layout, layout
+from xmodal_arrays.locate import TABLES, Part, array_parts, sources
+from xmodal_arrays.samples import Affine, Samples, Scale, scan
+from xmodal_arrays.settings import DataSettings
+from xmodal_arrays.splits import split
+from xmodal_arrays.tables import read_tables
+
+_DEFAULTS = {
+    "classification": ("cross-entropy", "error-rate"),
+    "regression": ("mse", "rmse"),
+    "multi-label": ("bce", "auroc-error"),
+    "dense": ("relative-l2", "relative-l2"),
+    "binary": ("bce", "balanced-error"),
+}
+_ROLES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything known without reading samples: parts, layout, labels, notes."""
+
+    parts: tuple[Part, ...]
+    layout: Layout
+    labels: Labels
+    levels: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows of a part that train, validate or test."""
+
+    part: int
+    rows: Indices
+
+
+def understand(settings: DataSettings) -> Plan:
+    """Locate the data and infer what they are from headers and labels. Raises DataError."""
+    files = sources(settings)
+    tabular = {path.suffix.lower() in TABLES for _, path in files}
+    if tabular == {True, False}:
+        raise DataError(f"{files[0][1]} and {files[-1][1]}: tables and arrays cannot be mixed")
+    if tabular == {True}:
+        table = read_tables(files, settings)
+        parts, levels, notes = table.parts, table.levels, table.notes
+        found = Layout("row", (len(levels),))
+    else:
+        parts, levels, notes = array_parts(settings), (), ()
+        sample, label = parts[0].x.shape[1:], parts[0].y.shape[1:]
+        try:
+            found = layout(sample, settings.form, settings.channels, label)
+        except ValueError as error:
+            raise DataError(f"{parts[0].x_name}: {error}") from error
+        if found.form == "row":
+            levels = (0,) * found.shape[0]
+    labels = read_labels(parts, settings.kind, settings.classes, found)
+    count = sum(part.x.shape[0] for part in parts)
+    line = (
+        f"arrays: {count:,} samples of shape {found.shape} read as {found.form} (set form: or "
+        f"channels: to change); y {labels.read_as} (set kind: to change)"
+    )
+    return Plan(tuple(parts), found, labels, levels, (line, *notes, *labels.notes))
+
+
+def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
+    """Who trains, validates and tests. Raises DataError where a part would be empty."""
+    by_role = {part.role: index for index, part in enumerate(plan.parts)}
+    result: dict[str, Share] = {
+        role: Share(by_role[role], np.arange(plan.parts[by_role[role]].x.shape[0]))
+        for role in _ROLES
+        if role in by_role
+    }
+    missing = [role for role in _ROLES if role not in result]
+    if not missing:
+        return result
+    # Either one file gives all three, or training samples also have to validate.
+    index = by_role.get("all", by_role.get("train", 0))
+    wanted = [role for role in _ROLES if role == "train" or role in missing]
+    part, fractions = plan.parts[index], dict(zip(_ROLES, settings.split, strict=True))
+    strata_N = None
+    if plan.labels.target.kind == "classification":
+        strata_N = plan.labels.rows[index].read(slice(None))
+    seed = seed if settings.split_seed is None else settings.split_seed
+    try:
+        cut = split(
+            part.x.shape[0], [fractions[role] for role in wanted], seed, strata_N, part.group
+        )
+    except DataError as error:
+        raise DataError(f"{part.x_name}: {error}") from error
+    return result | {role: Share(index, rows) for role, rows in zip(wanted, cut, strict=True)}
+
+
+def _default(data: Mapping[str, Any], which: int) -> dict[str, str]:
+    try:
+        labels = understand(DataSettings.model_construct(**data)).labels
+    except DataError:
+        # ``describe`` meets the same error at once, where it is shown in full.
+        return {"use": _DEFAULTS["classification"][which]}
+    return {"use": _DEFAULTS["binary" if labels.binary else labels.target.kind][which]}
+
+
+def _default_loss(data: dict[str, Any]) -> Use[Loss]:
+    return cast("Use[Loss]", _default(data, 0))
+
+
+def _default_metric(data: dict[str, Any]) -> Use[Metric]:
+    return cast("Use[Metric]", _default(data, 1))
+
+
+class Arrays(Task):
+    """The user's own data: .npz, .npy, .h5, .csv or .parquet."""
+
+    class Config(DataSettings):
+        """Where the data are, how to read them, and what to learn."""
+
+        loss: Use[Loss] = Field(
+            default_factory=_default_loss, description="By default, the usual one of y's kind."
+        )
+        metric: Use[Metric] = Field(
+            default_factory=_default_metric, description="By default, the usual one of y's kind."
+        )
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+
+    @classmethod
+    def describe(cls, config: Config, store: Store) -> TaskFacts:
+        """Facts from headers and labels; samples of arrays are not read."""
+        plan = understand(config)
+        counts = {role: len(share.rows) for role, share in shares(plan, config, 0).items()}
+        where = cast("Path", config.path or config.train)
+        name = f"arrays/{where.stem}"
+        return TaskFacts(name, plan.layout.shape, plan.labels.target, counts, plan.levels)
+
+    def load(self, seed: int) -> TaskData:
+        """Check every value, split, and standardise with training samples alone."""
+        plan = understand(self.config)
+        split_of = shares(plan, self.config, seed)
+        train = split_of["train"]
+        scale = self._input_scale(plan, train)
+        decode = _label_scale(plan, train)
+        sets = {
+            role: Samples(
+                plan.parts[share.part].x,
+                plan.labels.rows[share.part],
+                share.rows,
+                plan.layout,
+                plan.labels.layout,
+                scale,
+            ).fitted()
+            for role, share in split_of.items()
+        }
+        sizes = ", ".join(f"{len(split_of[role].rows):,}" for role in _ROLES)
+        notes = (*plan.notes, f"arrays: {sizes} samples to train, validate and test")
+        return TaskData(
+            sets["train"],
+            sets["validation"],
+            sets["test"],
+            checksum=_checksum(plan.parts),
+            decode=decode,
+            notes=notes + tuple(_class_notes(plan, split_of)),
+            classes=plan.labels.classes,
+        )
+
+    def _input_scale(self, plan: Plan, train: Share) -> Scale | None:
+        """Scan all samples; the scale of the training ones, or None if it is not wanted."""
+        row = plan.layout.form == "row"
+        scale = None
+        for index, part in enumerate(plan.parts):
+            rows = train.rows if index == train.part else np.array([], dtype=np.int64)
+            moments = scan(part.x, plan.layout, part.x_name, rows, allow_nan=row)
+            if index == train.part and self.config.normalize != "none":
+                keep = moments.binary & (self.config.normalize == "auto")
+                scale = moments.scale(keep | (np.array(plan.levels) > 0) if row else keep)
+        return scale
+
+
+def _label_scale(plan: Plan, train: Share) -> nn.Module:
+    """Check dense labels; for numbers, what turns standardised predictions into their unit."""
+    labels = plan.labels
+    numbers = labels.target.kind == "regression" or labels.layout is not None
+    if not numbers:
+        return nn.Identity()
+    found = labels.layout or Layout("row", (labels.target.size,))
+    decode: nn.Module = nn.Identity()
+    for index, part in enumerate(plan.parts):
+        rows = train.rows if index == train.part else np.array([], dtype=np.int64)
+        moments = scan(labels.rows[index], found, part.y_name, rows)
+        if index == train.part and not labels.binary:
+            decode = Affine(moments.scale())
+    return decode
+
+
+def _class_notes(plan: Plan, split_of: Mapping[str, Share]) -> list[str]:
+    """Classes that a part lacks, groups that files share. DataError if training lacks a class."""
+    notes = []
+    if plan.labels.target.kind == "classification":
+        for role, share in split_of.items():
+            present = np.unique(plan.labels.rows[share.part].read(share.rows))
+            lacking = np.setdiff1d(np.arange(len(plan.labels.classes)), present)
+            names = ", ".join(f"'{plan.labels.classes[label]}'" for label in lacking)
+            if len(lacking) and role == "train":
+                raise DataError(
+                    f"{plan.parts[share.part].y_name}: no training sample of class {names}; "
+                    "choose another split_seed"
+                )
+            if len(lacking):
+                notes.append(f"arrays: the {role} part has no sample of class {names}")
+    groups = {
+        role: set(group[share.rows].tolist())
+        for role, share in split_of.items()
+        if (group := plan.parts[share.part].group) is not None
+    }
+    for role in ("validation", "test"):
+        both = groups.get("train", set()) & groups.get(role, set())
+        if both:
+            notes.append(f"arrays: {len(both)} groups are in both the train and the {role} file")
+    return notes
+
+
+def _checksum(parts: tuple[Part, ...]) -> str:
+    """SHA-256 over the contents of all files, in reading order."""
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(path for part in parts for path in part.files):
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""The foreground of PASCAL VOC 2012: the dense proxy of the published PaRe code.
+
+A pixel is 1 where any of the twenty object classes is and 0 elsewhere, the void border included, as
+published. Images and masks are resized to the requested sizes without keeping their proportions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xmodal.errors import DataError
+from xmodal.interfaces import Context, Facts, Pair, Source, SourceFacts, SourceRequest
+from xmodal_sources.files import FileSettings, missing
+from xmodal_sources.images import (
+    FOREGROUND,
+    Batch,
+    balanced_draw,
+    collect,
+    image_size,
+    mask_size,
+    open_image,
+    resize,
+    resize_mask,
+    seeded,
+    to_tensor,
+)
+
+ARCHIVE = "VOCtrainval_11-May-2012.tar"
+URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}"
+MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+INSIDE = Path("VOCdevkit/VOC2012")
+HELP = (
+    f"fetch {URL} (2.0 GB, md5 {MD5}), unpack it, and set 'path' to its folder {INSIDE}; "
+    "or set 'download: true'; digits-on-photos and stamps-foreground need no such download"
+)
+VOID = 255
+
+
+class VocForeground(Source):
+    """Photographs of VOC 2012's segmentation lists with a 0/1 mask of all objects."""
+
+    class Config(FileSettings):
+        """Settings of ``voc-foreground``."""
+
+        split: Literal["train", "val", "trainval"] = Field(
+            "train", description="The list under ImageSets/Segmentation."
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.context = context
+
+    @classmethod
+    def describe(cls, config: Config) -> SourceFacts:
+        """Images with one dense 0/1 channel."""
+        return SourceFacts("voc-foreground", "image", FOREGROUND)
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
+        """The files are missing."""
+        problem = missing("voc-foreground", config, HELP)
+        return (problem,) if problem else ()
+
+    def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
+        """Draw the samples, read and resize them."""
+        name = "voc-foreground"
+        size, label_size = image_size(request, name), mask_size(request, name)
+        root = self._root()
+        names = read_list(root, self.config.split)
+        chosen = balanced_draw([0] * len(names), self.config.samples, seeded(name, seed))
+
+        def make(positions: Sequence[int]) -> Batch:
+            wanted = [names[chosen[i]] for i in positions]
+            files = [root / "JPEGImages" / f"{one}.jpg" for one in wanted]
+            x = [resize(to_tensor(open_image(file))[None], size)[0] for file in files]
+            masks = [root / "SegmentationClass" / f"{one}.png" for one in wanted]
+            y = [resize_mask(read_mask(mask), label_size) for mask in masks]
+            return torch.stack(x), torch.stack(y)
+
+        return collect(request, len(chosen), make)
+
+    def _root(self) -> Path:
+        problem = missing("voc-foreground", self.config, HELP)
+        if problem:
+            raise DataError(problem)
+        if self.config.path is not None:
+            path = self.config.path.expanduser()
+            return path / INSIDE if (path / INSIDE).is_dir() else path
+        archive = self.context.store.download([URL], ARCHIVE, md5=MD5)
+        return self.context.store.unpack(archive, "voc2012") / INSIDE
+
+
+def read_list(root: Path, split: str) -> list[str]:
+    """The image names of a segmentation list. Raises DataError if it is not there or empty."""
+    file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    try:
+        names = file.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error}); {HELP}") from error
+    if not names:
+        raise DataError(f"{file}: names no images")
+    return names
+
+
+def read_mask(path: Path) -> Tensor:
+    """The boolean foreground ``[H, W]`` of a palette image. Raises DataError otherwise."""
+    image = open_image(path, None)
+    if image.mode not in ("P", "L"):
+        raise DataError(f"{path}: not a palette image of classes (mode {image.mode})")
+    classes = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return (classes > 0) & (classes != VOID)
