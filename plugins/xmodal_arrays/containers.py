@@ -1,6 +1,7 @@
 """Named arrays in files: ``.npz``, folders of ``.npy``, HDF5.
 
-Headers are read first, values on demand. Nothing is ever unpickled. Large ``.npy`` files are memory-mapped and HDF5 is read row by row.
+Headers are read first, values on demand. Nothing is ever unpickled. ``.npy`` files are mapped into
+memory and HDF5 is read row by row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What one sample is: a grid, a sequence or a row, and where its channels are.
 
 Rules for ``auto`` (all can be overridden): one axis is a sequence; of two axes the shorter one
-holds a sequence's channels, unless the sample looks like an image; three axes are a grid, whose channels
-are the odd one out, or else the shorter of the first and the last.
+holds a sequence's channels, unless the sample looks like an image; three axes are a grid, whose
+channels are the odd one out, or else the shorter of the first and the last.
 """
 
 from __future__ import annotations

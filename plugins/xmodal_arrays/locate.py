@@ -151,7 +151,7 @@ def _first(container: Container, names: tuple[str, ...], setting: str) -> str:
 def _split_keys(
     container: Container, x: str | None, y: str | None
 ) -> Iterator[tuple[Role, tuple[str, str]]]:
-    """Pairs such as ``x_train`` and ``y_train`` or ``train_x`` and ``train_y``; none if x exists."""
+    """Pairs such as ``x_train``, ``y_train`` or ``train_x``, ``train_y``; none if x exists."""
     lower = {key.lower(): key for key in container.arrays}
     x_names = (x.lower(),) if x else _X
     y_names = (y.lower(),) if y else _Y
