@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.data.store import Store
-from xmodal.interfaces import Loss, Metric, Pair, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import (
+    Context,
+    Loss,
+    Metric,
+    Pair,
+    Settings,
+    Target,
+    Task,
+    TaskData,
+    TaskFacts,
+)
 from xmodal.recipe.use import Use
 from xmodal_nasbench360.darcy_data import Fields, generate, published_files, read_published
 from xmodal_nasbench360.darcy_samples import Grid, Placement
@@ -106,6 +116,10 @@ class Darcy(Task):
 
     config: Config
 
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.store = context.store
+
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
         """The facts; with ``path``, checks that the files are there. Raises DataError."""
@@ -171,10 +185,6 @@ class Darcy(Task):
             f"solved on {config.solver_grid}x{config.solver_grid}; the published distribution, "
             "other samples",
         )
-
-    def __init__(self, config: Config, context: Any) -> None:
-        super().__init__(config, context)
-        self.store: Store = context.store
 
 
 def _checksum(*arrays: Fields) -> str:

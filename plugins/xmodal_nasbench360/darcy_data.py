@@ -78,6 +78,13 @@ def chunk_key(grid: Grid, seed: int, stream: int, start: int) -> dict[str, Any]:
     }
 
 
+def _cores() -> int:
+    """The cores this process may use; not every system can say, then all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> None:
     """Draw the chunk's samples in all cores and write them to ``folder``."""
     shape = (CHUNK, grid.resolution, grid.resolution)
@@ -87,7 +94,7 @@ def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> 
         a[offset], u[offset] = draw(key["seed"], key["stream"], key["start"] + offset, grid)
         return 1
 
-    pool = ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0))))
+    pool = ThreadPoolExecutor(min(16, _cores()))
     try:
         for finished in pool.map(one, range(CHUNK)):
             count(finished)

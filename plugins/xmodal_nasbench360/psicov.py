@@ -17,7 +17,17 @@ from torch.utils.data import Dataset
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric, Pair, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import (
+    Context,
+    Loss,
+    Metric,
+    Pair,
+    Settings,
+    Target,
+    Task,
+    TaskData,
+    TaskFacts,
+)
 from xmodal.recipe.use import Use
 from xmodal_nasbench360 import psicov_files as files
 
@@ -73,9 +83,9 @@ class Psicov(Task):
 
     config: Config
 
-    def __init__(self, config: Config, context: Any) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        self.store: Store = context.store
+        self.store = context.store
 
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:

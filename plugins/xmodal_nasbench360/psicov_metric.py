@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from xmodal.interfaces import Metric, Settings
+from xmodal.interfaces import Context, Metric, Settings
 
 SEPARATION = 24
 CONTACT = 8.0
@@ -31,8 +31,8 @@ class LongRangeError(Metric):
         """Forget everything."""
         self._errors: list[float] = []
 
-    def __init__(self, config: Config, context: object) -> None:
-        super().__init__(config, context)  # type: ignore[arg-type]
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
         self.reset()
 
     def update(self, prediction: Tensor, y: Tensor) -> None:
