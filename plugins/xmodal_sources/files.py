@@ -18,8 +18,9 @@ from pydantic import Field
 from torch.utils.data import Dataset
 from torchvision import datasets
 
+from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Facts, Pair, Source, SourceFacts, SourceRequest, Target
+from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest, Target
 from xmodal_sources.images import (
     Batch,
     ImageSettings,
@@ -76,8 +77,8 @@ class Cifar10(Source):
         return SourceFacts("cifar10", "image", Target("classification", 10))
 
     @classmethod
-    def problems(cls, config: FileSettings, facts: Facts) -> Iterable[str]:
-        """The files are missing."""
+    def missing(cls, config: FileSettings, store: Store) -> Iterable[str]:
+        """The files, where they are not there and may not be fetched."""
         problem = missing("cifar10", config, CIFAR_HELP)
         return (problem,) if problem else ()
 

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.errors import DataError
-from xmodal.interfaces import Pair, Settings, SourceRequest, Target
+from xmodal.interfaces import Loss, Pair, Settings, SourceRequest, Target
+from xmodal.recipe.use import Use
 
 BATCH = 128
 FOREGROUND = Target("dense", 1)
@@ -36,6 +37,13 @@ class ImageSettings(Settings):
     samples: int | None = Field(
         5000, gt=0, description="At most this many samples, as in the published code; null for all."
     )
+    loss: Use[Loss] = Field("cross-entropy", description="Loss of the source head.")
+
+
+class ForegroundSettings(ImageSettings):
+    """Settings of sources labelled with foreground masks."""
+
+    loss: Use[Loss] = Field("bce", description="Loss of the source head.")
 
 
 def seeded(name: str, seed: int) -> torch.Generator:

@@ -26,6 +26,7 @@ from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest,
 from xmodal_sources.images import (
     FOREGROUND,
     Batch,
+    ForegroundSettings,
     ImageSettings,
     collect,
     image_size,
@@ -222,15 +223,15 @@ class StampsForeground(Source):
     Edges are hard, so the mask is exact.
     """
 
-    Config = ImageSettings
-    config: ImageSettings
+    Config = ForegroundSettings
+    config: ForegroundSettings
 
-    def __init__(self, config: ImageSettings, context: Context) -> None:
+    def __init__(self, config: ForegroundSettings, context: Context) -> None:
         super().__init__(config, context)
         self.context = context
 
     @classmethod
-    def describe(cls, config: ImageSettings) -> SourceFacts:
+    def describe(cls, config: ForegroundSettings) -> SourceFacts:
         """Images with one dense 0/1 channel."""
         return SourceFacts("stamps-foreground", "image", FOREGROUND)
 

@@ -16,12 +16,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Facts, Pair, Source, SourceFacts, SourceRequest
+from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest
 from xmodal_sources.files import FileSettings, missing
 from xmodal_sources.images import (
     FOREGROUND,
     Batch,
+    ForegroundSettings,
     balanced_draw,
     collect,
     image_size,
@@ -47,7 +49,7 @@ VOID = 255
 class VocForeground(Source):
     """Photographs of VOC 2012's segmentation lists with a 0/1 mask of all objects."""
 
-    class Config(FileSettings):
+    class Config(FileSettings, ForegroundSettings):
         """Settings of ``voc-foreground``."""
 
         split: Literal["train", "val", "trainval"] = Field(
@@ -66,8 +68,8 @@ class VocForeground(Source):
         return SourceFacts("voc-foreground", "image", FOREGROUND)
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """The files are missing."""
+    def missing(cls, config: Config, store: Store) -> Iterable[str]:
+        """The files, where they are not there and may not be fetched."""
         problem = missing("voc-foreground", config, HELP)
         return (problem,) if problem else ()
 

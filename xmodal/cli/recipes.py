@@ -103,13 +103,15 @@ def validate_(
     """Check a recipe as far as possible without loading data or weights; lists every problem."""
     from xmodal import plugins
     from xmodal.data.store import Store
-    from xmodal.engine.plan import plan
+    from xmodal.engine.plan import missing_files, plan
     from xmodal.recipe.layers import compose, validate
 
     recipes, overrides = split_arguments(arguments)
     registry = plugins.registry(tuple(plugin or ()))
     layered = compose(recipes, registry, overrides, scale)
-    facts = plan(validate(layered, registry), Store(), layered).facts
+    made = plan(validate(layered, registry), Store(), layered)
+    facts = made.facts
+    absent = missing_files(made, Store())
     tokens = "x".join(str(side) for side in facts.grid)
     row = {
         "valid": True,
@@ -119,6 +121,7 @@ def validate_(
         "tokens": list(facts.grid),
         "backbone": facts.backbone.name,
         "source": facts.source.name if facts.source else None,
+        "missing_files": absent,
     }
     if as_json:
         output.print_json(row)
@@ -129,6 +132,8 @@ def validate_(
         f"valid: {facts.task.name} ({shape}, {facts.task.target.kind}) as {tokens} tokens "
         f"into {facts.backbone.name}{source}"
     )
+    for text in absent:
+        output.stderr().print(f"before it can run: {text}", markup=False)
 
 
 def schema(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,8 +19,9 @@ from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import randomness
 from xmodal.engine.model import Model
-from xmodal.engine.plan import Plan
+from xmodal.engine.plan import Plan, missing_files
 from xmodal.engine.session import Session
+from xmodal.errors import DataError
 from xmodal.interfaces import (
     Backbone,
     Context,
@@ -42,7 +43,9 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if device.startswith("cuda:"):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
     mixed = "bf16" if precision == "bf16" else "no"
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    # Heads and gates can be idle in a step (k = 0), which plain data-parallel training would hang on.
+    idle = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[idle])
 
 
 class Builder:
@@ -79,7 +82,10 @@ class Builder:
             return use.build(context)
 
     def data(self) -> TaskData:
-        """Load the task."""
+        """Load the task. Raises DataError listing all files that are missing, the source's too."""
+        absent = missing_files(self.plan, self.store)
+        if absent:
+            raise DataError("\n".join(absent))
         task: Task = self.make(self.recipe.task, "task")
         data = task.load(self.recipe.seed)
         for line in data.notes:

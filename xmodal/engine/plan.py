@@ -44,6 +44,12 @@ def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
     return Plan(recipe, facts, _source_target(recipe, facts))
 
 
+def missing_files(plan: Plan, store: Store) -> list[str]:
+    """Everything the user must fetch before the plan can run."""
+    parts = (plan.recipe.task, plan.recipe.source, plan.recipe.backbone)
+    return [text for use in parts if use for text in use.component.missing(use.config, store)]
+
+
 def _source_target(recipe: Recipe, facts: Facts) -> Target | None:
     """What the source head predicts; dense source labels take the shape of the target's."""
     if facts.source is None:

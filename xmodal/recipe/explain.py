@@ -33,9 +33,7 @@ def _existing(loc: Path_, data: Any) -> Path_:
     """The longest part of a location that stands in the recipe (pydantic adds tags of unions)."""
     path: Path_ = ()
     for part in loc:
-        if isinstance(data, dict) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             data = data[part]
         else:
             continue

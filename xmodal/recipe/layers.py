@@ -240,7 +240,7 @@ def _override(layered: Layered, text: str) -> None:
         data[last] = value
         layered.origins[path] = origin
         return
-    origins = {(): origin} | {path: origin for path in _paths(value, ())}
+    origins = {(): origin} | dict.fromkeys(_paths(value, ()), origin)
     _merge(layered, path, value, origins, ())
 
 

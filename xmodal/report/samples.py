@@ -69,6 +69,11 @@ class Shown:
     table: tuple[list[str], list[list[str]]] | None = None
     note: str = ""
 
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.maps or self.lines or self.cards or self.table)
+
 
 def shown(samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]) -> Shown:
     """What to draw of ``samples["test"]`` for the task of ``facts``; empty where nothing was kept."""

@@ -124,7 +124,9 @@ def _relative(score: float, best: float) -> str:
 def _caution(done: Sequence[Entry]) -> str:
     """What the numbers do not say."""
     if len({entry.result["metric"] for entry in done}) > 1:
-        return "These runs were scored by different metrics and cannot be ranked against each other."
+        return (
+            "These runs were scored by different metrics and cannot be ranked against each other."
+        )
     if len({entry.result["task"] for entry in done}) > 1:
         return "These runs belong to different tasks and cannot be ranked against each other."
     if len({entry.label for entry in done}) < len(done):

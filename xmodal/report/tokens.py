@@ -53,9 +53,7 @@ class Mixing:
     note: str = ""
 
 
-def mixing(
-    samples: Mapping[str, Any], facts: Mapping[str, Any], prefix: str = ""
-) -> Mixing | None:
+def mixing(samples: Mapping[str, Any], facts: Mapping[str, Any], prefix: str = "") -> Mixing | None:
     """What happened to the probe samples over about five epochs; None where nothing was mixed.
 
     ``prefix`` keeps names apart where one page shows several runs.
@@ -194,7 +192,7 @@ def _fill(mask: Array) -> str:
 def _edges(mask: Array) -> str:
     """The border between chosen and other cells as one path."""
     padded = np.pad(mask, 1)
-    across = (padded[1:, 1:-1] != padded[:-1, 1:-1])
+    across = padded[1:, 1:-1] != padded[:-1, 1:-1]
     along = (padded[1:-1, 1:] != padded[1:-1, :-1]).T
     horizontal = "".join(f"M{a} {row}h{b - a}" for row, a, b in _runs(across))
     vertical = "".join(f"M{column} {a}v{b - a}" for column, a, b in _runs(along))

@@ -49,7 +49,8 @@ def _cases(facts: Facts | None) -> list[Facts]:
 def _perfect(target: Target, y: Tensor) -> list[Tensor]:
     """Predictions that deserve the best score: certain logits, the labels themselves, or both."""
     if target.kind == "classification":
-        return [CERTAIN * functional.one_hot(y, target.size).float()]
+        # Losses with smoothed labels punish certainty: the milder of the two suits them.
+        return [logit * functional.one_hot(y, target.size).float() for logit in (CERTAIN, 4.0)]
     logits = CERTAIN * (2 * y - 1)
     return {"multi-label": [logits], "regression": [y.clone()]}.get(
         target.kind, [y.clone(), logits]

@@ -160,17 +160,22 @@ def check_scheduler(
     ]
     for num_tokens in (0, 1, 7, 3136):
         counts = _counts(component, given, context, points, num_tokens)
-        again = _counts(component, given, context, points[::-1], num_tokens)[::-1]
+        again = _counts(component, given, context, points[::-1], num_tokens, 1)[::-1]
         message = f"{component.__name__} must depend on progress and context.generator alone"
         expect(counts == again, f"{message}, not on what it was asked before")
 
 
 def _counts(
-    component: type[Scheduler], given: Given, context: Any, points: list[Progress], total: int
+    component: type[Scheduler],
+    given: Given,
+    context: Any,
+    points: list[Progress],
+    total: int,
+    global_seed: int = 0,
 ) -> list[int]:
     scheduler, counts = build(component, given, context), []
     for point in points:
-        k = _replayed(context, partial(scheduler, point, total))
+        k = _replayed(context, partial(scheduler, point, total), global_seed)
         where = f"{component.__name__} at epoch {point.epoch} of {point.epochs}, N={total}"
         expect(type(k) is int, f"{where} must give an int, not {type(k).__name__}")
         expect(0 <= k <= total, f"{where} gives k={k}")
