@@ -52,6 +52,8 @@ class Part:
 
 def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
     """Every file or ``.npy`` folder to read, with its role. Raises DataError."""
+    if settings.path is None and settings.train is None:
+        raise DataError("neither path nor train is set")
     if settings.path is None:
         given: dict[Role, Path | None] = {
             "train": settings.train,
@@ -65,7 +67,8 @@ def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
     roles = {_WORDS[file.stem.lower()]: file for file in files if file.stem.lower() in _WORDS}
     if "train" in roles and "test" in roles:
-        return [(role, existing(file)) for role, file in roles.items()]
+        order: tuple[Role, ...] = ("train", "validation", "test")
+        return [(role, existing(roles[role])) for role in order if role in roles]
     if any(file.suffix == ".npy" for file in files):
         return [("all", path)]
     if len(files) == 1:

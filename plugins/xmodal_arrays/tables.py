@@ -45,7 +45,7 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
     parts = []
     for (role, path), frame, x_NF in zip(files, frames, x_parts, strict=True):
         y_N = _label_values(path, frame, y_names)
-        group_N = frame[settings.group].astype(str).to_numpy() if settings.group else None
+        group_N = _plain(frame[settings.group]) if settings.group else None
         y_name = f"{path}: column '{', '.join(y_names)}'"
         parts.append(
             Part(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
@@ -168,7 +168,11 @@ def _label_values(path: Path, frame: Any, names: list[str]) -> Array:
                 f"{path}: column '{name}' (y) is missing in {len(missing)} rows; first: row "
                 f"{missing[0]}"
             )
-        values_N = frame[name].to_numpy()
-        # Text arrives as Python objects.
-        columns.append(values_N if values_N.dtype.kind in "fiub" else values_N.astype(str))
+        columns.append(_plain(frame[name]))
     return columns[0] if len(names) == 1 else np.stack(columns, axis=1)
+
+
+def _plain(series: Any) -> Array:
+    """A column's values; text, which arrives as Python objects, as NumPy text."""
+    values_N: Array = series.to_numpy()
+    return values_N if values_N.dtype.kind in "fiub" else values_N.astype(str)
