@@ -1,7 +1,7 @@
 """Line and dot charts as inline SVG whose colours and fonts the page's style sheet decides.
 
-matplotlib draws with placeholder colours that are then replaced by CSS variables, so one drawing serves
-light and dark pages. Legends are the page's business: a chart only says what its keys are.
+matplotlib draws with placeholder colours that are then replaced by CSS variables, so one drawing
+serves light and dark pages. Legends are the page's business: a chart only says what its keys are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup, escape
 
@@ -74,7 +74,7 @@ def curves(
     note: str = "",
     height: float = 2.5,
 ) -> Chart:
-    """Lines over one axis; a mark is a ring on its line. Logarithmic where the range asks for it."""
+    """Lines over one axis, logarithmic where the range asks for it; a mark is a ring on a line."""
     with _drawing(height) as (figure, axes):
         for border in borders:
             axes.axvline(border, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
@@ -97,8 +97,8 @@ def dots(title: str, rows: Sequence[tuple[str, float, float | None, int]], x_lab
             ink = _colour(colour)
             if other is not None:
                 axes.plot([value, other], [position] * 2, color=_LINE, linewidth=1.5, zorder=1)
-                ring = {"markerfacecolor": _SURFACE, "markeredgecolor": ink, "markersize": 7}
-                axes.plot([other], [position], "o", zorder=2, **ring)
+                ring: dict[str, Any] = {"markerfacecolor": _SURFACE, "markersize": 7}
+                axes.plot([other], [position], "o", markeredgecolor=ink, zorder=2, **ring)
             axes.plot([value], [position], "o", color=ink, markersize=8, zorder=3)
         axes.set_yticks(range(len(rows)), [_short(row[0]) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -112,7 +112,7 @@ def dots(title: str, rows: Sequence[tuple[str, float, float | None, int]], x_lab
 class _drawing:
     """A figure with bare axes, drawn under settings that end with it."""
 
-    def __init__(self, height: float, width: float = 5.4, grid: str = "y") -> None:
+    def __init__(self, height: float, width: float = 5.4, grid: Literal["x", "y"] = "y") -> None:
         self.size, self.grid = (width, height), grid
 
     def __enter__(self) -> tuple[Figure, Axes]:
@@ -141,12 +141,12 @@ class _drawing:
 def _draw(axes: Axes, line: Line) -> None:
     ink = _colour(line.colour)
     dash = _dash(line.colour)
-    few = {"marker": "o", "markersize": 4} if len(line.x) == 1 else {}
+    few: dict[str, Any] = {"marker": "o", "markersize": 4} if len(line.x) == 1 else {}
     style = (0, dash) if dash else "solid"
     axes.plot(line.x, line.y, color=ink, linewidth=1.9, linestyle=style, label=line.label, **few)
     if line.mark is not None:
-        ring = {"markerfacecolor": _SURFACE, "markeredgecolor": ink, "markeredgewidth": 2}
-        axes.plot(*[[value] for value in line.mark], "o", markersize=8, zorder=4, **ring)
+        ring: dict[str, Any] = {"markerfacecolor": _SURFACE, "markeredgewidth": 2}
+        axes.plot(*[[value] for value in line.mark], "o", color=ink, markersize=8, zorder=4, **ring)
 
 
 def _dash(colour: int) -> tuple[float, ...]:

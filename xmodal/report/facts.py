@@ -36,12 +36,12 @@ def selection(result: Mapping[str, Any]) -> str:
     stage = f" of stage {at[0] + 1}" if at and at[0] else ""
     if result["selected_on"] == "test":
         return (
-            f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen by their score "
-            "on the test split itself, so this number is optimistic."
+            f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen by their "
+            "score on the test split itself, so this number is optimistic."
         )
     return (
-        f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen on the validation "
-        "split and scored on the test split once."
+        f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen on the "
+        "validation split and scored on the test split once."
     )
 
 

@@ -1,9 +1,10 @@
-"""Learning curves of one run, out of its ``metrics.jsonl``: one chart a quantity, one line a part."""
+"""Learning curves of one run, out of ``metrics.jsonl``: one chart a quantity, one line a part."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from xmodal.report.charts import Chart, Line, curves, series
@@ -17,7 +18,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
-    """Loss and its parts, validation metric, k, learning rate, gradient norm, whatever else there is."""
+    """Loss and its parts, validation metric, k, learning rate, gradient norm, and what else is."""
     if not metrics:
         return []
     borders = stage_borders(metrics)
@@ -60,7 +61,7 @@ def replaced(metrics: Lines) -> str:
 
 def stage_borders(metrics: Lines) -> list[float]:
     """Where a new stage begins, between two epochs."""
-    pairs = enumerate(zip(metrics, metrics[1:], strict=False))
+    pairs = enumerate(pairwise(metrics))
     return [i + 1.5 for i, (before, after) in pairs if before["stage"] != after["stage"]]
 
 

@@ -77,5 +77,5 @@ def _encode(pixels: Array) -> str:
     from matplotlib.image import imsave
 
     stream = io.BytesIO()
-    imsave(stream, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})
+    imsave(stream, np.ascontiguousarray(pixels), format="png")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

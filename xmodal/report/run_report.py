@@ -1,4 +1,4 @@
-"""The page of one run: what was measured, how training went, what the model said and what was mixed."""
+"""The page of one run: what was measured, how training went, what was predicted and mixed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FILE = "report.html"
 def write_report(run: Run) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Reads only the run directory; whatever the run has not produced (yet) is left out. Raises DataError
-    for a damaged file.
+    Reads only the run directory; whatever the run has not produced (yet) is left out. Raises
+    DataError for a damaged file.
     """
     manifest, result = run.read("manifest.json"), run.read("result.json")
     facts = manifest.get("facts", {})

@@ -76,7 +76,7 @@ class Shown:
 
 
 def shown(samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]) -> Shown:
-    """What to draw of ``samples["test"]`` for the task of ``facts``; empty where nothing was kept."""
+    """What to draw of ``samples["test"]`` for the task of ``facts``; empty if nothing was kept."""
     test = samples.get("test")
     task = facts.get("task", {})
     if test is None or not len(test["x"]):

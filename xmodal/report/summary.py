@@ -177,7 +177,7 @@ def _curves(entries: Sequence[Entry], first: dict[str, Any]) -> list[Chart]:
 
 
 def side_by_side(done: Sequence[Entry]) -> list[Maps]:
-    """For 2-D fields: every method's prediction and error for the same test samples, on one scale."""
+    """For 2-D fields: every method's prediction and error of the same test samples, one scale."""
     fields = [e for e in done if "test" in e.samples and e.samples["test"]["y"].ndim == 4]
     if len(fields) < 2:
         return []

@@ -1,11 +1,12 @@
 """Which tokens a mixer replaced and which it took, epoch by epoch, as pictures with overlays.
 
-A picture is drawn once and referred to; overlays are outlines of runs of tokens, so thousands of tokens
-stay small.
+A picture is drawn once and referred to; overlays are outlines of runs of tokens, so thousands of
+tokens stay small.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Sheet:
     grid: tuple[int, int]
     name: str = ""
     ratio: float = 1.0
-    definition: Markup = Markup("")
+    definition: Markup = dataclasses.field(default_factory=Markup)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _pair(number_: int, under: Sequence[Sheet], states: Sequence[tuple[int, Arra
     return Pair(f"Sample {number_ + 1}", replaced, taken)
 
 
-# --- what lies under an overlay --------------------------------------------------------------------
+# --- what lies under an overlay ---
 
 
 def _target(x: Array, tokens: int, facts: Mapping[str, Any], images: Mapping[str, int]) -> Sheet:
@@ -158,15 +159,14 @@ def _named(sheet: Sheet, name: str) -> Sheet:
     return Sheet(sheet.grid, name, sheet.ratio, definition)
 
 
-# --- overlays --------------------------------------------------------------------------------------
+# --- overlays ---
 
 
 def _drawing(sheet: Sheet, chosen: Array, words: str, kind: str) -> Markup:
     """One SVG: the sheet, the chosen tokens over it, and for taken tokens the rest dimmed."""
     height, width = sheet.grid
-    mask = np.zeros(height * width, dtype=bool)
-    mask[chosen[chosen < mask.size]] = True
-    mask = mask.reshape(height, width)
+    mask = np.zeros((height, width), dtype=bool)
+    mask.flat[chosen[chosen < mask.size]] = True
     strip = height == 1
     shape = "strip" if strip else "patches"
     under = f'<use href="#{sheet.name}"/>' if sheet.name else ""
