@@ -1,8 +1,8 @@
 """The frozen data that flows through one training step.
 
-An embedder turns raw samples into ``Tokens``; a ``Sample`` adds the label and the head that predicts
-it; a mixer turns samples into ``View``s, each with weighted loss ``Term``s; the engine pushes every view
-through the backbone once and sums the terms. Nothing here computes anything.
+An embedder turns raw samples into ``Tokens``; a ``Sample`` adds the label and the head that
+predicts it; a mixer turns samples into ``View``s, each with weighted loss ``Term``s; the engine
+pushes every view through the backbone once and sums the terms. Nothing here computes anything.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -20,7 +20,7 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens and their layout: ``(H, W)`` for a 2-D grid, ``(L,)`` for a sequence; N = prod(grid)."""
+    """Tokens and their layout: ``(H, W)`` for a grid, ``(L,)`` for a sequence; N = prod(grid)."""
 
     x_BND: Tensor
     grid: tuple[int, ...]
@@ -78,7 +78,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage has come: ``epoch`` of ``epochs`` (from 0) and ``step`` of ``steps`` in the epoch."""
+    """How far a stage has come: ``epoch`` of ``epochs`` (from 0) and ``step`` of ``steps`` in the
+    epoch.
+    """
 
     stage: int
     epoch: int

@@ -1,7 +1,7 @@
 """The few kinds of failure a user can meet, each with its exit code.
 
-Every message says what is wrong, where, and the nearest right thing. The CLI renders these without a
-traceback; anything else that escapes is a bug (exit code 1). This module imports nothing heavy.
+Every message says what is wrong, where, and the nearest right thing. The CLI renders these without
+a traceback; anything else that escapes is a bug (exit code 1). This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TrainingError(XModalError):
 class Problem:
     """One thing that is wrong with a recipe.
 
-    ``where`` is ``file:line:column`` (or ``command line``), ``key`` the dotted path, ``hints`` further
-    lines such as the list of installed components.
+    ``where`` is ``file:line:column`` (or ``command line``), ``key`` the dotted path, ``hints``
+    further lines such as the list of installed components.
     """
 
     where: str

@@ -1,7 +1,8 @@
 """Every hook a plugin may implement: the first page for plugin authors.
 
-A hook returns a table of contents, ``{recipe name: "package.module:Class"}``. Nothing it points to is
-imported until a recipe names it, so a plugin module should import ``hookimpl`` and nothing heavy::
+A hook returns a table of contents, ``{recipe name: "package.module:Class"}``. Nothing it points to
+is imported until a recipe names it, so a plugin module should import ``hookimpl`` and nothing
+heavy::
 
     from xmodal import hookimpl
 

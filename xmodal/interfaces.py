@@ -1,8 +1,8 @@
 """The abstract parts of a cross-modal fine-tuning run.
 
 Every part is one class with a nested pydantic ``Config``: the recipe block of that part *is* its
-``Config``. A part learns about its surroundings from ``Facts`` (plain numbers, known before any weight
-or sample is loaded) and receives run-time objects in a ``Context``.
+``Config``. A part learns about its surroundings from ``Facts`` (plain numbers, known before any
+weight or sample is loaded) and receives run-time objects in a ``Context``.
 
 Shapes: B samples, N tokens, D width of the tokens, F width of the features, C channels, K outputs.
 """
@@ -81,16 +81,16 @@ def _same_error(item: Any) -> InitErrorDetails:
     return details
 
 
-# --- facts: what is known before anything is loaded -------------------------------------------------
+# --- facts: what is known before anything is loaded ------------------------------------------
 
 
 @dataclass(frozen=True)
 class Target:
     """What a label looks like.
 
-    ``classification``: int64 ``[n]`` with ``size`` classes. ``multi-label``: float ``[n, size]`` of 0/1.
-    ``regression``: float ``[n, size]``. ``dense``: float ``[n, size, *shape]``, ``shape`` being ``(H, W)``
-    or ``(L,)``.
+    ``classification``: int64 ``[n]`` with ``size`` classes. ``multi-label``: float ``[n, size]`` of
+    0/1. ``regression``: float ``[n, size]``. ``dense``: float ``[n, size, *shape]``, ``shape``
+    being ``(H, W)`` or ``(L,)``.
     """
 
     kind: Literal["classification", "multi-label", "regression", "dense"]
@@ -100,7 +100,8 @@ class Target:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A target task. ``shape`` is one sample's: ``(C, H, W)``, ``(C, L)`` or ``(F,)`` for a table row.
+    """A target task. ``shape`` is one sample's: ``(C, H, W)``, ``(C, L)`` or ``(F,)`` for a table
+    row.
 
     ``levels`` has one entry a table column: 0 for a number, m for a category coded 0 .. m-1.
     ``samples`` counts the samples of each split.
@@ -132,8 +133,8 @@ class SourceFacts:
 class BackboneFacts:
     """A pretrained body.
 
-    ``modality`` is what it was trained on (``image``, ``text`` or ``any``). ``patch`` is the side of its
-    patches in pixels, ``grid`` the token grid it was trained with. ``max_tokens`` limits N.
+    ``modality`` is what it was trained on (``image``, ``text`` or ``any``). ``patch`` is the side
+    of its patches in pixels, ``grid`` the token grid it was trained with. ``max_tokens`` limits N.
     ``embedding_norm``: its embedding layer ends in a LayerNorm that an embedder can copy.
     ``reduction``: how many times coarser per axis the features' grid is than the tokens' (Swin: 8).
     """
@@ -151,7 +152,7 @@ class BackboneFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything known about a run before weights and samples are loaded. ``grid``: target tokens."""
+    """What is known of a run before weights and samples are loaded. ``grid``: target tokens."""
 
     task: TaskFacts
     backbone: BackboneFacts
@@ -185,11 +186,13 @@ class Context:
     note: Callable[[str], None] = lambda line: None
 
 
-# --- components ----------------------------------------------------------------------------------
+# --- components ------------------------------------------------------------------------------
 
 
 class Component(ABC):
-    """A named, configurable part. Concrete classes nest a ``Config`` that derives from ``Settings``."""
+    """A named, configurable part. Concrete classes nest a ``Config`` that derives from
+    ``Settings``.
+    """
 
     kind: ClassVar[str]
     Config: ClassVar[type[Settings]] = Settings
@@ -197,7 +200,9 @@ class Component(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not (inspect.isclass(cls.Config) and issubclass(cls.Config, Settings)):
-            raise TypeError(f"{cls.__qualname__}.Config must derive from xmodal.interfaces.Settings")
+            raise TypeError(
+                f"{cls.__qualname__}.Config must derive from xmodal.interfaces.Settings"
+            )
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
@@ -210,7 +215,7 @@ class Component(ABC):
 
     @classmethod
     def missing(cls, config: Any, store: Store) -> Iterable[str]:
-        """Files a run needs that the user must fetch: what, how large, from where, where to put it."""
+        """Files the user must fetch first: what, how large, from where, where to put them."""
         return ()
 
 
@@ -222,7 +227,9 @@ class Embedder(Component, nn.Module):
     @classmethod
     @abstractmethod
     def grid(cls, config: Any, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
-        """The token grid this embedder will produce. Raises ValueError with the reason if it cannot."""
+        """The token grid this embedder will produce. Raises ValueError with the reason if it
+        cannot.
+        """
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tokens:
@@ -303,13 +310,13 @@ class Backbone(Component, nn.Module):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tokens:
-        """The pretrained embedding of source samples: exactly what the encoder was trained to read."""
+        """The pretrained embedding of source samples: what the encoder was trained to read."""
 
     def prepare_source(self, raw: Any) -> Tensor:
         """Make raw source samples what ``embed`` reads.
 
-        Images: float ``[n, 3, H, W]`` in [0, 1], already of the wanted size. Text: a list of lists of
-        words. The default returns ``raw`` unchanged.
+        Images: float ``[n, 3, H, W]`` in [0, 1], already of the wanted size. Text: a list of lists
+        of words. The default returns ``raw`` unchanged.
         """
         return raw  # type: ignore[no-any-return]
 
@@ -334,7 +341,7 @@ class Backbone(Component, nn.Module):
         return None
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """Pretrained position embeddings ``[N, D]`` interpolated to ``grid``; None where relative."""
+        """Pretrained positions ``[N, D]`` interpolated to ``grid``; None where relative."""
         return None
 
 
@@ -396,7 +403,7 @@ class TaskData:
 
 
 class Task(Component):
-    """A target task: data, loss, metric. Its ``Config`` must have ``loss`` and ``metric`` fields."""
+    """A target task. Its ``Config`` must have ``loss`` and ``metric`` fields."""
 
     kind = "task"
 
@@ -407,7 +414,7 @@ class Task(Component):
 
     @abstractmethod
     def load(self, seed: int) -> TaskData:
-        """Load, split and normalise. The split is a function of ``seed`` where it is random at all."""
+        """Load, split and normalise. A random split is a function of ``seed``."""
 
 
 @dataclass(frozen=True)
@@ -415,8 +422,8 @@ class SourceRequest:
     """What the run wants from a source.
 
     ``size``: image height and width, or ``(length,)`` in tokens. ``label_shape``: spatial shape for
-    dense labels. ``prepare`` is the backbone's ``prepare_source``; ``tokenize``, of a text backbone,
-    gives the word pieces of each word.
+    dense labels. ``prepare`` is the backbone's ``prepare_source``; ``tokenize``, of a text
+    backbone, gives the word pieces of each word.
     """
 
     size: tuple[int, ...]
@@ -426,7 +433,10 @@ class SourceRequest:
 
 
 class Source(Component):
-    """A labelled proxy of the modality the backbone was pretrained on."""
+    """A labelled proxy of the modality the backbone was pretrained on.
+
+    Its ``Config`` must have a ``loss`` field: the loss of the source head.
+    """
 
     kind = "source"
 
@@ -468,7 +478,7 @@ class Stage(Component):
 
     @abstractmethod
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer | None:
-        """The optimizer of the stage's trainable parameters, or None if there is nothing to step."""
+        """The optimizer of the trainable parameters, or None if there is nothing to step."""
 
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
@@ -491,7 +501,7 @@ class Stage(Component):
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The loss of one micro-batch, already weighted by its share of the step, and what to log."""
+        """The loss of one micro-batch, weighted by its share of the step, and what to log."""
 
 
 INTERFACES: tuple[type[Component], ...] = (

@@ -1,7 +1,7 @@
 """Finds plugins, keeps a broken one from harming the rest, and looks components up by name.
 
-The only module that touches pluggy. Entry points of the group ``xmodal`` are loaded one by one, each
-in its own ``try``; classes are imported only when ``Registry.load`` is asked for them.
+The only module that touches pluggy. Entry points of the group ``xmodal`` are loaded one by one,
+each in its own ``try``; classes are imported only when ``Registry.load`` is asked for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -157,7 +157,7 @@ def _checked(entry: Entry, loaded: Any) -> type[Component]:
         raise PluginError(
             f"{entry.kind} '{entry.name}' of {entry.origin} does not implement: {missing}"
         )
-    return cast("type[Component]", loaded)
+    return loaded
 
 
 def _load_entry_point(point: EntryPoint) -> types.ModuleType:
@@ -176,10 +176,8 @@ def _unknown_hooks(module: types.ModuleType) -> list[str]:
     return found
 
 
-def _register(
-    registry: Registry, manager: pluggy.PluginManager, loaded: LoadedPlugin
-) -> None:
-    """Register one module; on any failure the plugin is listed as broken and leaves nothing behind."""
+def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedPlugin) -> None:
+    """Register one module; on any failure list it as broken and leave nothing behind."""
     try:
         unknown = _unknown_hooks(loaded.module)
         if unknown:
@@ -199,7 +197,9 @@ def _register(
     except Exception as error:
         if manager.is_registered(loaded.module):
             manager.unregister(loaded.module)
-        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        reason = (
+            str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        )
         registry.broken.append(BrokenPlugin(loaded.plugin, loaded.distribution, reason))
         return
     registry.plugins.append(loaded)
@@ -230,7 +230,8 @@ def _from_file(path: str) -> LoadedPlugin:
     if not file.is_file():
         raise UsageError(f"--plugin {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"xmodal_plugin_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Registered so that "xmodal_plugin_<stem>:Class" can be imported again by Registry.load.
     import sys
@@ -251,7 +252,9 @@ def discover(files: tuple[str, ...] = ()) -> Registry:
     registry = Registry()
     allowed = os.environ.get(ALLOW)
     wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    points = sorted(entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name))
+    points = sorted(
+        entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)
+    )
     for point in points:
         if wanted is not None and point.name not in wanted:
             continue

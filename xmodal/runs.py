@@ -1,7 +1,7 @@
 """A run is a directory: its layout, its status, its lock, and how to find it again.
 
-    recipe.yaml resolved.yaml manifest.json status.json metrics.jsonl log.txt
-    checkpoints/ result.json predictions.safetensors report.html
+recipe.yaml resolved.yaml manifest.json status.json metrics.jsonl log.txt
+checkpoints/ result.json predictions.safetensors report.html
 """
 
 from __future__ import annotations

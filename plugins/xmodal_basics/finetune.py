@@ -1,7 +1,9 @@
-"""The fine-tuning stage: shuffled epochs, micro-batches, warm-up and decay, one clip an optimizer step.
+"""The fine-tuning stage: shuffled epochs, micro-batches, warm-up and decay, one clip an optimizer
+step.
 
-The released ORCA and PaRe code steps its schedule every micro-batch, sums the gradients of micro-batches
-and clips partial sums; ``accumulate: sum`` reproduces the sum, the rest is done once an optimizer step.
+The released ORCA and PaRe code steps its schedule every micro-batch, sums the gradients of
+micro-batches and clips partial sums; ``accumulate: sum`` reproduces the sum, the rest is done once
+an optimizer step.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ class Finetune(Stage):
 
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps an epoch; the last, smaller batch counts."""
-        steps = math.ceil(session.train_size / self.config.batch.size)
+        steps: int = math.ceil(session.train_size / self.config.batch.size)
         return min(steps, self.config.max_steps or steps)
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
@@ -144,7 +146,7 @@ class Finetune(Stage):
     def steps(
         self, session: Session, progress: Progress
     ) -> Iterator[Iterator[tuple[Micro, float]]]:
-        """Micro-batches of every step from ``progress.step`` on, each with its share of its step."""
+        """Micro-batches of every step from ``progress.step`` on, each with its share."""
         size, micro = self._size()
         steps = list(session.order(progress).split(size))[progress.step : progress.steps]
         parts = [step.split(micro) for step in steps]

@@ -162,9 +162,15 @@ def chosen(config: Sklearn.Config, facts: Facts, output: Target) -> str:
 class Fit(Stage):
     """Fits the predictor once to the features of the whole training split; takes no steps."""
 
-    class Config(Settings):
-        epochs: Literal[1] = Field(1, description="One: there is nothing to repeat.")
-        train: tuple[()] = Field((), description="Nothing: no parameter is trained by gradients.")
+    @property
+    def epochs(self) -> int:
+        """One: there is nothing to repeat."""
+        return 1
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """Nothing: no parameter is trained by gradients."""
+        return ()
 
     def begin(self, session: Session) -> None:
         """Collect features and labels and fit. Fitting again on resume gives the same model."""

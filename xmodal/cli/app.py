@@ -1,7 +1,7 @@
 """The command line. Imports nothing heavy at the top: ``xmodal --help`` must stay instant.
 
-Results go to stdout, everything else to stderr. Every failure a user can cause ends in one message and
-the exit code of its kind.
+Results go to stdout, everything else to stderr. Every failure a user can cause ends in one message
+and the exit code of its kind.
 """
 
 from __future__ import annotations

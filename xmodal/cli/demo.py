@@ -20,7 +20,9 @@ def demo(
     force: Annotated[bool, typer.Option(help="Repeat runs that are already done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a CPU)."""
+    """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a
+    CPU).
+    """
     from xmodal import plugins
     from xmodal.errors import XModalError
     from xmodal.recipe import library
@@ -33,7 +35,10 @@ def demo(
         command = [sys.executable, "-m", "xmodal", "run", name, "--json", "--root", str(root)]
         # A process each: memory is that method's own, and a crash costs one row.
         done = subprocess.run(
-            [*command, *(["--force"] if force else [])], stdout=subprocess.PIPE, check=False, text=True
+            [*command, *(["--force"] if force else [])],
+            stdout=subprocess.PIPE,
+            check=False,
+            text=True,
         )
         if done.returncode != 0:
             error = XModalError(f"{name} failed (exit {done.returncode}); its message is above")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def stdout() -> Console:
-    """The console results go to. Not wrapped where the output is no terminal, so it can be grepped."""
+    """The console results go to; lines are not wrapped where the output is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
 

@@ -93,5 +93,7 @@ def _setting(key: str, field: Any) -> tuple[str, str, str, str]:
     annotation = field.annotation
     shown = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
     kind = shown or str(annotation).replace("typing.", "").replace("xmodal.interfaces.", "")
-    default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+    default = (
+        "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+    )
     return key, escape(kind), escape(default), escape(field.description or "")

@@ -39,8 +39,12 @@ def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = Fal
 def show(
     arguments: Recipes,
     scale: Scale = None,
-    origins: Annotated[bool, typer.Option("--origins", help="Where each value comes from.")] = False,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Every setting, defaults too.")] = False,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Where each value comes from.")
+    ] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Every setting, defaults too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a composed recipe."""

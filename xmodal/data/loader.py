@@ -1,7 +1,7 @@
 """Fetches batches by index. Which indices, and in what order, is decided elsewhere.
 
-Tensor data sets are indexed directly; anything else goes through torch's DataLoader, whose worker count
-cannot change the result because samples are functions of their index.
+Tensor data sets are indexed directly; anything else goes through torch's DataLoader, whose worker
+count cannot change the result because samples are functions of their index.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ def count(dataset: Dataset[Any]) -> int:
     return len(cast(Sized, dataset))
 
 
-def batches(
-    dataset: Dataset[Any], indices: Iterable[Tensor], workers: int = 0
-) -> Iterator[Batch]:
+def batches(dataset: Dataset[Any], indices: Iterable[Tensor], workers: int = 0) -> Iterator[Batch]:
     """Yield the batch of every index tensor, lazily and in order."""
     tensors = _tensors(dataset)
     if tensors is not None:

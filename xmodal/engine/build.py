@@ -1,7 +1,7 @@
 """Builds a session from a plan: loads data and weights, wires the components together.
 
-Every component is initialised under a seed of its own, so two methods with the same seed get the same
-split, the same data order and the same heads, whatever else they contain.
+Every component is initialised under a seed of its own, so two methods with the same seed get the
+same split, the same data order and the same heads, whatever else they contain.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if device.startswith("cuda:"):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
     mixed = "bf16" if precision == "bf16" else "no"
-    # Heads and gates can be idle in a step (k = 0), which plain data-parallel training would hang on.
+    # Heads and gates can be idle in a step (k = 0), which data-parallel training would hang on.
     idle = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[idle])
 
@@ -99,6 +99,8 @@ class Builder:
             # Some GPU kernels have no deterministic form; those warn and run.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+            # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         randomness.seed_everything(recipe.seed)
         handle = accelerator(recipe.device, recipe.precision)
         backbone: Backbone = self.make(recipe.backbone, "backbone")
@@ -152,7 +154,8 @@ class Builder:
 
     def _source(self, backbone: Backbone) -> Dataset[Any]:
         recipe, target = self.recipe, self.plan.source_target
-        assert recipe.source is not None and target is not None
+        assert recipe.source is not None
+        assert target is not None
         source: Source = self.make(recipe.source, "source")
         request = SourceRequest(
             size=self._source_size(),
@@ -166,7 +169,8 @@ class Builder:
         self, backbone: Backbone, samples: Dataset[Any]
     ) -> tuple[Predictor | None, Loss]:
         recipe, target = self.recipe, self.plan.source_target
-        assert recipe.source is not None and target is not None
+        assert recipe.source is not None
+        assert target is not None
         loss = self._loss(recipe.source_loss or recipe.source.config.loss, "source_loss", target)
         loss.fit(loader.labels(samples))
         if recipe.source_head == "target":

@@ -1,7 +1,8 @@
-"""Atomic checkpoints without pickle: tensors in safetensors, the rest in JSON, SHA-256 of every file.
+"""Atomic checkpoints without pickle: tensors in safetensors, the rest in JSON, SHA-256 of every
+file.
 
-A checkpoint is a folder. It is written under a temporary name, synced to disk and renamed, so a folder
-with a final name is complete; damage after that is found by its checksums.
+A checkpoint is a folder. It is written under a temporary name, synced to disk and renamed, so a
+folder with a final name is complete; damage after that is found by its checksums.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _TEMPORARY = ".partial-"
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` (nested dicts, lists, tuples, tensors, numbers, text) as the folder ``folder``."""
+    """Write ``state`` (nested dicts, lists, tuples, tensors, numbers, text) as the folder
+    ``folder``.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f"{_TEMPORARY}{os.getpid()}-{folder.name}"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,6 @@
-"""What ``--dry-run`` shows: shapes at every interface, what trains, token norms, and one measured step."""
+"""What ``--dry-run`` shows: shapes at every interface, what trains, token norms, and one measured
+step.
+"""
 
 from __future__ import annotations
 

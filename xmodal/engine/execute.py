@@ -75,7 +75,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Order:
-    """What to run and where: the name of the run, its root, and whether to repeat a finished one."""
+    """What to run and where: the run's name, its root, and whether to repeat a finished one."""
 
     name: str
     root: Path = runs.DEFAULT_ROOT

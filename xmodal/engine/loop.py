@@ -1,12 +1,12 @@
 """The training loop: a generator of records over stages, epochs and steps.
 
-It computes and yields; the caller logs, saves and stops. ``Snapshot`` holds everything a run needs to
-continue bit for bit, and is consistent at every yield.
+It computes and yields; the caller logs, saves and stops. ``Snapshot`` holds everything a run needs
+to continue bit for bit, and is consistent at every yield.
 
     for stage:      choose what trains, make optimizer and schedule
         for epoch:
-            for step:     for micro-batch: loss, backward;  check, clip once, update once  -> StepRecord
-            validate, remember the best                                                    -> EpochRecord
+            for step:     for micro-batch: loss, backward;  check, clip, update  -> StepRecord
+            validate, remember the best                                          -> EpochRecord
 """
 
 from __future__ import annotations
@@ -211,9 +211,7 @@ class Training:
         return EpochRecord(at, means, score.metric, score.loss, best, seconds, trainable)
 
 
-def _to_numbers(
-    loss: Tensor, log: Mapping[str, Tensor | float]
-) -> tuple[float, dict[str, float]]:
+def _to_numbers(loss: Tensor, log: Mapping[str, Tensor | float]) -> tuple[float, dict[str, float]]:
     """Bring the loss and what is logged to the CPU in one transfer."""
     tensors = {name: value for name, value in log.items() if isinstance(value, Tensor)}
     stacked = torch.stack([loss.detach(), *tensors.values()]).tolist()

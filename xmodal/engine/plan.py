@@ -68,12 +68,13 @@ def _structure(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     if mixer.needs_source and recipe.source is None:
         yield "source", f"is missing; mixer '{recipe.mixer.name}' mixes with a source"
     body, task = facts.backbone, facts.task
-    if mixer.needs_source and facts.source and "any" not in (body.modality, facts.source.modality):
-        if facts.source.modality != body.modality:
+    if mixer.needs_source and recipe.source and facts.source:
+        modalities = {body.modality, facts.source.modality}
+        if len(modalities) > 1 and "any" not in modalities:
             yield (
                 "source",
-                f"'{recipe.source.name if recipe.source else ''}' holds {facts.source.modality}, "
-                f"but backbone '{recipe.backbone.name}' was trained on {body.modality}",
+                f"'{recipe.source.name}' holds {facts.source.modality}, but backbone "
+                f"'{recipe.backbone.name}' was trained on {body.modality}",
             )
     if body.max_tokens and facts.num_tokens > body.max_tokens:
         yield (
@@ -111,6 +112,11 @@ def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str
         if use is not None:
             for message in use.component.problems(use.config, facts):
                 yield key, message
+    for key in ("loss", "metric"):
+        part = getattr(recipe.task.config, key)
+        if part is not None:
+            for message in part.component.problems(part.config, facts):
+                yield f"task.{key}", message
     for index, stage in enumerate(recipe.stages):
         for message in stage.component.problems(stage.config, facts):
             yield f"stages.{index}", message

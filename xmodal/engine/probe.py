@@ -21,7 +21,8 @@ SAMPLES = 3
 def look(session: Session, at: Progress) -> dict[str, Any]:
     """The origin of every token of the mixed view of the first training samples.
 
-    Returns ``{"stage", "epoch", "k", "origin": int32 [SAMPLES, N]}``; no origin where nothing is mixed.
+    Returns ``{"stage", "epoch", "k", "origin": int32 [SAMPLES, N]}``; no origin where nothing is
+    mixed.
     """
     result: dict[str, Any] = {"stage": at.stage, "epoch": at.epoch}
     if session.source is None:

@@ -1,7 +1,7 @@
 """Where randomness comes from: every stream is a function of the run's seed and a name.
 
-Order of data is stateless, so nothing about it needs saving. Components own a ``torch.Generator`` each;
-their states and the global one (drop-out) are saved with every checkpoint.
+Order of data is stateless, so nothing about it needs saving. Components own a ``torch.Generator``
+each; their states and the global one (drop-out) are saved with every checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """Run a block (a component's initialisation) under a seed of its own, then restore the stream."""
+    """Run a block (an initialisation) under a seed of its own, then restore the stream."""
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *names))
         yield

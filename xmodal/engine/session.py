@@ -45,7 +45,8 @@ class Session:
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def note(self, line: str) -> None:
         """Record one line for the user, once."""
@@ -114,5 +115,5 @@ class Session:
         return tensor.to(self.device, non_blocking=True)
 
     def evaluation_split(self) -> Dataset[Any]:
-        """The split that selects the best epoch: validation, or test under the published protocol."""
+        """The split that selects the best epoch: validation, or test if published."""
         return self.data.test if self.protocol == "published" else self.data.validation

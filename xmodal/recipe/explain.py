@@ -33,11 +33,12 @@ def _existing(loc: Path_, data: Any) -> Path_:
     """The longest part of a location that stands in the recipe (pydantic adds tags of unions)."""
     path: Path_ = ()
     for part in loc:
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+        inside = part in data if isinstance(data, dict) else False
+        if isinstance(data, list) and isinstance(part, int):
+            inside = part < len(data)
+        if inside:
             data = data[part]
-        else:
-            continue
-        path = (*path, part)
+            path = (*path, part)
     return path
 
 

@@ -1,8 +1,9 @@
-"""Composes a recipe from layers: ``extends``, scale, command-line overrides; every value keeps its origin.
+"""Composes a recipe from layers: ``extends``, scale, command-line overrides; every value keeps its
+origin.
 
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
-component it replaces. ``training:`` holds settings for every stage that knows them, so that a task can
-say how to train without naming a method's stages; what a stage says itself wins.
+component it replaces. ``training:`` holds settings for every stage that knows them, so that a task
+can say how to train without naming a method's stages; what a stage says itself wins.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
 from xmodal.recipe.yaml import Document, Origin, Path_, dotted, parse_value, read
 
 MAX_DEPTH = 20
+MAX_LAYERS = 200
 COMMAND_LINE = "command line"
 
 
@@ -41,7 +43,9 @@ def compose(
     overrides: Sequence[str] = (),
     scale: str | None = None,
 ) -> Layered:
-    """Compose recipes (names or paths, later wins), then a scale layer, then ``key=value`` overrides."""
+    """Compose recipes (names or paths, later wins), then a scale layer, then ``key=value``
+    overrides.
+    """
     layered = Layered()
     for reference in references:
         _add(layered, library.find(reference, registry), registry, ())
@@ -53,7 +57,8 @@ def compose(
 
 
 def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
-    """Lay ``scales/<scale>`` on top, then what that scale says of this task, where it says anything.
+    """Lay ``scales/<scale>`` on top, then what that scale says of this task, where it says
+    anything.
 
     The second is ``scales/<scale>/<task>``, the longest that exists for a task named with slashes.
     """
@@ -131,23 +136,29 @@ def _add(
     layered: Layered, found: library.Found, registry: Registry, chain: tuple[Path, ...]
 ) -> None:
     path = found.path.resolve()
-    if path in chain or len(chain) >= MAX_DEPTH:
+    if path in chain:
         trail = " -> ".join(p.stem for p in (*chain, path))
         raise UsageError(f"recipes extend each other in a circle: {trail}")
+    # Without the second bound, files that each extend the next one twice would take forever.
+    if len(chain) >= MAX_DEPTH or len(layered.files) >= MAX_LAYERS:
+        raise UsageError(f"{_shown(found)}: too many recipes extend each other")
     document = read(found.path, _shown(found))
     parents = _parents(document)
     for parent, where in parents:
         try:
             target = library.find(parent, registry, found.path.parent)
         except UsageError as error:
-            raise RecipeError([Problem(where, "extends", str(error))]) from None
+            message, *more = str(error).split("\n")
+            raise RecipeError([Problem(where, "extends", message, tuple(more))]) from None
         _add(layered, target, registry, (*chain, path))
     layered.files.append(_shown(found))
     _merge(layered, (), document.data, document.origins, ())
 
 
 def _shown(found: library.Found) -> str:
-    """The name of a recipe file in messages: short for shipped recipes, the path as typed otherwise."""
+    """The name of a recipe file in messages: short for shipped recipes, the path as typed
+    otherwise.
+    """
     return f"recipes/{found.name}.yaml" if found.origin else str(found.path)
 
 
@@ -177,15 +188,15 @@ def _merge(
     """Lay ``value`` (found at ``source_path`` of its document) over what stands at ``path``."""
     parent, key = _parent(layered.data, path) if path else (None, "")
     current = layered.data if not path else parent.get(key) if isinstance(parent, dict) else None
-    if _is_component(path):
-        current = {"use": current} if isinstance(current, str) else current
-        if isinstance(value, str) and isinstance(current, dict):
-            origins = {**origins, (*source_path, "use"): origins[source_path]}
-            value = {"use": value}
-        if isinstance(current, dict) and parent is not None:
-            parent[key] = current
+    # A name and a block of settings are two ways to write one component, at any depth.
+    if isinstance(current, str) and (isinstance(value, dict) or _is_component(path)):
+        parent[key] = current = {"use": current}
+        layered.origins.setdefault((*path, "use"), layered.origins.get(path, origins[source_path]))
+    if isinstance(value, str) and isinstance(current, dict) and "use" in current:
+        origins = {**origins, (*source_path, "use"): origins[source_path]}
+        value = {"use": value}
     if isinstance(value, dict) and isinstance(current, dict):
-        if path and value.get("use", current.get("use")) != current.get("use"):
+        if path and "use" in value and value["use"] != current.get("use"):
             current = {}
             _put(layered, path, current, origins[source_path])
         for name, item in value.items():
@@ -199,10 +210,8 @@ def _merge(
 
 def _put(layered: Layered, path: Path_, value: Any, origin: Origin) -> None:
     parent, key = _parent(layered.data, path)
-    stale = [p for p in layered.origins if p[: len(path)] == path and len(p) > len(path)]
-    if not isinstance(value, dict) or not value:
-        for p in stale:
-            del layered.origins[p]
+    for stale in [p for p in layered.origins if p[: len(path)] == path]:
+        del layered.origins[stale]
     parent[key] = value
     layered.origins[path] = origin
 
@@ -216,7 +225,9 @@ def _parent(data: Any, path: Path_) -> tuple[Any, str | int]:
 def _override(layered: Layered, text: str) -> None:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"override '{text}' is not of the form key=value, such as stages.0.epochs=3")
+        raise UsageError(
+            f"override '{text}' is not of the form key=value, such as stages.0.epochs=3"
+        )
     path: Path_ = tuple(int(p) if p.isdigit() else p for p in key.strip().split("."))
     origin = Origin(f"{COMMAND_LINE} '{key.strip()}'")
     value = parse_value(raw, f"{COMMAND_LINE} '{text}'")
@@ -231,15 +242,16 @@ def _override(layered: Layered, text: str) -> None:
                 layered.origins[here] = origin
         elif not isinstance(part, int) or part >= len(data):
             size = len(data)
-            raise UsageError(f"override '{text}': {dotted(path[:depth])} has {size} items (0-{size-1})")
+            raise UsageError(
+                f"override '{text}': {dotted(path[:depth])} has {size} items (0-{size - 1})"
+            )
         data = data[part]
     last = path[-1]
-    if isinstance(data, list):
-        if not isinstance(last, int) or last >= len(data):
-            raise UsageError(f"override '{text}': {dotted(path[:-1])} has {len(data)} items")
-        data[last] = value
-        layered.origins[path] = origin
-        return
+    if isinstance(data, list) and (not isinstance(last, int) or last >= len(data)):
+        raise UsageError(f"override '{text}': {dotted(path[:-1])} has {len(data)} items")
+    if last == "use":
+        # Merged as a block, so that the settings of another component are dropped.
+        path, value = path[:-1], {"use": value}
     origins = {(): origin} | dict.fromkeys(_paths(value, ()), origin)
     _merge(layered, path, value, origins, ())
 

@@ -1,7 +1,7 @@
 """Finds recipes by path or by name.
 
-A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the working directory, then in
-the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
+A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the working directory,
+then in the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def looks_like_path(reference: str) -> bool:
 
 
 def find(reference: str, registry: Registry, base: Path | None = None) -> Found:
-    """Find a recipe. ``base`` is the folder relative paths start from (the file that says ``extends``).
+    """Find a recipe. ``base`` is the folder relative paths start from (the file that says
+    ``extends``).
 
     Raises UsageError with the nearest name or file.
     """

@@ -11,7 +11,7 @@ from xmodal.errors import PluginError
 
 
 def component_schema(kind: str, registry: plugins.Registry | None = None) -> dict[str, Any]:
-    """``oneOf`` over every installed component of a kind; those that fail to import are left out."""
+    """``oneOf`` over every component of a kind; those that fail to import are left out."""
     registry = registry or plugins.registry()
     options: list[dict[str, Any]] = []
     names = []

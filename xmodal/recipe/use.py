@@ -1,8 +1,8 @@
 """``Use[Selector]``: the recipe field that picks a component.
 
-Accepts ``gate`` or ``{use: gate, temperature: 0.5}``, imports only that class, and validates the other
-keys with its ``Config``. The registry arrives in pydantic's validation context under ``registry``; without
-one, the process-wide registry is used.
+Accepts ``gate`` or ``{use: gate, temperature: 0.5}``, imports only that class, and validates the
+other keys with its ``Config``. The registry arrives in pydantic's validation context under
+``registry``; without one, the process-wide registry is used.
 """
 
 from __future__ import annotations
@@ -64,12 +64,15 @@ class Use(Generic[C]):
     ) -> dict[str, Any]:
         from xmodal.recipe.schema import component_schema
 
-        return component_schema(schema["metadata"]["xmodal_kind"])  # type: ignore[index]
+        return component_schema(schema["metadata"]["xmodal_kind"])
 
 
-def _choose(
-    kind: str, value: Any, registry: plugins.Registry | None, context: Any
-) -> Use[Any]:
+def default(name: str) -> Any:
+    """The default of a ``Use`` field: a name, validated like any other choice."""
+    return name
+
+
+def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: Any) -> Use[Any]:
     if isinstance(value, Use):
         return value
     registry = registry or plugins.registry()

@@ -1,10 +1,12 @@
 """Reads YAML 1.2 and remembers where every value stands.
 
-Plain data only: tags, anchors and duplicate keys are errors, so a recipe can neither run code nor blow up.
+Plain data only: tags, anchors and duplicate keys are errors, so a recipe can neither run code nor
+blow up.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ MAX_BYTES = 1_000_000
 _PLAIN = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
 }
+# The library finds these in plain text such as 2026-01-31; in YAML 1.2 that is only text.
+_TEXT = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
+_OTHER_VERSION = re.compile(r"^%YAML\s+(?!1\.2\b)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,7 @@ def parse(text: str, name: str) -> Document:
     document = Document({}, {})
     if root is None:
         return document
-    try:
-        data = _Walk(name, document.origins).value(root, ())
-    except RecursionError:
-        raise RecipeError([Problem(name, "", "is nested too deeply")]) from None
+    data = _plain(root, name, document.origins)
     if not isinstance(data, dict):
         raise RecipeError([Problem(f"{name}:1:1", "", "a recipe is a mapping of keys to values")])
     document.data = data
@@ -77,10 +79,19 @@ def parse(text: str, name: str) -> Document:
 def parse_value(text: str, where: str) -> Any:
     """Parse one value, as in ``key=value`` on the command line."""
     root = _compose(text, where)
-    return None if root is None else _Walk(where, {}).value(root, ())
+    return None if root is None else _plain(root, where, {})
+
+
+def _plain(root: Node, name: str, origins: dict[Path_, Origin]) -> Any:
+    try:
+        return _Walk(name, origins).value(root, ())
+    except RecursionError:
+        raise RecipeError([Problem(name, "", "is nested too deeply")]) from None
 
 
 def _compose(text: str, name: str) -> Node | None:
+    if _OTHER_VERSION.search(text):
+        raise RecipeError([Problem(name, "", "recipes are YAML 1.2; remove the line %YAML")])
     try:
         return YAML(typ="safe", pure=True).compose(text)  # type: ignore[no-any-return]
     except MarkedYAMLError as error:
@@ -109,6 +120,8 @@ class _Walk:
     def value(self, node: Node, path: Path_) -> Any:
         if node.anchor:
             raise self.refuse(node, path, "anchors and aliases are not allowed; use 'extends'")
+        if str(node.tag) in _TEXT and isinstance(node, ScalarNode):
+            return node.value
         if str(node.tag) not in _PLAIN:
             raise self.refuse(node, path, f"tag {node.tag} is not allowed; recipes hold plain data")
         if isinstance(node, MappingNode):
@@ -120,7 +133,12 @@ class _Walk:
                 items.append(self.value(item, (*path, index)))
             return items
         assert isinstance(node, ScalarNode)
-        return self.construct(node)
+        try:
+            return self.construct(node)
+        except (ValueError, KeyError, YAMLError):
+            # Such as "!!int x", or a number of ten thousand digits.
+            shown = repr(node.value[:40])
+            raise self.refuse(node, path, f"{shown} is no {node.tag[18:]}") from None
 
     def mapping(self, node: MappingNode, path: Path_) -> dict[str, Any]:
         result: dict[str, Any] = {}
