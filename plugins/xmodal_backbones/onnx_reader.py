@@ -1,7 +1,7 @@
 """Reads the weights out of an ONNX file without the onnx package.
 
-Only what is needed: the initializers, and which node reads each of them. The graph is never run. Field
-numbers are those of ``onnx.proto``.
+Only what is needed: the initializers, and which node reads each of them. The graph is never run.
+Field numbers are those of ``onnx.proto``.
 """
 
 from __future__ import annotations

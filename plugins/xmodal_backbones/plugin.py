@@ -9,7 +9,7 @@ from xmodal.hookspecs import hookimpl
 
 @hookimpl
 def xmodal_backbones() -> Mapping[str, str]:
-    """Pretrained bodies: three out of registry packages, four families from a hub, one for tests."""
+    """Pretrained bodies: three out of registry packages, four by hub or folder, one for tests."""
     return {
         "vit-s14": "xmodal_backbones.embedded:VitS14",
         "minilm-l6": "xmodal_backbones.embedded:MiniLM",

@@ -1,7 +1,7 @@
 """Swin transformers: the bodies of the ORCA and PaRe papers.
 
-Tokens are the patch projection with its LayerNorm; positions are relative, inside the windows. The grid
-of the features is eight times coarser than that of the tokens.
+Tokens are the patch projection with its LayerNorm; positions are relative, inside the windows. The
+grid of the features is eight times coarser than that of the tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SteadyLayer(SwinLayer):  # type: ignore[misc]
     def get_attn_mask(
         self, height: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The library's mask, or one that hides padding where the grid is smaller than the window."""
+        """The library's mask, or one that hides padding where the grid is below the window."""
         if min(self.resolution) >= self.window_size:
             return super().get_attn_mask(height, width, dtype, device)
         hidden_1HW1 = torch.full((1, height, width, 1), -100.0, dtype=dtype, device=device)

@@ -1,7 +1,8 @@
 """Text encoders of the Hugging Face families whose embedding layer is a module of its own.
 
-Tokens are the output of the pretrained embedding layer (words, positions, LayerNorm). The encoder runs
-through the library's own forward pass with that layer replaced by one that hands the tokens on.
+Tokens are the output of the pretrained embedding layer (words, positions, LayerNorm). The encoder
+runs through the library's own forward pass with that layer replaced by one that hands the tokens
+on.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class TextBody(Body):
         limit = facts.backbone.max_tokens
         if limit is not None and facts.num_tokens > limit:
             yield (
-                f"backbone '{facts.backbone.name}' reads at most {limit} tokens; the embedder makes "
-                f"{facts.num_tokens} of task '{facts.task.name}': choose larger patches"
+                f"backbone '{facts.backbone.name}' reads at most {limit} tokens; the embedder "
+                f"makes {facts.num_tokens} of task '{facts.task.name}': choose larger patches"
             )
 
     def adopt(self, model: Any, find_tokenizer: Callable[[], Path]) -> None:
-        """Take over a model; ``find_tokenizer`` returns its tokenizer's folder when first needed."""
+        """Take over a model; ``find_tokenizer`` returns the folder of its tokenizer when asked."""
         self.keep_embedding(model.embeddings)
         model.embeddings = HandOn()
         if getattr(model, "pooler", None) is not None:
@@ -88,7 +89,7 @@ class TextBody(Body):
         return pieces
 
     def prepare_source(self, raw: Any) -> Tensor:
-        """Word pieces ``[n, L]`` of ``n`` lists of words, cut to the shortest row; ids pass unchanged."""
+        """Word pieces ``[n, L]`` of n lists of words, cut to the shortest; ids pass unchanged."""
         if isinstance(raw, Tensor):
             return raw
         rows = [[piece for word in self.tokenize_words(row) for piece in word] for row in raw]
@@ -103,7 +104,7 @@ class TextBody(Body):
         return find_norm(self.embedding)
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """The first N rows of the position table, N = prod(grid). Raises UsageError if it is shorter."""
+        """The first N rows of the position table, N = prod(grid). Raises UsageError if it ends."""
         table = getattr(self.embedding, "position_embeddings", None)
         if not isinstance(table, nn.Embedding):
             return None

@@ -88,7 +88,7 @@ class Timm(ImageBody):
         empty_10D = torch.zeros(1, 0, model.embed_dim)
         self.prefix_1PD = nn.Parameter(torch.cat([empty_10D, *tokens], dim=1).detach().clone())
         self.norm_pre, self.blocks = model.norm_pre, model.blocks
-        # Mean-pooled models normalise after the pool; token-wise that norm stands in the same place.
+        # Mean-pooled models normalise after the pool; here that norm is applied to every token.
         self.norm = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
         side = model.patch_embed.grid_size
         self.keep_embedding(_Embedding(model.patch_embed, positions_1MD, side))
@@ -168,7 +168,7 @@ def _create(config: Any) -> Any:
     if not (plain or (model is not None and _is_swin(model))):
         raise DataError(
             f"backbone 'timm' cannot drive '{config.name}'\nsupported: the plain VisionTransformer "
-            "(vit_*, deit*_patch16_*, without hybrid or rotary parts) and SwinTransformer (swin_*)\n"
+            "(vit_*, deit*, without hybrid or rotary parts) and SwinTransformer (swin_*)\n"
             "ways out: choose one of these, backbone 'hf', or write a plugin"
         )
     return model

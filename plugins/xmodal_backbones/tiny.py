@@ -1,7 +1,7 @@
 """A tiny transformer with fixed random weights: for tests, smoke runs and trying recipes out.
 
-It knows nothing; "pretrained" only means that every run gets the same weights. B samples, N tokens, D
-width, L word pieces.
+It knows nothing; "pretrained" only means that every run gets the same weights. B samples, N
+tokens, D width, L word pieces.
 """
 
 from __future__ import annotations

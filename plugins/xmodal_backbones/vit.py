@@ -1,7 +1,8 @@
 """Plain vision transformers of the Hugging Face families ViT, DeiT and DINOv2.
 
-Tokens are the patch projection plus position embedding; class and register tokens belong to the body,
-which adds them in front and drops them at the end. B samples, N tokens, D width, P prefix tokens.
+Tokens are the patch projection plus position embedding; class and register tokens belong to the
+body, which adds them in front and drops them at the end. B samples, N tokens, D width, P prefix
+tokens.
 """
 
 from __future__ import annotations
@@ -18,29 +19,39 @@ from xmodal_backbones.common import ImageBody
 FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
 
-def interpolate(native_ND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings of a square grid, bicubically resized as Hugging Face does: ``[N, D]``."""
+def interpolate(native_ND: Tensor, grid: tuple[int, int], antialias: bool = False) -> Tensor:
+    """Position embeddings of a square grid, bicubically resized as the library does: ``[N, D]``.
+
+    The library filters against aliasing in one family only, so this is the caller's choice.
+    """
     side = round(native_ND.shape[0] ** 0.5)
     if grid == (side, side):
         return native_ND
     map_1DHW = native_ND.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    sized_1DHW = functional.interpolate(map_1DHW, size=grid, mode="bicubic", align_corners=False)
+    sized_1DHW = functional.interpolate(
+        map_1DHW, size=grid, mode="bicubic", align_corners=False, antialias=antialias
+    )
     return sized_1DHW.flatten(2)[0].T.to(native_ND.dtype)
 
 
 class PatchEmbedding(nn.Module):
     """The frozen embedding of source images: patch projection and patch positions ``[N, D]``."""
 
-    def __init__(self, projection: nn.Conv2d, positions_ND: Tensor) -> None:
+    def __init__(self, projection: nn.Conv2d, positions_ND: Tensor, antialias: bool) -> None:
         super().__init__()
         self.projection = projection
         self.positions_ND = nn.Parameter(positions_ND.detach().clone())
+        self.antialias = antialias
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Patch positions resized to a grid."""
+        return interpolate(self.positions_ND, grid, self.antialias)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed images ``[B, 3, H, W]``; H and W may be any multiple of the patch."""
         map_BDHW = self.projection(x_BCHW)
         grid = (map_BDHW.shape[2], map_BDHW.shape[3])
-        return map_BDHW.flatten(2).transpose(1, 2) + interpolate(self.positions_ND, grid), grid
+        return map_BDHW.flatten(2).transpose(1, 2) + self.positions(grid), grid
 
 
 class VisionBody(ImageBody):
@@ -63,7 +74,8 @@ class VisionBody(ImageBody):
         self.layers = model.encoder.layer if hasattr(model, "encoder") else model.layers
         self.norm = model.layernorm
         projection = old.patch_embeddings.projection
-        self.keep_embedding(PatchEmbedding(projection, positions_1ND[0, first:]))
+        antialias = model.config.model_type == "dinov2_with_registers"
+        self.keep_embedding(PatchEmbedding(projection, positions_1ND[0, first:], antialias))
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Encode ``[B, N, D]`` tokens of any grid; the grid stays."""
@@ -88,4 +100,5 @@ class VisionBody(ImageBody):
         """Position embeddings resized to a 2-D grid; None for a sequence."""
         if len(grid) != 2:
             return None
-        return interpolate(self.embedding.positions_ND, (grid[0], grid[1]))
+        sized: Tensor = self.embedding.positions((grid[0], grid[1]))
+        return sized

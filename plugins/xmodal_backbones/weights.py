@@ -1,6 +1,7 @@
 """Loads Hugging Face weights from a local folder or a hub, and accounts for every key.
 
-Only safetensors are read, never pickles. Without a network a hub fails within seconds with one message.
+Only safetensors are read, never pickles. Without a network a hub fails within seconds, with one
+message that says every way out.
 """
 
 from __future__ import annotations
