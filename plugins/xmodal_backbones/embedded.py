@@ -21,7 +21,7 @@ from xmodal.interfaces import BackboneFacts, Context
 from xmodal_backbones import weights
 from xmodal_backbones.common import BodySettings, ImageSettings, with_image_dropout
 from xmodal_backbones.onnx_reader import read_weights
-from xmodal_backbones.text import TextBody, text_facts, with_dropout
+from xmodal_backbones.text import TextBody, with_dropout
 from xmodal_backbones.vit import VisionBody
 
 _FREE = ("set 'pretrained: false' to start from random weights",)
@@ -150,7 +150,8 @@ class _EmbeddedText(TextBody):
     @classmethod
     def describe(cls, config: Any, store: Store) -> BackboneFacts:
         """The facts of this encoder."""
-        return text_facts(cls.name, cls._hf_config())
+        width = cls.hf_settings["hidden_size"]
+        return BackboneFacts(cls.name, "text", width, width, max_tokens=512, embedding_norm=True)
 
 
 class MiniLM(_EmbeddedText):
@@ -185,6 +186,7 @@ class MPNet(_EmbeddedText):
     name = "mpnet-base"
     hf_settings: ClassVar = {
         "model_type": "mpnet",
+        "hidden_size": 768,
         "vocab_size": 30527,
         "max_position_embeddings": 514,
         "layer_norm_eps": 1e-5,

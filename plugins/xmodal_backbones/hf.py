@@ -27,7 +27,8 @@ def _facts(name: str, hf_config: Any) -> BackboneFacts:
     """The facts that a config tells. Raises DataError for unsupported families."""
     kind = hf_config.model_type
     if kind == "swin":
-        return swin_facts(name, hf_config)
+        stages, patch = len(hf_config.depths), hf_config.patch_size
+        return swin_facts(name, hf_config.embed_dim, stages, patch, hf_config.image_size)
     if kind in vit.FAMILIES:
         side = hf_config.image_size // hf_config.patch_size
         width, patch = hf_config.hidden_size, hf_config.patch_size
@@ -77,8 +78,11 @@ class HuggingFace(Backbone):
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
         """The problems of the kind of body."""
         if facts.backbone.modality == "text":
-            return text.TextBody.problems(config, facts)
-        return needs_2d(facts) if facts.backbone.reduction > 1 else ()
+            yield from text.TextBody.problems(config, facts)
+            if config.drop_path is not None:
+                yield f"'drop_path' has no meaning for the text body '{config.name}'"
+        elif facts.backbone.reduction > 1:
+            yield from needs_2d(facts)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Encode tokens."""

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import SwinConfig
-from transformers.models.swin.modeling_swin import SwinLayer, window_partition
 
 from xmodal.batch import Tokens
 from xmodal.data.store import Store
@@ -22,43 +19,14 @@ from xmodal_backbones import weights
 from xmodal_backbones.common import ImageBody, ImageSettings, needs_2d, with_image_dropout
 
 
-class SteadyLayer(SwinLayer):  # type: ignore[misc]
-    """A Swin layer fit for grids of any and changing size.
-
-    The library's layer shrinks its window for good once a grid is smaller, and then no longer fits
-    its own table of positions. Here the window stays and such grids are padded, with the padding
-    masked: the same mathematics as a smaller window with the middle of the table.
-    """
-
-    @classmethod
-    def convert(cls, layer: Any) -> None:
-        """Turn a layer of the library into one of these, in place."""
-        layer.full_shift = layer.shift_size
-        layer.__class__ = cls
-
-    def set_shift_and_window_size(self, input_resolution: tuple[int, int]) -> None:
-        """Choose the shift for this grid only."""
-        self.resolution = input_resolution
-        self.shift_size = 0 if min(input_resolution) <= self.window_size else self.full_shift
-
-    def get_attn_mask(
-        self, height: int, width: int, dtype: torch.dtype, device: torch.device
-    ) -> Any:
-        """The library's mask, or one that hides padding where the grid is below the window."""
-        if min(self.resolution) >= self.window_size:
-            return super().get_attn_mask(height, width, dtype, device)
-        hidden_1HW1 = torch.full((1, height, width, 1), -100.0, dtype=dtype, device=device)
-        hidden_1HW1[:, : self.resolution[0], : self.resolution[1]] = 0.0
-        area = self.window_size**2
-        windows = window_partition(hidden_1HW1, self.window_size)
-        return windows.reshape(-1, 1, area).expand(-1, area, -1)
-
-
 class SwinBody(ImageBody):
     """The stages of a Hugging Face Swin transformer between its embedding and its head."""
 
     def adopt(self, model: Any) -> None:
         """Take over the parts of a ``SwinModel``."""
+        # Imported late: describing and checking a recipe needs no transformers.
+        from xmodal_backbones.swin_layer import SteadyLayer
+
         self.encoder = model.encoder
         for stage in self.encoder.layers:
             for layer in stage.blocks:
@@ -97,19 +65,19 @@ class SwinBody(ImageBody):
         return norm
 
 
-def swin_facts(name: str, hf_config: Any) -> BackboneFacts:
-    """The facts of a Swin config."""
-    side = hf_config.image_size // hf_config.patch_size
-    steps = len(hf_config.depths) - 1
+def swin_facts(name: str, width: int, stages: int, patch: int, image: int) -> BackboneFacts:
+    """The facts of a Swin transformer that was trained on square images."""
+    steps = 2 ** (stages - 1)
+    side = image // patch
     return BackboneFacts(
         name=name,
         modality="image",
-        width=hf_config.embed_dim,
-        feature_width=hf_config.embed_dim * 2**steps,
-        patch=hf_config.patch_size,
+        width=width,
+        feature_width=width * steps,
+        patch=patch,
         grid=(side, side),
         embedding_norm=True,
-        reduction=2**steps,
+        reduction=steps,
     )
 
 
@@ -154,10 +122,14 @@ class Swin(SwinBody):
 
     @staticmethod
     def _hf_config(config: Config) -> Any:
+        from transformers import SwinConfig
+
         hf_config = SwinConfig(**_SIZES[config.size][1])
         return with_image_dropout(hf_config, config)
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts of the chosen size."""
-        return swin_facts(f"swin-{config.size}", cls._hf_config(config))
+        settings = _SIZES[config.size][1]
+        width, stages = settings["embed_dim"], len(settings["depths"])
+        return swin_facts(f"swin-{config.size}", width, stages, patch=4, image=224)

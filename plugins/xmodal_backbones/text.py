@@ -198,4 +198,4 @@ class Roberta(TextBody):
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts of RoBERTa-base."""
-        return text_facts("roberta-base", cls._hf_config())
+        return BackboneFacts("roberta-base", "text", 768, 768, max_tokens=512, embedding_norm=True)

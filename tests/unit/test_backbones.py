@@ -303,6 +303,32 @@ def test_roberta_positions_are_the_rows_after_the_padding_rows() -> None:
     assert "at most 512 tokens" in next(iter(type(body).problems(body.config, facts)))
 
 
+NAMED = ["swin", "roberta", "vit-s14", "minilm-l6", "mpnet-base", "tiny"]
+
+
+def test_describing_a_named_body_imports_no_model_library() -> None:
+    code = f"""
+import sys
+from xmodal.data.store import Store
+from xmodal.plugins import registry
+for name in {NAMED!r}:
+    cls = registry().load("backbone", name)
+    cls.describe(cls.Config(), Store())
+assert not {{"transformers", "timm"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_text_bodies_refuse_stochastic_depth(tmp_path: Path) -> None:
+    save(tmp_path, small_config("bert"))
+    cls = registry().load("backbone", "hf")
+    config = cls.Config(name=str(tmp_path), drop_path=0.1)
+    facts = Facts(TASK, cls.describe(config, Store()), grid=(41,))
+    found = list(cls.problems(config, facts))
+    assert "at most 40 tokens" in found[0]
+    assert "no meaning" in found[1]
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
