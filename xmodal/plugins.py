@@ -1,36 +1,46 @@
 """Finds plugins, keeps a broken one from harming the rest, and looks components up by name.
 
 The only module that touches pluggy. Entry points of the group ``xmodal`` are loaded one by one,
-each in its own ``try``; classes are imported only when ``Registry.load`` is asked for them.
+each in its own ``try``; what they list goes into a ``Registry``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import os
+import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
 from xmodal import hookspecs
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
+from xmodal.registry import ALLOW, BrokenPlugin, Entry, LoadedPlugin, Registry, reason
 
-if TYPE_CHECKING:
-    from xmodal.interfaces import Component
+__all__ = [
+    "ALLOW",
+    "GROUP",
+    "HOOKS",
+    "STRICT",
+    "BrokenPlugin",
+    "Entry",
+    "LoadedPlugin",
+    "Registry",
+    "add_commands",
+    "discover",
+    "find_kind",
+    "registry",
+]
 
 GROUP = "xmodal"
 STRICT = "XMODAL_STRICT_PLUGINS"
-ALLOW = "XMODAL_PLUGINS"
 _SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_commands")
 
 
@@ -47,119 +57,6 @@ def _plural_hooks() -> dict[str, str]:
 HOOKS = _plural_hooks()
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One registered component."""
-
-    kind: str
-    name: str
-    target: str
-    plugin: str
-    distribution: str
-    version: str
-
-    @property
-    def origin(self) -> str:
-        """Distribution and version, as shown to users."""
-        return f"{self.distribution} {self.version}".strip()
-
-
-@dataclass(frozen=True)
-class BrokenPlugin:
-    """A plugin that could not be loaded, and the one line that says why."""
-
-    plugin: str
-    distribution: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class LoadedPlugin:
-    """A plugin that was loaded."""
-
-    plugin: str
-    distribution: str
-    version: str
-    module: types.ModuleType
-    digest: str = ""
-
-
-@dataclass
-class Registry:
-    """Every component that is installed, by kind and name."""
-
-    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
-    collisions: dict[tuple[str, str], tuple[Entry, ...]] = field(default_factory=dict)
-    broken: list[BrokenPlugin] = field(default_factory=list)
-    plugins: list[LoadedPlugin] = field(default_factory=list)
-
-    def names(self, kind: str) -> list[str]:
-        """The registered names of a kind, sorted."""
-        return sorted(name for k, name in self.entries if k == kind)
-
-    def entry(self, kind: str, name: str) -> Entry:
-        """Look a name up. Raises UsageError with the nearest name, PluginError on a collision."""
-        if (kind, name) in self.collisions:
-            rivals = " and ".join(entry.origin for entry in self.collisions[kind, name])
-            raise PluginError(
-                f"{kind} '{name}' is provided by both {rivals}; uninstall one or set {ALLOW}"
-            )
-        found = self.entries.get((kind, name))
-        if found is None:
-            raise UsageError(self.unknown(kind, name))
-        return found
-
-    def unknown(self, kind: str, name: str) -> str:
-        """The message for an unknown name: nearest match, what is installed, what is broken."""
-        lines = [f"unknown {kind} '{name}'{did_you_mean(name, self.names(kind))}"]
-        shown = ", ".join(f"{e.name} ({e.origin})" for e in self._of(kind))
-        lines.append(f"installed: {shown or 'none'}")
-        lines += [f"not loaded: plugin '{b.plugin}': {b.reason}" for b in self.broken]
-        return "\n".join(lines)
-
-    def _of(self, kind: str) -> list[Entry]:
-        return [self.entries[key] for key in sorted(self.entries) if key[0] == kind]
-
-    def load(self, kind: str, name: str) -> type[Component]:
-        """Import the class behind a name and check that it implements the interface of its kind."""
-        entry = self.entry(kind, name)
-        module_name, _, attribute = entry.target.partition(":")
-        try:
-            loaded = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:
-            raise PluginError(
-                f"{kind} '{name}' of {entry.origin} cannot be imported from {entry.target}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return _checked(entry, loaded)
-
-    def recipe_folders(self) -> list[tuple[str, Traversable]]:
-        """Recipe folders of all plugins, as (distribution, folder)."""
-        folders = []
-        for plugin in self.plugins:
-            hook = getattr(plugin.module, "xmodal_recipes", None)
-            if hook is not None:
-                folders.append((plugin.distribution, hook()))
-        return folders
-
-
-def _checked(entry: Entry, loaded: Any) -> type[Component]:
-    from xmodal.interfaces import INTERFACES
-
-    base = next(interface for interface in INTERFACES if interface.kind == entry.kind)
-    if not (inspect.isclass(loaded) and issubclass(loaded, base)):
-        raise PluginError(
-            f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} is not a subclass of "
-            f"xmodal.interfaces.{base.__name__}"
-        )
-    if inspect.isabstract(loaded):
-        missing = ", ".join(sorted(loaded.__abstractmethods__))
-        raise PluginError(
-            f"{entry.kind} '{entry.name}' of {entry.origin} does not implement: {missing}"
-        )
-    return loaded
-
-
 def _load_entry_point(point: EntryPoint) -> types.ModuleType:
     module = point.load()
     if not isinstance(module, types.ModuleType):
@@ -171,8 +68,12 @@ def _unknown_hooks(module: types.ModuleType) -> list[str]:
     known = {name for name in vars(hookspecs) if name.startswith("xmodal_")}
     found = []
     for name, value in vars(module).items():
-        if getattr(value, "xmodal_impl", None) is not None and name not in known:
+        marked = inspect.isfunction(value) and hasattr(value, "xmodal_impl")
+        named = inspect.isfunction(value) and name.startswith("xmodal_")
+        if (marked or named) and name not in known:
             found.append(f"unknown hook '{name}'{did_you_mean(name, known)}")
+        elif named and not marked:
+            found.append(f"hook '{name}' lacks the decorator @hookimpl")
     return found
 
 
@@ -182,7 +83,8 @@ def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedP
         unknown = _unknown_hooks(loaded.module)
         if unknown:
             raise PluginError("; ".join(unknown))
-        manager.register(loaded.module, loaded.plugin)
+        # Two distributions may call their plugins the same; only their components must differ.
+        manager.register(loaded.module, f"{loaded.distribution}:{loaded.plugin}")
         manager.check_pending()
         contents = {
             kind: getattr(loaded.module, hook)()
@@ -197,10 +99,7 @@ def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedP
     except Exception as error:
         if manager.is_registered(loaded.module):
             manager.unregister(loaded.module)
-        reason = (
-            str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-        )
-        registry.broken.append(BrokenPlugin(loaded.plugin, loaded.distribution, reason))
+        registry.broken.append(BrokenPlugin(loaded.plugin, loaded.distribution, reason(error)))
         return
     registry.plugins.append(loaded)
     for entry in entries:
@@ -229,19 +128,20 @@ def _from_file(path: str) -> LoadedPlugin:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"--plugin {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"xmodal_plugin_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    # The digest keeps two files of one name apart; plugins write f"{__name__}:Class".
+    name = f"xmodal_plugin_{file.stem}_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--plugin {path}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
-    # Registered so that "xmodal_plugin_<stem>:Class" can be imported again by Registry.load.
-    import sys
-
-    sys.modules[spec.name] = module
+    # Registered so that Registry.load can import the classes by name.
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise PluginError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise PluginError(f"--plugin {path}: {reason(error)}") from error
     return LoadedPlugin(file.name, file.name, digest[:12], module, digest)
 
 
@@ -255,6 +155,10 @@ def discover(files: tuple[str, ...] = ()) -> Registry:
     points = sorted(
         entry_points(group=GROUP), key=lambda p: (p.dist.name if p.dist else "", p.name)
     )
+    present = {point.name for point in points}
+    for name in sorted((wanted or set()) - present - {""}):
+        line = f"{ALLOW} names it, but it is not installed{did_you_mean(name, present)}"
+        registry.broken.append(BrokenPlugin(name, "not installed", line))
     for point in points:
         if wanted is not None and point.name not in wanted:
             continue
@@ -262,9 +166,8 @@ def discover(files: tuple[str, ...] = ()) -> Registry:
         version = point.dist.version if point.dist else ""
         try:
             module = _load_entry_point(point)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            registry.broken.append(BrokenPlugin(point.name, distribution, reason))
+        except (Exception, SystemExit) as error:
+            registry.broken.append(BrokenPlugin(point.name, distribution, reason(error)))
             continue
         _register(registry, manager, LoadedPlugin(point.name, distribution, version, module))
     for path in files:
@@ -304,6 +207,6 @@ def add_commands(app: Any) -> list[str]:
         if hook is not None:
             try:
                 hook(app)
-            except Exception as error:
-                failures.append(f"plugin '{plugin.plugin}': {type(error).__name__}: {error}")
+            except (Exception, SystemExit) as error:
+                failures.append(f"plugin '{plugin.plugin}': {reason(error)}")
     return failures

@@ -186,8 +186,9 @@ def _merge(
     source_path: Path_,
 ) -> None:
     """Lay ``value`` (found at ``source_path`` of its document) over what stands at ``path``."""
-    parent, key = _parent(layered.data, path) if path else (None, "")
-    current = layered.data if not path else parent.get(key) if isinstance(parent, dict) else None
+    parent: Any
+    parent, key = _parent(layered.data, path) if path else ({"": layered.data}, "")
+    current = parent.get(key) if isinstance(parent, dict) else parent[key]
     # A name and a block of settings are two ways to write one component, at any depth.
     if isinstance(current, str) and (isinstance(value, dict) or _is_component(path)):
         parent[key] = current = {"use": current}

@@ -138,7 +138,9 @@ class _Walk:
         except (ValueError, KeyError, YAMLError):
             # Such as "!!int x", or a number of ten thousand digits.
             shown = repr(node.value[:40])
-            raise self.refuse(node, path, f"{shown} is no {node.tag[18:]}") from None
+            raise self.refuse(
+                node, path, f"{shown} is no {str(node.tag).rpartition(':')[2]}"
+            ) from None
 
     def mapping(self, node: MappingNode, path: Path_) -> dict[str, Any]:
         result: dict[str, Any] = {}
