@@ -97,11 +97,11 @@ class HuggingFace(Backbone):
         """Normalise images, or cut words into pieces."""
         return self.body.prepare_source(raw)
 
-    def tokenize_words(self, words: list[str]) -> list[list[int]]:
+    def tokenize(self, words: list[str]) -> list[list[int]]:
         """The word pieces of every word, for text bodies. Raises DataError for image bodies."""
         if not isinstance(self.body, text.TextBody):
             raise DataError(f"'{self.facts.name}' is an image body and reads no words")
-        return self.body.tokenize_words(words)
+        return self.body.tokenize(words)
 
     def patch_projection(self) -> nn.Conv2d | None:
         """The pretrained patch projection of image bodies."""

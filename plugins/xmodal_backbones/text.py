@@ -76,7 +76,7 @@ class TextBody(Body):
         """Embed word pieces ``[B, L]`` (int64 ids)."""
         return Tokens(self.embedding(input_ids=x), (x.shape[1],))
 
-    def tokenize_words(self, words: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, words: Sequence[str]) -> list[list[int]]:
         """The word pieces of every word of a sentence, without special tokens."""
         if self._tokenizer is None:
             self._tokenizer = _load_tokenizer(self._find_tokenizer())
@@ -92,7 +92,7 @@ class TextBody(Body):
         """Word pieces ``[n, L]`` of n lists of words, cut to the shortest; ids pass unchanged."""
         if isinstance(raw, Tensor):
             return raw
-        rows = [[piece for word in self.tokenize_words(row) for piece in word] for row in raw]
+        rows = [[piece for word in self.tokenize(row) for piece in word] for row in raw]
         length = min((len(row) for row in rows), default=0)
         length = min(length, self.facts.max_tokens or length)
         if length == 0:

@@ -107,7 +107,7 @@ class Tiny(Body):
         x_BND = map_BDHW.flatten(2).transpose(1, 2)
         return Tokens(x_BND + sinusoids(x_BND.shape[1]).to(x_BND), grid)
 
-    def tokenize_words(self, words: list[str]) -> list[list[int]]:
+    def tokenize(self, words: list[str]) -> list[list[int]]:
         """One hashed id a word."""
         return [[zlib.crc32(word.lower().encode()) % _WORDS] for word in words]
 
@@ -117,7 +117,7 @@ class Tiny(Body):
             return (torch.as_tensor(raw, dtype=torch.float32) - 0.5) / 0.25
         if isinstance(raw, Tensor):
             return raw
-        rows = [[piece for word in self.tokenize_words(row) for piece in word] for row in raw]
+        rows = [[piece for word in self.tokenize(row) for piece in word] for row in raw]
         length = min(len(row) for row in rows)
         return torch.tensor([row[:length] for row in rows], dtype=torch.int64)
 

@@ -477,6 +477,8 @@ def test_vit_features_beat_random_ones(vit: Any) -> None:
     if not file.is_file():
         pytest.skip(f"needs {file.name} in a folder 'shared/data' beside the repository")
     x, y = cifar(file, 600)
+    norm = vit.embed(vit.prepare_source(x[:50])).x_BND.norm(dim=-1).mean().item()
+    assert norm == pytest.approx(vit.reference_norm(), rel=0.25)
     scores = []
     for body in (vit, make("vit-s14", pretrained=False)):
         with torch.no_grad():
@@ -510,7 +512,7 @@ def test_minilm_features_beat_random_ones() -> None:
     for body in bodies:
         rows, labels = [], []
         for words, tags in sentences:
-            pieces = body.tokenize_words(words)
+            pieces = body.tokenize(words)
             ids = torch.tensor([[piece for word in pieces for piece in word]])
             ends = np.cumsum([len(word) for word in pieces])
             with torch.no_grad():
@@ -535,7 +537,7 @@ def conll() -> list[tuple[list[str], list[str]]]:
 @pytest.mark.network
 def test_minilm_prepares_words() -> None:
     body = make("minilm-l6", pretrained=False)
-    pieces = body.tokenize_words(["Hello", "electroencephalography"])
+    pieces = body.tokenize(["Hello", "electroencephalography"])
     assert len(pieces) == 2
     assert len(pieces[1]) > 1
     rows = [["a", "b", "c"], ["electroencephalography", "b", "c"]]
