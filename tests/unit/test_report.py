@@ -14,6 +14,7 @@ import torch
 
 from xmodal.engine import checkpoint
 from xmodal.report import text
+from xmodal.report.charts import Line, curves
 from xmodal.report.run_report import write_report
 from xmodal.report.samples import probabilities
 from xmodal.report.summary import write_summary
@@ -333,7 +334,7 @@ def test_a_summary_ranks_runs_and_lists_unfinished_ones(tmp_path: Path) -> None:
     runs[2][1].set_state("interrupted")
     html = check(write_summary(runs, tmp_path / "out" / "summary.html", "Three ways"))
     assert "<script" not in html
-    assert "Next is scratch with 0.4 (+300 %)" in html
+    assert "Next is scratch with 0.4000 (+300 %)" in html
     assert "no result: interrupted" in html
     assert "12 → 2" in html
     assert "statistical significance" in html
@@ -361,9 +362,19 @@ def test_overlays_cover_exactly_the_chosen_tokens() -> None:
     assert sum(drawn) == 8  # the outline of three joined unit cells
 
 
+def test_wide_ranges_are_logarithmic_with_plain_labels() -> None:
+    chart = curves("loss", [Line("a", [1, 2, 3], [100.0, 1.0, 0.01])])
+    assert ">0.01<" in chart.svg
+    assert ">100<" in chart.svg
+    assert "mathdefault" not in chart.svg
+
+
 def test_numbers_read_well() -> None:
     assert text.number(0.0123456) == "0.01235"
     assert text.number(1.5e-7) == "1.500e−7"
+    assert text.number(0.2) == "0.2000"
+    assert text.number(-34567.8) == "−34568"
+    assert text.number(0.0) == "0"
     assert text.number(12345) == "12\u202f345"
     assert text.duration(7384) == "2 h 03 min"
     assert text.size(3 * 2**30) == "3.00 GiB"

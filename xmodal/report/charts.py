@@ -72,7 +72,7 @@ def curves(
     x_label: str = "epoch",
     borders: Sequence[float] = (),
     note: str = "",
-    height: float = 2.5,
+    height: float = 2.3,
 ) -> Chart:
     """Lines over one axis, logarithmic where the range asks for it; a mark is a ring on a line."""
     with _drawing(height) as (figure, axes):
@@ -80,17 +80,19 @@ def curves(
             axes.axvline(border, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
         for line in lines:
             _draw(axes, line)
-        _whole_numbers(axes)
+        _number_axes(axes)
         finite = [v for line in lines for v in line.y if math.isfinite(v)]
         if finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
-            axes.set_yscale("log")
+            _logarithmic(axes)
         axes.set_xlabel(x_label)
         svg = _themed(figure, _describe(title, lines, x_label))
     keys = tuple(lines) if len(lines) > 1 else ()
     return Chart(title, svg, keys, note)
 
 
-def dots(title: str, rows: Sequence[tuple[str, float, float | None, int]], x_label: str) -> Chart:
+def dots(
+    title: str, rows: Sequence[tuple[str, float, float | None, int]], x_label: str, note: str = ""
+) -> Chart:
     """One row a label: a filled dot, and a hollow one where a second value is known."""
     with _drawing(0.75 + 0.34 * len(rows), grid="x") as (figure, axes):
         for position, (_, value, other, colour) in enumerate(rows):
@@ -106,13 +108,13 @@ def dots(title: str, rows: Sequence[tuple[str, float, float | None, int]], x_lab
         axes.set_xlabel(x_label)
         words = "; ".join(f"{label} {number(value)}" for label, value, _, _ in rows)
         svg = _themed(figure, f"{title}: {words}")
-    return Chart(title, svg)
+    return Chart(title, svg, note=note)
 
 
 class _drawing:
     """A figure with bare axes, drawn under settings that end with it."""
 
-    def __init__(self, height: float, width: float = 5.4, grid: Literal["x", "y"] = "y") -> None:
+    def __init__(self, height: float, width: float = 4.3, grid: Literal["x", "y"] = "y") -> None:
         self.size, self.grid = (width, height), grid
 
     def __enter__(self) -> tuple[Figure, Axes]:
@@ -121,7 +123,7 @@ class _drawing:
 
         # Text stays text (small, searchable, in the page's font); "$" in a name is not mathematics.
         settings = {"svg.fonttype": "none", "svg.hashsalt": "xmodal", "text.parse_math": False}
-        self.settings = matplotlib.rc_context({**settings, "font.size": 10.5})
+        self.settings = matplotlib.rc_context({**settings, "font.size": 11})
         self.settings.__enter__()
         figure = Figure(figsize=self.size, layout="constrained")
         axes = figure.add_subplot()
@@ -161,10 +163,22 @@ def _short(label: str, limit: int = 26) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
-def _whole_numbers(axes: Axes) -> None:
+def _number_axes(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
+    axes.yaxis.get_offset_text().set_color(_MUTED)
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    # The default labels are powers in mathematical notation, which is switched off here.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _describe(title: str, lines: Sequence[Line], x_label: str) -> str:

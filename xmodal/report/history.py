@@ -55,7 +55,7 @@ def replaced(metrics: Lines) -> str:
     line = of_train(metrics, REPLACED)
     if line is None:
         return MISSING
-    first, last = number(round(line.y[0], 1)), number(round(line.y[-1], 1))
+    first, last = (f"{round(k, 1):g}" for k in (line.y[0], line.y[-1]))
     return first if first == last else f"{first} → {last}"
 
 
@@ -101,5 +101,5 @@ def _validation(metrics: Lines, result: Mapping[str, Any], borders: Sequence[flo
     note = ""
     if line.mark is not None:
         note = f"Ring: the best epoch, {int(line.mark[0])}, at {number(line.mark[1])}."
-    better = f" ({result['better']} is better)" if "better" in result else ""
-    return curves(f"{split} {name}{better}", [line], borders=borders, note=note)
+    better = f"{str(result['better']).capitalize()} is better. " if "better" in result else ""
+    return curves(f"{split} {name}", [line], borders=borders, note=better + note)

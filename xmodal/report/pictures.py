@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FIELD, INPUT, ERROR = "viridis", "cividis", "magma"
+FIELD, INPUT, ERROR, GREY = "viridis", "cividis", "magma", "gray"
 MAX_SIDE = 192
 
 

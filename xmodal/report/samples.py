@@ -218,7 +218,7 @@ def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Show
         truth = number(float(y[i].ravel()[0]), 3)
         said = number(float(prediction[i].ravel()[0]), 3)
         if bars:
-            truth = ", ".join(bar.label for bar in bars if bar.true) or "none"
+            truth = ", ".join(bar.label for bar in bars if bar.true) or "no class"
             mark = {True: " ✓", False: " ✗", None: ""}[right]
             said = f"{bars[0].label} ({bars[0].share:.0%}){mark}"
         features = [number(float(v), 3) for v in x[i, :width]]

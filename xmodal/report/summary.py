@@ -83,7 +83,7 @@ def _entry(label: str, run: Run, position: int) -> Entry:
         samples=words.kept_samples(run),
         facts=manifest.get("facts", {}),
         classes=manifest.get("classes", []),
-        state="done" if result else str(run.read("status.json").get("state", "empty")),
+        state="done" if result else run.state,
     )
 
 
@@ -157,7 +157,8 @@ def _dots(done: Sequence[Entry]) -> Chart | None:
         (e.label, float(e.score or 0.0), e.result["validation"]["metric"], e.colour) for e in done
     ]
     axis = f"{result['metric']} ({result['better']} is better)"
-    return dots("Filled: test. Hollow: the split that selected the epoch.", rows, axis)
+    note = "Filled: the test split. Hollow: the split that selected the epoch."
+    return dots("Test score", rows, axis, note)
 
 
 def _curves(entries: Sequence[Entry], first: dict[str, Any]) -> list[Chart]:
@@ -201,22 +202,26 @@ def _compared(
     title, channel = inputs(tests[0]["x"], images)[0]
     given = scale_of([channel[i]], INPUT)
     sample = f"test sample {i + 1}"
-    above = [(field(truth, values), f"Truth of {sample}")]
+    above = [(field(channel[i], given), f"{title} of {sample}")]
+    above += [(field(truth, values), f"Truth of {sample}")]
     above += [
         (field(p, values), f"Prediction of {label} for {sample}")
         for label, p in zip(labels, predictions, strict=True)
     ]
-    below = [(field(channel[i], given), f"{title} of {sample}")]
+    below = [("", ""), ("", "")]
     below += [
         (field(e, error), f"Absolute error of {label} for {sample}")
         for label, e in zip(labels, errors, strict=True)
     ]
     parts = [number(relative_error(p, truth), 3) for p in predictions]
-    heads = [f"Truth, and {title} below", *labels]
+    heads = [title, "Truth", *labels]
     note = "Relative L² error: " + ", ".join(
         f"{label} {part}" for label, part in zip(labels, parts, strict=True)
     )
-    rows = [MapRow(f"Test sample {i + 1}", "prediction", above), MapRow("", "|error|", below)]
+    rows = [
+        MapRow(f"Test sample {i + 1}", "prediction", above),
+        MapRow("", "absolute error", below),
+    ]
     return Maps(heads, rows, [(given, 1), (values, 1), (error, 1)], note + ".")
 
 

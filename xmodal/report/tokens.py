@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from xmodal.report.pictures import FIELD, Array, field, photo, scale_of
+from xmodal.report.pictures import GREY, Array, Scale, field, photo, scale_of
 from xmodal.report.samples import as_array, inputs
 from xmodal.report.text import number
 
@@ -112,11 +112,17 @@ def _target(x: Array, tokens: int, facts: Mapping[str, Any], images: Mapping[str
     if len(grid) == 2 and math.prod(grid) == tokens and x.ndim == 4:
         title, channel = inputs(x, images)[0]
         rgb = x.shape[1] == 3 and title not in images
-        picture = photo(x[0]) if rgb else field(channel[0], scale_of([channel], FIELD))
+        picture = photo(x[0]) if rgb else field(channel[0], _soft(scale_of([channel], GREY)))
         return _picture(picture, (grid[0], grid[1]), x.shape[3] / x.shape[2])
     if x.ndim == 3:
         return _curve(x[0, 0], tokens)
     return Sheet((1, tokens))
+
+
+def _soft(scale: Scale) -> Scale:
+    """Greys without black and white, so that an overlay reads the same on both."""
+    margin = 0.3 * (scale.high - scale.low)
+    return Scale(scale.low - margin, scale.high + margin / 2, scale.colours)
 
 
 def _source(source: Array | None, i: int, largest: int, facts: Mapping[str, Any]) -> Sheet:
