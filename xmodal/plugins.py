@@ -84,7 +84,7 @@ def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedP
         if unknown:
             raise PluginError("; ".join(unknown))
         # Two distributions may call their plugins the same; only their components must differ.
-        manager.register(loaded.module, f"{loaded.distribution}:{loaded.plugin}")
+        manager.register(loaded.module, loaded.module.__name__)
         manager.check_pending()
         contents = {
             kind: getattr(loaded.module, hook)()

@@ -7,8 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xmodal.errors import Problem
+from xmodal.errors import Problem, did_you_mean
 from xmodal.recipe.yaml import Origin, Path_, dotted
+
+LAYER_KEYS = ("extends", "training")
+"""Keys of recipe files that are gone once the layers are composed."""
 
 
 def explain(
@@ -54,9 +57,11 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "unknown_key":
         owner = _owner(data, path)
-        lines = [f"unknown setting{' for ' + owner if owner else ''}{context['hint']}"]
-        lines.append(f"known: {context['known']}")
-        return lines
+        known, hint = str(context["known"]), str(context["hint"])
+        if len(path) == 1:
+            known = ", ".join(sorted([*known.split(", "), *LAYER_KEYS]))
+            hint = did_you_mean(str(path[0]), known.split(", "))
+        return [f"unknown setting{' for ' + owner if owner else ''}{hint}", f"known: {known}"]
     if kind == "missing":
         return ["is missing"]
     if kind in ("component_unknown", "component_broken"):

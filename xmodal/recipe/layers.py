@@ -235,17 +235,18 @@ def _override(layered: Layered, text: str) -> None:
     data: Any = layered.data
     for depth, part in enumerate(path[:-1]):
         here = path[: depth + 1]
-        if isinstance(data, dict):
-            if _is_component(here) and isinstance(data.get(part), str):
-                data[part] = {"use": data[part]}
-            if not isinstance(data.get(part), dict | list):
-                data[part] = {}
-                layered.origins[here] = origin
-        elif not isinstance(part, int) or part >= len(data):
+        if isinstance(data, list) and not (isinstance(part, int) and part < len(data)):
             size = len(data)
             raise UsageError(
                 f"override '{text}': {dotted(path[:depth])} has {size} items (0-{size - 1})"
             )
+        inner = data.get(part) if isinstance(data, dict) else data[part]
+        if not isinstance(inner, dict | list):
+            # A plain name is short for a block with only ``use``.
+            data[part] = {"use": inner} if isinstance(inner, str) else {}
+            layered.origins.setdefault(here, origin)
+            if isinstance(inner, str):
+                layered.origins[*here, "use"] = layered.origins[here]
         data = data[part]
     last = path[-1]
     if isinstance(data, list) and (not isinstance(last, int) or last >= len(data)):

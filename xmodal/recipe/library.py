@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xmodal.errors import UsageError, did_you_mean
+from xmodal.errors import PluginError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 
 SUFFIX = ".yaml"
@@ -66,8 +66,17 @@ def find(reference: str, registry: Registry, base: Path | None = None) -> Found:
         name = reference
     named = {found.name: found for found in all_recipes(registry)}
     if name in named:
+        _check_rivals(named[name], registry)
         return named[name]
     siblings = [str(p) for p in Path(reference).parent.glob("*" + SUFFIX)]
     hint = did_you_mean(name, named) or did_you_mean(reference, siblings)
     what = "file" if looks_like_path(reference) else "recipe"
     raise UsageError(f"no {what} '{reference}'{hint}\nlist them: xmodal recipes list")
+
+
+def _check_rivals(chosen: Found, registry: Registry) -> None:
+    """Raise PluginError where two plugins ship the recipe; the user's own file wins quietly."""
+    rivals = {f.path.resolve(): f.origin for f in _walk(registry) if f.name == chosen.name}
+    if chosen.origin and len(rivals) > 1:
+        owners = " and ".join(rivals.values())
+        raise PluginError(f"recipe '{chosen.name}' is provided by both {owners}; uninstall one")

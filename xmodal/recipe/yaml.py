@@ -70,6 +70,8 @@ def parse(text: str, name: str) -> Document:
     if root is None:
         return document
     data = _plain(root, name, document.origins)
+    if data is None:
+        return document
     if not isinstance(data, dict):
         raise RecipeError([Problem(f"{name}:1:1", "", "a recipe is a mapping of keys to values")])
     document.data = data
