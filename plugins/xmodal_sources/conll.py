@@ -39,7 +39,7 @@ SPLITS = {
     "train": ("train.txt", "213953b5522fb7924802d883e50f027b2c6ffb5d4d0e63368ed82909f9b60423"),
     "validation": (
         "valid.txt",
-        "c02eb19809aeafb83998326a0481942eb37d96f31826ae387cfe8773699969f5b",
+        "c02eb19809eafb83998326a0481942eb37d96f31826ae387cfe8773699969f5b",
     ),
     "test": ("test.txt", "dc4ac7f3d6d01a6bec59261814561da3b287b6b493b97d1f69c580b52ec1831b"),
 }
