@@ -334,7 +334,7 @@ def test_a_summary_ranks_runs_and_lists_unfinished_ones(tmp_path: Path) -> None:
     runs[2][1].set_state("interrupted")
     html = check(write_summary(runs, tmp_path / "out" / "summary.html", "Three ways"))
     assert "<script" not in html
-    assert "Next is scratch with 0.4000 (+300 %)" in html
+    assert "Next is scratch with 0.4000 (+300\u00a0%)" in html
     assert "no result: interrupted" in html
     assert "12 → 2" in html
     assert "statistical significance" in html
@@ -343,6 +343,16 @@ def test_a_summary_ranks_runs_and_lists_unfinished_ones(tmp_path: Path) -> None:
     assert len(rows) == 3
     with pytest.raises(ValueError, match="at least one run"):
         write_summary([], tmp_path / "none.html", "none")
+
+
+def test_a_summary_says_whose_scores_are_optimistic(tmp_path: Path) -> None:
+    runs = [
+        (name, make(tmp_path / name, FIELD_FACTS, None, outcome=result(selected_on=split)))
+        for name, split in (("fair", "validation"), ("peeked", "test"))
+    ]
+    html = check(write_summary(runs, tmp_path / "s.html", "protocols"))
+    assert "hence optimistic: peeked." in html
+    assert "Selection relative-l2" in html
 
 
 def test_higher_is_better_ranks_the_other_way(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def curves(
             axes.axvline(border, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
         for line in lines:
             _draw(axes, line)
-        _number_axes(axes)
+        _number_axes(axes, lines)
         finite = [v for line in lines for v in line.y if math.isfinite(v)]
         if finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
             _logarithmic(axes)
@@ -163,11 +163,12 @@ def _short(label: str, limit: int = 26) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
-def _number_axes(axes: Axes) -> None:
+def _number_axes(axes: Axes, lines: Sequence[Line]) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    whole = all(float(v).is_integer() for line in lines for v in line.y)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole))
     axes.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
     axes.yaxis.get_offset_text().set_color(_MUTED)
 

@@ -55,7 +55,8 @@ def measured(result: Mapping[str, Any]) -> Words:
         ("Test loss", text.number(result["test"]["loss"])),
         (f"Best {split} {result['metric']}", text.number(result["validation"]["metric"])),
         ("Optimizer steps", text.number(result["steps"])),
-        ("Training time", text.duration(result["seconds"]["training"])),
+        ("Training steps took", text.duration(result["seconds"]["training"])),
+        ("Whole process took", text.duration(result["seconds"]["this_process"])),
         ("Peak memory", text.size(result["memory_bytes"])),
         ("Trained parameters", trained(parameters)),
         ("Device", str(result["device"])),
@@ -72,7 +73,9 @@ def measured(result: Mapping[str, Any]) -> Words:
 def trained(parameters: Mapping[str, int]) -> str:
     """``0.3 M of 27.5 M (1.1 %)``."""
     part, total = parameters["trainable"], parameters["total"]
-    share = f" ({100 * part / total:.3g} %)" if total else ""
+    if not total:
+        return "none"
+    share = f" ({100 * part / total:.3g}\u00a0%)"
     return f"{text.count(part)} of {text.count(total)}{share}"
 
 

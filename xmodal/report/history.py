@@ -18,8 +18,11 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
-    """Loss and its parts, validation metric, k, learning rate, gradient norm, and what else is."""
-    if not metrics:
+    """Loss and its parts, validation metric, k, learning rate, gradient norm, and what else is.
+
+    A single epoch makes no curve, so it gives no chart.
+    """
+    if len(metrics) < 2:
         return []
     borders = stage_borders(metrics)
     names = sorted({name for line in metrics for name in line["train"]})

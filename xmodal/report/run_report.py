@@ -33,7 +33,6 @@ def write_report(run: Run) -> Path:
         "setting": words.setting(facts),
         "notes": result.get("notes", []),
         "charts": history.charts(metrics, result),
-        "epochs": len(metrics),
         "numbers": history.table(metrics) if metrics else None,
         "shown": shown(samples, facts, manifest.get("classes", [])),
         "mixing": mixing(samples, facts),

@@ -14,7 +14,7 @@ import numpy as np
 
 from xmodal.report import facts as words
 from xmodal.report import history
-from xmodal.report.charts import Chart, curves, dots, series
+from xmodal.report.charts import Chart, Line, curves, dots, series
 from xmodal.report.page import write_page
 from xmodal.report.pictures import ERROR, INPUT, field, scale_of
 from xmodal.report.samples import MapRow, Maps, Shown, as_array, inputs, relative_error, shown
@@ -60,6 +60,8 @@ def write_summary(runs: Sequence[tuple[str, Run]], path: Path, title: str) -> Pa
         "task": first.get("task") or entries[0].facts.get("task", {}).get("name", ""),
         "verdict": verdict(done),
         "caution": _caution(done),
+        "optimistic": _optimistic(done),
+        "split": _split(done),
         "rows": [_row(entry, done) for entry in [*done, *_others(entries, done)]],
         "metric": first.get("metric", "metric"),
         "better": first.get("better", ""),
@@ -118,7 +120,7 @@ def verdict(done: Sequence[Entry]) -> str:
 
 
 def _relative(score: float, best: float) -> str:
-    return f" ({100 * (score - best) / abs(best):+.3g} %)".replace("-", "−") if best else ""
+    return f" ({100 * (score - best) / abs(best):+.3g}\u00a0%)".replace("-", "−") if best else ""
 
 
 def _caution(done: Sequence[Entry]) -> str:
@@ -132,6 +134,20 @@ def _caution(done: Sequence[Entry]) -> str:
     if len({entry.label for entry in done}) < len(done):
         return "Each row is one run; the order says nothing about statistical significance."
     return "One run a method: the order says nothing about statistical significance."
+
+
+def _optimistic(done: Sequence[Entry]) -> str:
+    """Which scores were chosen by looking at the test split."""
+    names = [entry.label for entry in done if entry.result["selected_on"] == "test"]
+    if not names:
+        return ""
+    return f"Epoch chosen on the test split itself, hence optimistic: {', '.join(names)}."
+
+
+def _split(entries: Sequence[Entry]) -> str:
+    """What to call the split that chose the epochs."""
+    chosen = {entry.result["selected_on"] for entry in entries if entry.result}
+    return "Selection" if "test" in chosen else "Validation"
 
 
 def _row(entry: Entry, done: Sequence[Entry]) -> dict[str, Any]:
@@ -166,15 +182,27 @@ def _curves(entries: Sequence[Entry], first: dict[str, Any]) -> list[Chart]:
     trained = [entry for entry in entries if entry.metrics]
     if not trained:
         return []
-    name = f"Validation {first.get('metric', 'metric')}"
-    lines = [history.of_validation(e.metrics, e.label, e.colour) for e in trained]
-    charts = [curves(name, lines, note="Ring: the epoch that was kept.")]
+    name = f"{_split(trained)} {first.get('metric', 'metric')}"
+    longest = max(len(entry.metrics) for entry in trained)
+    lines = [_scores(entry, longest) for entry in trained]
+    note = "Ring: the epoch that was kept."
+    if any(line.mark is None for line in lines):
+        note += " Level lines: methods fitted in one go."
+    charts = [curves(name, lines, note=note)]
     found = [history.of_train(e.metrics, history.LOSS, e.label, e.colour) for e in trained]
     losses = [line for line in found if line is not None]
     if losses:
         note = "Methods with further loss terms have larger losses; compare shapes, not heights."
         charts.append(curves("Training loss", losses, note=note))
     return charts
+
+
+def _scores(entry: Entry, epochs: int) -> Line:
+    """Validation scores over epochs; a method with a single one is a level line to compare with."""
+    line = history.of_validation(entry.metrics, entry.label, entry.colour)
+    if len(line.x) > 1 or epochs == 1:
+        return line
+    return Line(entry.label, [1, epochs], [line.y[0]] * 2, entry.colour)
 
 
 def side_by_side(done: Sequence[Entry]) -> list[Maps]:

@@ -30,7 +30,7 @@ def count(value: int | None) -> str:
         return MISSING
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if value >= unit:
-            return f"{value / unit:.3g} {name}"
+            return f"{number(value / unit, 3)} {name}"
     return str(value)
 
 
@@ -38,6 +38,8 @@ def duration(seconds: float | None) -> str:
     """Seconds as ``42.1 s``, ``3 min 12 s`` or ``2 h 05 min``."""
     if seconds is None:
         return MISSING
+    if seconds < 0.001:
+        return "< 1 ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
     whole = round(seconds)
