@@ -6,6 +6,7 @@ serves light and dark pages. Legends are the page's business: a chart only says 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -215,6 +216,4 @@ def _themed(figure: Figure, alternative: str) -> Markup:
 
 def hash_of(content: str) -> str:
     """A short name for ``content`` that is the same every time."""
-    import hashlib
-
     return "c" + hashlib.sha256(content.encode()).hexdigest()[:8]
