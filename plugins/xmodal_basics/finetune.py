@@ -124,7 +124,7 @@ class Finetune(Stage):
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Warm-up and decay as a factor of each group's learning rate."""
-        config = self.config.schedule
+        config: Schedule = self.config.schedule
         warmup = round(config.warmup_epochs * steps_per_epoch)
         end = round((config.decay_epochs or self.config.epochs) * steps_per_epoch)
 
@@ -134,7 +134,9 @@ class Finetune(Stage):
             if config.decay == "none" or end <= warmup:
                 return 1.0
             share = min(1.0, (step - warmup) / (end - warmup))
-            return 1 - share if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+            if config.decay == "linear":
+                return 1.0 - share
+            return 0.5 * (1 + math.cos(math.pi * share))
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -148,8 +150,8 @@ class Finetune(Stage):
     ) -> Iterator[Iterator[tuple[Micro, float]]]:
         """Micro-batches of every step from ``progress.step`` on, each with its share."""
         size, micro = self._size()
-        steps = list(session.order(progress).split(size))[progress.step : progress.steps]
-        parts = [step.split(micro) for step in steps]
+        steps = torch.split(session.order(progress), size)[progress.step : progress.steps]
+        parts = [torch.split(step, micro) for step in steps]
         drawn = progress.epoch * session.train_size + progress.step * size
         stream = session.micro_batches([p for step in parts for p in step], drawn)
         for step, pieces in zip(steps, parts, strict=True):

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 Batch = tuple[Tensor, Tensor]
 
@@ -42,7 +42,7 @@ def batches(dataset: Dataset[Any], indices: Iterable[Tensor], workers: int = 0) 
 
 def in_order(dataset: Dataset[Any], size: int, workers: int = 0) -> Iterator[Batch]:
     """Yield the whole data set in order, ``size`` samples a batch."""
-    return batches(dataset, torch.arange(count(dataset)).split(size), workers)
+    return batches(dataset, torch.split(torch.arange(count(dataset)), size), workers)
 
 
 def first(dataset: Dataset[Any], number: int) -> Batch:
@@ -59,10 +59,21 @@ def labels(dataset: Dataset[Any]) -> Tensor:
     return torch.cat([y for _, y in in_order(dataset, 256)])
 
 
+def flattened(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The same samples as one tensor data set where they are tensors anyway, else unchanged."""
+    tensors = _tensors(dataset)
+    return dataset if tensors is None else TensorDataset(*tensors)
+
+
 def _tensors(dataset: Dataset[Any]) -> Sequence[Tensor] | None:
     """The tensors behind a data set that is nothing but tensors."""
     if isinstance(dataset, TensorDataset):
         return dataset.tensors
+    if isinstance(dataset, ConcatDataset):
+        parts = [_tensors(part) for part in dataset.datasets]
+        if any(part is None for part in parts):
+            return None
+        return tuple(torch.cat(both) for both in zip(*(p for p in parts if p), strict=True))
     if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
         index = torch.as_tensor(dataset.indices)
         return tuple(tensor[index] for tensor in dataset.dataset.tensors)

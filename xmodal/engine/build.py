@@ -6,14 +6,16 @@ same split, the same data order and the same heads, whatever else they contain.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from xmodal.data import loader
 from xmodal.data.store import Store
@@ -26,6 +28,7 @@ from xmodal.interfaces import (
     Backbone,
     Context,
     Loss,
+    Pair,
     Predictor,
     Source,
     SourceRequest,
@@ -88,6 +91,10 @@ class Builder:
             raise DataError("\n".join(absent))
         task: Task = self.make(self.recipe.task, "task")
         data = task.load(self.recipe.seed)
+        if self.recipe.protocol == "published":
+            # As published: what is validation elsewhere is trained on, and the test split selects.
+            joined: Dataset[Pair] = ConcatDataset([data.train, data.validation])
+            data = replace(data, train=loader.flattened(joined))
         for line in data.notes:
             self.note(line)
         return data
@@ -179,9 +186,11 @@ class Builder:
         return self.make(use, "source_predictor", target, backbone=backbone), loss
 
     def _source_size(self) -> tuple[int, ...]:
-        """Images that give as many tokens as the target has, where both are grids."""
-        body = self.facts.backbone
-        grid = self.facts.grid if len(self.facts.grid) == 2 else body.grid
+        """Images with the target's token grid; for sequences, the smallest square with as many."""
+        body, grid = self.facts.backbone, self.facts.grid
+        if len(grid) != 2 and body.patch is not None:
+            side = math.isqrt(max(0, self.facts.num_tokens - 1)) + 1
+            grid = tuple(min(side, most) for most in body.grid) or (side, side)
         if body.patch is None:
             return grid
         return tuple(side * body.patch for side in grid)

@@ -240,7 +240,8 @@ def _override(layered: Layered, text: str) -> None:
             raise UsageError(
                 f"override '{text}': {dotted(path[:depth])} has {size} items (0-{size - 1})"
             )
-        inner = data.get(part) if isinstance(data, dict) else data[part]
+        items: Any = data
+        inner = items.get(part) if isinstance(items, dict) else items[part]
         if not isinstance(inner, dict | list):
             # A plain name is short for a block with only ``use``.
             data[part] = {"use": inner} if isinstance(inner, str) else {}
