@@ -23,18 +23,29 @@ def component_schema(kind: str, registry: plugins.Registry | None = None) -> dic
         names.append(name)
         options.append(_block(name, registry.entry(kind, name), config))
     short = {"type": "string", "enum": names, "description": f"The name of a {kind}."}
-    return {"oneOf": [short, *options]}
+    return {"oneOf": [short, *options, _partial(kind, options)]}
+
+
+def _partial(kind: str, options: list[dict[str, Any]]) -> dict[str, Any]:
+    """Settings for the component that an extended recipe names: any that some component knows."""
+    known = sorted({key for option in options for key in option["properties"]} - {"use"})
+    return {
+        "type": "object",
+        "title": f"settings of the {kind} named elsewhere",
+        "minProperties": 1,
+        "propertyNames": {"enum": known},
+    }
 
 
 def _block(name: str, entry: plugins.Entry, config: type[BaseModel]) -> dict[str, Any]:
     schema = _inlined(config.model_json_schema())
     properties = {"use": {"const": name}, **schema.get("properties", {})}
-    required = ["use", *schema.get("required", [])]
     return {
         "type": "object",
         "title": f"{name} ({entry.origin})",
         "properties": properties,
-        "required": required,
+        # Other settings may come from an extended recipe.
+        "required": ["use"],
         "additionalProperties": False,
     }
 
