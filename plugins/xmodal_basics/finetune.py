@@ -79,13 +79,15 @@ class Finetune(Stage):
     class Config(Settings):
         """Settings of the fine-tuning stage."""
 
-        epochs: int = Field(10, ge=1)
+        epochs: int = Field(10, ge=1, description="Passes over the training split.")
         train: tuple[str, ...] = Field(
             ("*",), description="Patterns over parameter names; 'norms' means every LayerNorm."
         )
-        batch: Batch = Batch()
-        optimizer: Annotated[Adam | AdamW | SGD, Field(discriminator="use")] = AdamW()
-        schedule: Schedule = Schedule()
+        batch: Batch = Field(Batch(), description="Samples a step, and how many at once.")
+        optimizer: Annotated[Adam | AdamW | SGD, Field(discriminator="use")] = Field(
+            AdamW(), description="adam, adamw or sgd, with its own settings."
+        )
+        schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the rate.")
         clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
         accumulate: Literal["mean", "sum"] = Field(
             "mean", description="How micro-batches combine; the released code sums."

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from xmodal.data.store import Store
 from xmodal.interfaces import BackboneFacts, Target
@@ -137,7 +138,8 @@ def test_settings_of_every_component_survive_a_dump() -> None:
     found: Registry = registry()
     for kind, name in found.entries:
         component = found.load(kind, name)
-        required = [f for f in component.Config.model_fields.values() if f.is_required()]
-        if not required:
+        try:
             config = settings(component, None)
-            assert component.Config.model_validate(config.model_dump(mode="json")) == config
+        except ValidationError:
+            continue  # it needs a setting, such as the path of the user's files
+        assert component.Config.model_validate(config.model_dump(mode="json")) == config

@@ -645,8 +645,8 @@ def test_right_scores_pass(component: type[Component]) -> None:
         (OfTensor, "must give a float, not Tensor"),
         (Undefined, "gives nan"),
         (WrongWay, "better is higher"),
-        (Timeless, "needs a field 'epochs'"),
-        (BadPatterns, "train must be a tuple"),
+        (Timeless, "neither the setting nor the property"),
+        (BadPatterns, "train must be a tuple of patterns"),
     ],
 )
 def test_losses_metrics_stages(component: type[Component], reason: str) -> None:

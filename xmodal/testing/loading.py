@@ -107,15 +107,18 @@ def _pair(x: Tensor, y: Tensor, shape: tuple[int, ...], target: Target, where: s
 
 
 def check_stage(component: type[Stage], given: Given = None) -> None:
-    """A stage's settings say how long it lasts and what trains."""
+    """A stage says how long it lasts, what trains and how gradients are clipped."""
     expect(issubclass(component, Stage), f"{component.__name__} must derive from Stage")
     check_config(component, given)
-    name, config = component.__name__, settings(component, given)
-    for key in ("epochs", "train"):
-        expect(key in component.Config.model_fields, f"{name}.Config needs a field '{key}'")
-    expect(type(config.epochs) is int and config.epochs >= 0, f"{name}: epochs {config.epochs}")
-    patterns = isinstance(config.train, tuple) and all(isinstance(p, str) for p in config.train)
-    expect(patterns, f"{name}: train must be a tuple of patterns, not {config.train!r}")
-    stage = build(component, given)
+    name, stage = component.__name__, build(component, given)
+    try:
+        epochs, train = stage.epochs, stage.train
+    except AttributeError as error:
+        raise AssertionError(f"{name} has neither the setting nor the property: {error}") from error
+    expect(type(epochs) is int and epochs >= 0, f"{name}.epochs must be an int, not {epochs!r}")
+    # A pattern of one letter other than * comes from a string that was taken for a list.
+    lonely = [p for p in train if len(p) == 1 and p != "*"]
+    patterns = isinstance(train, tuple) and all(isinstance(p, str) for p in train) and not lonely
+    expect(patterns, f"{name}.train must be a tuple of patterns, not {train!r}")
     clip = stage.clip()
     expect(clip is None or clip > 0, f"{name}.clip() must be None or positive, not {clip}")
