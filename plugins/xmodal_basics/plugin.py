@@ -13,6 +13,7 @@ from xmodal.hookspecs import hookimpl
 def xmodal_embedders() -> Mapping[str, str]:
     """Grids, sequences, tables, and whole samples."""
     return {
+        "auto": "xmodal_basics.embedders.auto:Auto",
         "patch": "xmodal_basics.embedders.patch:Patch",
         "conv-1d": "xmodal_basics.embedders.conv1d:Conv1d",
         "columns": "xmodal_basics.embedders.columns:Columns",
@@ -36,6 +37,7 @@ def xmodal_mixers() -> Mapping[str, str]:
 def xmodal_predictors() -> Mapping[str, str]:
     """Heads for every kind of label, and scikit-learn models."""
     return {
+        "auto": "xmodal_basics.predictors:Auto",
         "pooled": "xmodal_basics.predictors:Pooled",
         "classification": "xmodal_basics.predictors:Classification",
         "multi-label": "xmodal_basics.predictors:MultiLabel",

@@ -154,10 +154,7 @@ def _directory(order: Order, digest: str) -> tuple[runs.Run, bool]:
         return run, run.state == "done" and not order.force
     if not order.force:
         for run in runs.same(order.root, order.name, digest):
-            if run.state == "done":
-                return run, True
-            if run.state != "failed":
-                return run, False
+            return run, run.state == "done"
     return runs.Run(runs.new_path(order.root, order.name, digest)), False
 
 

@@ -1,0 +1,51 @@
+"""The ``auto`` embedder: the one that fits the form of the task's samples, at its defaults."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xmodal.batch import Tokens
+from xmodal.interfaces import BackboneFacts, Context, Embedder, TaskFacts
+from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings
+from xmodal_basics.embedders.columns import Columns
+from xmodal_basics.embedders.conv1d import Conv1d
+from xmodal_basics.embedders.patch import Patch
+
+PARTS: dict[str, type[TokenEmbedder]] = {"grid": Patch, "sequence": Conv1d, "row": Columns}
+
+
+class Auto(Embedder):
+    """``patch`` for grids, ``conv-1d`` for sequences, ``columns`` for table rows.
+
+    Name one of those instead to set what only it has, such as the patch size.
+    """
+
+    Config = TokenSettings
+
+    def __init__(self, config: TokenSettings, context: Context) -> None:
+        super().__init__(config, context)
+        part = PARTS[context.facts.task.form]
+        self.part = part(_settings(part, config), context)
+
+    @classmethod
+    def grid(
+        cls, config: TokenSettings, task: TaskFacts, backbone: BackboneFacts
+    ) -> tuple[int, ...]:
+        """The grid of the embedder that fits."""
+        part = PARTS[task.form]
+        return part.grid(_settings(part, config), task, backbone)
+
+    def forward(self, x: Tensor) -> Tokens:
+        """Embed a batch."""
+        tokens: Tokens = self.part(x)
+        return tokens
+
+    def calibrate(self, x: Tensor, source_norm: float | None) -> None:
+        """Calibrate the embedder that fits."""
+        self.part.calibrate(x, source_norm)
+
+
+def _settings(part: type[TokenEmbedder], config: TokenSettings) -> TokenSettings:
+    settings = part.Config(**config.model_dump())
+    assert isinstance(settings, TokenSettings)
+    return settings

@@ -1,0 +1,48 @@
+"""Fixtures shared by all tests: a run small enough to repeat many times, and where real data lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+TINY = [
+    "task.train=10",
+    "training.epochs=3",
+    "training.max_steps=null",
+    "training.batch={size: 4, micro: 2}",
+    "selector.network=mlp-dropout",
+]
+"""Overrides of ``methods/pare tasks/darcy --scale smoke``: 9 steps, micro-batches, drop-out in the gate."""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of packed real data sets beside the checkout; skips where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder.parent.name}/{folder.name} beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> Callable[..., object]:
+    """Run PaRe on a tiny Darcy problem in this process; keyword arguments go to ``xmodal.run``."""
+    from xmodal import api
+
+    def run(*overrides: str, recipe: str = "methods/pare", **options: object) -> object:
+        settings: dict[str, object] = {"root": tmp_path / "runs", "report": False, **options}
+        return api.run(
+            recipe,
+            "tasks/darcy",
+            scale="smoke",
+            overrides=[*TINY, *overrides] if recipe == "methods/pare" else list(overrides),
+            **settings,
+        )
+
+    return run
