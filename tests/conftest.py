@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a run small enough to repeat many times, and where real data lies."""
+"""Fixtures shared by all tests: a run small enough to repeat, and where real data lies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = [
     "training.batch={size: 4, micro: 2}",
     "selector.network=mlp-dropout",
 ]
-"""Overrides of ``methods/pare tasks/darcy --scale smoke``: 9 steps, micro-batches, drop-out in the gate."""
+"""Overrides of ``methods/pare tasks/darcy --scale smoke``: 9 steps, micro-batches, drop-out."""
 
 
 @pytest.fixture(scope="session")

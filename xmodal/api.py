@@ -33,7 +33,8 @@ def run(
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
     interrupted is resumed. Raises the kinds of ``xmodal.errors.XModalError``.
     """
-    from xmodal.engine.execute import Order, execute
+    from xmodal.engine.directory import Order
+    from xmodal.engine.execute import execute
     from xmodal.engine.plan import plan
 
     registry = plugins.registry(tuple(plugin_files))

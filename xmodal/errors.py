@@ -72,8 +72,11 @@ class RecipeError(UsageError):
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
     """Return the option closest to ``word``, or None where nothing is close."""
-    matches = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    options = list(options)
+    matches = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    # The ratio is blind for short words: "rl" shares half its letters' order with "lr".
+    swapped = [option for option in options if sorted(option) == sorted(word)]
+    return next(iter(matches or swapped), None)
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -59,7 +59,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``running``, ``done``, ``interrupted``, ``stopped``, ``failed``, ``dead`` or ``empty``."""
+        """empty, running, done, interrupted, stopped, failed, or dead (running, but no process)."""
         state = str(self.read("status.json").get("state", "empty"))
         return "dead" if state == "running" and not self.locked() else state
 

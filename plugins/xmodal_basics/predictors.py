@@ -292,8 +292,10 @@ class Auto(Predictor):
 
     def __init__(self, config: Settings, context: Context) -> None:
         super().__init__(config, context)
-        part = Dense if wanted(context).kind == "dense" else Pooled
-        self.part: Predictor = part(part.Config(), context)
+        dense = wanted(context).kind == "dense"
+        self.part: Predictor = (
+            Dense(Dense.Config(), context) if dense else Pooled(Pooled.Config(), context)
+        )
 
     def forward(self, features: Tokens) -> Tensor:
         """Predict ``[B, K]`` or ``[B, K, *shape]``."""

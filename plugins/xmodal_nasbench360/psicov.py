@@ -6,7 +6,7 @@ Training proteins are DeepCov's, test proteins PSICOV's 150.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ class Psicov(Task):
                 "test": test,
             },
         )
+
+    @classmethod
+    def missing(cls, config: Any, store: Store) -> Iterable[str]:
+        """The data, where they are not there."""
+        folder = _folder(config, store)
+        return () if files.find_root(folder) else (files.how_to_fetch(folder),)
 
     def load(self, seed: int) -> TaskData:
         """Find the files; nothing is read before a sample is asked for. The split is fixed."""

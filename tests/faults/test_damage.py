@@ -1,4 +1,4 @@
-"""Damaged checkpoints are named and the one before them used; numbers that are not finite stop a run."""
+"""Damaged checkpoints are named and passed over; numbers that are not finite stop a run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_damage_is_found_and_named(name: str, harm: str, tmp_path: Path) -> None
         file.write_bytes(content[: len(content) // 2])
     else:
         file.unlink()
-    with pytest.raises(DataError, match="damaged.*c"):
+    with pytest.raises(DataError, match=r"damaged.*c"):
         checkpoint.load(tmp_path / "c")
 
 
@@ -111,7 +111,7 @@ def test_a_partial_write_is_ignored(tiny_run: Callable[..., Any], tmp_path: Path
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     tiny_run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match="is not finite|the loss is") as caught:
+    with pytest.raises(TrainingError, match=r"is not finite|the loss is") as caught:
         tiny_run("training.optimizer.lr=1e30", "training.schedule.warmup_epochs=0", root=tmp_path)
     assert "step" in str(caught.value)
     assert caught.value.exit_code == 5

@@ -1,4 +1,4 @@
-"""A run stopped anywhere and resumed ends bit-equal to one that was not, for every shipped method."""
+"""A run stopped anywhere and resumed ends bit-equal to one that was not."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from xmodal.batch import Progress, View
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
-from xmodal.engine.execute import _peak_memory
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import Plan
+from xmodal.engine.result import peak_memory
 from xmodal.engine.session import Session
 
 SAMPLES = 2
@@ -102,7 +102,7 @@ def _cost(session: Session) -> dict[str, str]:
         "steps": f"{total}",
         "one step": f"{taken[-1]:.2f} s",
         "training, about": f"{taken[-1] * total / 60:.1f} min (without evaluation)",
-        "memory": f"{_peak_memory() / 1e9:.1f} GB",
+        "memory": f"{peak_memory() / 1e9:.1f} GB",
     }
 
 

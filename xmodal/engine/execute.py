@@ -5,24 +5,17 @@ The only writer of a run directory while the run lasts.
 
 from __future__ import annotations
 
-import resource
-import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from ruamel.yaml import YAML
-from safetensors.torch import save_file
-
-from xmodal import __version__, runs
-from xmodal.data import loader
+from xmodal import runs
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint, probe
+from xmodal.engine import checkpoint, directory, result
 from xmodal.engine.build import Builder
+from xmodal.engine.directory import Order
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.guard import StopRequest, watch_signals
 from xmodal.engine.loop import EpochRecord, StepRecord, Training
@@ -31,12 +24,8 @@ from xmodal.engine.session import Session
 from xmodal.errors import DataError, TrainingError, XModalError
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
-from xmodal.recipe.model import COMPONENT_FIELDS
-from xmodal.recipe.use import Use
 
 STEP, BEST = "step-", "best-"
-SHOWN_SAMPLES = 4
-MAX_PREDICTION_BYTES = 256 * 2**20
 
 
 class Interrupted(XModalError):
@@ -74,18 +63,6 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to run and where: the run's name, its root, and whether to repeat a finished one."""
-
-    name: str
-    root: Path = runs.DEFAULT_ROOT
-    directory: Path | None = None
-    force: bool = False
-    source_text: str = ""
-    report: bool = True
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A finished run. ``fresh`` is False if an earlier run had already done it."""
 
@@ -102,17 +79,19 @@ def execute(
     builder = Builder(plan, store, observer.note)
     data = builder.data()
     resolved = plan.recipe.model_dump(mode="json")
-    digest = runs.content_hash(resolved, _versions(plan, registry), {"task": data.checksum})
-    run, done = _directory(order, digest)
+    digest = runs.content_hash(
+        resolved, directory.versions(plan, registry), {"task": data.checksum}
+    )
+    run, done = directory.choose(order, digest)
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
     run.path.mkdir(parents=True, exist_ok=True)
     with run.lock(), watch_signals() as stop:
         if not (run.path / "manifest.json").exists():
-            _describe(run, plan, order, registry, resolved, digest, data)
+            directory.describe(run, plan, order, registry, resolved, digest, data)
         run.set_state("running")
         try:
-            result = _Execution(run, plan, builder, data, observer, stop).carry_out()
+            outcome = _Execution(run, plan, builder, data, observer, stop).carry_out()
         except Interrupted as error:
             run.set_state("interrupted", reason=str(error))
             raise
@@ -125,11 +104,11 @@ def execute(
         except Exception as error:
             run.set_state("failed", reason=f"{type(error).__name__}: {error}")
             raise
-        run.write("result.json", result)
+        run.write("result.json", outcome)
         if order.report:
             _report(run, observer.note)
         run.set_state("done")
-    return Outcome(run, result, fresh=True)
+    return Outcome(run, outcome, fresh=True)
 
 
 def _report(run: runs.Run, note: Callable[[str], None]) -> None:
@@ -139,63 +118,6 @@ def _report(run: runs.Run, note: Callable[[str], None]) -> None:
         write_report(run)
     except Exception as error:  # a picture must never cost a finished run its result
         note(f"the report could not be drawn: {type(error).__name__}: {error}")
-
-
-def _directory(order: Order, digest: str) -> tuple[runs.Run, bool]:
-    """The directory to run in, and whether the run in it is already done."""
-    if order.directory is not None:
-        run = runs.Run(order.directory)
-        known = run.read("manifest.json").get("hash")
-        if known is not None and known != digest:
-            raise DataError(
-                f"{run.path} holds another run (its recipe, data or component versions differ); "
-                "choose another directory"
-            )
-        return run, run.state == "done" and not order.force
-    if not order.force:
-        for run in runs.same(order.root, order.name, digest):
-            return run, run.state == "done"
-    return runs.Run(runs.new_path(order.root, order.name, digest)), False
-
-
-def _versions(plan: Plan, registry: Registry) -> dict[str, str]:
-    uses: list[Use[Any]] = [getattr(plan.recipe, key) for key in COMPONENT_FIELDS]
-    entries = [
-        registry.entry(use.component.kind, use.name)
-        for use in [*uses, *plan.recipe.stages]
-        if use is not None
-    ]
-    return {f"{entry.kind}:{entry.name}": entry.origin for entry in entries}
-
-
-def _describe(
-    run: runs.Run,
-    plan: Plan,
-    order: Order,
-    registry: Registry,
-    resolved: Mapping[str, Any],
-    digest: str,
-    data: TaskData,
-) -> None:
-    """Write what the run is before it starts."""
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    (run.path / "recipe.yaml").write_text(order.source_text, encoding="utf-8")
-    yaml = YAML()
-    with (run.path / "resolved.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(dict(resolved), stream)
-    manifest = {
-        "name": order.name,
-        "hash": digest,
-        "xmodal": __version__,
-        "facts": asdict(plan.facts),
-        "components": _versions(plan, registry),
-        "data": {"task": data.checksum},
-        "classes": list(data.classes),
-        "plugins": {p.plugin: p.digest or p.version for p in registry.plugins},
-        "command": sys.argv,
-        **runs.environment(),
-    }
-    run.write("manifest.json", manifest)
 
 
 class _Execution:
@@ -296,70 +218,20 @@ class _Execution:
     def _test(self) -> dict[str, Any]:
         """Score the best epoch on the test split; the model ends holding the best weights."""
         session, snapshot = self.session, self.training.snapshot
-        final = {k: v.cpu() for k, v in session.model.state_dict().items()}
         if self.main:
+            final = {k: v.cpu() for k, v in session.model.state_dict().items()}
             checkpoint.save(self.run.path / "final", {"model": final})
         best = checkpoint.load(self._best_folder(snapshot.best_steps))
         checkpoint.load_exactly(session.model, best["model"], "the best checkpoint")
         score = evaluate(session, session.data.test, keep=True)
         assert score.predictions is not None
-        size = score.predictions.numel() * score.predictions.element_size()
-        if self.main and size <= MAX_PREDICTION_BYTES:
-            save_file(
-                {"prediction": score.predictions.contiguous()},
-                self.run.path / "predictions.safetensors",
-            )
         if self.main:
-            self._keep_samples(score.predictions)
-        return self._result(score.metric, score.loss)
-
-    def _result(self, metric: float, loss: float) -> dict[str, Any]:
-        session, snapshot = self.session, self.training.snapshot
+            result.keep_predictions(self.run, session, score.predictions)
+            result.keep_samples(self.run, session, snapshot, score.predictions)
+        seconds = {
+            "training": snapshot.seconds,
+            "this_process": time.perf_counter() - self.begun,
+        }
         recipe = self.plan.recipe
-        parameters = list(session.model.parameters())
-        lines = self.run.metrics()
-        return {
-            "task": recipe.task.name,
-            "metric": recipe.task.config.metric.name,
-            "better": session.metric.better,
-            "test": {"metric": metric, "loss": loss},
-            "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
-            "selected_on": "test" if recipe.protocol == "published" else "validation",
-            "protocol": recipe.protocol,
-            "seed": recipe.seed,
-            "steps": snapshot.total_steps,
-            "seconds": {
-                "training": snapshot.seconds,
-                "this_process": time.perf_counter() - self.begun,
-            },
-            "memory_bytes": _peak_memory(),
-            "parameters": {
-                "total": sum(p.numel() for p in parameters),
-                "trainable": max((line["trainable"] for line in lines), default=0),
-            },
-            "token_norm": {"source": session.source_norm, "target": session.target_norm},
-            "device": str(session.device),
-            "notes": list(session.notes),
-        }
-
-    def _keep_samples(self, predictions: torch.Tensor) -> None:
-        """Keep a few samples, and what the mixer did to them, for the report."""
-        session = self.session
-        x, y = loader.first(session.data.test, SHOWN_SAMPLES)
-        kept: dict[str, Any] = {
-            "test": {"x": x, "y": y, "prediction": predictions[: len(x)]},
-            "train": {"x": loader.first(session.data.train, probe.SAMPLES)[0]},
-            "probes": self.training.snapshot.probes,
-            "images": dict(session.data.images),
-        }
-        if session.source is not None:
-            kept["source"] = {"x": loader.first(session.source, probe.SAMPLES)[0]}
-        shutil.rmtree(self.run.path / "samples", ignore_errors=True)
-        checkpoint.save(self.run.path / "samples", kept)
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+        summary = result.summarise(self.run, recipe, session, snapshot, score)
+        return {**summary, "seconds": seconds}

@@ -78,6 +78,7 @@ class Training:
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
         self.restored = restored
+        self.begin_seconds = 0.0
         if restored is not None:
             self.snapshot = Snapshot(**restored["snapshot"])
             load_exactly(session.model, restored["model"], "the checkpoint")
@@ -114,7 +115,9 @@ class Training:
         self.optimizer = stage.optimizer(named)
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
+        started = time.perf_counter()
         stage.begin(session)
+        self.begin_seconds = time.perf_counter() - started
         if self.restored is not None:
             self._restore(self.restored)
             self.restored = None
@@ -148,7 +151,9 @@ class Training:
             for name, value in {"loss": loss, **log, "gradient_norm": norm, "lr": lr}.items():
                 snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
             yield StepRecord(at, loss, log, lr, norm, time.perf_counter() - begun)
-        yield self._finish_epoch(at, named, time.perf_counter() - started)
+        seconds = time.perf_counter() - started + self.begin_seconds
+        self.begin_seconds = 0.0
+        yield self._finish_epoch(at, named, seconds)
 
     def _step(
         self,

@@ -108,7 +108,8 @@ class Session:
         order = randomness.endless(
             loader.count(self.source), start, max(1, sum(sizes) * world), self.seed, "source order"
         )[rank::world]
-        for x, y in loader.batches(self.source, torch.split(order[: sum(sizes)], sizes), self.workers):
+        pieces = torch.split(order[: sum(sizes)], sizes)
+        for x, y in loader.batches(self.source, pieces, self.workers):
             yield self._move(x), self._move(y)
 
     def _move(self, tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xmodal.errors import Problem, did_you_mean
+from xmodal.errors import Problem, did_you_mean, nearest
 from xmodal.recipe.yaml import Origin, Path_, dotted
 
 LAYER_KEYS = ("extends", "training")
@@ -21,15 +21,30 @@ def explain(
     problems = []
     for item in error.errors(include_url=False):
         path = _existing(tuple(item["loc"]), data)
-        context = item.get("ctx", {})
-        if context.get("at"):
-            path = (*path, context["at"]) if (*path, context["at"]) in origins else path
+        at = _inside(item, data, path)
+        path = (*path, at) if (*path, at) in origins else path
         origin = _origin(path, origins)
         where = str(origin) if origin else (files[-1] if files else "recipe")
         message, *more = _message(item, data, path)
         order = (where.rpartition(":")[0], origin.line if origin else 0)
-        problems.append((order, Problem(where, dotted(tuple(item["loc"])), message, tuple(more))))
+        missing = item["type"] == "missing" and path != tuple(item["loc"])
+        key = (*path, item["loc"][-1]) if missing else path or tuple(item["loc"])
+        problems.append((order, Problem(where, dotted(key), message, tuple(more))))
     return [problem for _, problem in sorted(problems, key=lambda pair: pair[0])]
+
+
+def _inside(item: Any, data: Any, path: Path_) -> str:
+    """The key inside a block that an error about the whole block is really about, or nothing."""
+    if item["type"] == "union_tag_not_found":
+        block = _at(data, path)
+        return nearest("use", block) or "" if isinstance(block, dict) else ""
+    return "use" if item["type"] == "union_tag_invalid" else str(item.get("ctx", {}).get("at", ""))
+
+
+def _at(data: Any, path: Path_) -> Any:
+    for part in path:
+        data = data[part]
+    return data
 
 
 def _existing(loc: Path_, data: Any) -> Path_:
@@ -57,17 +72,23 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "unknown_key":
         owner = _owner(data, path)
-        known, hint = str(context["known"]), str(context["hint"])
-        if len(path) == 1:
-            known = ", ".join(sorted([*known.split(", "), *LAYER_KEYS]))
-            hint = did_you_mean(str(path[0]), known.split(", "))
-        return [f"unknown setting{' for ' + owner if owner else ''}{hint}", f"known: {known}"]
+        extra = LAYER_KEYS if len(path) == 1 else ("use",) if owner else ()
+        known = sorted({*filter(None, str(context["known"]).split(", ")), *extra})
+        hint = did_you_mean(str(path[-1]), known)
+        listed = ", ".join(known)
+        return [f"unknown setting{' for ' + owner if owner else ''}{hint}", f"known: {listed}"]
     if kind == "missing":
         return ["is missing"]
     if kind in ("component_unknown", "component_broken"):
         return str(context["message"]).split("\n")
     if kind in ("component_missing", "component_form"):
-        return [str(item["msg"]), f"installed: {context['known']}"]
+        return [_misspelt_use(str(item["msg"]), path), f"installed: {context['known']}"]
+    if kind == "union_tag_not_found":
+        return [_misspelt_use("missing 'use'", path)]
+    if kind == "union_tag_invalid":
+        known = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
+        hint = did_you_mean(str(context["tag"]), known)
+        return [f"unknown choice '{context['tag']}'{hint}", f"known: {', '.join(known)}"]
     message = str(item["msg"])
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     if message != item["msg"] and not str(item["msg"]).startswith("Value error"):
@@ -78,8 +99,13 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
     return [message]
 
 
+def _misspelt_use(message: str, path: Path_) -> str:
+    """Point out the key that was probably meant to be ``use``, where the path ends in one."""
+    key = str(path[-1]) if path else ""
+    return f"unknown setting{did_you_mean(key, ['use'])}" if nearest("use", [key]) else message
+
+
 def _owner(data: Any, path: Path_) -> str:
     """The component an unknown setting was given to."""
-    for part in path[:-1]:
-        data = data[part]
-    return str(data.get("use", "")) if isinstance(data, dict) else ""
+    block = _at(data, path[:-1])
+    return str(block.get("use", "")) if isinstance(block, dict) else ""

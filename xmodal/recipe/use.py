@@ -14,7 +14,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from xmodal import plugins
-from xmodal.errors import PluginError, UsageError
+from xmodal.errors import PluginError, UsageError, nearest
 from xmodal.interfaces import Component, Context, Settings
 
 C = TypeVar("C", bound=Component)
@@ -88,8 +88,11 @@ def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: A
     settings = dict(value)
     name = settings.pop("use", None)
     if not isinstance(name, str):
+        misspelt = nearest("use", settings)
         raise PydanticCustomError(
-            "component_missing", "missing 'use'; pick a {kind}", {"kind": kind, "known": names}
+            "component_missing",
+            "missing 'use'; name the {kind}",
+            {"kind": kind, "known": names, **({"at": misspelt} if misspelt else {})},
         )
     try:
         component = registry.load(kind, name)
