@@ -91,7 +91,7 @@ def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: A
         misspelt = nearest("use", settings)
         raise PydanticCustomError(
             "component_missing",
-            "missing 'use'; name the {kind}",
+            "missing 'use'; pick a {kind}",
             {"kind": kind, "known": names, **({"at": misspelt} if misspelt else {})},
         )
     try:
