@@ -20,15 +20,18 @@ def explain(
     """Every problem of a composed recipe, in the order of the file."""
     problems = []
     for item in error.errors(include_url=False):
-        path = _existing(tuple(item["loc"]), data)
-        at = _inside(item, data, path)
-        path = (*path, at) if (*path, at) in origins else path
+        loc = tuple(item["loc"])
+        block = _existing(loc, data)
+        at = _inside(item, data, block)
+        path = (*block, at) if (*block, at) in origins else block
         origin = _origin(path, origins)
         where = str(origin) if origin else (files[-1] if files else "recipe")
         message, *more = _message(item, data, path)
         order = (where.rpartition(":")[0], origin.line if origin else 0)
-        missing = item["type"] == "missing" and path != tuple(item["loc"])
-        key = (*path, item["loc"][-1]) if missing else path or tuple(item["loc"])
+        if item["type"] == "missing":
+            path = (*block, loc[-1])
+        named = item["type"] in ("component_unknown", "component_broken")
+        key = block if named else path or loc
         problems.append((order, Problem(where, dotted(key), message, tuple(more))))
     return [problem for _, problem in sorted(problems, key=lambda pair: pair[0])]
 
