@@ -1,0 +1,182 @@
+"""``xmodal run`` and ``resume``: what they print where, their exit codes, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Cli = Callable[..., Any]
+SMOKE = ("methods/pare", "tasks/darcy", "--scale", "smoke")
+THREE_LINES = """\
+extends: [methods/pare, bodies/text]
+task: {use: arrays, path: mine.npz}
+seed: 1
+"""
+
+
+def test_a_run_its_repetition_and_its_result(xmodal: Cli) -> None:
+    first = xmodal("run", *SMOKE, "--json")
+    assert first.code == 0
+    result = json.loads(first.out)
+    assert result["fresh"] is True
+    assert "epoch 1/2" in first.err
+    folder = Path(result["run"])
+    names = {path.name for path in folder.iterdir()}
+    assert {"recipe.yaml", "resolved.yaml", "manifest.json", "status.json", "result.json"} <= names
+    assert {"metrics.jsonl", "log.txt", "checkpoints", "report.html"} <= names
+
+    again = xmodal("run", *SMOKE)
+    assert again.code == 0
+    assert "already done; --force repeats it" in again.err
+    assert "test relative-l2" in again.out
+    assert str(folder) in again.out
+    assert len(list(folder.parent.iterdir())) == 1
+
+    by_name = xmodal("resume", folder.parent.name, "--quiet")
+    assert by_name.code == 0
+    assert by_name.err.strip() == "already done; --force repeats it"
+
+    time.sleep(1.1)  # directories are named by the second
+    forced = xmodal("run", *SMOKE, "--force", "--json", "-q")
+    repeated = json.loads(forced.out)
+    assert repeated["run"] != str(folder)
+    assert repeated["test"] == result["test"]
+
+
+def test_quiet_is_quiet_and_json_is_json(xmodal: Cli) -> None:
+    done = xmodal(
+        "run", *SMOKE, "--seed", "3", "--name", "mine", "--root", "elsewhere", "-q", "--json"
+    )
+    assert done.code == 0
+    assert done.err == ""
+    result = json.loads(done.out)
+    assert result["seed"] == 3
+    assert Path(result["run"]).parent == Path("elsewhere/mine")
+
+
+def test_three_lines_are_enough_for_a_file_of_ones_own(xmodal: Cli, mine: Path) -> None:
+    Path("mine.yaml").write_text(THREE_LINES)
+    done = xmodal("run", "mine.yaml", "--scale", "smoke")
+    assert done.code == 0
+    assert "read as sequence" in done.err
+    assert "test error-rate" in done.out
+    (report,) = Path("runs/mine_smoke").glob("*/report.html")
+    assert report.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_dry_run_shows_both_norms_and_leaves_nothing(xmodal: Cli, as_json: bool) -> None:
+    before = sorted(Path().rglob("*"))
+    done = xmodal("run", *SMOKE, "--dry-run", *(["--json"] if as_json else []))
+    assert done.code == 0
+    assert sorted(Path().rglob("*")) == before
+    if as_json:
+        source, target = json.loads(done.out)["token norms"].values()
+    else:
+        lines = {
+            line.strip().rpartition("  ")[0].strip(): line.split()[-1]
+            for line in done.out.splitlines()
+            if line.strip()
+        }
+        source = lines["source (what the body was trained on)"]
+        target = lines["target (after calibration)"]
+        for section in ("data", "shapes", "token norms", "cost", "parameters"):
+            assert section in done.out
+    # The demo's kind of body has no LayerNorm to copy, so calibration makes the norms equal.
+    assert float(source) == pytest.approx(float(target), rel=1e-3)
+
+
+def test_missing_data_are_all_named_at_once(
+    xmodal: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    checked = xmodal("recipes", "validate", "recipes/pare_psicov.yaml")
+    assert checked.code == 0
+    done = xmodal("run", "recipes/pare_psicov.yaml")
+    assert done.code == 4
+    assert done.out == ""
+    place = str(tmp_path / "cache" / "datasets" / "psicov")
+    psicov = ("protein.zip", "1.1 GB", "https://", place)
+    voc = (
+        "VOCtrainval_11-May-2012.tar",
+        "2.0 GB",
+        "http://host.robots.ox.ac.uk",
+        "VOCdevkit/VOC2012",
+    )
+    for part in (*psicov, *voc):
+        assert part in done.err
+        assert part in checked.err.replace("\n", "")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", [("run",), ("run", "--dry-run"), ("recipes", "validate")])
+def test_a_file_of_ones_own_that_is_not_there(xmodal: Cli, command: tuple[str, ...]) -> None:
+    Path("mine.yaml").write_text(THREE_LINES)
+    done = xmodal(*command, "mine.yaml", "--scale", "smoke")
+    assert done.code == 4
+    assert "mine.npz" in done.err
+    assert done.out == ""
+    np.savez("mime.npz", x=np.zeros((4, 4)), y=np.zeros(4))
+    assert "did you mean" in xmodal("recipes", "validate", "mine.yaml").err
+
+
+def test_training_that_explodes_stops_itself(xmodal: Cli) -> None:
+    done = xmodal("run", *SMOKE, "training.optimizer={use: sgd, lr: 1e30, momentum: 0}", "-q")
+    assert done.code == 5
+    assert "not finite" in done.err or "the loss is" in done.err
+    assert "nothing was updated" in done.err
+    assert done.out == ""
+
+
+def test_resume_finds_the_nearest_run(xmodal: Cli) -> None:
+    empty = xmodal("resume", "mine")
+    assert empty.code == 2
+    assert "runs has no runs" in empty.err
+    assert xmodal("run", *SMOKE, "--name", "alpha", "-q", "--json").code == 0
+    done = xmodal("resume", "alpah")
+    assert done.code == 2
+    assert "did you mean 'alpha'?" in done.err
+
+
+def test_another_runs_directory_is_refused(xmodal: Cli) -> None:
+    assert xmodal("run", *SMOKE, "--directory", "here", "-q", "--json").code == 0
+    done = xmodal("run", *SMOKE, "seed=1", "--directory", "here", "-q")
+    assert done.code == 2
+    assert "holds another run" in done.err
+
+
+def test_a_damaged_status_file_is_one_message(xmodal: Cli) -> None:
+    assert xmodal("run", *SMOKE, "--directory", "here", "-q", "--json").code == 0
+    Path("here/manifest.json").write_text("{")
+    done = xmodal("resume", "here")
+    assert done.code == 4
+    assert "manifest.json is damaged" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, process: Cli) -> None:
+    command = [sys.executable, "-m", "xmodal", "run", *SMOKE, "training.epochs=100000", "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    try:
+        for line in child.stderr:
+            if line.startswith("epoch 2/"):
+                break
+        child.send_signal(number)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 128 + number
+    assert out == ""
+    assert "Traceback" not in err
+    assert "interrupted; state saved. Continue with: xmodal resume" in err.replace("\n", " ")
