@@ -70,8 +70,13 @@ def hub_folder(name: str, files: Sequence[str], ways_out: Sequence[str] = ()) ->
     patterns = list(files)
     # The client's connection errors are no OSErrors, and its HTTP library differs between versions.
     failures = (OSError, RuntimeError, errors.HFValidationError, vars(errors)["HTTPError"])
-    with contextlib.suppress(errors.LocalEntryNotFoundError):
+    try:
         cached = Path(hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        pass
+    except errors.HFValidationError as error:
+        raise _unreachable(name, f"that is no hub id. {error}", ways_out) from error
+    else:
         if _complete(cached, patterns):
             return cached
     if hub.constants.is_offline_mode():

@@ -1,4 +1,4 @@
-"""``xmodal run`` and ``resume``: what they print where, their exit codes, what they leave behind."""
+"""``xmodal run`` and ``resume``: what they print where, exit codes, what they leave behind."""
 
 from __future__ import annotations
 
