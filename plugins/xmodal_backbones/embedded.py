@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
@@ -79,6 +80,10 @@ class VitS14(VisionBody):
     class Config(ImageSettings):
         """Settings of ``vit-s14``."""
 
+        layers: int | None = Field(
+            None, ge=1, le=12, description="Keep only the first so many of the 12 layers."
+        )
+
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         from transformers import Dinov2Config
@@ -94,6 +99,8 @@ class VitS14(VisionBody):
         else:
             model = weights.random_model(hf_config, context.generator)
         self.adopt(model)
+        if config.layers is not None:
+            self.layers = self.layers[: config.layers]
 
     @staticmethod
     def _folder(store: Store) -> Path:

@@ -34,6 +34,7 @@ class Order:
 def choose(order: Order, digest: str) -> tuple[runs.Run, bool]:
     """The directory to run in, and whether the run in it is already done."""
     if order.directory is not None:
+        order.directory.mkdir(parents=True, exist_ok=True)
         run = runs.Run(order.directory)
         known = run.read("manifest.json").get("hash")
         if known is not None and known != digest:
@@ -45,10 +46,13 @@ def choose(order: Order, digest: str) -> tuple[runs.Run, bool]:
     if not order.force:
         for run in runs.same(order.root, order.name, digest):
             return run, run.state == "done"
-    return runs.Run(runs.new_path(order.root, order.name, digest)), False
+    path = runs.new_path(order.root, order.name, digest)
+    path.mkdir(parents=True, exist_ok=True)
+    return runs.Run(path), False
 
 
 def versions(plan: Plan, registry: Registry) -> dict[str, str]:
+    """Distribution and version of every component of a plan."""
     uses: list[Use[Any]] = [getattr(plan.recipe, key) for key in COMPONENT_FIELDS]
     entries = [
         registry.entry(use.component.kind, use.name)

@@ -6,15 +6,18 @@ The only writer of a run directory while the run lasts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from accelerate.utils import broadcast_object_list
+
 from xmodal import runs
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, directory, result
-from xmodal.engine.build import Builder
+from xmodal.engine.build import Builder, accelerator
 from xmodal.engine.directory import Order
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.guard import StopRequest, watch_signals
@@ -82,33 +85,45 @@ def execute(
     digest = runs.content_hash(
         resolved, directory.versions(plan, registry), {"task": data.checksum}
     )
-    run, done = directory.choose(order, digest)
+    # Of several processes one chooses and owns the directory; the others only read it.
+    alone = accelerator(plan.recipe.device, plan.recipe.precision)
+    main = alone.is_main_process
+    chosen = directory.choose(order, digest) if main else None
+    run, done = broadcast_object_list([chosen])[0]
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
-    run.path.mkdir(parents=True, exist_ok=True)
-    with run.lock(), watch_signals() as stop:
-        if not (run.path / "manifest.json").exists():
+    with run.lock() if main else nullcontext(), watch_signals() as stop:
+        if main and not (run.path / "manifest.json").exists():
             directory.describe(run, plan, order, registry, resolved, digest, data)
-        run.set_state("running")
-        try:
+        alone.wait_for_everyone()
+        with _recorded(run) if main else nullcontext():
             outcome = _Execution(run, plan, builder, data, observer, stop).carry_out()
-        except Interrupted as error:
-            run.set_state("interrupted", reason=str(error))
-            raise
-        except TrainingError as error:
-            run.set_state("stopped", reason=str(error))
-            raise
-        except KeyboardInterrupt:
-            run.set_state("interrupted", reason="interrupted before its state was saved")
-            raise
-        except Exception as error:
-            run.set_state("failed", reason=f"{type(error).__name__}: {error}")
-            raise
-        run.write("result.json", outcome)
-        if order.report:
-            _report(run, observer.note)
-        run.set_state("done")
+            if main:
+                run.write("result.json", outcome)
+                if order.report:
+                    _report(run, observer.note)
     return Outcome(run, outcome, fresh=True)
+
+
+@contextmanager
+def _recorded(run: runs.Run) -> Iterator[None]:
+    """Keep the state of a run true whatever happens inside."""
+    run.set_state("running")
+    try:
+        yield
+    except Interrupted as error:
+        run.set_state("interrupted", reason=str(error))
+        raise
+    except TrainingError as error:
+        run.set_state("stopped", reason=str(error))
+        raise
+    except KeyboardInterrupt:
+        run.set_state("interrupted", reason="interrupted before its state was saved")
+        raise
+    except Exception as error:
+        run.set_state("failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    run.set_state("done")
 
 
 def _report(run: runs.Run, note: Callable[[str], None]) -> None:
@@ -143,7 +158,8 @@ class _Execution:
     def carry_out(self) -> dict[str, Any]:
         """Train from wherever the run stands, then test the best epoch."""
         resumed = self.training.restored is not None
-        self.run.rewind_metrics(self.training.snapshot.total_steps)
+        if self.main:
+            self.run.rewind_metrics(self.training.snapshot.total_steps)
         self.observer.started(self.run, self.session, resumed)
         for record in self.training.run():
             self.observer.record(record)
@@ -151,10 +167,10 @@ class _Execution:
                 self._epoch_done(record)
             elif self._due():
                 self._save()
-            if self.stop:
+            number = int(self.session.agree(float(self.stop.signal or 0)))
+            if number:
                 self._save()
-                assert self.stop.signal is not None
-                raise Interrupted(self.stop.signal, self.run)
+                raise Interrupted(number, self.run)
         return self._test()
 
     def _restored(self) -> dict[str, Any] | None:

@@ -176,6 +176,8 @@ class Training:
             with session.accelerator.no_sync(session.wrapped) if quiet else nullcontext():
                 loss, log = stage.loss(session, micro, at)
                 value, numbers = _to_numbers(loss, log)
+                # A loss that is not finite anywhere must stop every process, or some would wait.
+                value = session.mean(value)
                 guard.check_loss(value, numbers, at)
                 session.accelerator.backward(loss)
             total += value

@@ -115,6 +115,18 @@ class Session:
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
+    def agree(self, value: float) -> float:
+        """The largest ``value`` of all processes, so that all of them stop when one must."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.device)).max())
+
+    def mean(self, value: float) -> float:
+        """The mean of ``value`` over all processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.gather(torch.tensor([value], device=self.device)).mean())
+
     def evaluation_split(self) -> Dataset[Any]:
         """The split that selects the best epoch: validation, or test if published."""
         return self.data.test if self.protocol == "published" else self.data.validation
