@@ -7,8 +7,6 @@ chunks. Run ``python benchmarks/subset_draw.py``; the defaults take half a minut
 Shapes: B samples, N tokens.
 """
 
-# ruff: noqa: T201  a benchmark is there to print
-
 from __future__ import annotations
 
 import argparse

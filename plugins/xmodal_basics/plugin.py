@@ -37,7 +37,7 @@ def xmodal_mixers() -> Mapping[str, str]:
 def xmodal_predictors() -> Mapping[str, str]:
     """Heads for every kind of label, and scikit-learn models."""
     return {
-        "auto": "xmodal_basics.predictors:Auto",
+        "auto": "xmodal_basics.auto:Auto",
         "pooled": "xmodal_basics.predictors:Pooled",
         "classification": "xmodal_basics.predictors:Classification",
         "multi-label": "xmodal_basics.predictors:MultiLabel",

@@ -28,6 +28,7 @@ SHARED_WORDS = {
     "dense": "a kind of label (interfaces.Target)",
     "random": "a word of the English language in messages",
     "none": "a word of the English language in messages",
+    "auto": "the default device, which accelerate then chooses",
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
     "fit": "whether a run fits into memory",
     "timm": "a library whose version is recorded",

@@ -199,15 +199,16 @@ class Builder:
     def _calibrate(self, session: Session) -> None:
         """Show the embedder a first batch and the norm of the body's own tokens.
 
-        Methods that do not mix measure it on the recipe's source too, so that every method starts
-        from the same embedder.
+        The body's own word on that norm counts before a measurement on the proxy, which is only a
+        stand-in for what the body was trained on. Methods that do not mix measure on the recipe's
+        source too, so that every method starts from the same embedder.
         """
         model = session.model
-        samples = session.source
-        if samples is None and self.recipe.source and not self.facts.backbone.embedding_norm:
-            samples = self._source(model.backbone)
         norm = model.backbone.reference_norm()
-        if samples is not None:
+        samples = session.source
+        if samples is None and norm is None and self.recipe.source:
+            samples = self._source(model.backbone)
+        if norm is None and samples is not None:
             x, _ = loader.first(samples, CALIBRATION_SAMPLES)
             norm = token_norm(model.backbone.embed(x).x_BND)
         x, _ = loader.first(session.data.train, CALIBRATION_SAMPLES)
