@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,7 +64,8 @@ def run(
     from xmodal import api
     from xmodal.cli.live import Watcher
 
-    with Watcher(output.stderr(), quiet) as watcher:
+    first = _is_first_process()
+    with Watcher(output.stderr(), quiet or not first) as watcher:
         outcome = api.run(
             *recipes,
             overrides=overrides,
@@ -75,7 +77,13 @@ def run(
             plugin_files=tuple(plugin or ()),
             observer=watcher,
         )
-    _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+    if first:
+        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that speaks, of those torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def resume(

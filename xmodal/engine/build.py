@@ -41,14 +41,17 @@ from xmodal.recipe.use import Use
 CALIBRATION_SAMPLES = 32
 
 
-def accelerator(device: str, precision: str) -> Accelerator:
-    """The accelerate handle for a device (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
+def accelerator(device: str, precision: str, idle: bool = False) -> Accelerator:
+    """The accelerate handle for a device (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``).
+
+    ``idle``: some parameters get no gradient in some steps.
+    """
     if device.startswith("cuda:"):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
     mixed = "bf16" if precision == "bf16" else "no"
     # Heads and gates can be idle in a step (k = 0), which data-parallel training would hang on.
-    idle = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[idle])
+    search = DistributedDataParallelKwargs(find_unused_parameters=idle)
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[search])
 
 
 class Builder:
@@ -109,7 +112,8 @@ class Builder:
             # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         randomness.seed_everything(recipe.seed)
-        handle = accelerator(recipe.device, recipe.precision)
+        mixes = recipe.mixer.component.needs_source
+        handle = accelerator(recipe.device, recipe.precision, idle=mixes)
         backbone: Backbone = self.make(recipe.backbone, "backbone")
         embedder = self.make(recipe.embedder, "embedder", backbone=backbone)
         parts = {}
