@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/xmodal demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

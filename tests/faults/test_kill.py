@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from xmodal import runs
 from xmodal.engine import checkpoint
 
 from ..conftest import TINY
@@ -105,11 +106,12 @@ def test_signals_save_and_exit(
 
 @pytest.mark.slow
 def test_two_processes_one_directory(tmp_path: Path) -> None:
-    first = start(tmp_path)
-    wait_for_steps(tmp_path, 1, first)
-    code, _, err = finish(start(tmp_path))
-    first.kill()
-    first.communicate()
+    held = runs.Run(tmp_path / "held")
+    held.path.mkdir()
+    with held.lock():  # this process is the first of the two
+        held.set_state("running")
+        code, _, err = finish(start(tmp_path, "--directory", str(held.path)))
     assert code == 2, err
-    assert "is being run by process" in err
+    assert f"is being run by process {os.getpid()}" in err
     assert "Traceback" not in err
+    assert held.state == "dead"  # says it runs, but nobody holds it: the next one may continue
