@@ -41,7 +41,8 @@ def test_it_is_json_without_open_references() -> None:
 
 
 def test_every_key_of_a_recipe_is_there_and_none_is_required() -> None:
-    assert set(schema()["properties"]) == set(Recipe.model_fields) | {"extends", "training"}
+    layers = {"extends", "pretrained", "training"}
+    assert set(schema()["properties"]) == set(Recipe.model_fields) | layers
     assert "required" not in schema()
     assert schema()["additionalProperties"] is False
 

@@ -4,6 +4,7 @@ origin.
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
 component it replaces. ``training:`` holds settings for every stage that knows them, so that a task
 can say how to train without naming a method's stages; what a stage says itself wins.
+``pretrained:`` goes to the backbone, whichever it is.
 """
 
 from __future__ import annotations
@@ -79,11 +80,37 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
 
 def validate(layered: Layered, registry: Registry) -> Recipe:
     """Validate a composed recipe. Raises RecipeError with every problem and its position."""
-    layered = _spread_training(layered, registry)
+    layered = _set_pretrained(_spread_training(layered, registry), registry)
     try:
         return Recipe.model_validate(layered.data, context={"registry": registry})
     except ValidationError as error:
         raise RecipeError(explain(error, layered.data, layered.origins, layered.files)) from None
+
+
+def _set_pretrained(layered: Layered, registry: Registry) -> Layered:
+    """Hand ``pretrained:`` to the backbone, whichever layer has named it.
+
+    A method that starts from random weights does not know the body; in the body's own block the
+    setting would be dropped as soon as a later layer names another body.
+    """
+    if "pretrained" not in layered.data:
+        return layered
+    spread = copy.deepcopy(layered)
+    value = spread.data.pop("pretrained")
+    block = spread.data.get("backbone")
+    block = {"use": block} if isinstance(block, str) else block
+    if isinstance(block, dict) and isinstance(block.get("use"), str):
+        origin = layered.origins.get(("pretrained",), Origin("recipe"))
+        try:
+            known = registry.load("backbone", block["use"]).Config.model_fields
+        except (UsageError, PluginError):
+            return spread  # validation will say what is wrong with the backbone
+        if "pretrained" not in known:
+            message = f"backbone '{block['use']}' has no pretrained weights to leave out"
+            raise RecipeError([Problem(str(origin), "pretrained", message)])
+        spread.data["backbone"] = {**block, "pretrained": value}
+        spread.origins["backbone", "pretrained"] = origin
+    return spread
 
 
 def _spread_training(layered: Layered, registry: Registry) -> Layered:

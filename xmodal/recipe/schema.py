@@ -79,7 +79,9 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "description": "Settings for every stage that knows them; what a stage says itself wins.",
     }
-    schema["properties"] = {"extends": extends, **schema["properties"], "training": training}
+    pretrained = {"type": "boolean", "description": "false: random weights, whatever the backbone."}
+    layers = {"pretrained": pretrained, "training": training}
+    schema["properties"] = {"extends": extends, **schema["properties"], **layers}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "xmodal recipe"
     return schema
