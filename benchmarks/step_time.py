@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from xmodal import plugins
+from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import EpochRecord, Training
@@ -53,7 +54,7 @@ def bare(s: Session) -> Iterator[None]:
     optimizer = stage.optimizer(named)
     assert optimizer is not None
     parameters = [p for _, p in named]
-    x_all, y_all = s.data.train.tensors  # type: ignore[attr-defined]
+    x_all, y_all = loader.first(s.data.train, s.train_size)
     size = stage.config.batch.size
     limit = stage.clip() or float("inf")
     model.train()

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch.utils.data import Dataset
-from torchvision import datasets
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
@@ -111,6 +110,8 @@ class Cifar10(Source):
 
 def read_cifar(folder: Path) -> Arrays:
     """The training part of an unpacked CIFAR-10 archive; checksums first. Raises DataError."""
+    from torchvision import datasets  # imports a compiler; only loading needs it
+
     root = folder.parent if folder.name == CIFAR_FOLDER else folder
     try:
         data: Any = datasets.CIFAR10(str(root), train=True, download=False)
@@ -182,6 +183,8 @@ def class_folders(root: Path) -> list[Path]:
 
 def list_images(root: Path) -> tuple[list[Path], list[int]]:
     """All image files and classes, in torchvision's order. Raises DataError if one is empty."""
+    from torchvision import datasets  # imports a compiler; only loading needs it
+
     class_folders(root)
     try:
         listing = datasets.ImageFolder(str(root))
