@@ -138,7 +138,12 @@ def _without_paths(value: Any) -> Any:
 def new_path(root: Path, name: str, digest: str) -> Path:
     """A fresh run directory: ``root/name/<UTC time>-<first 6 of the hash>``."""
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
-    return root / name / f"{stamp}-{digest[:6]}"
+    path = root / name / f"{stamp}-{digest[:6]}"
+    number = 2
+    while path.exists():  # a forced repeat within the same second
+        path = root / name / f"{stamp}-{number}-{digest[:6]}"
+        number += 1
+    return path
 
 
 def same(root: Path, name: str, digest: str) -> list[Run]:
