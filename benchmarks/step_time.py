@@ -21,9 +21,8 @@ from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import EpochRecord, Training
-from xmodal.engine.plan import plan
+from xmodal.engine.plan import compose_plan
 from xmodal.engine.session import Session
-from xmodal.recipe.layers import compose, validate
 
 STEPS = 30
 WARM_UP = 3
@@ -32,9 +31,8 @@ WARM_UP = 3
 def session(recipe: str, overrides: list[str]) -> Session:
     """Build the session of a recipe."""
     registry = plugins.registry()
-    layered = compose([recipe], registry, overrides)
     store = Store()
-    made = plan(validate(layered, registry), store, layered)
+    made = compose_plan([recipe], registry, store, overrides)
     builder = Builder(made, store, lambda line: None)
     return builder.session(builder.data())
 

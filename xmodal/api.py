@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from xmodal import plugins, runs
 from xmodal.data.store import Store
 from xmodal.recipe import library
-from xmodal.recipe.layers import compose, validate
 
 if TYPE_CHECKING:
     from xmodal.engine.execute import Observer, Outcome
@@ -35,12 +34,11 @@ def run(
     """
     from xmodal.engine.directory import Order
     from xmodal.engine.execute import execute
-    from xmodal.engine.plan import plan
+    from xmodal.engine.plan import compose_plan
 
     registry = plugins.registry(tuple(plugin_files))
-    layered = compose(recipes, registry, overrides, scale)
     store = Store()
-    made = plan(validate(layered, registry), store, layered)
+    made = compose_plan(recipes, registry, store, overrides, scale)
     order = Order(
         name=name or run_name(recipes, scale),
         root=Path(root),
@@ -68,13 +66,12 @@ def load(reference: str | Path) -> Model:
     """The trained model of a finished run, holding its best weights, in evaluation mode."""
     from xmodal.engine import checkpoint
     from xmodal.engine.build import Builder
-    from xmodal.engine.plan import plan
+    from xmodal.engine.plan import compose_plan
 
     run_ = runs.locate(str(reference))
     registry = plugins.registry()
-    layered = compose([str(run_.path / "resolved.yaml")], registry)
     store = Store()
-    made = plan(validate(layered, registry), store, layered)
+    made = compose_plan([str(run_.path / "resolved.yaml")], registry, store)
     builder = Builder(made, store, lambda line: None)
     session = builder.session(builder.data())
     best = checkpoint.complete(run_.checkpoints, "best-")

@@ -107,15 +107,14 @@ def validate_(
     """Check a recipe as far as possible without loading data or weights; lists every problem."""
     from xmodal import plugins
     from xmodal.data.store import Store
-    from xmodal.engine.plan import missing_files, plan
-    from xmodal.recipe.layers import compose, validate
+    from xmodal.engine.plan import compose_plan, missing_files
 
     recipes, overrides = split_arguments(arguments)
     registry = plugins.registry(tuple(plugin or ()))
-    layered = compose(recipes, registry, overrides, scale)
-    made = plan(validate(layered, registry), Store(), layered)
+    store = Store()
+    made = compose_plan(recipes, registry, store, overrides, scale)
     facts = made.facts
-    absent = missing_files(made, Store())
+    absent = missing_files(made, store)
     tokens = "x".join(str(side) for side in facts.grid)
     row = {
         "valid": True,

@@ -142,13 +142,11 @@ def _dry_run(
     from xmodal import plugins
     from xmodal.data.store import Store
     from xmodal.engine.dry_run import describe
-    from xmodal.engine.plan import plan
-    from xmodal.recipe.layers import compose, validate
+    from xmodal.engine.plan import compose_plan
 
     registry = plugins.registry(plugin_files)
-    layered = compose(recipes, registry, overrides, scale)
     store = Store()
-    made = plan(validate(layered, registry), store, layered)
+    made = compose_plan(recipes, registry, store, overrides, scale)
     console = output.stderr()
     facts = describe(made, store, lambda line: console.print(f"note: {line}", markup=False))
     if as_json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from xmodal.data.store import Store
 from xmodal.errors import Problem, RecipeError
 from xmodal.interfaces import Facts, Target
-from xmodal.recipe.layers import Layered
+from xmodal.plugins import Registry
+from xmodal.recipe.layers import Layered, compose, validate
 from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
 
 
@@ -42,6 +43,18 @@ def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
     if found:
         raise RecipeError([_placed(key, message, layered) for key, message in found])
     return Plan(recipe, facts, _source_target(recipe, facts))
+
+
+def compose_plan(
+    references: Sequence[str],
+    registry: Registry,
+    store: Store,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+) -> Plan:
+    """Compose, validate and plan recipes. Raises RecipeError and what ``plan`` raises."""
+    layered = compose(references, registry, overrides, scale)
+    return plan(validate(layered, registry), store, layered)
 
 
 def missing_files(plan: Plan, store: Store) -> list[str]:
