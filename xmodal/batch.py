@@ -27,21 +27,52 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """One micro-batch on its device: raw target samples ``[B, *shape]`` and their labels.
+
+    ``source``: as many raw source samples with their labels, where the mixer mixes with a source.
+    ``unlabelled``: further raw target samples, where the mixer wants them and there are any.
+    """
+
+    x: Tensor
+    y: Tensor
+    source: tuple[Tensor, Tensor] | None = None
+    unlabelled: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
-    """Embedded samples, their labels, and the name of the head that predicts them."""
+    """Embedded samples, their labels, and the name of the head that predicts them.
+
+    ``unlabelled`` holds the tokens of further samples of the same kind, whose labels are unknown.
+    """
 
     tokens: Tokens
     y: Tensor
     head: str
+    unlabelled: Tokens | None = None
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the loss: ``weight`` times the loss of ``head``'s prediction against ``y``."""
+    """One term of the loss: ``weight`` times the loss of ``head``'s prediction against ``y``.
+
+    Where ``like`` is given, the prediction is compared with that of the view of this number (by
+    the same head, without gradient), and there is no ``y``.
+    """
 
     head: str
-    y: Tensor
+    y: Tensor | None
     weight: float
+    like: int | None = None
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points to measure a distance between: ``x_ND``, and their classes (int64) where known."""
+
+    x_ND: Tensor
+    classes_N: Tensor | None = None
 
 
 @dataclass(frozen=True)

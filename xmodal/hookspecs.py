@@ -57,6 +57,16 @@ def xmodal_backbones() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def xmodal_adapters() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Adapters: changes to a pretrained body, such as low-rank updates."""
+
+
+@hookspec
+def xmodal_distances() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Distances between the features of two data sets."""
+
+
+@hookspec
 def xmodal_stages() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Stages: phases of a run, such as fine-tuning."""
 

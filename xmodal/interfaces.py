@@ -27,7 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.batch import Progress, Sample, Selection, Tokens, View
+from xmodal.batch import Points, Progress, Sample, Selection, Tokens, View
 from xmodal.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -263,12 +263,27 @@ class Scheduler(Component):
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training, 0 <= k <= ``num_tokens``."""
 
+    def observe(
+        self, mix: Callable[[int], Tokens], target: Tokens, source: Tokens, progress: Progress
+    ) -> None:
+        """Look at a training batch before k is asked for; ``mix(k)`` gives its mixed tokens.
+
+        For schedules that depend on the data. One with a state of its own must also be an
+        ``nn.Module`` that keeps it in buffers. The default looks at nothing.
+        """
+        return
+
 
 class Mixer(Component, nn.Module):
-    """Builds the views a step trains on. ``needs_source`` asks the engine for source batches."""
+    """Builds the views a step trains on.
+
+    ``needs_source`` asks the engine for source batches, ``needs_unlabelled`` for target samples
+    without labels (a run may have none); ``uses`` names the parts it is given.
+    """
 
     kind = "mixer"
     needs_source: ClassVar[bool] = False
+    needs_unlabelled: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -363,6 +378,44 @@ class Loss(Component, nn.Module):
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         """The loss of every sample, ``[B]``."""
 
+    def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
+        """How far a prediction is from another one of the same samples, ``[B]``; 0 where equal.
+
+        The default is this loss with the other prediction as the label, which suits numbers.
+        """
+        disagreement: Tensor = self(prediction, other)
+        return disagreement
+
+
+class Adapter(Component):
+    """Changes a pretrained body in place before anything trains, for example adds low-rank parts.
+
+    Which of its parameters train is the stage's to say, by their names.
+    """
+
+    kind = "adapter"
+
+    @abstractmethod
+    def apply(self, backbone: Backbone) -> None:
+        """Change the body. Must give the same parameter names every time."""
+
+
+class Distance(Component):
+    """A distance between two sets of points, the source's and the target's.
+
+    ``fit`` is called once with the source and keeps whatever can be computed from it alone.
+    """
+
+    kind = "distance"
+
+    @abstractmethod
+    def fit(self, source: Points) -> None:
+        """Remember the source ``[n, D]``; no gradient flows to it."""
+
+    @abstractmethod
+    def __call__(self, target: Points) -> Tensor:
+        """The distance (a scalar) of ``target`` ``[m, D]``, differentiable in its points."""
+
 
 class Metric(Component):
     """A score over a whole split, fed batch by batch. ``better`` is ``lower`` or ``higher``."""
@@ -389,6 +442,7 @@ class TaskData:
 
     ``decode`` turns a predictor's output into the unit of ``y`` (for example, it undoes a
     normalisation); losses and metrics see the decoded prediction. ``checksum`` identifies the data.
+    ``unlabelled`` holds samples to train on whose labels must not be looked at.
     ``images`` names channels worth drawing in a report: ``{"title": channel of x}``.
     """
 
@@ -400,6 +454,7 @@ class TaskData:
     notes: tuple[str, ...] = ()
     images: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    unlabelled: Dataset[Pair] | None = None
 
 
 class Task(Component):
@@ -454,9 +509,15 @@ class Stage(Component):
     """One phase of a run. Yields optimizer steps, each an iterable of micro-batches.
 
     Its ``Config`` has ``epochs`` and ``train``, unless the class overrides the properties.
+    ``needs_source`` asks for the recipe's source in ``session.source``, ``needs_source_head`` for a
+    head that predicts its labels. ``evaluates``: whether its epochs are scored and can be the best
+    of the run; a stage that prepares for another one says no.
     """
 
     kind = "stage"
+    needs_source: ClassVar[bool] = False
+    needs_source_head: ClassVar[bool] = False
+    evaluates: ClassVar[bool] = True
 
     @property
     def epochs(self) -> int:
@@ -511,7 +572,9 @@ INTERFACES: tuple[type[Component], ...] = (
     Scheduler,
     Predictor,
     Backbone,
+    Adapter,
     Stage,
+    Distance,
     Task,
     Source,
     Loss,

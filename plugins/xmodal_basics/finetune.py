@@ -10,67 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from xmodal.batch import Progress
+from xmodal.batch import Batch, Progress
 from xmodal.interfaces import Settings, Stage
+from xmodal.optimize import (
+    AdamW,
+    BatchSize,
+    OptimizerSettings,
+    Schedule,
+    make_optimizer,
+    make_schedule,
+)
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Micro, Session
-
-
-class Batch(Settings):
-    """Samples an optimizer step, and how many of them go through the model at once."""
-
-    size: int = Field(32, ge=1, description="Samples an optimizer step.")
-    micro: int | None = Field(None, ge=1, description="Samples at once (default: all of them).")
-
-    @model_validator(mode="after")
-    def _micro_fits(self) -> Batch:
-        if self.micro is not None and self.micro > self.size:
-            raise ValueError(f"micro ({self.micro}) is larger than size ({self.size})")
-        return self
-
-
-class _Optimizer(Settings):
-    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(0.0, ge=0)
-
-
-class Adam(_Optimizer):
-    """Adam, weight decay added to the gradient."""
-
-    use: Literal["adam"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.98)
-
-
-class AdamW(_Optimizer):
-    """Adam with decoupled weight decay."""
-
-    use: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.98)
-
-
-class SGD(_Optimizer):
-    """Stochastic gradient descent with momentum."""
-
-    use: Literal["sgd"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1)
-
-
-class Schedule(Settings):
-    """Linear warm-up from 0, then decay, both counted in optimizer steps."""
-
-    warmup_epochs: float = Field(0.0, ge=0)
-    decay: Literal["none", "linear", "cosine"] = "linear"
-    decay_epochs: float | None = Field(
-        None, gt=0, description="Where the decay reaches 0 (default: the end of the stage)."
-    )
+    from xmodal.engine.session import Session
 
 
 class Finetune(Stage):
@@ -80,11 +38,17 @@ class Finetune(Stage):
         """Settings of the fine-tuning stage."""
 
         epochs: int = Field(10, ge=1, description="Passes over the training split.")
+        stretch: float = Field(
+            1.0,
+            gt=0,
+            description="Multiplies epochs, warm-up and decay, whichever layer sets them: 2 gives "
+            "plain fine-tuning the encoder passes of a method that takes two a sample.",
+        )
         train: tuple[str, ...] = Field(
             ("*",), description="Patterns over parameter names; 'norms' means every LayerNorm."
         )
-        batch: Batch = Field(Batch(), description="Samples a step, and how many at once.")
-        optimizer: Annotated[Adam | AdamW | SGD, Field(discriminator="use")] = Field(
+        batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
+        optimizer: OptimizerSettings = Field(
             AdamW(), description="adam, adamw or sgd, with its own settings."
         )
         schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the rate.")
@@ -97,6 +61,11 @@ class Finetune(Stage):
         )
         max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
 
+    @property
+    def epochs(self) -> int:
+        """Passes over the training split, stretched."""
+        return max(1, round(float(self.config.epochs * self.config.stretch)))
+
     def _size(self) -> tuple[int, int]:
         batch = self.config.batch
         return batch.size, batch.micro or batch.size
@@ -108,44 +77,21 @@ class Finetune(Stage):
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Build the optimizer; parameters with a factor of their own form their own groups."""
-        settings = self.config.optimizer
-        groups: dict[float, list[nn.Parameter]] = {1.0: []}
-        for name, parameter in named:
-            factors = [f for p, f in self.config.lr_factors.items() if fnmatchcase(name, p)]
-            groups.setdefault(factors[-1] if factors else 1.0, []).append(parameter)
-        parameters = [
-            {"params": members, "lr": settings.lr * factor} for factor, members in groups.items()
-        ]
-        # One pass over memory instead of a dozen: at small batches the update is a large share.
-        common: dict[str, Any] = {
-            "lr": settings.lr,
-            "weight_decay": settings.weight_decay,
-            "fused": True,
-        }
-        if isinstance(settings, SGD):
-            return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
-        kind = torch.optim.AdamW if isinstance(settings, AdamW) else torch.optim.Adam
-        return kind(parameters, betas=settings.betas, **common)
+        return make_optimizer(self.config.optimizer, named, self.config.lr_factors)
 
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Warm-up and decay as a factor of each group's learning rate."""
-        config: Schedule = self.config.schedule
-        warmup = round(config.warmup_epochs * steps_per_epoch)
-        end = round((config.decay_epochs or self.config.epochs) * steps_per_epoch)
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            if config.decay == "none" or end <= warmup:
-                return 1.0
-            share = min(1.0, (step - warmup) / (end - warmup))
-            if config.decay == "linear":
-                return 1.0 - share
-            return 0.5 * (1 + math.cos(math.pi * share))
-
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        settings: Schedule = self.config.schedule
+        stretched = settings.model_copy(
+            update={
+                "warmup_epochs": settings.warmup_epochs * self.config.stretch,
+                "decay_epochs": settings.decay_epochs
+                and settings.decay_epochs * self.config.stretch,
+            }
+        )
+        return make_schedule(stretched, optimizer, self.epochs, steps_per_epoch)
 
     def clip(self) -> float | None:
         """The gradient norm to clip to."""
@@ -154,7 +100,7 @@ class Finetune(Stage):
 
     def steps(
         self, session: Session, progress: Progress
-    ) -> Iterator[Iterator[tuple[Micro, float]]]:
+    ) -> Iterator[Iterator[tuple[Batch, float]]]:
         """Micro-batches of every step from ``progress.step`` on, each with its share."""
         size, micro = self._size()
         steps = torch.split(session.order(progress), size)[progress.step : progress.steps]
@@ -164,7 +110,7 @@ class Finetune(Stage):
         for step, pieces in zip(steps, parts, strict=True):
             yield self._step(stream, [len(piece) / len(step) for piece in pieces])
 
-    def _step(self, stream: Iterator[Micro], shares: list[float]) -> Iterator[tuple[Micro, float]]:
+    def _step(self, stream: Iterator[Batch], shares: list[float]) -> Iterator[tuple[Batch, float]]:
         for share in shares:
             yield next(stream), 1.0 if self.config.accumulate == "sum" else share
 
@@ -172,6 +118,6 @@ class Finetune(Stage):
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """The model's loss on one micro-batch times its share of the step."""
-        (x, y, source), share = micro
-        loss, log = session.forward(x, y, source, progress)
+        batch, share = micro
+        loss, log = session.forward(batch, progress)
         return loss * share, log

@@ -31,6 +31,7 @@ SHARED_WORDS = {
     "auto": "the default device, which accelerate then chooses",
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
     "fit": "whether a run fits into memory",
+    "linear": "a shape of learning-rate decay",
     "timm": "a library whose version is recorded",
 }
 # Files that may do what is otherwise forbidden, and why.

@@ -105,7 +105,8 @@ def _epoch_line(record: EpochRecord) -> str:
     parts = [f"epoch {at.epoch + 1}/{at.epochs}"]
     if "loss" in record.train:
         parts.append(f"train loss {number(record.train['loss'])}")
-    parts.append(f"validation {number(record.metric)}{' (best)' if record.best else ''}")
+    if record.metric is not None:
+        parts.append(f"validation {number(record.metric)}{' (best)' if record.best else ''}")
     if "k" in record.train:
         parts.append(f"k {record.train['k']:.0f}")
     parts.append(seconds(record.seconds))

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import randomness
 from xmodal.engine.model import Model
-from xmodal.engine.plan import Plan, missing_files
+from xmodal.engine.plan import Plan, missing_files, needs_source_head, source_users
 from xmodal.engine.session import Session
 from xmodal.errors import DataError
 from xmodal.interfaces import (
+    Adapter,
     Backbone,
     Context,
     Loss,
@@ -98,9 +99,29 @@ class Builder:
             # As published: what is validation elsewhere is trained on, and the test split selects.
             joined: Dataset[Pair] = ConcatDataset([data.train, data.validation])
             data = replace(data, train=loader.flattened(joined))
+        data = self._share(data)
         for line in data.notes:
             self.note(line)
         return data
+
+    def _share(self, data: TaskData) -> TaskData:
+        """Keep the wanted share of the training samples, and hide the labels of some of them.
+
+        Smaller shares are subsets of larger ones of the same seed.
+        """
+        recipe, total = self.recipe, loader.count(data.train)
+        used = max(1, round(total * recipe.fraction))
+        seen = max(1, round(used * recipe.labelled))
+        if seen == total:
+            return data
+        order = randomness.permutation(total, recipe.seed, "share")
+        unlabelled = data.unlabelled
+        if seen < used:
+            hidden = loader.flattened(Subset(data.train, order[seen:used].sort().values.tolist()))
+            unlabelled = hidden if unlabelled is None else ConcatDataset([unlabelled, hidden])
+        train = loader.flattened(Subset(data.train, order[:seen].sort().values.tolist()))
+        self.note(f"training on {seen} of {total} samples with labels, {used - seen} without")
+        return replace(data, train=train, unlabelled=unlabelled)
 
     def session(self, data: TaskData) -> Session:
         """Load the weights, build the model and calibrate the embedder."""
@@ -112,9 +133,12 @@ class Builder:
             # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         randomness.seed_everything(recipe.seed)
-        mixes = recipe.mixer.component.needs_source
-        handle = accelerator(recipe.device, recipe.precision, idle=mixes)
+        handle = accelerator(recipe.device, recipe.precision, idle=bool(source_users(recipe)))
         backbone: Backbone = self.make(recipe.backbone, "backbone")
+        if recipe.adapter is not None:
+            adapter: Adapter = self.make(recipe.adapter, "adapter")
+            with randomness.seeded(recipe.seed, "initialise", "adapted"):
+                adapter.apply(backbone)
         embedder = self.make(recipe.embedder, "embedder", backbone=backbone)
         parts = {}
         for part in recipe.mixer.component.uses:
@@ -123,11 +147,12 @@ class Builder:
         target = self.facts.task.target
         predictor = self.make(recipe.predictor, "predictor", target, backbone=backbone)
         loss = self._loss(recipe.task.config.loss, "loss", target)
-        loss.fit(loader.labels(data.train))
+        _fit(loss, data.train)
         source, source_predictor, source_loss = None, None, None
-        if recipe.mixer.component.needs_source:
+        if source_users(recipe):
             source = self._source(backbone)
-            source_predictor, source_loss = self._source_head(backbone, source)
+            if needs_source_head(recipe):
+                source_predictor, source_loss = self._source_head(backbone, source)
         model = Model(
             embedder,
             backbone,
@@ -183,7 +208,7 @@ class Builder:
         assert recipe.source is not None
         assert target is not None
         loss = self._loss(recipe.source_loss or recipe.source.config.loss, "source_loss", target)
-        loss.fit(loader.labels(samples))
+        _fit(loss, samples)
         if recipe.source_head == "target":
             return None, loss
         use = recipe.source_predictor or recipe.predictor
@@ -219,6 +244,12 @@ class Builder:
         model.embedder.calibrate(x, norm)
         session.source_norm = norm
         session.target_norm = token_norm(model.embedder(x).x_BND)
+
+
+def _fit(loss: Loss, dataset: Dataset[Any]) -> None:
+    """Show a loss all labels, unless it does not look: dense labels can be gigabytes."""
+    if type(loss).fit is not Loss.fit:
+        loss.fit(loader.labels(dataset))
 
 
 def token_norm(x_BND: Tensor) -> float:

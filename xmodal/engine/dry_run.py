@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from xmodal.batch import Progress, View
+from xmodal.batch import Batch, Progress, View
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
@@ -61,19 +61,18 @@ def _data(plan: Plan, session: Session) -> dict[str, str]:
 def _shapes(session: Session) -> dict[str, str]:
     model = session.model.eval()
     x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
-    source = None
+    batch = Batch(x, y, *session.partners(len(x)))
     rows = {"target input": _shape(x)}
-    if session.source is not None:
-        first = loader.first(session.source, len(x))
-        source = (first[0].to(session.device), first[1].to(session.device))
-        tokens = model.embed_source(source[0])
-        rows["source input"] = _shape(source[0])
+    if batch.source is not None:
+        tokens = model.embed_source(batch.source[0])
+        rows["source input"] = _shape(batch.source[0])
         rows["source tokens"] = f"{_shape(tokens.x_BND)}, grid {tokens.grid}"
     tokens = model.embedder(x)
     rows["target tokens"] = f"{_shape(tokens.x_BND)}, grid {tokens.grid}"
-    stage = session.stages[0]
-    at = Progress(0, 0, stage.epochs, 0, stage.steps_per_epoch(session))
-    views = model.views(x, y, source, at)
+    stage = session.stages[-1]
+    last = len(session.stages) - 1
+    at = Progress(last, 0, stage.epochs, 0, stage.steps_per_epoch(session))
+    views = model.views(batch, at)
     for number, (view, features) in enumerate(zip(views, model.encode(views), strict=True)):
         rows[f"view {number}"] = f"{_terms(view)} -> features {_shape(features.x_BND)}"
     rows["prediction"] = _shape(model.predict(x))

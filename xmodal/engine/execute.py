@@ -215,7 +215,10 @@ class _Execution:
         if record.best:
             state = {"model": self.session.model.state_dict()}
             checkpoint.save(self._best_folder(snapshot.best_steps), state)
-        self._save()
+        # Epochs of preparation can be single steps: saving each would take longer than they do.
+        over = record.progress.epoch + 1 == record.progress.epochs
+        if record.metric is not None or over or self._due():
+            self._save()
 
     def _save(self) -> None:
         """Save everything; afterwards older checkpoints and bests may go."""

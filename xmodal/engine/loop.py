@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xmodal.batch import Progress
+from xmodal.batch import Progress, Tokens
 from xmodal.engine import guard, probe, randomness
 from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.evaluate import evaluate
@@ -40,6 +40,7 @@ class Snapshot:
     best_metric: float | None = None
     best_at: tuple[int, int] | None = None
     best_steps: int = 0
+    encoded: int = 0
     seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -58,12 +59,15 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: means over its steps, and the validation score. ``best``: the best so far."""
+    """One epoch: means over its steps, and the validation score (None where the stage has none).
+
+    ``best``: the best so far.
+    """
 
     progress: Progress
     train: Mapping[str, float]
-    metric: float
-    loss: float
+    metric: float | None
+    loss: float | None
     best: bool
     seconds: float
     trainable: int
@@ -79,6 +83,7 @@ class Training:
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
         self.restored = restored
         self.begin_seconds = 0.0
+        self._encoded = 0
         if restored is not None:
             self.snapshot = Snapshot(**restored["snapshot"])
             load_exactly(session.model, restored["model"], "the checkpoint")
@@ -97,6 +102,17 @@ class Training:
 
     def run(self) -> Iterator[StepRecord | EpochRecord]:
         """Train. Yields after every optimizer step and every epoch."""
+        counter = self.session.model.backbone.register_forward_pre_hook(self._count)
+        try:
+            yield from self._stages()
+        finally:
+            counter.remove()
+
+    def _count(self, module: nn.Module, inputs: tuple[Tokens]) -> None:
+        """Count the samples that go through the encoder, of which a method's cost is made."""
+        self._encoded += len(inputs[0].x_BND)
+
+    def _stages(self) -> Iterator[StepRecord | EpochRecord]:
         snapshot = self.snapshot
         for stage in self.session.stages[: snapshot.stage]:
             if stage.optimizer([]) is None:
@@ -142,18 +158,20 @@ class Training:
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         session.model.train()
         started = time.perf_counter()
+        self._encoded = 0
         for micro_batches in stage.steps(session, at):
             at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
             begun = time.perf_counter()
             loss, log, lr, norm = self._step(stage, micro_batches, named, at)
             snapshot.step += 1
             snapshot.total_steps += 1
+            snapshot.encoded, self._encoded = snapshot.encoded + self._encoded, 0
             for name, value in {"loss": loss, **log, "gradient_norm": norm, "lr": lr}.items():
                 snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
             yield StepRecord(at, loss, log, lr, norm, time.perf_counter() - begun)
         seconds = time.perf_counter() - started + self.begin_seconds
         self.begin_seconds = 0.0
-        yield self._finish_epoch(at, named, seconds)
+        yield self._finish_epoch(stage, at, named, seconds)
 
     def _step(
         self,
@@ -198,24 +216,28 @@ class Training:
         return total, {k: v / micros for k, v in sums.items()}, lr, gradient_norm
 
     def _finish_epoch(
-        self, at: Progress, named: list[tuple[str, nn.Parameter]], seconds: float
+        self, stage: Stage, at: Progress, named: list[tuple[str, nn.Parameter]], seconds: float
     ) -> EpochRecord:
         session, snapshot = self.session, self.snapshot
-        score = evaluate(session, session.evaluation_split())
-        lower = session.metric.better == "lower"
-        best = snapshot.best_metric is None or (
-            score.metric < snapshot.best_metric if lower else score.metric > snapshot.best_metric
-        )
-        if best:
+        score, best = None, False
+        if stage.evaluates:
+            score = evaluate(session, session.evaluation_split())
+            best = snapshot.best_metric is None or (
+                score.metric < snapshot.best_metric
+                if session.metric.better == "lower"
+                else score.metric > snapshot.best_metric
+            )
+            snapshot.probes.append(probe.look(session, at))
+        if score is not None and best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
             snapshot.best_steps = snapshot.total_steps
-        snapshot.probes.append(probe.look(session, at))
         means = {name: total / max(1, snapshot.step) for name, total in snapshot.sums.items()}
         snapshot.sums = {}
         snapshot.epoch, snapshot.step = snapshot.epoch + 1, 0
         snapshot.seconds += seconds
         trainable = sum(p.numel() for _, p in named)
-        return EpochRecord(at, means, score.metric, score.loss, best, seconds, trainable)
+        metric, loss = (None, None) if score is None else (score.metric, score.loss)
+        return EpochRecord(at, means, metric, loss, best, seconds, trainable)
 
 
 def _to_numbers(loss: Tensor, log: Mapping[str, Tensor | float]) -> tuple[float, dict[str, float]]:

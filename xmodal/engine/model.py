@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from xmodal.batch import SOURCE, TARGET, Progress, Sample, Tokens, View
+from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Tokens, View
 from xmodal.interfaces import Backbone, Embedder, Loss, Mixer, Predictor
 
 
@@ -52,34 +52,43 @@ class Model(nn.Module):
         with torch.no_grad():
             return self.backbone.embed(x)
 
-    def forward(
-        self, x: Tensor, y: Tensor, source: tuple[Tensor, Tensor] | None, progress: Progress
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of one micro-batch and what to log about it."""
-        views = self.views(x, y, source, progress)
-        total = x.new_zeros((), dtype=torch.float32)
+        views = self.views(batch, progress)
+        features = self.encode(views)
+        predictions: dict[tuple[int, str], Tensor] = {}
+
+        def predicted(view: int, head: str) -> Tensor:
+            if (view, head) not in predictions:
+                predictions[view, head] = self.apply_head(head, features[view])
+            return predictions[view, head]
+
+        total = batch.x.new_zeros((), dtype=torch.float32)
         log: dict[str, Tensor | float] = {}
-        for number, (view, features) in enumerate(zip(views, self.encode(views), strict=True)):
-            heads: dict[str, Tensor] = {}
+        for number, view in enumerate(views):
             for term in view.terms:
                 if term.weight == 0:
                     continue
-                if term.head not in heads:
-                    heads[term.head] = self.apply_head(term.head, features)
-                value = self.loss_of(term.head)(heads[term.head], term.y).mean()
+                own, loss = predicted(number, term.head), self.loss_of(term.head)
+                name = f"view{number}/{term.head}"
+                if term.like is None:
+                    value = loss(own, term.y).mean()
+                else:
+                    other = predicted(term.like, term.head).detach()
+                    value = loss.agreement(own, other).mean()
+                    name += " agreement"
                 total = total + term.weight * value
-                log[f"view{number}/{term.head}"] = value.detach()
+                log[name] = value.detach()
             log.update(view.log)
         return total, log
 
-    def views(
-        self, x: Tensor, y: Tensor, source: tuple[Tensor, Tensor] | None, progress: Progress
-    ) -> tuple[View, ...]:
+    def views(self, batch: Batch, progress: Progress) -> tuple[View, ...]:
         """Embed and mix."""
-        target = Sample(self.embedder(x), y, TARGET)
+        further = None if batch.unlabelled is None else self.embedder(batch.unlabelled)
+        target = Sample(self.embedder(batch.x), batch.y, TARGET, further)
         partner = None
-        if source is not None:
-            partner = Sample(self.embed_source(source[0]), source[1], SOURCE)
+        if batch.source is not None:
+            partner = Sample(self.embed_source(batch.source[0]), batch.source[1], SOURCE)
         views: tuple[View, ...] = self.mixer(target, partner, progress)
         return views
 

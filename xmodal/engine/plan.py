@@ -63,6 +63,18 @@ def missing_files(plan: Plan, store: Store) -> list[str]:
     return [text for use in parts if use for text in use.component.missing(use.config, store)]
 
 
+def source_users(recipe: Recipe) -> list[str]:
+    """The parts that read samples of the source, as they are shown to users."""
+    users = [f"mixer '{recipe.mixer.name}'"] if recipe.mixer.component.needs_source else []
+    return users + [f"stage '{s.name}'" for s in recipe.stages if s.component.needs_source]
+
+
+def needs_source_head(recipe: Recipe) -> bool:
+    """Whether anything predicts source labels."""
+    stages = any(stage.component.needs_source_head for stage in recipe.stages)
+    return recipe.mixer.component.needs_source or stages
+
+
 def _source_target(recipe: Recipe, facts: Facts) -> Target | None:
     """What the source head predicts; dense source labels take the shape of the target's."""
     if facts.source is None:
@@ -78,10 +90,13 @@ def _structure(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     for part in mixer.uses:
         if getattr(recipe, part) is None:
             yield part, f"is missing; mixer '{recipe.mixer.name}' needs a {part}"
-    if mixer.needs_source and recipe.source is None:
-        yield "source", f"is missing; mixer '{recipe.mixer.name}' mixes with a source"
+    if not any(stage.component.evaluates for stage in recipe.stages):
+        yield "stages", "only prepare; at least one must be scored, such as one that fine-tunes"
+    if recipe.source is None:
+        for who in source_users(recipe):
+            yield "source", f"is missing; {who} needs one"
     body, task = facts.backbone, facts.task
-    if mixer.needs_source and recipe.source and facts.source:
+    if source_users(recipe) and recipe.source and facts.source:
         modalities = {body.modality, facts.source.modality}
         if len(modalities) > 1 and "any" not in modalities:
             yield (
@@ -105,7 +120,7 @@ def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, 
     if loss is not None and not loss.component.supports(target):
         yield "task.loss", f"'{loss.name}' does not fit {target.kind} labels"
     source = _source_target(recipe, facts)
-    if source is None or not recipe.mixer.component.needs_source:
+    if source is None or not needs_source_head(recipe):
         return
     if recipe.source_head == "target":
         if source != target and (source.kind, source.size) != (target.kind, target.size):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from xmodal.batch import Progress
+from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import randomness
 from xmodal.engine.session import Session
@@ -25,7 +25,7 @@ def look(session: Session, at: Progress) -> dict[str, Any]:
     mixed.
     """
     result: dict[str, Any] = {"stage": at.stage, "epoch": at.epoch}
-    if session.source is None:
+    if not session.model.mixer.needs_source:
         return result
     states = {name: g.get_state() for name, g in session.generators.items()}
     outer = randomness.global_state()
@@ -34,10 +34,8 @@ def look(session: Session, at: Progress) -> dict[str, Any]:
     model.eval()
     try:
         x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
-        source = loader.first(session.source, len(x))
-        partner = (source[0].to(session.device), source[1].to(session.device))
         with session.accelerator.autocast():
-            views = model.views(x, y, partner, at)
+            views = model.views(Batch(x, y, *session.partners(len(x))), at)
     finally:
         model.train(was_training)
         for name, generator in session.generators.items():

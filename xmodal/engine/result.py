@@ -63,6 +63,7 @@ def summarise(
         "protocol": recipe.protocol,
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
+        "encoded_samples": snapshot.encoded,
         "memory_bytes": peak_memory(),
         "parameters": {
             "total": sum(p.numel() for p in parameters),

@@ -11,13 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.batch import Progress
+from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import randomness
 from xmodal.engine.model import Model
 from xmodal.interfaces import Facts, Metric, Stage, TaskData
-
-Micro = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]
 
 
 @dataclass
@@ -71,29 +69,46 @@ class Session:
         if self.accelerator.num_processes > 1:
             self.wrapped = self.accelerator.prepare_model(self.model)
 
-    def forward(
-        self, x: Tensor, y: Tensor, source: tuple[Tensor, Tensor] | None, progress: Progress
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The training loss of one micro-batch, in the precision of the run."""
         with self.accelerator.autocast():
             result: tuple[Tensor, dict[str, Tensor | float]] = (self.wrapped or self.model)(
-                x, y, source, progress
+                batch, progress
             )
         return result
 
-    def micro_batches(self, indices: list[Tensor], drawn: int) -> Iterator[Micro]:
-        """Fetch target micro-batches with as many source samples each, on the device.
+    def micro_batches(self, indices: list[Tensor], drawn: int) -> Iterator[Batch]:
+        """Fetch target micro-batches with all that the mixer wants to them, on the device.
 
-        ``drawn`` is the number of target samples drawn before ``indices`` in this stage; the source
-        order is an endless stream of its own, so it depends on nothing but that number.
+        ``drawn`` is the number of target samples drawn before ``indices`` in this stage; source and
+        unlabelled samples come in endless streams of their own, as many as target samples, so they
+        depend on nothing but that number.
         """
         indices = [self._own(index) for index in indices]
         sizes = [len(index) for index in indices]
-        target = loader.batches(self.data.train, indices, self.workers)
-        source = self._source(sizes, drawn) if self.source is not None else None
-        for x, y in target:
-            partner = next(source) if source is not None else None
-            yield self._move(x), self._move(y), partner
+        mixer = self.model.mixer
+        source = further = None
+        if mixer.needs_source and self.source is not None:
+            source = self._stream(self.source, sizes, drawn, "source order")
+        if mixer.needs_unlabelled and self.data.unlabelled is not None:
+            further = self._stream(self.data.unlabelled, sizes, drawn, "unlabelled order")
+        for x, y in loader.batches(self.data.train, indices, self.workers):
+            yield Batch(
+                self._move(x),
+                self._move(y),
+                None if source is None else next(source),
+                None if further is None else next(further)[0],
+            )
+
+    def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """What the mixer wants beside ``number`` labelled target samples: always the first ones."""
+        mixer, source, further = self.model.mixer, None, None
+        if mixer.needs_source and self.source is not None:
+            x, y = loader.first(self.source, number)
+            source = self._move(x), self._move(y)
+        if mixer.needs_unlabelled and self.data.unlabelled is not None:
+            further = self._move(loader.first(self.data.unlabelled, number)[0])
+        return source, further
 
     def _own(self, index: Tensor) -> Tensor:
         """This process's share of a micro-batch (all of it where there is one process)."""
@@ -101,15 +116,16 @@ class Session:
         # A rank left without samples would hang the others in the gradient exchange.
         return index[rank::world] if len(index) >= world else index
 
-    def _source(self, sizes: list[int], start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self.source is not None
+    def _stream(
+        self, dataset: Dataset[Any], sizes: list[int], start: int, name: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         world = self.accelerator.num_processes
         rank = self.accelerator.process_index
         order = randomness.endless(
-            loader.count(self.source), start, max(1, sum(sizes) * world), self.seed, "source order"
+            loader.count(dataset), start, max(1, sum(sizes) * world), self.seed, name
         )[rank::world]
         pieces = torch.split(order[: sum(sizes)], sizes)
-        for x, y in loader.batches(self.source, pieces, self.workers):
+        for x, y in loader.batches(dataset, pieces, self.workers):
             yield self._move(x), self._move(y)
 
     def _move(self, tensor: Tensor) -> Tensor:

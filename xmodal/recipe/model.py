@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from xmodal.interfaces import (
+    Adapter,
     Backbone,
     Embedder,
     Loss,
@@ -43,6 +44,9 @@ class Recipe(Settings):
         None, description="Labelled proxy of the modality the backbone was pretrained on."
     )
     backbone: Use[Backbone] = Field(description="The pretrained body.")
+    adapter: Use[Adapter] | None = Field(
+        None, description="Changes the body in place, such as low-rank updates."
+    )
     embedder: Use[Embedder] = Field(description="Turns target samples into tokens.")
     mixer: Use[Mixer] = Field(description="Builds the views a step trains on.")
     selector: Use[Selector] | None = Field(None, description="Chooses important tokens.")
@@ -58,6 +62,16 @@ class Recipe(Settings):
         None, description="Loss of source labels; default: the source's."
     )
     stages: tuple[Use[Stage], ...] = Field(description="The phases of the run, in order.")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the training samples that is used at all."
+    )
+    labelled: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the used training samples whose labels may be seen; the others are "
+        "left to methods that learn from samples without labels.",
+    )
     seed: int = Field(0, ge=0, description="Pairs runs: same seed, same split, order and head.")
     protocol: Literal["clean", "published"] = Field(
         "clean",
@@ -83,5 +97,6 @@ COMPONENT_FIELDS = tuple(
     for name in Recipe.model_fields
     if name not in {"description", "seed", "protocol", "precision", "device", "workers"}
     and name not in {"deterministic", "evaluation_batch", "saving", "source_head", "stages"}
+    and name not in {"fraction", "labelled"}
 )
 """Recipe fields that hold one component."""

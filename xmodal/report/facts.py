@@ -55,6 +55,7 @@ def measured(result: Mapping[str, Any]) -> Words:
         ("Test loss", text.number(result["test"]["loss"])),
         (f"Best {split} {result['metric']}", text.number(result["validation"]["metric"])),
         ("Optimizer steps", text.number(result["steps"])),
+        ("Samples through the encoder", text.number(result.get("encoded_samples"))),
         ("Training steps took", text.duration(result["seconds"]["training"])),
         ("Whole process took", text.duration(result["seconds"]["this_process"])),
         ("Peak memory", text.size(result["memory_bytes"])),

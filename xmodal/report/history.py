@@ -47,10 +47,14 @@ def of_train(metrics: Lines, name: str, label: str = "", colour: int = 1) -> Lin
 
 def of_validation(metrics: Lines, label: str, colour: int = 1) -> Line:
     """The validation metric over epochs, its best epoch marked."""
-    y = [float(m["validation"]["metric"]) for m in metrics]
-    best = [i for i, m in enumerate(metrics) if m.get("best")]
-    mark = (float(best[-1] + 1), y[best[-1]]) if best else None
-    return Line(label, list(range(1, len(y) + 1)), y, colour, mark)
+    scored = [
+        (i + 1, float(m["validation"]["metric"]))
+        for i, m in enumerate(metrics)
+        if m["validation"]["metric"] is not None
+    ]
+    best = [i + 1 for i, m in enumerate(metrics) if m.get("best")]
+    mark = (float(best[-1]), dict(scored)[best[-1]]) if best else None
+    return Line(label, [x for x, _ in scored], [y for _, y in scored], colour, mark)
 
 
 def replaced(metrics: Lines) -> str:

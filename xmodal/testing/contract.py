@@ -15,6 +15,7 @@ from collections.abc import Callable
 from xmodal.interfaces import Component
 from xmodal.testing.encoding import check_backbone, check_embedder, check_predictor
 from xmodal.testing.loading import check_source, check_stage, check_task
+from xmodal.testing.measuring import check_adapter, check_distance
 from xmodal.testing.scoring import check_loss, check_metric
 from xmodal.testing.selecting import check_mixer, check_scheduler, check_selector
 from xmodal.testing.support import Given, check_config
@@ -22,8 +23,10 @@ from xmodal.testing.support import Given, check_config
 __all__ = [
     "CHECKS",
     "check",
+    "check_adapter",
     "check_backbone",
     "check_config",
+    "check_distance",
     "check_embedder",
     "check_loss",
     "check_metric",
@@ -43,6 +46,8 @@ CHECKS: dict[str, Callable[..., None]] = {
     "scheduler": check_scheduler,
     "predictor": check_predictor,
     "backbone": check_backbone,
+    "adapter": check_adapter,
+    "distance": check_distance,
     "stage": check_stage,
     "task": check_task,
     "source": check_source,

@@ -188,10 +188,12 @@ def check_mixer(
     given: Given = None,
     facts: Facts | None = None,
     parts: Mapping[str, Component] | None = None,
+    repeats: bool = False,
 ) -> None:
     """A mixer gives sound views for every k and every source length, and changes no input.
 
-    ``parts`` replaces the kit's own selector and scheduler.
+    ``parts`` replaces the kit's own selector and scheduler. ``repeats``: the mixer means to give
+    the same tokens more than once, for example to meet another dropout.
     """
     _wrong_class(component, Mixer)
     check_config(component, given)
@@ -206,10 +208,13 @@ def check_mixer(
         chosen = {part: available[part] for part in component.uses}
         for grid in grids:
             context = tiny_context(facts, chosen)
-            _mix(build(component, given, context), context, grid, f"{component.__name__} at k={k}")
+            mixer, name = build(component, given, context), f"{component.__name__} at k={k}"
+            _mix(mixer, context, grid, name, repeats)
 
 
-def _mix(mixer: Mixer, context: Any, grid: tuple[int, ...] | None, name: str) -> None:
+def _mix(
+    mixer: Mixer, context: Any, grid: tuple[int, ...] | None, name: str, repeats: bool
+) -> None:
     target, source = tiny_sample(TARGET, GRID), tiny_sample(SOURCE, grid) if grid else None
     before = [s.tokens.x_BND.clone() for s in (target, source) if s]
     views = _replayed(context, lambda: mixer(target, source, progress()))
@@ -217,13 +222,16 @@ def _mix(mixer: Mixer, context: Any, grid: tuple[int, ...] | None, name: str) ->
     for old, new in zip(before, after, strict=True):
         expect(torch.equal(old, new), f"{name} changes its input in place")
     expect(isinstance(views, tuple) and bool(views), f"{name} must return a non-empty tuple")
-    for view in views:
-        _view(view, target, source, name)
+    for number, view in enumerate(views):
+        _view(view, number, len(views), target, source, name)
     total = sum(term.weight for view in views for term in view.terms)
     expect(total > 0, f"{name}: all weights are 0, there is nothing to train on")
     for number, view in enumerate(views):
         doubles = [v for v in views[number + 1 :] if _equal(v.tokens, view.tokens)]
-        expect(not doubles, f"{name}: two views hold the same tokens; give one view both terms")
+        expect(
+            repeats or not doubles,
+            f"{name}: two views hold the same tokens; give one view both terms",
+        )
     again = _replayed(context, lambda: mixer(target, source, progress()), global_seed=1)
     message = f"{name} must be a function of its input and of context.generator alone"
     expect(len(again) == len(views), message)
@@ -236,7 +244,9 @@ def _equal(one: Tokens, other: Tokens) -> bool:
     return one.x_BND.shape == other.x_BND.shape and torch.equal(one.x_BND, other.x_BND)
 
 
-def _view(view: View, target: Sample, source: Sample | None, name: str) -> None:
+def _view(
+    view: View, number: int, views: int, target: Sample, source: Sample | None, name: str
+) -> None:
     expect(isinstance(view, View), f"{name} must return Views")
     rows, width = len(view.tokens.x_BND), target.tokens.x_BND.shape[2]
     check_tokens(view.tokens, rows, width, f"{name}: the tokens of a view")
@@ -247,6 +257,10 @@ def _view(view: View, target: Sample, source: Sample | None, name: str) -> None:
         samples = {s.head: s for s in (target, source) if s}
         heads = ", ".join(samples)
         expect(term.head in samples, f"{name}: a term has head '{term.head}', not one of {heads}")
+        if term.y is None:
+            of_another = term.like is not None and 0 <= term.like < views and term.like != number
+            expect(of_another, f"{name}: a term has neither labels nor another view to agree with")
+            continue
         expect(len(term.y) == rows, f"{name}: {len(term.y)} labels for {rows} rows of tokens")
         known = bool(torch.isin(term.y, samples[term.head].y).all())
         expect(known, f"{name}: labels of head '{term.head}' are not those it was given")

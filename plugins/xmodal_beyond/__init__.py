@@ -1,0 +1,1 @@
+"""What goes beyond PaRe: other gates, schedules and views."""

@@ -1,0 +1,1 @@
+"""Mixup, CutMix and other mixing baselines."""

@@ -1,0 +1,1 @@
+"""MoNA: meta-learned alignment of the embedder."""

@@ -1,0 +1,1 @@
+"""ORCA: alignment of the embedder by a distance between data sets."""

@@ -1,0 +1,1 @@
+"""RECRAFT: alignment by feature and label distortion."""
