@@ -99,14 +99,19 @@ class PatchReplace(Mixer):
             raise UsageError(
                 "mixer 'patch-replace' needs source samples; set 'source' in the recipe"
             )
-        total = target.tokens.x_BND.shape[1]
-        k = self._scheduler(progress, self._replaceable(target.tokens, source.tokens))
+        tokens, partner = target.tokens, source.tokens
+        total = tokens.x_BND.shape[1]
+        if self.training:
+            self._scheduler.observe(
+                lambda k: self._mix(tokens, partner, k, progress)[0], tokens, partner, progress
+            )
+        k = self._scheduler(progress, self._replaceable(tokens, partner))
         lam = k / total  # λ = k/N, section 3.3
         log = {"k": float(k), "lambda": lam}
         beta_1, beta_2 = self.config.beta_target, self.config.beta_mix
         if k == 0 or beta_2 == 0:
             return (View(target.tokens, _terms((target, beta_1 + beta_2)), log=log),)
-        mixed, origin_BN = self._mix(target.tokens, source.tokens, k, progress)
+        mixed, origin_BN = self._mix(tokens, partner, k, progress)
         # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s)
         source_weight = beta_2 * lam if self.config.source_term else 0.0
         terms = _terms((target, beta_2 * (1 - lam)), (source, source_weight))

@@ -80,9 +80,7 @@ def check_adapter(component: type[Adapter], given: Given = None) -> None:
     expect(changed, f"{name} changes no parameter of the body")
     tokens = tiny_tokens(GRIDS["grid"])
     outputs = [body.eval()(tokens) for body in (*bodies, plain)]
-    expect(
-        all(isinstance(o, Tokens) for o in outputs), f"{name}: the body must still give Tokens"
-    )
+    expect(all(isinstance(o, Tokens) for o in outputs), f"{name}: the body must still give Tokens")
     shaped(outputs[0].x_BND, tuple(outputs[2].x_BND.shape), f"{name}: the features")
     finite(outputs[0].x_BND, f"{name}: the features")
     same(outputs[0].x_BND.detach(), outputs[1].x_BND.detach(), f"{name} differs between two uses")
