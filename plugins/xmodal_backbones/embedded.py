@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import BackboneFacts, Context
+from xmodal.interfaces import BackboneFacts, Context, Facts
 from xmodal_backbones import weights
 from xmodal_backbones.common import BodySettings, ImageSettings, with_image_dropout
 from xmodal_backbones.onnx_reader import read_weights
@@ -136,6 +136,10 @@ class _EmbeddedText(TextBody):
     class Config(BodySettings):
         """Settings of embedded text bodies."""
 
+        layers: int | None = Field(
+            None, ge=1, description="Keep only the first so many of the body's layers."
+        )
+
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self.facts = self.describe(config, context.store)
@@ -147,7 +151,17 @@ class _EmbeddedText(TextBody):
             )
         else:
             model = weights.random_model(hf_config, context.generator)
+        if config.layers is not None:
+            model.encoder.layer = model.encoder.layer[: config.layers]
         self.adopt(model, lambda: self._folder(store))
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """No more layers than there are."""
+        yield from super().problems(config, facts)
+        most = cls._hf_config().num_hidden_layers
+        if config.layers is not None and config.layers > most:
+            yield f"layers is {config.layers}; backbone '{cls.name}' has {most}"
 
     @classmethod
     def _hf_config(cls) -> Any:

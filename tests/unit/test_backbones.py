@@ -20,6 +20,7 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import Backbone, Context, Facts, Target, TaskFacts
 from xmodal.plugins import registry
+from xmodal.testing.tiny import tiny_facts
 from xmodal_backbones import embedded, onnx_reader, weights
 from xmodal_backbones.common import count
 
@@ -545,3 +546,12 @@ def test_minilm_prepares_words() -> None:
     assert ids.shape == (2, 3)
     assert ids.dtype == torch.int64
     assert body.prepare_source(ids) is ids
+
+
+def test_text_bodies_can_be_cut_short() -> None:
+    body = make("minilm-l6", pretrained=False, layers=2)
+    assert len(body.model.encoder.layer) == 2
+    kind = type(body)
+    assert not list(kind.problems(kind.Config(layers=6), tiny_facts()))
+    (line,) = kind.problems(kind.Config(layers=7), tiny_facts())
+    assert line == "layers is 7; backbone 'minilm-l6' has 6"
