@@ -1,0 +1,287 @@
+"""The stage of MoNA (Ma et al., ICML 2024) that trains the target embedder before fine-tuning.
+
+It looks for an embedder on which a fine-tuning step of the encoder does not harm what the encoder
+knows: after that step, the source must still be told apart. ``bilevel`` has the objective.
+
+A step is one bi-level problem over all its samples, so it hands the engine one piece whatever
+``batch.micro`` says, and computes the gradient itself: micro-batch by micro-batch in the target,
+all source samples at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Dataset
+
+from xmodal.batch import Progress
+from xmodal.data import loader
+from xmodal.engine import randomness
+from xmodal.errors import UsageError
+from xmodal.interfaces import Facts, Settings, Stage
+from xmodal.optimize import (
+    AdamW,
+    BatchSize,
+    OptimizerSettings,
+    Schedule,
+    make_optimizer,
+    make_schedule,
+)
+from xmodal_mona.bilevel import LossOf, Weights, first_order, gradients
+from xmodal_mona.paths import repeatable, source_features, target_loss
+from xmodal_mona.terms import alignment, positive_pairs, uniformity
+
+if TYPE_CHECKING:
+    from xmodal.engine.session import Session
+
+Labelled = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One step: micro-batches of target samples with their shares, and source samples (or none).
+
+    Without source samples only L_inner is minimised.
+    """
+
+    target: tuple[tuple[Labelled, float], ...]
+    source: Labelled | None
+
+
+class MetaAlign(Stage):
+    """Trains the embedder so that a fine-tuning step keeps the encoder good on the source."""
+
+    needs_source = True
+    evaluates = False
+
+    class Config(Settings):
+        """Settings of the stage."""
+
+        epochs: int = Field(
+            5, ge=1, description="Passes over the training split with the whole objective."
+        )
+        warmup_epochs: int = Field(
+            1, ge=0, description="Passes before those that minimise the target loss alone."
+        )
+        train: tuple[str, ...] = Field(
+            ("embedder.*",),
+            min_length=1,
+            description="Patterns over parameter names: of the embedder, or also of the predictor.",
+        )
+        inner: tuple[str, ...] = Field(
+            ("backbone.*",),
+            min_length=1,
+            description="What the virtual step changes: patterns over the body's parameter names.",
+        )
+        alpha: float = Field(0.01, gt=0, description="Learning rate of the virtual step (SGD).")
+        weight: float = Field(1.0, gt=0, description="Lambda, the weight of the outer loss.")
+        source_batch: int = Field(32, ge=2, description="Source samples a step, read at once.")
+        exponent: float = Field(2.0, ge=1, description="The power of distances in L_align.")
+        temperature: float = Field(2.0, gt=0, description="t in L_uniform's exp(-t d^2).")
+        gradient: Literal["exact", "finite-difference"] = Field(
+            "exact",
+            description="How second derivatives are found: by a second backward pass, or as DARTS "
+            "does (less memory, fused attention, two more target passes; needs float32).",
+        )
+        epsilon: float = Field(
+            0.01, gt=0, description="The finite difference moves the weights by this distance."
+        )
+        batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
+        optimizer: OptimizerSettings = Field(
+            AdamW(), description="adam, adamw or sgd, with its own settings."
+        )
+        schedule: Schedule = Field(
+            Schedule(decay="none"), description="Warm-up and decay of the rate."
+        )
+        clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
+        max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
+
+        @field_validator("train")
+        @classmethod
+        def _outside_the_body(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+            for pattern in patterns:
+                if pattern.split(".")[0] not in ("embedder", "predictor"):
+                    raise ValueError(
+                        f"'{pattern}': this stage trains the embedder and leaves the body as it "
+                        "is; patterns start with 'embedder.' or 'predictor.'"
+                    )
+            return patterns
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
+        """A body without features has nothing to keep."""
+        if facts.backbone.feature_width == 0:
+            yield f"backbone '{facts.backbone.name}' has no weights for a virtual step"
+
+    @property
+    def epochs(self) -> int:
+        """Warm-up and bi-level epochs together."""
+        return int(self.config.warmup_epochs + self.config.epochs)
+
+    def begin(self, session: Session) -> None:
+        """Check the patterns. Raises UsageError if the virtual step would change nothing."""
+        if not self._phi(session):
+            shown = ", ".join(self.config.inner)
+            raise UsageError(f"no parameter of the body matches meta-align's inner: {shown}")
+        source = session.facts.source
+        if source is not None and source.target.kind != "classification":
+            session.note(
+                f"meta-align: source '{source.name}' has {source.target.kind} labels; the nearest "
+                "labels of a batch count as the same class"
+            )
+
+    def steps_per_epoch(self, session: Session) -> int:
+        """Optimizer steps an epoch; the last, smaller batch counts."""
+        steps: int = math.ceil(session.train_size / self.config.batch.size)
+        return min(steps, self.config.max_steps or steps)
+
+    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer of the embedder."""
+        return make_optimizer(self.config.optimizer, named)
+
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Warm-up and decay of the rate over all epochs of the stage."""
+        return make_schedule(self.config.schedule, optimizer, self.epochs, steps_per_epoch)
+
+    def clip(self) -> float | None:
+        """The gradient norm to clip to."""
+        limit: float | None = self.config.clip
+        return limit
+
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Problem]]:
+        """One problem a step, from ``progress.step`` on."""
+        batch: BatchSize = self.config.batch
+        steps = torch.split(session.order(progress), batch.size)[progress.step : progress.steps]
+        parts = [torch.split(step, batch.micro or batch.size) for step in steps]
+        target = _draw(session, session.data.train, [p for step in parts for p in step])
+        source = self._source(session, progress, len(steps))
+        for step, pieces in zip(steps, parts, strict=True):
+            yield _problem(target, [len(piece) / len(step) for piece in pieces], source)
+
+    def _source(
+        self, session: Session, progress: Progress, steps: int
+    ) -> Iterator[Labelled] | None:
+        """The source samples of the next steps: an endless shuffled stream, entered in place."""
+        epoch = progress.epoch - self.config.warmup_epochs
+        if epoch < 0:
+            return None
+        assert session.source is not None
+        size = self.config.source_batch
+        start = (epoch * progress.steps + progress.step) * size
+        name = f"meta-align source {progress.stage}"
+        count = loader.count(session.source)
+        order = randomness.endless(count, start, max(1, steps * size), session.seed, name)
+        return _draw(session, session.source, torch.split(order[: steps * size], size))
+
+    def loss(
+        self, session: Session, micro: Any, progress: Progress
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """weight * L_outer(phi'(e)) + L_inner(phi, e) with its gradient at what trains."""
+        problem: Problem = micro
+        embedder = [p for p in session.model.parameters() if p.requires_grad]
+        inner = [self._inner(session, samples, share) for samples, share in problem.target]
+        mean = _mean_over_processes(session)
+        if problem.source is None:
+            value, g_e = first_order(inner, embedder)
+            return _with_gradient(value, embedder, mean(g_e)), {"inner": value}
+        log: dict[str, Tensor | float] = {}
+        found = gradients(
+            inner,
+            self._outer(session, problem.source, log),
+            self._phi(session),
+            embedder,
+            alpha=self.config.alpha,
+            exact=self.config.gradient == "exact",
+            epsilon=self.config.epsilon,
+            mean=mean,
+        )
+        weight = self.config.weight
+        g_e = [a + weight * b for a, b in zip(found.first, found.second, strict=True)]
+        log["inner"] = found.inner
+        # How much the source has to say: the norm of its part of the gradient over the target's.
+        log["gradient share"] = weight * _norm(found.second) / _norm(found.first).clamp_min(1e-30)
+        return _with_gradient(weight * found.outer + found.inner, embedder, g_e), log
+
+    def _phi(self, session: Session) -> Weights:
+        """The encoder's weights that the virtual step changes, by their names in the body."""
+        model = session.model
+        return {
+            name: weight
+            for name, weight in model.backbone.named_parameters()
+            if id(weight) not in model.frozen
+            and any(fnmatchcase(f"backbone.{name}", pattern) for pattern in self.config.inner)
+        }
+
+    def _inner(self, session: Session, samples: Labelled, share: float) -> LossOf:
+        """phi -> share * L_inner of one micro-batch, the same in every call."""
+        x, y = samples
+        exact = self.config.gradient == "exact"
+
+        def loss_of(phi: Weights) -> Tensor:
+            with ExitStack() as stack:
+                if exact:
+                    # Fused attention kernels have no second derivative.
+                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                    stack.enter_context(session.accelerator.autocast())
+                return share * target_loss(session.model, phi, x, y)
+
+        return repeatable(loss_of, session.device)
+
+    def _outer(self, session: Session, source: Labelled, log: dict[str, Tensor | float]) -> LossOf:
+        """phi' -> L_outer = L_align + L_uniform; logs both."""
+        x, y = source
+
+        def loss_of(phi: Weights) -> Tensor:
+            with session.accelerator.autocast():
+                z_BF = source_features(session.model, phi, x)
+            align = alignment(z_BF, positive_pairs(y), self.config.exponent)
+            uniform = uniformity(z_BF, self.config.temperature)
+            log.update({"align": align.detach(), "uniform": uniform.detach()})
+            return align + uniform
+
+        return loss_of
+
+
+def _problem(
+    target: Iterator[Labelled], shares: Sequence[float], source: Iterator[Labelled] | None
+) -> Iterator[Problem]:
+    samples = tuple((next(target), share) for share in shares)
+    yield Problem(samples, None if source is None else next(source))
+
+
+def _draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
+    """This process's share of every batch, on the device."""
+    rank, world = session.accelerator.process_index, session.accelerator.num_processes
+    own = [index[rank::world] if len(index) >= world else index for index in indices]
+    for x, y in loader.batches(dataset, own, session.workers):
+        yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
+
+
+def _mean_over_processes(session: Session) -> Callable[[list[Tensor]], list[Tensor]]:
+    def mean(tensors: list[Tensor]) -> list[Tensor]:
+        if session.accelerator.num_processes == 1:
+            return tensors
+        return [session.accelerator.reduce(tensor, reduction="mean") for tensor in tensors]
+
+    return mean
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm(tensors)
+
+
+def _with_gradient(value: Tensor, variables: Sequence[Tensor], gradient: list[Tensor]) -> Tensor:
+    """A scalar with this value whose backward pass gives the variables this gradient."""
+    surrogate = [((v - v.detach()) * g).sum() for v, g in zip(variables, gradient, strict=True)]
+    return value.detach() + torch.stack(surrogate).sum()
