@@ -65,6 +65,12 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"label_smoothing": 0.1}, {"zero_at_perfect": False}),
     ],
     ("metric", "mae-lr-d8"): [({}, {"facts": MAPS})],
+    ("adapter", "lora"): [
+        ({}, {}),
+        ({"rank": 2, "alpha": 4, "dropout": 0.1, "rslora": True}, {}),
+        ({"dora": True}, {}),
+        ({"targets": ["encoder.*"]}, {}),
+    ],
 }
 
 
