@@ -1,0 +1,105 @@
+"""Pseudo-classes for targets without classes: k-means on the labels, as ORCA does.
+
+The labels are read once, batch by batch, and kept as at most 256 MB: labels too wide for that are
+projected to fewer numbers at random, which keeps their distances nearly as they are (Johnson and
+Lindenstrauss 1984; the sparse projection of Li, Hastie and Church 2006).
+
+Shapes: N samples, B of one batch, E numbers a label, R of them kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.random_projection import SparseRandomProjection
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+Array = npt.NDArray[np.float32]
+
+MEMORY = 256 * 2**20
+"""Bytes that all labels may take, reduced or not."""
+PROJECTED = 1024
+"""Numbers that are left of a label that is projected at all, where they fit."""
+MANY = 10_000
+"""Above so many samples k-means works on batches of this size, as published."""
+NONE = -1
+
+
+def pseudo_labels(
+    labels: Iterable[Tensor], count: int, clusters: int, seed: int, memory: int = MEMORY
+) -> Tensor:
+    """The cluster of each of ``count`` labels (int64 ``[N]``); NONE where nothing of it is known.
+
+    There are fewer clusters where each could not have two samples. An unknown (NaN) entry counts as
+    the mean of that entry over the first batch.
+    """
+    rows_NR, known_N = _rows(labels, count, seed, memory)
+    classes_N = np.full(count, NONE, dtype=np.int64)
+    if known_N.any():
+        used_NR = rows_NR if known_N.all() else rows_NR[known_N]
+        classes_N[known_N] = cluster(used_NR, clusters, seed)
+    return torch.from_numpy(classes_N)
+
+
+def cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
+    """k-means of the rows, which may be overwritten; in batches where there are many."""
+    clusters = min(clusters, max(1, len(rows_NR) // 2))
+    settings: dict[str, Any] = {"n_clusters": clusters, "random_state": seed % 2**32}
+    if len(rows_NR) <= MANY:
+        model = KMeans(n_init=10, copy_x=False, **settings)
+    else:
+        model = MiniBatchKMeans(n_init=3, batch_size=MANY, **settings)
+    # Threads add their sums in any order: the last digits, and with them ties, would vary.
+    with threadpool_limits(limits=1):
+        return np.asarray(model.fit_predict(rows_NR), dtype=np.int64)
+
+
+def _rows(
+    labels: Iterable[Tensor], count: int, seed: int, memory: int
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """All labels as rows of at most ``memory`` bytes, and of which anything is known."""
+    rows_NR: Array = np.empty((0, 0), np.float32)
+    known_N = np.zeros(count, dtype=np.bool_)
+    start = 0
+    for y in labels:
+        y_BE = y.detach().flatten(1).float().cpu().numpy()
+        end = start + len(y_BE)
+        unknown_BE = np.isnan(y_BE)
+        known_N[start:end] = ~unknown_BE.all(axis=1)
+        if start == 0:
+            reduce, width = _reduction(y_BE.shape[1], count, seed, memory)
+            rows_NR = np.empty((count, width), np.float32)
+            usual_E = _means(y_BE, unknown_BE)
+        rows_NR[start:end] = reduce(np.where(unknown_BE, usual_E, y_BE))
+        start = end
+    return rows_NR, known_N
+
+
+def _means(y_BE: Array, unknown_BE: npt.NDArray[np.bool_]) -> Array:
+    """The mean of the known values of every entry; 0 where none is known."""
+    number_E = np.maximum(1, (~unknown_BE).sum(axis=0))
+    total_E = np.where(unknown_BE, 0.0, y_BE).sum(axis=0, dtype=np.float64)
+    return (total_E / number_E).astype(np.float32)
+
+
+def kept_width(width: int, count: int, memory: int = MEMORY) -> int:
+    """R: all E numbers of a label where N of them fit into ``memory``, else at most 1024."""
+    fitting = max(1, memory // (4 * count))
+    return width if width <= fitting else min(PROJECTED, fitting)
+
+
+def _reduction(
+    width: int, count: int, seed: int, memory: int
+) -> tuple[Callable[[Array], Array], int]:
+    kept = kept_width(width, count, memory)
+    if kept == width:
+        return (lambda y_BE: y_BE), width
+    projection = SparseRandomProjection(kept, dense_output=True, random_state=seed % 2**32)
+    projection.fit(np.zeros((1, width), np.float32))
+    return projection.transform, kept
