@@ -1,0 +1,1 @@
+"""Distances between the features of two data sets, differentiable in the target's."""

@@ -1,0 +1,154 @@
+"""Distances between classes: the W of OTDD (Alvarez-Melis & Fusi, NeurIPS 2020, section 4).
+
+Shapes: C and K classes of two sets, S and T points of their largest classes (padded), P pairs of
+classes, D the width of points.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xmodal_orca.distances import entropic
+from xmodal_orca.distances.bures import Gaussian, bures_squared, moments, ridged, root
+from xmodal_orca.distances.emd import exact_transport
+from xmodal_orca.distances.points import Classes, half_squared
+
+_CELLS = 2**22  # cells of cost matrices that exist at a time
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Classes with what can be computed from them alone.
+
+    ``own_C`` is taken off W once a side, so that equal classes are at distance 0; ``diagonal_C`` is
+    W[y, y] within the set.
+    """
+
+    classes: Classes
+    own_C: Tensor
+    diagonal_C: Tensor
+    gaussian: Gaussian | None = None
+    root_CDD: Tensor | None = None
+
+
+class Labels(ABC):
+    """A distance between classes."""
+
+    @abstractmethod
+    def prepare(self, classes: Classes) -> Prepared:
+        """Compute once what belongs to one set."""
+
+    @abstractmethod
+    def pairs(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
+        """The distance ``[P]`` of class i of one set and class j of the other, before ``own_C``."""
+
+    def between(self, one: Prepared, other: Prepared) -> Tensor:
+        """W ``[C, K]``, differentiable in the points of ``other``."""
+        shape = len(one.own_C), len(other.own_C)
+        grid_CK = torch.ones(shape, dtype=torch.bool, device=one.own_C.device)
+        W_P = self._in_chunks(one, other, *grid_CK.nonzero(as_tuple=True))
+        return W_P.view(shape) - one.own_C.unsqueeze(1) - other.own_C.unsqueeze(0)
+
+    def within(self, one: Prepared) -> Tensor:
+        """W ``[C, C]`` of a set with itself; every pair is computed once."""
+        count = len(one.own_C)
+        i_P, j_P = torch.triu_indices(count, count, 1, device=one.own_C.device)
+        W_CC = torch.diag(one.diagonal_C)
+        if len(i_P) == 0:
+            return W_CC
+        W_P = self._in_chunks(one, one, i_P, j_P) - one.own_C[i_P] - one.own_C[j_P]
+        both = torch.cat([i_P, j_P]), torch.cat([j_P, i_P])
+        return W_CC.index_put(both, torch.cat([W_P, W_P]))
+
+    def _in_chunks(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
+        cells = one.classes.x_CSD.shape[1] * other.classes.x_CSD.shape[1]
+        step = max(1, _CELLS // cells)
+        chunks = zip(i_P.split(step), j_P.split(step), strict=True)
+        return torch.cat([self.pairs(one, other, i, j) for i, j in chunks])
+
+
+class PointLabels(Labels):
+    """Optimal transport of the classes' points with cost ‖x − x'‖² (no ½).
+
+    Exact for ``reg`` None. Otherwise entropic, and for ``debias`` the Sinkhorn divergence.
+    """
+
+    def __init__(self, reg: float | None, debias: bool, tolerance: float) -> None:
+        self._reg, self._debias, self._tolerance = reg, debias, tolerance
+
+    def prepare(self, classes: Classes) -> Prepared:
+        """The transport of every class to itself."""
+        zero_C = torch.zeros_like(classes.weight_CS[:, 0])
+        if self._reg is None:
+            return Prepared(classes, zero_C, zero_C)
+        own_C = torch.cat([self._to_itself(*_trimmed(classes, c)) for c in range(len(zero_C))])
+        if self._debias:
+            return Prepared(classes, own_C, zero_C)
+        return Prepared(classes, zero_C, 2 * own_C)
+
+    def pairs(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
+        """Transport cost ``[P]``."""
+        x_PSD, a_PS = _trimmed(one.classes, i_P)
+        z_PTD, b_PT = _trimmed(other.classes, j_P)
+        cost_PST = half_squared(x_PSD, z_PTD)
+        if self._reg is None:
+            parts = zip(cost_PST, a_PS, b_PT, strict=True)
+            return torch.stack([2 * _exact(*part) for part in parts])
+        # ‖x − x'‖² with ε is twice ½‖x − x'‖² with ½ε.
+        return 2 * entropic.transport(cost_PST, a_PS, b_PT, self._reg / 2, self._tolerance)
+
+    def _to_itself(self, x_1SD: Tensor, a_1S: Tensor) -> Tensor:
+        def rows(block: slice) -> Tensor:
+            return half_squared(x_1SD[:, block], x_1SD)
+
+        assert self._reg is not None
+        return entropic.self_transport(rows, a_1S, self._reg / 2, self._tolerance)
+
+
+class GaussianLabels(Labels):
+    """Squared Bures-Wasserstein distance of the classes' Gaussians.
+
+    ``ridge`` (a scalar, the same for both sets) is added to every variance.
+    """
+
+    def __init__(self, ridge: Tensor) -> None:
+        self._ridge = ridge
+
+    def prepare(self, classes: Classes) -> Prepared:
+        """Mean, covariance and its root, of every class."""
+        gaussian = ridged(moments(classes.x_CSD, classes.weight_CS), self._ridge)
+        zero_C = torch.zeros_like(classes.weight_CS[:, 0])
+        with torch.no_grad():
+            root_CDD = root(gaussian.covariance)
+        return Prepared(classes, zero_C, zero_C, gaussian, root_CDD)
+
+    def pairs(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
+        """W₂² ``[P]``."""
+        assert one.gaussian is not None and one.root_CDD is not None and other.gaussian is not None
+        W_P = bures_squared(one.gaussian.at(i_P), other.gaussian.at(j_P), one.root_CDD[i_P])
+        return W_P.to(one.own_C.dtype)
+
+
+def mean_variance(classes: Classes) -> Tensor:
+    """The mean variance of a coordinate within a class, in float64; 1 where there is none."""
+    covariance_CDD = moments(classes.x_CSD, classes.weight_CS).covariance
+    mean = covariance_CDD.diagonal(dim1=-2, dim2=-1).mean()
+    return torch.where(mean > 0, mean, torch.ones_like(mean))
+
+
+def _trimmed(classes: Classes, index: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Points ``[P, S, D]`` and weights of some classes, with no more padding than they need."""
+    index_P = torch.as_tensor(index, device=classes.x_CSD.device).reshape(-1)
+    weight_PS = classes.weight_CS[index_P]
+    size = int((weight_PS > 0).sum(1).max())
+    return classes.x_CSD[index_P, :size], weight_PS[:, :size]
+
+
+def _exact(cost_ST: Tensor, a_S: Tensor, b_T: Tensor) -> Tensor:
+    """Exact transport without the padding."""
+    rows, columns = int((a_S > 0).sum()), int((b_T > 0).sum())
+    return exact_transport(cost_ST[:rows, :columns], a_S[:rows], b_T[:columns])
