@@ -64,6 +64,10 @@ class CrossEntropy(Loss):
             raise RuntimeError("loss 'cross-entropy' with balanced: true needs fit() first")
         return loss_B * self.weight_K.to(loss_B)[y]
 
+    def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
+        """KL(softmax(other) || softmax(prediction)); class weights and smoothing are for labels."""
+        return softmax_divergence(prediction, other)
+
 
 class Focal(Loss):
     """alpha * (1 - p_t)^gamma * cross-entropy (Lin et al. 2017)."""
@@ -83,6 +87,11 @@ class Focal(Loss):
         # 1 - p_t as -expm1(log p_t): exact for confident samples.
         miss_B = -torch.expm1(-loss_B)
         return self.config.alpha * miss_B**self.config.gamma * loss_B  # type: ignore[no-any-return]
+
+    def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
+        """alpha * KL(softmax(other) || softmax(prediction)); no class is the true one to focus."""
+        alpha: float = self.config.alpha
+        return alpha * softmax_divergence(prediction, other)
 
 
 class _Elementwise(Loss):
@@ -122,6 +131,13 @@ class BinaryCrossEntropy(_Elementwise):
             reduction="none",
             pos_weight=prediction.new_tensor(self.config.pos_weight),
         )
+
+    def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
+        """The mean KL(Bernoulli(σ(other)) || Bernoulli(σ(prediction))); no label is positive."""
+        yes = functional.logsigmoid(other) - functional.logsigmoid(prediction)
+        no = functional.logsigmoid(-other) - functional.logsigmoid(-prediction)
+        divergence = torch.sigmoid(other) * yes + torch.sigmoid(-other) * no
+        return divergence.flatten(1).mean(1)
 
 
 class SquaredError(_Elementwise):
@@ -166,6 +182,12 @@ class RootMeanSquaredError(RelativeL2):
         count_B = known.flatten(1).sum(1).clamp_min(1)
         error_B: Tensor = torch.linalg.vector_norm((prediction - y).flatten(1), dim=1)
         return error_B / count_B.sqrt()
+
+
+def softmax_divergence(prediction: Tensor, other: Tensor) -> Tensor:
+    """KL(q || p) of the softmaxes of two logits ``[B, K]``, q being ``other``'s, ``[B]``."""
+    log_p_BK, log_q_BK = prediction.log_softmax(1), other.log_softmax(1)
+    return functional.kl_div(log_p_BK, log_q_BK, reduction="none", log_target=True).sum(1)
 
 
 def relative_l2(prediction: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""How many tokens to replace, so that the mixture moves away from the source at an even pace.
+
+PaRe's Fig. 1b shows that the distance between the intermediate and the source modality falls with
+k, but not as a straight line: a k that falls evenly moves the mixture unevenly. Here the distance
+is measured during the training, and k follows the distance.
+
+Symbols: k tokens to replace, t the finished share of the training in [0, 1), δ(k) the distance.
+Shapes: B samples, N tokens, D width, G values of k, P points collected for a measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor, nn
+
+from xmodal.batch import Points, Progress, Tokens
+from xmodal.interfaces import Context, Distance, Scheduler, Settings
+from xmodal.recipe.use import Use, default
+
+_NEVER = -1
+
+
+class ByDistance(Scheduler, nn.Module):  # type: ignore[misc]
+    """k at which δ has gone the share t of its way from δ(start) to δ(stop).
+
+    δ(k) is the distance between the token means of mixed samples and of source samples, measured
+    for a few k on training batches and made monotone. Until it is first known, and where it says
+    nothing, k = int(start − (start − stop)·t), as in ``linear``.
+    """
+
+    class Config(Settings):
+        """Settings of the schedule."""
+
+        unit: Literal["patches", "share"] = Field(
+            "patches",
+            description="patches: counts are numbers of tokens. share: counts are fractions of the "
+            "tokens, 0 to 1.",
+        )
+        start: float = Field(3000, ge=0, description="Count at the beginning of the training.")
+        stop: float = Field(0, ge=0, description="Count approached at the end; below start.")
+        per: Literal["epoch", "step"] = Field(
+            "epoch",
+            description="epoch: t moves between epochs, as in the paper. step: after every "
+            "optimizer step.",
+        )
+        distance: Use[Distance] = Field(
+            default("sliced"),
+            description="The distance δ between the two sets of token means.",
+            validate_default=True,
+        )
+        values: int = Field(
+            9, ge=2, description="G, how many evenly spaced k the distance is measured at."
+        )
+        points: int = Field(
+            64,
+            ge=2,
+            description="P, samples a measurement needs; collected over several batches where one "
+            "is smaller.",
+        )
+        every: int | None = Field(
+            None, ge=1, description="Steps between measurements; null for once an epoch."
+        )
+
+        @model_validator(mode="after")
+        def _counts(self) -> ByDistance.Config:
+            for name in ("start", "stop"):
+                value = getattr(self, name)
+                if self.unit == "share" and value > 1:
+                    raise ValueError(
+                        f"{name} is {value:g}, but with unit 'share' it must be 0 to 1"
+                    )
+                if self.unit == "patches" and value != int(value):
+                    raise ValueError(
+                        f"{name} is {value:g}; for fractions of the tokens set unit: share"
+                    )
+            if self.stop >= self.start:
+                raise ValueError(f"stop ({self.stop:g}) must be below start ({self.start:g})")
+            return self
+
+    config: Config
+    place_3: Tensor
+    distance_G: Tensor
+    mixed_GPD: Tensor
+    source_PD: Tensor
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self._context = context
+        width, count = context.facts.backbone.width, config.values
+        # The stage, the step of it from which to measure again, and the points collected so far.
+        self.register_buffer("place_3", torch.tensor([_NEVER, 0, 0]))
+        self.register_buffer("distance_G", torch.full((count,), float(_NEVER)))
+        self.register_buffer("mixed_GPD", torch.zeros(count, config.points, width))
+        self.register_buffer("source_PD", torch.zeros(config.points, width))
+
+    def __call__(self, progress: Progress, num_tokens: int) -> int:
+        """k at this point of the training."""
+        start, stop = self._range(num_tokens)
+        t = _share(progress, self.config.per)
+        k = start - (start - stop) * t
+        distances = self.distance_G.tolist()
+        if distances[0] != _NEVER:
+            k = k_at(t, np.linspace(start, stop, self.config.values), distances)
+        # Shares such as 0.29 of 100 must not lose a token to rounding.
+        return math.floor(k + 1e-6)
+
+    @torch.no_grad()
+    def observe(
+        self, mix: Callable[[int], Tokens], target: Tokens, source: Tokens, progress: Progress
+    ) -> None:
+        """Collect points where a measurement is due, and measure once there are enough."""
+        stage, due, filled = self.place_3.tolist()
+        step = progress.epoch * progress.steps + progress.step
+        if stage != progress.stage:
+            due, filled = step, 0
+        if step < due:
+            return
+        start, stop = self._range(min(target.x_BND.shape[1], source.x_BND.shape[1]))
+        counts = [round(k) for k in np.linspace(start, stop, self.config.values)]
+        mixed = {k: _means(mix(k)) for k in dict.fromkeys(counts)}
+        new = min(self.config.points - filled, len(target.x_BND))
+        for row, k in enumerate(counts):
+            self.mixed_GPD[row, filled : filled + new] = mixed[k][:new]
+        self.source_PD[filled : filled + new] = _means(source)[:new]
+        filled += new
+        if filled == self.config.points:
+            self._measure(counts)
+            every = self.config.every
+            due = step + every if every else (progress.epoch + 1) * progress.steps
+            filled = 0
+        self.place_3.copy_(torch.tensor([progress.stage, due, filled]))
+
+    def _measure(self, counts: Sequence[int]) -> None:
+        """Set the monotone distances from the collected points."""
+        distance = self.config.distance.build(self._context)
+        distance.fit(Points(self.source_PD))
+        values = [float(distance(Points(x_PD))) for x_PD in self.mixed_GPD]
+        if not all(map(math.isfinite, values)):
+            self._context.note("by-distance: a distance is not finite; the schedule stays as it is")
+            return
+        falling = monotone(counts, values)
+        if falling[-1] <= falling[0]:
+            self._context.note(
+                "by-distance: the distance to the source does not fall with k; k is linear"
+            )
+        self.distance_G.copy_(torch.as_tensor(falling))
+
+    def _range(self, num_tokens: int) -> tuple[float, float]:
+        """Start and stop in tokens, at most N."""
+        start, stop = self.config.start, self.config.stop
+        if self.config.unit == "share":
+            return start * num_tokens, stop * num_tokens
+        if start > num_tokens:
+            self._context.note(
+                f"schedule: {start:g} patches wanted, {num_tokens} there; counts are clipped"
+            )
+        return min(start, num_tokens), min(stop, num_tokens)
+
+
+def monotone(counts: Sequence[int], distances: Sequence[float]) -> np.ndarray:
+    """The nearest distances, in squares, that never rise with k (isotonic regression)."""
+    fit = IsotonicRegression(increasing=False)
+    fitted: np.ndarray = fit.fit_transform(np.asarray(counts, float), np.asarray(distances, float))
+    return fitted
+
+
+def k_at(t: float, counts: np.ndarray, distances: Sequence[float]) -> float:
+    """The largest k, coming from the first of falling ``counts``, whose distance is far enough.
+
+    ``distances`` never falls along ``counts``; linear between them. The share ``t`` of the way from
+    the first distance to the last is wanted. Where all are equal, k falls in a straight line.
+    """
+    first, last = distances[0], distances[-1]
+    if last <= first:
+        return float(counts[0] + (counts[-1] - counts[0]) * t)
+    wanted = first + (last - first) * t
+    after = next(i for i, distance in enumerate(distances) if distance >= wanted)
+    if after == 0:
+        return float(counts[0])
+    before = after - 1
+    part = (wanted - distances[before]) / (distances[after] - distances[before])
+    return float(counts[before] + (counts[after] - counts[before]) * part)
+
+
+def _means(tokens: Tokens) -> Tensor:
+    """The mean over the tokens of every sample, ``[B, D]``."""
+    return tokens.x_BND.float().mean(dim=1)
+
+
+def _share(progress: Progress, per: str) -> float:
+    """t, the finished share of the training, counted in whole epochs or in steps."""
+    if per == "epoch":
+        return progress.share
+    return (progress.epoch + progress.step / max(progress.steps, 1)) / progress.epochs

@@ -1,0 +1,140 @@
+"""The k largest of N scores as a smooth function: the entropic projection onto the capped simplex.
+
+Amos, Koltun & Kolter, "The Limited Multi-Label Projection Layer" (2019): y maximises
+<s, y> + τ·H(y) over 0 < y < 1, Σ y = k, with H the sum of binary entropies. Its solution is
+y_i = σ((s_i + ν)/τ) with the one scalar ν a row that makes it sum to k. Pure functions on tensors.
+
+Shapes: B samples, N tokens, K chosen tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# The bracket below is at most ln k + ln(N − k) plus the gap between the k-th and the next score
+# wide. Normal, exponential, Cauchy and two-cluster scores, whatever their scale, needed 6 steps.
+_STEPS = 8
+
+
+def capped_simplex(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+    """Relaxed membership ``[B, N]`` of the k largest of finite scores, in (0, 1); rows sum to k.
+
+    Increasing in the scores; k = 0 and k = N give exactly 0 and 1. O(N) memory a row. Computed in
+    float32 (float64 for float64 scores).
+    """
+    _check(scores_BN, k, temperature)
+    scores_BN = _full_precision(scores_BN)
+    if k in (0, scores_BN.shape[1]):
+        return torch.full_like(scores_BN, float(k > 0))
+    y_BN: Tensor = _Relaxed.apply(scores_BN, k, temperature)
+    return y_BN
+
+
+def top_k(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+    """A mask ``[B, N]``, exactly 1 on the k largest of each row; gradient of ``capped_simplex``."""
+    _check(scores_BN, k, temperature)
+    scores_BN = _full_precision(scores_BN)
+    if k in (0, scores_BN.shape[1]):
+        return torch.full_like(scores_BN, float(k > 0))
+    mask_BN: Tensor = _StraightThrough.apply(scores_BN, k, temperature)
+    return mask_BN
+
+
+def _full_precision(scores_BN: Tensor) -> Tensor:
+    return scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float()
+
+
+def _check(scores_BN: Tensor, k: int, temperature: float) -> None:
+    if scores_BN.dim() != 2 or not 0 <= k <= scores_BN.shape[1]:
+        raise ValueError(f"cannot choose {k} tokens from scores of shape {list(scores_BN.shape)}")
+    if temperature <= 0:
+        raise ValueError(f"the temperature must be positive, not {temperature}")
+
+
+def _solve(scores_BN: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """x ``[B, N]`` with Σ σ(x) = k, 0 < k < N, and the positions ``[B, K]`` of the k largest.
+
+    A fixed number of steps, so that nothing waits for the device: Newton's on the log-odds of the
+    mean (straight while the scores lie within a temperature), where that leaves the bracket
+    Newton's on the sum, else bisection.
+    """
+    total = scores_BN.shape[1]
+    top = scores_BN.topk(k + 1, dim=1)
+    kth_B1, next_B1 = top.values[:, k - 1 : k], top.values[:, k:]
+    # The smaller of the two sides is summed, since the other's sum has fewer digits left: for
+    # k > N/2 those left out, whose sigmoids are σ(−x).
+    sign, few = (1, k) if 2 * k <= total else (-1, total - k)
+    # ν is counted from the middle between the k-th score and the next, because differences from
+    # there are exact where it matters.
+    z_BN = (scores_BN - (kth_B1 + next_B1) / 2) * (sign / temperature)
+    gap_B1 = (kth_B1 - next_B1) / (2 * temperature)
+    # Below: few − 1 terms of at most 1 and N − few + 1 of at most 1/(N − few + 1). Above: few + 1
+    # terms of at least few/(few + 1).
+    low_B1, high_B1 = -gap_B1 - math.log(total - few), gap_B1 + math.log(few)
+    odds = math.log(few) - math.log(total - few)
+    shift_B1 = (low_B1 + high_B1) / 2
+    for _ in range(_STEPS):
+        y_BN = torch.sigmoid(z_BN + shift_B1)
+        sum_B1 = y_BN.sum(1, keepdim=True)
+        slope_B1 = (y_BN * (1 - y_BN)).sum(1, keepdim=True)
+        above_B1 = sum_B1 > few
+        high_B1 = torch.where(above_B1, shift_B1, high_B1)
+        low_B1 = torch.where(above_B1, low_B1, shift_B1)
+        next_B1 = (low_B1 + high_B1) / 2
+        error_B1 = (sum_B1 / (total - sum_B1)).log() - odds
+        on_sum_B1 = shift_B1 - (sum_B1 - few) / slope_B1
+        on_odds_B1 = shift_B1 - error_B1 * sum_B1 * (1 - sum_B1 / total) / slope_B1
+        for newton_B1 in (on_sum_B1, on_odds_B1):
+            inside_B1 = (newton_B1 >= low_B1) & (newton_B1 <= high_B1)
+            next_B1 = torch.where(inside_B1, newton_B1, next_B1)
+        shift_B1 = next_B1
+    return sign * (z_BN + shift_B1), top.indices[:, :k]
+
+
+def _slopes(x_BN: Tensor, temperature: float) -> Tensor:
+    """r = y (1 − y)/τ at y = σ(x). The product of two sigmoids keeps its digits where y is 1."""
+    return torch.sigmoid(x_BN) * torch.sigmoid(-x_BN) / temperature
+
+
+def _backward(r_BN: Tensor, grad_BN: Tensor) -> Tensor:
+    """The gradient of the scores: (diag(r) − r rᵀ / Σ r) times the gradient of y."""
+    tiny = torch.finfo(r_BN.dtype).tiny
+    sum_B1 = r_BN.sum(1, keepdim=True).clamp_min(tiny)
+    return r_BN * (grad_BN - (r_BN * grad_BN).sum(1, keepdim=True) / sum_B1)
+
+
+class _Relaxed(torch.autograd.Function):
+    """y of ``capped_simplex`` for 0 < k < N, with its exact gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+        x_BN, _ = _solve(scores_BN, k, temperature)
+        ctx.save_for_backward(_slopes(x_BN, temperature))
+        return torch.sigmoid(x_BN)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
+        (r_BN,) = ctx.saved_tensors
+        return _backward(r_BN, grad_BN), None, None
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the hard mask; backward as if it were y. One ``topk`` serves both."""
+
+    @staticmethod
+    def forward(ctx: Any, scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+        x_BN, indices_BK = _solve(scores_BN, k, temperature)
+        ctx.save_for_backward(_slopes(x_BN, temperature))
+        return torch.zeros_like(scores_BN).scatter_(1, indices_BK, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
+        (r_BN,) = ctx.saved_tensors
+        return _backward(r_BN, grad_BN), None, None

@@ -1,0 +1,99 @@
+"""A gate whose noise does not drown its scores and whose relaxed mask is one: entries in (0, 1).
+
+Shapes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.batch import Progress, Selection, Tokens
+from xmodal.interfaces import Context, Selector, Settings
+from xmodal_beyond.capped_simplex import top_k
+
+
+class LMLGate(Selector):
+    """Scores tokens by logits and takes the k best, with the gradient of the LML projection.
+
+    While training, keys are s + c·G with standard Gumbel noise G and a scale c that falls over the
+    training; the mask is the hard top k of the keys and carries the gradient of
+    y = σ((keys + ν)/τ), Σ y = k, in every epoch. ``scores_BN`` are the keys. In evaluation the mask
+    is the plain top k of s, without a gradient.
+    """
+
+    class Config(Settings):
+        """Settings of the gate."""
+
+        network: Literal["fc", "mlp"] = Field(
+            "fc", description="fc: one linear layer. mlp: linear, ReLU, linear."
+        )
+        hidden: int = Field(64, ge=1, description="Hidden width of mlp.")
+        temperature: float = Field(
+            1.0, gt=0, description="τ of the relaxed mask, in units of the logits."
+        )
+        noise_start: float = Field(
+            1.0, ge=0, description="Scale of the Gumbel noise at first; 0 for none."
+        )
+        noise_stop: float = Field(0.0, ge=0, description="Scale of the Gumbel noise at last.")
+        noise_until: float = Field(
+            1.0,
+            gt=0,
+            le=1,
+            description="Share of the training after which noise_stop is reached; linear between.",
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        width = context.facts.backbone.width
+        self.network = (
+            nn.Sequential(nn.Linear(width, 1))
+            if config.network == "fc"
+            else nn.Sequential(
+                nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1)
+            )
+        )
+        self._generator = context.generator
+
+    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+        """Select ``k`` tokens a row; 0 <= k <= N."""
+        if not self.training:
+            with torch.no_grad():
+                scores_BN = self.score(tokens.x_BND)
+                return Selection(top_k(scores_BN, k, self.config.temperature), scores_BN, k)
+        keys_BN = self.score(tokens.x_BND)
+        scale = self.noise(progress)
+        if scale > 0:
+            keys_BN = keys_BN + scale * gumbel(keys_BN, self._generator)
+        return Selection(top_k(keys_BN, k, self.config.temperature), keys_BN.detach(), k)
+
+    def score(self, x_BND: Tensor) -> Tensor:
+        """The logits s ``[B, N]``, without noise."""
+        # In half precision scores would tie by the hundred, so mixed precision stops here.
+        with torch.autocast(x_BND.device.type, enabled=False):
+            weight = next(self.network.parameters())
+            scores_BN1: Tensor = self.network(x_BND.to(weight.dtype))
+        return scores_BN1.squeeze(-1)
+
+    def noise(self, progress: Progress) -> float:
+        """c, the scale of the noise at this point of the training."""
+        done = (progress.epoch + progress.step / max(progress.steps, 1)) / progress.epochs
+        start, stop = self.config.noise_start, self.config.noise_stop
+        return float(start + (stop - start) * min(1.0, done / self.config.noise_until))
+
+
+def gumbel(like_BN: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise ``[B, N]``, drawn on the CPU so that every device gets the same."""
+    noise_BN = torch.empty(like_BN.shape, dtype=like_BN.dtype)
+    # −log E with E standard exponential; E = 0 would give infinite noise.
+    noise_BN.exponential_(generator=generator).clamp_min_(torch.finfo(like_BN.dtype).tiny)
+    noise_BN.log_().neg_()
+    if like_BN.device.type == "cuda":
+        # From pinned memory the copy does not wait for the kernels queued before it.
+        return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
+    return noise_BN.to(like_BN.device)
