@@ -1,0 +1,145 @@
+"""RECRAFT's label alignment: samples of one target class shall look like one class of the source.
+
+The source head and the encoder stay as they are; the target embedder f^t minimises the
+feature-label distortion H(Y^s | Y^t) of what the head predicts for target samples.
+
+Shapes: B target samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from xmodal.batch import SOURCE, Progress
+from xmodal.data import loader
+from xmodal.engine import randomness
+from xmodal.interfaces import Facts
+from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
+from xmodal_recraft.preparing import Prepare, Preparing, still
+from xmodal_recraft.target_classes import class_chunks, target_classes
+
+if TYPE_CHECKING:
+    from xmodal.engine.session import Session
+
+Micro = tuple[list[Tensor], float]
+
+
+class AlignLabels(Prepare):
+    """Trains the target embedder to minimise Σ_c w_c H(mean_{x in c} softmax(h_s(g(f^t(x))))).
+
+    An epoch takes every class in chunks of ``chunk`` samples, so that each counts by its frequency
+    w_c; the mean is over a chunk.
+    """
+
+    class Config(Preparing):
+        """Settings of label alignment."""
+
+        epochs: int = Field(3, ge=1, description="Passes over the training split.")
+        chunk: int = Field(
+            16,
+            ge=2,
+            description="Samples of one class whose mean prediction has its entropy taken.",
+        )
+        chunks: int = Field(1, ge=1, description="Chunks an optimizer step.")
+        subtract_marginal: bool = Field(
+            False,
+            description="Minimise H(Y^s|Y^t) - H(Y^s), minus their mutual information, so that not "
+            "all classes may look like the same one; needs several chunks a step.",
+        )
+        clusters: int = Field(
+            10, ge=2, description="Clusters of labels that are not classes, by k-means."
+        )
+        train: tuple[str, ...] = Field(
+            ("embedder.*",), description="Patterns over parameter names."
+        )
+
+        @model_validator(mode="after")
+        def _several_chunks(self) -> AlignLabels.Config:
+            if self.subtract_marginal and self.chunks < 2:
+                raise ValueError(
+                    "subtract_marginal compares the chunks of a step; set chunks to 2 or more"
+                )
+            return self
+
+    config: Config
+    needs_source_head = True
+    _classes: Tensor | None = None
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """The source head must predict something that has an entropy."""
+        if facts.source is not None and facts.source.target.kind == "regression":
+            yield (
+                f"source '{facts.source.name}' has numbers as labels, whose prediction has no "
+                "entropy; use a source of classes, of several labels, or of 0/1 maps"
+            )
+
+    def _target_classes(self, session: Session) -> Tensor:
+        """The class of every training sample, worked out once."""
+        if self._classes is None:
+            kind = session.facts.task.target.kind
+            data, clusters = session.data.train, self.config.clusters
+            self._classes = target_classes(data, kind, clusters, session.seed)
+        return self._classes
+
+    def _chunks(self, session: Session, stage: int, epoch: int) -> list[Tensor]:
+        generator = randomness.generator(session.seed, "align labels", stage, epoch)
+        return class_chunks(self._target_classes(session), self.config.chunk, generator)
+
+    def steps_per_epoch(self, session: Session) -> int:
+        """Optimizer steps an epoch; the same in every epoch."""
+        return self._at_most(math.ceil(len(self._chunks(session, 0, 0)) / self.config.chunks))
+
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Micro]]:
+        """The chunks of every step from ``progress.step`` on, with their share of its samples.
+
+        A chunk is a micro-batch of its own; with ``subtract_marginal`` the whole step is one.
+        """
+        chunks, take = self._chunks(session, progress.stage, progress.epoch), self.config.chunks
+        chunks = chunks[progress.step * take : progress.steps * take]
+        stream = loader.batches(session.data.train, chunks, session.workers)
+        for start in range(0, len(chunks), take):
+            sizes = [len(chunk) for chunk in chunks[start : start + take]]
+            yield self._step(session, stream, sizes)
+
+    def _step(
+        self, session: Session, stream: Iterator[tuple[Tensor, Tensor]], sizes: list[int]
+    ) -> Iterator[Micro]:
+        samples = (x.to(session.device) for x, _ in islice(stream, len(sizes)))
+        if self.config.subtract_marginal:
+            yield list(samples), 1.0
+            return
+        for size, x in zip(sizes, samples, strict=True):
+            yield [x], size / sum(sizes)
+
+    def loss(
+        self, session: Session, micro: Any, progress: Progress
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """H(Y^s | Y^t), minus H(Y^s) with ``subtract_marginal``, times the share of the step."""
+        samples, share = micro
+        source = session.facts.source
+        assert source is not None
+        prediction = self._predict(session, torch.cat(samples))
+        parts = answers(prediction, source.target.kind).split([len(x) for x in samples])
+        value = conditional_entropy(parts)
+        log: dict[str, Tensor | float] = {"H(Ys|Yt)": value.detach()}
+        if self.config.subtract_marginal:
+            marginal = marginal_entropy(parts)
+            value = value - marginal
+            log["H(Ys)"] = marginal.detach()
+        return value * share, log
+
+    def _predict(self, session: Session, x: Tensor) -> Tensor:
+        """h_s(g(f^t(x))): what the source head sees in target samples, without drop-out."""
+        model = session.model
+        head = model.predictor if model.share_head else model.source_predictor
+        assert head is not None
+        with still(model.backbone, head), session.accelerator.autocast():
+            return model.apply_head(SOURCE, model.backbone(model.embedder(x)))

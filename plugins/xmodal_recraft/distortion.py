@@ -1,0 +1,45 @@
+"""Feature-label distortion, as entropies of what the source head sees in the target.
+
+Y^t is the class of a target sample, Y^s what the source head predicts for it. H(Y^s | Y^t) is small
+where samples of one class look like one class of the source.
+
+Shapes: B samples, Q questions with K answers each (one question of K classes, or Q yes/no labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# As in the released code; below it, the logarithm's gradient would drown the others'.
+TINY = 1e-10
+
+
+def answers(prediction: Tensor, kind: str) -> Tensor:
+    """Probabilities ``[B, Q, K]`` of the source labels from the source head's logits.
+
+    ``classification``: one question. Otherwise every number is the logit of a yes/no question.
+    """
+    if kind == "classification":
+        return prediction.float().softmax(dim=1)[:, None]
+    logits_BQ = prediction.float().flatten(1)
+    return torch.stack([torch.sigmoid(-logits_BQ), torch.sigmoid(logits_BQ)], dim=2)
+
+
+def entropy(p_QK: Tensor) -> Tensor:
+    """H in nats, the mean over the questions."""
+    return torch.special.entr(p_QK.clamp_min(TINY)).sum(-1).mean(-1)
+
+
+def conditional_entropy(parts: Sequence[Tensor]) -> Tensor:
+    """H(Y^s | Y^t) = Σ_c w_c H(mean_{x in c} p(x)) of ``[B_c, Q, K]`` with w_c = B_c / B."""
+    total = sum(len(part) for part in parts)
+    terms = [len(part) / total * entropy(part.mean(0)) for part in parts]
+    return torch.stack(terms).sum()
+
+
+def marginal_entropy(parts: Sequence[Tensor]) -> Tensor:
+    """H(Y^s) of all samples together; never below ``conditional_entropy``, by concavity."""
+    return entropy(torch.cat(list(parts)).mean(0))
