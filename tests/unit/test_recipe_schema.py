@@ -41,7 +41,7 @@ def test_it_is_json_without_open_references() -> None:
 
 
 def test_every_key_of_a_recipe_is_there_and_none_is_required() -> None:
-    layers = {"extends", "pretrained", "training"}
+    layers = {"extends", "always", "training"}
     assert set(schema()["properties"]) == set(Recipe.model_fields) | layers
     assert "required" not in schema()
     assert schema()["additionalProperties"] is False

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from xmodal.errors import Problem, did_you_mean, nearest
 from xmodal.recipe.yaml import Origin, Path_, dotted
 
-LAYER_KEYS = ("extends", "pretrained", "training")
+LAYER_KEYS = ("extends", "always", "training")
 """Keys of recipe files that are gone once the layers are composed."""
 
 

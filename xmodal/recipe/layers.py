@@ -4,7 +4,8 @@ origin.
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
 component it replaces. ``training:`` holds settings for every stage that knows them, so that a task
 can say how to train without naming a method's stages; what a stage says itself wins.
-``pretrained:`` goes to the backbone, whichever it is.
+``always:`` holds what a recipe insists on whatever later layers say, and is laid on last; only the
+command line comes after it.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ def compose(
     overrides: Sequence[str] = (),
     scale: str | None = None,
 ) -> Layered:
-    """Compose recipes (names or paths, later wins), then a scale layer, then ``key=value``
-    overrides.
+    """Compose recipes (names or paths, later wins), then a scale layer, then what they insist on,
+    then ``key=value`` overrides.
     """
     layered = Layered()
     for reference in references:
         _add(layered, library.find(reference, registry), registry, ())
     if scale is not None:
         _add_scale(layered, scale, registry)
+    _lay_always(layered)
     for override in overrides:
         _override(layered, override)
     return layered
@@ -80,37 +82,28 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
 
 def validate(layered: Layered, registry: Registry) -> Recipe:
     """Validate a composed recipe. Raises RecipeError with every problem and its position."""
-    layered = _set_pretrained(_spread_training(layered, registry), registry)
+    layered = _spread_training(layered, registry)
     try:
         return Recipe.model_validate(layered.data, context={"registry": registry})
     except ValidationError as error:
         raise RecipeError(explain(error, layered.data, layered.origins, layered.files)) from None
 
 
-def _set_pretrained(layered: Layered, registry: Registry) -> Layered:
-    """Hand ``pretrained:`` to the backbone, whichever layer has named it.
+def _lay_always(layered: Layered) -> None:
+    """Lay what stands under ``always:`` over everything else.
 
-    A method that starts from random weights does not know the body; in the body's own block the
+    A method that starts from random weights does not know the body. In the body's own block the
     setting would be dropped as soon as a later layer names another body.
     """
-    if "pretrained" not in layered.data:
-        return layered
-    spread = copy.deepcopy(layered)
-    value = spread.data.pop("pretrained")
-    block = spread.data.get("backbone")
-    block = {"use": block} if isinstance(block, str) else block
-    if isinstance(block, dict) and isinstance(block.get("use"), str):
-        origin = layered.origins.get(("pretrained",), Origin("recipe"))
-        try:
-            known = registry.load("backbone", block["use"]).Config.model_fields
-        except (UsageError, PluginError):
-            return spread  # validation will say what is wrong with the backbone
-        if "pretrained" not in known:
-            message = f"backbone '{block['use']}' has no pretrained weights to leave out"
-            raise RecipeError([Problem(str(origin), "pretrained", message)])
-        spread.data["backbone"] = {**block, "pretrained": value}
-        spread.origins["backbone", "pretrained"] = origin
-    return spread
+    settings = layered.data.pop("always", {})
+    origins = dict(layered.origins)
+    for path in [path for path in origins if path[0] == "always"]:
+        del layered.origins[path]
+    if not isinstance(settings, dict):
+        message = "expected a block of settings, such as {backbone: {pretrained: false}}"
+        raise RecipeError([Problem(str(origins.get(("always",), "recipe")), "always", message)])
+    for name, value in settings.items():
+        _merge(layered, (name,), value, origins, ("always", name))
 
 
 def _spread_training(layered: Layered, registry: Registry) -> Layered:

@@ -79,8 +79,11 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "description": "Settings for every stage that knows them; what a stage says itself wins.",
     }
-    pretrained = {"type": "boolean", "description": "false: random weights, whatever the backbone."}
-    layers = {"pretrained": pretrained, "training": training}
+    always = {
+        "type": "object",
+        "description": "Keys of a recipe, laid over whatever later layers say.",
+    }
+    layers = {"always": always, "training": training}
     schema["properties"] = {"extends": extends, **schema["properties"], **layers}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "xmodal recipe"
