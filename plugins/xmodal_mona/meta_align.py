@@ -11,21 +11,19 @@ all source samples at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import Dataset
 
 from xmodal.batch import Progress
 from xmodal.data import loader
-from xmodal.engine import randomness
 from xmodal.errors import UsageError
 from xmodal.interfaces import Facts, Settings, Stage
 from xmodal.optimize import (
@@ -36,25 +34,20 @@ from xmodal.optimize import (
     make_optimizer,
     make_schedule,
 )
+from xmodal_mona.batches import (
+    Labelled,
+    Problem,
+    draw,
+    mean_over_processes,
+    problem,
+    source_order,
+)
 from xmodal_mona.bilevel import LossOf, Weights, first_order, gradients
 from xmodal_mona.paths import repeatable, source_features, target_loss
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session
-
-Labelled = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One step: micro-batches of target samples with their shares, and source samples (or none).
-
-    Without source samples only L_inner is minimised.
-    """
-
-    target: tuple[tuple[Labelled, float], ...]
-    source: Labelled | None
 
 
 class MetaAlign(Stage):
@@ -164,41 +157,45 @@ class MetaAlign(Stage):
         batch: BatchSize = self.config.batch
         steps = torch.split(session.order(progress), batch.size)[progress.step : progress.steps]
         parts = [torch.split(step, batch.micro or batch.size) for step in steps]
-        target = _draw(session, session.data.train, [p for step in parts for p in step])
+        target = draw(session, session.data.train, [p for step in parts for p in step])
         source = self._source(session, progress, len(steps))
         for step, pieces in zip(steps, parts, strict=True):
-            yield _problem(target, [len(piece) / len(step) for piece in pieces], source)
+            yield problem(target, [len(piece) / len(step) for piece in pieces], source)
 
     def _source(
         self, session: Session, progress: Progress, steps: int
     ) -> Iterator[Labelled] | None:
-        """The source samples of the next steps: an endless shuffled stream, entered in place."""
+        """The source samples of the next steps; none during the warm-up."""
         epoch = progress.epoch - self.config.warmup_epochs
         if epoch < 0:
             return None
         assert session.source is not None
-        size = self.config.source_batch
-        start = (epoch * progress.steps + progress.step) * size
-        name = f"meta-align source {progress.stage}"
-        count = loader.count(session.source)
-        order = randomness.endless(count, start, max(1, steps * size), session.seed, name)
-        return _draw(session, session.source, torch.split(order[: steps * size], size))
+        order = source_order(
+            loader.count(session.source),
+            self.config.source_batch,
+            epoch * progress.steps + progress.step,
+            steps,
+            session.seed,
+            "meta-align source",
+            progress.stage,
+        )
+        return draw(session, session.source, order)
 
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """weight * L_outer(phi'(e)) + L_inner(phi, e) with its gradient at what trains."""
-        problem: Problem = micro
+        step: Problem = micro
         embedder = [p for p in session.model.parameters() if p.requires_grad]
-        inner = [self._inner(session, samples, share) for samples, share in problem.target]
-        mean = _mean_over_processes(session)
-        if problem.source is None:
+        inner = [self._inner(session, samples, share) for samples, share in step.target]
+        mean = partial(mean_over_processes, session)
+        if step.source is None:
             value, g_e = first_order(inner, embedder)
             return _with_gradient(value, embedder, mean(g_e)), {"inner": value}
         log: dict[str, Tensor | float] = {}
         found = gradients(
             inner,
-            self._outer(session, problem.source, log),
+            self._outer(session, step.source, log),
             self._phi(session),
             embedder,
             alpha=self.config.alpha,
@@ -251,30 +248,6 @@ class MetaAlign(Stage):
             return align + uniform
 
         return loss_of
-
-
-def _problem(
-    target: Iterator[Labelled], shares: Sequence[float], source: Iterator[Labelled] | None
-) -> Iterator[Problem]:
-    samples = tuple((next(target), share) for share in shares)
-    yield Problem(samples, None if source is None else next(source))
-
-
-def _draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
-    """This process's share of every batch, on the device."""
-    rank, world = session.accelerator.process_index, session.accelerator.num_processes
-    own = [index[rank::world] if len(index) >= world else index for index in indices]
-    for x, y in loader.batches(dataset, own, session.workers):
-        yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
-
-
-def _mean_over_processes(session: Session) -> Callable[[list[Tensor]], list[Tensor]]:
-    def mean(tensors: list[Tensor]) -> list[Tensor]:
-        if session.accelerator.num_processes == 1:
-            return tensors
-        return [session.accelerator.reduce(tensor, reduction="mean") for tensor in tensors]
-
-    return mean
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

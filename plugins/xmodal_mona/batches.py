@@ -1,0 +1,76 @@
+"""What one step of MoNA's stage is made of, and where its samples come from.
+
+Which samples a step sees is a function of seed, stage, epoch and step, so nothing needs saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xmodal.data import loader
+from xmodal.engine import randomness
+
+if TYPE_CHECKING:
+    from xmodal.engine.session import Session
+
+Labelled = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One step: micro-batches of target samples with their shares, and source samples (or none).
+
+    Without source samples only L_inner is minimised.
+    """
+
+    target: tuple[tuple[Labelled, float], ...]
+    source: Labelled | None
+
+
+def problem(
+    target: Iterator[Labelled], shares: Sequence[float], source: Iterator[Labelled] | None
+) -> Iterator[Problem]:
+    """The one piece of a step; reads its samples when it is asked for."""
+    samples = tuple((next(target), share) for share in shares)
+    yield Problem(samples, None if source is None else next(source))
+
+
+def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
+    """This process's share of every batch, on the device."""
+    rank, world = session.accelerator.process_index, session.accelerator.num_processes
+    own = [index[rank::world] if len(index) >= world else index for index in indices]
+    for x, y in loader.batches(dataset, own, session.workers):
+        yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
+
+
+def source_order(
+    count: int, size: int, first: int, number: int, seed: int, *names: str | int
+) -> Iterator[Tensor]:
+    """Indices of the batches ``first .. first + number`` over ``count`` source samples.
+
+    Every pass over the source has an order of its own. A batch never holds a sample twice, which
+    would be its own positive: what a pass leaves over is dropped, and a source smaller than
+    ``size`` is read whole.
+    """
+    size = min(size, count)
+    each = count // size
+    for turn in range(first // each, (first + number - 1) // each + 1):
+        order = randomness.permutation(count, seed, *names, turn)
+        for place in range(each):
+            if first <= turn * each + place < first + number:
+                yield order[place * size : (place + 1) * size]
+
+
+def mean_over_processes(session: Session, tensors: list[Tensor]) -> list[Tensor]:
+    """What the gradients are over all processes' samples."""
+    if session.accelerator.num_processes == 1:
+        return tensors
+    reduced: list[Tensor] = [
+        session.accelerator.reduce(tensor, reduction="mean") for tensor in tensors
+    ]
+    return reduced
