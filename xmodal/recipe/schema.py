@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,9 +11,27 @@ from xmodal import plugins
 from xmodal.errors import PluginError
 
 
+_around: ContextVar[frozenset[str]] = ContextVar("kinds being described", default=frozenset())
+
+
 def component_schema(kind: str, registry: plugins.Registry | None = None) -> dict[str, Any]:
-    """``oneOf`` over every component of a kind; those that fail to import are left out."""
+    """``oneOf`` over every component of a kind; those that fail to import are left out.
+
+    Inside a component of the same kind only the names are listed, or there would be no end.
+    """
     registry = registry or plugins.registry()
+    if kind in _around.get():
+        named = {"use": {"enum": registry.names(kind)}}
+        block = {"type": "object", "properties": named, "required": ["use"]}
+        return {"oneOf": [{"type": "string", "enum": registry.names(kind)}, block]}
+    token = _around.set(_around.get() | {kind})
+    try:
+        return _component_schema(kind, registry)
+    finally:
+        _around.reset(token)
+
+
+def _component_schema(kind: str, registry: plugins.Registry) -> dict[str, Any]:
     options: list[dict[str, Any]] = []
     names = []
     for name in registry.names(kind):
