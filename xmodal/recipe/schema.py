@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from xmodal import plugins
 from xmodal.errors import PluginError
 
-
 _around: ContextVar[frozenset[str]] = ContextVar("kinds being described", default=frozenset())
 
 
