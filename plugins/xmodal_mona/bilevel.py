@@ -98,7 +98,7 @@ def _first_order(
 def _against(g_phi: Tensors, v: Tensors, embedder: Sequence[Tensor]) -> Tensors:
     """grad_e < g_phi(e), v >: the exact product of the mixed second derivative with v."""
     product = torch.stack([(a * b).sum() for a, b in zip(g_phi, v, strict=True)]).sum()
-    return _gradient(product, embedder) if product.requires_grad else _zeros(embedder)
+    return _gradient(product, embedder)
 
 
 def _central_difference(
@@ -124,6 +124,8 @@ def _central_difference(
 
 def _gradient(value: Tensor, variables: Sequence[Tensor], create_graph: bool = False) -> Tensors:
     """The gradient, zero at variables that ``value`` does not depend on."""
+    if not value.requires_grad:
+        return _zeros(variables)
     return list(
         torch.autograd.grad(
             value,
