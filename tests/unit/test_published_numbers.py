@@ -1,0 +1,379 @@
+"""Numbers of the papers and of their released code, against what the same settings give here.
+
+Parameters and tensors that train, schedules of k and of the learning rate, and weights of the loss
+terms. Token counts of the series are in test_embedders.py. Bodies are built without memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from xmodal import plugins
+from xmodal.batch import Progress, Sample, Tokens
+from xmodal.data.store import Store
+from xmodal.engine.model import Model
+from xmodal.engine.plan import compose_plan
+from xmodal.interfaces import Context, Facts, Target, TaskFacts
+from xmodal.optimize import SGD, AdamW, Schedule, make_optimizer, make_schedule
+from xmodal.recipe.layers import compose, validate
+from xmodal.testing.tiny import TinySelector, tiny_context
+from xmodal_backbones import weights
+
+# --- what trains -----------------------------------------------------------------------------
+
+CLASSES, MAP = "classification", "dense"
+IMAGES = {"size": "backbone", "init": "random"}
+SERIES = {"target_length": 64, "init": "random"}
+PUBLISHED_HEAD = {"maps": 3, "resize": "adaptive-pool"}
+MODELS: dict[str, dict[str, Any]] = {
+    "CIFAR-100": {
+        "task": ((3, 32, 32), Target(CLASSES, 100)),
+        "parts": (("swin", {}), ("patch", IMAGES), (CLASSES, {})),
+    },
+    "Darcy": {
+        "task": ((3, 85, 85), Target(MAP, 1, (85, 85))),
+        "parts": (("swin", {}), ("patch", IMAGES), (MAP, PUBLISHED_HEAD)),
+    },
+    "PSICOV": {
+        "task": ((57, 512, 512), Target(MAP, 1, (512, 512))),
+        "parts": (("swin", {}), ("patch", IMAGES), (MAP, PUBLISHED_HEAD)),
+    },
+    "ECG": {
+        "task": ((1, 1000), Target(CLASSES, 4)),
+        "parts": (("roberta", {}), ("conv-1d", SERIES), (CLASSES, {})),
+    },
+}
+# The released embedder keeps RoBERTa's whole table of 514 positions; here it has the N it uses.
+UNUSED_POSITIONS = (514 - 50) * 768
+# Swin's LayerNorms between stages: "norms" takes every LayerNorm. The released code chooses by
+# name, and theirs ("downsample.norm") does not contain the word it looks for.
+DOWNSAMPLE_NORMS = {"tensors": 6, "parameters": 2 * (4 * 128 + 4 * 256 + 4 * 512)}
+FPT = ("embedder.*", "predictor.*", "norms")
+
+
+def _without_memory(hf_config: Any, generator: torch.Generator) -> Any:
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return AutoModel.from_config(hf_config)
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model of a task on its published body, with the task's name."""
+    monkeypatch.setattr(weights, "random_model", _without_memory)
+    shape, target = MODELS[request.param]["task"]
+    task = TaskFacts(request.param, shape, target, {})
+    (body, _), (embedder, how), (head, settings) = MODELS[request.param]["parts"]
+    found = plugins.registry()
+    kinds: list[Any] = [
+        found.load("backbone", body),
+        found.load("embedder", embedder),
+        found.load("predictor", head),
+    ]
+    body_config = kinds[0].Config(pretrained=False)
+    facts = Facts(task, kinds[0].describe(body_config, Store()))
+    grid = kinds[1].grid(kinds[1].Config(**how), task, facts.backbone)
+    facts = replace(facts, grid=grid)
+    context = Context(facts, torch.Generator(), Store(), {}, target)
+    backbone = kinds[0](body_config, context)
+    context = replace(context, components={"backbone": backbone})
+    parts = [kinds[1](kinds[1].Config(**how), context), backbone, nn.Identity()]
+    parts += [kinds[2](kinds[2].Config(**settings), context), nn.Identity(), nn.Identity()]
+    return request.param, Model(*parts)  # type: ignore[arg-type]
+
+
+def size(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def test_parameters_in_all(model: Any) -> None:
+    name, built = model
+    more = UNUSED_POSITIONS if name == "ECG" else 0
+    published = {"CIFAR-100": 86.85, "Darcy": 89.89, "PSICOV": 90.00, "ECG": 85.47}
+    assert round((size(built.parameters()) + more) / 1e6, 2) == published[name]
+
+
+def test_what_fpt_trains(model: Any) -> None:
+    """Released: 159,204 parameters in 104 tensors (CIFAR-100) and 452,356 (ECG)."""
+    name, built = model
+    chosen = built.select_trainable(FPT)
+    count, tensors = size(p for _, p in chosen), len(chosen)
+    between = [(n, p) for n, p in chosen if "downsample" in n]
+    if name == "ECG":
+        assert not between
+        assert count + UNUSED_POSITIONS == 452_356
+        assert count == 96_004
+        return
+    assert len(between) == DOWNSAMPLE_NORMS["tensors"]
+    assert size(p for _, p in between) == DOWNSAMPLE_NORMS["parameters"] == 7168
+    if name == "CIFAR-100":
+        assert (count, tensors) == (166_372, 110)
+        assert (count - 7168, tensors - 6) == (159_204, 104)
+    # The dense head's 1 x 1 convolution, 1024 to 3 x 32 x 32, is the only other difference.
+    head = size(built.predictor.parameters())
+    embedder = size(built.embedder.parameters())
+    assert head == (102_500 if name == "CIFAR-100" else 3_148_800)
+    assert count - head - embedder == 57_344
+
+
+def test_fpt_as_released_is_a_pattern_away(model: Any) -> None:
+    """The same choice by name, for those who need the released one."""
+    name, built = model
+    if name == "ECG":
+        return
+    patterns = ("embedder.*", "predictor.*", "*layernorm*", "backbone.norm.*")
+    chosen = built.select_trainable(patterns)
+    assert len(chosen) == 104
+    if name == "CIFAR-100":
+        assert size(p for _, p in chosen) == 159_204
+
+
+def test_the_recipe_of_fpt_has_these_patterns() -> None:
+    recipe = validate(
+        compose(["methods/fpt", "tasks/darcy"], plugins.registry()), plugins.registry()
+    )
+    assert recipe.stages[0].config.train == FPT
+
+
+# --- k -----------------------------------------------------------------------------------------
+
+# Released configurations: begin, what is called its end, epochs, target and source tokens, and
+# where the gate stops learning.
+IMAGE, TEXT = 3136, 32
+RELEASED: dict[str, dict[str, Any]] = {
+    "CIFAR-100": {"begin": 2000, "end": 1500, "epochs": 60, "tokens": IMAGE, "beta": 1.0},
+    "Spherical": {"begin": 2000, "end": 1500, "epochs": 60, "tokens": IMAGE, "beta": 1.0},
+    "NinaPro": {"begin": 2000, "end": 1500, "epochs": 60, "tokens": IMAGE, "beta": 1.0},
+    "FSD50K": {"begin": 2000, "end": 1500, "epochs": 100, "tokens": IMAGE, "beta": 1.0},
+    "Darcy": {"begin": 1000, "end": 500, "epochs": 100, "tokens": IMAGE, "beta": 0.3},
+    "Cosmic": {"begin": 500, "end": 500, "epochs": 60, "tokens": IMAGE, "beta": 0.3},
+    "ECG": {"begin": 32, "end": 32, "epochs": 15, "tokens": 50, "beta": 0.1},
+    "Satellite": {"begin": 32, "end": 32, "epochs": 60, "tokens": 46, "beta": 0.1},
+    "DeepSEA": {"begin": 32, "end": 32, "epochs": 25, "tokens": 500, "beta": 0.1},
+}
+SHARES = {
+    **dict.fromkeys(("CIFAR-100", "Spherical", "NinaPro", "FSD50K"), 0.638),
+    **{"Darcy": 0.319, "Cosmic": 0.159, "ECG": 0.64, "Satellite": 0.696, "DeepSEA": 0.064},
+}
+"""λ of the first epoch."""
+
+
+def released_k(begin: int, end: int, epoch: int, epochs: int, series: bool) -> int:
+    """k as the released code computes it: images and maps one way, series another."""
+    if series:
+        return int(begin - begin * epoch / epochs)
+    return int(begin - end * (epoch / epochs))
+
+
+def published_recipe(task: str) -> Any:
+    """``methods/pare-published`` with the settings that its card gives for a task."""
+    at = RELEASED[task]
+    late = 10 if at["tokens"] == IMAGE else 5
+    overrides = [
+        f"scheduler.start={at['begin']}",
+        f"scheduler.stop={at['begin'] - at['end']}",
+        f"mixer.beta_mix={at['beta']}",
+        f"mixer.late.epoch={late}",
+        f"selector.gumbel_epochs={late}",
+    ]
+    layers = ["methods/pare-published", "tasks/darcy"]
+    return validate(compose(layers, plugins.registry(), overrides), plugins.registry())
+
+
+def parts_of(recipe: Any) -> tuple[Any, Any]:
+    """Its scheduler, and its mixer with a plain selector instead of the gate."""
+    context = tiny_context()
+    scheduler = recipe.scheduler.component(recipe.scheduler.config, context)
+    selector = TinySelector(TinySelector.Config(), context)
+    context = replace(context, components={"selector": selector, "scheduler": scheduler})
+    return scheduler, recipe.mixer.component(recipe.mixer.config, context)
+
+
+@pytest.mark.parametrize("task", RELEASED)
+def test_k_in_every_epoch(task: str) -> None:
+    at = RELEASED[task]
+    scheduler, _ = parts_of(published_recipe(task))
+    series = at["tokens"] != IMAGE
+    ours, released = [], []
+    for epoch in range(at["epochs"]):
+        # The mixer counts in what can be replaced: text has 32 tokens for all series.
+        available = min(at["tokens"], TEXT) if series else at["tokens"]
+        ours.append(scheduler(Progress(0, epoch, at["epochs"], 0, 1), available))
+        released.append(released_k(at["begin"], at["end"], epoch, at["epochs"], series))
+    assert ours == released
+
+
+def test_k_of_cifar_as_it_is_known() -> None:
+    """What was printed by the released code, and that its end is a decrement."""
+    scheduler, _ = parts_of(published_recipe("CIFAR-100"))
+    values = [scheduler(Progress(0, epoch, 60, 0, 1), IMAGE) for epoch in range(60)]
+    assert values[:4] == [2000, 1975, 1950, 1925]
+    assert [values[e] for e in (9, 10, 30, 59)] == [1775, 1750, 1250, 525]
+
+
+def test_the_default_of_pare_published_is_the_one_of_2d_classification() -> None:
+    recipe = validate(
+        compose(["methods/pare-published", "tasks/darcy"], plugins.registry()), plugins.registry()
+    )
+    same = published_recipe("CIFAR-100")
+    for part in ("mixer", "selector", "scheduler"):
+        assert getattr(recipe, part).config == getattr(same, part).config
+
+
+# --- weights of the terms ------------------------------------------------------------------------
+
+
+def view_weights(mixer: Any, tokens: int, source: int, at: Progress) -> list[list[Any]]:
+    def sample(count: int, head: str, label: int) -> Sample:
+        x_1ND = torch.randn(1, count, 2, generator=torch.Generator().manual_seed(label))
+        return Sample(Tokens(x_1ND, (count,)), torch.tensor([label]), head)
+
+    views = mixer.train()(sample(tokens, "target", 0), sample(source, "source", 1), at)
+    return [[(term.head, term.weight) for term in view.terms] for view in views]
+
+
+@pytest.mark.parametrize("epoch", [0, 7, 12])
+@pytest.mark.parametrize("task", RELEASED)
+def test_weights_of_the_released_losses(task: str, epoch: int) -> None:
+    """L(p^t) + β [(1 − λ) L(p^mt) + λ L(p^ms)], λ = k/N, β = 1, 0.3 (maps) or 0.1 (series)."""
+    at = RELEASED[task]
+    series = at["tokens"] != IMAGE
+    k = released_k(at["begin"], at["end"], epoch, at["epochs"], series)
+    lam, beta = k / at["tokens"], at["beta"]
+    _, mixer = parts_of(published_recipe(task))
+    source = TEXT if series else IMAGE
+    plain, mixed = view_weights(mixer, at["tokens"], source, Progress(0, epoch, at["epochs"], 0, 1))
+    assert plain == [("target", 1.0)]
+    assert [head for head, _ in mixed] == ["target", "source"]
+    assert [w for _, w in mixed] == pytest.approx([beta * (1 - lam), beta * lam])
+    if epoch == 0:
+        assert lam == pytest.approx(SHARES[task], abs=6e-4)
+
+
+@pytest.mark.parametrize(("start", "epoch"), [(3000, 0), (3000, 30), (200, 0)])
+def test_weights_of_the_paper(start: int, epoch: int) -> None:
+    """β1 = β2 = 1 and k from 3000 (Cosmic: 200) to 0 for all tasks."""
+    layers = ["methods/pare", "tasks/darcy"]
+    override = [] if start == 3000 else [f"scheduler.start={start}"]
+    recipe = validate(compose(layers, plugins.registry(), override), plugins.registry())
+    _, mixer = parts_of(recipe)
+    plain, mixed = view_weights(mixer, IMAGE, IMAGE, Progress(0, epoch, 60, 0, 1))
+    lam = int(start - start * (epoch / 60)) / IMAGE
+    assert plain == [("target", 1.0)]
+    assert [w for _, w in mixed] == pytest.approx([1 - lam, lam])
+
+
+# --- training settings and the learning rate ----------------------------------------------------
+
+PAPER: dict[str, dict[str, Any]] = {  # Table 12; betas, warm-up and decay from the released files
+    "darcy": {
+        "epochs": 100,
+        "batch": {"size": 4, "micro": None},
+        "optimizer": {"use": "adamw", "lr": 1e-3, "weight_decay": 5e-3, "betas": (0.9, 0.98)},
+        "schedule": {"warmup_epochs": 5, "decay": "linear", "decay_epochs": None},
+        "clip": None,
+    },
+    "psicov": {
+        "epochs": 10,
+        "batch": {"size": 32, "micro": 1},
+        "optimizer": {"use": "adam", "lr": 5e-6, "weight_decay": 1e-5, "betas": (0.9, 0.98)},
+        "schedule": {"warmup_epochs": 5, "decay": "linear", "decay_epochs": 100},
+        "clip": None,
+    },
+}
+
+
+@pytest.mark.parametrize("method", ["nft", "pare", "pare-published"])
+@pytest.mark.parametrize("task", PAPER)
+def test_training_settings_of_the_paper(task: str, method: str) -> None:
+    recipe = validate(
+        compose([f"methods/{method}", f"tasks/{task}"], plugins.registry()), plugins.registry()
+    )
+    found = recipe.stages[0].config.model_dump()
+    assert {key: found[key] for key in PAPER[task]} == PAPER[task]
+    assert found["accumulate"] == ("sum" if method == "pare-published" else "mean")
+
+
+def factors(settings: Schedule, epochs: int, steps: int) -> list[float]:
+    """The factor of every optimizer step."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = make_optimizer(AdamW(lr=1.0), [("p", parameter)])
+    schedule = make_schedule(settings, optimizer, epochs, steps)
+    values = []
+    for _ in range(epochs * steps):
+        values.append(float(optimizer.param_groups[0]["lr"]))
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+def released_factor(step: int, batches: int, warmup: int, decay: int) -> float:
+    """λ of a micro-batch: step/warm-up, then down to 0 where the decay ends."""
+    first, last = warmup * batches, decay * batches
+    return step / first if step < first else 1 - (step - first) / (last - first)
+
+
+SCHEDULES = {  # warm-up, decay and training epochs, micro-batches that make a step
+    "CIFAR-100": (5, 200, 60, 32),
+    "Spherical": (5, 60, 60, 4),
+    "NinaPro": (5, 60, 60, 1),
+    "FSD50K": (5, 100, 100, 1),
+    "Darcy": (5, 100, 100, 1),
+    "PSICOV": (5, 100, 10, 32),
+    "ECG": (5, 200, 15, 16),
+    "DeepSEA": (10, 25, 13, 1),
+}
+
+
+@pytest.mark.parametrize("task", SCHEDULES)
+def test_factors_of_the_learning_rate(task: str) -> None:
+    """The released schedule moves with every micro-batch and starts from 0; ours moves with every
+    step and starts from 1/(warm-up + 1). After the warm-up of a run without accumulation they are
+    equal; elsewhere they differ by at most one optimizer step of the warm-up.
+    """
+    warmup, decay, epochs, accumulated = SCHEDULES[task]
+    steps = 7
+    settings = Schedule(warmup_epochs=warmup, decay="linear", decay_epochs=decay)
+    ours = factors(settings, epochs, steps)
+    # The step is taken with the rate of its last micro-batch.
+    released = [
+        released_factor(i * accumulated + accumulated - 1, steps * accumulated, warmup, decay)
+        for i in range(epochs * steps)
+    ]
+    first = warmup * steps
+    if accumulated == 1:
+        assert ours[first:] == pytest.approx(released[first:], abs=1e-12)
+        assert released[0] == 0.0
+    assert ours == pytest.approx(released, abs=1 / first)
+    assert ours[0] == pytest.approx(1 / (first + 1))
+    assert max(ours) == ours[first] == 1.0
+
+
+def test_cifar_hardly_decays_within_its_60_epochs() -> None:
+    """The released decay ends at epoch 200: the last step still has 72 % of the rate."""
+    values = factors(Schedule(warmup_epochs=5, decay="linear", decay_epochs=200), 60, 7)
+    assert values[-1] == pytest.approx(1 - (60 * 7 - 1 - 35) / (195 * 7))
+    assert 0.71 < values[-1] < 0.73
+
+
+def test_momentum_of_sgd_is_that_of_cifar() -> None:
+    built = make_optimizer(SGD(lr=1e-4, weight_decay=1e-3), [("p", nn.Parameter(torch.zeros(1)))])
+    assert built.defaults["momentum"] == 0.9
+
+
+def test_the_paper_runs_are_planned_on_the_published_bodies(tmp_path: Path) -> None:
+    """3136 tokens on Swin-B: what k and λ above count in."""
+    store = Store(tmp_path)
+    for task in ("darcy", "psicov"):
+        made = compose_plan(["methods/pare", f"tasks/{task}"], plugins.registry(), store)
+        assert made.facts.grid == (56, 56)
+        assert made.facts.num_tokens == IMAGE
+        assert made.recipe.backbone.config.size == "base"
