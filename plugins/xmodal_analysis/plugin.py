@@ -1,1 +1,14 @@
-"""Table of contents of this plugin."""
+"""Table of contents of this plugin: commands that measure and draw what a method does."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_commands(app: Any) -> None:
+    """``xmodal analyse``, ``xmodal distance`` and ``xmodal sources rank``."""
+    importlib.import_module("xmodal_analysis.commands").add_to(app)

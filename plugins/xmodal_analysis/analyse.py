@@ -1,0 +1,274 @@
+"""``xmodal analyse``: the paper's figures of a finished run, as files and one page."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from xmodal.engine.checkpoint import write_atomically
+from xmodal.interfaces import Distance
+from xmodal.recipe.use import Use
+from xmodal.report import facts as words
+from xmodal.report.text import number
+from xmodal.report.tokens import Mixing, mixing
+from xmodal_analysis import distance_figure, landscape, maps, patches
+from xmodal_analysis.clouds import SPACES, Clouds
+from xmodal_analysis.page import write_page
+from xmodal_analysis.restore import Restored
+from xmodal_analysis.watch import SILENT, Watch
+
+FOLDER, PAGE = "analysis", "analysis.html"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to draw and how finely."""
+
+    figures: tuple[str, ...]
+    distance: Use[Distance] | None
+    samples: int = 128
+    points: int = 9
+    grid: int = 11
+    radius: float = 1.0
+    landscape_samples: int = 32
+
+
+class NotDrawn(Exception):
+    """A figure that this run has nothing for; the text says why."""
+
+
+@dataclass
+class Section:
+    """One figure on the page, and the files it left."""
+
+    key: str
+    title: str
+    text: str
+    pictures: list[Markup] = field(default_factory=list)
+    mixing: Mixing | None = None
+    caption: str = ""
+    table: tuple[list[str], list[list[str]]] | None = None
+    files: list[Path] = field(default_factory=list)
+
+
+class Analysis:
+    """Draws the figures of one restored run into a folder."""
+
+    def __init__(self, restored: Restored, folder: Path, wish: Wish, watch: Watch = SILENT) -> None:
+        self.restored, self.folder, self.wish, self.watch = restored, folder, wish, watch
+        self.clouds = Clouds(restored, wish.samples, watch)
+        self.manifest = restored.run.read("manifest.json")
+        self.samples = words.kept_samples(restored.run)
+        self.absent: list[str] = []
+
+    def carry_out(self) -> dict[str, Any]:
+        """Draw everything that was asked for; returns what was written and what could not be."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sections: list[Section] = []
+        for name in self.wish.figures:
+            self.watch.say(f"drawing {name}")
+            for draw in FIGURES[name]:
+                try:
+                    sections.append(draw(self))
+                except NotDrawn as reason:
+                    self.absent.append(f"{name}: {reason}")
+        page = self._page(sections)
+        return {
+            "run": str(self.restored.run.path),
+            "page": str(page),
+            "figures": {s.key: [str(file) for file in s.files] for s in sections},
+            "not_drawn": self.absent,
+        }
+
+    def _page(self, sections: Sequence[Section]) -> Path:
+        result = self.restored.run.read("result.json")
+        name = str(self.manifest.get("name") or self.restored.run.path.name)
+        stage, epoch = self.restored.at
+        lead = (
+            f"Drawn from the weights of epoch {epoch + 1}"
+            + (f" of stage {stage + 1}" if stage else "")
+            + f", the best of the run ({self.restored.run.path.name})."
+        )
+        context = {
+            "name": name,
+            "task": result.get("task", ""),
+            "lead": lead,
+            "figures": sections,
+            "absent": self.absent,
+            "command": f"xmodal analyse {shlex.quote(str(self.restored.run.path))} "
+            f"--figures {','.join(self.wish.figures)} --samples {self.wish.samples}",
+            "measured": words.measured(result),
+        }
+        return write_page(self.folder / PAGE, context)
+
+    def _keep(self, section: Section, name: str, numbers: dict[str, Any]) -> None:
+        """Write the numbers of a figure beside its picture."""
+        stage, epoch = self.restored.at
+        seed = self.restored.session.seed
+        content = {"weights": {"stage": stage, "epoch": epoch}, "seed": seed, **numbers}
+        file = self.folder / f"{name}.json"
+        write_atomically(file, json.dumps(_plain(content), indent=1) + "\n")
+        section.files += [self.folder / f"{name}.png", file]
+
+    def _source_needed(self) -> None:
+        if self.restored.source is None:
+            raise NotDrawn("the recipe names no source that this body reads")
+
+    # --- the figures ---
+
+    def distance(self) -> Section:
+        """Fig. 1b."""
+        self._source_needed()
+        assert self.wish.distance is not None
+        numbers = distance_figure.compute(self.clouds, self.wish.distance, self.wish.points)
+        mixer = self.restored.plan.recipe.mixer.name
+        caption = ""
+        if not numbers["k"]:
+            caption = (
+                f"Mixer '{mixer}' replaces no counted tokens, so there is no intermediate modality "
+                "to measure; only source and target are compared."
+            )
+            self.absent.append(f"distance over k: {caption}")
+        svg = distance_figure.draw(numbers, self.folder / "distance.png")
+        counted = numbers["samples"]
+        text = (
+            f"{distance_figure.words(numbers)} {counted['source']} source and "
+            f"{counted['target']} target samples, mean over their tokens."
+        )
+        section = Section("distance", "Distance of the intermediate modality", text, [svg])
+        section.caption, section.table = caption, _distance_table(numbers)
+        self._keep(section, "distance", numbers)
+        return section
+
+    def embeddings(self) -> Section:
+        """Fig. 1c."""
+        self._source_needed()
+        numbers = maps.compute_embeddings(self.clouds, self.restored.session.seed)
+        svg = maps.draw_embeddings(numbers, self.folder / "embeddings.png")
+        text = (
+            "Mean token embeddings of source and target"
+            + (" and of target samples with k replaced tokens" if len(numbers["sets"]) > 2 else "")
+            + ". A map of neighbourhoods: the size of gaps means little."
+        )
+        section = Section("embeddings", "Map of the embeddings", text, [svg])
+        self._keep(section, "embeddings", numbers)
+        return section
+
+    def features(self) -> Section:
+        """Fig. 6."""
+        self._source_needed()
+        facts = self.restored.session.facts.source
+        assert facts is not None
+        if facts.target.kind != "classification":
+            raise NotDrawn(f"the labels of source '{facts.name}' are no classes to colour by")
+        self.restored.use(self.restored.start)
+        before = self.clouds.source()
+        self.restored.use(self.restored.best)
+        after = self.clouds.source()
+        seed = self.restored.session.seed
+        work = (maps.compute_features(before, after, seed) for _ in range(1))
+        (numbers,) = list(self.watch.steps("t-SNE of source features", work, 1))
+        svg = maps.draw_features(numbers, (), self.folder / "source-features.png")
+        text = (
+            f"What the encoder makes of source '{facts.name}' by class, before and after it was "
+            "fine-tuned on the target: knowledge that is kept shows as classes that stay apart."
+        )
+        section = Section("features", "Source features by class", text, [svg])
+        before_right, after_right = numbers["before"]["right"], numbers["after"]["right"]
+        if before_right is not None and after_right is not None:
+            section.caption = (
+                f"The five nearest other samples vote for the right class in "
+                f"{100 * before_right:.1f} % of the samples before and {100 * after_right:.1f} % "
+                "after. This number, unlike the map, is measured in the full space."
+            )
+        self._keep(section, "source-features", numbers)
+        return section
+
+    def landscape(self) -> Section:
+        """Fig. 1a."""
+        if not landscape.parameters(self.restored):
+            raise NotDrawn("no matrix of this run's model was trained")
+        wish = self.wish
+        numbers = landscape.compute(
+            self.restored, wish.landscape_samples, wish.grid, wish.radius, self.watch
+        )
+        svg = landscape.draw(numbers, self.folder / "landscape.png")
+        text = (
+            f"{landscape.words(numbers)} Both directions are random and filter-normalised, so "
+            "that a step of 1 changes every filter by as much as its own length."
+        )
+        section = Section("landscape", "Loss landscape", text, [svg])
+        section.caption = (
+            f"{numbers['samples']} fixed validation samples; {number(numbers['parameters'])} "
+            "trained weights move, biases and norms stay."
+        )
+        self._keep(section, "landscape", numbers)
+        return section
+
+    def patches_over_epochs(self) -> Section:
+        """Fig. 8."""
+        numbers = patches.over_epochs(self.samples)
+        if numbers is None:
+            raise NotDrawn("the run kept no replaced tokens")
+        facts = self.manifest.get("facts", {})
+        patches.draw_epochs(numbers, self.samples, facts, self.folder / "patches.png")
+        text = (
+            "The same training samples after several epochs, drawn without randomness. Shaded "
+            "target tokens gave way to the tokens left bright in the source sample below them."
+        )
+        section = Section("patches", "Replaced and taken patches over the epochs", text)
+        section.mixing = mixing(self.samples, facts)
+        self._keep(section, "patches", numbers)
+        return section
+
+    def patches_over_counts(self) -> Section:
+        """Figs. 4 and 7."""
+        numbers = patches.over_counts(self.restored, self.clouds.most())
+        if numbers is None:
+            raise NotDrawn("over k there is nothing: the method counts no tokens it takes")
+        facts = self.manifest.get("facts", {})
+        file = self.folder / "patches-by-k.png"
+        svg = patches.draw_counts(numbers, self.samples, facts, file)
+        text = (
+            "What the trained model replaces and takes for several k, and below it as many source "
+            "tokens drawn at random."
+        )
+        section = Section("patches-by-k", "Patches by k, and at random", text, [svg])
+        self._keep(section, "patches-by-k", numbers)
+        return section
+
+
+FIGURES: dict[str, tuple[Callable[[Analysis], Section], ...]] = {
+    "distance": (Analysis.distance,),
+    "embeddings": (Analysis.embeddings, Analysis.features),
+    "landscape": (Analysis.landscape,),
+    "patches": (Analysis.patches_over_epochs, Analysis.patches_over_counts),
+}
+"""What ``--figures`` may name, in the order of the page."""
+
+
+def _distance_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    heads = ["k", *(f"{space}: {end}" for space in SPACES for end in ("to source", "to target"))]
+    columns = [numbers[space][end] for space in SPACES for end in ("to_source", "to_target")]
+    rows = [
+        [str(k), *(number(column[i]) for column in columns)] for i, k in enumerate(numbers["k"])
+    ]
+    between = [numbers[space]["between"] for space in SPACES]
+    rows.append(["source to target", number(between[0]), "", number(between[1]), ""])
+    return heads, rows
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON does not know as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,139 @@
+"""Sets of points to look at: pooled embeddings and features of target, source and mixed samples.
+
+Pooling is the mean over tokens, as a classification head pools. Which samples are taken is a
+function of the run's seed. B samples of a batch, n of all, N tokens, D and F widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xmodal.batch import Batch, Points, Tokens
+from xmodal.data import loader
+from xmodal.engine import randomness
+from xmodal.interfaces import Target
+from xmodal_analysis.restore import Restored
+from xmodal_analysis.watch import SILENT, Watch
+
+EMBEDDINGS, FEATURES = "embeddings", "features"
+SPACES = (EMBEDDINGS, FEATURES)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Pooled points of one set of samples: before and after the encoder, with their classes."""
+
+    embeddings_ND: Tensor
+    features_NF: Tensor
+    classes_N: Tensor | None
+
+    def points(self, space: str) -> Points:
+        """The points of one of ``SPACES``."""
+        return Points(self.embeddings_ND if space == EMBEDDINGS else self.features_NF, self.classes)
+
+    @property
+    def classes(self) -> Tensor | None:
+        """Classes (int64), where labels are classes."""
+        return self.classes_N
+
+
+class Clouds:
+    """Reads a restored run's samples and runs its model on them."""
+
+    def __init__(self, restored: Restored, samples: int, watch: Watch = SILENT) -> None:
+        self.restored = restored
+        self.session = restored.session
+        self.watch = watch
+        self.target_index = self._chosen(self.session.data.train, samples, "target")
+        self.source_index = (
+            None if restored.source is None else self._chosen(restored.source, samples, "source")
+        )
+        self.batch = restored.plan.recipe.evaluation_batch
+
+    def target(self) -> Cloud:
+        """Training samples of the target."""
+        label = self.session.facts.task.target
+        return self._run("target", self._target_tokens(), self.target_index, label)
+
+    def source(self) -> Cloud:
+        """Samples of the source, which there must be."""
+        facts = self.session.facts.source
+        assert self.source_index is not None
+        assert facts is not None
+        return self._run("source", self._source_tokens(), self.source_index, facts.target)
+
+    def mixed(self, k: int) -> Cloud:
+        """The intermediate modality: the target samples with ``k`` tokens replaced."""
+        label = self.session.facts.task.target
+        return self._run(f"k = {k}", self._mixed_tokens(k), self.target_index, label)
+
+    def most(self) -> int:
+        """N, the most tokens the mixer can replace; 0 where no schedule counts tokens."""
+        dial = self.restored.dial
+        if dial is None:
+            return 0
+        if dial.most < 0:
+            with torch.no_grad():
+                next(self._mixed_tokens(0))
+        return max(0, dial.most)
+
+    def _chosen(self, dataset: Dataset[Any], samples: int, name: str) -> Tensor:
+        order = randomness.permutation(loader.count(dataset), self.session.seed, "analysis", name)
+        return order[:samples].sort().values
+
+    def _pieces(self, dataset: Dataset[Any], index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in loader.batches(dataset, torch.split(index, self.batch), self.session.workers):
+            yield x.to(self.session.device), y.to(self.session.device)
+
+    def _target_tokens(self) -> Iterator[tuple[Tokens, Tensor]]:
+        for x, y in self._pieces(self.session.data.train, self.target_index):
+            yield self.session.model.embedder(x), y
+
+    def _source_tokens(self) -> Iterator[tuple[Tokens, Tensor]]:
+        assert self.restored.source is not None
+        assert self.source_index is not None
+        for x, y in self._pieces(self.restored.source, self.source_index):
+            yield self.session.model.embed_source(x), y
+
+    def _mixed_tokens(self, k: int) -> Iterator[tuple[Tokens, Tensor]]:
+        dial, model, progress = self.restored.dial, self.session.model, self.restored.progress()
+        assert dial is not None
+        dial.wanted = k
+        partners = self._partners()
+        for x, y in self._pieces(self.session.data.train, self.target_index):
+            unlabelled = self.session.partners(len(x))[1]
+            views = model.views(Batch(x, y, next(partners), unlabelled), progress)
+            mixed = [view for view in views if view.origin_BN is not None]
+            yield (mixed or views)[-1].tokens, y
+
+    def _partners(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """As many source samples as a batch has target samples, the chosen ones over and over."""
+        sizes = [len(part) for part in torch.split(self.target_index, self.batch)]
+        if not self.session.model.mixer.needs_source or self.restored.source is None:
+            yield from (None for _ in sizes)
+            return
+        assert self.source_index is not None
+        index = self.source_index[torch.arange(sum(sizes)) % len(self.source_index)]
+        for x, y in loader.batches(self.restored.source, torch.split(index, sizes)):
+            yield x.to(self.session.device), y.to(self.session.device)
+
+    @torch.no_grad()
+    def _run(
+        self, what: str, batches: Iterator[tuple[Tokens, Tensor]], index: Tensor, label: Target
+    ) -> Cloud:
+        embeddings, features, labels = [], [], []
+        count = len(torch.split(index, self.batch))
+        for tokens, y in self.watch.steps(f"encoding {what}", batches, count):
+            with self.session.accelerator.autocast():
+                encoded = self.session.model.backbone(tokens)
+            embeddings.append(tokens.x_BND.float().mean(dim=1).cpu())
+            features.append(encoded.x_BND.float().mean(dim=1).cpu())
+            labels.append(y.cpu())
+        classes = torch.cat(labels).long() if label.kind == "classification" else None
+        return Cloud(torch.cat(embeddings), torch.cat(features), classes)

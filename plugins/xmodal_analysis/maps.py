@@ -1,0 +1,133 @@
+"""Figs. 1c and 6 of the paper: t-SNE maps of embeddings, and of source features by class.
+
+Maps show neighbourhoods, not distances. What Fig. 6 is about, whether the source's classes are
+still apart after fine-tuning, is therefore also given as a number: how often the five nearest other
+samples vote for the right class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xmodal.engine import randomness
+from xmodal_analysis.clouds import Cloud, Clouds
+from xmodal_analysis.drawing import Inks, empty, legend, picture, scatter_classes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NEIGHBOURS = 5
+SHARES = (1 / 3, 2 / 3)
+
+Array = NDArray[Any]
+
+
+def tsne(x_ND: Array, seed: int) -> Array:
+    """A map ``[N, 2]`` of points: t-SNE from principal components, the same every time."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(1.0, (len(x_ND) - 1) / 3))
+    state = randomness.derive(seed, "analysis", "map") % 2**31
+    x_ND = np.asarray(x_ND, dtype=np.float64)
+    model = TSNE(perplexity=perplexity, init="pca", random_state=state, method=_method(len(x_ND)))
+    return np.asarray(model.fit_transform(x_ND), dtype=np.float64)
+
+
+def _method(count: int) -> str:
+    # The tree is for thousands of points; it is not defined for a handful.
+    return "barnes_hut" if count > 200 else "exact"
+
+
+def votes(x_ND: Array, classes: Array) -> float | None:
+    """Share of samples whose nearest other samples vote for their class; None for too few."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if len(x_ND) <= NEIGHBOURS:
+        return None
+    model = KNeighborsClassifier(NEIGHBOURS).fit(x_ND, classes)
+    # Without points of its own, scikit-learn leaves every sample out of its neighbours.
+    near = model.kneighbors(return_distance=False)
+    chosen = [np.bincount(row).argmax() for row in classes[near]]
+    return float(np.mean(np.asarray(chosen) == classes))
+
+
+def compute_embeddings(clouds: Clouds, seed: int) -> dict[str, Any]:
+    """The map of Fig. 1c: source, target and, where k is known, two steps between them."""
+    sets: dict[str, Tensor] = {"source": clouds.source().embeddings_ND}
+    most = clouds.most()
+    for share in reversed(SHARES):
+        k = round(share * most)
+        if 0 < k < most:
+            sets[f"k = {k}"] = clouds.mixed(k).embeddings_ND
+    sets["target"] = clouds.target().embeddings_ND
+    joined = np.concatenate([x.numpy() for x in sets.values()])
+    flat = clouds.watch.steps("t-SNE of embeddings", (tsne(joined, seed) for _ in range(1)), 1)
+    (placed,) = list(flat)
+    ends = np.cumsum([len(x) for x in sets.values()])[:-1]
+    return {
+        "tokens": most,
+        "sets": {
+            name: part.round(4).tolist()
+            for name, part in zip(sets, np.split(placed, ends), strict=True)
+        },
+    }
+
+
+def draw_embeddings(numbers: dict[str, Any], path: Path) -> Markup:
+    """One map: source red, target in ink, what lies between them in the colours between."""
+    sets = {name: np.asarray(points) for name, points in numbers["sets"].items()}
+    between = iter((3, 0))
+
+    def colour(name: str, inks: Inks, order: dict[str, int]) -> str:
+        return {"source": inks.series[1], "target": inks.ink}.get(name) or inks.series[order[name]]
+
+    order = {name: next(between) for name in sets if name not in ("source", "target")}
+
+    def figure(canvas: Figure, inks: Inks) -> None:
+        axes = canvas.subplots()
+        empty(axes, inks, "Embeddings (t-SNE)")
+        for (name, points), marker in zip(sets.items(), "o^vs" if order else "os", strict=False):
+            shown = {"color": colour(name, inks, order), "label": name, "marker": marker}
+            axes.scatter(points[:, 0], points[:, 1], s=14, linewidths=0, alpha=0.85, **shown)
+        legend(axes, inks, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    sizes = ", ".join(f"{len(points)} of {name}" for name, points in sets.items())
+    return picture(path, (7.0, 4.2), f"t-SNE map of pooled embeddings: {sizes}", figure)
+
+
+def compute_features(before: Cloud, after: Cloud, seed: int) -> dict[str, Any]:
+    """The maps of Fig. 6: features of the source by class, before and after fine-tuning."""
+    assert before.classes_N is not None
+    classes = before.classes_N.numpy()
+    panels = {}
+    for name, cloud in (("before", before), ("after", after)):
+        x = cloud.features_NF.numpy()
+        panels[name] = {"points": tsne(x, seed).round(4).tolist(), "right": votes(x, classes)}
+    return {"classes": classes.tolist(), "neighbours": NEIGHBOURS, **panels}
+
+
+def draw_features(numbers: dict[str, Any], names: Sequence[str], path: Path) -> Markup:
+    """Two maps side by side."""
+    panels = ("before", "after")
+    heads = {n: f"{n.capitalize()} fine-tuning{_right(numbers[n]['right'])}" for n in panels}
+
+    def figure(canvas: Figure, inks: Inks) -> None:
+        for axes, name in zip(canvas.subplots(1, 2), panels, strict=True):
+            empty(axes, inks, heads[name])
+            points = np.asarray(numbers[name]["points"])
+            scatter_classes(axes, inks, points, numbers["classes"], names)
+        legend(axes, inks, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    words = f"t-SNE maps of source features by class. {'. '.join(heads.values())}"
+    return picture(path, (8.6, 3.8), words, figure)
+
+
+def _right(share: float | None) -> str:
+    return "" if share is None else f": {100 * share:.0f} % of neighbours vote right"

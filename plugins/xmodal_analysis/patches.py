@@ -1,0 +1,156 @@
+"""Figs. 4, 7 and 8 of the paper: which patches a method takes and replaces.
+
+Over the epochs from what the run kept while it trained (Fig. 8); and over k from the trained model,
+next to as many patches drawn at random (Figs. 4 and 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from xmodal.batch import Batch
+from xmodal.data import loader
+from xmodal.engine import probe, randomness
+from xmodal.report.samples import as_array
+from xmodal.report.tokens import EPOCHS
+from xmodal_analysis.drawing import Inks, picture
+from xmodal_analysis.grounds import Array, Ground, mark, of_source, of_target
+from xmodal_analysis.restore import Restored
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHARES = (1 / 4, 1 / 2, 3 / 4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of pictures: its name, what lies under the tokens, and the tokens a column."""
+
+    name: str
+    ground: Ground
+    chosen: Sequence[Array]
+    dim: bool
+
+
+def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of the kept samples, the origin of every token after about five epochs; None without."""
+    probes = [(i, p) for i, p in enumerate(samples.get("probes", [])) if "origin" in p]
+    if not probes or "train" not in samples:
+        return None
+    chosen = sorted({round(t) for t in np.linspace(0, len(probes) - 1, EPOCHS)})
+    return {
+        "epochs": [probes[c][0] + 1 for c in chosen],
+        "k": [int(probes[c][1].get("k", 0)) for c in chosen],
+        "origin": [as_array(probes[c][1]["origin"]).tolist() for c in chosen],
+    }
+
+
+@torch.no_grad()
+def over_counts(restored: Restored, most: int) -> dict[str, Any] | None:
+    """The same for the trained model and several k, and as many source tokens at random."""
+    session, dial = restored.session, restored.dial
+    grid = [k for k in dict.fromkeys(round(s * most) for s in SHARES) if 0 < k <= most]
+    if dial is None or not grid or not session.model.mixer.needs_source:
+        return None
+    x, y = (t.to(session.device) for t in loader.first(session.data.train, probe.SAMPLES))
+    source, unlabelled = session.partners(len(x))
+    if source is None:
+        return None
+    available = session.model.embed_source(source[0]).x_BND.shape[1]
+    generator = randomness.generator(session.seed, "analysis", "patches")
+    origins, drawn = [], []
+    for k in grid:
+        dial.wanted = k
+        views = session.model.views(Batch(x, y, source, unlabelled), restored.progress())
+        found = [view.origin_BN for view in views if view.origin_BN is not None]
+        if not found:
+            return None
+        origins.append(as_array(found[-1]).tolist())
+        order = [torch.randperm(available, generator=generator)[:k] for _ in range(len(x))]
+        drawn.append([part.sort().values.tolist() for part in order])
+    return {"k": grid, "source_tokens": available, "origin": origins, "random": drawn}
+
+
+def draw_epochs(
+    numbers: Mapping[str, Any], samples: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+) -> Markup:
+    """Two rows a sample, replaced and taken; one column an epoch."""
+    heads = [f"epoch {e}\nk = {k}" for e, k in zip(numbers["epochs"], numbers["k"], strict=True)]
+    origins = [np.asarray(origin) for origin in numbers["origin"]]
+    rows = _rows(origins, _source_tokens(origins, samples, facts), samples, facts)
+    return _grid(rows, heads, "Replaced and taken tokens over the epochs", path)
+
+
+def draw_counts(
+    numbers: Mapping[str, Any], samples: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+) -> Markup:
+    """Three rows a sample: replaced, taken, and random tokens of the source; one column a k."""
+    origins = [np.asarray(origin) for origin in numbers["origin"]]
+    rows = _rows(origins, int(numbers["source_tokens"]), samples, facts)
+    complete = []
+    for position, row in enumerate(rows):
+        complete.append(row)
+        if position % 2:
+            i = position // 2
+            random = [np.asarray(drawn[i]) for drawn in numbers["random"]]
+            complete.append(Row("at random", row.ground, random, dim=True))
+    heads = [f"k = {k}" for k in numbers["k"]]
+    return _grid(complete, heads, "Tokens the trained model takes, and random ones", path)
+
+
+def _source_tokens(
+    origins: Sequence[Array], samples: Mapping[str, Any], facts: Mapping[str, Any]
+) -> int:
+    """How many tokens a source sample has: its patches, or as many as were ever taken."""
+    largest = int(max(origin.max() for origin in origins)) + 1
+    patch = facts.get("backbone", {}).get("patch")
+    if "source" in samples and patch and samples["source"]["x"].ndim == 4:
+        height, width = samples["source"]["x"].shape[2:]
+        return int(max(largest, (height // patch) * (width // patch)))
+    if "source" in samples and samples["source"]["x"].ndim == 2:
+        return int(max(largest, samples["source"]["x"].shape[1]))
+    return largest
+
+
+def _rows(
+    origins: Sequence[Array], available: int, samples: Mapping[str, Any], facts: Mapping[str, Any]
+) -> list[Row]:
+    x, images = as_array(samples["train"]["x"]), samples.get("images", {})
+    source = as_array(samples["source"]["x"]) if "source" in samples else None
+    rows = []
+    for i in range(min(len(x), *(len(origin) for origin in origins))):
+        under = of_target(x[i], origins[0].shape[1], facts, images)
+        gone = [np.flatnonzero(origin[i] >= 0) for origin in origins]
+        rows.append(Row(f"sample {i + 1}\nreplaced", under, gone, dim=False))
+        other = source[i] if source is not None and i < len(source) else None
+        taken = [origin[i][origin[i] >= 0] for origin in origins]
+        rows.append(Row("taken", of_source(other, available, facts), taken, dim=True))
+    return rows
+
+
+def _grid(rows: Sequence[Row], heads: Sequence[str], title: str, path: Path) -> Markup:
+    heights = [1.0 if row.ground.image is not None else 0.32 for row in rows]
+
+    def figure(canvas: Figure, inks: Inks) -> None:
+        shape = len(rows), len(heads)
+        cells = canvas.subplots(*shape, height_ratios=heights, squeeze=False)
+        for line, row in zip(cells, rows, strict=True):
+            line[0].set_ylabel(
+                row.name, rotation=0, ha="right", va="center", color=inks.ink, labelpad=6
+            )
+            for axes, chosen in zip(line, row.chosen, strict=True):
+                mark(axes, inks, row.ground, chosen, row.dim)
+        for axes, head in zip(cells[0], heads, strict=True):
+            axes.set_title(head, color=inks.muted, fontsize=9)
+
+    size = (1.1 + 1.35 * len(heads), 0.5 + 1.35 * sum(heights))
+    counted = "; ".join(head.replace("\n", ", ") for head in heads)
+    return picture(path, size, f"{title}: {counted}", figure)

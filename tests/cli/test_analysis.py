@@ -1,0 +1,172 @@
+"""``xmodal analyse``, ``distance`` and ``sources rank``: files, pages, JSON, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xmodal import api
+
+Cli = Callable[..., Any]
+QUICK = ("--samples", 8, "--points", 3, "--grid", 3, "--landscape-samples", 2)
+ENERGY = '''\
+"""The energy distance, for tests."""
+import torch
+from xmodal import hookimpl
+from xmodal.interfaces import Distance
+
+
+@hookimpl
+def xmodal_distances():
+    return {"energy-of-a-test": f"{__name__}:Energy"}
+
+
+class Energy(Distance):
+    """2 E|x - y| - E|x - x'| - E|y - y'|."""
+
+    def fit(self, source):
+        self.x = source.x_ND
+
+    def __call__(self, target):
+        x, y = self.x, target.x_ND
+        return (
+            2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+        )
+'''
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs by method, and a plugin file with a distance."""
+    root = tmp_path_factory.mktemp("runs")
+    made = {}
+    random = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = random.normal(size=(60, 46)) + y[:, None] * np.sin(np.arange(46))
+    np.savez(root / "mine.npz", x=x.astype(np.float32), y=y)
+    mine = [f"task={{use: arrays, path: {root / 'mine.npz'}}}"]
+    for name, recipes, overrides in (
+        ("pare", ("methods/pare", "tasks/darcy"), []),
+        ("series", ("methods/pare", "bodies/vision"), mine),
+        ("nft", ("methods/nft", "bodies/vision"), mine),
+    ):
+        outcome = api.run(*recipes, overrides=overrides, scale="smoke", root=root, name=name)
+        made[name] = outcome.run.path
+    recipes = ("tasks/darcy", "scales/smoke", "scales/smoke/darcy", "methods/baseline")
+    made["baseline"] = api.run(*recipes, root=root, name="baseline", report=False).run.path
+    made["plugin"] = root / "energy.py"
+    made["plugin"].write_text(ENERGY)
+    made["root"] = root
+    return made
+
+
+def _energy(finished: dict[str, Path]) -> tuple[object, ...]:
+    return ("--plugin", finished["plugin"], "--distance", "energy-of-a-test")
+
+
+@pytest.mark.parametrize("name", ["pare", "series"])
+def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name: str) -> None:
+    done = xmodal("analyse", finished[name], *QUICK, *_energy(finished), "--json")
+    assert done.code == 0, done.err
+    (told,) = json.loads(done.out)
+    # The source of Darcy flow is labelled pixel by pixel.
+    assert len(told["not_drawn"]) == (name == "pare")
+    figures = {"distance", "embeddings", "features", "landscape", "patches", "patches-by-k"}
+    assert set(told["figures"]) == (figures if name == "series" else figures - {"features"})
+    for files in told["figures"].values():
+        for file in map(Path, files):
+            assert file.parent == finished[name] / "analysis"
+            content = file.read_bytes()
+            if file.suffix == ".png":
+                assert content.startswith(b"\x89PNG")
+            else:
+                assert json.loads(content)["seed"] == 0
+    numbers = json.loads((finished[name] / "analysis" / "distance.json").read_text())
+    assert numbers["k"][0] == numbers["tokens"] > numbers["k"][1] > numbers["k"][2] == 0
+    for space in ("embeddings", "features"):
+        ends = numbers[space]
+        # At k = 0 the intermediate modality is the target.
+        assert ends["to_target"][-1] == pytest.approx(0, abs=1e-4)
+        assert ends["to_source"][-1] == pytest.approx(ends["between"], rel=1e-4)
+        assert ends["to_source"][0] < ends["between"]
+    html = Path(told["page"]).read_text(encoding="utf-8")
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "<script" not in html
+    assert html.count("<svg") >= 5
+    assert "var(--series-1)" in html
+
+
+def test_a_method_without_mixing_says_why(xmodal: Cli, finished: dict[str, Path]) -> None:
+    done = xmodal("analyse", "nft", "--root", finished["root"], *QUICK, *_energy(finished))
+    assert done.code == 0, done.err
+    assert "Mixer 'none' replaces no counted tokens" in done.err
+    assert "the run kept no replaced tokens" in done.err
+    numbers = json.loads((finished["nft"] / "analysis" / "distance.json").read_text())
+    assert numbers["k"] == []
+    assert numbers["embeddings"]["between"] > 0
+
+
+def test_a_method_without_source_or_training(
+    xmodal: Cli, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    done = xmodal(
+        "analyse", finished["baseline"], *QUICK, *_energy(finished), "--output", tmp_path / "out"
+    )
+    assert done.code == 0, done.err
+    assert "distance: the recipe names no source that this body reads" in done.err
+    assert "landscape: no matrix of this run's model was trained" in done.err
+    assert (tmp_path / "out" / "analysis.html").is_file()
+    assert not (finished["baseline"] / "analysis").exists()
+
+
+def test_several_runs_in_one_folder(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
+    runs = finished["pare"], finished["nft"]
+    done = xmodal("analyse", *runs, "--figures", "patches", "--output", tmp_path, "--json", *QUICK)
+    assert done.code == 0, done.err
+    pages = [Path(one["page"]) for one in json.loads(done.out)]
+    assert [page.is_file() for page in pages] == [True, True]
+    assert len(set(pages)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--figures", "landscap"), "unknown figure 'landscap'; did you mean 'landscape'?"),
+        (("--figures", ","), "name at least one figure of: distance"),
+        (("--distance", "energy-of-a-tst"), "did you mean 'energy-of-a-test'?"),
+        (("--distance", "{use: energy-of-a-test, speed: 1}"), "unknown setting"),
+        (("--distance", "3"), "expected the name of a distance"),
+    ],
+)
+def test_bad_wishes(
+    xmodal: Cli, finished: dict[str, Path], arguments: tuple[str, ...], message: str
+) -> None:
+    done = xmodal("analyse", finished["pare"], "--plugin", finished["plugin"], *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+def test_runs_that_cannot_be_analysed(
+    xmodal: Cli, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    done = xmodal("analyse", "paer", "--root", finished["root"])
+    assert done.code == 2
+    assert "no run 'paer'; did you mean 'pare'?" in done.err
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "manifest.json").write_text("{}")
+    done = xmodal("analyse", tmp_path / "half", "--figures", "patches")
+    assert done.code == 2
+    assert "is not finished (state: empty)" in done.err
+
+
+def test_help_is_light(process: Cli) -> None:
+    done = process("--help")
+    assert done.code == 0
+    assert "analyse" in done.out
