@@ -1,1 +1,20 @@
-"""Table of contents of this plugin."""
+"""Table of contents of the mixing baselines: what PaRe's tables compare patch replacement with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_mixers() -> Mapping[str, str]:
+    """Mixing with a source, mixing or changing the target alone, and twice the same."""
+    return {
+        "mixup": "xmodal_mix.mixup:Mixup",
+        "cutmix": "xmodal_mix.cutmix:CutMix",
+        "target-mixup": "xmodal_mix.mixup:TargetMixup",
+        "target-mask": "xmodal_mix.target_mask:TargetMask",
+        "repeat": "xmodal_mix.repeat:Repeat",
+        "token-augment": "xmodal_mix.token_augment:TokenAugment",
+    }

@@ -1,0 +1,91 @@
+"""CutMix of tokens: a block of the target gives way to the source's tokens at the same place.
+
+Yun, Han, Oh, Chun, Choe, Yoo: CutMix, ICCV 2019, between modalities as in PaRe's Table 4.
+Shapes: B samples, N target tokens, M source tokens, D width.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from xmodal.batch import Progress, Sample, Term, Tokens, View
+from xmodal.interfaces import Context, Mixer
+from xmodal_mix.objective import Drawn, needed, plain_and_changed
+from xmodal_mix.places import Grid, common, counterparts, layout
+
+Box = tuple[tuple[int, int], ...]
+"""From (inclusive) and to (exclusive) on every axis of the grid."""
+
+
+class CutMix(Mixer):
+    """Replaces one block of target tokens, the same for the whole micro-batch.
+
+    The block is a rectangle of the form of a 2-D grid, and a span of a sequence or a table row. It
+    lies where the source has tokens too. λ of Eq. 1 is the share of the target's tokens that were
+    replaced.
+    """
+
+    class Config(Drawn):
+        """Settings of the mixer."""
+
+    config: Config
+    needs_source = True
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self._generator, self._note, self._noted = context.generator, context.note, False
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Cut and paste."""
+        partner = needed(source, "cutmix")
+        box = self._box(target.tokens.grid, partner.tokens.grid, progress)
+        k = prod(stop - start for start, stop in box)
+        lam = k / target.tokens.x_BND.shape[1]
+        log = {"k": float(k), "lambda": lam}
+        if k == 0:
+            return plain_and_changed(target, self.config, None, log=log)
+        mixed, origin_BN = paste(target.tokens, partner.tokens, box)
+        # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s)
+        terms = (Term(target.head, target.y, 1 - lam), Term(partner.head, partner.y, lam))
+        return plain_and_changed(target, self.config, mixed, terms, log, origin_BN)
+
+    def _box(self, target: Grid, source: Grid, progress: Progress) -> Box:
+        region = common(target, source)
+        if region != target and not self._noted:
+            self._noted = True
+            self._note(
+                f"cutmix: {layout(source)} source tokens for {layout(target)} target tokens; "
+                f"blocks lie in the first {layout(region)}"
+            )
+        lam = self.config.draw(progress, self._generator)
+        centre = [int(torch.randint(side, (), generator=self._generator)) for side in region]
+        return block(region, lam, tuple(centre))
+
+
+def block(grid: Grid, lam: float, centre: Grid) -> Box:
+    """The block of share λ around ``centre``, clipped to the grid (Yun et al. 2019, section 3.2).
+
+    Its sides are int(side · λ^(1/axes)); an odd side reaches further to the end, as in timm.
+    """
+    sides = [int(side * lam ** (1 / len(grid))) for side in grid]
+    return tuple(
+        (max(0, at - cut // 2), min(side, at + (cut + 1) // 2))
+        for side, cut, at in zip(grid, sides, centre, strict=True)
+    )
+
+
+def paste(target: Tokens, source: Tokens, box: Box) -> tuple[Tokens, Tensor]:
+    """The target with the source's tokens inside ``box``, and the source token of every slot."""
+    x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
+    place = counterparts(target.grid, source.grid)
+    inside = torch.zeros(target.grid, dtype=torch.bool)
+    inside[tuple(slice(start, stop) for start, stop in box)] = True
+    origin_N = torch.where(inside, place, -1).flatten().to(x_BND.device, non_blocking=True)
+    replaced_N1 = (origin_N >= 0).unsqueeze(1)
+    mixed_BND = torch.where(replaced_N1, s_BMD[:, origin_N.clamp_min(0)], x_BND)
+    return Tokens(mixed_BND, target.grid), origin_N.expand(len(x_BND), -1)

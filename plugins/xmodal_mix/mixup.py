@@ -1,0 +1,106 @@
+"""Mixup of tokens: target with source (PaRe, Table 4) and target with target (Table 18).
+
+Zhang, Cissé, Dauphin, Lopez-Paz: mixup, ICLR 2018, in the space of the embedded tokens.
+Shapes: B samples, N target tokens, M source tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xmodal.batch import Progress, Sample, Term, Tokens, View
+from xmodal.interfaces import Context, Mixer
+from xmodal_mix.objective import Drawn, needed, plain_and_changed
+from xmodal_mix.places import counterparts, layout
+
+
+class Mixup(Mixer):
+    """x^m = (1 − λ) x^t + λ x^s, token by token, with the losses of Eq. 1-2.
+
+    Target tokens without a source token at their place stay; λ in the loss is then smaller by the
+    share of the tokens that were mixed.
+    """
+
+    class Config(Drawn):
+        """Settings of the mixer."""
+
+    config: Config
+    needs_source = True
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self._generator, self._note, self._noted = context.generator, context.note, False
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Mix."""
+        partner = needed(source, "mixup")
+        mixed, lam = mix(target.tokens, partner.tokens, self.config.draw(progress, self._generator))
+        self._warn(target.tokens, partner.tokens)
+        # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s)
+        terms = (Term(target.head, target.y, 1 - lam), Term(partner.head, partner.y, lam))
+        return plain_and_changed(
+            target, self.config, mixed if lam > 0 else None, terms, {"lambda": lam}
+        )
+
+    def _warn(self, target: Tokens, source: Tokens) -> None:
+        if self._noted or target.grid == source.grid:
+            return
+        self._noted = True
+        count = int((counterparts(target.grid, source.grid) >= 0).sum())
+        self._note(
+            f"mixup: {layout(source.grid)} source tokens meet {layout(target.grid)} target tokens; "
+            f"{count} of {target.x_BND.shape[1]} are mixed"
+        )
+
+
+class TargetMixup(Mixer):
+    """x^m = (1 − λ) x_a + λ x_b of two target samples; no source ("target_mixup" of Table 18).
+
+    The pair of labels is two terms, (1 − λ) L_tar(p^m, y_a) + λ L_tar(p^m, y_b), which suits every
+    kind of label. The partner of a sample is its neighbour in the micro-batch, whose order is
+    random.
+    """
+
+    class Config(Drawn):
+        """Settings of the mixer."""
+
+    config: Config
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self._generator, self._note = context.generator, context.note
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Mix. A micro-batch of one sample has no pair and stays plain."""
+        lam = self.config.draw(progress, self._generator)
+        if len(target.tokens.x_BND) == 1:
+            self._note("target-mixup: micro-batches of one sample hold no pair and are not mixed")
+            lam = 0.0
+        partner = Tokens(target.tokens.x_BND.roll(1, 0), target.tokens.grid)
+        mixed, _ = mix(target.tokens, partner, lam)
+        terms = (
+            Term(target.head, target.y, 1 - lam),
+            Term(target.head, target.y.roll(1, 0), lam),
+        )
+        return plain_and_changed(
+            target, self.config, mixed if lam > 0 else None, terms, {"lambda": lam}
+        )
+
+
+def mix(target: Tokens, source: Tokens, lam: float) -> tuple[Tokens, float]:
+    """(1 − λ) x^t + λ x^s at every place the source has, and λ as a share of all target tokens."""
+    x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
+    if target.grid == source.grid:
+        return Tokens((1 - lam) * x_BND + lam * s_BMD, target.grid), lam
+    place_N = counterparts(target.grid, source.grid).flatten()
+    share = int((place_N >= 0).sum()) / len(place_N)
+    place_N = place_N.to(x_BND.device, non_blocking=True)
+    met_N1 = (place_N >= 0).unsqueeze(1)
+    s_BND: Tensor = s_BMD[:, place_N.clamp_min(0)]
+    mixed_BND = torch.where(met_N1, (1 - lam) * x_BND + lam * s_BND, x_BND)
+    return Tokens(mixed_BND, target.grid), lam * share

@@ -1,0 +1,84 @@
+"""Masking of target tokens: "target_mask" of PaRe's Table 18, patch replacement without a source.
+
+Shapes: B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal.batch import Progress, Sample, Term, Tokens, View
+from xmodal.interfaces import Context, Mixer, Scheduler, Selector
+from xmodal_mix.objective import Betas, plain_and_changed
+
+
+class TargetMask(Mixer):
+    """Masks the k tokens the selector ranks lowest, and predicts the target's label from the rest.
+
+    The scheduler says k. Where the selector's mask carries a gradient, it reaches the selector
+    through the factors of kept and masked tokens, as in PaRe's Algorithm 1.
+    """
+
+    class Config(Betas):
+        """Settings of the mixer."""
+
+        beta_target: float = Field(
+            1.0, gt=0, description="β1, the weight of the target loss (Eq. 2)."
+        )
+        fill: Literal["zero", "mean", "learned"] = Field(
+            "zero",
+            description="What stands in a masked slot. zero: nothing, as after the multiplication "
+            "by the mask in PaRe's Algorithm 1. mean: the sample's mean token. learned: one "
+            "trained token for all.",
+        )
+        weight: Literal["kept", "whole"] = Field(
+            "kept",
+            description="Weight of the masked view's loss before β2. kept: 1 − λ, the share of "
+            "kept tokens, as the target term has in Eq. 1. whole: 1.",
+        )
+
+    config: Config
+    uses = ("selector", "scheduler")
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.selector: Selector = context.components["selector"]
+        self._scheduler: Scheduler = context.components["scheduler"]
+        self.token_D: nn.Parameter | None = None
+        if config.fill == "learned":
+            start_D = torch.randn(context.facts.backbone.width, generator=context.generator)
+            self.token_D = nn.Parameter(0.02 * start_D)
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Mask."""
+        total = target.tokens.x_BND.shape[1]
+        k = self._scheduler(progress, total)
+        lam = k / total
+        log = {"k": float(k), "lambda": lam}
+        weight = 1.0 if self.config.weight == "whole" else 1 - lam
+        if k == 0 or self.config.beta_mix == 0:
+            return plain_and_changed(target, self.config, None, log=log)
+        masked = self._mask(target.tokens, k, progress)
+        terms = (Term(target.head, target.y, weight),)
+        return plain_and_changed(target, self.config, masked, terms, log)
+
+    def _mask(self, tokens: Tokens, k: int, progress: Progress) -> Tokens:
+        x_BND = tokens.x_BND
+        keep_BN = self.selector(tokens, x_BND.shape[1] - k, progress).mask_BN
+        keep_BN1 = keep_BN.unsqueeze(-1).to(x_BND.dtype)
+        masked_BND = x_BND * keep_BN1
+        fill = self._fill(x_BND)
+        if fill is not None:
+            masked_BND = masked_BND + fill * (1 - keep_BN1)
+        return Tokens(masked_BND, tokens.grid)
+
+    def _fill(self, x_BND: Tensor) -> Tensor | None:
+        if self.config.fill == "mean":
+            return x_BND.mean(dim=1, keepdim=True)
+        return None if self.token_D is None else self.token_D.to(x_BND.dtype)

@@ -1,0 +1,154 @@
+"""Augmentation of tokens, for any modality: noise, dropped tokens, and moves between samples.
+
+Cheung & Yeung, "MODALS: Modality-agnostic Automated Data Augmentation in the Latent Space", ICLR
+2021, is where the moves and the noise come from; dropping is ours. B samples, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from xmodal.batch import Progress, Sample, Term, Tokens, View
+from xmodal.interfaces import Context, Facts, Mixer
+from xmodal_mix.objective import Betas, plain_and_changed
+
+
+class TokenAugment(Mixer):
+    """One plain view and one with, in this order, the moves, the noise and the dropped tokens.
+
+    The label stays as it is. A strength of 0 turns an operation off.
+    """
+
+    class Config(Betas):
+        """Settings of the mixer."""
+
+        difference: float = Field(
+            0.1, ge=0, description="m of x + m (x_j − x_k): add the difference of two samples."
+        )
+        interpolate: float = Field(
+            0.0, ge=0, le=1, description="m of x + m (x_j − x): move towards another sample."
+        )
+        noise: float = Field(
+            0.1, ge=0, description="Gaussian noise, in standard deviations of each channel."
+        )
+        drop: float = Field(
+            0.1, ge=0, lt=1, description="Probability of each token to be replaced by 'fill'."
+        )
+        fill: Literal["mean", "other"] = Field(
+            "mean",
+            description="What a dropped token becomes. mean: its sample's mean token. other: the "
+            "token of another sample at the same place.",
+        )
+        partners: Literal["class", "any"] = Field(
+            "class",
+            description="Which samples of the micro-batch x_j and x_k are. class: of the sample's "
+            "own class; without classes there are no moves. any: any.",
+        )
+
+        @model_validator(mode="after")
+        def _something(self) -> TokenAugment.Config:
+            if not (self.difference or self.interpolate or self.noise or self.drop):
+                raise ValueError("difference, interpolate, noise and drop are all 0")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self._generator, self._note = context.generator, context.note
+        self._moves = _can_move(config, context.facts)
+        if not self._moves and _asks_for_moves(config):
+            context.note(
+                "token-augment: difference and interpolate pair samples of one class and are left "
+                "out for labels that are not classes; 'partners: any' pairs any"
+            )
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Moves within classes need classes."""
+        if not (config.noise or config.drop or _can_move(config, facts)):
+            yield (
+                f"mixer 'token-augment' would change nothing: difference and interpolate pair "
+                f"samples of one class, and the labels of task '{facts.task.name}' are not "
+                f"classes; use 'partners: any', noise or drop"
+            )
+
+    def forward(
+        self, target: Sample, source: Sample | None, progress: Progress
+    ) -> tuple[View, ...]:
+        """Augment."""
+        terms = (Term(target.head, target.y, 1.0),)
+        changed_BND = self._changed(target)
+        changed = None if changed_BND is None else Tokens(changed_BND, target.tokens.grid)
+        return plain_and_changed(target, self.config, changed, terms)
+
+    def _changed(self, target: Sample) -> Tensor | None:
+        """The augmented tokens; None where there was nothing to do (no pair, no token dropped)."""
+        config, x_BND, changed = self.config, target.tokens.x_BND, False
+        if self._moves and len(x_BND) > 1:
+            same_BB = self._same(target.y)
+            # Only what is not sure to change otherwise is worth waiting for the device.
+            changed = bool(config.noise) or bool((same_BB.sum(1) > 1).any())
+            x_BND = self._moved(x_BND, same_BB)
+        if config.noise:
+            x_BND, changed = self._noisy(x_BND), True
+        if config.drop:
+            lost_BN = torch.rand(x_BND.shape[:2], generator=self._generator) < config.drop
+            changed = changed or bool(lost_BN.any())
+            x_BND = _dropped(x_BND, lost_BN.to(x_BND.device), config.fill)
+        return x_BND if changed else None
+
+    def _same(self, y: Tensor) -> Tensor:
+        """Which samples may be partners of which ``[B, B]``; every sample is its own."""
+        if self.config.partners == "class":
+            return y.unsqueeze(0) == y.unsqueeze(1)
+        return torch.ones(len(y), len(y), dtype=torch.bool, device=y.device)
+
+    def _moved(self, x_BND: Tensor, same_BB: Tensor) -> Tensor:
+        """x + m (x_j − x_k), then x + m (x_j − x). Partners are constants, as in MODALS."""
+        pool_BND = x_BND.detach()
+        if self.config.difference:
+            (j_B, k_B), found_B = self._partners(same_BB, 2)
+            step_BND = found_B[:, None, None] * (pool_BND[j_B] - pool_BND[k_B])
+            x_BND = x_BND + self.config.difference * step_BND
+        if self.config.interpolate:
+            others_BB = same_BB & ~torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device)
+            (j_B,), found_B = self._partners(others_BB, 1)
+            step_BND = found_B[:, None, None] * (pool_BND[j_B] - x_BND)
+            x_BND = x_BND + self.config.interpolate * step_BND
+        return x_BND
+
+    def _partners(self, allowed_BB: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
+        """``count`` different random partners a sample, and whether it has as many."""
+        draw_BB = torch.rand(allowed_BB.shape, generator=self._generator).to(allowed_BB.device)
+        ranked_BB = draw_BB.masked_fill(~allowed_BB, -1.0)
+        return list(ranked_BB.topk(count, dim=1).indices.T), allowed_BB.sum(1) >= count
+
+    def _noisy(self, x_BND: Tensor) -> Tensor:
+        """x + s σ ε, σ the standard deviation of each channel over all tokens of the batch."""
+        sigma_D = x_BND.detach().float().std(dim=(0, 1), correction=0)
+        noise_BND = torch.randn(x_BND.shape, generator=self._generator).to(x_BND.device)
+        return x_BND + (self.config.noise * sigma_D * noise_BND).to(x_BND.dtype)
+
+
+def _asks_for_moves(config: TokenAugment.Config) -> bool:
+    return bool(config.difference or config.interpolate)
+
+
+def _can_move(config: TokenAugment.Config, facts: Facts) -> bool:
+    paired = config.partners == "any" or facts.task.target.kind == "classification"
+    return _asks_for_moves(config) and paired
+
+
+def _dropped(x_BND: Tensor, lost_BN: Tensor, fill: str) -> Tensor:
+    """``x_BND`` with its lost tokens filled."""
+    if fill == "other" and len(x_BND) > 1:
+        filler_BND = x_BND.roll(1, 0)
+    else:
+        filler_BND = x_BND.mean(dim=1, keepdim=True)
+    return torch.where(lost_BN.unsqueeze(-1), filler_BND, x_BND)
