@@ -9,6 +9,7 @@ Shapes: N samples, B of one batch, E numbers a label, R of them kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.random_projection import SparseRandomProjection
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
@@ -56,7 +58,9 @@ def cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
     else:
         model = MiniBatchKMeans(n_init=3, batch_size=MANY, **settings)
     # Threads add their sums in any order: the last digits, and with them ties, would vary.
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # Fewer different labels than clusters simply give fewer classes.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return np.asarray(model.fit_predict(rows_NR), dtype=np.int64)
 
 

@@ -1,0 +1,212 @@
+"""Whole runs that align first: every kind of label, resumed anywhere, in bf16, on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xmodal import api, runs
+from xmodal.data.store import Store
+from xmodal.engine import checkpoint
+from xmodal.engine.dry_run import describe
+from xmodal.engine.execute import Silent
+from xmodal.engine.plan import compose_plan
+from xmodal.plugins import registry
+
+from ..conftest import TINY
+
+COMMON = [o for o in TINY if not o.startswith("selector")]
+EPOCHS = 4
+SAVING = "saving.every_steps=1"
+
+
+class StopAt(Silent):
+    """Behaves like a crash after so many records: raises from inside the loop."""
+
+    def __init__(self, records: int) -> None:
+        self.left = records
+
+    def record(self, record: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("crash")
+
+
+def run(
+    root: Path,
+    *more: str,
+    method: str = "orca",
+    observer: Silent | None = None,
+    align: int = EPOCHS,
+) -> runs.Run:
+    overrides = [*COMMON, f"stages.0.epochs={align}", *more]
+    return api.run(
+        f"methods/{method}",
+        "tasks/darcy",
+        scale="smoke",
+        overrides=overrides,
+        root=root,
+        report=False,
+        observer=observer,
+    ).run
+
+
+def weights(run_: runs.Run) -> dict[str, torch.Tensor]:
+    model: dict[str, torch.Tensor] = checkpoint.load(run_.path / "final")["model"]
+    return model
+
+
+def metrics(run_: runs.Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in run_.metrics()]
+
+
+def losses(run_: runs.Run, stage: int = 0) -> list[float]:
+    return [line["train"]["loss"] for line in run_.metrics() if line["stage"] == stage]
+
+
+# An alignment epoch gives two records (its step and its end), a fine-tuning epoch four here.
+@pytest.mark.parametrize("records", [1, 2, 5, 6, 8, 10])
+def test_a_run_stopped_while_it_aligns_ends_the_same(records: int, tmp_path: Path) -> None:
+    more = ("stages.0.samples=2", "stages.0.classes=3", SAVING)
+    whole = run(tmp_path / "whole", *more)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "cut", *more, observer=StopAt(records))
+    (broken,) = (tmp_path / "cut").glob("*/*")
+    resumed = run(tmp_path / "cut", *more)
+    assert resumed.path == broken
+    one, other = weights(whole), weights(resumed)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert metrics(whole) == metrics(resumed)
+    assert whole.read("result.json")["test"] == resumed.read("result.json")["test"]
+
+
+@pytest.mark.parametrize("distance", ["otdd", "sliced"])
+@pytest.mark.parametrize("method", ["orca", "orca-pare"])
+def test_resuming_with_distances_that_have_a_state_or_draw(
+    distance: str, method: str, tmp_path: Path
+) -> None:
+    choices = (f"stages.0.distance={distance}", SAVING)
+    whole = run(tmp_path / "whole", *choices, method=method)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "cut", *choices, method=method, observer=StopAt(5))
+    assert metrics(whole) == metrics(run(tmp_path / "cut", *choices, method=method))
+
+
+def test_another_draw_is_another_run(tmp_path: Path) -> None:
+    """Guards the tests above: what they compare does vary."""
+    one = losses(run(tmp_path, "stages.0.samples=2"))
+    assert one != losses(run(tmp_path, "stages.0.samples=2", "seed=1"))
+    assert len(set(one)) == EPOCHS
+
+
+@pytest.mark.parametrize("method", ["orca", "orca-published", "orca-pare"])
+def test_the_recipes_lower_the_distance_and_fine_tune(method: str, tmp_path: Path) -> None:
+    done = run(tmp_path, method=method, align=60)
+    aligned = losses(done)
+    assert len(aligned) == 60
+    assert aligned[-1] < 0.9 * aligned[0]
+    lines = [line for line in done.metrics() if line["stage"] == 1]
+    assert len(lines) == 3
+    result = done.read("result.json")
+    assert np.isfinite(result["test"]["metric"])
+    passes = 2 if method == "orca-pare" else 1
+    assert 0 < result["encoded_samples"] <= passes * 10 * 3
+
+
+def write_npz(folder: Path, kind: str) -> Path:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(40, 2, 12, 12)).astype(np.float32)
+    shapes = {"regression": (40, 2), "multi-label": (40, 3), "dense": (40, 12, 12)}
+    if kind == "classification":
+        y = np.arange(40) % 3
+    else:
+        y = generator.normal(size=shapes[kind]).astype(np.float32)
+        y = (y > 0).astype(np.float32) if kind == "multi-label" else y
+    path = folder / f"{kind}.npz"
+    np.savez(path, x=x, y=y)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "multi-label", "dense"])
+@pytest.mark.parametrize("source", ["digits", "digits-on-photos"])
+def test_every_kind_of_label_with_and_without_source_classes(
+    kind: str, source: str, tmp_path: Path
+) -> None:
+    task = f"task={{use: arrays, path: {write_npz(tmp_path, kind)}, kind: {kind}}}"
+    done = api.run(
+        "methods/orca",
+        scale="smoke",
+        overrides=[task, f"source={{use: {source}, samples: 16}}", "stages.0.epochs=3"],
+        root=tmp_path,
+        report=False,
+    ).run
+    assert len(losses(done)) == 3
+    assert min(losses(done)) > 0
+    assert np.isfinite(done.read("result.json")["test"]["metric"])
+
+
+def test_settings_of_the_task_reach_the_stage_but_not_its_epochs() -> None:
+    found = registry()
+    overrides = ["training.optimizer={use: sgd, lr: 0.5}", "training.epochs=7"]
+    made = compose_plan(["methods/orca", "tasks/darcy"], found, Store(), overrides, "smoke")
+    align, finetune = (stage.config for stage in made.recipe.stages)
+    assert (align.optimizer.use, align.optimizer.lr, align.epochs) == ("sgd", 0.5, 60)
+    assert finetune.epochs == 7
+
+
+def test_a_dry_run_shows_what_trains() -> None:
+    made = compose_plan(["methods/orca", "tasks/darcy"], registry(), Store(), COMMON, "smoke")
+    sections = describe(made, Store(), lambda line: None)
+    assert sections["parameters"]["trains in stage 0"].startswith("embedder")
+    assert "backbone" not in sections["parameters"]["trains in stage 0"]
+    assert sections["data"]["source"] == "16 samples"
+
+
+ARGUMENTS = [
+    "run", "methods/orca", "tasks/darcy", "--scale", "smoke", "device=cpu", "task.train=16",
+    "training.max_steps=null", "training.batch.size=4", "stages.0.epochs=5", "--json", "-q",
+]  # fmt: skip
+TWO = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+def launch(root: Path, *launcher: str, precision: str = "fp32") -> list[dict[str, Any]]:
+    """The metrics of a run in processes of its own."""
+    command = [sys.executable, "-m", *launcher, "xmodal", *ARGUMENTS, f"precision={precision}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--root", str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = root.glob("*/*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_align_as_one_and_half_precision_changes_nothing(tmp_path: Path) -> None:
+    """Nothing in the alignment goes through the encoder, so its numbers are those of fp32."""
+    one, two = launch(tmp_path / "one"), launch(tmp_path / "two", *TWO)
+    half = launch(tmp_path / "half", precision="bf16")
+    assert len(one) == len(two) == len(half) == 7
+    for number, (a, b, c) in enumerate(zip(one, two, half, strict=True)):
+        assert b["train"]["loss"] == pytest.approx(a["train"]["loss"], rel=1e-5)
+        if number < 5:
+            assert c["train"]["loss"] == a["train"]["loss"]
+            assert a["validation"]["metric"] is b["validation"]["metric"] is None
+        else:
+            expected = pytest.approx(a["validation"]["metric"], rel=1e-5)
+            assert b["validation"]["metric"] == expected
+            assert c["train"]["loss"] != a["train"]["loss"]
+            assert c["train"]["loss"] == pytest.approx(a["train"]["loss"], rel=0.05)
