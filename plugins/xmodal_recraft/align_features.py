@@ -54,11 +54,13 @@ class AlignFeatures(Prepare):
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
         """What the distance says of itself."""
-        return config.distance.component.problems(config.distance.config, facts)
+        for line in config.distance.component.problems(config.distance.config, facts):
+            yield f"distance '{config.distance.name}': {line}"
 
     @torch.no_grad()
     def begin(self, session: Session) -> None:
         """Embed the source once, without drop-out."""
+        super().begin(session)
         assert session.source is not None
         model, parts = session.model, []
         count = min(loader.count(session.source), self.config.source_samples)

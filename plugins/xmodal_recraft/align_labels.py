@@ -127,7 +127,8 @@ class AlignLabels(Prepare):
         source = session.facts.source
         assert source is not None
         prediction = self._predict(session, torch.cat(samples))
-        parts = answers(prediction, source.target.kind).split([len(x) for x in samples])
+        p_BQK = answers(prediction, source.target.kind)
+        parts = torch.split(p_BQK, [len(x) for x in samples])
         value = conditional_entropy(parts)
         log: dict[str, Tensor | float] = {"H(Ys|Yt)": value.detach()}
         if self.config.subtract_marginal:

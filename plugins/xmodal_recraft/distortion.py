@@ -30,7 +30,8 @@ def answers(prediction: Tensor, kind: str) -> Tensor:
 
 def entropy(p_QK: Tensor) -> Tensor:
     """H in nats, the mean over the questions."""
-    return torch.special.entr(p_QK.clamp_min(TINY)).sum(-1).mean(-1)
+    h: Tensor = torch.special.entr(p_QK.clamp_min(TINY)).sum(-1).mean(-1)
+    return h
 
 
 def conditional_entropy(parts: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -16,6 +17,9 @@ from torch import nn
 from xmodal.errors import UsageError
 from xmodal.interfaces import Settings, Stage
 from xmodal.optimize import AdamW, OptimizerSettings, Schedule, make_optimizer, make_schedule
+
+if TYPE_CHECKING:
+    from xmodal.engine.session import Session
 
 
 class Preparing(Settings):
@@ -36,13 +40,16 @@ class Prepare(Stage):
     needs_source = True
     evaluates = False
 
-    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """Build the optimizer. Raises UsageError where the patterns fit no parameter."""
-        if not named:
+    def begin(self, session: Session) -> None:
+        """Raises UsageError where the patterns of ``train`` fit no parameter."""
+        if is_frozen(session.model):
             raise UsageError(
                 f"a stage that prepares trains nothing: no parameter fits {list(self.train)}; with "
                 "'source_head: target' the head of the source is called predictor.*"
             )
+
+    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """Build the optimizer."""
         return make_optimizer(self.config.optimizer, named)
 
     def schedule(

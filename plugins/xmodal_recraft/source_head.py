@@ -2,7 +2,7 @@
 
 Its bound assumes that the source loss l_s(z) = l(h_s(g(z)), y) changes at most by τ where the
 embedding z changes by 1; the stage trains the head h_s on the frozen encoder g and punishes
-gradients beyond τ.
+gradients beyond τ. What z is can be chosen: τ has the size of gradients in the encoder's features.
 
 Shapes: B source samples, N tokens, D width.
 """
@@ -45,11 +45,11 @@ class SourceHead(Prepare):
         )
         rho: float = Field(100.0, ge=0, description="ρ, the weight of the gradient penalty.")
         tau: float = Field(0.4, ge=0, description="τ, the gradient norm that goes unpunished.")
-        lipschitz_in: Literal["tokens", "features"] = Field(
-            "tokens",
-            description="z, in which the loss is made Lipschitz. tokens: what enters the encoder, "
-            "as published; costs encoder passes. features: what leaves it (the mean token, where "
-            "the head reads nothing else); everything is cached.",
+        lipschitz_in: Literal["features", "tokens"] = Field(
+            "features",
+            description="z, in which the loss is made Lipschitz. features: what leaves the encoder "
+            "(the mean token, where the head reads nothing else), computed once. tokens: what "
+            "enters it; costs encoder passes, and tau's default does not suit it.",
         )
         label_smoothing: float | None = Field(
             0.1,
@@ -73,6 +73,7 @@ class SourceHead(Prepare):
 
     def begin(self, session: Session) -> None:
         """Encode the source once, if the encoder is frozen; the same again when a run resumes."""
+        super().begin(session)
         self._pooled, self._features = reads_the_mean(session), None
         if is_frozen(session.model.backbone):
             self._features = SourceFeatures(session, self._pooled, self.config.cache_gb * 1e9)
@@ -168,5 +169,5 @@ def gradient_penalty(loss_B: Tensor, z: Tensor, tau: float) -> tuple[Tensor, Ten
     ``z`` is ``[B, ...]``; l_i must depend on its i-th row alone, over which the norm is taken.
     """
     (gradient,) = torch.autograd.grad(loss_B.sum(), z, create_graph=True)
-    norm_B: Tensor = torch.linalg.vector_norm(gradient.float().flatten(1), dim=1)
+    norm_B: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     return (norm_B - tau).clamp_min(0).square().mean(), norm_B

@@ -71,7 +71,7 @@ def class_chunks(classes: Tensor, size: int, generator: torch.Generator) -> list
     on ``generator``.
     """
     placed: list[tuple[float, Tensor]] = []
-    for label in classes.unique().tolist():
+    for label in sorted(set(classes.tolist())):
         (members,) = torch.where(classes == label)
         members = members[torch.randperm(len(members), generator=generator)]
         chunks = list(torch.split(members, size))

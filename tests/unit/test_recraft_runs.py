@@ -1,0 +1,275 @@
+"""Whole runs of RECRAFT: every kind of label, resuming inside every stage, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from xmodal import api
+from xmodal.batch import SOURCE, Points, Progress
+from xmodal.data import loader
+from xmodal.data.store import Store
+from xmodal.engine import checkpoint
+from xmodal.engine.build import Builder
+from xmodal.engine.execute import Silent
+from xmodal.engine.loop import EpochRecord, StepRecord, Training
+from xmodal.engine.plan import compose_plan
+from xmodal.engine.session import Session
+from xmodal.errors import RecipeError
+from xmodal.interfaces import SourceFacts, Target
+from xmodal.plugins import registry
+from xmodal.testing.tiny import tiny_facts
+from xmodal_recraft.align_labels import AlignLabels
+from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
+
+CAR = ("methods/recraft", "tasks/openml/car")
+SHORT = [
+    "training.epochs=1",
+    "stages.0={epochs: 2, penalty_from: 1, lipschitz_in: tokens}",
+    "stages.1={steps: 3, max_steps: 3, samples: 16}",
+    "stages.2={epochs: 1, max_steps: 3, chunk: 4}",
+]
+"""2 + 2 steps of the head, 3 of features, 3 of labels, then 2 of fine-tuning."""
+
+
+class Watch(Silent):
+    """Collects records, and behaves like a crash after so many."""
+
+    def __init__(self, records: int = 10**9) -> None:
+        self.left, self.steps = records, list[StepRecord]()
+
+    def record(self, record: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("crash")
+        if not isinstance(record, EpochRecord):
+            self.steps.append(record)
+
+
+def run(root: Path, *overrides: str, recipes: tuple[str, ...] = CAR, **more: Any) -> Any:
+    every = ["saving.every_steps=1", "saving.keep=50"]
+    settings = {"scale": "smoke", "overrides": [*SHORT, *every, *overrides], "report": False}
+    return api.run(*recipes, root=root, **settings, **more)
+
+
+def session(tmp_path: Path, *overrides: str) -> Session:
+    plan = compose_plan(CAR, registry(), Store(tmp_path), [*SHORT, *overrides], "smoke")
+    builder = Builder(plan, Store(tmp_path), lambda line: None)
+    return builder.session(builder.data())
+
+
+# --- every kind of label ---
+
+
+def labels(kind: str, count: int) -> Any:
+    rng = np.random.default_rng(0)
+    return {
+        "classification": np.arange(count) % 3,
+        "multi-label": rng.integers(0, 2, (count, 4)),
+        "regression": rng.normal(size=(count, 2)).astype(np.float32),
+        "dense": rng.normal(size=(count, 1, 16, 16)).astype(np.float32),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi-label", "regression", "dense"])
+@pytest.mark.parametrize("method", ["recraft", "recraft-pare"])
+def test_every_kind_of_target(kind: str, method: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(40, 2, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "my.npz", x=x, y=labels(kind, 40))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"task: {{use: arrays, path: '{tmp_path}/my.npz', kind: {kind}}}\n")
+    predictor = ["source_predictor=classification"] if kind != "classification" else []
+    seen = Watch()
+    done = run(
+        tmp_path / "runs",
+        *predictor,
+        recipes=(f"methods/{method}", str(recipe)),
+        observer=seen,
+    )
+    assert [r.progress.stage for r in seen.steps] == [0] * 4 + [1] * 3 + [2] * 3 + [3] * 2
+    assert all(np.isfinite(r.loss) for r in seen.steps)
+    assert np.isfinite(done.run.read("result.json")["test"]["metric"])
+
+
+def test_a_source_of_maps(tmp_path: Path) -> None:
+    """Darcy's source is a map of 0 and 1: its pixels are questions; the head keeps its own loss."""
+    seen = Watch()
+    run(tmp_path, recipes=("methods/recraft", "tasks/darcy"), observer=seen)
+    head = [r for r in seen.steps if r.progress.stage == 0]
+    distortion = [r.log["H(Ys|Yt)"] for r in seen.steps if r.progress.stage == 2]
+    assert "penalty" in head[-1].log
+    assert "penalty" not in head[0].log
+    assert all(0 < h <= np.log(2) + 1e-6 for h in distortion)
+
+
+def test_a_source_of_numbers_is_refused() -> None:
+    facts = tiny_facts()
+    numbers = SourceFacts("example-numbers", "image", Target("regression", 2))
+    (line,) = AlignLabels.problems(AlignLabels.Config(), _with_source(facts, numbers))
+    assert "example-numbers" in line
+    assert not list(AlignLabels.problems(AlignLabels.Config(), facts))
+
+
+def _with_source(facts: Any, source: SourceFacts) -> Any:
+    from dataclasses import replace
+
+    return replace(facts, source=source)
+
+
+def test_without_a_source_the_stages_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="source-head"):
+        run(tmp_path, "source=null")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"subtract_marginal": True}, "chunks"),
+        ({"chunk": 1}, "chunk"),
+        ({"clusters": 1}, "clusters"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_bad_settings_are_refused(given: Mapping[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        AlignLabels.Config.model_validate(given)
+
+
+# --- label alignment ---
+
+
+def test_loss_is_the_distortion_of_what_the_head_sees(tmp_path: Path) -> None:
+    given = session(tmp_path, "stages.2={chunks: 3, subtract_marginal: true}")
+    stage, model = given.stages[2], given.model.eval()
+    progress = Progress(2, 0, 1, 0, stage.steps_per_epoch(given))
+    (micro,) = next(iter(stage.steps(given, progress)))
+    samples, share = micro
+    value, log = stage.loss(given, micro, progress)
+    parts = [
+        answers(model.apply_head(SOURCE, model.backbone(model.embedder(x))), "classification")
+        for x in samples
+    ]
+    assert share == 1
+    assert len(samples) == 3
+    within, marginal = conditional_entropy(parts), marginal_entropy(parts)
+    assert float(value) == pytest.approx(float(within - marginal), abs=1e-5)
+    assert float(log["H(Ys|Yt)"]) == pytest.approx(float(within), abs=1e-5)
+    assert value <= 0
+
+
+def test_a_step_is_the_share_weighted_sum_of_its_chunks(tmp_path: Path) -> None:
+    """Chunks go through one by one; together they weigh 1."""
+    given = session(tmp_path, "stages.2={chunks: 3, chunk: 40}")
+    stage = given.stages[2]
+    progress = Progress(2, 0, 1, 0, stage.steps_per_epoch(given))
+    micros = list(next(iter(stage.steps(given, progress))))
+    assert len(micros) == 3
+    assert sum(share for _, share in micros) == pytest.approx(1)
+    sizes = [len(x) for (x,), _ in micros]
+    assert [share for _, share in micros] == pytest.approx([n / sum(sizes) for n in sizes])
+
+
+def test_chunks_hold_one_class_of_the_task(tmp_path: Path) -> None:
+    given = session(tmp_path)
+    stage: Any = given.stages[2]
+    y = loader.labels(given.data.train)
+    chunks = stage._chunks(given, 2, 0)
+    assert len(chunks) > 10
+    assert all(len(y[chunk].unique()) == 1 for chunk in chunks)
+    first, second = (stage._chunks(given, 2, epoch) for epoch in (0, 1))
+    assert len(first) == len(second)
+    assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_alignment_lowers_distance_and_distortion(tmp_path: Path) -> None:
+    rate = "optimizer: {use: adam, lr: 0.01}, schedule: {decay: none}"
+    given = session(
+        tmp_path,
+        f"stages.1={{steps: 40, max_steps: 40, {rate}}}",
+        f"stages.2={{epochs: 2, max_steps: 40, {rate}}}",
+    )
+    seen: dict[int, list[float]] = {0: [], 1: [], 2: [], 3: []}
+    for record in Training(given).run():
+        if isinstance(record, StepRecord):
+            seen[record.progress.stage].append(record.loss)
+    assert seen[1][-1] < 0.7 * seen[1][0]
+    assert np.mean(seen[2][-20:]) < 0.8 * np.mean(seen[2][:5])
+
+
+# --- feature alignment ---
+
+
+def test_the_distance_sees_mean_tokens(tmp_path: Path) -> None:
+    given = session(tmp_path, "stages.1={source_samples: 20, samples: 5}")
+    stage: Any = given.stages[1]
+    met: list[Points] = []
+
+    class Meeting:
+        def fit(self, source: Points) -> None:
+            met.append(source)
+
+        def __call__(self, target: Points) -> Tensor:
+            met.append(target)
+            return target.x_ND.sum()
+
+    stage._distance = Meeting()
+    stage.begin(given)
+    progress = Progress(1, 0, 1, 0, 3)
+    x = [next(iter(step)) for step in stage.steps(given, progress)]
+    stage.loss(given, x[0], progress)
+    source, _ = loader.first(given.source, 20)  # type: ignore[arg-type]
+    assert torch.allclose(met[0].x_ND, given.model.embed_source(source).x_BND.mean(1), atol=1e-6)
+    assert torch.allclose(met[1].x_ND, given.model.embedder(x[0]).x_BND.mean(1), atol=1e-6)
+    assert met[0].classes_N is met[1].classes_N is None
+    assert [len(samples) for samples in x] == [5, 5, 5]
+    assert not torch.equal(x[0], x[1])
+    late = list(stage.steps(given, Progress(1, 0, 1, 2, 3)))
+    assert torch.equal(next(iter(late[0])), x[2])
+
+
+# --- resuming ---
+
+
+def weights(done: Any) -> dict[str, Tensor]:
+    model: dict[str, Tensor] = checkpoint.load(done.run.path / "final")["model"]
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return {
+        method: weights(run(folder / method, recipes=(f"methods/{method}", CAR[1])))
+        for method in ("recraft", "recraft-pare")
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "records"),
+    # Steps and epochs: head 2+1, 2+1; features 3+1; labels 3+1; fine-tuning 2+1.
+    [("recraft", n) for n in (1, 3, 4, 6, 8, 10, 12, 14, 15)] + [("recraft-pare", 15)],
+)
+def test_resumed_inside_every_stage(
+    method: str, records: int, whole: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    recipes = (f"methods/{method}", CAR[1])
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path, recipes=recipes, observer=Watch(records))
+    resumed = weights(run(tmp_path, recipes=recipes))
+    expected = whole[method]
+    assert expected.keys() == resumed.keys()
+    assert not [name for name in expected if not torch.equal(expected[name], resumed[name])]
+
+
+def test_the_comparison_can_fail(whole: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
+    other = weights(run(tmp_path, "seed=1"))
+    heads = [name for name in other if name.startswith("source_predictor.")]
+    assert heads
+    assert not any(torch.equal(whole["recraft"][name], other[name]) for name in heads)
