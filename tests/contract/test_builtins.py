@@ -92,6 +92,8 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"balanced": True}, {}),
         ({"label_smoothing": 0.1}, {"zero_at_perfect": False}),
     ],
+    ("stage", "source-head"): [({}, {}), ({"lipschitz_in": "tokens", "label_smoothing": None}, {})],
+    ("stage", "align-labels"): [({}, {}), ({"chunks": 4, "subtract_marginal": True}, {})],
     ("metric", "mae-lr-d8"): [({}, {"facts": MAPS})],
     ("adapter", "lora"): [
         ({}, {}),
