@@ -234,6 +234,13 @@ def test_noise_has_the_scale_of_each_channel():
     assert noise_BND[:, 0].sub(noise_BND[:, 1]).abs().max() > 0
 
 
+def test_the_scale_of_the_noise_is_a_constant():
+    target = sample(3)
+    x_BND = target.tokens.x_BND.requires_grad_()
+    (found,) = torch.autograd.grad(augmented(target, noise=0.5).sum(), x_BND)
+    assert torch.equal(found, torch.ones_like(found))
+
+
 @pytest.mark.parametrize("fill", ["mean", "other"])
 def test_dropped_tokens_become_the_filler(fill):
     target = sample(32)
