@@ -128,9 +128,21 @@ class GaussianLabels(Labels):
 
     def pairs(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
         """W₂² ``[P]``."""
-        assert one.gaussian is not None and one.root_CDD is not None and other.gaussian is not None
-        W_P = bures_squared(one.gaussian.at(i_P), other.gaussian.at(j_P), one.root_CDD[i_P])
+        W_P = _bures(one, other, i_P, j_P)
+        if one.classes.x_CSD.requires_grad:
+            # Roots carry no gradient; that of the first argument is of the pair turned around.
+            turned_P = _bures(other, one, j_P, i_P)
+            W_P = W_P + (turned_P - turned_P.detach())
         return W_P.to(one.own_C.dtype)
+
+
+def _bures(one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
+    """Differentiable in ``other`` alone."""
+    assert one.gaussian is not None
+    assert one.root_CDD is not None
+    assert other.gaussian is not None
+    fixed = Gaussian(one.gaussian.mean.detach(), one.gaussian.covariance.detach())
+    return bures_squared(fixed.at(i_P), other.gaussian.at(j_P), one.root_CDD[i_P])
 
 
 def mean_variance(classes: Classes) -> Tensor:
