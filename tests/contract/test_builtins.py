@@ -51,7 +51,7 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ("selector", "lml-gate"): [
         ({}, {}),
         ({"network": "mlp"}, {}),
-        ({"noise_start": 0}, {}),
+        ({"noise_start": 0, "standardise": False}, {}),
         ({"temperature": 0.1, "noise_until": 0.5}, {}),
     ],
     ("mixer", "patch-replace"): [
@@ -92,8 +92,19 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"balanced": True}, {}),
         ({"label_smoothing": 0.1}, {"zero_at_perfect": False}),
     ],
+    ("stage", "align"): [({}, {}), ({"distance": "otdd", "decay": {"after": []}}, {})],
     ("stage", "source-head"): [({}, {}), ({"lipschitz_in": "tokens", "label_smoothing": None}, {})],
     ("stage", "align-labels"): [({}, {}), ({"chunks": 4, "subtract_marginal": True}, {})],
+    ("stage", "meta-align"): [({}, {}), ({"gradient": "finite-difference"}, {})],
+    ("distance", "otdd"): [
+        ({}, {}),
+        ({"labels": "gaussian", "label_gradient": True}, {}),
+        ({"inner": "exact", "outer": "exact"}, {}),
+        ({"debias": False}, {}),
+        ({"subsample": 24, "reg": 1}, {}),
+    ],
+    ("distance", "sinkhorn"): [({}, {}), ({"debias": False}, {}), ({"subsample": 24}, {})],
+    ("distance", "mmd"): [({}, {}), ({"bandwidth": "source"}, {})],
     ("metric", "mae-lr-d8"): [({}, {"facts": MAPS})],
     ("adapter", "lora"): [
         ({}, {}),
