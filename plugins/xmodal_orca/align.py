@@ -202,7 +202,7 @@ def source_points(session: Session, most: int) -> Points:
     everything = torch.arange(loader.count(session.source))
     index = streams.draw(everything, most, session.seed, "align", "source")
     features, labels = [], []
-    with torch.no_grad(), _evaluating(session.model):
+    with _evaluating(session.model):
         pieces = torch.split(index, session.evaluation_batch)
         for x, y in loader.batches(session.source, pieces, session.workers):
             features.append(mean_tokens(session.model.embed_source(x.to(session.device)).x_BND))
