@@ -160,7 +160,7 @@ def points(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
 
     y_N = torch.arange(options.source) % options.classes
     x_ND = normal(options.source, options.width) + normal(options.classes, options.width)[y_N]
-    z_MD = 0.8 * normal(options.target, options.width) + 0.5 * normal(1, options.width)
+    z_MD = 0.8 * normal(options.target, options.width) + options.shift * normal(1, options.width)
     return x_ND, y_N, z_MD
 
 
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--spread", type=float, default=1.0, help="standard deviation of a class")
+    parser.add_argument("--shift", type=float, default=0.5, help="of the target, in such units")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -50,7 +50,8 @@ def root(covariance_DD: Tensor) -> Tensor:
     """Σ^½ of symmetric positive matrices ``[..., D, D]``; not for gradients."""
     values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
     roots_1D = values_D.clamp_min(0).sqrt().unsqueeze(-2)
-    return (vectors_DD * roots_1D) @ vectors_DD.transpose(-1, -2)
+    root_DD: Tensor = (vectors_DD * roots_1D) @ vectors_DD.transpose(-1, -2)
+    return root_DD
 
 
 def bures_squared(one: Gaussian, other: Gaussian, root_of_one_DD: Tensor) -> Tensor:
@@ -66,7 +67,8 @@ def bures_squared(one: Gaussian, other: Gaussian, root_of_one_DD: Tensor) -> Ten
     floor = torch.finfo(values_D.dtype).eps ** 2
     cross = values_D.clamp_min(floor).sqrt().sum(-1)
     traces = _trace(one.covariance) + _trace(other.covariance)
-    return (one.mean - other.mean).square().sum(-1) + traces - 2 * cross
+    squared: Tensor = (one.mean - other.mean).square().sum(-1) + traces - 2 * cross
+    return squared
 
 
 def _trace(matrix_DD: Tensor) -> Tensor:

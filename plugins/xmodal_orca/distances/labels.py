@@ -67,7 +67,7 @@ class Labels(ABC):
     def _in_chunks(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
         cells = one.classes.x_CSD.shape[1] * other.classes.x_CSD.shape[1]
         step = max(1, _CELLS // cells)
-        chunks = zip(i_P.split(step), j_P.split(step), strict=True)
+        chunks = zip(torch.split(i_P, step), torch.split(j_P, step), strict=True)
         return torch.cat([self.pairs(one, other, i, j) for i, j in chunks])
 
 

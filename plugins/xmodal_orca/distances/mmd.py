@@ -91,5 +91,5 @@ def mean_kernel(x_ND: Tensor, z_MD: Tensor, width: Tensor) -> Tensor:
 def own_term(x_ND: Tensor, width: Tensor) -> Tensor:
     """The mean of the kernel over all pairs of source points, a block of rows at a time."""
     count = x_ND.shape[0]
-    blocks = x_ND.split(max(1, _CELLS // count))
+    blocks = torch.split(x_ND, max(1, _CELLS // count))
     return torch.stack([mean_kernel(b, x_ND, width) * (len(b) / count) for b in blocks]).sum()

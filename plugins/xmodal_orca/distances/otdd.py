@@ -35,8 +35,8 @@ from xmodal_orca.distances.points import (
 )
 
 Solver = Literal["sinkhorn", "exact"]
-# W enters as a value, whose error is of second order in the plan's: with a plan twenty times coarser
-# it moves by 6e-5 of itself (10 classes of 250 points against 128, width 128).
+# W enters as a value, whose error is of second order in the plan's: with a plan twenty times
+# coarser it moves by 6e-5 of itself (10 classes of 250 points against 128, width 128).
 _INNER = 20
 
 

@@ -102,7 +102,7 @@ def by_class(points: Points, least: int) -> Classes:
         return by_class(Points(x_ND[kept_N], label_N[kept_N]), least)
     sizes = counts_C.tolist()
     order_N = torch.argsort(label_N, stable=True)
-    parts = x_ND[order_N].split(sizes)
+    parts = list(torch.split(x_ND[order_N], sizes))
     weights = [uniform(part) for part in parts]
     return Classes(
         x_ND, label_N, pad_sequence(parts, batch_first=True), pad_sequence(weights, True)
