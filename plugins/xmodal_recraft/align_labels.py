@@ -98,8 +98,9 @@ class AlignLabels(Prepare):
         return self._at_most(math.ceil(len(self._chunks(session, 0, 0)) / self.config.chunks))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Micro]]:
-        """The chunks of every step from ``progress.step`` on, with their share of its samples.
+        """The chunks of every step from ``progress.step`` on, with their weight.
 
+        A chunk weighs by its size, that over an epoch a class weighs w_c; a step of whole chunks 1.
         A chunk is a micro-batch of its own; with ``subtract_marginal`` the whole step is one.
         """
         chunks, take = self._chunks(session, progress.stage, progress.epoch), self.config.chunks
@@ -113,17 +114,18 @@ class AlignLabels(Prepare):
         self, session: Session, stream: Iterator[tuple[Tensor, Tensor]], sizes: list[int]
     ) -> Iterator[Micro]:
         samples = (x.to(session.device) for x, _ in islice(stream, len(sizes)))
+        whole = self.config.chunk * self.config.chunks
         if self.config.subtract_marginal:
-            yield list(samples), 1.0
+            yield list(samples), sum(sizes) / whole
             return
         for size, x in zip(sizes, samples, strict=True):
-            yield [x], size / sum(sizes)
+            yield [x], size / whole
 
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """H(Y^s | Y^t), minus H(Y^s) with ``subtract_marginal``, times the share of the step."""
-        samples, share = micro
+        """H(Y^s | Y^t), minus H(Y^s) with ``subtract_marginal``, times its weight."""
+        samples, weight = micro
         source = session.facts.source
         assert source is not None
         prediction = self._predict(session, torch.cat(samples))
@@ -135,7 +137,7 @@ class AlignLabels(Prepare):
             marginal = marginal_entropy(parts)
             value = value - marginal
             log["H(Ys)"] = marginal.detach()
-        return value * share, log
+        return value * weight, log
 
     def _predict(self, session: Session, x: Tensor) -> Tensor:
         """h_s(g(f^t(x))): what the source head sees in target samples, without drop-out."""

@@ -150,30 +150,33 @@ def test_loss_is_the_distortion_of_what_the_head_sees(tmp_path: Path) -> None:
     stage, model = given.stages[2], given.model.eval()
     progress = Progress(2, 0, 1, 0, stage.steps_per_epoch(given))
     (micro,) = next(iter(stage.steps(given, progress)))
-    samples, share = micro
+    samples, weight = micro
     value, log = stage.loss(given, micro, progress)
     parts = [
         answers(model.apply_head(SOURCE, model.backbone(model.embedder(x))), "classification")
         for x in samples
     ]
-    assert share == 1
-    assert len(samples) == 3
+    assert [len(x) for x in samples] == [4, 4, 4]
+    assert weight == 1
     within, marginal = conditional_entropy(parts), marginal_entropy(parts)
-    assert float(value) == pytest.approx(float(within - marginal), abs=1e-5)
+    assert float(value.detach()) == pytest.approx(float(within - marginal), abs=1e-5)
     assert float(log["H(Ys|Yt)"]) == pytest.approx(float(within), abs=1e-5)
     assert value <= 0
 
 
-def test_a_step_is_the_share_weighted_sum_of_its_chunks(tmp_path: Path) -> None:
-    """Chunks go through one by one; together they weigh 1."""
-    given = session(tmp_path, "stages.2={chunks: 3, chunk: 40}")
-    stage = given.stages[2]
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_over_an_epoch_a_class_weighs_its_share(chunks: int, tmp_path: Path) -> None:
+    """Chunks go through one by one; a smaller one weighs less, however many a step takes."""
+    given = session(tmp_path, f"stages.2={{chunks: {chunks}, chunk: 16, max_steps: null}}")
+    stage: Any = given.stages[2]
     progress = Progress(2, 0, 1, 0, stage.steps_per_epoch(given))
-    micros = list(next(iter(stage.steps(given, progress))))
-    assert len(micros) == 3
-    assert sum(share for _, share in micros) == pytest.approx(1)
-    sizes = [len(x) for (x,), _ in micros]
-    assert [share for _, share in micros] == pytest.approx([n / sum(sizes) for n in sizes])
+    steps = [list(step) for step in stage.steps(given, progress)]
+    assert len(steps) == progress.steps
+    assert sum(weight for _, weight in steps[0]) == pytest.approx(1)
+    weights_ = [weight for step in steps for _, weight in step]
+    sizes = [len(x) for step in steps for (x,), _ in step]
+    assert min(sizes) < 16
+    assert weights_ == pytest.approx([n / (16 * chunks) for n in sizes])
 
 
 def test_chunks_hold_one_class_of_the_task(tmp_path: Path) -> None:
