@@ -27,7 +27,7 @@ from xmodal.recipe.use import Use, default
 _NEVER = -1
 
 
-class ByDistance(Scheduler, nn.Module):  # type: ignore[misc]
+class ByDistance(Scheduler, nn.Module):
     """k at which δ has gone the share t of its way from δ(start) to δ(stop).
 
     δ(k) is the distance between the token means of mixed samples and of source samples, measured
@@ -54,6 +54,12 @@ class ByDistance(Scheduler, nn.Module):  # type: ignore[misc]
             default("sliced"),
             description="The distance δ between the two sets of token means.",
             validate_default=True,
+        )
+        power: float = Field(
+            0.5,
+            gt=0,
+            description="Power the distance is raised to before it counts: 0.5 for one that is "
+            "squared, as all built-in ones but l2 are; 1 for one that is not.",
         )
         values: int = Field(
             9, ge=2, description="G, how many evenly spaced k the distance is measured at."
@@ -145,6 +151,8 @@ class ByDistance(Scheduler, nn.Module):  # type: ignore[misc]
         if not all(map(math.isfinite, values)):
             self._context.note("by-distance: a distance is not finite; the schedule stays as it is")
             return
+        # Estimates of a squared distance can be slightly below 0 where the truth is 0.
+        values = [max(0.0, value) ** self.config.power for value in values]
         falling = monotone(counts, values)
         if falling[-1] <= falling[0]:
             self._context.note(

@@ -1,6 +1,6 @@
 """A gate whose noise does not drown its scores and whose relaxed mask is one: entries in (0, 1).
 
-Shapes: B samples, N tokens, D width.
+Shapes: B samples, N tokens, D their width, H width behind the first layer.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
 from xmodal_beyond.capped_simplex import top_k
 
+# Mean square below which the tokens of a sample count as equal.
+_EQUAL = 1e-12
+
 
 class LMLGate(Selector):
     """Scores tokens by logits and takes the k best, with the gradient of the LML projection.
 
-    While training, keys are s + c·G with standard Gumbel noise G and a scale c that falls over the
-    training; the mask is the hard top k of the keys and carries the gradient of
-    y = σ((keys + ν)/τ), Σ y = k, in every epoch. ``scores_BN`` are the keys. In evaluation the mask
-    is the plain top k of s, without a gradient.
+    s = FC(x) of standardised tokens, without a sigmoid. While training, keys are s + c·G with
+    standard Gumbel noise G and a scale c that falls over the training; the mask is the hard top k
+    of the keys and carries the gradient of y = σ((keys + ν)/τ), Σ y = k, in every epoch.
+    ``scores_BN`` are the keys. In evaluation the mask is the plain top k of s, without a gradient.
     """
 
     class Config(Settings):
@@ -32,6 +36,11 @@ class LMLGate(Selector):
             "fc", description="fc: one linear layer. mlp: linear, ReLU, linear."
         )
         hidden: int = Field(64, ge=1, description="Hidden width of mlp.")
+        standardise: bool = Field(
+            True,
+            description="Centre and scale the tokens of every sample before they are scored, so "
+            "that noise and temperature mean the same on every body.",
+        )
         temperature: float = Field(
             1.0, gt=0, description="τ of the relaxed mask, in units of the logits."
         )
@@ -51,12 +60,10 @@ class LMLGate(Selector):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         width = context.facts.backbone.width
-        self.network = (
-            nn.Sequential(nn.Linear(width, 1))
-            if config.network == "fc"
-            else nn.Sequential(
-                nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1)
-            )
+        mlp = config.network == "mlp"
+        self.first = nn.Linear(width, config.hidden if mlp else 1)
+        self.rest = (
+            nn.Sequential(nn.ReLU(), nn.Linear(config.hidden, 1)) if mlp else nn.Sequential()
         )
         self._generator = context.generator
 
@@ -76,8 +83,12 @@ class LMLGate(Selector):
         """The logits s ``[B, N]``, without noise."""
         # In half precision scores would tie by the hundred, so mixed precision stops here.
         with torch.autocast(x_BND.device.type, enabled=False):
-            weight = next(self.network.parameters())
-            scores_BN1: Tensor = self.network(x_BND.to(weight.dtype))
+            x_BND = x_BND.to(self.first.weight.dtype)
+            h_BNH = functional.linear(x_BND, self.first.weight)
+            if self.config.standardise:
+                # W (x − mean)/size = (W x − mean of W x)/size: the wide tokens stay untouched.
+                h_BNH = (h_BNH - h_BNH.mean(dim=1, keepdim=True)) / spread(x_BND)
+            scores_BN1: Tensor = self.rest(h_BNH + self.first.bias)
         return scores_BN1.squeeze(-1)
 
     def noise(self, progress: Progress) -> float:
@@ -85,6 +96,18 @@ class LMLGate(Selector):
         done = (progress.epoch + progress.step / max(progress.steps, 1)) / progress.epochs
         start, stop = self.config.noise_start, self.config.noise_stop
         return float(start + (stop - start) * min(1.0, done / self.config.noise_until))
+
+
+@torch.no_grad()
+def spread(x_BND: Tensor) -> Tensor:
+    """The root mean square ``[B, 1, 1]`` of each sample's tokens less their mean token; a constant.
+
+    Without it the spread of new logits is that of the tokens, which can be far below the noise.
+    """
+    mean_B1D = x_BND.mean(dim=1, keepdim=True)
+    count = x_BND.shape[1] * x_BND.shape[2]
+    total_B11: Tensor = torch.linalg.vector_norm(x_BND, dim=(1, 2), keepdim=True).square() / count
+    return (total_B11 - mean_B1D.square().mean(dim=2, keepdim=True)).clamp_min(_EQUAL).sqrt()
 
 
 def gumbel(like_BN: Tensor, generator: torch.Generator) -> Tensor:
