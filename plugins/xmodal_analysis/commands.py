@@ -26,6 +26,7 @@ DistanceName = Annotated[
 def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
+    app.command("distance")(distance)
 
 
 def chosen(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
@@ -63,7 +64,7 @@ def analyse(
     landscape_samples: Annotated[
         int, typer.Option(min=1, help="Validation samples of the landscape.")
     ] = 32,
-    distance: DistanceName = DISTANCE,
+    metric: DistanceName = DISTANCE,
     root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     plugin: Plugins = None,
     quiet: Quiet = False,
@@ -83,7 +84,7 @@ def analyse(
     files = tuple(plugin or ())
     found = [finished(runs.locate(reference, root)) for reference in references]
     measured = NAMES[0] in wanted
-    use = distances.choose(distance, plugins.registry(files)) if measured else None
+    use = distances.choose(metric, plugins.registry(files)) if measured else None
     wish = Wish(wanted, use, samples, points, grid, radius, landscape_samples)
     done = []
     with Watch(output.stderr(), quiet) as watch:
@@ -105,3 +106,62 @@ def analyse(
 
 def _figures(one: dict[str, Any]) -> list[tuple[str, list[str]]]:
     return list(one["figures"].items())
+
+
+def distance(
+    first: Annotated[
+        str,
+        typer.Argument(metavar="A", help="A task's recipe, a source, or a file such as mine.npz."),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    metric: DistanceName = DISTANCE,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of each set.")] = 200,
+    embed: Annotated[
+        str, typer.Option(help="raw (samples of one shape), or a body: what it makes of samples.")
+    ] = "raw",
+    space: Annotated[
+        str, typer.Option(help="With a body: embeddings (its input) or features (its output).")
+    ] = "embeddings",
+    classes: Annotated[
+        Path | None, typer.Option(help="Draw the distances of the classes into this PNG.")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(help="Scale layer of tasks: cpu, smoke.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the samples.")] = 0,
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the distance between two data sets, and how much of it is chance.
+
+    Example:  xmodal distance digits fashion-mnist --embed vit-s14 --distance sliced
+    """
+    (wanted,) = chosen(space, ("embeddings", "features"), "space")
+    from xmodal import plugins
+    from xmodal.data.store import Store
+    from xmodal_analysis import between, bodies, distances, named
+    from xmodal_analysis.watch import Watch
+
+    registry, store = plugins.registry(tuple(plugin or ())), Store()
+    use = distances.choose(metric, registry)
+    body = bodies.choose(embed, registry)
+    sets = named.find(first, registry, scale), named.find(second, registry, scale)
+    reader: bodies.Raw | bodies.Body = bodies.Raw(store, seed)
+    with Watch(output.stderr(), quiet) as watch:
+        if body is not None:
+            reader = bodies.Body(body, registry, store, seed, wanted, watch)
+        measured = between.Between(use, reader, store, seed, watch)
+        numbers = measured.compute(sets, samples, classes is not None)
+    if classes is not None:
+        between.draw(numbers, classes.with_suffix(".png"))
+        numbers["picture"] = str(classes.with_suffix(".png"))
+    if as_json:
+        output.print_json({**numbers, "embed": embed, "space": wanted if body else "raw"})
+        return
+    rows = [
+        (f"{first} to {second}", output.number(numbers["distance"])),
+        (f"within {first}", output.number(numbers["within_first"])),
+        (f"within {second}", output.number(numbers["within_second"])),
+    ]
+    output.print_table((use.name, ""), rows)
+    if classes is not None:
+        output.stdout().print(f"classes: {numbers['picture']}", markup=False, soft_wrap=True)

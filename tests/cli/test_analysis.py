@@ -170,3 +170,67 @@ def test_help_is_light(process: Cli) -> None:
     done = process("--help")
     assert done.code == 0
     assert "analyse" in done.out
+
+
+# --- distance ---
+
+
+def test_distance_of_two_sources(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
+    energy, picture = _energy(finished), tmp_path / "classes.png"
+    few = ("--samples", 30, *energy)
+    done = xmodal("distance", "digits", "fashion-mnist", *few, "--classes", picture, "--json")
+    if done.code == 4:
+        pytest.skip(done.err)
+    assert done.code == 0, done.err
+    numbers = json.loads(done.out)
+    assert numbers["distance"] > 2 * max(numbers["within_first"], numbers["within_second"])
+    assert numbers["samples"] == [30, 30]
+    assert np.asarray(numbers["classes"]["distances"]).shape == (10, 10)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    again = xmodal("distance", "digits", "fashion-mnist", *few, "--json")
+    assert json.loads(again.out)["distance"] == numbers["distance"]
+
+
+def test_distance_of_files_by_hand(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
+    """Two files of two points each, apart by 3: the energy distance is 2·3 - 0 - 0."""
+    for name, value in (("a", 0.0), ("b", 3.0)):
+        x = np.full((40, 4, 1), value / 2, dtype=np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.arange(40) % 2)
+    done = xmodal("distance", "a.npz", "b.npz", "--samples", 8, *_energy(finished), "--json")
+    assert done.code == 0, done.err
+    numbers = json.loads(done.out)
+    assert numbers["distance"] == pytest.approx(2 * 3.0, abs=1e-3)
+    assert numbers["within_first"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("space", ["embeddings", "features"])
+def test_distance_through_a_body(xmodal: Cli, finished: dict[str, Path], space: str) -> None:
+    done = xmodal(
+        "distance", "darcy", "digits", "--scale", "smoke", "--samples", 8, "--embed", "tiny",
+        "--space", space, *_energy(finished),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "darcy to digits" in done.out
+    assert "within darcy" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("drcy", "digits"), 2, "no data set 'drcy'; did you mean 'darcy'?"),
+        (("digits", "digitz"), 2, "did you mean 'digits'?"),
+        (("mine.npz", "digits"), 2, "no file 'mine.npz'"),
+        (("methods/nft", "digits"), 2, "recipe 'methods/nft' names no task"),
+        (("digits", "cifar10"), 4, "source cifar10 needs files"),
+        (("digits", "conll-2003"), 2, "is text, which has no raw values"),
+        (("digits", "digits", "--embed", "tinny"), 2, "unknown body 'tinny'; did you mean 'tiny'?"),
+        (("digits", "digits", "--space", "feature"), 2, "did you mean 'features'?"),
+        (("darcy", "openml/car", "--scale", "smoke"), 2, "raw values cannot be compared"),
+    ],
+)
+def test_bad_data_sets(
+    xmodal: Cli, finished: dict[str, Path], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = xmodal("distance", *arguments, "--samples", 4, *_energy(finished))
+    assert (done.code, message in done.err) == (code, True), done.err
+    assert "Traceback" not in done.err

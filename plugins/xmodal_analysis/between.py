@@ -1,0 +1,102 @@
+"""``xmodal distance``: how far two data sets are from each other, and their classes.
+
+Every set is cut into two halves of the same size. A half of one against a half of the other is the
+distance; the halves of one set against each other say how much of it is chance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from xmodal.batch import Points
+from xmodal.data.store import Store
+from xmodal.errors import UsageError
+from xmodal.interfaces import Distance, Facts
+from xmodal.recipe.use import Use
+from xmodal_analysis.bodies import Body, Raw, halves, of_class
+from xmodal_analysis.distances import measure
+from xmodal_analysis.drawing import Inks, bare, picture
+from xmodal_analysis.named import NO_BODY, NO_TASK, Named
+from xmodal_analysis.watch import SILENT, Watch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEWEST = 2
+MOST_CLASSES = 20
+
+
+class Between:
+    """Two data sets and the distance to measure them with."""
+
+    def __init__(
+        self, use: Use[Distance], reader: Raw | Body, store: Store, seed: int, watch: Watch = SILENT
+    ) -> None:
+        self.use, self.reader, self.store, self.seed, self.watch = use, reader, store, seed, watch
+        self.facts = Facts(NO_TASK, getattr(reader, "facts", NO_BODY))
+
+    def far(self, first: Points, second: Points) -> float:
+        """The distance between two sets of points."""
+        return measure(self.use, self.facts, self.store, self.seed, first, second)
+
+    def compute(self, named: tuple[Named, Named], samples: int, matrix: bool) -> dict[str, Any]:
+        """Distance, self-distances and, if wanted, the distances of classes."""
+        sets = self.reader.load(named, 2 * samples)
+        points = [self.reader.points(one) for one in sets]
+        for one, what in zip(sets, points, strict=True):
+            if len(what.x_ND) < 2 * FEWEST:
+                raise UsageError(f"'{one.name}' has {len(what.x_ND)} samples; 4 are the fewest")
+        (a1, a2), (b1, b2) = (halves(one) for one in points)
+        numbers: dict[str, Any] = {
+            "first": sets[0].name,
+            "second": sets[1].name,
+            "distance": self.far(a1, b1),
+            "within_first": self.far(a1, a2),
+            "within_second": self.far(b1, b2),
+            "samples": [len(a1.x_ND), len(b1.x_ND)],
+            "with": self.use.dump(),
+        }
+        if matrix:
+            numbers["classes"] = self._matrix(points[0], points[1], numbers)
+        return numbers
+
+    def _matrix(self, first: Points, second: Points, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The distance of every class of one set to every class of the other."""
+        labels = []
+        for name, one in ((numbers["first"], first), (numbers["second"], second)):
+            if one.classes_N is None:
+                raise UsageError(f"the labels of '{name}' are no classes; leave --classes out")
+            found, counts = torch.unique(one.classes_N, return_counts=True)
+            labels.append([int(c) for c in found[counts >= FEWEST][:MOST_CLASSES]])
+        rows = [
+            [self.far(of_class(first, a), of_class(second, b)) for b in labels[1]]
+            for a in self.watch.steps("classes", labels[0], len(labels[0]))
+        ]
+        return {"first": labels[0], "second": labels[1], "distances": rows}
+
+
+def draw(numbers: dict[str, Any], path: Path) -> Markup:
+    """The matrix of class distances, light is near."""
+    classes = numbers["classes"]
+    values = np.asarray(classes["distances"])
+
+    def figure(canvas: Figure, inks: Inks) -> None:
+        axes = canvas.subplots()
+        bare(axes, inks, "Distance of classes", grid=False)
+        shown = axes.imshow(values, cmap="viridis_r")
+        axes.set_xticks(range(len(classes["second"])), classes["second"])
+        axes.set_yticks(range(len(classes["first"])), classes["first"])
+        axes.set_xlabel(f"classes of {numbers['second']}")
+        axes.set_ylabel(f"classes of {numbers['first']}")
+        bar = canvas.colorbar(shown, ax=axes, shrink=0.9)
+        bar.ax.tick_params(labelcolor=inks.muted, length=0)
+        bar.outline.set_visible(False)
+
+    size = (2.4 + 0.3 * values.shape[1], 1.4 + 0.3 * values.shape[0])
+    words = f"Distances of the classes of {numbers['first']} and {numbers['second']}"
+    return picture(path, size, words, figure)

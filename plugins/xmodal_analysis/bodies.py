@@ -1,0 +1,179 @@
+"""Points of data sets: their raw values, or what a frozen body makes of them.
+
+A body reads sources through its own pretrained embedding and tasks through the embedder that fits
+them, initialised from that embedding, as at the start of a run. Points are means over tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from xmodal.batch import Points, Tokens
+from xmodal.data.store import Store
+from xmodal.engine import randomness
+from xmodal.errors import UsageError, did_you_mean
+from xmodal.interfaces import Backbone, Embedder, Facts, SourceRequest, TaskFacts
+from xmodal.recipe.use import Use
+from xmodal.recipe.yaml import parse_value
+from xmodal.registry import Registry
+from xmodal_analysis.clouds import EMBEDDINGS
+from xmodal_analysis.named import NO_TASK, Named, Samples, context, load_source, load_task
+from xmodal_analysis.watch import SILENT, Watch
+
+RAW = "raw"
+SIDE = 32
+BATCH = 64
+_EMBEDDER = "auto"
+
+
+def choose(text: str, registry: Registry) -> Use[Backbone] | None:
+    """The body that ``--embed`` names, by name or block; None for raw values."""
+    if text == RAW:
+        return None
+    value = parse_value(text, f"--embed '{text}'")
+    names = registry.names("backbone")
+    if isinstance(value, str) and value not in names:
+        hint = did_you_mean(value, [RAW, *names])
+        raise UsageError(
+            f"unknown body '{value}'{hint}\n--embed takes {RAW} or one of: {', '.join(names)}"
+        )
+    try:
+        return TypeAdapter(Use[Backbone]).validate_python(value, context={"registry": registry})
+    except ValidationError as error:
+        reasons = "; ".join(item["msg"] for item in error.errors(include_url=False))
+        raise UsageError(f"--embed '{text}': {reasons}") from None
+
+
+class Raw:
+    """Raw values, which need samples of one shape."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store, self.seed = store, seed
+
+    def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
+        """Both data sets; sources are made as large as the other's images. Raises UsageError."""
+        loaded: dict[int, Samples] = {}
+        side: tuple[int, ...] = (SIDE, SIDE)
+        for i, one in enumerate(named):
+            if one.task is not None:
+                loaded[i] = load_task(one, samples, self.store, self.seed)
+                if loaded[i].x.ndim == 4:
+                    side = tuple(loaded[i].x.shape[2:])
+        for i, one in enumerate(named):
+            if one.source is not None:
+                facts = one.source.component.describe(one.source.config)
+                if facts.modality == "text":
+                    raise UsageError(f"'{one.name}' is text, which has no raw values; give --embed")
+                request = SourceRequest(side, side, prepare=lambda raw: raw)
+                loaded[i] = load_source(one, samples, self.store, self.seed, request)
+        first, second = loaded[0], loaded[1]
+        if first.x.shape[1:] != second.x.shape[1:]:
+            shapes = [" x ".join(map(str, s.x.shape[1:])) for s in (first, second)]
+            raise UsageError(
+                f"samples of '{first.name}' are {shapes[0]}, those of '{second.name}' {shapes[1]}: "
+                "raw values cannot be compared; give a body with --embed"
+            )
+        return first, second
+
+    def points(self, samples: Samples) -> Points:
+        """Every sample as one long row."""
+        return Points(samples.x.flatten(1).float(), samples.classes_N)
+
+
+class Body:
+    """A frozen pretrained body."""
+
+    def __init__(
+        self,
+        use: Use[Backbone],
+        registry: Registry,
+        store: Store,
+        seed: int,
+        space: str = EMBEDDINGS,
+        watch: Watch = SILENT,
+    ) -> None:
+        self.use, self.registry, self.store, self.seed = use, registry, store, seed
+        self.space, self.watch = space, watch
+        self.facts = use.component.describe(use.config, store)
+        given = context(Facts(NO_TASK, self.facts), store, seed, "backbone")
+        with randomness.seeded(seed, "initialise", "backbone"):
+            self.backbone = use.build(given).eval()
+
+    def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
+        """Both data sets, sources of the size this body was trained on."""
+        for one in named:
+            if one.source is not None:
+                modality = one.source.component.describe(one.source.config).modality
+                if self.facts.modality not in (modality, "any"):
+                    raise UsageError(
+                        f"source '{one.name}' holds {modality}, but body '{self.use.name}' was "
+                        f"trained on {self.facts.modality}"
+                    )
+        return self._load(named[0], samples), self._load(named[1], samples)
+
+    def _load(self, one: Named, samples: int) -> Samples:
+        if one.task is not None:
+            return load_task(one, samples, self.store, self.seed)
+        grid = self.facts.grid
+        size = tuple(side * (self.facts.patch or 1) for side in grid) or (SIDE, SIDE)
+        if self.facts.patch is not None and math.prod(grid) > SIDE * SIDE:
+            size = (SIDE * self.facts.patch,) * 2
+        text = self.facts.modality == "text"
+        request = SourceRequest(
+            size if len(size) == 2 or text else (SIDE, SIDE),
+            (),
+            prepare=self.backbone.prepare_source,
+            tokenize=self.backbone.tokenize if text else None,
+        )
+        return load_source(one, samples, self.store, self.seed, request)
+
+    @torch.no_grad()
+    def points(self, samples: Samples) -> Points:
+        """Mean tokens, before the encoder or after it."""
+        embed = self.backbone.embed if samples.task is None else self._embedder(samples)
+        parts = torch.split(samples.x, BATCH)
+        pooled = []
+        for x in self.watch.steps(f"embedding {samples.name}", parts, len(parts)):
+            tokens: Tokens = embed(x)
+            if self.space != EMBEDDINGS:
+                tokens = self.backbone(tokens)
+            pooled.append(tokens.x_BND.float().mean(dim=1))
+        return Points(torch.cat(pooled), samples.classes_N)
+
+    def _embedder(self, samples: Samples) -> Any:
+        task: TaskFacts | None = samples.task
+        assert task is not None
+        choice = {"registry": self.registry}
+        use: Use[Embedder] = TypeAdapter(Use[Embedder]).validate_python(_EMBEDDER, context=choice)
+        try:
+            grid = use.component.grid(use.config, task, self.facts)
+        except ValueError as error:
+            raise UsageError(f"'{samples.name}' does not fit '{self.use.name}': {error}") from None
+        parts = {"backbone": self.backbone}
+        given = context(Facts(task, self.facts, None, grid), self.store, self.seed, "e", **parts)
+        with randomness.seeded(self.seed, "initialise", "embedder"):
+            embedder = use.build(given).eval()
+        embedder.calibrate(samples.x[:BATCH], self.backbone.reference_norm())
+        return embedder
+
+
+def halves(points: Points) -> tuple[Points, Points]:
+    """Two sets of equally many points of one set."""
+    middle = len(points.x_ND) // 2
+    return _part(points, slice(0, middle)), _part(points, slice(middle, 2 * middle))
+
+
+def _part(points: Points, rows: slice | Tensor) -> Points:
+    classes = None if points.classes_N is None else points.classes_N[rows]
+    return Points(points.x_ND[rows], classes)
+
+
+def of_class(points: Points, label: int) -> Points:
+    """The points of one class, without their label."""
+    assert points.classes_N is not None
+    return Points(points.x_ND[points.classes_N == label])

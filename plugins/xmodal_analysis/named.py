@@ -1,0 +1,151 @@
+"""Finds a data set by what a user calls it: a task's recipe, a task, a source, or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from xmodal.data import loader
+from xmodal.data.store import Store
+from xmodal.engine import randomness
+from xmodal.errors import DataError, UsageError, did_you_mean
+from xmodal.interfaces import (
+    BackboneFacts,
+    Context,
+    Facts,
+    Source,
+    SourceFacts,
+    SourceRequest,
+    Target,
+    Task,
+    TaskFacts,
+)
+from xmodal.recipe import library
+from xmodal.recipe.layers import compose
+from xmodal.recipe.use import Use
+from xmodal.registry import Registry
+
+FILES = (".npz", ".npy", ".csv", ".parquet", ".h5", ".hdf5")
+NO_BODY = BackboneFacts("none", "any", 1, 1)
+NO_TASK = TaskFacts("none", (1, 1, 1), Target("regression", 1), {})
+_ARRAYS = "arrays"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A data set that was found: a task or a source, not loaded yet."""
+
+    name: str
+    task: Use[Task] | None = None
+    source: Use[Source] | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Loaded samples of a task (in its own shape) or of a source (as asked for)."""
+
+    name: str
+    x: Tensor
+    classes_N: Tensor | None
+    task: TaskFacts | None = None
+    source: SourceFacts | None = None
+
+
+def find(name: str, registry: Registry, scale: str | None = None) -> Named:
+    """What ``name`` means: a file, a recipe with a task, a task, or a source, in this order.
+
+    Raises UsageError with the nearest right name.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in FILES:
+        if not path.is_file():
+            near = [str(p) for p in path.parent.glob("*") if p.suffix in FILES]
+            raise UsageError(f"no file '{name}'{did_you_mean(name, near)}")
+        block = {"use": _ARRAYS, "path": str(path), "normalize": "none"}
+        return Named(name, task=_use(Use[Task], block, registry, name))
+    recipes = {one.name for one in library.all_recipes(registry)}
+    for recipe in (name, f"tasks/{name}"):
+        if recipe in recipes or (recipe == name and library.looks_like_path(name)):
+            found: Any = compose([recipe], registry, (), scale).data.get("task")
+            if found is None:
+                raise UsageError(f"recipe '{recipe}' names no task, so it has no data")
+            return Named(name, task=_use(Use[Task], found, registry, name))
+    if name in registry.names("task"):
+        return Named(name, task=_use(Use[Task], name, registry, name))
+    if name in registry.names("source"):
+        return Named(name, source=_use(Use[Source], name, registry, name))
+    tasks = [r.removeprefix("tasks/") for r in recipes if r.startswith("tasks/")]
+    known = sorted({*tasks, *registry.names("source")})
+    raise UsageError(
+        f"no data set '{name}'{did_you_mean(name, [*known, *recipes])}\n"
+        f"tasks: {', '.join(sorted(tasks))}\nsources: {', '.join(registry.names('source'))}\n"
+        f"or a file: {', '.join(FILES)}"
+    )
+
+
+def _use(kind: Any, block: Any, registry: Registry, name: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(block, context={"registry": registry})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip()
+            for item in error.errors(include_url=False)
+        ]
+        raise UsageError(f"'{name}': {'; '.join(lines)}") from None
+
+
+def context(facts: Facts, store: Store, seed: int, name: str, **parts: Any) -> Context:
+    """A context for a component that is built outside a run."""
+    return Context(facts, randomness.generator(seed, "component", name), store, components=parts)
+
+
+def load_task(named: Named, samples: int, store: Store, seed: int) -> Samples:
+    """The first training samples of a task, in a random order that depends on ``seed`` alone."""
+    use = named.task
+    assert use is not None
+    _available(use, store)
+    facts = use.component.describe(use.config, store)
+    given = context(Facts(facts, NO_BODY), store, seed, "task")
+    with randomness.seeded(seed, "initialise", "task"):
+        data = use.component(use.config, given).load(seed)
+    x, y = _drawn(data.train, samples, seed)
+    return Samples(named.name, x, _classes(y, facts.target), task=facts)
+
+
+def load_source(
+    named: Named, samples: int, store: Store, seed: int, request: SourceRequest
+) -> Samples:
+    """Samples of a source, made as ``request`` says."""
+    use = named.source
+    assert use is not None
+    _available(use, store)
+    facts = use.component.describe(use.config)
+    given = context(Facts(NO_TASK, NO_BODY, facts), store, seed, "source")
+    with randomness.seeded(seed, "initialise", "source"):
+        source = use.component(use.config, given)
+        dataset = source.load(request, randomness.derive(seed, "source") % 2**31)
+    x, y = _drawn(dataset, samples, seed)
+    return Samples(named.name, x, _classes(y, facts.target), source=facts)
+
+
+def _available(use: Use[Any], store: Store) -> None:
+    absent = list(use.component.missing(use.config, store))
+    if absent:
+        raise DataError("\n".join(absent))
+
+
+def _drawn(dataset: Any, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    order = randomness.permutation(loader.count(dataset), seed, "analysis", "data set")
+    pieces: Sequence[Tensor] = torch.split(order[:samples], 256)
+    batches = list(loader.batches(dataset, pieces))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def _classes(y: Tensor, target: Target) -> Tensor | None:
+    return y.long() if target.kind == "classification" else None
