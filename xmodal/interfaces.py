@@ -539,7 +539,10 @@ class Stage(Component):
 
     @abstractmethod
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer | None:
-        """The optimizer of the trainable parameters, or None if there is nothing to step."""
+        """The optimizer of the trainable parameters, or None if there is nothing to step.
+
+        Must accept an empty list: a resumed run asks whether a finished stage takes steps at all.
+        """
 
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int

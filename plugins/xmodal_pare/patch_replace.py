@@ -66,6 +66,10 @@ class PatchReplace(Mixer):
                 raise ValueError(
                     "beta_target and beta_mix are both 0: there is no loss to train on"
                 )
+            if self.beta_target == 0 and not self.source_term:
+                raise ValueError(
+                    "beta_target is 0 and source_term false: nothing would be left at k = N"
+                )
             return self
 
     config: Config

@@ -339,3 +339,8 @@ def test_problems_name_grids_that_cannot_agree():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         PatchReplace.Config(**wrong)
+
+
+def test_a_loss_that_vanishes_at_full_replacement_is_refused():
+    with pytest.raises(ValidationError, match="nothing would be left at k = N"):
+        mixer(1, beta_target=0, source_term=False)

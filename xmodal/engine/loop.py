@@ -132,8 +132,12 @@ class Training:
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
         started = time.perf_counter()
+        self._encoded = 0
         stage.begin(session)
         self.begin_seconds = time.perf_counter() - started
+        if not (self.snapshot.epoch or self.snapshot.step):
+            # A stage that is entered again on resume has been counted.
+            self.snapshot.encoded += self._encoded
         if self.restored is not None:
             self._restore(self.restored)
             self.restored = None

@@ -212,9 +212,7 @@ def check_mixer(
             _mix(mixer, context, grid, name, repeats)
 
 
-def _mix(
-    mixer: Mixer, context: Any, grid: tuple[int, ...] | None, name: str, repeats: bool
-) -> None:
+def _mix(mixer: Mixer, context: Any, grid: Any, name: str, repeats: bool) -> None:
     target, source = tiny_sample(TARGET, GRID), tiny_sample(SOURCE, grid) if grid else None
     before = [s.tokens.x_BND.clone() for s in (target, source) if s]
     views = _replayed(context, lambda: mixer(target, source, progress()))
@@ -228,10 +226,8 @@ def _mix(
     expect(total > 0, f"{name}: all weights are 0, there is nothing to train on")
     for number, view in enumerate(views):
         doubles = [v for v in views[number + 1 :] if _equal(v.tokens, view.tokens)]
-        expect(
-            repeats or not doubles,
-            f"{name}: two views hold the same tokens; give one view both terms",
-        )
+        message = f"{name}: two views hold the same tokens; give one view both terms"
+        expect(repeats or not doubles, message)
     again = _replayed(context, lambda: mixer(target, source, progress()), global_seed=1)
     message = f"{name} must be a function of its input and of context.generator alone"
     expect(len(again) == len(views), message)
