@@ -53,7 +53,6 @@ class ByDistance(Scheduler, nn.Module):
         distance: Use[Distance] = Field(
             default("sliced"),
             description="The distance δ between the two sets of token means.",
-            validate_default=True,
         )
         power: float = Field(
             0.5,

@@ -44,7 +44,6 @@ class Consistent(Mixer):
         base: Use[Mixer] = Field(
             default("patch-replace"),
             description="The mixer that makes the views; one of target and source samples.",
-            validate_default=True,
         )
         beta_consistency: float = Field(
             1.0, ge=0, description="β_con, the weight of the consistency loss."
