@@ -156,7 +156,8 @@ def points(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(options.seed)
 
     def normal(*shape: int) -> Tensor:
-        return options.spread * torch.randn(shape, generator=generator)
+        drawn: Tensor = options.spread * torch.randn(shape, generator=generator)
+        return drawn
 
     y_N = torch.arange(options.source) % options.classes
     x_ND = normal(options.source, options.width) + normal(options.classes, options.width)[y_N]
