@@ -86,23 +86,39 @@ def _terms(view: View) -> str:
 
 
 def _cost(session: Session) -> dict[str, str]:
-    """Measure the second optimizer step of the first stage (the first one warms up)."""
-    total = sum(s.steps_per_epoch(session) * s.epochs for s in session.stages)
+    """Measure the second optimizer step of every stage (the first one warms up)."""
+    rows: dict[str, str] = {}
+    total = 0.0
+    for index, stage in enumerate(session.stages):
+        begun = time.perf_counter()
+        step = _second_step(session, index)
+        if step is None:
+            rows[f"stage {index}"] = f"{time.perf_counter() - begun:.1f} s"
+            continue
+        steps = stage.steps_per_epoch(session) * stage.epochs
+        total += step * steps
+        rows[f"stage {index}"] = f"{steps} steps of {step:.2g} s"
+    rows["training, about"] = f"{total / 60:.1f} min (without evaluation)"
+    rows["memory"] = f"{peak_memory() / 1e9:.1f} GB"
+    return rows
+
+
+def _second_step(session: Session, stage: int) -> float | None:
+    """The seconds of a stage's second step, or of its only one; None if it takes none."""
+    training = Training(session)
+    training.snapshot.stage = stage
     taken: list[float] = []
-    begun = time.perf_counter()
-    for record in Training(session).run():
-        if isinstance(record, StepRecord):
-            taken.append(record.seconds)
-        if len(taken) == 2 or not isinstance(record, StepRecord):
+    for record in training.run():
+        if not isinstance(record, StepRecord):
+            if taken or record.progress.steps == 0:
+                break
+            continue
+        if record.progress.stage != stage:
             break
-    if not taken:
-        return {"fit": f"{time.perf_counter() - begun:.1f} s"}
-    return {
-        "steps": f"{total}",
-        "one step": f"{taken[-1]:.2f} s",
-        "training, about": f"{taken[-1] * total / 60:.1f} min (without evaluation)",
-        "memory": f"{peak_memory() / 1e9:.1f} GB",
-    }
+        taken.append(record.seconds)
+        if len(taken) == 2:
+            break
+    return taken[-1] if taken else None
 
 
 def _parameters(session: Session) -> dict[str, str]:
