@@ -27,6 +27,14 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
+    sources = typer.Typer(help="Proxies of what a body was pretrained on.", no_args_is_help=True)
+    sources.callback()(_sources)
+    sources.command("rank")(rank)
+    app.add_typer(sources, name="sources")
+
+
+def _sources() -> None:
+    """Hold the commands about sources."""
 
 
 def chosen(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
@@ -165,3 +173,85 @@ def distance(
     output.print_table((use.name, ""), rows)
     if classes is not None:
         output.stdout().print(f"classes: {numbers['picture']}", markup=False, soft_wrap=True)
+
+
+def rank(
+    task: Annotated[str, typer.Option(help="A task's recipe, such as tasks/darcy.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
+    ] = None,
+    sources: Annotated[
+        str, typer.Option(help="Sources to rank; default: all of the body's modality.")
+    ] = "",
+    scale: Annotated[
+        str | None, typer.Option(help="Put a scale layer last: paper, cpu, smoke.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method that is to use it.")] = "methods/pare",
+    samples: Annotated[int, typer.Option(min=8, help="Samples of source and target.")] = 200,
+    space: Annotated[
+        str, typer.Option(help="embeddings (the body's input) or features (its output).")
+    ] = "features",
+    by: Annotated[str, typer.Option(help="The score to sort by.")] = "bures_otdd",
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Train one epoch with every source.")
+    ] = True,
+    root: Annotated[
+        Path, typer.Option("--runs", help="Where finished runs to compare with are.")
+    ] = Path("runs"),
+    plugin: Plugins = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the sources that could serve a task as proxy, by scores that need little training.
+
+    Example:  xmodal sources rank --task tasks/darcy --scale cpu --no-probe
+    """
+    (wanted,) = chosen(space, ("embeddings", "features"), "space")
+    (key,) = chosen(by, SCORES, "score")
+    from xmodal import plugins
+    from xmodal_analysis import rank as ranking
+    from xmodal_analysis.watch import Watch
+
+    registry = plugins.registry(tuple(plugin or ()))
+    names = [name.strip() for name in sources.split(",") if name.strip()]
+    overrides = tuple(arguments or ())
+    question = ranking.Question((method, task), overrides, scale, samples, wanted, probe)
+    with Watch(output.stderr(), quiet) as watch:
+        found, plan = ranking.rank(question, registry, names, watch)
+    better = "lower" if plan is None else plan.recipe.task.config.metric.component.better
+    if plan is not None:
+        ranking.with_finished(found, plan, root)
+    found = ranking.ordered(found, key, better)
+    agreement = ranking.correlations(found, better)
+    if as_json:
+        told = [vars(one) for one in found]
+        output.print_json({"task": task, "by": key, "sources": told, "spearman": agreement})
+    else:
+        _show_ranking(found, agreement, better)
+    if plan is None:
+        from xmodal.errors import DataError
+
+        raise DataError(f"no source can be scored for {task}; see above for what is missing")
+
+
+SCORES = ("bures_otdd", "s_otdd", "log_me", "h_score", "gbc", "probe")
+
+
+def _show_ranking(found: Sequence[Any], agreement: dict[str, float], better: str) -> None:
+    high = ("log_me", "h_score", "gbc", *(("probe",) if better == "higher" else ()))
+    heads = [f"{name} {'↑' if name in high else '↓'}" for name in SCORES]
+    rows = [
+        (one.source, *(output.number(one.scores.get(name)) for name in SCORES),
+         output.number(one.final), one.runs or "")
+        for one in found if one.scores
+    ]  # fmt: skip
+    if agreement:
+        agreed = [output.number(agreement.get(name)) for name in SCORES]
+        rows.append(("Spearman with final", *agreed, "", ""))
+    if rows:
+        output.print_table(("source", *heads, "final", "runs"), rows)
+    for one in found:
+        if not one.scores:
+            output.stderr().print(
+                f"not scored: {one.source}: {one.absent}", markup=False, soft_wrap=True
+            )

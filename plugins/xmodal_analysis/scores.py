@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-_TINY = 1e-12
+_TINY, _LEAST = 1e-12, 1e-10
 GBC_WIDTH = 64
 MOMENTS = 5
 
@@ -32,7 +32,7 @@ def log_evidence(f_ND: Array, y_N: Array, alpha: float, beta: float) -> float:
     misfit = float(((f_ND @ m_D - y_N) ** 2).sum())
     fit = -beta / 2 * misfit - alpha / 2 * float(m_D @ m_D)
     scale = n / 2 * math.log(beta) + d / 2 * math.log(alpha) - n / 2 * math.log(2 * math.pi)
-    return scale + fit - float(np.linalg.slogdet(a_DD)[1]) / 2
+    return float(scale + fit - np.linalg.slogdet(a_DD)[1] / 2)
 
 
 def log_me(f_ND: Array, y: Array, rounds: int = 200) -> float:
@@ -62,8 +62,9 @@ def _maximal(u_NR: Array, s_R: Array, width: int, y_N: Array, rounds: int) -> fl
         size, misfit = _fitted(z_R, s_R, shrunk_R, beyond)
         gamma = float(shrunk_R.sum())
         old = alpha, beta
-        alpha = gamma / max(size, _TINY)
-        beta = (n - gamma) / max(misfit, _TINY)
+        # Features that say nothing or everything drive a precision to infinity.
+        alpha = min(max(gamma / max(size, _TINY), _LEAST), 1 / _LEAST)
+        beta = min(max((n - gamma) / max(misfit, _TINY), _LEAST), 1 / _LEAST)
         if max(abs(alpha / old[0] - 1), abs(beta / old[1] - 1)) < 1e-10:
             break
     size, misfit = _fitted(z_R, s_R, beta * square_R / (alpha + beta * square_R), beyond)
@@ -155,9 +156,9 @@ def sliced_otdd(
     random = np.random.default_rng(seed)
     total = 0.0
     for _ in range(projections):
-        theta_D = random.normal(size=d)
+        theta_D: Array = random.normal(size=(d,))
         theta_D /= np.linalg.norm(theta_D)
-        psi = random.normal(size=moments + 1)
+        psi: Array = random.normal(size=(moments + 1,))
         psi /= np.linalg.norm(psi)
         lambdas = [_truncated_poisson(random, rate) for rate in range(1, moments + 1)]
         first = _labelled(x_ND @ theta_D, y_N, psi, lambdas)

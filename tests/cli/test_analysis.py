@@ -234,3 +234,61 @@ def test_bad_data_sets(
     done = xmodal("distance", *arguments, "--samples", 4, *_energy(finished))
     assert (done.code, message in done.err) == (code, True), done.err
     assert "Traceback" not in done.err
+
+
+# --- sources rank ---
+
+RANK = ("sources", "rank", "--task", "tasks/darcy", "--scale", "smoke", "--samples", 16)
+
+
+def test_rank_scores_what_is_there_and_says_what_is_missing(
+    xmodal: Cli, finished: dict[str, Path]
+) -> None:
+    wanted = ("--sources", "digits-on-photos,voc-foreground,digits", "--runs", finished["root"])
+    done = xmodal(*RANK, *wanted, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    best, *others = told["sources"]
+    assert best["source"] == "digits-on-photos"
+    assert best["scores"]["bures_otdd"] > 0
+    assert best["scores"]["s_otdd"] > 0
+    assert best["scores"]["log_me"] is None  # its labels are pixels
+    assert best["runs"] == 1
+    result = json.loads((finished["pare"] / "result.json").read_text())
+    assert best["final"] == result["test"]["metric"]
+    # The probe is the first epoch of the very run.
+    line = (finished["pare"] / "metrics.jsonl").read_text().splitlines()[0]
+    assert best["scores"]["probe"] == json.loads(line)["validation"]["metric"]
+    reasons = {one["source"]: one["absent"] for one in others}
+    assert "needs files" in reasons["voc-foreground"]
+    assert "cannot predict the source's classification labels" in reasons["digits"]
+    assert told["spearman"] == {}
+
+
+def test_rank_of_sources_with_classes(xmodal: Cli, tmp_path: Path, mine: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"extends: bodies/vision\ntask: {{use: arrays, path: {mine}}}\n")
+    done = xmodal(
+        "sources", "rank", "--task", "mine.yaml", "--scale", "smoke", "--samples", 32,
+        "--sources", "digits", "--no-probe", "--by", "log_me",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (row,) = [line.split() for line in done.out.splitlines() if line.startswith("digits")]
+    assert all(np.isfinite(float(cell)) for cell in row[1:6])
+    assert row[6:8] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--sources", "digitz"), 2, "unknown source 'digitz'; did you mean 'digits'?"),
+        (("--by", "logme"), 2, "did you mean 'log_me'?"),
+        (("--sources", "voc-foreground"), 4, "no source can be scored for tasks/darcy"),
+        (("--sources", "conll-2003", "backbone=vit-s14"), 4, "holds text"),
+        (("seeed=1",), 2, "seeed"),
+    ],
+)
+def test_bad_rankings(xmodal: Cli, arguments: tuple[str, ...], code: int, message: str) -> None:
+    done = xmodal(*RANK, *arguments)
+    assert (done.code, message in done.err) == (code, True), done.err
+    assert "Traceback" not in done.err
