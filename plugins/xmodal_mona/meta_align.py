@@ -83,7 +83,7 @@ class MetaAlign(Stage):
         gradient: Literal["exact", "finite-difference"] = Field(
             "exact",
             description="How second derivatives are found: by a second backward pass, or as DARTS "
-            "does (less memory, fused attention, two more target passes; needs float32).",
+            "does (fused attention, two more target passes, in float32).",
         )
         epsilon: float = Field(
             0.01, gt=0, description="The finite difference moves the weights by this distance."
