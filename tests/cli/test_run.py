@@ -180,3 +180,12 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, process: C
     assert out == ""
     assert "Traceback" not in err
     assert "interrupted; state saved. Continue with: xmodal resume" in err.replace("\n", " ")
+
+
+def test_a_dry_run_of_the_baseline_and_of_two_stages(xmodal: Cli) -> None:
+    done = xmodal("run", "methods/baseline", "tasks/openml/wdbc", "--dry-run")
+    assert done.code == 0, done.err
+    assert "stage 0" in done.out
+    done = xmodal("run", "methods/orca", "tasks/openml/wdbc", "--scale", "smoke", "--dry-run")
+    assert done.code == 0, done.err
+    assert "60 steps of" in done.out

@@ -27,6 +27,10 @@ def describe(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str,
     builder = Builder(plan, store, note)
     data = builder.data()
     session = builder.session(data)
+    for stage in session.stages:
+        if stage.optimizer([]) is None:
+            # A predictor in closed form has no shapes before it is fitted.
+            stage.begin(session)
     sections = {"data": _data(plan, session), "shapes": _shapes(session)}
     sections["token norms"] = {
         "source (what the body was trained on)": _norm(session.source_norm),
