@@ -11,6 +11,7 @@ to continue bit for bit, and is consistent at every yield.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -226,11 +227,7 @@ class Training:
         score, best = None, False
         if stage.evaluates:
             score = evaluate(session, session.evaluation_split())
-            best = snapshot.best_metric is None or (
-                score.metric < snapshot.best_metric
-                if session.metric.better == "lower"
-                else score.metric > snapshot.best_metric
-            )
+            best = _better(score.metric, snapshot.best_metric, session.metric.better == "lower")
             snapshot.probes.append(probe.look(session, at))
         if score is not None and best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
@@ -242,6 +239,13 @@ class Training:
         trainable = sum(p.numel() for _, p in named)
         metric, loss = (None, None) if score is None else (score.metric, score.loss)
         return EpochRecord(at, means, metric, loss, best, seconds, trainable)
+
+
+def _better(score: float, best: float | None, lower: bool) -> bool:
+    """Whether a score beats the best so far; one that is not a number only beats none."""
+    if best is None or math.isnan(best):
+        return best is None or not math.isnan(score)
+    return score < best if lower else score > best
 
 
 def _to_numbers(loss: Tensor, log: Mapping[str, Tensor | float]) -> tuple[float, dict[str, float]]:
