@@ -6,7 +6,6 @@ them, initialised from that embedding, as at the start of a run. Points are mean
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from xmodal_analysis.named import NO_TASK, Named, Samples, context, load_source,
 from xmodal_analysis.watch import SILENT, Watch
 
 RAW = "raw"
-SIDE = 32
+SIDE, PATCHES = 32, 16
 BATCH = 64
 _EMBEDDER = "auto"
 
@@ -119,13 +118,11 @@ class Body:
     def _load(self, one: Named, samples: int) -> Samples:
         if one.task is not None:
             return load_task(one, samples, self.store, self.seed)
-        grid = self.facts.grid
-        size = tuple(side * (self.facts.patch or 1) for side in grid) or (SIDE, SIDE)
-        if self.facts.patch is not None and math.prod(grid) > SIDE * SIDE:
-            size = (SIDE * self.facts.patch,) * 2
+        patch, sides = self.facts.patch, self.facts.grid[:2] or (PATCHES, PATCHES)
+        size = (SIDE, SIDE) if patch is None else tuple(min(s, PATCHES) * patch for s in sides)
         text = self.facts.modality == "text"
         request = SourceRequest(
-            size if len(size) == 2 or text else (SIDE, SIDE),
+            self.facts.grid if text else size,
             (),
             prepare=self.backbone.prepare_source,
             tokenize=self.backbone.tokenize if text else None,

@@ -37,11 +37,6 @@ class Cloud:
         """The points of one of ``SPACES``."""
         return Points(self.embeddings_ND if space == EMBEDDINGS else self.features_NF, self.classes)
 
-    @property
-    def classes(self) -> Tensor | None:
-        """Classes (int64), where labels are classes."""
-        return self.classes_N
-
 
 class Clouds:
     """Reads a restored run's samples and runs its model on them."""

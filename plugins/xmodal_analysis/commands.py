@@ -106,14 +106,12 @@ def analyse(
         output.print_json(done)
         return
     for one in done:
-        rows = [(key, ", ".join(Path(f).name for f in names)) for key, names in _figures(one)]
+        rows = [
+            (key, ", ".join(Path(f).name for f in names)) for key, names in one["figures"].items()
+        ]
         output.print_table((one["run"], ""), [*rows, ("page", one["page"])])
         for line in one["not_drawn"]:
             output.stderr().print(f"not drawn: {line}", markup=False, soft_wrap=True)
-
-
-def _figures(one: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    return list(one["figures"].items())
 
 
 def distance(

@@ -127,8 +127,12 @@ def load_source(
     _available(use, store)
     facts = use.component.describe(use.config)
     given = context(Facts(NO_TASK, NO_BODY, facts), store, seed, "source")
+    config = use.config
+    if "samples" in type(config).model_fields:
+        # Sources make all their samples at once; thousands of large images fill the memory.
+        config = config.model_copy(update={"samples": samples})
     with randomness.seeded(seed, "initialise", "source"):
-        source = use.component(use.config, given)
+        source = use.component(config, given)
         dataset = source.load(request, randomness.derive(seed, "source") % 2**31)
     x, y = _drawn(dataset, samples, seed)
     return Samples(named.name, x, _classes(y, facts.target), source=facts)

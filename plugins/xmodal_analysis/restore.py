@@ -101,11 +101,6 @@ class Restored:
         stage, epoch = self.at
         return Progress(stage, epoch, max(1, self.session.stages[stage].epochs), 0, 1)
 
-    def trained_name(self) -> str:
-        """The run's name and folder, as people tell runs apart."""
-        name = str(self.run.read("manifest.json").get("name") or self.run.path.parent.name)
-        return f"{name}/{self.run.path.name}"
-
 
 def finished(run: runs.Run) -> runs.Run:
     """``run``, if it is done. Raises UsageError with what to do about it."""
