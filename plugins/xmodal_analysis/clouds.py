@@ -35,7 +35,8 @@ class Cloud:
 
     def points(self, space: str) -> Points:
         """The points of one of ``SPACES``."""
-        return Points(self.embeddings_ND if space == EMBEDDINGS else self.features_NF, self.classes)
+        chosen = self.embeddings_ND if space == EMBEDDINGS else self.features_NF
+        return Points(chosen, self.classes_N)
 
 
 class Clouds:
