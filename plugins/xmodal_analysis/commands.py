@@ -109,7 +109,9 @@ def analyse(
         rows = [
             (key, ", ".join(Path(f).name for f in names)) for key, names in one["figures"].items()
         ]
-        output.print_table((one["run"], ""), [*rows, ("page", one["page"])])
+        output.print_table(("figure", "files"), rows)
+        # A path is only of use whole, however narrow the terminal.
+        output.stdout().print(f"page: {one['page']}", markup=False, soft_wrap=True)
         for line in one["not_drawn"]:
             output.stderr().print(f"not drawn: {line}", markup=False, soft_wrap=True)
 
