@@ -21,12 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from xmodal.batch import Points, Progress
 from xmodal.data import loader
+from xmodal.data.classes import members, target_classes
 from xmodal.engine import randomness
 from xmodal.interfaces import Context, Distance, Facts, Settings, Stage
 from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
 from xmodal.recipe.use import Use, default
-from xmodal_orca import streams
-from xmodal_orca.pseudo_labels import pseudo_labels
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session
@@ -60,7 +59,8 @@ class Align(Stage):
 
     A sample is the mean of its tokens. One optimizer step an epoch:
     sum over classes c of n_c/n times distance(source, samples of class c). Targets without classes
-    get pseudo-classes by k-means on their labels.
+    get pseudo-classes by k-means on their labels. Without ``per_class`` all samples are one set and
+    labels are not looked at: the feature alignment of RECRAFT.
     """
 
     needs_source = True
@@ -73,7 +73,14 @@ class Align(Stage):
         distance: Use[Distance] = Field(
             default("sinkhorn"), description="The distance between source and target features."
         )
-        samples: int = Field(128, ge=FEWEST, description="Samples of a class in a step, at most.")
+        per_class: bool = Field(
+            True,
+            description="false: all samples are one set, their classes not looked at: a plain "
+            "distance between two sets of embeddings.",
+        )
+        samples: int = Field(
+            128, ge=FEWEST, description="Samples of a class (or of the one set) in a step, at most."
+        )
         source_samples: int = Field(5000, ge=1, description="Source samples, at most.")
         classes: int = Field(
             10, ge=1, description="Pseudo-classes of targets whose labels are not classes, at most."
@@ -111,16 +118,24 @@ class Align(Stage):
         """Embed the source once, and list the target samples of every class."""
         if self.epochs == 0:
             return
-        classes_N = target_classes(session, self.config.classes)
-        found = streams.members(classes_N)
+        found = self._sets(session)
         self._total = max(1, sum(len(index) for index in found))
         self._members = [index for index in found if len(index) >= FEWEST]
         source = source_points(session, self.config.source_samples)
-        self.distance.fit(source)
+        self.distance.fit(source if self.config.per_class else Points(source.x_ND))
+        sets = f"{len(self._members)} classes of at least {FEWEST}"
         session.note(
-            f"align: {len(self._members)} classes of at least {FEWEST} of {self._total} training "
+            f"align: {sets if self.config.per_class else 'one set'} of {self._total} training "
             f"samples, {len(source.x_ND)} source samples"
         )
+
+    def _sets(self, session: Session) -> list[Tensor]:
+        """The training samples of each class, or all of them as one set."""
+        if not self.config.per_class:
+            return [torch.arange(session.train_size)]
+        seed = randomness.derive(session.seed, "align", "pseudo-classes")
+        data, task = session.data.train, session.facts.task
+        return members(target_classes(data, task, self.config.classes, seed, session.workers))
 
     def steps_per_epoch(self, session: Session) -> int:
         """One."""
@@ -150,7 +165,7 @@ class Align(Stage):
         for number in randomness.permutation(len(self._members), *at, "order").tolist():
             index = self._members[number]
             shares.append(len(index) / self._total)
-            chosen = streams.draw(index, self.config.samples, *at, number)
+            chosen = draw(index, self.config.samples, *at, number)
             drawn.append(torch.split(chosen, session.evaluation_batch))
         pieces = [piece for parts in drawn for piece in parts]
         stream = loader.batches(session.data.train, pieces, session.workers)
@@ -160,13 +175,22 @@ class Align(Stage):
     def loss(
         self, session: Session, micro: Part, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """n_c/n times the distance of one class, and the distance itself."""
+        """n_c/n times the distance of one class (or of the one set), and the distance itself."""
         batches = [next(micro.stream)[0] for _ in range(micro.batches)]
         x_MD = target_features(session, batches)
-        # The whole class has one label, as published.
-        one_M = torch.zeros(len(x_MD), dtype=torch.int64, device=x_MD.device)
-        distance = self.distance(Points(x_MD, one_M))
+        classes_M = None
+        if self.config.per_class:  # the whole class has one label, as published
+            classes_M = torch.zeros(len(x_MD), dtype=torch.int64, device=x_MD.device)
+        distance = self.distance(Points(x_MD, classes_M))
         return micro.share * distance, {"distance": distance.detach()}
+
+
+def draw(index: Tensor, most: int, seed: int, *names: str | int) -> Tensor:
+    """At most ``most`` entries of ``index``, without repetition, in their order there."""
+    if len(index) <= most:
+        return index
+    chosen = randomness.permutation(len(index), seed, *names)[:most]
+    return index[chosen.sort().values]
 
 
 def mean_tokens(x_BND: Tensor) -> Tensor:
@@ -200,7 +224,7 @@ def source_points(session: Session, most: int) -> Points:
     assert session.source is not None
     assert session.facts.source is not None
     everything = torch.arange(loader.count(session.source))
-    index = streams.draw(everything, most, session.seed, "align", "source")
+    index = draw(everything, most, session.seed, "align", "source")
     features, labels = [], []
     with _evaluating(session.model):
         pieces = torch.split(index, session.evaluation_batch)
@@ -210,16 +234,6 @@ def source_points(session: Session, most: int) -> Points:
     has_classes = session.facts.source.target.kind == "classification"
     classes_N = torch.cat(labels).to(session.device) if has_classes else None
     return Points(torch.cat(features), classes_N)
-
-
-def target_classes(session: Session, pseudo: int) -> Tensor:
-    """The class (int64) of every training sample: its label, or one of ``pseudo`` clusters."""
-    task = session.facts.task
-    labels = streams.label_batches(session.data.train, task, session.workers)
-    if task.target.kind == "classification":
-        return torch.cat(list(labels)).cpu()
-    seed = randomness.derive(session.seed, "align", "pseudo-classes")
-    return pseudo_labels(labels, session.train_size, pseudo, seed)
 
 
 @contextmanager

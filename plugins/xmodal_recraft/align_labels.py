@@ -19,11 +19,12 @@ from torch import Tensor
 
 from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
+from xmodal.data.classes import target_classes
 from xmodal.engine import randomness
 from xmodal.interfaces import Facts
+from xmodal_recraft.chunks import class_chunks
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
 from xmodal_recraft.preparing import Prepare, Preparing, still
-from xmodal_recraft.target_classes import class_chunks, target_classes
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session
@@ -54,7 +55,7 @@ class AlignLabels(Prepare):
             "all classes may look like the same one; needs several chunks a step.",
         )
         clusters: int = Field(
-            10, ge=2, description="Clusters of labels that are not classes, by k-means."
+            10, ge=2, description="Pseudo-classes of targets whose labels are not classes, at most."
         )
         train: tuple[str, ...] = Field(
             ("embedder.*",), description="Patterns over parameter names."
@@ -84,9 +85,13 @@ class AlignLabels(Prepare):
     def _target_classes(self, session: Session) -> Tensor:
         """The class of every training sample, worked out once."""
         if self._classes is None:
-            kind = session.facts.task.target.kind
-            data, clusters = session.data.train, self.config.clusters
-            self._classes = target_classes(data, kind, clusters, session.seed)
+            self._classes = target_classes(
+                session.data.train,
+                session.facts.task,
+                self.config.clusters,
+                randomness.derive(session.seed, "align labels", "pseudo-classes"),
+                session.workers,
+            )
         return self._classes
 
     def _chunks(self, session: Session, stage: int, epoch: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Table of contents of RECRAFT (Tran et al., AISTATS 2026): three stages before fine-tuning."""
+"""Table of contents of RECRAFT (Tran et al., AISTATS 2026): stages before fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from xmodal.hookspecs import hookimpl
 
 @hookimpl
 def xmodal_stages() -> Mapping[str, str]:
-    """The source head, feature alignment and label alignment."""
+    """The source head and label alignment."""
     return {
         "source-head": "xmodal_recraft.source_head:SourceHead",
-        "align-features": "xmodal_recraft.align_features:AlignFeatures",
         "align-labels": "xmodal_recraft.align_labels:AlignLabels",
     }

@@ -92,7 +92,11 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"balanced": True}, {}),
         ({"label_smoothing": 0.1}, {"zero_at_perfect": False}),
     ],
-    ("stage", "align"): [({}, {}), ({"distance": "otdd", "decay": {"after": []}}, {})],
+    ("stage", "align"): [
+        ({}, {}),
+        ({"distance": "otdd", "decay": {"after": []}}, {}),
+        ({"per_class": False}, {}),
+    ],
     ("stage", "source-head"): [({}, {}), ({"lipschitz_in": "tokens", "label_smoothing": None}, {})],
     ("stage", "align-labels"): [({}, {}), ({"chunks": 4, "subtract_marginal": True}, {})],
     ("stage", "meta-align"): [({}, {}), ({"gradient": "finite-difference"}, {})],

@@ -338,6 +338,68 @@ def test_classes_come_in_a_random_order() -> None:
     assert all(sorted(order) == [2, 3, 4, 5, 6, 7] for order in orders)
 
 
+# --- all samples as one set ---
+
+
+@pytest.mark.parametrize("batch", [64, 4])
+def test_one_set_is_a_plain_distance_of_all_samples(batch: int) -> None:
+    """Classes of one sample count like any other, and no point has a class."""
+    y = torch.tensor([0, 0, 0, 1, 2, 2, 4])
+    align, place = stage(per_class=False), session(y, Target("classification", 5), batch=batch)
+    align.begin(place)
+    ((loss, logged),) = step(align, place)
+    with torch.no_grad():
+        x = place.model.embedder(place.data.train.tensors[0]).x_BND.mean(1)  # type: ignore[attr-defined]
+        source = place.model.backbone.projection(place.source.tensors[0])  # type: ignore[union-attr]
+        apart = x.mean(0) - source.view(-1, 2, WIDTH).mean(1).mean(0)
+    torch.testing.assert_close(loss.detach(), 0.5 * apart.square().sum())
+    assert logged == loss.item()
+    (seen,) = align.distance.seen  # type: ignore[attr-defined]
+    assert seen.classes_N is align.distance.source.classes_N is None  # type: ignore[attr-defined]
+    assert "one set of 7" in place.notes[-1]
+
+
+def test_the_distance_of_one_set_sees_the_mean_tokens_of_few_samples_drawn_anew() -> None:
+    align = stage(per_class=False, samples=6, source_samples=9)
+    place = session(torch.arange(80) % 4, Target("classification", 4))
+    align.begin(place)
+    every = place.model.embedder(place.data.train.tensors[0]).x_BND.mean(1)  # type: ignore[attr-defined]
+    drawn = []
+    for epoch in (0, 1, 0):
+        step(align, place, epoch)
+        points = align.distance.seen[-1].x_ND  # type: ignore[attr-defined]
+        away = (points[:, None] - every.detach()).norm(dim=2)
+        assert away.min(dim=1).values.max() < 1e-5
+        drawn.append(away.argmin(dim=1).tolist())
+    assert all(len(set(indices)) == 6 for indices in drawn)
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert len(align.distance.source.x_ND) == 9  # type: ignore[attr-defined]
+
+
+def test_one_set_reads_no_labels() -> None:
+    y = labels(Target("regression", 2), 60)
+    align, place = stage(per_class=False, samples=5), session(y, Target("regression", 2))
+    reads = Reads(*place.data.train.tensors)  # type: ignore[attr-defined]
+    place.data = replace(place.data, train=reads)
+    align.begin(place)
+    assert not reads.reads
+    step(align, place)
+    assert sorted(reads.reads.values()) == [1] * 5
+
+
+def test_labels_of_a_target_make_no_difference_to_one_set() -> None:
+    found = []
+    for y, target in (
+        (CLASSES, Target("classification", 3)),
+        (torch.full((10, 2), float("nan")), Target("regression", 2)),
+    ):
+        align, place = stage(per_class=False), session(y, target)
+        align.begin(place)
+        ((loss, _),) = step(align, place)
+        found.append(loss)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(("lr", "expected"), [(1e-4, 1e-3), (1e-3, 1e-2), (2e-3, 2e-3), (0.1, 0.1)])
 def test_small_learning_rates_are_multiplied(lr: float, expected: float) -> None:
     align = stage(optimizer={"use": "sgd", "lr": lr})

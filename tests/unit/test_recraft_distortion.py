@@ -1,21 +1,18 @@
-"""Feature-label distortion by hand, against scipy and finite differences; classes and chunks."""
+"""Feature-label distortion by hand, against scipy and finite differences; chunks."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.testing.tiny import random
-from xmodal_recraft import target_classes as classes_module
+from xmodal_recraft.chunks import class_chunks
 from xmodal_recraft.distortion import answers, conditional_entropy, entropy, marginal_entropy
-from xmodal_recraft.target_classes import class_chunks, cluster, target_classes
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -146,70 +143,9 @@ def test_classes_are_spread_over_an_epoch() -> None:
     assert all(1 <= count <= 3 for count in counts)
 
 
-# --- classes of other labels ---
-
-
-def test_classes_are_the_labels() -> None:
-    data = TensorDataset(random(5, 2), torch.tensor([3, 1, 1, 0, 2]))
-    assert target_classes(data, "classification", 10, 0).tolist() == [3, 1, 1, 0, 2]
-
-
-def blobs(count: int = 60, shape: tuple[int, ...] = (2, 4)) -> tuple[TensorDataset, Tensor]:
-    truth = torch.arange(count) % 3
-    y = 10.0 * truth.view(-1, *[1] * len(shape)) + 0.1 * random(count, *shape)
-    return TensorDataset(random(count, 1), y), truth
-
-
-def same_partition(one: Tensor, other: Tensor) -> bool:
-    return len({(int(a), int(b)) for a, b in zip(one, other, strict=True)}) == len(one.unique())
-
-
-@pytest.mark.parametrize("most", [8192, 16])
-def test_clusters_are_found_at_once_and_in_a_stream(
-    most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classes_module, "MOST", most)
-    data, truth = blobs()
-    found = cluster(data, 3, 0)
-    assert found.dtype == torch.int64
-    assert len(found.unique()) == 3
-    assert same_partition(found, truth)
-    assert torch.equal(found, cluster(data, 3, 0))
-
-
-class Counting(Dataset[Any]):
-    """A data set that is read sample by sample and cannot be held: it counts what is asked."""
-
-    def __init__(self, data: TensorDataset) -> None:
-        self.data, self.read = data, 0
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Any:
-        self.read += 1
-        return self.data[index]
-
-
-def test_wide_labels_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory follows the width of a label: here 8 numbers, 20 labels at once."""
-    monkeypatch.setattr(classes_module, "AT_ONCE", 20 * 4 * 8)
-    sizes: list[int] = []
-    rows = classes_module._rows
-    monkeypatch.setattr(classes_module, "_rows", lambda y: sizes.append(len(y)) or rows(y))
-    data, truth = blobs()
-    counting = Counting(data)
-    found = cluster(counting, 3, 0)
-    assert same_partition(found, truth)
-    assert max(sizes) == 20
-    assert counting.read <= 1 + 20 + 2 * 60
-
-
-def test_unknown_numbers_and_repeated_labels() -> None:
-    y = torch.tensor([[0.0, float("nan")], [5.0, 1.0], [0.0, float("nan")], [5.0, 1.0]])
-    found = cluster(TensorDataset(random(4, 1), y), 10, 0)
-    assert found[0] == found[2] != found[1] == found[3]
-
-
-def test_a_single_sample_is_one_cluster() -> None:
-    assert cluster(TensorDataset(random(1, 1), random(1, 3)), 10, 0).tolist() == [0]
+def test_samples_without_a_class_are_in_no_chunk() -> None:
+    classes = torch.tensor([-1, 0, 0, -1, 1, 1, 1, -1])
+    chunks = class_chunks(classes, 2, generator())
+    assert sorted(len(chunk) for chunk in chunks) == [1, 2, 2]
+    assert sorted(torch.cat(chunks).tolist()) == [1, 2, 4, 5, 6]
+    assert class_chunks(torch.full((4,), -1), 2, generator()) == []

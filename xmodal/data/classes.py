@@ -1,8 +1,9 @@
-"""Pseudo-classes for targets without classes: k-means on the labels, as ORCA does.
+"""Classes of the target samples, for methods that work class by class.
 
-The labels are read once, batch by batch, and kept as at most 256 MB: labels too wide for that are
-projected to fewer numbers at random, which keeps their distances nearly as they are (Johnson and
-Lindenstrauss 1984; the sparse projection of Li, Hastie and Church 2006).
+Labels that are not classes get pseudo-classes by k-means. They are read once, batch by batch, and
+kept as at most 256 MB: labels too wide for that are projected to fewer numbers at random, which
+keeps their distances nearly as they are (Johnson and Lindenstrauss 1984; the sparse projection of
+Li, Hastie and Church 2006).
 
 Shapes: N samples, B of one batch, E numbers a label, R of them kept.
 """
@@ -10,7 +11,8 @@ Shapes: N samples, B of one batch, E numbers a label, R of them kept.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,12 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.random_projection import SparseRandomProjection
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from xmodal.data import loader
+from xmodal.interfaces import TaskFacts
 
 Array = npt.NDArray[np.float32]
 
@@ -29,14 +35,55 @@ MEMORY = 256 * 2**20
 PROJECTED = 1024
 """Numbers that are left of a label that is projected at all, where they fit."""
 MANY = 10_000
-"""Above so many samples k-means works on batches of this size, as published."""
+"""Above so many samples k-means works on batches of this size, as ORCA does."""
+BATCH_BYTES = 64 * 2**20
+"""What is read at a time."""
+LARGEST_BATCH = 1024
 NONE = -1
+"""The class of a sample that is in no class."""
 
 
-def pseudo_labels(
+def target_classes(
+    dataset: Dataset[Any], task: TaskFacts, clusters: int, seed: int, workers: int = 0
+) -> Tensor:
+    """The class of every sample, int64 ``[N]`` on the CPU; NONE where its label is unknown.
+
+    Its label where labels are classes, else one of at most ``clusters`` pseudo-classes, which
+    depend on ``seed``.
+    """
+    labels = label_batches(dataset, task, workers)
+    if task.target.kind == "classification":
+        return torch.cat(list(labels)).long().cpu()
+    return pseudo_classes(labels, loader.count(dataset), clusters, seed)
+
+
+def members(classes_N: Tensor) -> list[Tensor]:
+    """The ascending indices of each class that occurs, by class; negative classes are no class."""
+    order_N = torch.argsort(classes_N, stable=True)
+    found, counts = torch.unique_consecutive(classes_N[order_N], return_counts=True)
+    parts = torch.split(order_N, counts.tolist())
+    return [part for label, part in zip(found.tolist(), parts, strict=True) if label >= 0]
+
+
+def label_batches(dataset: Dataset[Any], task: TaskFacts, workers: int = 0) -> Iterator[Tensor]:
+    """Every label once, in order, at most 64 MB of samples at a time (one sample if larger)."""
+    numbers = prod(task.target.shape) * task.target.size
+    if isinstance(dataset, TensorDataset):
+        yield from torch.split(dataset.tensors[1], _batch(numbers))
+        return
+    # Such data sets give a label only together with its sample.
+    for _, y in loader.in_order(dataset, _batch(numbers + prod(task.shape)), workers):
+        yield y
+
+
+def _batch(numbers: int) -> int:
+    return min(LARGEST_BATCH, max(1, BATCH_BYTES // (4 * numbers)))
+
+
+def pseudo_classes(
     labels: Iterable[Tensor], count: int, clusters: int, seed: int, memory: int = MEMORY
 ) -> Tensor:
-    """The cluster of each of ``count`` labels (int64 ``[N]``); NONE where nothing of it is known.
+    """The k-means cluster of each of ``count`` labels, int64 ``[N]``; NONE for unknown ones.
 
     There are fewer clusters where each could not have two samples. An unknown (NaN) entry counts as
     the mean of that entry over the first batch.
@@ -45,11 +92,11 @@ def pseudo_labels(
     classes_N = np.full(count, NONE, dtype=np.int64)
     if known_N.any():
         used_NR = rows_NR if known_N.all() else rows_NR[known_N]
-        classes_N[known_N] = cluster(used_NR, clusters, seed)
+        classes_N[known_N] = _cluster(used_NR, clusters, seed)
     return torch.from_numpy(classes_N)
 
 
-def cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
+def _cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
     """k-means of the rows, which may be overwritten; in batches where there are many."""
     clusters = min(clusters, max(1, len(rows_NR) // 2))
     settings: dict[str, Any] = {"n_clusters": clusters, "random_state": seed % 2**32}
