@@ -92,6 +92,11 @@ def xmodal_metrics() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def xmodal_launchers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Launchers: where the runs of a comparison run."""
+
+
+@hookspec
 def xmodal_recipes() -> Traversable:  # type: ignore[empty-body]
     """A folder of recipes: ``importlib.resources.files("package") / "recipes"``."""
 

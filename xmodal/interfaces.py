@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -417,6 +418,44 @@ class Distance(Component):
         """The distance (a scalar) of ``target`` ``[m, D]``, differentiable in its points."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """One process to run: a name, the command, and the file that its output is added to."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+
+
+class Launcher(Component):
+    """Runs jobs somewhere, and says which of them have not ended yet.
+
+    Built outside of any run: ``context`` is None. A job that ends says in its own directory how.
+    """
+
+    kind = "launcher"
+
+    def __init__(self, config: Any, context: None = None) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """How many jobs it wants to hold at a time, waiting ones included where it queues them."""
+
+    @abstractmethod
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start jobs, or queue them."""
+
+    @abstractmethod
+    def unfinished(self) -> Mapping[str, str]:
+        """The jobs that have not ended, by name: ``queued`` or ``running``."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End all jobs as softly as possible (they save and can be resumed), and wait for them."""
+
+
 class Metric(Component):
     """A score over a whole split, fed batch by batch. ``better`` is ``lower`` or ``higher``."""
 
@@ -578,6 +617,7 @@ INTERFACES: tuple[type[Component], ...] = (
     Adapter,
     Stage,
     Distance,
+    Launcher,
     Task,
     Source,
     Loss,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from xmodal.report.charts import _PLACEHOLDERS, SERIES, _themed
+from xmodal.report.charts import PLACEHOLDERS, SERIES, themed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ LIGHT = Inks(
     "#ffffff",
     ("#2a6fcf", "#d2571b", "#14875c", "#8a4fc4", "#b07c00", "#c8396e"),
 )
-_THEME = list(_PLACEHOLDERS)
+_THEME = list(PLACEHOLDERS)
 THEMED = Inks(_THEME[0], _THEME[1], _THEME[2], _THEME[3], tuple(_THEME[4:]))
 
 Draw = Callable[["Figure", Inks], None]
@@ -67,7 +67,7 @@ def picture(path: Path, size: tuple[float, float], words: str, draw: Draw) -> Ma
         draw(figure, THEMED)
         # Small figures must not grow to the width of the page.
         box = Markup('<div style="max-width: {}rem">{}</div>')
-        return box.format(f"{size[0] * REM_PER_INCH:.1f}", _themed(figure, words))
+        return box.format(f"{size[0] * REM_PER_INCH:.1f}", themed(figure, words))
 
 
 def bare(axes: Axes, inks: Inks, title: str = "", grid: bool = True) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from xmodal import __version__
 from xmodal.cli import demo, doctor, plugins, recipes, run
+from xmodal.cli.compare import Spread, compare
 from xmodal.errors import XModalError
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ def _root(
 
 app.command("run")(run.run)
 app.command("resume")(run.resume)
+app.command("compare", cls=Spread)(compare)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(recipes.schema)

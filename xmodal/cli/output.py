@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def stdout() -> Console:
@@ -31,7 +32,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     """Print a table; columns of numbers are right-aligned by the caller's formatting."""
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        # Square brackets in a name are no markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
     stdout().print(table)
 
 

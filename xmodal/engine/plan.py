@@ -122,6 +122,13 @@ def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, 
     source = _source_target(recipe, facts)
     if source is None or not needs_source_head(recipe):
         return
+    if source.kind == "dense" and not source.shape:
+        yield (
+            "source",
+            f"'{facts.source and facts.source.name}' has dense labels, task '{facts.task.name}' "
+            f"has {target.kind} ones; name a source of classes",
+        )
+        return
     if recipe.source_head == "target":
         if source != target and (source.kind, source.size) != (target.kind, target.size):
             yield "source_head", "the source's labels do not have the form of the target's"

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 INK = 0
 SERIES = 6
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.8), (7, 2, 1.5, 2), (3, 1.5), (9, 3))
-_PLACEHOLDERS = {
+PLACEHOLDERS = {
     "#010101": "var(--ink)",
     "#020202": "var(--muted)",
     "#030303": "var(--line)",
     "#040404": "var(--surface)",
     **{f"#05050{i}": f"var(--series-{i})" for i in range(1, SERIES + 1)},
 }
-_INK, _MUTED, _LINE, _SURFACE = list(_PLACEHOLDERS)[:4]
+_INK, _MUTED, _LINE, _SURFACE = list(PLACEHOLDERS)[:4]
 _LOG_RATIO = 30  # wider ranges than this are drawn on a logarithmic axis
 
 
@@ -86,7 +86,7 @@ def curves(
         if finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
             _logarithmic(axes)
         axes.set_xlabel(x_label)
-        svg = _themed(figure, _describe(title, lines, x_label))
+        svg = themed(figure, _describe(title, lines, x_label))
     keys = tuple(lines) if len(lines) > 1 else ()
     return Chart(title, svg, keys, note)
 
@@ -108,7 +108,7 @@ def dots(
         axes.margins(x=0.08)
         axes.set_xlabel(x_label)
         words = "; ".join(f"{label} {number(value)}" for label, value, _, _ in rows)
-        svg = _themed(figure, f"{title}: {words}")
+        svg = themed(figure, f"{title}: {words}")
     return Chart(title, svg, note=note)
 
 
@@ -192,7 +192,7 @@ def _describe(title: str, lines: Sequence[Line], x_label: str) -> str:
     return f"{title} by {x_label}: " + "; ".join(parts)
 
 
-def _themed(figure: Figure, alternative: str) -> Markup:
+def themed(figure: Figure, alternative: str) -> Markup:
     """The figure as inline SVG without what only a file of its own needs."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -209,7 +209,7 @@ def _themed(figure: Figure, alternative: str) -> Markup:
     # Named shapes are told apart by their content; two charts may name different shapes alike.
     mark = f"{hash_of(svg)}-"
     svg = re.sub(r'((?: id="| href="#|url\(#))(?=[mp])', lambda m: m[1] + mark, svg)
-    for placeholder, variable in _PLACEHOLDERS.items():
+    for placeholder, variable in PLACEHOLDERS.items():
         svg = svg.replace(placeholder, variable)
     return Markup(re.sub(r"\s*\n\s*", " ", svg))
 

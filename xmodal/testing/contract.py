@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from xmodal.interfaces import Component
 from xmodal.testing.encoding import check_backbone, check_embedder, check_predictor
+from xmodal.testing.launching import check_launcher
 from xmodal.testing.loading import check_source, check_stage, check_task
 from xmodal.testing.measuring import check_adapter, check_distance
 from xmodal.testing.scoring import check_loss, check_metric
@@ -28,6 +29,7 @@ __all__ = [
     "check_config",
     "check_distance",
     "check_embedder",
+    "check_launcher",
     "check_loss",
     "check_metric",
     "check_mixer",
@@ -51,6 +53,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "stage": check_stage,
     "task": check_task,
     "source": check_source,
+    "launcher": check_launcher,
     "loss": check_loss,
     "metric": check_metric,
 }

@@ -1,0 +1,168 @@
+"""The cells of a comparison: methods × settings × tasks × seeds, each one run of its own.
+
+A cell is planned like any run, so what cannot work or lacks files is known before anything starts.
+Its directory is named by the hash of its resolved recipe: two comparisons share what they share.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from xmodal import runs
+from xmodal.data.store import Store
+from xmodal.engine.directory import versions
+from xmodal.engine.plan import compose_plan, missing_files
+from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
+from xmodal.plugins import Registry
+from xmodal.recipe import library
+from xmodal.recipe.yaml import parse_value
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare. ``settings`` holds ``key=value,value`` texts; their product is taken."""
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    seeds: int = 3
+    scale: str | None = None
+    fraction: float | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison. ``skipped`` says why it cannot run; then it has no directory."""
+
+    method: str
+    task: str
+    seed: int
+    references: tuple[str, ...]
+    overrides: tuple[str, ...]
+    scale: str | None = None
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+    skipped: str = ""
+
+    @property
+    def name(self) -> str:
+        """How the cell is called in messages."""
+        return f"{self.method} on {self.task}, seed {self.seed}"
+
+    @property
+    def run(self) -> runs.Run:
+        """The cell's run; only of cells that are not skipped."""
+        assert self.directory is not None
+        return runs.Run(self.directory)
+
+
+@dataclass(frozen=True)
+class _Named:
+    label: str
+    reference: str
+
+
+def grid(request: Request, registry: Registry, store: Store, root: Path) -> list[Cell]:
+    """Every cell, seeds first, so that a grid that is cut short has compared everything once.
+
+    Raises UsageError for names that do not exist, whatever else is right.
+    """
+    methods = [_named(name, "methods", registry) for name in request.methods]
+    tasks = [_named(name, "tasks", registry) for name in request.tasks]
+    combinations = list(_settings(request.settings))
+    cells = []
+    for seed in range(request.seeds):
+        for task, method, setting in itertools.product(tasks, methods, combinations):
+            cell = _wanted(request, method, task, setting, seed, registry)
+            cells.append(_planned(cell, registry, store, root))
+    return cells
+
+
+def _named(name: str, folder: str, registry: Registry) -> _Named:
+    """A method or task, given by short name, full name or path."""
+    if library.looks_like_path(name):
+        library.find(name, registry)
+        return _Named(Path(name).stem, name)
+    short = name.removeprefix(f"{folder}/")
+    known = {recipe.name for recipe in library.all_recipes(registry)}
+    if f"{folder}/{short}" in known:
+        return _Named(short, f"{folder}/{short}")
+    offered = sorted(n.removeprefix(f"{folder}/") for n in known if n.startswith(f"{folder}/"))
+    hint = did_you_mean(short, offered)
+    raise UsageError(f"no {folder[:-1]} '{short}'{hint}\n{folder}: {', '.join(offered)}")
+
+
+def _settings(texts: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    """The product of all values: ``["a=1,2", "b=x"]`` gives (a=1, b=x) and (a=2, b=x)."""
+    choices = []
+    for text in texts:
+        key, equals, raw = text.partition("=")
+        if not equals or not key.strip() or not raw.strip():
+            raise UsageError(f"--set '{text}' is not of the form key=value,value")
+        # The values stay the text they were, so that 1e-4 is shown as 1e-4.
+        values = [part.strip() for part in _split(raw)]
+        for value in values:
+            parse_value(value, f"--set '{text}'")
+        choices.append([f"{key.strip()}={value}" for value in values])
+    return itertools.product(*choices)
+
+
+def _split(raw: str) -> list[str]:
+    """Split at the commas outside brackets and braces."""
+    parts, depth = [""], 0
+    for character in raw:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _wanted(
+    request: Request,
+    method: _Named,
+    task: _Named,
+    setting: tuple[str, ...],
+    seed: int,
+    registry: Registry,
+) -> Cell:
+    """A cell before it is known whether it can run."""
+    label = f"{method.label} [{', '.join(setting)}]" if setting else method.label
+    overrides = [*request.overrides, *setting]
+    if request.fraction is not None:
+        overrides.append(f"fraction={request.fraction}")
+    overrides.append(f"seed={seed}")
+    # A recipe that was written for this pair says more than the two do together.
+    written = f"{method.label}_{task.label}"
+    known = {recipe.name for recipe in library.all_recipes(registry)}
+    references = (written,) if written in known else (method.reference, task.reference)
+    return Cell(label, task.label, seed, references, tuple(overrides), request.scale)
+
+
+def _planned(cell: Cell, registry: Registry, store: Store, root: Path) -> Cell:
+    """The cell with its resolved recipe and directory, or with the reason why it cannot run."""
+    try:
+        made = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
+        absent = missing_files(made, store)
+    except RecipeError as error:
+        first = error.problems[0]
+        return replace(cell, skipped=f"{first.key}: {first.message}")
+    except (DataError, PluginError) as error:
+        return replace(cell, skipped=str(error))
+    if absent:
+        return replace(cell, skipped="\n".join(absent))
+    resolved = made.recipe.model_dump(mode="json")
+    digest = runs.content_hash(resolved, versions(made, registry), {})
+    method = cell.method.split(" [")[0]
+    folder = root / _file_name(cell.task) / _file_name(method) / f"seed{cell.seed}-{digest[:10]}"
+    return replace(cell, resolved=resolved, directory=folder)
+
+
+def _file_name(label: str) -> str:
+    return label.replace("/", "-")
