@@ -5,6 +5,7 @@ Links between files resolve, and the site's navigation names every page.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -32,7 +34,7 @@ KEYS = {*Recipe.model_fields, *LAYER_KEYS}
 UNDER = "demo/pare"
 """What fragments of recipes are laid on: the recipe whose parts the method cards speak of."""
 HARMLESS = ("recipes", "plugins", "schema")
-LONG = ("run", "resume", "demo", "doctor")
+LONG = ("run", "resume", "demo", "doctor", "compare", "analyse", "distance", "sources")
 PACKAGES = {"numpy", "pathlib", "xmodal", "torch"}
 
 
@@ -193,8 +195,7 @@ def prepare(block: Block, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(("block", "command"), commands())
 def test_commands(block: Block, command: str) -> None:
-    from xmodal.cli.app import app
-
+    app = _app()
     if EXAMPLES in block.page.parents and block.page.parent != EXAMPLES:
         pytest.skip("run by the tests of the packages, with the package installed")
     arguments = shlex.split(command, comments=True)[1:]
@@ -210,12 +211,23 @@ def test_commands(block: Block, command: str) -> None:
         return
     assert group in LONG, f"{group}: unknown command, or one this test should know"
     options = [a for a in arguments if a.startswith("-")]
-    shown = runner.invoke(app, [group, "--help"], env={"COLUMNS": "200"}).output
+    path = arguments[:2] if group == "sources" else [group]
+    shown = runner.invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
     for option in options:
         assert option.partition("=")[0] in shown, f"{group} has no option {option}"
     if group == "run":
         done = runner.invoke(app, ["recipes", "validate", *_for_validate(arguments[1:])])
         assert done.exit_code == 0, (done.output, done.exception)
+
+
+@functools.cache
+def _app() -> typer.Typer:
+    """The command line with the commands that plugins add, as it starts."""
+    from xmodal.cli.app import app
+    from xmodal.plugins import add_commands
+
+    add_commands(app)
+    return app
 
 
 def _for_validate(arguments: list[str]) -> list[str]:
