@@ -1,0 +1,1 @@
+"""Methods side by side: what they cost, how they differ, and what may be said about it."""

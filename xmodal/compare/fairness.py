@@ -1,0 +1,254 @@
+"""What may make a comparison unfair, found in plain values and given back as data.
+
+Nothing here renders: a flag names its kind, whom it is about, and its numbers. Two kinds (runs that
+are not comparable at all) refuse every verdict of the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal
+
+from xmodal.compare.scores import Scores
+from xmodal.compare.statistics import log_ratios, task_means
+
+Kind = Literal[
+    "mixed-conditions",
+    "mixed-metrics",
+    "worse-than-trivial",
+    "uneven-compute",
+    "edge-of-grid",
+    "within-spread",
+    "selected-on-test",
+    "missing-runs",
+    "failed-runs",
+    "floored-errors",
+]
+REFUSING: tuple[Kind, ...] = ("mixed-conditions", "mixed-metrics")
+COMPUTE_TOLERANCE = 1.1
+"""Largest ratio of encoder passes that still counts as the same compute."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the runs of one method on one task were made; one record a run or one a cell.
+
+    ``encoded_samples``: samples through the encoder; ``searched``: learning rates that were tried.
+    None is not known.
+    """
+
+    method: str
+    task: str
+    protocol: str = ""
+    scale: str = ""
+    fraction: float = 1.0
+    labelled: float = 1.0
+    metric: str = ""
+    selected_on_test: bool = False
+    encoded_samples: float | None = None
+    seconds: float | None = None
+    learning_rate: float | None = None
+    searched: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One doubt about the comparison. ``numbers`` has one entry a task or value it rests on."""
+
+    kind: Kind
+    text: str
+    methods: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether no verdict may be given."""
+        return self.kind in REFUSING
+
+
+def flags(
+    scores: Scores,
+    conditions: Iterable[Conditions] = (),
+    *,
+    trivial: str | None = None,
+    controls: Collection[str] = (),
+) -> list[Flag]:
+    """Every doubt about these scores.
+
+    ``trivial``: the method that every other has to beat. ``controls``: the methods that were
+    trained longer only to have as many encoder passes as a dearer one.
+    """
+    known = [c for c in conditions if c.method in scores.methods and c.task in scores.tasks]
+    found = [*_mixed(known), *_selected_on_test(known)]
+    if trivial is not None and trivial in scores.methods:
+        found += _worse_than_trivial(scores, trivial)
+    found += [*_uneven_compute(scores, known, controls), *_edge_of_grid(known)]
+    return [*found, *_incomplete(scores), *_floored(scores)]
+
+
+def refusal(found: Iterable[Flag]) -> str | None:
+    """Why no verdict may be given, or None."""
+    texts = [flag.text for flag in found if flag.refuses]
+    return "; ".join(texts) or None
+
+
+def within_spread(a: str, b: str, tasks: Sequence[str]) -> Flag | None:
+    """The flag for tasks on which two methods differ by less than one of them moves by itself."""
+    if not tasks:
+        return None
+    text = f"{a} and {b} differ by less than the spread over seeds on {_list(tasks)}"
+    return Flag("within-spread", text, (a, b), tuple(tasks))
+
+
+# --- conditions --------------------------------------------------------------------------------
+
+SAME_EVERYWHERE: dict[str, Callable[[Conditions], str]] = {
+    "protocols": lambda c: c.protocol,
+    "scales": lambda c: c.scale,
+    "fractions of the training data": lambda c: f"{c.fraction:g}",
+    "fractions of labels": lambda c: f"{c.labelled:g}",
+}
+
+
+def _mixed(known: list[Conditions]) -> list[Flag]:
+    found = []
+    for what, value in SAME_EVERYWHERE.items():
+        values = sorted({value(c) or "not known" for c in known})
+        if len(values) > 1:
+            text = f"different {what} in one table: {', '.join(values)}"
+            found.append(Flag("mixed-conditions", text))
+    for task in sorted({c.task for c in known}):
+        metrics = sorted({c.metric or "not known" for c in known if c.task == task})
+        if len(metrics) > 1:
+            text = f"different metrics on task {task}: {', '.join(metrics)}"
+            found.append(Flag("mixed-metrics", text, tasks=(task,)))
+    return found
+
+
+def _selected_on_test(known: list[Conditions]) -> list[Flag]:
+    chosen = [c for c in known if c.selected_on_test]
+    if not chosen:
+        return []
+    methods = tuple(dict.fromkeys(c.method for c in chosen))
+    tasks = tuple(sorted({c.task for c in chosen}))
+    text = f"the epoch was chosen on the test data: errors of {_list(methods)} are too low"
+    return [Flag("selected-on-test", text, methods, tasks)]
+
+
+def _edge_of_grid(known: list[Conditions]) -> list[Flag]:
+    found: dict[tuple[str, str], Flag] = {}
+    for c in known:
+        if c.learning_rate is None or len(set(c.searched)) < 2:
+            continue
+        lowest, highest = min(c.searched), max(c.searched)
+        for end, name in ((lowest, "smallest"), (highest, "largest")):
+            if math.isclose(c.learning_rate, end, rel_tol=1e-9):
+                text = (
+                    f"{c.method} on {c.task}: the best learning rate {end:g} is the {name} of "
+                    f"{len(set(c.searched))} that were tried; a better one may lie beyond"
+                )
+                numbers = {"learning_rate": end, "smallest": lowest, "largest": highest}
+                key = (c.method, c.task)
+                found[key] = Flag("edge-of-grid", text, (c.method,), (c.task,), numbers)
+    return list(found.values())
+
+
+def _uneven_compute(
+    scores: Scores, known: list[Conditions], controls: Collection[str]
+) -> list[Flag]:
+    passes: dict[tuple[str, str], list[float]] = {}
+    for c in known:
+        if c.encoded_samples:
+            passes.setdefault((c.method, c.task), []).append(c.encoded_samples)
+    mean = {key: sum(values) / len(values) for key, values in passes.items()}
+    found = []
+    for a, b in combinations(scores.methods, 2):
+        ratios = {
+            task: mean[a, task] / mean[b, task]
+            for task in scores.tasks
+            if (a, task) in mean and (b, task) in mean
+        }
+        uneven = {
+            task: ratio
+            for task, ratio in ratios.items()
+            if not _same(ratio)
+            and not any(
+                _same(mean[control, task] / max(mean[a, task], mean[b, task]))
+                for control in controls
+                if (control, task) in mean
+            )
+        }
+        if uneven:
+            text = (
+                f"{a} and {b} differ in encoder passes by {_percent(uneven.values())} on "
+                f"{_list(list(uneven))}, and no control with equal compute is in the table"
+            )
+            found.append(Flag("uneven-compute", text, (a, b), tuple(uneven), uneven))
+    return found
+
+
+def _same(ratio: float) -> bool:
+    return max(ratio, 1 / ratio) <= COMPUTE_TOLERANCE * (1 + 1e-9)
+
+
+def _percent(ratios: Iterable[float]) -> str:
+    largest = max(max(ratio, 1 / ratio) for ratio in ratios)
+    return f"up to {100 * (largest - 1):.0f} %"
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def _worse_than_trivial(scores: Scores, trivial: str) -> list[Flag]:
+    found = []
+    for method in scores.methods:
+        d_TS = log_ratios(scores.of_method(method), scores.of_method(trivial))
+        shared = [t for t in range(len(scores.tasks)) if not all(map(math.isnan, d_TS[t]))]
+        if method == trivial or not shared:
+            continue
+        mean_T = task_means(d_TS[shared])
+        worse = {
+            scores.tasks[t]: float(math.exp(mean))
+            for t, mean in zip(shared, mean_T, strict=True)
+            if mean > 0
+        }
+        if worse:
+            text = f"{method} is worse than {trivial} on {_list(list(worse))}"
+            found.append(Flag("worse-than-trivial", text, (method, trivial), tuple(worse), worse))
+    return found
+
+
+def _incomplete(scores: Scores) -> list[Flag]:
+    """Cells without all seeds of the table, and cells with failed runs."""
+    found = []
+    for method in scores.methods:
+        missing, failed = {}, {}
+        for task, errors_S in zip(scores.tasks, scores.of_method(method), strict=True):
+            missing[task] = float(sum(map(math.isnan, errors_S)))
+            failed[task] = float(sum(map(math.isinf, errors_S)))
+        kinds: tuple[tuple[Kind, dict[str, float], str], ...] = (
+            ("missing-runs", missing, "was not run with every seed"),
+            ("failed-runs", failed, "failed"),
+        )
+        for kind, count, what in kinds:
+            where = {task: number for task, number in count.items() if number}
+            if where:
+                text = f"{method} {what} on {_list(list(where))}"
+                found.append(Flag(kind, text, (method,), tuple(where), where))
+    return found
+
+
+def _floored(scores: Scores) -> list[Flag]:
+    if not scores.floored:
+        return []
+    counts = {task: float(count) for task, count in scores.floored}
+    text = f"errors below half a step of the metric count as half a step on {_list(list(counts))}"
+    return [Flag("floored-errors", text, tasks=tuple(counts), numbers=counts)]
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
