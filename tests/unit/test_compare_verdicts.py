@@ -358,8 +358,11 @@ def test_missing_and_failed_runs_floors_and_selection_on_test_are_flagged():
 
 def test_a_comparison_is_plain_values():
     """It can be written down as it is."""
-    result = weigh(Scores.of(cells({"a": -0.5, "b": 0.0, "c": 0.1})), conditions(), rule=QUICK)
+    found = cells({"a": -0.5, "b": 0.0, "c": 0.1})
+    found["c", "t03"][1] = math.inf
+    result = weigh(Scores.of(found), conditions(), rule=QUICK, trivial="b")
     again = json.loads(json.dumps(asdict(result), allow_nan=False))
+    assert again["pairs"][2]["tasks"][3]["failed"] == [0, 1]
     assert again["pairs"][0]["verdict"]["word"] == "better"
     assert again["cells"]["a"]["t00"]["n"] == 3
     assert len(again["overview"]["pair_profiles"]) == 3

@@ -214,7 +214,7 @@ def _worse_than_trivial(scores: Scores, trivial: str) -> list[Flag]:
         worse = {
             scores.tasks[t]: float(math.exp(mean))
             for t, mean in zip(shared, mean_T, strict=True)
-            if mean > 0
+            if 0 < mean < math.inf  # failed runs have a flag of their own
         }
         if worse:
             text = f"{method} is worse than {trivial} on {_list(list(worse))}"

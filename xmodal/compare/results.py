@@ -60,13 +60,14 @@ class TaskResult:
 
     ``interval`` is None for one seed; ``level`` is the confidence it can have at most with so few
     seeds. ``within_spread``: the difference is smaller than the larger of the two standard
-    deviations of log(error) over seeds; None for one seed. With failed runs only ``n``,
-    ``failed`` and, where one side failed, an infinite ``mean`` are left.
+    deviations of log(error) over seeds; None for one seed. With failed runs (of A, of
+    B) there is no mean, and more failures count as worse. ``sign``: -1 if A is better, 0, or 1.
     """
 
     task: str
     n: int
-    mean: float
+    mean: float | None
+    sign: int
     interval: Interval | None
     level: float
     within_spread: bool | None

@@ -8,7 +8,6 @@ every number to its reader.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -116,7 +115,7 @@ def _pair(
     )
     counted_T = np.isfinite(d_TS).sum(axis=1) >= rule.min_seeds
     counted = tuple(scores.tasks[t] for t in np.flatnonzero(counted_T))
-    wins, ties, losses = statistics.win_tie_loss(np.array([task.mean for task in tasks]))
+    wins, ties, losses = statistics.win_tie_loss(np.array([task.sign for task in tasks]))
     why = refused or _too_little(tasks, len(counted), rule)
     verdict = Verdict("refused", (why,)) if why else Verdict("inconclusive", ())
     result = PairResult(a, b, tasks, counted, wins, ties, losses, verdict)
@@ -129,8 +128,8 @@ def _task(task: str, a_S: Floats, b_S: Floats, d_S: Floats, rule: Rule) -> TaskR
     n = int(shared_S.sum())
     failed = int(np.isposinf(a_S[shared_S]).sum()), int(np.isposinf(b_S[shared_S]).sum())
     if any(failed):
-        mean = 0.0 if failed[0] == failed[1] else math.inf * (failed[0] - failed[1])
-        return TaskResult(task, n, mean, None, 0.0, None, failed)
+        sign = (failed[0] > failed[1]) - (failed[0] < failed[1])
+        return TaskResult(task, n, None, sign, None, 0.0, None, failed)
     interval = statistics.seed_interval(d_S, rule.level, rule.draws, rule.seed)
     mean = float(statistics.task_means(d_S[None])[0])
     within = None
@@ -138,7 +137,8 @@ def _task(task: str, a_S: Floats, b_S: Floats, d_S: Floats, rule: Rule) -> TaskR
         spread = max(float(np.log(e_S[shared_S]).std(ddof=1)) for e_S in (a_S, b_S))
         within = abs(mean) < spread
     level = statistics.reachable_level(rule.level, n)
-    return TaskResult(task, n, mean, interval, level, within, failed)
+    sign = (mean > 0) - (mean < 0)
+    return TaskResult(task, n, mean, sign, interval, level, within, failed)
 
 
 def _too_little(tasks: tuple[TaskResult, ...], counted: int, rule: Rule) -> str | None:
