@@ -19,8 +19,9 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """The console everything else goes to."""
-    return Console(stderr=True, highlight=False)
+    """The console everything else goes to; lines are not wrapped where it is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=500)
 
 
 def print_json(content: Any) -> None:

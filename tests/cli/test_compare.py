@@ -1,0 +1,98 @@
+"""``xmodal compare`` with real processes: done, failed and skipped cells, and doing it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GRID = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells")
+WRECK = "training.optimizer.lr=1e-3,1e30"
+
+
+def compare(folder: Path, *arguments: str) -> tuple[int, Any, str]:
+    """Exit code, parsed output and messages."""
+    done = subprocess.run(
+        [sys.executable, "-m", "xmodal", "compare", *arguments, "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+@pytest.mark.slow
+def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
+    arguments = ("nft", *GRID[:2], "psicov", *GRID[2:], "--seeds", "1", "--set", WRECK)
+    code, found, said = compare(tmp_path, *arguments, "--jobs", "2")
+    assert code == 6, said
+    states = {(c["task"], c["method"]): c for c in found["cells"]}
+    good = states["openml/wdbc", "nft [training.optimizer.lr=1e-3]"]
+    bad = states["openml/wdbc", "nft [training.optimizer.lr=1e30]"]
+    assert (good["state"], bad["state"]) == ("done", "failed")
+    assert "nothing was updated" in bad["detail"]
+    assert [c["state"] for c in found["cells"] if c["task"] == "psicov"] == ["skipped"] * 2
+    assert "protein.zip" in found["cells"][-1]["detail"]
+    (row,) = found["rows"]
+    assert row["encoded_samples"] == 16
+    result = Path(tmp_path, good["directory"], "result.json")
+    before = result.stat().st_mtime_ns
+    code, again, said = compare(tmp_path, *arguments)
+    assert code == 6
+    assert again["rows"] == found["rows"]
+    assert f"running: {good['directory']}" not in said
+    assert result.stat().st_mtime_ns == before
+    code, read, _ = compare(tmp_path, *arguments, "--collect")
+    assert (code, read["rows"]) == (6, found["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_comparison_goes_on(tmp_path: Path, number: int) -> None:
+    """Ctrl-C stops the cells softly; after SIGKILL the cell goes on alone and is waited for."""
+    arguments = ("nft", *GRID, "--seeds", "1", "--set", "training.epochs=400")
+    command = [sys.executable, "-m", "xmodal", "compare", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = wait_for(tmp_path, "cells/**/metrics.jsonl")
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode in (130, -number), said
+    lines = metrics.read_text().count("\n")
+    assert 0 < lines < 400
+    if number == signal.SIGINT:
+        status = json.loads((metrics.parent / "status.json").read_text())
+        assert status["state"] == "interrupted"
+        assert not alive(status["pid"])
+    code, found, said = compare(tmp_path, *arguments)
+    assert code == 0, said
+    assert [c["state"] for c in found["cells"]] == ["done"]
+    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    assert epochs == list(range(400))
+
+
+def wait_for(folder: Path, pattern: str) -> Path:
+    """The first file of a pattern that holds anything, as soon as there is one."""
+    for _ in range(1200):
+        found = [path for path in folder.glob(pattern) if path.stat().st_size]
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"no {pattern}")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

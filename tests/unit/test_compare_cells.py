@@ -1,0 +1,98 @@
+"""The grid of a comparison: names, settings, seeds, directories, and what cannot run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xmodal.compare.cells import Cell, Request, grid
+from xmodal.compare.collect import by_hand
+from xmodal.data.store import Store
+from xmodal.errors import UsageError
+from xmodal.plugins import registry
+
+REQUEST = Request(("nft", "pare"), ("openml/car",), seeds=2, scale="smoke")
+
+
+def cells(request: Request, tmp_path: Path) -> list[Cell]:
+    return grid(request, registry(), Store(), tmp_path)
+
+
+def test_every_method_meets_every_task_with_every_seed(tmp_path: Path) -> None:
+    request = replace(REQUEST, tasks=("openml/car", "tasks/openml/wdbc"))
+    found = cells(request, tmp_path)
+    assert [(c.seed, c.task, c.method) for c in found] == [
+        (seed, task, method)
+        for seed in (0, 1)
+        for task in ("openml/car", "openml/wdbc")
+        for method in ("nft", "pare")
+    ]
+    assert len({c.directory for c in found}) == len(found)
+    assert all(c.resolved["seed"] == c.seed for c in found)
+
+
+def test_directories_depend_on_content_alone(tmp_path: Path) -> None:
+    again = cells(replace(REQUEST, methods=("pare",)), tmp_path)
+    assert {c.directory for c in again} < {c.directory for c in cells(REQUEST, tmp_path)}
+    other = cells(replace(REQUEST, methods=("pare",), fraction=0.5), tmp_path)
+    assert not {c.directory for c in other} & {c.directory for c in again}
+
+
+def test_settings_make_variants_of_a_method(tmp_path: Path) -> None:
+    settings = ("mixer.beta_mix=0.1,1e-1", "selector={use: gate, temperature: 0.5},random")
+    request = replace(REQUEST, methods=("pare",), settings=settings, seeds=1)
+    found = cells(request, tmp_path)
+    assert [c.method for c in found] == [
+        "pare [mixer.beta_mix=0.1, selector={use: gate, temperature: 0.5}]",
+        "pare [mixer.beta_mix=0.1, selector=random]",
+        "pare [mixer.beta_mix=1e-1, selector={use: gate, temperature: 0.5}]",
+        "pare [mixer.beta_mix=1e-1, selector=random]",
+    ]
+    assert [c.resolved["selector"]["use"] for c in found] == ["gate", "random"] * 2
+    # Two ways to write one number are one run.
+    assert found[0].directory == found[2].directory
+
+
+@pytest.mark.parametrize("text", ["mixer.beta_mix", "=1", "a="])
+def test_settings_must_be_assignments(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not of the form key=value"):
+        cells(replace(REQUEST, settings=(text,)), tmp_path)
+
+
+def test_names_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no method 'paree'; did you mean 'pare'"):
+        cells(replace(REQUEST, methods=("paree",)), tmp_path)
+    with pytest.raises(UsageError, match="no task 'openml/cars'; did you mean 'openml/car'"):
+        cells(replace(REQUEST, tasks=("openml/cars",)), tmp_path)
+
+
+def test_a_cell_that_cannot_run_says_why(tmp_path: Path) -> None:
+    (psicov,) = cells(Request(("nft",), ("psicov",), seeds=1, scale="smoke"), tmp_path)
+    assert "PSICOV: no data" in psicov.skipped
+    assert psicov.directory is None
+    request = replace(REQUEST, methods=("pare",), seeds=1, settings=("mixer.match=same-position",))
+    (wrong,) = cells(replace(request, overrides=("backbone=vit-s14",)), tmp_path)
+    assert wrong.skipped.startswith("mixer: match 'same-position' needs")
+
+
+def test_a_recipe_written_for_the_pair_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    text = "extends: [methods/nft, tasks/openml/car]\ntraining: {epochs: 7}\n"
+    (tmp_path / "recipes" / "nft_mine.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_text("extends: tasks/openml/car\n")
+    (cell,) = cells(Request(("nft",), ("mine.yaml",), seeds=1), tmp_path)
+    assert cell.references == ("nft_mine",)
+    assert cell.resolved["stages"][0]["epochs"] == 7
+
+
+def test_the_command_of_a_cell_gives_the_same_recipe(tmp_path: Path) -> None:
+    request = replace(REQUEST, methods=("pare",), settings=("selector={use: gate}",), seeds=1)
+    (cell,) = cells(request, tmp_path)
+    assert by_hand(cell) == (
+        "xmodal run methods/pare tasks/openml/car --scale smoke 'selector={use: gate}' seed=0"
+    )
