@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from xmodal.compare import fairness
+from xmodal.compare.criteria import better_criteria
 from xmodal.compare.fairness import Conditions
-from xmodal.compare.results import Rule
+from xmodal.compare.results import Numbers, Rule
 from xmodal.compare.scores import Scores
+from xmodal.compare.statistics import Interval, Needed, Posterior
 from xmodal.compare.verdicts import judge, weigh
 from xmodal.errors import UsageError
 
@@ -104,6 +106,20 @@ def test_too_many_pairs_for_too_few_tasks_is_said():
     assert alone.verdict.word == "better"
     eight = judge(Scores.of(cells(effects, tasks=8)), rule=QUICK)
     assert {r.verdict.word for r in eight} == {"better"}
+
+
+@pytest.mark.parametrize(
+    ("hit", "low", "effect", "holds"),
+    [(0.8, 0.6, -1, True), (0.7, 0.6, -1, False), (0.8, 0.5, -1, False), (0.2, 0.1, 1, True)],
+)
+def test_a_probability_has_to_be_large_and_certain(hit, low, effect, holds):
+    """Seen from the side to which the effect points: 0.2 for A is 0.8 for B."""
+    clear = Interval(0.1 * effect, 0.1 * effect - 0.05, 0.1 * effect + 0.05)
+    posterior = Posterior(1.0, 0.0, 0.0)
+    share = Interval(hit, low, hit + 0.1)
+    numbers = Numbers(clear, share, 0.01, 0.01, 1, posterior, Needed(3, 6))
+    found = {c.name: c.holds for c in better_criteria(numbers, Rule())}
+    assert found == {"effect": True, "probability": holds, "signed-rank": True}
 
 
 # --- refusals ----------------------------------------------------------------------------------
