@@ -1,4 +1,4 @@
-"""Every method on a few real tasks, several seeds: a table of test scores, cost and memory.
+"""Every method on a few real tasks, several seeds: a table of test scores and cost.
 
     python benchmarks/packs.py PACKS
     python benchmarks/methods.py --tasks car crop --methods nft pare --seeds 3 [--jobs 2]
@@ -80,7 +80,7 @@ def row(task: str, method: str, seeds: int, found: dict[Cell, dict[str, Any]]) -
     cells = [found.get((method, task, seed), {"error": "not run"}) for seed in range(seeds)]
     errors = [cell["error"] for cell in cells if "error" in cell]
     if errors:
-        return f"| {method} | {errors[0].splitlines()[0][:90]} | | | | | |"
+        return f"| {method} | {errors[0].splitlines()[0][:90]} | | | | |"
     scores = [cell["test"]["metric"] for cell in cells]
     others = [found.get((REFERENCE, task, seed), {}) for seed in range(seeds)]
     ratio = ""
@@ -94,11 +94,10 @@ def row(task: str, method: str, seeds: int, found: dict[Cell, dict[str, Any]]) -
     sd = statistics.stdev(scores) if len(scores) > 1 else math.nan
     encoded = statistics.mean(cell["encoded_samples"] for cell in cells)
     seconds = statistics.mean(cell["cpu"] for cell in cells)
-    memory = statistics.mean(cell["memory_bytes"] for cell in cells) / 1e9
     trained = cells[0]["parameters"]["trainable"] / 1e6
     return (
         f"| {method} | {statistics.mean(scores):.4g} ± {sd:.2g} | {ratio} | {encoded:,.0f} | "
-        f"{seconds:.0f} | {memory:.2f} | {trained:.2f} |"
+        f"{seconds:.0f} | {trained:.2f} |"
     )
 
 
@@ -124,7 +123,7 @@ def main() -> None:
         print(f"\n## {task} ({metric}, lower is better; {given.seeds} seeds)\n")
         print(
             f"| method | test: mean ± sd | ratio to {REFERENCE}, geometric mean (sd of the log) | "
-            "encoded samples | processor s | memory GB | trained M |\n|---|---|---|---|---|---|---|"
+            "encoded samples | processor s | trained M |\n|---|---|---|---|---|---|"
         )
         for method in given.methods:
             print(row(task, method, given.seeds, found))

@@ -58,7 +58,7 @@ def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_comparison_goes_on(tmp_path: Path, number: int) -> None:
     """Ctrl-C stops the cells softly; after SIGKILL the cell goes on alone and is waited for."""
-    arguments = ("nft", *GRID, "--seeds", "1", "--set", "training.epochs=400")
+    arguments = ("nft", *GRID, "--seeds", "1", "--set", "training.epochs=40")
     command = [sys.executable, "-m", "xmodal", "compare", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = wait_for(tmp_path, "cells/**/metrics.jsonl")
@@ -67,7 +67,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, number: int) -> None:
     _, said = process.communicate(timeout=200)
     assert process.returncode in (130, -number), said
     lines = metrics.read_text().count("\n")
-    assert 0 < lines < 400
+    assert 0 < lines < 40
     if number == signal.SIGINT:
         status = json.loads((metrics.parent / "status.json").read_text())
         assert status["state"] == "interrupted"
@@ -76,7 +76,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, number: int) -> None:
     assert code == 0, said
     assert [c["state"] for c in found["cells"]] == ["done"]
     epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
-    assert epochs == list(range(400))
+    assert epochs == list(range(40))
 
 
 def wait_for(folder: Path, pattern: str) -> Path:

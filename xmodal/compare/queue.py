@@ -114,7 +114,8 @@ class Queue:
         metrics = cell.run.metrics()
         if self._unfinished.get(name) == RUNNING or word == "running":
             return State(RUNNING, len(metrics), epochs, _remaining(metrics, epochs))
-        if name in self._unfinished or name in self._pending:
+        waits = self.launcher is not None and name in self._pending
+        if name in self._unfinished or waits:
             return State(QUEUED, len(metrics), epochs)
         if word == INTERRUPTED:
             return State(INTERRUPTED, len(metrics), epochs)
