@@ -28,6 +28,7 @@ PUBLIC = (
     "xmodal.hookspecs",
     "xmodal.interfaces",
     "xmodal.batch",
+    "xmodal.optimize",
     "xmodal.errors",
     "xmodal.testing",
     "xmodal.testing.contract",
