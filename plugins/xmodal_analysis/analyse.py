@@ -16,11 +16,11 @@ from xmodal.engine.checkpoint import write_atomically
 from xmodal.interfaces import Distance
 from xmodal.recipe.use import Use
 from xmodal.report import facts as words
+from xmodal.report.page import write_page
 from xmodal.report.text import number
 from xmodal.report.tokens import Mixing, mixing
 from xmodal_analysis import distance_figure, landscape, maps, patches
 from xmodal_analysis.clouds import SPACES, Clouds
-from xmodal_analysis.page import write_page
 from xmodal_analysis.restore import Restored
 from xmodal_analysis.watch import SILENT, Watch
 
@@ -106,7 +106,9 @@ class Analysis:
             f"--figures {','.join(self.wish.figures)} --samples {self.wish.samples}",
             "measured": words.measured(result),
         }
-        return write_page(self.folder / PAGE, context)
+        return write_page(
+            self.folder / PAGE, "analysis.html.jinja", context, package="xmodal_analysis"
+        )
 
     def _keep(self, section: Section, name: str, numbers: dict[str, Any]) -> None:
         """Write the numbers of a figure beside its picture."""

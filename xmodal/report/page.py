@@ -10,19 +10,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from xmodal.engine.checkpoint import write_atomically
 from xmodal.report import text
 
 TEMPLATES = "templates"
+OWN = "xmodal.report"
 
 
-def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
-    """Render ``template`` with ``context`` and replace ``path`` by it in one step."""
+def write_page(path: Path, template: str, context: Mapping[str, Any], package: str = OWN) -> Path:
+    """Render ``template`` with ``context`` and replace ``path`` by it in one step.
+
+    ``package`` has the template in its folder of that name; it may include those of this one.
+    """
     environment = Environment(
-        loader=PackageLoader("xmodal.report", TEMPLATES),
+        loader=ChoiceLoader(
+            [PackageLoader(name, TEMPLATES) for name in dict.fromkeys((package, OWN))]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -31,7 +37,7 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> Path:
     environment.filters.update(
         number=text.number, duration=text.duration, size=text.size, count=text.count
     )
-    style = files("xmodal.report").joinpath(TEMPLATES, "report.css").read_text(encoding="utf-8")
+    style = files(OWN).joinpath(TEMPLATES, "report.css").read_text(encoding="utf-8")
     html = environment.get_template(template).render(style=Markup(style), **context)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, html)
