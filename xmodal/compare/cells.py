@@ -72,24 +72,24 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
 
     Raises UsageError for names that do not exist, whatever else is right.
     """
-    methods = [_named(name, "methods", registry) for name in request.methods]
-    tasks = [_named(name, "tasks", registry) for name in request.tasks]
+    known = {recipe.name for recipe in library.all_recipes(registry)}
+    methods = [_named(name, "methods", known, registry) for name in request.methods]
+    tasks = [_named(name, "tasks", known, registry) for name in request.tasks]
     combinations = list(_settings(request.settings))
     cells = []
     for seed in range(request.seeds):
         for task, method, setting in itertools.product(tasks, methods, combinations):
-            cell = _wanted(request, method, task, setting, seed, registry)
+            cell = _wanted(request, method, task, setting, seed, known)
             cells.append(_planned(cell, registry, store, root))
     return cells
 
 
-def _named(name: str, folder: str, registry: Registry) -> _Named:
+def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Named:
     """A method or task, given by short name, full name or path."""
     if library.looks_like_path(name):
         library.find(name, registry)
         return _Named(Path(name).stem, name)
     short = name.removeprefix(f"{folder}/")
-    known = {recipe.name for recipe in library.all_recipes(registry)}
     if f"{folder}/{short}" in known:
         return _Named(short, f"{folder}/{short}")
     offered = sorted(n.removeprefix(f"{folder}/") for n in known if n.startswith(f"{folder}/"))
@@ -130,7 +130,7 @@ def _wanted(
     task: _Named,
     setting: tuple[str, ...],
     seed: int,
-    registry: Registry,
+    known: set[str],
 ) -> Cell:
     """A cell before it is known whether it can run."""
     label = f"{method.label} [{', '.join(setting)}]" if setting else method.label
@@ -140,7 +140,6 @@ def _wanted(
     overrides.append(f"seed={seed}")
     # A recipe that was written for this pair says more than the two do together.
     written = f"{method.label}_{task.label}"
-    known = {recipe.name for recipe in library.all_recipes(registry)}
     references = (written,) if written in known else (method.reference, task.reference)
     return Cell(label, task.label, seed, references, tuple(overrides), request.scale)
 
