@@ -10,7 +10,6 @@ Shapes: B samples of a batch, M of a class, N source samples (or tokens, in ``x_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from xmodal.batch import Points, Progress
 from xmodal.data import loader
 from xmodal.data.classes import members, target_classes
 from xmodal.engine import randomness
+from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Context, Distance, Facts, Settings, Stage
 from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
 from xmodal.recipe.use import Use, default
@@ -226,7 +226,8 @@ def source_points(session: Session, most: int) -> Points:
     everything = torch.arange(loader.count(session.source))
     index = draw(everything, most, session.seed, "align", "source")
     features, labels = [], []
-    with _evaluating(session.model):
+    # A source embedded with drop-out would be another one after a resume.
+    with evaluating(session.model):
         pieces = torch.split(index, session.evaluation_batch)
         for x, y in loader.batches(session.source, pieces, session.workers):
             features.append(mean_tokens(session.model.embed_source(x.to(session.device)).x_BND))
@@ -234,17 +235,6 @@ def source_points(session: Session, most: int) -> Points:
     has_classes = session.facts.source.target.kind == "classification"
     classes_N = torch.cat(labels).to(session.device) if has_classes else None
     return Points(torch.cat(features), classes_N)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode: a source embedded with drop-out would be another one after a resume."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _agree(session: Session) -> None:

@@ -21,10 +21,11 @@ from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.classes import target_classes
 from xmodal.engine import randomness
+from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Facts
 from xmodal_recraft.chunks import class_chunks
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
-from xmodal_recraft.preparing import Prepare, Preparing, still
+from xmodal_recraft.preparing import Prepare, Preparing
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session
@@ -149,5 +150,5 @@ class AlignLabels(Prepare):
         model = session.model
         head = model.predictor if model.share_head else model.source_predictor
         assert head is not None
-        with still(model.backbone, head), session.accelerator.autocast():
+        with evaluating(model.backbone, head), session.accelerator.autocast():
             return model.apply_head(SOURCE, model.backbone(model.embedder(x)))

@@ -1,4 +1,4 @@
-"""What the stages that prepare for fine-tuning share: their optimizer settings, and a still body.
+"""What the stages that prepare for fine-tuning share: their optimizer settings.
 
 They call the parts of the model themselves. Their data depend on nothing but seed, stage, epoch and
 step, so of several processes each computes the same update.
@@ -6,8 +6,6 @@ step, so of several processes each computes the same update.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,16 +68,3 @@ class Prepare(Stage):
 def is_frozen(module: nn.Module) -> bool:
     """Whether nothing of a module trains in the current stage."""
     return not any(parameter.requires_grad for parameter in module.parameters())
-
-
-@contextmanager
-def still(*modules: nn.Module) -> Iterator[None]:
-    """Run modules without drop-out in the block, so that what they compute is one function of x."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.train(training)

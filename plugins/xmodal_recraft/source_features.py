@@ -12,9 +12,9 @@ from torch import Tensor
 
 from xmodal.batch import SOURCE, Tokens
 from xmodal.data import loader
+from xmodal.engine.evaluate import evaluating
 from xmodal.engine.session import Session
 from xmodal.interfaces import Pair
-from xmodal_recraft.preparing import still
 
 PROBED = 8
 
@@ -23,7 +23,7 @@ PROBED = 8
 def encode(session: Session, x: Tensor) -> Tokens:
     """Features of source samples on the device, without drop-out, in float32."""
     model = session.model
-    with still(model.backbone), session.accelerator.autocast():
+    with evaluating(model.backbone), session.accelerator.autocast():
         features = model.backbone(model.embed_source(x))
     return Tokens(features.x_BND.float(), features.grid)
 
@@ -40,7 +40,7 @@ def reads_the_mean(session: Session) -> bool:
     head = model.predictor if model.share_head else model.source_predictor
     assert head is not None
     features = _probe(session)
-    with still(head):
+    with evaluating(head):
         whole = model.apply_head(SOURCE, features)
         try:
             pooled = model.apply_head(SOURCE, mean_token(features))

@@ -23,8 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xmodal.batch import SOURCE, Progress, Tokens
 from xmodal.data import loader
 from xmodal.engine import randomness
+from xmodal.engine.evaluate import evaluating
 from xmodal.optimize import BatchSize
-from xmodal_recraft.preparing import Prepare, Preparing, is_frozen, still
+from xmodal_recraft.preparing import Prepare, Preparing, is_frozen
 from xmodal_recraft.source_features import SourceFeatures, mean_token, reads_the_mean
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class SourceHead(Prepare):
         if isinstance(x, Tokens):
             features = Tokens(x.x_BND.requires_grad_(punished), x.grid)
             return features.x_BND, model.apply_head(SOURCE, features)
-        with still(*([model.backbone] if is_frozen(model.backbone) else [])):
+        with evaluating(*([model.backbone] if is_frozen(model.backbone) else [])):
             tokens = model.embed_source(x)
             tokens = Tokens(tokens.x_BND.detach().requires_grad_(punished), tokens.grid)
             features = model.backbone(tokens)

@@ -16,6 +16,7 @@ from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import randomness
 from xmodal.engine.build import Builder
+from xmodal.engine.evaluate import evaluating
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.session import Session
@@ -23,7 +24,6 @@ from xmodal.errors import UsageError
 from xmodal.plugins import registry
 from xmodal.testing.tiny import random
 from xmodal_recraft import source_features
-from xmodal_recraft.preparing import still
 from xmodal_recraft.source_head import SourceHead, gradient_penalty
 
 RECIPES = ("methods/recraft", "tasks/openml/car")
@@ -158,7 +158,7 @@ def test_features_are_computed_once_and_are_those_of_the_encoder(
     kept = stage._features.kept
     assert kept[0].shape == (32, 1, 32)
     x, y = loader.first(run.source, 32)  # type: ignore[arg-type]
-    with torch.no_grad(), still(run.model.backbone):
+    with torch.no_grad(), evaluating(run.model.backbone):
         again = run.model.backbone(run.model.embed_source(x))
     assert torch.allclose(kept[0][:, 0], again.x_BND.mean(1), atol=1e-6)
     assert torch.equal(kept[1], y)

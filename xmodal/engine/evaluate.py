@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.data import loader
@@ -22,16 +24,27 @@ class Score:
     predictions: Tensor | None = None
 
 
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without drop-out, inside the block; the modes from before after it."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)
+
+
 @torch.no_grad()
 def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Score:
     """Score ``dataset`` with the model as it is."""
     model, metric = session.model, session.metric
-    was_training = model.training
-    model.eval()
     metric.reset()
     total, count = 0.0, 0
     kept: list[Tensor] = []
-    try:
+    with evaluating(model):
         for x, y in loader.in_order(dataset, session.evaluation_batch, session.workers):
             x, y = x.to(session.device), y.to(session.device)
             with session.accelerator.autocast():
@@ -41,7 +54,5 @@ def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Sco
             count += len(x)
             if keep:
                 kept.append(prediction.cpu())
-    finally:
-        model.train(was_training)
     predictions = torch.cat(kept) if keep else None
     return Score(metric.compute(), total / max(1, count), predictions)

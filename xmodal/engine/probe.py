@@ -12,6 +12,7 @@ import torch
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import randomness
+from xmodal.engine.evaluate import evaluating
 from xmodal.engine.session import Session
 
 SAMPLES = 3
@@ -30,14 +31,11 @@ def look(session: Session, at: Progress) -> dict[str, Any]:
     states = {name: g.get_state() for name, g in session.generators.items()}
     outer = randomness.global_state()
     model = session.model
-    was_training = model.training
-    model.eval()
     try:
         x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
-        with session.accelerator.autocast():
+        with evaluating(model), session.accelerator.autocast():
             views = model.views(Batch(x, y, *session.partners(len(x))), at)
     finally:
-        model.train(was_training)
         for name, generator in session.generators.items():
             generator.set_state(states[name])
         randomness.set_global_state(outer)
