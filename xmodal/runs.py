@@ -29,7 +29,7 @@ DEFAULT_ROOT = Path("runs")
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
 # Settings that change where, how fast or how safely a run goes, but not its result.
-_OUTSIDE_HASH = ("description", "device", "workers", "saving", "evaluation_batch")
+_OUTSIDE_HASH = ("description", "role", "device", "workers", "saving", "evaluation_batch")
 
 
 @dataclass(frozen=True)

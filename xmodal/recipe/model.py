@@ -39,6 +39,11 @@ class Recipe(Settings):
     """One run, complete: same recipe, same data, same versions, same result."""
 
     description: str = Field("", description="One line for people.")
+    role: Literal["method", "control", "trivial"] = Field(
+        "method",
+        description="What a method is in a comparison: a contender, a control that only gets the "
+        "compute of a dearer one, or the trivial answer that every other has to beat.",
+    )
     task: Use[Task] = Field(description="What to learn.")
     source: Use[Source] | None = Field(
         None, description="Labelled proxy of the modality the backbone was pretrained on."
@@ -95,7 +100,7 @@ class Recipe(Settings):
 COMPONENT_FIELDS = tuple(
     name
     for name in Recipe.model_fields
-    if name not in {"description", "seed", "protocol", "precision", "device", "workers"}
+    if name not in {"description", "role", "seed", "protocol", "precision", "device", "workers"}
     and name not in {"deterministic", "evaluation_batch", "saving", "source_head", "stages"}
     and name not in {"fraction", "labelled"}
 )

@@ -1,0 +1,1 @@
+"""Exporters: trained models in formats that other programs read."""

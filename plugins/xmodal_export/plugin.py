@@ -1,0 +1,3 @@
+"""Table of contents of this plugin."""
+
+from __future__ import annotations
