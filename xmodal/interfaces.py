@@ -474,6 +474,14 @@ class Metric(Component):
     def compute(self) -> float:
         """The score of everything seen since ``reset``."""
 
+    def smallest(self) -> float | None:
+        """The least error above 0 that the labels seen since ``reset`` allow: one sample wrong.
+
+        A comparison of ratios counts errors below half of it as half of it. None where an error is
+        never 0 by luck (a mean of distances), or higher is better.
+        """
+        return None
+
 
 @dataclass
 class TaskData:

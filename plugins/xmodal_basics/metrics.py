@@ -9,14 +9,10 @@ Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]`
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from xmodal.interfaces import Context, Facts, Metric, Settings
@@ -25,7 +21,7 @@ from xmodal_basics.losses import filled, relative_l2
 NUMBERS = ("regression", "dense")
 
 
-class _Error(Metric):
+class Error(Metric):
     """A metric of some kinds of labels."""
 
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -53,7 +49,7 @@ class _Error(Metric):
         """Add a batch, on the CPU and in double precision."""
 
 
-class _Mean(_Error):
+class _Mean(Error):
     """A mean over samples or over numbers."""
 
     def reset(self) -> None:
@@ -83,6 +79,10 @@ class ErrorRate(_Mean):
     def values(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Whether each sample is wrong."""
         return (prediction.argmax(1) != y).double()
+
+    def smallest(self) -> float | None:
+        """One wrong sample."""
+        return 1 / self.count if self.count else None
 
 
 class RelativeL2(_Mean):
@@ -125,7 +125,7 @@ class RootMeanSquaredError(_Mean):
         return super().compute() ** 0.5  # type: ignore[no-any-return]
 
 
-class R2Error(_Error):
+class R2Error(Error):
     """1 - R^2, averaged over the outputs: the residual over the total sum of squares."""
 
     kinds = NUMBERS
@@ -155,142 +155,3 @@ class R2Error(_Error):
         """The mean over outputs whose labels vary."""
         total_K = self.second_K - self.first_K.square() / self.count_K
         return float((self.residual_K / total_K)[total_K > 0].mean())
-
-
-class _Confusion(_Error):
-    """A score of the confusion matrix, rows the true classes."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("classification",)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.confusion_KK = torch.zeros(self.classes(), self.classes(), dtype=torch.int64)
-
-    def classes(self) -> int:
-        """The number of classes."""
-        return self.target.size
-
-    def add(self, prediction: Tensor, y: Tensor) -> None:
-        """Count a batch of logits ``[B, K]``."""
-        self.tally(prediction.argmax(1), y)
-
-    def tally(self, guess: Tensor, y: Tensor) -> None:
-        """Count guessed against true classes."""
-        size = self.classes()
-        counts = torch.bincount(y.long() * size + guess.long(), minlength=size * size)
-        self.confusion_KK += counts.view(size, size)
-
-
-class F1Error(_Confusion):
-    """1 - the mean F1 of the classes that occur among labels or predictions."""
-
-    def compute(self) -> float:
-        """F1 = 2 TP / (labelled + predicted)."""
-        either_K = self.confusion_KK.sum(0) + self.confusion_KK.sum(1)
-        f1_K = 2.0 * self.confusion_KK.diagonal() / either_K
-        return 1.0 - float(f1_K[either_K > 0].mean())
-
-
-class BalancedError(_Confusion):
-    """1 - the mean recall of the classes that occur; of 0/1 labels, at logit > 0.
-
-    On binary maps this is what the published Cosmic code reports as "1 - AUROC": it thresholds the
-    logits before it calls roc_auc. It also counts ignored pixels as true negatives, which is the
-    setting ``ignored_as_negative``.
-    """
-
-    class Config(Settings):
-        ignored_as_negative: bool = Field(
-            False, description="Count ignored (NaN) pixels as true negatives, as published."
-        )
-
-    kinds = ("classification", "multi-label", "dense")
-
-    def classes(self) -> int:
-        """Two for 0/1 labels."""
-        return self.target.size if self.target.kind == "classification" else 2
-
-    def add(self, prediction: Tensor, y: Tensor) -> None:
-        """Count a batch."""
-        if self.target.kind == "classification":
-            super().add(prediction, y)
-            return
-        y, known = filled(prediction, y)
-        self.tally((prediction > 0)[known], y[known])
-        if self.config.ignored_as_negative:
-            self.confusion_KK[0, 0] += (~known).sum()
-
-    def compute(self) -> float:
-        """Recalls of the rows that are not empty."""
-        count_K = self.confusion_KK.sum(1)
-        recall_K = self.confusion_KK.diagonal() / count_K
-        return 1.0 - float(recall_K[count_K > 0].mean())
-
-
-class _Ranking(_Error):
-    """A score of the order of all predictions, which must be kept."""
-
-    kinds: ClassVar[tuple[str, ...]] = ("classification", "multi-label")
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.kept: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, prediction: Tensor, y: Tensor) -> None:
-        """Keep a batch."""
-        self.kept.append((prediction, y))
-
-    def compute(self) -> float:
-        """1 - the score."""
-        if not self.kept:
-            return float("nan")
-        prediction_BK, y = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
-        if self.target.kind == "classification":
-            prediction_BK = prediction_BK.softmax(1)
-        return 1.0 - self.score(prediction_BK.numpy(), y.numpy())
-
-    @abstractmethod
-    def score(self, p_BK: NDArray[np.float64], y: NDArray[np.generic]) -> float:
-        """The score of probabilities (classification) or logits (multi-label)."""
-
-
-class AUROCError(_Ranking):
-    """1 - the area under the ROC curve.
-
-    Two classes: of the second one's probability; more: the mean over pairs of the classes that
-    occur (one against one, Hand & Till 2001); labels: the mean over those that are both 0 and 1.
-    """
-
-    def score(self, p_BK: NDArray[np.float64], y: NDArray[np.generic]) -> float:
-        """The area, by scikit-learn."""
-        if self.target.kind == "multi-label":
-            return _mean_over_columns(roc_auc_score, p_BK, y, both=True)
-        if len(np.unique(y)) < 2:
-            return float("nan")
-        if p_BK.shape[1] == 2:
-            return float(roc_auc_score(y, p_BK[:, 1]))
-        labels = np.arange(p_BK.shape[1])
-        return float(roc_auc_score(y, p_BK, multi_class="ovo", labels=labels))
-
-
-class AveragePrecisionError(_Ranking):
-    """1 - the mean average precision of the classes that occur, each against the rest."""
-
-    def score(self, p_BK: NDArray[np.float64], y: NDArray[np.generic]) -> float:
-        """The mean average precision, by scikit-learn."""
-        if self.target.kind == "classification":
-            y = np.eye(p_BK.shape[1])[y.astype(int)]
-        return _mean_over_columns(average_precision_score, p_BK, y, both=False)
-
-
-def _mean_over_columns(
-    score: Callable[..., float], p_BK: NDArray[np.float64], y_BK: NDArray[np.generic], both: bool
-) -> float:
-    """The mean score of the columns with a positive label (``both``: and a negative one)."""
-    scores = []
-    for p_B, y_B in zip(p_BK.T, y_BK.T, strict=True):
-        known_B = ~np.isnan(y_B)
-        p_B, y_B = p_B[known_B], y_B[known_B]
-        if y_B.any() and not (both and y_B.all()):
-            scores.append(score(y_B, p_B))
-    return float(np.mean(scores)) if scores else float("nan")

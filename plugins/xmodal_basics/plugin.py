@@ -78,10 +78,10 @@ def xmodal_metrics() -> Mapping[str, str]:
     """Errors over a whole split."""
     return {
         "error-rate": "xmodal_basics.metrics:ErrorRate",
-        "balanced-error": "xmodal_basics.metrics:BalancedError",
-        "f1-error": "xmodal_basics.metrics:F1Error",
-        "auroc-error": "xmodal_basics.metrics:AUROCError",
-        "average-precision-error": "xmodal_basics.metrics:AveragePrecisionError",
+        "balanced-error": "xmodal_basics.class_metrics:BalancedError",
+        "f1-error": "xmodal_basics.class_metrics:F1Error",
+        "auroc-error": "xmodal_basics.class_metrics:AUROCError",
+        "average-precision-error": "xmodal_basics.class_metrics:AveragePrecisionError",
         "mae": "xmodal_basics.metrics:MeanAbsoluteError",
         "rmse": "xmodal_basics.metrics:RootMeanSquaredError",
         "nrmse": "xmodal_basics.metrics:NormalisedRMSE",

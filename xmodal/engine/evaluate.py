@@ -17,11 +17,15 @@ from xmodal.engine.session import Session
 
 @dataclass(frozen=True)
 class Score:
-    """The metric and the mean loss of a split, and the predictions if they were asked for."""
+    """The metric and the mean loss of a split, and the predictions if they were asked for.
+
+    ``smallest``: the least error above 0 that the metric could have shown.
+    """
 
     metric: float
     loss: float
     predictions: Tensor | None = None
+    smallest: float | None = None
 
 
 @contextmanager
@@ -55,4 +59,4 @@ def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Sco
             if keep:
                 kept.append(prediction.cpu())
     predictions = torch.cat(kept) if keep else None
-    return Score(metric.compute(), total / max(1, count), predictions)
+    return Score(metric.compute(), total / max(1, count), predictions, metric.smallest())

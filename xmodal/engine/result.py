@@ -57,7 +57,7 @@ def summarise(
         "task": recipe.task.name,
         "metric": recipe.task.config.metric.name,
         "better": session.metric.better,
-        "test": {"metric": score.metric, "loss": score.loss},
+        "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
         "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
         "selected_on": "test" if recipe.protocol == "published" else "validation",
         "protocol": recipe.protocol,
