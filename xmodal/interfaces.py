@@ -558,13 +558,15 @@ class Stage(Component):
     Its ``Config`` has ``epochs`` and ``train``, unless the class overrides the properties.
     ``needs_source`` asks for the recipe's source in ``session.source``, ``needs_source_head`` for a
     head that predicts its labels. ``evaluates``: whether its epochs are scored and can be the best
-    of the run; a stage that prepares for another one says no.
+    of the run; a stage that prepares for another one says no. ``divides``: whether ``steps`` gives
+    each process of a run a part of the work (``session.portions``); otherwise all do all of it.
     """
 
     kind = "stage"
     needs_source: ClassVar[bool] = False
     needs_source_head: ClassVar[bool] = False
     evaluates: ClassVar[bool] = True
+    divides: ClassVar[bool] = False
 
     @property
     def epochs(self) -> int:
@@ -612,7 +614,14 @@ class Stage(Component):
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The loss of one micro-batch, weighted by its share of the step, and what to log."""
+        """The loss of one micro-batch, weighted by its share of the step, and what to log.
+
+        Loss and gradient are averaged over the processes of a run.
+        """
+
+    def part(self, micro: Any) -> float:
+        """The part of a micro-batch that this process was given, by which its log counts."""
+        return 1.0
 
 
 INTERFACES: tuple[type[Component], ...] = (

@@ -57,7 +57,7 @@ class F1Error(_Confusion):
     def smallest(self) -> float | None:
         """One sample of the largest class taken for one of the next: F1 = 1 - 1/(2n -+ 1) each."""
         count_K = self.confusion_KK.sum(1)
-        largest = [n for n in sorted(count_K.tolist(), reverse=True) if n]
+        largest: list[int] = [n for n in sorted(count_K.tolist(), reverse=True) if n]
         if len(largest) < 2:
             return None
         lost = 1 / (2 * largest[0] - 1) + 1 / (2 * largest[1] + 1)
@@ -134,7 +134,8 @@ class _Ranking(Error):
             return []
         y = torch.cat([y for _, y in self.kept])
         if self.target.kind == "classification":
-            return [(int(n), len(y) - int(n)) for n in y.unique(return_counts=True)[1]]
+            counts = np.unique(y.numpy(), return_counts=True)[1]
+            return [(int(n), len(y) - int(n)) for n in counts]
         return [(int((y_B == 1).sum()), int((y_B == 0).sum())) for y_B in y.T]
 
     @abstractmethod

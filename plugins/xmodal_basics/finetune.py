@@ -100,24 +100,28 @@ class Finetune(Stage):
 
     def steps(
         self, session: Session, progress: Progress
-    ) -> Iterator[Iterator[tuple[Batch, float]]]:
-        """Micro-batches of every step from ``progress.step`` on, each with its share."""
+    ) -> Iterator[Iterator[tuple[Batch, Portion]]]:
+        """This process's micro-batches of every step from ``progress.step`` on."""
         size, micro = self._size()
         steps = torch.split(session.order(progress), size)[progress.step : progress.steps]
-        parts = [torch.split(step, micro) for step in steps]
+        own = [session.portions(len(step), micro) for step in steps]
         drawn = progress.epoch * session.train_size + progress.step * size
-        stream = session.micro_batches([p for step in parts for p in step], drawn)
-        for step, pieces in zip(steps, parts, strict=True):
-            yield self._step(stream, [len(piece) / len(step) for piece in pieces])
+        stream = session.micro_batches(
+            [step[p.places] for step, taken in zip(steps, own, strict=True) for p in taken],
+            [drawn + n * size + p.places for n, taken in enumerate(own) for p in taken],
+        )
+        for taken in own:
+            yield zip(stream, taken, strict=False)
 
-    def _step(self, stream: Iterator[Batch], shares: list[float]) -> Iterator[tuple[Batch, float]]:
-        for share in shares:
-            yield next(stream), 1.0 if self.config.accumulate == "sum" else share
+    def part(self, micro: tuple[Batch, Portion]) -> float:
+        """The part of the micro-batch that this process was given."""
+        return micro[1].part
 
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """The model's loss on one micro-batch times its share of the step."""
-        batch, share = micro
+        batch, portion = micro
         loss, log = session.forward(batch, progress)
-        return loss * share, log
+        summed = self.config.accumulate == "sum"
+        return loss * (session.world * portion.part if summed else portion.share), log

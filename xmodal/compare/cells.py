@@ -7,6 +7,7 @@ Its directory is named by the hash of its resolved recipe: two comparisons share
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +24,24 @@ from xmodal.recipe.yaml import parse_value
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A method of a comparison: a recipe, and ``key=value`` texts that make it what it is.
+
+    ``label`` is how it is called, by default the recipe's name. Not ``varied``: the settings of the
+    request make no variants of it.
+    """
+
+    reference: str
+    label: str = ""
+    overrides: tuple[str, ...] = ()
+    varied: bool = True
+
+
+@dataclass(frozen=True)
 class Request:
     """What to compare. ``settings`` holds ``key=value,value`` texts; their product is taken."""
 
-    methods: tuple[str, ...]
+    methods: tuple[str | Contender, ...]
     tasks: tuple[str, ...]
     settings: tuple[str, ...] = ()
     seeds: int = 3
@@ -37,7 +52,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison. ``skipped`` says why it cannot run; then it has no directory."""
+    """One run of a comparison. ``skipped`` says why it cannot run; then it has no directory.
+
+    ``setting`` is what makes it one of several variants of its method.
+    """
 
     method: str
     task: str
@@ -45,6 +63,7 @@ class Cell:
     references: tuple[str, ...]
     overrides: tuple[str, ...]
     scale: str | None = None
+    setting: tuple[str, ...] = ()
     resolved: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     skipped: str = ""
@@ -73,14 +92,18 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     Raises UsageError for names that do not exist, whatever else is right.
     """
     known = {recipe.name for recipe in library.all_recipes(registry)}
-    methods = [_named(name, "methods", known, registry) for name in request.methods]
     tasks = [_named(name, "tasks", known, registry) for name in request.tasks]
-    combinations = list(_settings(request.settings))
+    variants = []
+    for method in request.methods:
+        contender = method if isinstance(method, Contender) else Contender(method)
+        named = _named(contender.reference, "methods", known, registry)
+        named = replace(named, label=contender.label or named.label)
+        settings = _settings(request.settings) if contender.varied else [()]
+        variants += [(contender, named, setting) for setting in settings]
     cells = []
-    for seed in range(request.seeds):
-        for task, method, setting in itertools.product(tasks, methods, combinations):
-            cell = _wanted(request, method, task, setting, seed, known)
-            cells.append(_planned(cell, registry, store, root))
+    for seed, task, variant in itertools.product(range(request.seeds), tasks, variants):
+        cell = _wanted(request, *variant, task, seed, known)
+        cells.append(_planned(cell, registry, store, root))
     return cells
 
 
@@ -126,22 +149,23 @@ def _split(raw: str) -> list[str]:
 
 def _wanted(
     request: Request,
+    contender: Contender,
     method: _Named,
-    task: _Named,
     setting: tuple[str, ...],
+    task: _Named,
     seed: int,
     known: set[str],
 ) -> Cell:
     """A cell before it is known whether it can run."""
     label = f"{method.label} [{', '.join(setting)}]" if setting else method.label
-    overrides = [*request.overrides, *setting]
+    overrides = [*request.overrides, *contender.overrides, *setting]
     if request.fraction is not None:
         overrides.append(f"fraction={request.fraction}")
     overrides.append(f"seed={seed}")
     # A recipe that was written for this pair says more than the two do together.
-    written = f"{method.label}_{task.label}"
+    written = f"{Path(method.reference).stem}_{task.label}"
     references = (written,) if written in known else (method.reference, task.reference)
-    return Cell(label, task.label, seed, references, tuple(overrides), request.scale)
+    return Cell(label, task.label, seed, references, tuple(overrides), request.scale, setting)
 
 
 def _planned(cell: Cell, registry: Registry, store: Store, root: Path) -> Cell:
@@ -164,4 +188,4 @@ def _planned(cell: Cell, registry: Registry, store: Store, root: Path) -> Cell:
 
 
 def _file_name(label: str) -> str:
-    return label.replace("/", "-")
+    return re.sub(r"[^\w.+-]+", "-", label)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,11 @@ from xmodal.compare.cells import Cell
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one cell. ``test`` and ``validation`` are the task's metric."""
+    """The result of one cell. ``test`` and ``validation`` are the task's metric.
+
+    ``smallest`` is the least error above 0 that the test split can show, None if there is none;
+    ``learning_rate`` that of the last stage with an optimizer.
+    """
 
     method: str
     task: str
@@ -26,8 +31,11 @@ class Row:
     seconds: float
     memory_bytes: int
     trainable: int
+    scale: str
     fraction: float
     labelled: float
+    smallest: float | None
+    learning_rate: float | None
     directory: str
     command: str
 
@@ -57,15 +65,22 @@ def _row(cell: Cell) -> Row:
         seconds=float(result["seconds"]["training"]),
         memory_bytes=int(result["memory_bytes"]),
         trainable=int(result["parameters"]["trainable"]),
+        scale=cell.scale or "",
         fraction=float(cell.resolved["fraction"]),
         labelled=float(cell.resolved["labelled"]),
+        smallest=result["test"].get("smallest"),
+        learning_rate=_learning_rate(cell.resolved),
         directory=str(cell.directory),
         command=by_hand(cell),
     )
 
 
+def _learning_rate(resolved: Mapping[str, Any]) -> float | None:
+    rates = [stage["optimizer"]["lr"] for stage in resolved["stages"] if "optimizer" in stage]
+    return float(rates[-1]) if rates else None
+
+
 def by_hand(cell: Cell) -> str:
     """What to type to get this cell alone."""
     scale = ["--scale", cell.scale] if cell.scale else []
-    parts = [*cell.references, *scale, *cell.overrides]
-    return "xmodal run " + " ".join(f"'{p}'" if set(p) & set(" []{}'") else p for p in parts)
+    return shlex.join(["xmodal", "run", *cell.references, *scale, *cell.overrides])

@@ -5,13 +5,18 @@ The one thing that the terminal, CSV, LaTeX, JSON and the HTML page are made fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
 
 from xmodal.compare.cells import Cell
 from xmodal.compare.collect import Row
 from xmodal.compare.queue import State
 from xmodal.compare.scores import Scores
+from xmodal.compare.suites import Published
 from xmodal.compare.verdicts import Comparison
 
 
@@ -24,6 +29,7 @@ class Table:
     ``states`` belong to ``cells``, one each; ``rows`` are the cells that are done. ``left_out``
     says per task why it is not among the ``scores`` (its metric has no ratios, for example). Both
     ``scores`` and ``comparison`` are None where nothing is done that could be weighed.
+    ``published``: per task what others report; it stands apart and is never weighed.
     """
 
     command: str
@@ -36,3 +42,44 @@ class Table:
     scores: Scores | None = None
     comparison: Comparison | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON: infinities and NaN become texts and None."""
+        return {
+            "command": self.command,
+            "methods": list(self.methods),
+            "tasks": list(self.tasks),
+            "roles": dict(self.roles),
+            "cells": [_cell(*pair) for pair in zip(self.cells, self.states, strict=True)],
+            "rows": [row.as_dict() for row in self.rows],
+            "left_out": dict(self.left_out),
+            "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
+            "published": {task: one.model_dump() for task, one in self.published.items()},
+        }
+
+
+def _cell(cell: Cell, state: State) -> dict[str, Any]:
+    return {
+        "method": cell.method,
+        "task": cell.task,
+        "seed": cell.seed,
+        "state": state.word,
+        "detail": state.detail,
+        "directory": None if cell.directory is None else str(cell.directory),
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value of dictionaries, sequences, sets and numbers in the words of JSON."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(plain(inner) for inner in value)
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else f"{value}"
+    return value

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -42,17 +42,12 @@ from xmodal.recipe.use import Use
 CALIBRATION_SAMPLES = 32
 
 
-def accelerator(device: str, precision: str, idle: bool = False) -> Accelerator:
-    """The accelerate handle for a device (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``).
-
-    ``idle``: some parameters get no gradient in some steps.
-    """
+def accelerator(device: str, precision: str) -> Accelerator:
+    """The accelerate handle for a device (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
     if device.startswith("cuda:"):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
     mixed = "bf16" if precision == "bf16" else "no"
-    # Heads and gates can be idle in a step (k = 0), which data-parallel training would hang on.
-    search = DistributedDataParallelKwargs(find_unused_parameters=idle)
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[search])
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
 
 
 class Builder:
@@ -133,7 +128,7 @@ class Builder:
             # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         randomness.seed_everything(recipe.seed)
-        handle = accelerator(recipe.device, recipe.precision, idle=bool(source_users(recipe)))
+        handle = accelerator(recipe.device, recipe.precision)
         backbone: Backbone = self.make(recipe.backbone, "backbone")
         if recipe.adapter is not None:
             adapter: Adapter = self.make(recipe.adapter, "adapter")

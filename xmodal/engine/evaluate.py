@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.data import loader
+from xmodal.engine import processes
 from xmodal.engine.session import Session
 
 
@@ -49,14 +50,35 @@ def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Sco
     total, count = 0.0, 0
     kept: list[Tensor] = []
     with evaluating(model):
-        for x, y in loader.in_order(dataset, session.evaluation_batch, session.workers):
-            x, y = x.to(session.device), y.to(session.device)
-            with session.accelerator.autocast():
-                prediction = model.predict(x)
+        for prediction, y in _predicted(session, dataset):
             metric.update(prediction, y)
             total += float(model.loss(prediction, y).sum())
-            count += len(x)
+            count += len(y)
             if keep:
                 kept.append(prediction.cpu())
     predictions = torch.cat(kept) if keep else None
-    return Score(metric.compute(), total / max(1, count), predictions, metric.smallest())
+    # Processes on different devices may differ in a last digit; they must choose the same epoch.
+    score, loss = processes.of_the_first(
+        (metric.compute(), total / max(1, count)), session.world
+    )
+    return Score(score, loss, predictions)
+
+
+def _predicted(session: Session, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Predictions and labels of all batches, in order, on the device.
+
+    Of several processes each predicts every so-many-th batch and hears of all the others: the
+    batches, and so the numbers, are those of one process.
+    """
+    pieces = torch.split(torch.arange(loader.count(dataset)), session.evaluation_batch)
+    rank, world, device = session.rank, session.world, session.device
+    stream = loader.batches(dataset, pieces[rank::world], session.workers)
+    for start in range(0, len(pieces), world):
+        own = []
+        if start + rank < len(pieces):
+            x, y = next(stream)
+            with session.accelerator.autocast():
+                prediction = session.model.predict(x.to(device))
+            own = [(prediction if world == 1 else prediction.cpu(), y)]
+        for prediction, y in session.gather(own):
+            yield prediction.to(device), y.to(device)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal.batch import Progress, Tokens
-from xmodal.engine import guard, probe, randomness
+from xmodal.engine import guard, probe, processes, randomness
 from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.session import Session
@@ -44,6 +43,23 @@ class Snapshot:
     encoded: int = 0
     seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """What one process found in a step; sums over its micro-batches."""
+
+    loss: float = 0.0
+    log: dict[str, float] = field(default_factory=dict)
+    micros: float = 0.0
+    encoded: int = 0
+
+    def add(self, loss: float, log: Mapping[str, float], part: float) -> None:
+        """Count a micro-batch, or the ``part`` of one that this process had."""
+        self.loss += loss
+        self.micros += part
+        for name, number in log.items():
+            self.log[name] = self.log.get(name, 0.0) + part * number
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,7 @@ class Training:
         self.optimizer = stage.optimizer(named)
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
+        session.share_randomness()
         started = time.perf_counter()
         self._encoded = 0
         stage.begin(session)
@@ -170,7 +187,6 @@ class Training:
             loss, log, lr, norm = self._step(stage, micro_batches, named, at)
             snapshot.step += 1
             snapshot.total_steps += 1
-            snapshot.encoded, self._encoded = snapshot.encoded + self._encoded, 0
             for name, value in {"loss": loss, **log, "gradient_norm": norm, "lr": lr}.items():
                 snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
             yield StepRecord(at, loss, log, lr, norm, time.perf_counter() - begun)
@@ -189,24 +205,20 @@ class Training:
         session, optimizer = self.session, self.optimizer
         assert optimizer is not None
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        sums: dict[str, float] = {}
-        micros = 0
-        batches = list(micro_batches) if session.wrapped is not None else micro_batches
-        last = len(batches) - 1 if session.wrapped is not None else None
-        for number, micro in enumerate(batches):
-            quiet = session.wrapped is not None and number != last
-            with session.accelerator.no_sync(session.wrapped) if quiet else nullcontext():
-                loss, log = stage.loss(session, micro, at)
-                value, numbers = _to_numbers(loss, log)
-                # A loss that is not finite anywhere must stop every process, or some would wait.
-                value = session.mean(value)
-                guard.check_loss(value, numbers, at)
-                session.accelerator.backward(loss)
-            total += value
-            micros += 1
-            for name, number_ in numbers.items():
-                sums[name] = sums.get(name, 0.0) + number_
+        processes.overwrite(session.model.mixer.buffers(), session.world)
+        if stage.divides:
+            session.draw_apart(self.snapshot.total_steps)
+        tally = Tally()
+        for micro in micro_batches:
+            loss, log = stage.loss(session, micro, at)
+            value, numbers = _to_numbers(loss, log)
+            tally.add(value, numbers, stage.part(micro))
+            if not math.isfinite(value):
+                break  # all processes stop below; one that stopped here would leave them waiting
+            session.accelerator.backward(loss)
+        total, means = self._together(stage, tally)
+        guard.check_loss(total, means, at)
+        processes.average_gradients([p for _, p in named], session.world)
         parameters = [p for _, p in named if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         gradient_norm = float(norm)
@@ -218,13 +230,25 @@ class Training:
         optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
-        return total, {k: v / micros for k, v in sums.items()}, lr, gradient_norm
+        return total, means, lr, gradient_norm
+
+    def _together(self, stage: Stage, own: Tally) -> tuple[float, dict[str, float]]:
+        """The loss and the mean log of a step over all processes; counts the encoded samples."""
+        own.encoded, self._encoded = self._encoded, 0
+        tallies: list[Tally] = self.session.gather([own])
+        # What is not divided was done by all: the first process's count is everybody's.
+        self.snapshot.encoded += sum(t.encoded for t in (tallies if stage.divides else [own]))
+        micros = sum(t.micros for t in tallies)
+        names = dict.fromkeys(name for t in tallies for name in t.log)
+        means = {name: sum(t.log.get(name, 0.0) for t in tallies) / micros for name in names}
+        return sum(t.loss for t in tallies) / len(tallies), means
 
     def _finish_epoch(
         self, stage: Stage, at: Progress, named: list[tuple[str, nn.Parameter]], seconds: float
     ) -> EpochRecord:
         session, snapshot = self.session, self.snapshot
         score, best = None, False
+        processes.overwrite(session.model.buffers(), session.world)
         if stage.evaluates:
             score = evaluate(session, session.evaluation_split())
             best = _better(score.metric, snapshot.best_metric, session.metric.better == "lower")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
-from xmodal.engine import randomness
+from xmodal.engine import processes, randomness
 from xmodal.engine.model import Model
+from xmodal.engine.processes import Portion
 from xmodal.interfaces import Facts, Metric, Stage, TaskData
 
 
@@ -36,7 +37,6 @@ class Session:
     generators: dict[str, torch.Generator] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     on_note: Callable[[str], None] = lambda line: None
-    wrapped: nn.Module | None = None
     source_norm: float | None = None
     target_norm: float | None = None
 
@@ -63,35 +63,47 @@ class Session:
             self.train_size, self.seed, "order", progress.stage, progress.epoch
         )
 
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """How many processes train this model."""
+        return int(self.accelerator.num_processes)
+
     def prepare(self) -> None:
-        """Move the model to its device and wrap it for several processes where there are some."""
+        """Move the model to its device, and give every process the first one's weights."""
         self.model.to(self.device)
-        if self.accelerator.num_processes > 1:
-            self.wrapped = self.accelerator.prepare_model(self.model)
+        processes.overwrite(self.model.parameters(), self.world)
+        processes.overwrite(self.model.buffers(), self.world)
 
     def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The training loss of one micro-batch, in the precision of the run."""
         with self.accelerator.autocast():
-            result: tuple[Tensor, dict[str, Tensor | float]] = (self.wrapped or self.model)(
-                batch, progress
-            )
+            result: tuple[Tensor, dict[str, Tensor | float]] = self.model(batch, progress)
         return result
 
-    def micro_batches(self, indices: list[Tensor], drawn: int) -> Iterator[Batch]:
+    def portions(self, count: int, micro: int) -> list[Portion]:
+        """What this process takes of a step of ``count`` samples, ``micro`` at once."""
+        return processes.portions(count, micro, self.rank, self.world)
+
+    def micro_batches(
+        self, indices: Sequence[Tensor], places: Sequence[Tensor]
+    ) -> Iterator[Batch]:
         """Fetch target micro-batches with all that the mixer wants to them, on the device.
 
-        ``drawn`` is the number of target samples drawn before ``indices`` in this stage; source and
-        unlabelled samples come in endless streams of their own, as many as target samples, so they
-        depend on nothing but that number.
+        ``places`` counts the samples of ``indices`` among all target samples drawn in this stage.
+        Source and unlabelled samples come in endless streams of their own, one beside each target
+        sample, so they depend on nothing but its place.
         """
-        indices = [self._own(index) for index in indices]
-        sizes = [len(index) for index in indices]
         mixer = self.model.mixer
         source = further = None
         if mixer.needs_source and self.source is not None:
-            source = self._stream(self.source, sizes, drawn, "source order")
+            source = self._stream(self.source, places, "source order")
         if mixer.needs_unlabelled and self.data.unlabelled is not None:
-            further = self._stream(self.data.unlabelled, sizes, drawn, "unlabelled order")
+            further = self._stream(self.data.unlabelled, places, "unlabelled order")
         for x, y in loader.batches(self.data.train, indices, self.workers):
             yield Batch(
                 self._move(x),
@@ -110,21 +122,16 @@ class Session:
             further = self._move(loader.first(self.data.unlabelled, number)[0])
         return source, further
 
-    def _own(self, index: Tensor) -> Tensor:
-        """This process's share of a micro-batch (all of it where there is one process)."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        # A rank left without samples would hang the others in the gradient exchange.
-        return index[rank::world] if len(index) >= world else index
-
     def _stream(
-        self, dataset: Dataset[Any], sizes: list[int], start: int, name: str
+        self, dataset: Dataset[Any], places: Sequence[Tensor], name: str
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        world = self.accelerator.num_processes
-        rank = self.accelerator.process_index
-        order = randomness.endless(
-            loader.count(dataset), start, max(1, sum(sizes) * world), self.seed, name
-        )[rank::world]
-        pieces = torch.split(order[: sum(sizes)], sizes)
+        if not places:
+            return
+        first = min(int(place.min()) for place in places)
+        last = max(int(place.max()) for place in places)
+        count = loader.count(dataset)
+        order = randomness.endless(count, first, last - first + 1, self.seed, name)
+        pieces = [order[place - first] for place in places]
         for x, y in loader.batches(dataset, pieces, self.workers):
             yield self._move(x), self._move(y)
 
@@ -133,15 +140,33 @@ class Session:
 
     def agree(self, value: float) -> float:
         """The largest ``value`` of all processes, so that all of them stop when one must."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.gather(torch.tensor([value], device=self.device)).max())
+        return float(max(self.gather([value])))
 
-    def mean(self, value: float) -> float:
-        """The mean of ``value`` over all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(self.accelerator.gather(torch.tensor([value], device=self.device)).mean())
+    def gather(self, own: Sequence[Any]) -> list[Any]:
+        """The entries of all processes, in the order of the processes."""
+        return processes.gather(own, self.world)
+
+    def share_randomness(self) -> None:
+        """Set every random stream to where the first process has it."""
+        if self.world == 1:
+            return
+        states = {name: g.get_state() for name, g in self.generators.items()}
+        states, outer = processes.of_the_first((states, randomness.global_state()), self.world)
+        for name, generator in self.generators.items():
+            generator.set_state(states[name])
+        randomness.set_global_state(outer)
+
+    def draw_apart(self, step: int) -> None:
+        """Give each process but the first random streams of its own for one step.
+
+        They are functions of process and step: a checkpoint need only hold those of the first.
+        """
+        if self.rank == 0:
+            return
+        seed = randomness.derive(self.seed, "process", self.rank, step)
+        for name, generator in self.generators.items():
+            generator.manual_seed(randomness.derive(seed, name))
+        randomness.seed_everything(seed)
 
     def evaluation_split(self) -> Dataset[Any]:
         """The split that selects the best epoch: validation, or test if published."""

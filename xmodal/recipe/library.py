@@ -14,6 +14,8 @@ from xmodal.errors import PluginError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 
 SUFFIX = ".yaml"
+SUITES = "suites/"
+"""Files below this folder are grids of runs, not recipes."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,15 @@ class Found:
 
 def all_recipes(registry: Registry) -> list[Found]:
     """Every recipe that can be named, the working directory's first; a name appears once."""
+    return [found for found in _named(registry) if not found.name.startswith(SUITES)]
+
+
+def all_suites(registry: Registry) -> list[Found]:
+    """Every suite that can be named, with names such as ``suites/table4``."""
+    return [found for found in _named(registry) if found.name.startswith(SUITES)]
+
+
+def _named(registry: Registry) -> list[Found]:
     seen: dict[str, Found] = {}
     for found in _walk(registry):
         seen.setdefault(found.name, found)

@@ -1,0 +1,157 @@
+"""A comparison as CSV for a spreadsheet and as LaTeX (booktabs) for a paper."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from xmodal.compare.results import PairResult
+from xmodal.compare.table import Table
+from xmodal.engine.checkpoint import write_atomically
+
+CELLS, PAIRS, LATEX = "cells.csv", "pairs.csv", "table.tex"
+
+
+def write_tables(folder: Path, table: Table) -> list[Path]:
+    """Write every cell, every pair and the table of a paper; returns the files."""
+    contents = {CELLS: cells_csv(table), PAIRS: pairs_csv(table), LATEX: latex(table)}
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def cells_csv(table: Table) -> str:
+    """One line a cell, also those that are not done; numbers in full."""
+    done = {(row.method, row.task, row.seed): row.as_dict() for row in table.rows}
+    lines = []
+    for cell, state in zip(table.cells, table.states, strict=True):
+        key = {"method": cell.method, "task": cell.task, "seed": cell.seed}
+        found = done.get((cell.method, cell.task, cell.seed), {})
+        lines.append({**key, "state": state.word, **found, "detail": state.detail})
+    return str(pd.DataFrame(lines).to_csv(index=False))
+
+
+def pairs_csv(table: Table) -> str:
+    """One line a pair: the word, the numbers it rests on, the reasons. Effects are log-ratios."""
+    pairs = table.comparison.pairs if table.comparison is not None else ()
+    columns = list(_pair(pairs[0])) if pairs else ["a", "b", "verdict"]
+    return str(pd.DataFrame([_pair(pair) for pair in pairs], columns=columns).to_csv(index=False))
+
+
+def _pair(pair: PairResult) -> dict[str, object]:
+    numbers = pair.numbers
+    return {
+        "a": pair.a,
+        "b": pair.b,
+        "verdict": pair.verdict.word,
+        "tasks": len(pair.counted),
+        "wins": pair.wins,
+        "ties": pair.ties,
+        "losses": pair.losses,
+        "effect": None if numbers is None else numbers.effect.value,
+        "effect_low": None if numbers is None else numbers.effect.low,
+        "effect_high": None if numbers is None else numbers.effect.high,
+        "probability": None if numbers is None else numbers.probability.value,
+        "p": None if numbers is None else numbers.p,
+        "p_holm": None if numbers is None else numbers.p_holm,
+        "equivalent": None if numbers is None else numbers.posterior.equivalent,
+        "reasons": "; ".join(pair.verdict.reasons),
+    }
+
+
+def latex(table: Table) -> str:
+    """Mean and standard deviation of every method on every task; the best mean is bold.
+
+    Needs the packages booktabs and graphicx. Controls and the trivial answer stand below a rule.
+    """
+    tasks = [task for task in table.tasks if any(row.task == task for row in table.rows)]
+    if not tasks:
+        return "% nothing is done yet\n"
+    order = sorted(table.methods, key=lambda method: table.roles[method] != "method")
+    frame = pd.DataFrame(
+        [[_entry(table, method, task) for task in tasks] for method in order],
+        index=[_escaped(method) for method in order],
+        columns=[f"{_escaped(task)} ({_escaped(_metric(table, task))})" for task in tasks],
+    )
+    text = str(
+        frame.style.to_latex(
+            hrules=True,
+            column_format="l" + "r" * len(tasks),
+            caption=_caption(table),
+            label="tab:comparison",
+            position_float="centering",
+        )
+    )
+    contenders = sum(table.roles[method] == "method" for method in order)
+    if 0 < contenders < len(order):
+        lines = text.split("\n")
+        first = lines.index("\\midrule") + 1
+        lines.insert(first + contenders, "\\midrule")
+        text = "\n".join(lines)
+    return f"% {table.command}\n{text}"
+
+
+def _scores(table: Table, method: str, task: str) -> list[float]:
+    return [row.test for row in table.rows if (row.method, row.task) == (method, task)]
+
+
+def _entry(table: Table, method: str, task: str) -> str:
+    scores = pd.Series(_scores(table, method, task), dtype=float)
+    if scores.empty:
+        return "--"
+    spread = f" \\pm {_digits(scores.std())}" if len(scores) > 1 else ""
+    value = _digits(scores.mean())
+    return f"$\\mathbf{{{value}}}{spread}$" if _best(table, task) == method else f"${value}{spread}$"
+
+
+def _best(table: Table, task: str) -> str:
+    """The method with the best mean among those that have as many seeds as any."""
+    scores = {m: pd.Series(_scores(table, m, task), dtype=float) for m in table.methods}
+    most = max(len(values) for values in scores.values())
+    means = {method: values.mean() for method, values in scores.items() if len(values) == most}
+    lower = next(row.better for row in table.rows if row.task == task) == "lower"
+    return (min if lower else max)(means, key=lambda method: means[method])
+
+
+def _metric(table: Table, task: str) -> str:
+    return next(row.metric for row in table.rows if row.task == task)
+
+
+def _caption(table: Table) -> str:
+    """What the numbers are and how they were made; all of it, because tables get copied."""
+    seeds = len({cell.seed for cell in table.cells})
+    protocols = sorted({row.protocol for row in table.rows})
+    selected = sorted({row.selected_on for row in table.rows})
+    scales = sorted({row.scale for row in table.rows if row.scale})
+    fractions = sorted({row.fraction for row in table.rows})
+    parts = [
+        f"Test error, mean $\\pm$ standard deviation over {seeds} seed{'s' * (seeds != 1)}",
+        f"{' and '.join(protocols)} protocol, epoch selected on {' and '.join(selected)}",
+    ]
+    if scales:
+        parts.append(f"scale {', '.join(map(_escaped, scales))}")
+    if fractions != [1.0]:
+        parts.append(f"{', '.join(f'{100 * f:g}' for f in fractions)} \\% of the training data")
+    return "; ".join(parts) + "."
+
+
+def _digits(value: float) -> str:
+    """Four significant digits for a mean or deviation, without an exponent where it can be read."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    text = f"{value:.3g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        return f"{mantissa} \\cdot 10^{{{int(exponent)}}}"
+    return text
+
+
+def _escaped(text: str) -> str:
+    for character in "\\{}":
+        text = text.replace(character, {"\\": "\x00", "{": "\\{", "}": "\\}"}[character])
+    for character in "_%&#$":
+        text = text.replace(character, f"\\{character}")
+    replaced = text.replace("~", "\\textasciitilde{}").replace("^", "\\textasciicircum{}")
+    return replaced.replace("\x00", "\\textbackslash{}")

@@ -1,0 +1,203 @@
+"""What a raw sample is, and what makes it a sample that a model reads.
+
+A task describes here, in plain values, how it lays out, standardises and encodes its samples. The
+description is kept with a run, so that a trained model can be used when its data are gone.
+
+Shapes: n samples, C channels, F columns, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xmodal.errors import DataError, did_you_mean
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RawForm:
+    """How raw samples ``[n, *shape]`` become those of the model, ``[n, *laid]`` and more channels.
+
+    ``channel`` is the axis of a raw sample that holds its channels; None where they come first or
+    there are none. Then ``(x - mean) / scale`` in the precision of ``mean``, cast to float32, and
+    the constant channels ``extra`` are added. For tables ``columns`` names the columns and
+    ``levels`` the categories of each, in the order of their codes (empty for numbers).
+    ``missing``: NaN is allowed. ``label_shape`` and ``label_channel`` say the same of raw labels,
+    which stay in their unit; ``label_columns`` are a table's.
+    """
+
+    shape: tuple[int, ...]
+    laid: tuple[int, ...]
+    channel: int | None = None
+    mean: Tensor | None = None
+    scale: Tensor | None = None
+    extra: Tensor | None = None
+    columns: tuple[str, ...] = ()
+    levels: tuple[tuple[str, ...], ...] = ()
+    missing: bool = False
+    label_shape: tuple[int, ...] | None = None
+    label_channel: int | None = None
+    label_columns: tuple[str, ...] = ()
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, for ``checkpoint.save``."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> RawForm:
+        """The form that ``state`` describes."""
+        return cls(**state)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Raw samples ``[n, *shape]`` as the model reads them, float32."""
+        x = x.reshape(x.shape[0], *self.laid) if self.channel is None else self._moved(x)
+        if self.mean is not None and self.scale is not None:
+            x = (x.to(self.mean.dtype) - self.mean) / self.scale
+        x = x.to(torch.float32)
+        if self.extra is not None:
+            x = torch.cat([x, self.extra.expand(x.shape[0], *self.extra.shape)], dim=1)
+        return x
+
+    def _moved(self, x: Tensor) -> Tensor:
+        assert self.channel is not None
+        return x.movedim(1 + self.channel, 1)
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Raw samples (float64) of samples that the model reads: ``apply`` backwards."""
+        x = x[:, : self.laid[0]].double()
+        if self.mean is not None and self.scale is not None:
+            x = x * self.scale + self.mean
+        return self._raw(x, self.shape, self.channel)
+
+    def raw_labels(self, y: Tensor) -> Tensor:
+        """Labels ``[n, K, *shape]`` in the shape they have in the user's files."""
+        if self.label_shape is None:
+            return y
+        return self._raw(y, self.label_shape, self.label_channel)
+
+    @staticmethod
+    def _raw(x: Tensor, shape: tuple[int, ...], channel: int | None) -> Tensor:
+        return x.reshape(len(x), *shape) if channel is None else x.movedim(1, 1 + channel)
+
+    def check(self, x: Array, first: int = 0) -> Array:
+        """``x`` as raw samples ``[n, *shape]``; ``first`` is the number of its first row.
+
+        Raises DataError with what was expected and what was given.
+        """
+        wanted = f"expected [n, {', '.join(map(str, self.shape))}]"
+        if x.dtype.kind not in "fiub":
+            raise DataError(f"x: {wanted} of numbers, got {list(x.shape)} of {x.dtype}")
+        if x.ndim and prod(x.shape[1:]) and x.shape[1:] in (self.shape, self._first()):
+            raw = x if x.shape[1:] == self.shape else np.moveaxis(x, 1, 1 + (self.channel or 0))
+            raw = raw.reshape(len(x), *self.shape)
+        elif x.shape == self.shape:
+            raise DataError(f"x: {wanted}, got one sample {list(x.shape)}; write x[None]")
+        else:
+            names = f" (columns {', '.join(self.columns)})" if self.columns else ""
+            raise DataError(f"x: {wanted}{names}, got {list(x.shape)}")
+        if x.dtype.kind == "f":
+            wrong = np.isinf(raw) if self.missing else ~np.isfinite(raw)
+            rows = np.flatnonzero(wrong.reshape(len(raw), -1).any(axis=1))
+            if len(rows):
+                what = "infinite" if self.missing else "NaN or infinite"
+                raise DataError(
+                    f"x: {what} values in {len(rows)} samples; first: row {first + rows[0]}"
+                )
+        self._check_codes(raw, first)
+        return raw
+
+    def _first(self) -> tuple[int, ...]:
+        """The shape of a sample with its channels in front, which is understood as well."""
+        return self.laid
+
+    def _check_codes(self, x: Array, first: int) -> None:
+        """Numbers in the columns of categories must be codes 0 .. m-1 (NaN: missing)."""
+        for column, names in enumerate(self.levels):
+            code_N = x[:, column]
+            wrong = (code_N != np.round(code_N)) | (code_N < 0) | (code_N >= len(names))
+            rows = np.flatnonzero(wrong & ~np.isnan(code_N)) if names else ()
+            if len(rows):
+                shown = ", ".join(f"{i} = {name}" for i, name in enumerate(names[:6]))
+                raise DataError(
+                    f"x: column {column} ('{self.columns[column]}') holds categories, coded "
+                    f"{shown}{', ...' * (len(names) > 6)}; row {first + rows[0]} has "
+                    f"{code_N[rows[0]]:g} (a table with named columns may hold the names)"
+                )
+
+    def encode(self, frame: Any, first: int = 0, note: Callable[[str], None] | None = None) -> Array:
+        """The rows ``[n, F]`` of a table (a pandas frame), float64, categories as codes.
+
+        A category that training never saw counts as missing, and is noted. Raises DataError for
+        missing columns and for text where a number should be.
+        """
+        columns = self.columns or tuple(map(str, frame.columns))[: prod(self.shape)]
+        frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+        require(frame, columns)
+        if len(columns) != prod(self.shape):
+            raise DataError(f"x: expected {prod(self.shape)} columns, got {len(frame.columns)}")
+        levels = self.levels or ((),) * len(columns)
+        coded = [
+            _codes(frame[name], names, first, note) if names else _numbers(frame[name], first)
+            for name, names in zip(columns, levels, strict=True)
+        ]
+        return np.stack(coded, axis=1).reshape(len(frame), *self.shape)
+
+
+def require(frame: Any, columns: Sequence[str]) -> None:
+    """Raise DataError naming every column that a table lacks."""
+    known = [str(name) for name in frame.columns]
+    missing = [name for name in columns if name not in known]
+    if missing:
+        hint = did_you_mean(missing[0], known)
+        raise DataError(
+            f"x: no column {', '.join(f"'{name}'" for name in missing)}{hint}; expected "
+            f"{', '.join(columns)}; got {', '.join(known)}"
+        )
+
+
+def _numbers(series: Any, first: int) -> Array:
+    import pandas as pd
+
+    values_N: Array = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(np.isnan(values_N) & series.notna().to_numpy())
+    if len(wrong):
+        raise DataError(
+            f"x: column '{series.name}' must hold numbers; row {first + wrong[0]} has "
+            f"'{series.iloc[wrong[0]]}'"
+        )
+    return values_N
+
+
+def _codes(
+    series: Any, names: tuple[str, ...], first: int, note: Callable[[str], None] | None
+) -> Array:
+    code = {name: index for index, name in enumerate(names)}
+    for name, index in list(code.items()):
+        # A whole number is written 1 or 1.0, depending on whether its column has gaps.
+        code.setdefault(_plain(name), index)
+    known_N = series.notna().to_numpy()
+    values = [_plain(str(value)) for value in series]
+    codes_N: Array = np.array([code.get(value, np.nan) for value in values], dtype=np.float64)
+    codes_N[~known_N] = np.nan
+    unseen = np.flatnonzero(np.isnan(codes_N) & known_N)
+    if len(unseen) and note is not None:
+        note(
+            f"column '{series.name}': {len(unseen)} values that training never saw count as "
+            f"missing; first: row {first + unseen[0]} has '{series.iloc[unseen[0]]}' (known: "
+            f"{', '.join(names[:12])}{', ...' * (len(names) > 12)})"
+        )
+    return codes_N
+
+
+def _plain(text: str) -> str:
+    whole = text.removesuffix(".0")
+    return whole if whole.lstrip("-").isdigit() else text
