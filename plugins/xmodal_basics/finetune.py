@@ -28,11 +28,14 @@ from xmodal.optimize import (
 )
 
 if TYPE_CHECKING:
+    from xmodal.engine.processes import Portion
     from xmodal.engine.session import Session
 
 
 class Finetune(Stage):
     """Trains whatever ``train`` selects on the terms of the mixer's views."""
+
+    divides = True
 
     class Config(Settings):
         """Settings of the fine-tuning stage."""
@@ -111,7 +114,7 @@ class Finetune(Stage):
             [drawn + n * size + p.places for n, taken in enumerate(own) for p in taken],
         )
         for taken in own:
-            yield zip(stream, taken, strict=False)
+            yield ((next(stream), portion) for portion in taken)
 
     def part(self, micro: tuple[Batch, Portion]) -> float:
         """The part of the micro-batch that this process was given."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -41,10 +42,8 @@ def problem(
 
 
 def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
-    """This process's share of every batch, on the device."""
-    rank, world = session.accelerator.process_index, session.accelerator.num_processes
-    own = [index[rank::world] if len(index) >= world else index for index in indices]
-    for x, y in loader.batches(dataset, own, session.workers):
+    """The batches, on the device."""
+    for x, y in loader.batches(dataset, indices, session.workers):
         yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
 
 
@@ -68,9 +67,26 @@ def source_order(
 
 def mean_over_processes(session: Session, tensors: list[Tensor]) -> list[Tensor]:
     """What the gradients are over all processes' samples."""
-    if session.accelerator.num_processes == 1:
+    if session.world == 1:
         return tensors
     reduced: list[Tensor] = [
         session.accelerator.reduce(tensor, reduction="mean") for tensor in tensors
     ]
     return reduced
+
+
+def rows_of_all(session: Session, z_BF: Tensor, y: Tensor) -> Labelled:
+    """The features and labels of all processes; those of others come without a gradient."""
+    found = session.gather([(z_BF.detach().cpu(), y.cpu())])
+    rows = [z.to(z_BF.device) for z, _ in found]
+    rows[session.rank] = z_BF
+    return torch.cat(rows), torch.cat([labels for _, labels in found]).to(y.device)
+
+
+def own_part(value: Tensor, world: int) -> Tensor:
+    """The same value with ``world`` times its gradient.
+
+    Each process differentiates one value of all rows through its own ones alone: the whole
+    gradient is the sum over the processes, where ``mean_over_processes`` will take the mean.
+    """
+    return value.detach() + world * (value - value.detach())

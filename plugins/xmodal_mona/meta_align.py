@@ -39,7 +39,9 @@ from xmodal_mona.batches import (
     Problem,
     draw,
     mean_over_processes,
+    own_part,
     problem,
+    rows_of_all,
     source_order,
 )
 from xmodal_mona.bilevel import LossOf, Weights, first_order, gradients
@@ -55,6 +57,7 @@ class MetaAlign(Stage):
 
     needs_source = True
     evaluates = False
+    divides = True
 
     class Config(Settings):
         """Settings of the stage."""
@@ -156,11 +159,12 @@ class MetaAlign(Stage):
         """One problem a step, from ``progress.step`` on."""
         batch: BatchSize = self.config.batch
         steps = torch.split(session.order(progress), batch.size)[progress.step : progress.steps]
-        parts = [torch.split(step, batch.micro or batch.size) for step in steps]
-        target = draw(session, session.data.train, [p for step in parts for p in step])
+        own = [session.portions(len(step), batch.micro or batch.size) for step in steps]
+        indices = [step[p.places] for step, taken in zip(steps, own, strict=True) for p in taken]
+        target = draw(session, session.data.train, indices)
         source = self._source(session, progress, len(steps))
-        for step, pieces in zip(steps, parts, strict=True):
-            yield problem(target, [len(piece) / len(step) for piece in pieces], source)
+        for taken in own:
+            yield problem(target, [portion.share for portion in taken], source)
 
     def _source(
         self, session: Session, progress: Progress, steps: int
@@ -179,7 +183,15 @@ class MetaAlign(Stage):
             "meta-align source",
             progress.stage,
         )
+        if self._divides_source(session):
+            order = (index[session.rank :: session.world] for index in order)
         return draw(session, session.source, order)
+
+    def _divides_source(self, session: Session) -> bool:
+        """Whether each process encodes a part of the source samples; no part may be empty."""
+        assert session.source is not None
+        size = min(self.config.source_batch, loader.count(session.source))
+        return 1 < session.world <= size
 
     def loss(
         self, session: Session, micro: Any, progress: Progress
@@ -242,10 +254,12 @@ class MetaAlign(Stage):
         def loss_of(phi: Weights) -> Tensor:
             with session.accelerator.autocast():
                 z_BF = source_features(session.model, phi, x)
-            align = alignment(z_BF, positive_pairs(y), self.config.exponent)
+            divided = self._divides_source(session)
+            z_BF, labels = rows_of_all(session, z_BF, y) if divided else (z_BF, y)
+            align = alignment(z_BF, positive_pairs(labels), self.config.exponent)
             uniform = uniformity(z_BF, self.config.temperature)
             log.update({"align": align.detach(), "uniform": uniform.detach()})
-            return align + uniform
+            return own_part(align + uniform, session.world) if divided else align + uniform
 
         return loss_of
 

@@ -170,7 +170,6 @@ class Align(Stage):
         pieces = [piece for parts in drawn for piece in parts]
         stream = loader.batches(session.data.train, pieces, session.workers)
         yield [Part(s, len(parts), stream) for s, parts in zip(shares, drawn, strict=True)]
-        _agree(session)
 
     def loss(
         self, session: Session, micro: Part, progress: Progress
@@ -235,11 +234,3 @@ def source_points(session: Session, most: int) -> Points:
     has_classes = session.facts.source.target.kind == "classification"
     classes_N = torch.cat(labels).to(session.device) if has_classes else None
     return Points(torch.cat(features), classes_N)
-
-
-def _agree(session: Session) -> None:
-    """Several processes take the same step; rounding must not let their weights drift apart."""
-    if session.accelerator.num_processes > 1:
-        for parameter in session.model.parameters():
-            if parameter.requires_grad:
-                torch.distributed.broadcast(parameter.detach(), src=0)

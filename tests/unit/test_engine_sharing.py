@@ -259,7 +259,8 @@ def session(folder: Path, *overrides: str, **more: Any) -> Session:
 
 def stream(session: Session, sizes: list[int], drawn: int) -> list[Batch]:
     """Batches of those sizes, whichever labelled samples they hold."""
-    return list(session.micro_batches([torch.arange(size) for size in sizes], drawn))
+    places = torch.split(drawn + torch.arange(sum(sizes)), sizes)
+    return list(session.micro_batches([torch.arange(size) for size in sizes], places))
 
 
 def test_unlabelled_samples_come_in_a_seeded_stream_of_their_own(folder: Path, extra: str) -> None:

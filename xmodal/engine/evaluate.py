@@ -58,10 +58,9 @@ def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Sco
                 kept.append(prediction.cpu())
     predictions = torch.cat(kept) if keep else None
     # Processes on different devices may differ in a last digit; they must choose the same epoch.
-    score, loss = processes.of_the_first(
-        (metric.compute(), total / max(1, count)), session.world
-    )
-    return Score(score, loss, predictions)
+    found = (metric.compute(), total / max(1, count), metric.smallest())
+    score, loss, smallest = processes.of_the_first(found, session.world)
+    return Score(score, loss, predictions, smallest)
 
 
 def _predicted(session: Session, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:

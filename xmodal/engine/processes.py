@@ -64,7 +64,9 @@ def overwrite(tensors: Iterable[Tensor], world: int) -> None:
     for tensor in tensors:
         if tensor.numel():
             # Not every backend sends booleans.
-            sent = tensor.detach().to(torch.uint8) if tensor.dtype == torch.bool else tensor.detach()
+            sent = (
+                tensor.detach().to(torch.uint8) if tensor.dtype == torch.bool else tensor.detach()
+            )
             sent = sent.contiguous()
             torch.distributed.broadcast(sent, src=0)
             tensor.detach().copy_(sent)

@@ -64,7 +64,7 @@ def summarise(
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
         "encoded_samples": snapshot.encoded,
-        "memory_bytes": peak_memory(),
+        "memory_bytes": int(session.agree(peak_memory())),
         "parameters": {
             "total": sum(p.numel() for p in parameters),
             "trainable": max((line["trainable"] for line in run.metrics()), default=0),

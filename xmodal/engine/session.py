@@ -89,9 +89,7 @@ class Session:
         """What this process takes of a step of ``count`` samples, ``micro`` at once."""
         return processes.portions(count, micro, self.rank, self.world)
 
-    def micro_batches(
-        self, indices: Sequence[Tensor], places: Sequence[Tensor]
-    ) -> Iterator[Batch]:
+    def micro_batches(self, indices: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[Batch]:
         """Fetch target micro-batches with all that the mixer wants to them, on the device.
 
         ``places`` counts the samples of ``indices`` among all target samples drawn in this stage.
