@@ -12,7 +12,7 @@ from xmodal.recipe import library
 
 if TYPE_CHECKING:
     from xmodal.engine.execute import Observer, Outcome
-    from xmodal.engine.model import Model
+    from xmodal.trained import Trained
 
 
 def run(
@@ -62,22 +62,13 @@ def source_text(recipes: Sequence[str], registry: plugins.Registry) -> str:
     return "\n".join(f"# {f.name}\n{f.path.read_text(encoding='utf-8')}" for f in found)
 
 
-def load(reference: str | Path) -> Model:
-    """The trained model of a finished run, holding its best weights, in evaluation mode."""
-    from xmodal.engine import checkpoint
-    from xmodal.engine.build import Builder
-    from xmodal.engine.plan import compose_plan
+def load(
+    reference: str | Path, device: str | None = None, plugin_files: Sequence[str] = ()
+) -> Trained:
+    """The trained model of a run: a directory, or a name under ``runs`` (the newest).
 
-    run_ = runs.locate(str(reference))
-    registry = plugins.registry()
-    store = Store()
-    made = compose_plan([str(run_.path / "resolved.yaml")], registry, store)
-    builder = Builder(made, store, lambda line: None)
-    session = builder.session(builder.data())
-    best = checkpoint.complete(run_.checkpoints, "best-")
-    if not best:
-        from xmodal.errors import DataError
+    It predicts from raw samples and needs neither the training data nor the pretrained weights.
+    """
+    from xmodal import trained
 
-        raise DataError(f"{run_.path} has no trained model yet (state: {run_.state})")
-    checkpoint.load_exactly(session.model, checkpoint.load(best[0])["model"], str(best[0]))
-    return session.model.eval()
+    return trained.load(reference, device, tuple(plugin_files))

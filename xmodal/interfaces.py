@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.batch import Points, Progress, Sample, Selection, Tokens, View
-from xmodal.errors import did_you_mean
+from xmodal.data.raw import RawForm
+from xmodal.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from xmodal.data.store import Store
@@ -456,6 +457,64 @@ class Launcher(Component):
         """End all jobs as softly as possible (they save and can be resumed), and wait for them."""
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """A run as it is told to a tracker, before the first number.
+
+    ``recipe`` is the resolved recipe; ``tags`` are the few words by which runs are found again.
+    ``memory`` is what ``start`` returned when this run began, None for a run that is new to the
+    tracker; ``step`` is the last optimizer step that it was told of.
+    """
+
+    name: str
+    directory: Path
+    recipe: Mapping[str, Any]
+    tags: Mapping[str, str]
+    memory: Mapping[str, str] | None = None
+    step: int = 0
+
+
+class Tracker(Component):
+    """Shows the numbers of a run somewhere else, while it lasts.
+
+    Built when a run starts, without a ``context``; ``__init__`` imports what it needs. ``start``,
+    ``log`` and ``finish`` are then called in this order by a thread of the tracker's own, so that
+    no run waits for them. What one of them raises becomes a note and ends the tracking, not the
+    run. A tracker prints nothing and leaves the global random generators alone. Its ``Config`` has
+    ``every_steps``, unless the class overrides the property.
+    """
+
+    kind = "tracker"
+
+    def __init__(self, config: Any, context: None = None) -> None:
+        self.config = config
+
+    @property
+    def every_steps(self) -> int | None:
+        """How often it wants an optimizer step; None for epochs only, which it is always told."""
+        every: int | None = self.config.every_steps
+        return every
+
+    @abstractmethod
+    def start(self, run: Tracked) -> Mapping[str, str]:
+        """Begin a run, or continue the one that ``run.memory`` names.
+
+        Returns what it needs to find it again, such as an identifier.
+        """
+
+    @abstractmethod
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add numbers at an optimizer step. Steps never go back, also after a resume."""
+
+    @abstractmethod
+    def finish(self, state: str, result: Mapping[str, float] | None) -> None:
+        """End all that ``start`` began; called once, also where ``start`` or ``log`` failed.
+
+        ``state`` is ``done``, ``interrupted``, ``stopped`` or ``failed``; only a run that is done
+        has a ``result``: test score, parameters, time, memory.
+        """
+
+
 class Metric(Component):
     """A score over a whole split, fed batch by batch. ``better`` is ``lower`` or ``higher``."""
 
@@ -490,7 +549,9 @@ class TaskData:
     ``decode`` turns a predictor's output into the unit of ``y`` (for example, it undoes a
     normalisation); losses and metrics see the decoded prediction. ``checksum`` identifies the data.
     ``unlabelled`` holds samples to train on whose labels must not be looked at.
-    ``images`` names channels worth drawing in a report: ``{"title": channel of x}``.
+    ``images`` names channels worth drawing in a report: ``{"title": channel of x}``. ``raw`` says
+    how samples were prepared, so that a trained model can prepare others; None where ``x`` is as
+    it was in the files.
     """
 
     train: Dataset[Pair]
@@ -502,6 +563,7 @@ class TaskData:
     images: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     unlabelled: Dataset[Pair] | None = None
+    raw: RawForm | None = None
 
 
 class Task(Component):
@@ -517,6 +579,18 @@ class Task(Component):
     @abstractmethod
     def load(self, seed: int) -> TaskData:
         """Load, split and normalise. A random split is a function of ``seed``."""
+
+    @classmethod
+    def decoder(cls, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
+        """The ``decode`` of a finished run without its data; ``state`` is its state dict.
+
+        The default knows only the identity, and raises DataError for anything else.
+        """
+        if state:
+            raise DataError(
+                f"{cls.__name__} cannot decode predictions without its data: it has no 'decoder'"
+            )
+        return nn.Identity()
 
 
 @dataclass(frozen=True)
@@ -635,6 +709,7 @@ INTERFACES: tuple[type[Component], ...] = (
     Stage,
     Distance,
     Launcher,
+    Tracker,
     Task,
     Source,
     Loss,

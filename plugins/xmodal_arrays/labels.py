@@ -13,12 +13,13 @@ from typing import NoReturn
 
 import numpy as np
 
+from xmodal.data.kinds import infer_kind
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import Target
 from xmodal_arrays.containers import Array, ArrayRows, Rows
 from xmodal_arrays.layout import Layout
 from xmodal_arrays.locate import Part
-from xmodal_arrays.settings import Kind
+from xmodal_arrays.settings import DataSettings, Kind
 
 _CHUNK = 1 << 26
 
@@ -48,8 +49,9 @@ def chunks(rows: Rows) -> Iterator[tuple[slice, Array]]:
         yield at, rows.read(at)
 
 
-def read_labels(parts: Sequence[Part], kind: Kind, names: tuple[str, ...], x: Layout) -> Labels:
+def read_labels(parts: Sequence[Part], settings: DataSettings, x: Layout) -> Labels:
     """Read, check and code the labels of all parts. Raises DataError naming file and row."""
+    kind: Kind = settings.kind
     shape = parts[0].y.shape[1:]
     for part in parts:
         if part.y.shape[1:] != shape:
@@ -59,9 +61,10 @@ def read_labels(parts: Sequence[Part], kind: Kind, names: tuple[str, ...], x: La
             _fail(parts[0], f"has labels of shape {shape}, which are not {kind} labels")
         return _dense(parts, x)
     raw = [_checked(part) for part in parts]
-    kind = _infer(np.concatenate(raw), x) if kind == "auto" else kind
+    if kind == "auto":
+        kind = infer_kind(np.concatenate(raw), x.shape[-1] if x.form == "sequence" else None)
     if kind == "classification":
-        return _classes(parts, raw, names)
+        return _classes(parts, raw, settings)
     if kind == "dense":
         return _dense(parts, x)
     return _numbers(parts, raw, kind)
@@ -89,27 +92,8 @@ def _checked(part: Part) -> Array:
     return y_N
 
 
-def _infer(y_N: Array, x: Layout) -> Kind:
-    if y_N.dtype.kind == "U":
-        return "classification"
-    if y_N.ndim == 2:
-        binary = bool(np.isin(y_N, (0, 1)).all())
-        if binary and bool((y_N.sum(axis=1) == 1).all()):
-            return "classification"
-        if x.form == "sequence" and y_N.shape[1] == x.shape[-1]:
-            return "dense"
-        return "multi-label" if binary else "regression"
-    values = np.unique(y_N)
-    if y_N.dtype.kind == "b":
-        return "classification"
-    if bool((values != np.round(values)).any()) or len(values) > len(y_N) // 2:
-        return "regression"
-    # Class numbers fill 0 .. m-1 or 1 .. m; counts, years and ages seldom do.
-    counted = values[0] in (0, 1) and values[-1] - values[0] + 1 == len(values)
-    return "classification" if len(values) <= 20 or counted else "regression"
-
-
-def _classes(parts: Sequence[Part], raw: list[Array], names: tuple[str, ...]) -> Labels:
+def _classes(parts: Sequence[Part], raw: list[Array], settings: DataSettings) -> Labels:
+    names = settings.classes
     if raw[0].ndim == 2:
         for part, y_NK in zip(parts, raw, strict=True):
             wrong = np.flatnonzero(~np.isin(y_NK, (0, 1)).all(axis=1) | (y_NK.sum(axis=1) != 1))
@@ -124,7 +108,7 @@ def _classes(parts: Sequence[Part], raw: list[Array], names: tuple[str, ...]) ->
         coded, values, notes = _counted(parts, raw, names)
     if len(values) < 2:
         _fail(parts[0], f"is constant: every label is '{values[0]}'")
-    _require_trained(parts, coded, values)
+    _require_trained(parts, coded, values, settings.tests)
     target = Target("classification", len(values))
     rows = tuple(ArrayRows(y_N) for y_N in coded)
     read_as = f"{parts[0].y.dtype} with {len(values)} values read as classification"
@@ -178,10 +162,12 @@ def _counted(
     return [np.searchsorted(found, y_N) for y_N in whole], values, [note]
 
 
-def _require_trained(parts: Sequence[Part], coded: list[Array], values: list[str]) -> None:
-    """Every class needs two samples to be split, and one to train on where parts are given."""
+def _require_trained(
+    parts: Sequence[Part], coded: list[Array], values: list[str], tests: bool
+) -> None:
+    """Every class needs one sample to train on, and a second one if a split has to test it."""
     roles = {part.role for part in parts}
-    needed = 1 if "validation" in roles else 2
+    needed = 2 if tests and "validation" not in roles else 1
     counts = np.bincount(coded[0], minlength=len(values))
     for label in np.flatnonzero(counts < needed):
         for part, y_N in zip(parts, coded, strict=True):

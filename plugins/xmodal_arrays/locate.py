@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from xmodal.errors import DataError, did_you_mean
 from xmodal_arrays.containers import (
@@ -66,7 +68,7 @@ def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
         return [("all", _known(path))]
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
     roles = {_WORDS[file.stem.lower()]: file for file in files if file.stem.lower() in _WORDS}
-    if "train" in roles and "test" in roles:
+    if "train" in roles and ("test" in roles or not settings.tests):
         order: tuple[Role, ...] = ("train", "validation", "test")
         return [(role, existing(roles[role])) for role in order if role in roles]
     if any(file.suffix == ".npy" for file in files):
@@ -108,6 +110,21 @@ def array_parts(settings: DataSettings) -> list[Part]:
     return parts
 
 
+def check_codes(parts: Sequence[Part], levels: tuple[int, ...]) -> None:
+    """Raise DataError where a column of ``levels`` m > 0 holds more than codes 0 .. m-1 and NaN."""
+    for part in parts:
+        x_NF = part.x.read(slice(None))
+        for column in np.flatnonzero(levels):
+            code_N = x_NF[:, column].astype(np.float64)
+            wrong = (code_N != np.round(code_N)) | (code_N < 0) | (code_N >= levels[column])
+            rows = np.flatnonzero(wrong & ~np.isnan(code_N))
+            if len(rows):
+                raise DataError(
+                    f"{part.x_name}: row {rows[0]} has {code_N[rows[0]]:g} in column {column}, "
+                    f"whose levels are 0 to {levels[column] - 1}"
+                )
+
+
 def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[Part]:
     x, y = _key(settings.x, "x"), _key(settings.y, "y")
     container = open_container(path if path.suffix != ".npy" else path.parent)
@@ -115,7 +132,7 @@ def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[Part]:
         x, y = path.stem, y or _partner(path)
     elif role == "all":
         found = dict(_split_keys(container, x, y))
-        if "train" in found and "test" in found:
+        if "train" in found and ("test" in found or not settings.tests):
             for word, (x_key, y_key) in found.items():
                 group = settings.group and _with_word(container, settings.group, word)
                 yield _part(word, container, x_key, y_key, group)

@@ -141,10 +141,16 @@ class Affine(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, scale: Scale) -> None:
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.from_numpy(scale.mean).float())
-        self.register_buffer("deviation", torch.from_numpy(scale.deviation).float())
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    @classmethod
+    def of(cls, scale: Scale) -> Affine:
+        """The inverse of standardising with ``scale``."""
+        mean, deviation = (torch.from_numpy(v).float() for v in (scale.mean, scale.deviation))
+        return cls(mean, deviation)
 
     def forward(self, prediction: Tensor) -> Tensor:
         """``[B, K, *shape]`` standardised to the same in physical units."""

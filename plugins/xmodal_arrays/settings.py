@@ -42,8 +42,15 @@ class DataSettings(Settings):
     )
     form: Form = Field("auto", description="What a sample is.")
     channels: Channels = Field("auto", description="Where a sample's channels are in the file.")
+    levels: tuple[int, ...] = Field(
+        (),
+        description="For rows in arrays, one entry a column: m for a category coded 0 .. m-1 (NaN "
+        "where missing), 0 for a number.",
+    )
     split: tuple[float, float, float] = Field(
-        (0.7, 0.15, 0.15), description="Shares that train, validate and test."
+        (0.7, 0.15, 0.15),
+        description="Shares that train, validate and test. Without a share to test (0), the "
+        "validation samples are scored again; without one to validate, the training samples.",
     )
     split_seed: int | None = Field(
         0, ge=0, description="Draws the split; null ties it to the run's seed."
@@ -60,8 +67,18 @@ class DataSettings(Settings):
             raise ValueError("set either path or train")
         if self.train is None and (self.validation or self.test):
             raise ValueError("validation and test go with train, not with path")
-        if self.train is not None and self.test is None:
+        if self.train is not None and self.test is None and self.tests:
             raise ValueError("train needs test; for one file to be split, set path")
-        if min(self.split) <= 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
-            raise ValueError("split needs three positive shares that add up to 1")
+        train, validation, test = self.split
+        if min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
+            raise ValueError("split needs three shares that add up to 1")
+        if train == 0 or (validation == 0 and test > 0):
+            raise ValueError("split needs a share to train, and one to validate where one tests")
+        if min(self.levels, default=0) < 0:
+            raise ValueError("levels are counts: 0 for a number, m for a category")
         return self
+
+    @property
+    def tests(self) -> bool:
+        """Whether samples are held out to test."""
+        return self.split[2] > 0

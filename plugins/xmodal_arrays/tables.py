@@ -16,11 +16,17 @@ from xmodal_arrays.settings import DataSettings
 
 @dataclass(frozen=True)
 class Encoded:
-    """The parts of a table: x float64 ``[n, F]``; ``levels``: 0 for a number, m for a category."""
+    """The parts of a table: x float64 ``[n, F]``; ``levels``: 0 for a number, m for a category.
+
+    ``columns`` are the names of x, ``names`` the categories of each, ``labels`` the columns of y.
+    """
 
     parts: list[Part]
     levels: tuple[int, ...]
     notes: tuple[str, ...]
+    columns: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...]
 
 
 def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
@@ -38,9 +44,9 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
     notes: list[str] = []
     columns, levels = [], []
     for name in x_names:
-        values_N, level = _column(whole[name], name, name in settings.categories, where, notes)
+        values_N, found = _column(whole[name], name, name in settings.categories, where, notes)
         columns.append(values_N)
-        levels.append(level)
+        levels.append(found)
     x_parts = np.split(np.stack(columns, axis=1), bounds)
     parts = []
     for (role, path), frame, x_NF in zip(files, frames, x_parts, strict=True):
@@ -50,7 +56,8 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
         parts.append(
             Part(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
         )
-    return Encoded(parts, tuple(levels), tuple(notes))
+    counts = tuple(map(len, levels))
+    return Encoded(parts, counts, tuple(notes), tuple(x_names), tuple(levels), tuple(y_names))
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,8 @@ def _require(path: Path, frame: Any, names: list[str]) -> None:
 
 def _column(
     series: Any, name: str, coded: bool, where: _Where, notes: list[str]
-) -> tuple[Array, int]:
-    """One column of all files as float64, and its number of levels (0 for a number)."""
+) -> tuple[Array, tuple[str, ...]]:
+    """One column of all files as float64, and its categories (none for a number)."""
     from pandas.api import types
 
     number = types.is_numeric_dtype(series.dtype) and not types.is_bool_dtype(series.dtype)
@@ -131,14 +138,16 @@ def _column(
             raise DataError(
                 f"{path}: column '{name}' has {len(wrong)} infinite values; first: row {row}"
             )
-        return values_N, 0
+        return values_N, ()
     if types.is_datetime64_any_dtype(series.dtype):
         path, _ = where(0)
         raise DataError(f"{path}: column '{name}' holds dates; make numbers of them or drop it")
     return _category(series, name, where, notes)
 
 
-def _category(series: Any, name: str, where: _Where, notes: list[str]) -> tuple[Array, int]:
+def _category(
+    series: Any, name: str, where: _Where, notes: list[str]
+) -> tuple[Array, tuple[str, ...]]:
     import pandas as pd
 
     codes_N, found = pd.factorize(series, sort=True)
@@ -156,7 +165,7 @@ def _category(series: Any, name: str, where: _Where, notes: list[str]) -> tuple[
     if len(found) > max(20, len(series) // 2):
         note += "; if it is an identifier, leave it out (set drop:)"
     notes.append(note)
-    return np.where(codes_N < 0, np.nan, codes_N.astype(np.float64)), len(found)
+    return np.where(codes_N < 0, np.nan, codes_N.astype(np.float64)), tuple(map(str, found))
 
 
 def _label_values(path: Path, frame: Any, names: list[str]) -> Array:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Loss, Metric, Task, TaskData, TaskFacts
@@ -22,11 +24,11 @@ from xmodal.recipe.use import Use
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import Labels, read_labels
 from xmodal_arrays.layout import Layout, layout
-from xmodal_arrays.locate import TABLES, Part, array_parts, sources
+from xmodal_arrays.locate import TABLES, Part, array_parts, check_codes, sources
 from xmodal_arrays.samples import Affine, Samples, Scale, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
-from xmodal_arrays.tables import read_tables
+from xmodal_arrays.tables import Encoded, read_tables
 
 _DEFAULTS = {
     "classification": ("cross-entropy", "error-rate"),
@@ -47,6 +49,7 @@ class Plan:
     labels: Labels
     levels: tuple[int, ...]
     notes: tuple[str, ...]
+    table: Encoded | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Share:
 
 def understand(settings: DataSettings) -> Plan:
     """Locate the data and infer what they are from headers and labels. Raises DataError."""
-    files = sources(settings)
+    files, table = sources(settings), None
     tabular = {path.suffix.lower() in TABLES for _, path in files}
     if tabular == {True, False}:
         raise DataError(f"{files[0][1]} and {files[-1][1]}: tables and arrays cannot be mixed")
@@ -75,14 +78,18 @@ def understand(settings: DataSettings) -> Plan:
         except ValueError as error:
             raise DataError(f"{parts[0].x_name}: {error}") from error
         if found.form == "row":
-            levels = (0,) * found.shape[0]
-    labels = read_labels(parts, settings.kind, settings.classes, found)
+            levels = settings.levels or (0,) * found.shape[0]
+            if len(levels) != found.shape[0]:
+                raise DataError(
+                    f"levels: {len(levels)} entries; {parts[0].x_name} has {found.shape[0]} columns"
+                )
+    labels = read_labels(parts, settings, found)
     count = sum(part.x.shape[0] for part in parts)
     line = (
         f"arrays: {count:,} samples of shape {found.shape} read as {found.form} (set form: or "
         f"channels: to change); y {labels.read_as} (set kind: to change)"
     )
-    return Plan(tuple(parts), found, labels, levels, (line, *notes, *labels.notes))
+    return Plan(tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table)
 
 
 def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
@@ -93,10 +100,19 @@ def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
         for role in _ROLES
         if role in by_role
     }
-    missing = [role for role in _ROLES if role not in result]
-    if not missing:
-        return result
-    # Either one file gives all three, or training samples also have to validate.
+    fractions = dict(zip(_ROLES, settings.split, strict=True))
+    missing = [role for role in _ROLES if role not in result and fractions[role] > 0]
+    if missing:
+        result |= _cut(plan, settings, seed, by_role, missing)
+    result.setdefault("validation", result["train"])
+    result.setdefault("test", result["validation"])
+    return result
+
+
+def _cut(
+    plan: Plan, settings: DataSettings, seed: int, by_role: Mapping[str, int], missing: list[str]
+) -> dict[str, Share]:
+    """Cut one file into all parts, or training samples into those to train and to validate."""
     index = by_role.get("all", by_role.get("train", 0))
     wanted = [role for role in _ROLES if role == "train" or role in missing]
     part, fractions = plan.parts[index], dict(zip(_ROLES, settings.split, strict=True))
@@ -110,7 +126,7 @@ def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
         )
     except DataError as error:
         raise DataError(f"{part.x_name}: {error}") from error
-    return result | {role: Share(index, rows) for role, rows in zip(wanted, cut, strict=True)}
+    return {role: Share(index, rows) for role, rows in zip(wanted, cut, strict=True)}
 
 
 def _default(data: Mapping[str, Any], which: int) -> dict[str, str]:
@@ -158,6 +174,8 @@ class Arrays(Task):
     def load(self, seed: int) -> TaskData:
         """Check every value, split, and standardise with training samples alone."""
         plan = understand(self.config)
+        if self.config.levels:
+            check_codes(plan.parts, plan.levels)
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
         scale = self._input_scale(plan, train)
@@ -175,6 +193,9 @@ class Arrays(Task):
         }
         sizes = ", ".join(f"{len(split_of[role].rows):,}" for role in _ROLES)
         notes = (*plan.notes, f"arrays: {sizes} samples to train, validate and test")
+        if split_of["test"] is split_of["validation"]:
+            again = "training" if split_of["test"] is train else "validation"
+            notes += (f"arrays: nothing is held out; the test score is that of {again} samples",)
         return TaskData(
             sets["train"],
             sets["validation"],
@@ -183,7 +204,13 @@ class Arrays(Task):
             decode=decode,
             notes=notes + tuple(_class_notes(plan, split_of)),
             classes=plan.labels.classes,
+            raw=_raw_form(plan, scale),
         )
+
+    @classmethod
+    def decoder(cls, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
+        """The scale of the labels, where there is one."""
+        return Affine(state["mean"], state["deviation"]) if state else nn.Identity()
 
     def _input_scale(self, plan: Plan, train: Share) -> Scale | None:
         """Scan all samples; the scale of the training ones, or None if it is not wanted."""
@@ -198,6 +225,24 @@ class Arrays(Task):
         return scale
 
 
+def _raw_form(plan: Plan, scale: Scale | None) -> RawForm:
+    """How samples were laid out, coded and standardised."""
+    table, y, part = plan.table, plan.labels.layout, plan.parts[0]
+    return RawForm(
+        shape=part.x.shape[1:],
+        laid=plan.layout.shape,
+        channel=plan.layout.channel,
+        mean=None if scale is None else torch.from_numpy(scale.mean),
+        scale=None if scale is None else torch.from_numpy(scale.deviation),
+        columns=() if table is None else table.columns,
+        levels=() if table is None else table.names,
+        missing=plan.layout.form == "row",
+        label_shape=part.y.shape[1:],
+        label_channel=None if y is None else y.channel,
+        label_columns=() if table is None else table.labels,
+    )
+
+
 def _label_scale(plan: Plan, train: Share) -> nn.Module:
     """Check dense labels; for numbers, what turns standardised predictions into their unit."""
     labels = plan.labels
@@ -210,7 +255,7 @@ def _label_scale(plan: Plan, train: Share) -> nn.Module:
         rows = train.rows if index == train.part else np.array([], dtype=np.int64)
         moments = scan(labels.rows[index], found, part.y_name, rows)
         if index == train.part and not labels.binary:
-            decode = Affine(moments.scale())
+            decode = Affine.of(moments.scale())
     return decode
 
 

@@ -8,6 +8,7 @@ other parts.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.interfaces import (
     Context,
@@ -148,9 +150,16 @@ class Darcy(Task):
         a = torch.from_numpy(np.concatenate([fit[0], test[0]])).unsqueeze(1)
         u = torch.from_numpy(np.concatenate([fit[1], test[1]])).unsqueeze(1)
         train_a, train_u = a[: config.train], u[: config.train]
-        x = (a - train_a.mean(0)) / (train_a.std(0) + EPSILON)
-        if config.coordinates:
-            x = torch.cat([x, coordinates(config.resolution).expand(len(x), -1, -1, -1)], dim=1)
+        side = config.resolution
+        raw = RawForm(
+            shape=(side, side),
+            laid=(1, side, side),
+            mean=train_a.mean(0),
+            scale=train_a.std(0) + EPSILON,
+            extra=coordinates(side) if config.coordinates else None,
+            label_shape=(side, side),
+        )
+        x = raw.apply(a)
         return TaskData(
             train=FieldPairs(x[: config.train], train_u),
             validation=FieldPairs(x[config.train : fitting], u[config.train : fitting]),
@@ -159,7 +168,13 @@ class Darcy(Task):
             decode=Denormalise(train_u.mean(0), train_u.std(0)),
             notes=self._notes(),
             images={"permeability a": 0},
+            raw=raw,
         )
+
+    @classmethod
+    def decoder(cls, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
+        """Back to physical u."""
+        return Denormalise(state["mean"], state["std"])
 
     def _generated(self, fitting: int) -> tuple[tuple[Fields, Fields], tuple[Fields, Fields], str]:
         config, store = self.config, self.store

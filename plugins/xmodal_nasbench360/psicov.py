@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset
 
+from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import (
@@ -126,6 +127,7 @@ class Psicov(Task):
             raise DataError(
                 f"{root}: too few proteins ({len(known)} in deepcov, {len(test)} in psicov)"
             )
+        shape = (files.CHANNELS, config.size, config.size)
         train, validation = known[: -config.validation], known[-config.validation :]
         return TaskData(
             train=Proteins(train, config.size, files.CLIP),
@@ -133,6 +135,7 @@ class Psicov(Task):
             test=Proteins(test, config.size),
             checksum=files.fingerprint([*known, *test]),
             images={"CCMpred": 54},
+            raw=RawForm(shape=shape, laid=shape, label_shape=(1, *shape[1:])),
         )
 
 

@@ -52,14 +52,16 @@ def _from_pack(path: Path, did: int | None) -> Table:
     if x_NF.ndim != 2 or raw_N.shape != x_NF.shape[:1]:
         raise DataError(f"{path}: {did}_X {x_NF.shape} and {did}_y {raw_N.shape} do not fit")
     entry = entries[did]
-    levels = [0] * x_NF.shape[1]
+    names: list[tuple[str, ...]] = [()] * x_NF.shape[1]
     for column in entry["cat"]:
-        x_NF[:, column], names = _codes(x_NF[:, column])
-        levels[column] = len(names)
+        x_NF[:, column], found = _codes(x_NF[:, column])
+        names[column] = tuple(found)
+    levels = tuple(map(len, names))
     values, y_N = np.unique(raw_N, return_inverse=True)
     columns = tuple(str(name) for name in entry["attributes"])
     classes = tuple(str(value) for value in values)
-    return Table(x_NF, y_N.astype(np.int64), tuple(levels), columns, classes, shuffled=True)
+    label = str(entry.get("target", "class"))
+    return Table(x_NF, y_N.astype(np.int64), levels, columns, classes, True, tuple(names), label)
 
 
 def _codes(values_N: NDArray[Any]) -> tuple[Numbers, list[str]]:
@@ -125,15 +127,16 @@ def _from_frame(path: Path, frame: Any, target: str | None, categories: set[str]
     y_N, classes = _labels(path, frame[target], target)
     columns = tuple(name for name in names if name != target)
     x_NF = np.empty((len(frame), len(columns)))
-    levels: list[int] = []
+    levels: list[tuple[str, ...]] = []
     for index, name in enumerate(columns):
         if name in categories or frame[name].dtype.kind not in "fiu":
             x_NF[:, index], found = _codes(frame[name].to_numpy(dtype=object, na_value=np.nan))
-            levels.append(len(found))
+            levels.append(tuple(found))
         else:
             x_NF[:, index] = frame[name].to_numpy(dtype=np.float64)
-            levels.append(0)
-    return Table(x_NF, y_N, tuple(levels), columns, classes)
+            levels.append(())
+    counts = tuple(map(len, levels))
+    return Table(x_NF, y_N, counts, columns, classes, names=tuple(levels), label=target)
 
 
 def _labels(path: Path, column: Any, target: str) -> tuple[Labels, tuple[str, ...]]:

@@ -21,7 +21,9 @@ class Table:
     """A classification table: ``x_NF``, NaN where missing, labels ``y_N`` in 0 .. len(classes)-1.
 
     ``levels`` has one entry a column: 0 for a number, m for a category coded 0 .. m-1.
-    ``shuffled``: the rows are already in the order of TabPFN's seed 13.
+    ``shuffled``: the rows are already in the order of TabPFN's seed 13. ``names`` are the
+    categories of each column in the order of their codes (none for a number), ``label`` the name
+    of the label.
     """
 
     x_NF: Numbers
@@ -30,6 +32,12 @@ class Table:
     columns: tuple[str, ...]
     classes: tuple[str, ...]
     shuffled: bool = False
+    names: tuple[tuple[str, ...], ...] = ()
+    label: str = "class"
+
+    def level_names(self) -> tuple[tuple[str, ...], ...]:
+        """The categories of every column; their codes where they have no names."""
+        return self.names or tuple(tuple(map(str, range(count))) for count in self.levels)
 
 
 def wdbc() -> Table:
@@ -89,7 +97,8 @@ def tic_tac_toe() -> Table:
             boards[outcome].append(board)
     x_NF = np.array(boards["x"] + boards["o"] + boards["draw"], dtype=np.float64)
     y_N = (np.arange(len(x_NF)) < len(boards["x"])).astype(np.int64)
-    return Table(x_NF, y_N, (3,) * 9, _SQUARES, ("negative", "positive"))
+    names = (("b", "o", "x"),) * 9
+    return Table(x_NF, y_N, (3,) * 9, _SQUARES, ("negative", "positive"), names=names)
 
 
 # Bohanec's car model (DEX): CAR = f(PRICE, TECH), PRICE = g(buying, maint),
@@ -106,12 +115,17 @@ _CAR = ((0, 0, 0, 0), (0, 0, 1, 1), (0, 1, 1, 3), (0, 1, 2, 3))
 
 
 def car() -> Table:
-    """OpenML 40975 (1728 x 6): every car of a hierarchical decision model (Bohanec, 1997).
-
-    Codes: buying, maint: vhigh, high, med, low; doors: 2, 3, 4, 5more; persons: 2, 4, more;
-    lug_boot: small, med, big; safety: low, med, high.
-    """
-    levels = (4, 4, 4, 3, 3, 3)
+    """OpenML 40975 (1728 x 6): every car of a hierarchical decision model (Bohanec, 1997)."""
+    prices = ("vhigh", "high", "med", "low")
+    names = (
+        prices,
+        prices,
+        ("2", "3", "4", "5more"),
+        ("2", "4", "more"),
+        ("small", "med", "big"),
+        ("low", "med", "high"),
+    )
+    levels = tuple(map(len, names))
     rows = list(itertools.product(*(range(level) for level in levels)))
     labels = [
         _CAR[_PRICE[buying][maint]][_TECH[_COMFORT[doors][persons][boot]][safety]]
@@ -119,4 +133,5 @@ def car() -> Table:
     ]
     columns = ("buying", "maint", "doors", "persons", "lug_boot", "safety")
     classes = ("unacc", "acc", "good", "vgood")
-    return Table(np.array(rows, dtype=np.float64), np.array(labels), levels, columns, classes)
+    x_NF = np.array(rows, dtype=np.float64)
+    return Table(x_NF, np.array(labels), levels, columns, classes, names=names)

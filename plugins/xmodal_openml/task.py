@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
+from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.interfaces import (
     Context,
@@ -86,7 +87,18 @@ class TableTask(Task):
         table = self.table(self.config)
         parts = _parts(table, self.config, seed)
         mean_F, scale_F = _statistics(table, parts[0])
-        x_NF = torch.from_numpy(((table.x_NF - mean_F) / scale_F).astype(np.float32))
+        raw = RawForm(
+            shape=(len(table.columns),),
+            laid=(len(table.columns),),
+            mean=torch.from_numpy(mean_F),
+            scale=torch.from_numpy(scale_F),
+            columns=table.columns,
+            levels=table.level_names(),
+            missing=True,
+            label_shape=(),
+            label_columns=(table.label,),
+        )
+        x_NF = raw.apply(torch.from_numpy(table.x_NF))
         y_N = torch.from_numpy(table.y_N)
         train, validation, test = (
             cast("Dataset[Pair]", TensorDataset(x_NF[rows], y_N[rows]))
@@ -94,7 +106,7 @@ class TableTask(Task):
         )
         notes = self._notes(table, parts, seed)
         return TaskData(
-            train, validation, test, _checksum(table), notes=notes, classes=table.classes
+            train, validation, test, _checksum(table), notes=notes, classes=table.classes, raw=raw
         )
 
     def _notes(self, table: Table, parts: tuple[Indices, ...], seed: int) -> tuple[str, ...]:

@@ -201,7 +201,5 @@ def test_a_loaded_model_predicts_what_was_stored(tmp_path: Path) -> None:
     )
     kept = load_file(outcome.run.path / "predictions.safetensors")["prediction"]
     samples = load_file(outcome.run.path / "samples" / "tensors.safetensors")
-    model = api.load(outcome.run.path)
-    with torch.no_grad():
-        again = model.predict(samples["/test/x"])
+    again = api.load(outcome.run.path).forward(samples["/test/x"])
     assert torch.allclose(again, kept[: len(again)], atol=1e-6)

@@ -133,7 +133,9 @@ class RawForm:
                     f"{code_N[rows[0]]:g} (a table with named columns may hold the names)"
                 )
 
-    def encode(self, frame: Any, first: int = 0, note: Callable[[str], None] | None = None) -> Array:
+    def encode(
+        self, frame: Any, first: int = 0, note: Callable[[str], None] | None = None
+    ) -> Array:
         """The rows ``[n, F]`` of a table (a pandas frame), float64, categories as codes.
 
         A category that training never saw counts as missing, and is noted. Raises DataError for
@@ -158,9 +160,9 @@ def require(frame: Any, columns: Sequence[str]) -> None:
     missing = [name for name in columns if name not in known]
     if missing:
         hint = did_you_mean(missing[0], known)
+        shown = ", ".join(f"'{name}'" for name in missing)
         raise DataError(
-            f"x: no column {', '.join(f"'{name}'" for name in missing)}{hint}; expected "
-            f"{', '.join(columns)}; got {', '.join(known)}"
+            f"x: no column {shown}{hint}; expected {', '.join(columns)}; got {', '.join(known)}"
         )
 
 
@@ -191,9 +193,9 @@ def _codes(
     unseen = np.flatnonzero(np.isnan(codes_N) & known_N)
     if len(unseen) and note is not None:
         note(
-            f"column '{series.name}': {len(unseen)} values that training never saw count as "
-            f"missing; first: row {first + unseen[0]} has '{series.iloc[unseen[0]]}' (known: "
-            f"{', '.join(names[:12])}{', ...' * (len(names) > 12)})"
+            f"column '{series.name}': what training never saw counts as missing ({len(unseen)} of "
+            f"{len(series)} rows; first: row {first + unseen[0]}, '{series.iloc[unseen[0]]}'; "
+            f"known: {', '.join(names[:12])}{', ...' * (len(names) > 12)})"
         )
     return codes_N
 

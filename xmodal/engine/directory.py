@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from xmodal import __version__, runs
+from xmodal.engine import checkpoint
 from xmodal.engine.plan import Plan
 from xmodal.errors import UsageError
 from xmodal.interfaces import TaskData
@@ -89,4 +90,6 @@ def describe(
         "command": sys.argv,
         **runs.environment(),
     }
+    raw = None if data.raw is None else data.raw.state()
+    checkpoint.save(run.path / "inputs", {"raw": raw})
     run.write("manifest.json", manifest)

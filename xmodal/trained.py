@@ -1,0 +1,279 @@
+"""A trained model that is used: raw samples in, predictions in the unit of the labels out.
+
+It is read from a run directory alone; neither the training data nor the pretrained weights are
+needed. Samples are prepared as the training data were.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xmodal import plugins, runs
+from xmodal.data.raw import RawForm
+from xmodal.data.store import Store
+from xmodal.engine import checkpoint, randomness
+from xmodal.engine.network import Network, best_weights, facts_of, rebuild
+from xmodal.errors import DataError
+from xmodal.interfaces import Context, Facts, Metric
+from xmodal.recipe.layers import compose, validate
+from xmodal.recipe.model import Recipe
+
+Array = NDArray[Any]
+
+
+class Trained:
+    """A trained model.
+
+    ``model`` maps prepared samples to predictions; ``facts``, ``recipe`` and ``classes`` say what
+    it learned. ``raw`` says what a raw sample is; None where samples need no preparation. ``run``
+    is where it comes from.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        recipe: Recipe,
+        facts: Facts,
+        raw: RawForm | None,
+        classes: tuple[str, ...],
+        run: runs.Run,
+        device: torch.device,
+        note: Callable[[str], None],
+    ) -> None:
+        self.model = model.to(device)
+        self.recipe = recipe
+        self.facts = facts
+        shape = facts.task.shape
+        self.raw = raw or RawForm(shape, shape, missing=facts.task.form == "row")
+        self.classes = classes
+        self.run = run
+        self.device = device
+        self.note = note
+
+    @property
+    def kind(self) -> str:
+        """What it predicts: ``classification``, ``multi-label``, ``regression`` or ``dense``."""
+        return self.facts.task.target.kind
+
+    def predict(self, x: Any, batch: int | None = None, names: bool = False) -> Array:
+        """Predictions of raw samples, in the unit and the shape of the labels.
+
+        Classes are numbers 0 .. K-1, or ``names``; several labels are 0 or 1. Dense 0/1 labels are
+        the one exception: they come as log-odds. ``x`` is an array, a tensor or a pandas frame.
+        Raises DataError with what was expected and what was given.
+        """
+        return self.decide(self.outputs(x, batch), names)
+
+    def predict_proba(self, x: Any, batch: int | None = None) -> Array:
+        """The probability of every class or label, ``[n, K]``. DataError where there are none."""
+        return self.probabilities(self.outputs(x, batch))
+
+    def outputs(self, x: Any, batch: int | None = None) -> Tensor:
+        """What the model gives for raw samples: ``[n, K]`` or ``[n, K, *shape]``, on the CPU.
+
+        Logits for classes, log-odds for labels, numbers in the unit of the labels. Equal bit for
+        bit to the predictions of the run, for the same samples in the same order and batches.
+        """
+        if not _is_frame(x):
+            x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+            if x.ndim == 0:
+                self.raw.check(x)
+        size = batch or self.recipe.evaluation_batch
+        if len(x) == 0:
+            raise DataError(f"x: no samples; expected [n, {', '.join(map(str, self.raw.shape))}]")
+        chunks = (x[i : i + size] for i in range(0, len(x), size))
+        return torch.cat(list(self.stream(chunks)))
+
+    def stream(self, chunks: Iterator[Any]) -> Iterator[Tensor]:
+        """The outputs of each chunk of raw samples, one pass a chunk."""
+        first = 0
+        for chunk in chunks:
+            yield self.forward(self.prepare(chunk, first))
+            first += len(chunk)
+
+    def prepare(self, x: Any, first: int = 0) -> Tensor:
+        """Raw samples as the model reads them, float32; ``first`` is the number of the first row.
+
+        Raises DataError with what was expected and what was given.
+        """
+        if _is_frame(x):
+            x = self.raw.encode(x, first, self.note)
+        elif isinstance(x, Tensor):
+            x = x.detach().cpu().numpy()
+        raw = self.raw.check(np.asarray(x), first)
+        return self.raw.apply(torch.from_numpy(np.ascontiguousarray(raw)))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs of prepared samples, in the precision and with the arithmetic of the run."""
+        half = self.recipe.precision == "bf16"
+        cast = torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+        with _deterministic(self.recipe.deterministic), cast:
+            outputs: Tensor = self.model(x.to(self.device)).cpu()
+        return outputs
+
+    def decide(self, outputs: Tensor, names: bool = False) -> Array:
+        """What ``predict`` returns for ``outputs``."""
+        if self.kind == "classification":
+            index_N: Array = outputs.argmax(dim=1).numpy()
+            return np.array(self.class_names)[index_N] if names else index_N
+        if self.kind == "multi-label":
+            outputs = (outputs > 0).to(outputs.dtype)
+        decided: Array = self.raw.raw_labels(outputs).numpy()
+        return decided
+
+    def probabilities(self, outputs: Tensor) -> Array:
+        """What ``predict_proba`` returns for ``outputs``."""
+        if self.kind == "classification":
+            shares: Array = outputs.float().softmax(dim=1).numpy()
+            return shares
+        if self.kind == "multi-label":
+            odds: Array = outputs.float().sigmoid().numpy()
+            return odds
+        raise DataError(f"task '{self.facts.task.name}' has {self.kind} labels: no probabilities")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes or labels; their numbers where they have none."""
+        count = self.facts.task.target.size
+        return self.classes or tuple(str(index) for index in range(count))
+
+    def labels(self, y: Any, first: int = 0) -> Tensor:
+        """Raw labels as the metric reads them: int64 ``[n]``, or float ``[n, K, *shape]``.
+
+        Classes are given by name or number. Raises DataError.
+        """
+        y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+        target = self.facts.task.target
+        if self.kind == "classification":
+            return self._class_numbers(y, first)
+        shape = (target.size, *target.shape)
+        kept = self.raw.label_shape or shape
+        if y.dtype.kind not in "fiub" or (
+            y.shape[1:] not in (kept, shape) and prod(y.shape[1:]) != prod(shape)
+        ):
+            raise DataError(f"y: expected {['n', *kept]}, got {list(y.shape)} of {y.dtype}")
+        known = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float32))
+        channel = self.raw.label_channel
+        if channel is not None and y.shape[1:] == kept:
+            known = known.movedim(1 + channel, 1)
+        return known.reshape(len(known), *shape)
+
+    def _class_numbers(self, y: Array, first: int) -> Tensor:
+        names, count = self.class_names, self.facts.task.target.size
+        if y.ndim == 2 and y.shape[1] == count > 1 and y.dtype.kind in "fiub":
+            y = y.argmax(axis=1)
+        y = y.reshape(len(y)) if y.ndim == 2 and y.shape[1] == 1 else y
+        if y.ndim != 1:
+            raise DataError(f"y: expected one class a sample, [n]; got {list(y.shape)}")
+        if y.dtype.kind in "fb" and bool((y == np.round(y)).all()):
+            y = y.astype(np.int64)
+        known = {name: index for index, name in enumerate(names)}
+        if y.dtype.kind in "iu" and not {str(v) for v in np.unique(y)} <= known.keys():
+            known = {str(index): index for index in range(count)}
+        for row, value in enumerate(y):
+            if str(value) not in known:
+                raise DataError(
+                    f"y: row {first + row} is '{value}'; expected one of {', '.join(names[:12])}"
+                    f"{', ...' * (len(names) > 12)} or a number 0 to {count - 1}"
+                )
+        return torch.tensor([known[str(value)] for value in y], dtype=torch.int64)
+
+    def metric(self) -> Metric:
+        """The metric of the run, empty."""
+        seed = self.recipe.seed
+        generator = randomness.generator(seed, "component", "metric")
+        context = Context(self.facts, generator, Store(), output=self.facts.task.target)
+        metric: Metric = self.recipe.task.config.metric.build(context)
+        metric.reset()
+        return metric
+
+    def score(self, x: Any, y: Any) -> float:
+        """The metric of the run on raw samples and their labels."""
+        metric = self.metric()
+        metric.update(self.outputs(x), self.labels(y))
+        return metric.compute()
+
+    def samples(self) -> Array:
+        """A few raw test samples that the run has kept (none: an empty array)."""
+        folder = self.run.path / "samples"
+        if not (folder / checkpoint.SUMS).is_file():
+            return np.empty((0, *self.raw.shape))
+        kept: Tensor = checkpoint.load(folder)["test"]["x"]
+        raw: Array = self.raw.invert(kept).numpy()
+        return raw
+
+
+def load(
+    reference: str | Path,
+    device: str | None = None,
+    plugin_files: tuple[str, ...] = (),
+    note: Callable[[str], None] = warnings.warn,
+) -> Trained:
+    """The trained model of a run, with its best weights; ``device`` is the run's unless named.
+
+    Raises UsageError where there is no such run, DataError where it holds no trained model.
+    """
+    run = runs.locate(str(reference))
+    registry = plugins.registry(plugin_files)
+    layered = compose([str(run.path / "resolved.yaml")], registry, (), None)
+    recipe = validate(layered, registry)
+    weights, where = best_weights(run)
+    if not (run.path / "inputs" / checkpoint.SUMS).is_file():
+        raise DataError(
+            f"{run.path} does not say how its samples were prepared (it was made by an earlier "
+            "version); run its recipe again: xmodal run --force " + str(run.path / "resolved.yaml")
+        )
+    kept: Mapping[str, Any] = checkpoint.load(run.path / "inputs")
+    if run.state != "done":
+        note(f"{run.path} is not finished (state: {run.state}); these are its best weights so far")
+    manifest = run.read("manifest.json")
+    facts = facts_of(manifest["facts"])
+    return Trained(
+        model=rebuild(recipe, facts, weights, where),
+        recipe=recipe,
+        facts=facts,
+        raw=None if kept["raw"] is None else RawForm.of(kept["raw"]),
+        classes=tuple(manifest["classes"]),
+        run=run,
+        device=chosen_device(device or recipe.device),
+        note=note,
+    )
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device a name means; ``auto`` is a GPU where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic kernels inside the block where the run used them; as before after it."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def _is_frame(x: Any) -> bool:
+    return hasattr(x, "columns") and hasattr(x, "iloc")
