@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from xmodal.errors import DataError, did_you_mean
 from xmodal_arrays.containers import (
@@ -108,21 +106,6 @@ def array_parts(settings: DataSettings) -> list[Part]:
                 f"{parts[0].x.shape[1:]}"
             )
     return parts
-
-
-def check_codes(parts: Sequence[Part], levels: tuple[int, ...]) -> None:
-    """Raise DataError where a column of ``levels`` m > 0 holds more than codes 0 .. m-1 and NaN."""
-    for part in parts:
-        x_NF = part.x.read(slice(None))
-        for column in np.flatnonzero(levels):
-            code_N = x_NF[:, column].astype(np.float64)
-            wrong = (code_N != np.round(code_N)) | (code_N < 0) | (code_N >= levels[column])
-            rows = np.flatnonzero(wrong & ~np.isnan(code_N))
-            if len(rows):
-                raise DataError(
-                    f"{part.x_name}: row {rows[0]} has {code_N[rows[0]]:g} in column {column}, "
-                    f"whose levels are 0 to {levels[column] - 1}"
-                )
 
 
 def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[Part]:

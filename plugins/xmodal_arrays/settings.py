@@ -42,11 +42,6 @@ class DataSettings(Settings):
     )
     form: Form = Field("auto", description="What a sample is.")
     channels: Channels = Field("auto", description="Where a sample's channels are in the file.")
-    levels: tuple[int, ...] = Field(
-        (),
-        description="For rows in arrays, one entry a column: m for a category coded 0 .. m-1 (NaN "
-        "where missing), 0 for a number.",
-    )
     split: tuple[float, float, float] = Field(
         (0.7, 0.15, 0.15),
         description="Shares that train, validate and test. Without a share to test (0), the "
@@ -74,8 +69,6 @@ class DataSettings(Settings):
             raise ValueError("split needs three shares that add up to 1")
         if train == 0 or (validation == 0 and test > 0):
             raise ValueError("split needs a share to train, and one to validate where one tests")
-        if min(self.levels, default=0) < 0:
-            raise ValueError("levels are counts: 0 for a number, m for a category")
         return self
 
     @property

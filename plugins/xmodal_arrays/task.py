@@ -24,7 +24,7 @@ from xmodal.recipe.use import Use
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import Labels, read_labels
 from xmodal_arrays.layout import Layout, layout
-from xmodal_arrays.locate import TABLES, Part, array_parts, check_codes, sources
+from xmodal_arrays.locate import TABLES, Part, array_parts, sources
 from xmodal_arrays.samples import Affine, Samples, Scale, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
@@ -78,11 +78,7 @@ def understand(settings: DataSettings) -> Plan:
         except ValueError as error:
             raise DataError(f"{parts[0].x_name}: {error}") from error
         if found.form == "row":
-            levels = settings.levels or (0,) * found.shape[0]
-            if len(levels) != found.shape[0]:
-                raise DataError(
-                    f"levels: {len(levels)} entries; {parts[0].x_name} has {found.shape[0]} columns"
-                )
+            levels = (0,) * found.shape[0]
     labels = read_labels(parts, settings, found)
     count = sum(part.x.shape[0] for part in parts)
     line = (
@@ -174,8 +170,6 @@ class Arrays(Task):
     def load(self, seed: int) -> TaskData:
         """Check every value, split, and standardise with training samples alone."""
         plan = understand(self.config)
-        if self.config.levels:
-            check_codes(plan.parts, plan.levels)
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
         scale = self._input_scale(plan, train)
