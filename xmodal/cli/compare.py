@@ -12,8 +12,6 @@ from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
 
 if TYPE_CHECKING:
-    from xmodal.compare.cells import Cell
-    from xmodal.compare.collect import Row
     from xmodal.compare.queue import Queue, State
     from xmodal.interfaces import Launcher
     from xmodal.plugins import Registry
@@ -41,23 +39,43 @@ class Spread(TyperCommand):
 
 
 def compare(
-    methods: Annotated[list[str], typer.Argument(help="Names or files of methods.")],
-    task: Annotated[list[str], typer.Option(help="Names or files of tasks; several may follow.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every cell, from 0.")] = 3,
+    methods: Annotated[
+        list[str] | None, typer.Argument(help="Names or files of methods.", show_default=False)
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Names or files of tasks; several may follow.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="A grid written in a file, such as table4; options win.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of every cell, from 0; default 3.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value,value: every value is a method of its own."),
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Ask only how the others compare with this method.")
+    ] = None,
+    trivial: Annotated[
+        bool, typer.Option(help="Also run the trivial answer that all have to beat.")
+    ] = True,
     scale: Annotated[str | None, typer.Option(help="Put a scale layer last.")] = None,
     fraction: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the training samples.")
     ] = None,
-    launcher: Annotated[str, typer.Option(help="Where the cells run.")] = "local",
+    launcher: Annotated[
+        str, typer.Option(help="Where the cells run: a name, a block {use: ...}, or its file.")
+    ] = "local",
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     budget: Annotated[
         float | None, typer.Option(min=0, help="Hours after which no further cell is started.")
     ] = None,
     root: Annotated[Path, typer.Option(help="Where the cells are kept.")] = Path("runs/cells"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the report goes; default: beside the cells.")
+    ] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Run nothing, only read.")] = False,
     plugin: Plugins = None,
     as_json: AsJson = False,
@@ -67,43 +85,52 @@ def compare(
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
     from xmodal import plugins
-    from xmodal.compare.cells import Request, grid
-    from xmodal.compare.collect import rows
+    from xmodal.cli import verdicts
+    from xmodal.compare.assemble import assemble
+    from xmodal.compare.cells import grid
     from xmodal.compare.queue import FAILED, Queue
+    from xmodal.compare.request import Wanted, requested
     from xmodal.data.store import Store
 
     registry = plugins.registry(tuple(plugin or ()))
-    request = Request(
-        methods=tuple(dict.fromkeys(methods)),
-        tasks=tuple(dict.fromkeys(task)),
-        settings=tuple(set_ or ()),
+    wanted = Wanted(
+        methods=tuple(dict.fromkeys(methods or ())),
+        tasks=tuple(dict.fromkeys(task or ())),
+        suite=suite,
         seeds=seeds,
+        settings=tuple(set_ or ()),
         scale=scale,
         fraction=fraction,
+        trivial=trivial,
+        against=against,
     )
-    cells = grid(request, registry, Store(), root)
+    request = requested(wanted, registry)
+    cells = grid(request.request, registry, Store(), root)
+    request.check_against(cells)
     runner = None if collect else _launcher(launcher, jobs, registry)
     seconds = None if budget is None else 3600 * budget
     queue = Queue(cells, runner, seconds, tuple(plugin or ()))
     if runner is not None:
         _watch(queue)
-    states, found = queue.states(), rows(cells)
+    table = assemble(
+        request.command, cells, queue.states(), against=against, published=request.published
+    )
+    folder = out or root.parent / "compare" / request.name
+    files = verdicts.write(folder, table)
     if as_json:
-        output.print_json({"cells": _listed(cells, states), "rows": [r.as_dict() for r in found]})
+        output.print_json({**table.as_dict(), "files": [str(file) for file in files]})
     else:
-        _show(cells, states, found)
-    if any(state.word == FAILED for state in states):
+        verdicts.show(table, files)
+    if any(state.word == FAILED for state in table.states):
         raise typer.Exit(6)
 
 
-def _launcher(name: str, jobs: int | None, registry: Registry) -> Launcher:
-    from xmodal.errors import UsageError
+def _launcher(text: str, jobs: int | None, registry: Registry) -> Launcher:
+    """The launcher of ``--launcher``: a name, a block, or a file that holds a block."""
+    from xmodal.compare.request import launcher_block
     from xmodal.interfaces import Launcher
 
-    component = registry.load("launcher", name)
-    if jobs is not None and "jobs" not in component.Config.model_fields:
-        raise UsageError(f"launcher '{name}' has no setting 'jobs'")
-    settings = component.Config.model_validate({} if jobs is None else {"jobs": jobs})
+    component, settings = launcher_block(text, {} if jobs is None else {"jobs": jobs}, registry)
     assert issubclass(component, Launcher)
     return component(settings)
 
@@ -147,48 +174,3 @@ def _table(queue: Queue, states: list[State]) -> Any:
     if len(pairs) > SHOWN:
         table.add_row(f"... {len(pairs) - SHOWN} more", "", "", "", "", "")
     return table
-
-
-def _listed(cells: list[Cell], states: list[State]) -> list[dict[str, Any]]:
-    return [
-        {
-            "method": cell.method,
-            "task": cell.task,
-            "seed": cell.seed,
-            "state": state.word,
-            "detail": state.detail,
-            "directory": None if cell.directory is None else str(cell.directory),
-        }
-        for cell, state in zip(cells, states, strict=True)
-    ]
-
-
-def _show(cells: list[Cell], states: list[State], found: list[Row]) -> None:
-    """Mean and deviation of every method on every task, and what did not work."""
-    from statistics import mean, stdev
-
-    console = output.stderr()
-    said: set[str] = set()
-    for cell, state in zip(cells, states, strict=True):
-        if state.detail and (text := f"{state.word}: {cell.method} on {cell.task}") not in said:
-            said.add(text)
-            console.print(f"{text}\n    " + state.detail.replace("\n", "\n    "), markup=False)
-    for name in dict.fromkeys(row.task for row in found):
-        lines = []
-        for method in dict.fromkeys(row.method for row in found if row.task == name):
-            mine = [row for row in found if (row.task, row.method) == (name, method)]
-            spread = f"± {stdev(r.test for r in mine):.2g}" if len(mine) > 1 else ""
-            lines.append(
-                (
-                    method,
-                    f"{output.number(mean(r.test for r in mine))} {spread}".rstrip(),
-                    len(mine),
-                    f"{mean(r.encoded_samples for r in mine):,.0f}",
-                    output.seconds(mean(r.seconds for r in mine)),
-                )
-            )
-        first = next(row for row in found if row.task == name)
-        columns = ("method", f"test {first.metric}", "seeds", "encoded samples", "training")
-        title = f"{name}: {first.better} is better; protocol {first.protocol}"
-        output.print_table(columns, lines, title=f"{title}, selected on {first.selected_on}")
-        output.stdout().print()

@@ -1,21 +1,26 @@
 """Runs the cells of a comparison through a launcher, and says at any time how each one stands.
 
 What a cell has done is read from its run directory, never remembered: killing the comparison loses
-nothing, and the same command goes on. A cell that another process is running is waited for.
+nothing, and the same command goes on. A cell that another process is running is waited for; one
+that an earlier comparison left in a cluster's queue is taken over.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from xmodal.compare.cells import Cell
+from xmodal.engine.checkpoint import write_atomically
 from xmodal.interfaces import Job, Launcher
 
 QUEUED, RUNNING, DONE, FAILED, SKIPPED = "queued", "running", "done", "failed", "skipped"
@@ -47,14 +52,14 @@ class Queue:
         plugin_files: Sequence[str] = (),
     ) -> None:
         # Two settings that make no difference give one run.
-        unique = {cell.directory: cell for cell in cells if cell.directory is not None}
+        unique = {_name(cell.directory): cell for cell in cells if cell.directory is not None}
         self.cells = tuple(cells)
         self.launcher = launcher
         self.budget = budget
         self.plugin_files = tuple(plugin_files)
         self.begun = time.monotonic()
-        self._jobs = {str(directory): cell for directory, cell in unique.items()}
-        self._pending = [name for name, cell in self._jobs.items() if cell.run.state != "done"]
+        self._jobs = unique
+        self._pending = [name for name, cell in unique.items() if cell.run.state != "done"]
         self._launched: set[str] = set()
         self._unfinished: Mapping[str, str] = {}
 
@@ -76,19 +81,34 @@ class Queue:
 
     def _step(self, launcher: Launcher) -> bool:
         """Start what there is room for; whether anything is still to be waited for."""
-        self._unfinished = launcher.unfinished()
+        before = self._ask(launcher)
         spent = time.monotonic() - self.begun
         may_start = self.budget is None or spent < self.budget
-        room = launcher.slots - len(self._unfinished)
-        if may_start and room > 0 and self._pending:
-            free = [name for name in self._pending if not self._jobs[name].run.locked()][:room]
-            launcher.submit([self._job(name) for name in free])
-            self._launched |= set(free)
-            self._pending = [name for name in self._pending if name not in free]
-            self._unfinished = launcher.unfinished()
+        # A launcher does not start what it lists already: submitting that makes it ours.
+        left = [name for name in self._pending if name in self._unfinished]
+        room = max(0, launcher.slots - len(self._unfinished)) if may_start else 0
+        others = [name for name in self._pending if name not in left] if room else []
+        batch = left + [name for name in others if not self._jobs[name].run.locked()][:room]
+        if batch:
+            launcher.submit([self._job(name) for name in batch])
+            self._launched |= set(batch)
+            self._pending = [name for name in self._pending if name not in batch]
+            before |= self._ask(launcher)
+        for name in before - self._unfinished.keys():
+            _look_again(Path(name))
         # A pending cell that is locked belongs to another comparison: it may be done by now.
         self._pending = [name for name in self._pending if self._jobs[name].run.state != "done"]
         return bool(self._unfinished) or (may_start and bool(self._pending))
+
+    def _ask(self, launcher: Launcher) -> set[str]:
+        """Learn which of our jobs have not ended; a cluster may hold other comparisons' too.
+
+        Returns the names of those that had not ended before.
+        """
+        before = set(self._unfinished)
+        found = launcher.unfinished()
+        self._unfinished = {name: word for name, word in found.items() if name in self._jobs}
+        return before
 
     def _job(self, name: str) -> Job:
         """``python -m xmodal run <resolved.yaml> --directory <dir>``, which works by hand too."""
@@ -96,8 +116,9 @@ class Queue:
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         recipe = folder / "cell.yaml"
-        with recipe.open("w", encoding="utf-8") as stream:
-            YAML().dump(dict(cell.resolved), stream)
+        text = StringIO()
+        YAML().dump(dict(cell.resolved), text)
+        write_atomically(recipe, text.getvalue())  # a job that is taken over may just read it
         return Job(name, tuple(command(folder, self.plugin_files)), folder / LOG)
 
     def states(self) -> list[State]:
@@ -107,7 +128,7 @@ class Queue:
     def _state(self, cell: Cell) -> State:
         if cell.directory is None:
             return State(SKIPPED, detail=cell.skipped)
-        name, word = str(cell.directory), cell.run.state
+        name, word = _name(cell.directory), cell.run.state
         epochs = _epochs(cell.resolved)
         if word == "done":
             return State(DONE, epochs, epochs)
@@ -122,6 +143,17 @@ class Queue:
         if name in self._launched or word in (FAILED, "stopped"):
             return State(FAILED, len(metrics), epochs, detail=last_lines(cell.directory / LOG))
         return State(QUEUED, len(metrics), epochs)
+
+
+def _name(directory: Path) -> str:
+    """What a cell's job is called: the same in every comparison, whatever folder it begins in."""
+    return str(directory.absolute())
+
+
+def _look_again(folder: Path) -> None:
+    """Make a network file system look for what another machine has just written here."""
+    with suppress(OSError):
+        os.listdir(folder)
 
 
 def command(folder: Path, plugin_files: Sequence[str] = ()) -> list[str]:

@@ -64,7 +64,7 @@ def _pair(pair: PairResult) -> dict[str, object]:
 def latex(table: Table) -> str:
     """Mean and standard deviation of every method on every task; the best mean is bold.
 
-    Needs the packages booktabs and graphicx. Controls and the trivial answer stand below a rule.
+    Needs the package booktabs. Controls and the trivial answer stand below a rule.
     """
     tasks = [task for task in table.tasks if any(row.task == task for row in table.rows)]
     if not tasks:
@@ -72,11 +72,12 @@ def latex(table: Table) -> str:
     order = sorted(table.methods, key=lambda method: table.roles[method] != "method")
     frame = pd.DataFrame(
         [[_entry(table, method, task) for task in tasks] for method in order],
-        index=[_escaped(method) for method in order],
-        columns=[f"{_escaped(task)} ({_escaped(_metric(table, task))})" for task in tasks],
+        index=order,
+        columns=[f"{task} ({_metric(table, task)})" for task in tasks],
     )
+    styled = frame.style.format_index(escape="latex").format_index(escape="latex", axis=1)
     text = str(
-        frame.style.to_latex(
+        styled.to_latex(
             hrules=True,
             column_format="l" + "r" * len(tasks),
             caption=_caption(table),
@@ -103,7 +104,9 @@ def _entry(table: Table, method: str, task: str) -> str:
         return "--"
     spread = f" \\pm {_digits(scores.std())}" if len(scores) > 1 else ""
     value = _digits(scores.mean())
-    return f"$\\mathbf{{{value}}}{spread}$" if _best(table, task) == method else f"${value}{spread}$"
+    return (
+        f"$\\mathbf{{{value}}}{spread}$" if _best(table, task) == method else f"${value}{spread}$"
+    )
 
 
 def _best(table: Table, task: str) -> str:
@@ -131,7 +134,7 @@ def _caption(table: Table) -> str:
         f"{' and '.join(protocols)} protocol, epoch selected on {' and '.join(selected)}",
     ]
     if scales:
-        parts.append(f"scale {', '.join(map(_escaped, scales))}")
+        parts.append(f"scale {', '.join(scales)}".replace("_", "\\_"))
     if fractions != [1.0]:
         parts.append(f"{', '.join(f'{100 * f:g}' for f in fractions)} \\% of the training data")
     return "; ".join(parts) + "."
@@ -146,12 +149,3 @@ def _digits(value: float) -> str:
         mantissa, exponent = text.split("e")
         return f"{mantissa} \\cdot 10^{{{int(exponent)}}}"
     return text
-
-
-def _escaped(text: str) -> str:
-    for character in "\\{}":
-        text = text.replace(character, {"\\": "\x00", "{": "\\{", "}": "\\}"}[character])
-    for character in "_%&#$":
-        text = text.replace(character, f"\\{character}")
-    replaced = text.replace("~", "\\textasciitilde{}").replace("^", "\\textasciicircum{}")
-    return replaced.replace("\x00", "\\textbackslash{}")

@@ -1,0 +1,217 @@
+"""From finished run directories to verdicts, CSV and LaTeX: what counts, and for whom."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from xmodal.compare.assemble import assemble
+from xmodal.compare.cells import Cell
+from xmodal.compare.queue import DONE, FAILED, QUEUED, State
+from xmodal.compare.table import Table
+from xmodal.compare.tables import cells_csv, latex, pairs_csv, write_tables
+
+TASKS = ("a_1", "b", "c", "d", "e", "f")
+ROLES = {"trivial": "trivial", "longer": "control"}
+
+
+def cell(root: Path, method: str, task: str, seed: int, setting: tuple[str, ...] = ()) -> Cell:
+    label = f"{method} [{', '.join(setting)}]" if setting else method
+    rate = [float(text.partition("=")[2]) for text in setting if ".lr=" in text]
+    resolved = {
+        "role": ROLES.get(method, "method"),
+        "fraction": 1.0,
+        "labelled": 1.0,
+        "stages": [{"use": "finetune", "optimizer": {"lr": (rate or [1e-3])[0]}}],
+    }
+    folder = root / f"{label}-{task}-{seed}"
+    references = (f"methods/{method}", task)
+    return Cell(label, task, seed, references, setting, "cpu", setting, resolved, folder)
+
+
+def finish(one: Cell, error: float, passes: int = 100, **changes: Any) -> None:
+    """Write what a finished run leaves behind."""
+    assert one.directory is not None
+    one.directory.mkdir()
+    result: dict[str, Any] = {
+        "metric": "error-rate",
+        "better": "lower",
+        "test": {"metric": error, "loss": 1.0, "smallest": 0.01},
+        "validation": {"metric": error, "at": [0, 1]},
+        "selected_on": "validation",
+        "protocol": "clean",
+        "encoded_samples": passes,
+        "seconds": {"training": 2.0},
+        "memory_bytes": 10**9,
+        "parameters": {"trainable": 1000},
+    }
+    result |= changes
+    (one.directory / "result.json").write_text(json.dumps(result))
+    (one.directory / "status.json").write_text(json.dumps({"state": "done"}))
+
+
+def made(
+    root: Path,
+    errors: Mapping[str, float],
+    tasks: Sequence[str] = TASKS,
+    against: str | None = None,
+) -> Table:
+    """A table in which every method has the same error on all tasks, but for a little noise."""
+    cells = [
+        cell(root, method, task, seed) for seed in range(3) for task in tasks for method in errors
+    ]
+    for one in cells:
+        wobble = 1 + 0.01 * math.sin(7 * one.seed + 3 * TASKS.index(one.task))
+        passes = 200 if one.method in ("dear", "longer") else 100
+        finish(one, errors[one.method] * wobble, passes)
+    return assemble("xmodal compare ...", cells, [State(DONE)] * len(cells), against=against)
+
+
+def kinds(table: Table) -> set[str]:
+    assert table.comparison is not None
+    return {flag.kind for flag in table.comparison.flags}
+
+
+def test_contenders_are_compared_and_others_only_looked_at(tmp_path: Path) -> None:
+    table = made(tmp_path, {"dear": 0.10, "cheap": 0.20, "longer": 0.15, "trivial": 0.18})
+    assert table.comparison is not None
+    (pair,) = table.comparison.pairs
+    assert (pair.a, pair.b, pair.verdict.word) == ("dear", "cheap", "better")
+    assert pair.numbers is not None
+    assert pair.numbers.family == 1
+    assert table.roles == {
+        "dear": "method", "cheap": "method", "longer": "control", "trivial": "trivial",
+    }  # fmt: skip
+    # The control has the dear one's compute; "cheap" loses to the trivial answer.
+    assert kinds(table) == {"worse-than-trivial"}
+
+
+def test_uneven_compute_is_a_doubt_without_the_control(tmp_path: Path) -> None:
+    assert "uneven-compute" in kinds(made(tmp_path, {"dear": 0.1, "cheap": 0.2}))
+
+
+def test_questions_against_one_method(tmp_path: Path) -> None:
+    errors = {"x": 0.1, "y": 0.1, "z": 0.3, "longer": 0.2}
+    table = made(tmp_path, errors, against="longer")
+    assert table.comparison is not None
+    assert [(p.a, p.b) for p in table.comparison.pairs] == [
+        ("x", "longer"), ("y", "longer"), ("z", "longer"),
+    ]  # fmt: skip
+
+
+def test_few_tasks_are_refused_but_shown(tmp_path: Path) -> None:
+    table = made(tmp_path, {"x": 0.1, "y": 0.2}, tasks=TASKS[:2])
+    assert table.comparison is not None
+    (pair,) = table.comparison.pairs
+    assert str(pair.verdict) == "refused: 2 tasks, 6 are needed"
+    assert [task.n for task in pair.tasks] == [3, 3]
+
+
+def test_a_failed_cell_is_no_missing_cell(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, m, t, s) for m in ("x", "y") for t in TASKS for s in range(3)]
+    states = []
+    for number, one in enumerate(cells):
+        if number in (0, 20):
+            states.append(State(FAILED if number == 0 else QUEUED, detail="boom"))
+        else:
+            finish(one, 0.1)
+            states.append(State(DONE))
+    table = assemble("c", cells, states)
+    assert table.comparison is not None
+    (pair,) = table.comparison.pairs
+    assert "runs failed on a_1" in str(pair.verdict)
+    assert {"failed-runs", "missing-runs"} <= kinds(table)
+    read = pd.read_csv(io.StringIO(cells_csv(table)))
+    assert read["state"].value_counts().to_dict() == {"done": 34, "failed": 1, "queued": 1}
+    assert read["test"].isna().sum() == 2
+
+
+def test_a_task_without_ratios_is_left_out_and_named(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "x", task, 0) for task in TASKS]
+    for one in cells:
+        finish(one, 0.1)
+    (cells[0].directory / "result.json").unlink()  # type: ignore[operator]
+    for one, changes in ((cells[1], {"better": "higher"}), (cells[2], {"test": {"metric": 0.0}})):
+        assert one.directory is not None
+        for file in one.directory.iterdir():
+            file.unlink()
+        one.directory.rmdir()
+        finish(one, 0.1, **changes)
+    finish(replace(cells[0], directory=tmp_path / "other"), 0.1)
+    cells[0] = replace(cells[0], directory=tmp_path / "other")
+    table = assemble("c", cells, [State(DONE)] * len(cells))
+    assert table.scores is not None
+    assert table.scores.tasks == ("a_1", "d", "e", "f")
+    assert "higher is better" in table.left_out["b"]
+    assert "an error is 0" in table.left_out["c"]
+
+
+def test_an_error_of_zero_counts_as_half_the_smallest(tmp_path: Path) -> None:
+    one = cell(tmp_path, "x", "b", 0)
+    finish(one, 0.0)
+    table = assemble("c", [one], [State(DONE)])
+    assert table.scores is not None
+    assert table.scores.errors_MTS.item() == 0.005
+    assert kinds(table) == {"floored-errors"}
+
+
+def test_a_learning_rate_at_the_edge_of_its_grid(tmp_path: Path) -> None:
+    rates = ("1e-4", "1e-3", "1e-2")
+    cells = []
+    for number, rate in enumerate(rates):
+        cells.append(cell(tmp_path, "x", "b", 0, (f"training.optimizer.lr={rate}",)))
+        finish(cells[-1], 0.3 - 0.1 * number)
+    table = assemble("c", cells, [State(DONE)] * 3)
+    assert table.comparison is not None
+    (flag,) = [flag for flag in table.comparison.flags if flag.kind == "edge-of-grid"]
+    assert flag.numbers["learning_rate"] == 1e-2
+    assert flag.methods == ("x [training.optimizer.lr=1e-2]",)
+
+
+def test_nothing_done_yet(tmp_path: Path) -> None:
+    one = cell(tmp_path, "x", "b", 0)
+    table = assemble("c", [one], [State(QUEUED)])
+    assert (table.scores, table.comparison, table.rows) == (None, None, ())
+    assert latex(table) == "% nothing is done yet\n"
+    assert pairs_csv(table).splitlines() == ["a,b,verdict"]
+    assert json.loads(json.dumps(table.as_dict()))["verdicts"] is None
+
+
+def test_files_for_a_spreadsheet_and_a_paper(tmp_path: Path) -> None:
+    table = made(tmp_path, {"x_1": 0.10, "y": 0.20, "trivial": 0.18})
+    files = write_tables(tmp_path, table)
+    assert [file.name for file in files] == ["cells.csv", "pairs.csv", "table.tex"]
+    cells = pd.read_csv(files[0])
+    assert len(cells) == 54
+    assert cells.groupby("method")["test"].mean()["y"] == pytest.approx(0.2, rel=0.01)
+    pairs = pd.read_csv(files[1])
+    assert pairs.loc[0, ["a", "b", "verdict"]].tolist() == ["x_1", "y", "better"]
+    assert math.exp(pairs.loc[0, "effect"]) == pytest.approx(0.5, rel=0.01)
+    text = files[2].read_text()
+    assert text.count("\\midrule") == 2
+    lines = [line for line in text.splitlines() if line.startswith("x\\_1")]
+    assert lines[0].count("\\mathbf") == 6
+    assert "a\\_1 (error-rate)" in text
+    assert "clean protocol, epoch selected on validation; scale cpu." in text
+    ours = next(line for line in text.splitlines() if line.startswith("y "))
+    mean, spread = ours.split("&")[1].strip(" $").split(" \\pm ")
+    found = cells[(cells.method == "y") & (cells.task == "a_1")]["test"]
+    assert float(mean) == pytest.approx(found.mean(), rel=5e-3)
+    assert float(spread) == pytest.approx(found.std(), rel=5e-3)
+
+
+def test_json_has_no_infinities(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, m, "b", s) for m in ("x", "y") for s in range(3)]
+    for one in cells[1:]:
+        finish(one, 0.1)
+    table = assemble("c", cells, [State(FAILED), *[State(DONE)] * 5])
+    text = json.dumps(table.as_dict(), allow_nan=False)
+    assert json.loads(text)["verdicts"]["pairs"][0]["verdict"]["word"] == "refused"

@@ -1,0 +1,166 @@
+"""Shows a comparison: the verdicts first, then what they rest on, then what is doubtful."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmodal.cli import output
+from xmodal.engine.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from xmodal.compare.results import PairResult, TaskResult
+    from xmodal.compare.statistics import Interval
+    from xmodal.compare.table import Table
+
+JSON, REPORT = "comparison.json", "report.html"
+
+
+def write(folder: Path, table: Table) -> list[Path]:
+    """Write everything a comparison says into a folder; the page comes first."""
+    import json
+
+    from xmodal.compare.tables import write_tables
+    from xmodal.report.compare_report import write_compare_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    page = write_compare_report(folder / REPORT, table)
+    write_atomically(folder / JSON, json.dumps(table.as_dict(), indent=1, default=str) + "\n")
+    return [page, *write_tables(folder, table), folder / JSON]
+
+
+def show(table: Table, files: Sequence[Path]) -> None:
+    """Print a comparison: results on stdout, everything else on stderr."""
+    _problems(table)
+    _means(table)
+    if table.comparison is not None:
+        _verdicts(table)
+        for flag in table.comparison.flags:
+            output.stderr().print(f"doubt: {flag.text}", markup=False)
+    for task, reason in table.left_out.items():
+        output.stderr().print(f"not weighed: {task}: {reason}", markup=False)
+    if files:
+        output.stderr().print(f"report: {files[0]}", markup=False)
+
+
+def _problems(table: Table) -> None:
+    """What was skipped or failed: each reason once, with all whom it concerns."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for cell, state in zip(table.cells, table.states, strict=True):
+        if state.detail:
+            concerned = reasons.setdefault((state.word, cell.task, state.detail), [])
+            concerned += [cell.method] if cell.method not in concerned else []
+    for (word, task, detail), methods in reasons.items():
+        text = f"{word}: {', '.join(methods)} on {task}\n    " + detail.replace("\n", "\n    ")
+        output.stderr().print(text, markup=False)
+
+
+def _means(table: Table) -> None:
+    """Mean and deviation of every method on every task, with what it cost."""
+    from statistics import mean, stdev
+
+    for task in table.tasks:
+        mine = [row for row in table.rows if row.task == task]
+        if not mine:
+            continue
+        lines = []
+        for method in table.methods:
+            rows = [row for row in mine if row.method == method]
+            if not rows:
+                continue
+            spread = f"± {stdev(row.test for row in rows):.2g}" if len(rows) > 1 else ""
+            role = table.roles[method]
+            lines.append(
+                (
+                    method if role == "method" else f"{method} ({role})",
+                    f"{output.number(mean(row.test for row in rows))} {spread}".rstrip(),
+                    len(rows),
+                    f"{mean(row.encoded_samples for row in rows):,.0f}",
+                    output.seconds(mean(row.seconds for row in rows)),
+                )
+            )
+        first = mine[0]
+        columns = ("method", f"test {first.metric}", "seeds", "encoded samples", "training")
+        title = f"{task}: {first.better} is better; protocol {first.protocol}"
+        output.print_table(columns, lines, title=f"{title}, selected on {first.selected_on}")
+        output.stdout().print()
+
+
+def _verdicts(table: Table) -> None:
+    """One line a pair; where nothing may be said over tasks, what the single tasks say."""
+    assert table.comparison is not None
+    pairs = table.comparison.pairs
+    if not pairs:
+        return
+    reasons = {pair.verdict.reasons for pair in pairs}
+    if all(pair.verdict.word == "refused" for pair in pairs) and len(reasons) == 1:
+        output.stdout().print(f"no verdict: {'; '.join(reasons.pop())}", markup=False)
+        _single_tasks(pairs)
+        return
+    lines = [
+        (
+            pair.a,
+            pair.verdict.word,
+            pair.b,
+            *_numbers(pair),
+            f"{pair.wins}/{pair.ties}/{pair.losses}",
+        )
+        for pair in pairs
+    ]
+    columns = ("", "verdict", "than", "error", "P(better)", "p Holm", "wins/ties/losses")
+    title = "verdicts: change of the error over tasks with its 95 % interval"
+    output.print_table(columns, lines, title=title)
+    output.stdout().print()
+    for pair in pairs:
+        if pair.verdict.word in ("inconclusive", "refused"):
+            text = "; ".join(pair.verdict.reasons)
+            output.stderr().print(f"{pair.a} - {pair.b}: {text}", markup=False)
+    if any(pair.verdict.word == "refused" for pair in pairs):
+        _single_tasks([pair for pair in pairs if pair.verdict.word == "refused"])
+
+
+def _numbers(pair: PairResult) -> tuple[str, str, str]:
+    from xmodal.compare.criteria import percent
+
+    if pair.numbers is None:
+        return "", "", ""
+    effect, numbers = pair.numbers.effect, pair.numbers
+    interval = f"{percent(effect.low)} to {percent(effect.high)}"
+    return (
+        f"{percent(effect.value)} ({interval})",
+        f"{numbers.probability.value:.2f}",
+        (f"{numbers.p_holm:.2g}"),
+    )
+
+
+def _single_tasks(pairs: Sequence[PairResult]) -> None:
+    """The paired differences task by task, with what a few seeds can say about them."""
+    lines = [
+        (pair.a, pair.b, task.task, _change(task.mean), _range(task.interval), task.n, _note(task))
+        for pair in pairs
+        for task in pair.tasks
+    ]
+    if lines:
+        columns = ("", "against", "task", "error", "interval over seeds", "seeds", "")
+        output.print_table(columns, lines, title="paired, task by task")
+        output.stdout().print()
+
+
+def _change(value: float | None) -> str:
+    from xmodal.compare.criteria import percent
+
+    return "" if value is None or not math.isfinite(value) else percent(value)
+
+
+def _range(interval: Interval | None) -> str:
+    from xmodal.compare.criteria import percent
+
+    return "" if interval is None else f"{percent(interval.low)} to {percent(interval.high)}"
+
+
+def _note(task: TaskResult) -> str:
+    if any(task.failed):
+        return f"failed runs: {task.failed[0]}, {task.failed[1]}"
+    return "within the spread over seeds" if task.within_spread else ""
