@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -94,6 +93,9 @@ def copy_projection(pretrained: nn.Conv2d, projection: nn.Conv2d, rescale: bool)
     """
     weight = pretrained.weight
     if pretrained.kernel_size != projection.kernel_size:
+        # The import takes a third of a small run on a table, which never gets here.
+        from timm.layers import resample_patch_embed
+
         weight = resample_patch_embed(weight, list(projection.kernel_size))
     known, channels = pretrained.in_channels, projection.in_channels
     weight = weight[:, torch.arange(channels, device=weight.device) % known]
