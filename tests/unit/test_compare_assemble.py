@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from xmodal.compare.assemble import assemble
-from xmodal.compare.cells import Cell
+from xmodal.compare.cells import Cell, Request
 from xmodal.compare.queue import DONE, FAILED, QUEUED, State
+from xmodal.compare.request import Requested
 from xmodal.compare.table import Table
 from xmodal.compare.tables import cells_csv, latex, pairs_csv, write_tables
 
@@ -72,7 +73,11 @@ def made(
         wobble = 1 + 0.01 * math.sin(7 * one.seed + 3 * TASKS.index(one.task))
         passes = 200 if one.method in ("dear", "longer") else 100
         finish(one, errors[one.method] * wobble, passes)
-    return assemble("xmodal compare ...", cells, [State(DONE)] * len(cells), against=against)
+    return assemble(asked(against), cells, [State(DONE)] * len(cells))
+
+
+def asked(against: str | None = None) -> Requested:
+    return Requested(Request((), ()), "xmodal compare ...", "name", against)
 
 
 def kinds(table: Table) -> set[str]:
@@ -124,7 +129,7 @@ def test_a_failed_cell_is_no_missing_cell(tmp_path: Path) -> None:
         else:
             finish(one, 0.1)
             states.append(State(DONE))
-    table = assemble("c", cells, states)
+    table = assemble(asked(), cells, states)
     assert table.comparison is not None
     (pair,) = table.comparison.pairs
     assert "runs failed on a_1" in str(pair.verdict)
@@ -147,7 +152,7 @@ def test_a_task_without_ratios_is_left_out_and_named(tmp_path: Path) -> None:
         finish(one, 0.1, **changes)
     finish(replace(cells[0], directory=tmp_path / "other"), 0.1)
     cells[0] = replace(cells[0], directory=tmp_path / "other")
-    table = assemble("c", cells, [State(DONE)] * len(cells))
+    table = assemble(asked(), cells, [State(DONE)] * len(cells))
     assert table.scores is not None
     assert table.scores.tasks == ("a_1", "d", "e", "f")
     assert "higher is better" in table.left_out["b"]
@@ -157,7 +162,7 @@ def test_a_task_without_ratios_is_left_out_and_named(tmp_path: Path) -> None:
 def test_an_error_of_zero_counts_as_half_the_smallest(tmp_path: Path) -> None:
     one = cell(tmp_path, "x", "b", 0)
     finish(one, 0.0)
-    table = assemble("c", [one], [State(DONE)])
+    table = assemble(asked(), [one], [State(DONE)])
     assert table.scores is not None
     assert table.scores.errors_MTS.item() == 0.005
     assert kinds(table) == {"floored-errors"}
@@ -169,7 +174,7 @@ def test_a_learning_rate_at_the_edge_of_its_grid(tmp_path: Path) -> None:
     for number, rate in enumerate(rates):
         cells.append(cell(tmp_path, "x", "b", 0, (f"training.optimizer.lr={rate}",)))
         finish(cells[-1], 0.3 - 0.1 * number)
-    table = assemble("c", cells, [State(DONE)] * 3)
+    table = assemble(asked(), cells, [State(DONE)] * 3)
     assert table.comparison is not None
     (flag,) = [flag for flag in table.comparison.flags if flag.kind == "edge-of-grid"]
     assert flag.numbers["learning_rate"] == 1e-2
@@ -178,7 +183,7 @@ def test_a_learning_rate_at_the_edge_of_its_grid(tmp_path: Path) -> None:
 
 def test_nothing_done_yet(tmp_path: Path) -> None:
     one = cell(tmp_path, "x", "b", 0)
-    table = assemble("c", [one], [State(QUEUED)])
+    table = assemble(asked(), [one], [State(QUEUED)])
     assert (table.scores, table.comparison, table.rows) == (None, None, ())
     assert latex(table) == "% nothing is done yet\n"
     assert pairs_csv(table).splitlines() == ["a,b,verdict"]
@@ -212,6 +217,6 @@ def test_json_has_no_infinities(tmp_path: Path) -> None:
     cells = [cell(tmp_path, m, "b", s) for m in ("x", "y") for s in range(3)]
     for one in cells[1:]:
         finish(one, 0.1)
-    table = assemble("c", cells, [State(FAILED), *[State(DONE)] * 5])
+    table = assemble(asked(), cells, [State(FAILED), *[State(DONE)] * 5])
     text = json.dumps(table.as_dict(), allow_nan=False)
     assert json.loads(text)["verdicts"]["pairs"][0]["verdict"]["word"] == "refused"

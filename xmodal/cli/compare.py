@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +15,6 @@ from xmodal.cli.run import AsJson, Plugins
 
 if TYPE_CHECKING:
     from xmodal.compare.queue import Queue, State
-    from xmodal.interfaces import Launcher
-    from xmodal.plugins import Registry
 
 MANY = ("--task", "--set")
 SHOWN = 24
@@ -84,39 +84,29 @@ def compare(
 
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
-    from xmodal import plugins
     from xmodal.cli import verdicts
-    from xmodal.compare.assemble import assemble
-    from xmodal.compare.cells import grid
-    from xmodal.compare.queue import FAILED, Queue
-    from xmodal.compare.request import Wanted, requested
-    from xmodal.data.store import Store
+    from xmodal.compare import running
+    from xmodal.compare.queue import FAILED
 
-    registry = plugins.registry(tuple(plugin or ()))
-    wanted = Wanted(
-        methods=tuple(dict.fromkeys(methods or ())),
-        tasks=tuple(dict.fromkeys(task or ())),
-        suite=suite,
-        seeds=seeds,
-        settings=tuple(set_ or ()),
-        scale=scale,
-        fraction=fraction,
-        trivial=trivial,
-        against=against,
-    )
-    request = requested(wanted, registry)
-    cells = grid(request.request, registry, Store(), root)
-    request.check_against(cells)
-    runner = None if collect else _launcher(launcher, jobs, registry)
-    seconds = None if budget is None else 3600 * budget
-    queue = Queue(cells, runner, seconds, tuple(plugin or ()))
-    if runner is not None:
-        _watch(queue)
-    table = assemble(
-        request.command, cells, queue.states(), against=against, published=request.published
-    )
-    folder = out or root.parent / "compare" / request.name
-    files = verdicts.write(folder, table)
+    with _live() as watch:
+        table = running.compare(
+            methods or (),
+            task or (),
+            suite=suite,
+            seeds=seeds,
+            settings=set_ or (),
+            scale=scale,
+            fraction=fraction,
+            trivial=trivial,
+            against=against,
+            launcher=None if collect else launcher,
+            jobs=jobs,
+            budget=None if budget is None else 3600 * budget,
+            root=root,
+            plugin_files=tuple(plugin or ()),
+            watch=watch,
+        )
+    files = verdicts.write(out or root.parent / "compare" / table.name, table)
     if as_json:
         output.print_json({**table.as_dict(), "files": [str(file) for file in files]})
     else:
@@ -125,34 +115,25 @@ def compare(
         raise typer.Exit(6)
 
 
-def _launcher(text: str, jobs: int | None, registry: Registry) -> Launcher:
-    """The launcher of ``--launcher``: a name, a block, or a file that holds a block."""
-    from xmodal.compare.request import launcher_block
-    from xmodal.interfaces import Launcher
-
-    component, settings = launcher_block(text, {} if jobs is None else {"jobs": jobs}, registry)
-    assert issubclass(component, Launcher)
-    return component(settings)
-
-
-def _watch(queue: Queue) -> None:
-    """Run the queue under a live table, or with one line a change where nobody looks."""
+@contextmanager
+def _live() -> Iterator[Callable[[Queue, list[State]], None]]:
+    """A live table, or one line a change where nobody looks."""
     from rich.live import Live
 
     console = output.stderr()
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
-            queue.work(lambda states: live.update(_table(queue, states)))
+            yield lambda queue, states: live.update(_table(queue, states))
         return
     before: dict[int, str] = {}
 
-    def tell(states: list[State]) -> None:
+    def tell(queue: Queue, states: list[State]) -> None:
         for number, state in enumerate(states):
             if before.get(number) != state.word and state.word not in ("queued", "skipped"):
                 console.print(f"{state.word}: {queue.cells[number].name}", markup=False)
             before[number] = state.word
 
-    queue.work(tell)
+    yield tell
 
 
 def _table(queue: Queue, states: list[State]) -> Any:

@@ -12,56 +12,35 @@ from itertools import combinations
 from statistics import mean
 from typing import TypeVar
 
-from xmodal.compare.cells import Cell, Contender
+from xmodal.compare.cells import Cell
 from xmodal.compare.collect import Row, rows
 from xmodal.compare.fairness import Conditions
 from xmodal.compare.queue import FAILED, State
+from xmodal.compare.request import CONTROL, METHOD, TRIVIAL, Requested
 from xmodal.compare.scores import Scores
-from xmodal.compare.suites import Published
 from xmodal.compare.table import Table
 from xmodal.compare.verdicts import Comparison, weigh
 from xmodal.errors import UsageError
-from xmodal.plugins import Registry
-from xmodal.recipe import library
-from xmodal.recipe.yaml import read
 
 AS_WRITTEN = "as the recipes say"
-METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
 
 V = TypeVar("V")
 
 
-def trivial_method(registry: Registry) -> Contender | None:
-    """The installed method that says it is the trivial answer; the first, if there are several."""
-    for found in library.all_recipes(registry):
-        if found.name.startswith("methods/") and read(found.path).data.get("role") == TRIVIAL:
-            return Contender(found.name.removeprefix("methods/"), varied=False)
-    return None
-
-
-def assemble(
-    command: str,
-    cells: Sequence[Cell],
-    states: Sequence[State],
-    *,
-    against: str | None = None,
-    published: Mapping[str, Published] | None = None,
-) -> Table:
-    """Everything the cells say so far.
-
-    ``against``: ask only about pairs with this method. Raises UsageError if it is none of them.
-    """
+def assemble(asked: Requested, cells: Sequence[Cell], states: Sequence[State]) -> Table:
+    """Everything the cells say so far about what was asked."""
     methods = tuple(dict.fromkeys(cell.method for cell in cells))
     roles = {cell.method: str(cell.resolved.get("role", METHOD)) for cell in cells if cell.resolved}
     roles = {method: roles.get(method, METHOD) for method in methods}
     found = rows(cells)
     scores, left_out = _scores(cells, states, found)
     comparison = None
-    pairs = _pairs([m for m in methods if roles[m] == METHOD], methods, against)
+    pairs = _pairs([m for m in methods if roles[m] == METHOD], asked.against)
     if scores is not None:
         comparison = _weigh(scores, cells, found, roles, pairs)
     return Table(
-        command=command,
+        name=asked.name,
+        command=asked.command,
         methods=methods,
         tasks=tuple(dict.fromkeys(cell.task for cell in cells)),
         roles=roles,
@@ -71,17 +50,13 @@ def assemble(
         scores=scores,
         comparison=comparison,
         left_out=left_out,
-        published=dict(published or {}),
+        published=asked.published,
     )
 
 
-def _pairs(
-    contenders: Sequence[str], methods: Sequence[str], against: str | None
-) -> list[tuple[str, str]]:
+def _pairs(contenders: Sequence[str], against: str | None) -> list[tuple[str, str]]:
     if against is None:
         return list(combinations(contenders, 2))
-    if against not in methods:
-        raise UsageError(f"'{against}' is not compared here; methods: {', '.join(methods)}")
     return [(method, against) for method in contenders if method != against]
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from xmodal.compare import suites
-from xmodal.compare.assemble import trivial_method
 from xmodal.compare.cells import Cell, Contender, Request
 from xmodal.compare.suites import Published
 from xmodal.errors import RecipeError, UsageError, did_you_mean
@@ -24,6 +23,7 @@ from xmodal.recipe.explain import explain
 from xmodal.recipe.use import Use
 from xmodal.recipe.yaml import Origin, Path_, parse_value, read
 
+METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
 SEEDS = 3
 MAX_NAME = 60
 
@@ -119,6 +119,14 @@ def _name(request: Request, suite: str | None) -> str:
     labels = [m.label or Path(m.reference).stem for m in request.methods if not isinstance(m, str)]
     text = suite or "-".join(labels)
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)[:MAX_NAME].strip('-')}_{digest}"
+
+
+def trivial_method(registry: Registry) -> Contender | None:
+    """The installed method that says it is the trivial answer; the first, if there are several."""
+    for found in library.all_recipes(registry):
+        if found.name.startswith("methods/") and read(found.path).data.get("role") == TRIVIAL:
+            return Contender(found.name.removeprefix("methods/"), varied=False)
+    return None
 
 
 # --- the launcher ------------------------------------------------------------------------------

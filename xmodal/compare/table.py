@@ -24,12 +24,13 @@ from xmodal.compare.verdicts import Comparison
 class Table:
     """A comparison.
 
-    ``command`` repeats it. ``methods`` and ``tasks`` are labels in the order asked for, methods of
-    every role included; ``roles`` says what each is (``method``, ``control`` or ``trivial``).
-    ``states`` belong to ``cells``, one each; ``rows`` are the cells that are done. ``left_out``
-    says per task why it is not among the ``scores`` (its metric has no ratios, for example). Both
-    ``scores`` and ``comparison`` are None where nothing is done that could be weighed.
-    ``published``: per task what others report; it stands apart and is never weighed.
+    ``command`` repeats it, ``name`` is that of the folder of its report. ``methods`` and ``tasks``
+    are labels in the order asked for, methods of every role included; ``roles`` says what each is
+    (``method``, ``control`` or ``trivial``). ``states`` belong to ``cells``, one each; ``rows`` are
+    the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
+    metric has no ratios, for example). Both ``scores`` and ``comparison`` are None where nothing is
+    done that could be weighed. ``published``: per task what others report; it stands apart and is
+    never weighed.
     """
 
     command: str
@@ -43,10 +44,12 @@ class Table:
     comparison: Comparison | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
+    name: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON: infinities and NaN become texts and None."""
         return {
+            "name": self.name,
             "command": self.command,
             "methods": list(self.methods),
             "tasks": list(self.tasks),

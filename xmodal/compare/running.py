@@ -1,0 +1,68 @@
+"""A whole comparison from Python: the same cells, table and files that the command line makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from xmodal import plugins
+from xmodal.compare.assemble import assemble
+from xmodal.compare.cells import grid
+from xmodal.compare.queue import Queue, State
+from xmodal.compare.request import Wanted, launcher_block, requested
+from xmodal.compare.table import Table
+from xmodal.data.store import Store
+
+CELLS = Path("runs/cells")
+Watch = Callable[[Queue, list[State]], None]
+
+
+def compare(
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    *,
+    suite: str | None = None,
+    seeds: int | None = None,
+    settings: Sequence[str] = (),
+    scale: str | None = None,
+    fraction: float | None = None,
+    trivial: bool = True,
+    against: str | None = None,
+    launcher: str | None = "local",
+    jobs: int | None = None,
+    budget: float | None = None,
+    root: str | Path = CELLS,
+    plugin_files: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> Table:
+    """Run what is not done yet of methods x tasks x settings x seeds, and weigh the results.
+
+    ``settings`` holds ``key=value,value`` texts, ``launcher`` a name, a block ``{use: ...}`` or its
+    file; None runs nothing and reads what is there. ``budget``: seconds after which no further cell
+    is started. ``watch`` is shown the queue and all states about twice a second. Raises UsageError
+    and RecipeError before anything runs; what goes wrong in a cell is in the table.
+    """
+    registry = plugins.registry(tuple(plugin_files))
+    wanted = Wanted(
+        methods=tuple(dict.fromkeys(methods)),
+        tasks=tuple(dict.fromkeys(tasks)),
+        suite=suite,
+        seeds=seeds,
+        settings=tuple(settings),
+        scale=scale,
+        fraction=fraction,
+        trivial=trivial,
+        against=against,
+    )
+    asked = requested(wanted, registry)
+    cells = grid(asked.request, registry, Store(), Path(root))
+    asked.check_against(cells)
+    runner = None
+    if launcher is not None:
+        extra = {} if jobs is None else {"jobs": jobs}
+        component, config = launcher_block(launcher, extra, registry)
+        runner = component(config)
+    queue = Queue(cells, runner, budget, tuple(plugin_files))
+    if runner is not None:
+        queue.work(lambda states: None if watch is None else watch(queue, states))
+    return assemble(asked, cells, queue.states())
