@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 MISSING = "–"
 
@@ -58,3 +59,50 @@ def size(value: int | None) -> str:
 def plural(amount: int, one: str) -> str:
     """``1 epoch``, ``2 epochs``."""
     return f"{number(amount)} {one}{'' if amount == 1 else 's'}"
+
+
+def mean_sd(mean: float | None, sd: float | None) -> str:
+    """``0.0989 ± 0.0042``: the deviation with two digits, the mean with as many places."""
+    if mean is None or sd is None or not math.isfinite(mean):
+        return number(mean)
+    if not sd:
+        return f"{number(mean)} ± 0"
+    size = max(abs(mean), sd)
+    if not 1e-4 <= size < 1e6:
+        unit = math.floor(math.log10(size))
+        return f"({mean_sd(mean / 10**unit, sd / 10**unit)})e{unit}".replace("-", "−")
+    places = 1 - math.floor(math.log10(sd))
+    # A tiny deviation shall not ask for more than four digits of the mean.
+    least = 3 - math.floor(math.log10(size))
+    places = max(0, min(places, max(least, 0)))
+    spread = f"{sd:.{places}f}"
+    if not float(spread):
+        spread = f"< {10.0**-places:.{places}f}"
+    return f"{mean:.{places}f} ± {spread}".replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """A p value or probability with two digits; never a bare 0 or 1 that it is not."""
+    if 0 < p < 0.0001:
+        return "< 0.0001"
+    if 0.999 < p < 1:
+        return "> 0.999"
+    return f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: ``0–2, 5``."""
+    runs: list[list[int]] = []
+    for value in sorted(set(numbers)):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

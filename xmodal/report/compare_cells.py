@@ -1,0 +1,294 @@
+"""What the cells of a comparison say one by one: scores, cost, course of training, what is missing.
+
+Scores are shown in the task's own metric, as they were measured; verdicts rest on ``Table.scores``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from xmodal.compare.cells import Cell
+from xmodal.compare.collect import Row, by_hand
+from xmodal.compare.queue import DONE, FAILED, SKIPPED
+from xmodal.compare.ranks import levels
+from xmodal.compare.statistics import summary
+from xmodal.compare.table import Table
+from xmodal.errors import DataError
+from xmodal.report import history, text
+from xmodal.report.compare_charts import Course, Spot, course, spots
+from xmodal.report.run_report import FILE
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A seed of a cell, and where its page lies seen from the comparison's; empty without one."""
+
+    seed: int
+    href: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """One method on one task: ``mean ± sd``, how many seeds, and what is missing."""
+
+    value: str = ""
+    seeds: int = 0
+    best: bool = False
+    missing: str = ""
+    links: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task of the table of scores."""
+
+    task: str
+    metric: str
+    better: str
+
+
+def columns(table: Table) -> list[Column]:
+    """The tasks, with the metric of their finished cells."""
+    found = []
+    for task in table.tasks:
+        rows = [row for row in table.rows if row.task == task]
+        metrics = text.listed(sorted({row.metric for row in rows}))
+        found.append(Column(task, metrics, rows[0].better if rows else ""))
+    return found
+
+
+def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
+    """Mean and deviation of every method on every task; ``page`` is where links start from."""
+    means = _means(table)
+    best = {task: _best(table, task, means) for task in table.tasks}
+    found = []
+    for method in table.methods:
+        cells = [_score(table, method, task, page, method in best[task]) for task in table.tasks]
+        found.append((method, cells))
+    return found
+
+
+def _values(table: Table) -> dict[Key, list[float]]:
+    found: dict[Key, list[float]] = {}
+    for row in table.rows:
+        found.setdefault((row.method, row.task), []).append(row.test)
+    return found
+
+
+def _means(table: Table) -> dict[Key, tuple[float, int]]:
+    return {key: (sum(v) / len(v), len(v)) for key, v in _values(table).items()}
+
+
+def _best(table: Table, task: str, means: Mapping[Key, tuple[float, int]]) -> set[str]:
+    """Methods with the best mean among those with the most seeds; none if nothing competes."""
+    here = {m: means[m, task] for m in table.methods if (m, task) in means}
+    here = {m: value for m, value in here.items() if not math.isnan(value[0])}
+    most = max((n for _, n in here.values()), default=0)
+    full = {m: mean for m, (mean, n) in here.items() if n == most}
+    if len(full) < 2:
+        return set()
+    higher = any(row.better == "higher" for row in table.rows if row.task == task)
+    target = max(full.values()) if higher else min(full.values())
+    return {m for m, mean in full.items() if mean == target}
+
+
+def _score(table: Table, method: str, task: str, page: Path | None, best: bool) -> Score:
+    here = [
+        (cell, state)
+        for cell, state in zip(table.cells, table.states, strict=True)
+        if (cell.method, cell.task) == (method, task)
+    ]
+    values = [row.test for row in table.rows if (row.method, row.task) == (method, task)]
+    words = [state.word for _, state in here if state.word != DONE]
+    missing = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    links = tuple(Link(cell.seed, link(cell, page)) for cell, state in here if state.word == DONE)
+    if not values:
+        return Score(missing=missing or "not asked for")
+    counted = summary(np.array(values))
+    value = text.mean_sd(counted.mean, counted.sd) if counted.n else text.number(values[0])
+    return Score(value, len(values), best, missing, links)
+
+
+def link(cell: Cell, page: Path | None) -> str:
+    """The cell's page, or its directory, relative to ``page``; empty where links are not wanted."""
+    if page is None or cell.directory is None:
+        return ""
+    report = cell.directory / FILE
+    target = report if report.is_file() else cell.directory
+    try:
+        relative = os.path.relpath(target.resolve(), page.resolve().parent)
+    except ValueError:  # another drive
+        return ""
+    return quote(Path(relative).as_posix()) + ("" if target == report else "/")
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What runs of a method took, mean over seeds; ``share`` of the dearest is for a bar."""
+
+    method: str
+    encoded: float
+    ratio: str
+    share: float
+    seconds: float
+    memory: int
+    trainable: str
+    runs: int
+
+
+def costs(table: Table, tasks: Sequence[str]) -> list[Cost]:
+    """Cost of a run of each method that is done on all of ``tasks``, mean over these tasks."""
+    made = _by_cell(table.rows)
+    found: list[tuple[str, list[list[Row]]]] = []
+    for method in table.methods:
+        if tasks and all((method, task) in made for task in tasks):
+            found.append((method, [made[method, task] for task in tasks]))
+    encoded = {m: _mean(_mean(r.encoded_samples for r in rows) for rows in g) for m, g in found}
+    cheapest = min((value for value in encoded.values() if value > 0), default=0.0)
+    dearest = max(encoded.values(), default=0.0)
+    return [
+        Cost(
+            method=method,
+            encoded=encoded[method],
+            ratio=f"{encoded[method] / cheapest:.2f}×" if encoded[method] else "none",
+            share=encoded[method] / dearest if dearest else 0.0,
+            seconds=_mean(_mean(r.seconds for r in rows) for rows in groups),
+            memory=max(r.memory_bytes for rows in groups for r in rows),
+            trainable=_parameters([r.trainable for rows in groups for r in rows]),
+            runs=sum(len(rows) for rows in groups),
+        )
+        for method, groups in found
+    ]
+
+
+def _by_cell(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.method, row.task), []).append(row)
+    return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _parameters(counts: Sequence[int]) -> str:
+    low, high = text.count(min(counts)), text.count(max(counts))
+    return low if low == high else f"{low} to {high}"
+
+
+def common(table: Table) -> tuple[str, ...]:
+    """Tasks on which every method that is done anywhere is done."""
+    made = {(row.method, row.task) for row in table.rows}
+    methods = {row.method for row in table.rows}
+    return tuple(t for t in table.tasks if made and all((m, t) in made for m in methods))
+
+
+def front(table: Table) -> tuple[list[Spot], tuple[str, ...]]:
+    """Error against cost on the tasks that all methods share; the tasks come second."""
+    if table.scores is None or not table.rows:
+        return [], ()
+    tasks, level_MT = levels(table.scores)
+    made = _by_cell(table.rows)
+    methods = table.scores.methods
+    # A method whose every run failed has spent nothing that is known.
+    known = [i for i, m in enumerate(methods) if all((m, task) in made for task in tasks)]
+    if not tasks or not known:
+        return [], ()
+    error = {methods[i]: float(np.exp(level_MT[i].mean())) for i in known}
+    cost = {}
+    for method in error:
+        passes = [_mean(row.encoded_samples for row in made[method, task]) for task in tasks]
+        cost[method] = math.exp(_mean(map(math.log, passes))) if min(passes) > 0 else 0.0
+    return spots(error, cost), tasks
+
+
+# --- course of training ------------------------------------------------------------------------
+
+
+def courses(table: Table, task: str) -> tuple[str, list[Course]]:
+    """What the curves of a task show, and one course a method, over its finished cells."""
+    rows = [row for row in table.rows if row.task == task]
+    split = "test" if any(row.selected_on == "test" for row in rows) else "validation"
+    found = []
+    for method in table.methods:
+        runs = []
+        for cell, state in zip(table.cells, table.states, strict=True):
+            if (cell.method, cell.task) == (method, task) and state.word == DONE:
+                line = history.of_validation(cell.run.metrics(), "")
+                runs.append({round(e): v for e, v in zip(line.x, line.y, strict=True)})
+        made = course(method, runs)
+        if made is not None:
+            found.append(made)
+    metric = text.listed(sorted({row.metric for row in rows})) or "metric"
+    better = f", {rows[0].better} is better" if rows else ""
+    return f"{split} {metric}{better}", found
+
+
+# --- what is missing ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Cells of one method on one task that are not done for one reason."""
+
+    method: str
+    task: str
+    seeds: str
+    word: str
+    at: str
+    detail: str
+    commands: tuple[str, ...]
+
+
+def unfinished(table: Table) -> list[Missing]:
+    """Cells without a result: failed first, then skipped, then those still to come."""
+    groups: dict[tuple[str, str, str, str, str], list[Cell]] = {}
+    for cell, state in zip(table.cells, table.states, strict=True):
+        if state.word == DONE:
+            continue
+        at = f"epoch {state.epoch} of {state.epochs}" if state.epochs and state.epoch else ""
+        detail = _ANSI.sub("", state.detail).replace("\r", "\n").strip()
+        groups.setdefault((state.word, cell.method, cell.task, at, detail), []).append(cell)
+    first = {FAILED: 0, SKIPPED: 1}
+    return [
+        Missing(
+            method=method,
+            task=task,
+            seeds=text.spans(cell.seed for cell in cells),
+            word=word,
+            at=at,
+            detail=detail,
+            commands=tuple(by_hand(cell) for cell in cells) if word == FAILED else (),
+        )
+        for (word, method, task, at, detail), cells in sorted(
+            groups.items(), key=lambda item: first.get(item[0][0], 2)
+        )
+    ]
+
+
+def manifests(table: Table) -> list[dict[str, object]]:
+    """What the finished cells say about their surroundings; damaged ones are left out."""
+    found = []
+    for cell, state in zip(table.cells, table.states, strict=True):
+        if state.word == DONE and cell.directory is not None:
+            try:
+                found.append(cell.run.read("manifest.json"))
+            except DataError:
+                continue
+    return found

@@ -1,0 +1,201 @@
+"""What a comparison says in words: its verdicts, its doubts, and how its numbers were made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xmodal.compare.criteria import percent
+from xmodal.compare.fairness import Flag
+from xmodal.compare.results import PairResult
+from xmodal.compare.table import Table
+from xmodal.report import text
+
+ORDER = ("better", "worse", "equivalent", "inconclusive", "refused")
+KINDS = {
+    "mixed-conditions": "Different conditions",
+    "mixed-metrics": "Different metrics",
+    "selected-on-test": "Epoch chosen on the test data",
+    "worse-than-trivial": "Worse than the trivial baseline",
+    "uneven-compute": "Different compute",
+    "edge-of-grid": "Best learning rate at the end of the search",
+    "failed-runs": "Failed runs",
+    "missing-runs": "Missing runs",
+    "floored-errors": "Errors too small to be told from 0",
+    "within-spread": "Difference within the spread over seeds",
+}
+MATRIX = 4
+"""From this many methods on, the words are also shown as a matrix."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One pair as the table of verdicts shows it; numbers are empty where it is refused."""
+
+    pair: PairResult
+    effect: str = ""
+    interval: str = ""
+    probability: str = ""
+    probability_interval: str = ""
+    p: str = ""
+    p_holm: str = ""
+    posterior: tuple[str, str, str] = ("", "", "")
+    reasons: tuple[str, ...] = ()
+    way_out: str = ""
+
+    @property
+    def word(self) -> str:
+        """The verdict."""
+        return self.pair.verdict.word
+
+
+def judged(pair: PairResult) -> Judged:
+    """A pair with its numbers as text, and what would settle it apart from the reasons."""
+    reasons, numbers = pair.verdict.reasons, pair.numbers
+    if numbers is None:
+        return Judged(pair, reasons=reasons)
+    way_out = ""
+    if pair.verdict.word == "inconclusive":
+        stated = {criterion.text for criterion in pair.criteria}
+        others = [reason for reason in reasons if reason not in stated]
+        way_out = others[0] if others else ""
+        reasons = tuple(reason for reason in reasons if reason != way_out)
+    effect, hit, posterior = numbers.effect, numbers.probability, numbers.posterior
+    return Judged(
+        pair,
+        effect=percent(effect.value),
+        interval=f"{percent(effect.low)} to {percent(effect.high)}",
+        probability=f"{hit.value:.2f}",
+        probability_interval=f"{hit.low:.2f} to {hit.high:.2f}",
+        p=text.probability(numbers.p),
+        p_holm=text.probability(numbers.p_holm),
+        posterior=(
+            text.probability(posterior.better),
+            text.probability(posterior.equivalent),
+            text.probability(posterior.worse),
+        ),
+        reasons=reasons,
+        way_out=way_out,
+    )
+
+
+def by_word(pairs: Sequence[PairResult]) -> list[Judged]:
+    """All pairs, the settled ones first, else in their order."""
+    return sorted((judged(pair) for pair in pairs), key=lambda one: ORDER.index(one.word))
+
+
+def headline(table: Table) -> tuple[str, tuple[str, ...]]:
+    """What the comparison says, in a sentence or few, and what it is if it says nothing."""
+    if table.comparison is None:
+        return "No verdict yet: nothing is done that could be weighed.", ()
+    pairs = by_word(table.comparison.pairs)
+    if not pairs:
+        return "No verdict: a verdict takes two methods.", ()
+    if all(one.word == "refused" for one in pairs):
+        reasons = dict.fromkeys(reason for one in pairs for reason in one.reasons)
+        return "No verdict.", tuple(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons)
+    settled = [_sentence(one) for one in pairs if one.word in ORDER[:3]]
+    open_ = [one for one in pairs if one.word not in ORDER[:3]]
+    if not settled:
+        many = text.plural(len(open_), "pair")
+        return f"Nothing is settled: {many} undecided.", ()
+    rest = f"{text.plural(len(open_), 'other pair')} undecided." if open_ else ""
+    if len(settled) > MATRIX:
+        share = f"{len(settled)} of {text.plural(len(pairs), 'pair')} settled."
+        return share, ()
+    return " ".join(settled), ((rest,) if rest else ())
+
+
+def _sentence(one: Judged) -> str:
+    a, b = one.pair.a, one.pair.b
+    if one.word == "equivalent":
+        return f"{a} and {b} are equivalent."
+    return f"{a} is {one.word} than {b}: error {one.effect} ({one.interval})."
+
+
+def matrix(pairs: Sequence[PairResult], methods: Sequence[str]) -> list[list[str]] | None:
+    """The words as seen from the row, for many methods; None for few, or where all are refused."""
+    if len(methods) < MATRIX or all(pair.verdict.word == "refused" for pair in pairs):
+        return None
+    turned = {"better": "worse", "worse": "better"}
+    words = {}
+    for pair in pairs:
+        word: str = pair.verdict.word
+        words[pair.a, pair.b] = word
+        words[pair.b, pair.a] = turned.get(word, word)
+    return [[words.get((a, b), "") for b in methods] for a in methods]
+
+
+def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
+    """Flags by kind, those that refuse first: title, whether it refuses, texts."""
+    kinds = {kind: [flag for flag in flags if flag.kind == kind] for kind in KINDS}
+    return [
+        (title, kinds[kind][0].refuses, [flag.text for flag in kinds[kind]])
+        for kind, title in KINDS.items()
+        if kinds[kind]
+    ]
+
+
+# --- how the numbers were made -----------------------------------------------------------------
+
+
+def caption(table: Table) -> str:
+    """How every number of the page was made; part of each caption."""
+    cells = [cell for cell in table.cells if cell.directory is not None] or list(table.cells)
+    parts = [_selection(table)]
+    parts.append(f"seeds {text.spans(cell.seed for cell in cells)}" if cells else "no seeds")
+    fractions = sorted({float(cell.resolved.get("fraction", 1.0)) for cell in cells})
+    parts += _share(fractions, "training samples")
+    labelled = sorted({float(cell.resolved.get("labelled", 1.0)) for cell in cells})
+    if labelled != [1.0]:
+        parts += _share(labelled, "labels")
+    scales = sorted({cell.scale or "" for cell in cells})
+    named = text.listed([scale or "of the recipes" for scale in scales])
+    parts.append(f"scale {named}" if cells else "no scale")
+    return "; ".join(parts) + "."
+
+
+def _selection(table: Table) -> str:
+    protocols = sorted({row.protocol for row in table.rows})
+    if not protocols:
+        planned = {str(cell.resolved["protocol"]) for cell in table.cells if cell.resolved}
+        names = text.listed(sorted(planned)) or "no"
+        return f"{names[:1].upper()}{names[1:]} protocol, nothing tested yet"
+    chosen = {row.selected_on for row in table.rows}
+    names = text.listed(protocols)
+    names = f"{names[:1].upper()}{names[1:]} protocol"
+    if chosen == {"validation"}:
+        return f"{names}: epoch selected on validation, tested once"
+    if chosen == {"test"}:
+        return f"{names}: epoch selected on the test split itself, so scores are optimistic"
+    methods = dict.fromkeys(row.method for row in table.rows if row.selected_on == "test")
+    return (
+        f"{names}: epoch of {text.listed(list(methods))} selected on the test split itself, so "
+        "those scores are optimistic; of the others on validation, tested once"
+    )
+
+
+def _share(values: Sequence[float], of: str) -> list[str]:
+    if not values or values == [1.0]:
+        return [f"all {of}"]
+    shown = text.listed([f"{100 * value:.3g} %" for value in values])
+    return [f"{shown} of the {of}"]
+
+
+def heading(table: Table) -> str:
+    """``pare and nft on 2 tasks``."""
+    methods, tasks = table.methods, table.tasks
+    who = text.listed(methods) if len(methods) <= 3 else f"{len(methods)} methods"
+    where = tasks[0] if len(tasks) == 1 else text.plural(len(tasks), "task")
+    return f"{who or 'No method'} on {where}"
+
+
+def progress(table: Table) -> str:
+    """How many cells are done, and how the others stand."""
+    words = [state.word for state in table.states]
+    total = text.plural(len(words), "cell")
+    if words and all(word == "done" for word in words):
+        return f"All {total} done."
+    others = [word for word in dict.fromkeys(words) if word != "done"]
+    counts = [f"{words.count(word)} {word}" for word in ("done", *others)]
+    return f"{total}: {', '.join(counts)}."
