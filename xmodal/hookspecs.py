@@ -97,6 +97,11 @@ def xmodal_launchers() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def xmodal_trackers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Trackers: where the numbers of a run also go."""
+
+
+@hookspec
 def xmodal_recipes() -> Traversable:  # type: ignore[empty-body]
     """A folder of recipes: ``importlib.resources.files("package") / "recipes"``."""
 

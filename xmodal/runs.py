@@ -1,6 +1,6 @@
 """A run is a directory: its layout, its status, its lock, and how to find it again.
 
-recipe.yaml resolved.yaml manifest.json status.json metrics.jsonl log.txt
+recipe.yaml resolved.yaml manifest.json status.json metrics.jsonl log.txt trackers.json
 checkpoints/ result.json predictions.safetensors report.html
 """
 
@@ -13,11 +13,12 @@ import platform
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -26,10 +27,15 @@ from xmodal.engine.checkpoint import write_atomically
 from xmodal.errors import DataError, UsageError, did_you_mean
 
 DEFAULT_ROOT = Path("runs")
+JOB = "XMODAL_JOB"
+"""Environment variable with a name that stays when a cluster starts the same job again."""
+BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
+"""A live process touches this file so often; on another machine it is dead after such a silence."""
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
 # Settings that change where, how fast or how safely a run goes, but not its result.
 _OUTSIDE_HASH = ("description", "role", "device", "workers", "saving", "evaluation_batch")
+_OUTSIDE_HASH += ("trackers",)
 
 
 @dataclass(frozen=True)
@@ -67,34 +73,78 @@ class Run:
         """Record what the run is doing."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": now}
+        if job := os.environ.get(JOB):
+            owner["job"] = job
         self.write("status.json", {"state": state, **owner, **details})
 
     def locked(self) -> bool:
-        """Whether a live process holds the run."""
+        """Whether a live process holds the run, here or on another machine."""
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             return True
         lock.release()
-        return False
+        return self._alive_elsewhere()
+
+    def _alive_elsewhere(self) -> bool:
+        """Whether a process on another machine was heard from lately.
+
+        Not every shared file system carries locks from one machine to the other.
+        """
+        owner = self.read("status.json")
+        if owner.get("state") != "running" or owner.get("host") == socket.gethostname():
+            return False
+        if owner.get("job") and owner["job"] == os.environ.get(JOB):
+            return False  # our own earlier life, which the cluster knows to be over
+        try:
+            return time.time() - (self.path / BEATS).stat().st_mtime < SILENCE
+        except OSError:
+            return False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run. Raises UsageError if another process does; a dead process holds nothing."""
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            # Who only looks whether it is held, holds it for a moment.
+            lock.acquire(timeout=1)
         except Timeout:
-            owner = self.read("status.json")
-            raise UsageError(
-                f"{self.path} is being run by process {owner.get('pid')} on {owner.get('host')} "
-                f"(last heard from {owner.get('heartbeat')}); wait for it or stop it"
-            ) from None
+            raise self._held() from None
+        try:
+            if self._alive_elsewhere():
+                raise self._held()
+            with self._beating():
+                yield
+        finally:
+            lock.release()
+
+    def _held(self) -> UsageError:
+        owner = self.read("status.json")
+        return UsageError(
+            f"{self.path} is being run by process {owner.get('pid')} on {owner.get('host')} "
+            f"(last saved at {owner.get('heartbeat')}); wait for it or stop it. "
+            f"A machine that died is given up after {SILENCE / 60:.0f} minutes"
+        )
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Let other machines see that this process lives."""
+        over = Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT):
+                with suppress(OSError):
+                    (self.path / BEATS).touch()
+
+        (self.path / BEATS).touch()
+        thread = Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            lock.release()
+            over.set()
+            thread.join(1.0)  # not for ever: the file system may hang
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of ``metrics.jsonl``; a line cut off by a crash is left out."""

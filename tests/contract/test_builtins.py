@@ -110,6 +110,7 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ("distance", "sinkhorn"): [({}, {}), ({"debias": False}, {}), ({"subsample": 24}, {})],
     ("distance", "mmd"): [({}, {}), ({"bandwidth": "source"}, {})],
     ("metric", "mae-lr-d8"): [({}, {"facts": MAPS})],
+    ("tracker", "mlflow"): [({"tracking_uri": "mlruns"}, {})],
     ("adapter", "lora"): [
         ({}, {}),
         ({"rank": 2, "alpha": 4, "dropout": 0.1, "rslora": True}, {}),

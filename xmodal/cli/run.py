@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,12 @@ Recipes = Annotated[
 ]
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", help="Load a single-file plugin; can be repeated.")
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track", help="Also send the numbers to this tracker (plugins list); can be repeated."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -47,6 +55,7 @@ def run(
         bool, typer.Option("--dry-run", help="Load everything, try one step, change nothing.")
     ] = False,
     force: Annotated[bool, typer.Option(help="Repeat a run that is already done.")] = False,
+    track: Track = None,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -58,6 +67,7 @@ def run(
     recipes, overrides = split_arguments(arguments)
     if seed is not None:
         overrides.append(f"seed={seed}")
+    overrides += _tracked(track, recipes, overrides, scale, plugin)
     if dry_run:
         _dry_run(recipes, overrides, scale, tuple(plugin or ()), as_json)
         return
@@ -81,6 +91,27 @@ def run(
         _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
 
 
+def _tracked(
+    names: list[str] | None,
+    recipes: Sequence[str],
+    overrides: Sequence[str],
+    scale: str | None,
+    plugin_files: Sequence[str] | None,
+) -> list[str]:
+    """``--track`` as an override: the trackers that the recipe names, and these."""
+    if not names:
+        return []
+    from xmodal import plugins
+    from xmodal.recipe.layers import compose
+
+    registry = plugins.registry(tuple(plugin_files or ()))
+    known = compose(recipes, registry, overrides, scale).data.get("trackers") or []
+    known = known if isinstance(known, list) else [known]
+    named = [use.get("use") if isinstance(use, dict) else use for use in known]
+    new = [name for name in dict.fromkeys(names) if name not in named]
+    return [f"trackers={json.dumps([*known, *new])}"]
+
+
 def _is_first_process() -> bool:
     """Whether this is the process that speaks, of those torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
@@ -89,6 +120,7 @@ def _is_first_process() -> bool:
 def resume(
     reference: Annotated[str, typer.Argument(help="A run directory, or a name under --root.")],
     root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    track: Track = None,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -98,9 +130,11 @@ def resume(
     from xmodal.cli.live import Watcher
 
     found = runs.locate(reference, root)
+    recipe = str(found.path / "resolved.yaml")
     with Watcher(output.stderr(), quiet) as watcher:
         outcome = api.run(
-            str(found.path / "resolved.yaml"),
+            recipe,
+            overrides=_tracked(track, [recipe], (), None, plugin),
             directory=found.path,
             plugin_files=tuple(plugin or ()),
             observer=watcher,

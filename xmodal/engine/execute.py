@@ -24,6 +24,7 @@ from xmodal.engine.guard import StopRequest, watch_signals
 from xmodal.engine.loop import EpochRecord, StepRecord, Training
 from xmodal.engine.plan import Plan
 from xmodal.engine.session import Session
+from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, TrainingError, XModalError
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
@@ -96,34 +97,44 @@ def execute(
         if main and not (run.path / "manifest.json").exists():
             directory.describe(run, plan, order, registry, resolved, digest, data)
         alone.wait_for_everyone()
-        with _recorded(run) if main else nullcontext():
-            outcome = _Execution(run, plan, builder, data, observer, stop).carry_out()
+        tracking = Tracking(plan.recipe, run, builder.note)
+        with _recorded(run, tracking) if main else nullcontext():
+            execution = _Execution(run, plan, builder, data, observer, stop, tracking)
+            outcome = execution.carry_out()
             if main:
                 run.write("result.json", outcome)
+                tracking.done(outcome)
                 if order.report:
                     _report(run, observer.note)
     return Outcome(run, outcome, fresh=True)
 
 
 @contextmanager
-def _recorded(run: runs.Run) -> Iterator[None]:
-    """Keep the state of a run true whatever happens inside."""
+def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[None]:
+    """Keep the state of a run true whatever happens inside, and let its trackers end with it."""
     run.set_state("running")
+    state = "failed"
     try:
         yield
-    except Interrupted as error:
-        run.set_state("interrupted", reason=str(error))
+        state = "done"
+        run.set_state(state)
+    except (Exception, KeyboardInterrupt) as error:
+        state, why = _ending(error)
+        run.set_state(state, reason=why)
         raise
-    except TrainingError as error:
-        run.set_state("stopped", reason=str(error))
-        raise
-    except KeyboardInterrupt:
-        run.set_state("interrupted", reason="interrupted before its state was saved")
-        raise
-    except Exception as error:
-        run.set_state("failed", reason=f"{type(error).__name__}: {error}")
-        raise
-    run.set_state("done")
+    finally:
+        tracking.end(state)
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """The state that an error leaves a run in, and why."""
+    if isinstance(error, Interrupted):
+        return "interrupted", str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "interrupted before its state was saved"
+    if isinstance(error, TrainingError):
+        return "stopped", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def _report(run: runs.Run, note: Callable[[str], None]) -> None:
@@ -146,8 +157,10 @@ class _Execution:
         data: TaskData,
         observer: Observer,
         stop: StopRequest,
+        tracking: Tracking,
     ) -> None:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
+        self.tracking = tracking
         self.saving = plan.recipe.saving
         self.session = builder.session(data)
         self.training = Training(self.session, self._restored())
@@ -161,12 +174,16 @@ class _Execution:
         if self.main:
             self.run.rewind_metrics(self.training.snapshot.total_steps)
         self.observer.started(self.run, self.session, resumed)
+        if self.main:
+            self.tracking.start()
         for record in self.training.run():
             self.observer.record(record)
             if isinstance(record, EpochRecord):
                 self._epoch_done(record)
-            elif self._due():
-                self._save()
+            else:
+                self.tracking.step(record, self.training.snapshot.total_steps)
+                if self._due():
+                    self._save()
             number = int(self.session.agree(float(self.stop.signal or 0)))
             if number:
                 self._save()
@@ -212,6 +229,7 @@ class _Execution:
             "trainable": record.trainable,
         }
         self.run.append_metrics(line)
+        self.tracking.epoch(line)
         if record.best:
             state = {"model": self.session.model.state_dict()}
             checkpoint.save(self._best_folder(snapshot.best_steps), state)

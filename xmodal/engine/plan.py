@@ -155,6 +155,9 @@ def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str
     for index, stage in enumerate(recipe.stages):
         for message in stage.component.problems(stage.config, facts):
             yield f"stages.{index}", message
+    for index, tracker in enumerate(recipe.trackers):
+        for message in tracker.component.problems(tracker.config, facts):
+            yield f"trackers.{index}", message
 
 
 def _placed(key: str, message: str, layered: Layered | None) -> Problem:

@@ -19,6 +19,7 @@ from xmodal.interfaces import (
     Source,
     Stage,
     Task,
+    Tracker,
 )
 from xmodal.recipe.use import Use
 
@@ -88,6 +89,9 @@ class Recipe(Settings):
     deterministic: bool = Field(True, description="Use deterministic algorithms where there are.")
     evaluation_batch: int = Field(64, ge=1, description="Samples a batch outside training.")
     saving: Saving = Field(default_factory=Saving, description="Checkpoints.")
+    trackers: tuple[Use[Tracker], ...] = Field(
+        (), description="Where the numbers of the run also go; the result is the same."
+    )
 
     @field_validator("stages")
     @classmethod
@@ -96,12 +100,21 @@ class Recipe(Settings):
             raise ValueError("a recipe needs at least one stage")
         return stages
 
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[Use[Tracker], ...]) -> tuple[Use[Tracker], ...]:
+        names = [use.name for use in trackers]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"'{twice[0]}' is named twice")
+        return trackers
+
 
 COMPONENT_FIELDS = tuple(
     name
     for name in Recipe.model_fields
     if name not in {"description", "role", "seed", "protocol", "precision", "device", "workers"}
     and name not in {"deterministic", "evaluation_batch", "saving", "source_head", "stages"}
-    and name not in {"fraction", "labelled"}
+    and name not in {"fraction", "labelled", "trackers"}
 )
 """Recipe fields that hold one component."""

@@ -20,6 +20,7 @@ from xmodal.testing.measuring import check_adapter, check_distance
 from xmodal.testing.scoring import check_loss, check_metric
 from xmodal.testing.selecting import check_mixer, check_scheduler, check_selector
 from xmodal.testing.support import Given, check_config
+from xmodal.testing.tracking import check_tracker
 
 __all__ = [
     "CHECKS",
@@ -39,6 +40,7 @@ __all__ = [
     "check_source",
     "check_stage",
     "check_task",
+    "check_tracker",
 ]
 
 CHECKS: dict[str, Callable[..., None]] = {
@@ -54,6 +56,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "task": check_task,
     "source": check_source,
     "launcher": check_launcher,
+    "tracker": check_tracker,
     "loss": check_loss,
     "metric": check_metric,
 }

@@ -1,0 +1,126 @@
+"""MLflow: a run in an experiment named after the task, on a server or in a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pydantic import Field
+
+from xmodal.interfaces import Facts, Tracked, Tracker
+from xmodal_track.common import TrackerSettings, absent, flat
+
+FOLDER = "mlruns"
+MOST = 100
+"""Parameters that a server takes at a time."""
+STATES = {"done": "FINISHED", "interrupted": "KILLED"}
+
+
+class MLflow(Tracker):
+    """A run of MLflow; the experiment is the task. Its own usage reports are switched off."""
+
+    class Config(TrackerSettings):
+        """Settings of the tracker."""
+
+        tracking_uri: str | None = Field(
+            None,
+            min_length=1,
+            description="A server or a folder; default: $MLFLOW_TRACKING_URI, else ./mlruns.",
+        )
+        experiment: str | None = Field(
+            None, min_length=1, description="The experiment; default: the name of the task."
+        )
+
+    config: Config
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Whether the package is there."""
+        yield from absent("mlflow", "mlflow")
+
+    def __init__(self, config: Config, context: None = None) -> None:
+        super().__init__(config, context)
+        # MLflow reports its use to its makers unless told otherwise before it is imported.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import entities
+        from mlflow.tracking import MlflowClient
+
+        self._entities, self._make = entities, MlflowClient
+        self._client: Any = None
+        self._id = ""
+
+    def start(self, run: Tracked) -> Mapping[str, str]:
+        """Create a run, or go on with the one remembered, wherever it was begun."""
+        memory = dict(run.memory or {})
+        uri = memory.get("uri") or _absolute(
+            self.config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or FOLDER
+        )
+        if urlparse(uri).scheme == "file":
+            # Folders still work but must be asked for; databases need the whole of MLflow.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self._client = self._make(tracking_uri=uri)
+        if run.memory is None:
+            experiment = self._experiment(self.config.experiment or run.tags["task"])
+            created = self._client.create_run(
+                experiment, run_name=run.name, tags={**run.tags, "directory": str(run.directory)}
+            )
+            self._id = created.info.run_id
+        else:
+            self._id = memory["run"]
+            self._client.update_run(self._id, status="RUNNING")
+        self._parameters(run.recipe)
+        return {"uri": uri, "run": self._id}
+
+    def _experiment(self, name: str) -> str:
+        """The identifier of an experiment, which another run may be making at this moment."""
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _parameters(self, recipe: Mapping[str, Any]) -> None:
+        """Add the settings it lacks; one that is there cannot change."""
+        known = self._client.get_run(self._id).data.params
+        new = {_allowed(k): str(v) for k, v in flat(recipe).items() if _allowed(k) not in known}
+        made = [self._entities.Param(key, value) for key, value in new.items()]
+        for first in range(0, len(made), MOST):
+            self._client.log_batch(self._id, params=made[first : first + MOST])
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add metrics, all in one call."""
+        now = int(time.time() * 1000)
+        metrics = [self._entities.Metric(_allowed(k), v, now, step) for k, v in numbers.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def finish(self, state: str, result: Mapping[str, float] | None) -> None:
+        """Add the result and say how the run ended."""
+        if not self._id:
+            return
+        if result is not None:
+            self.log(int(result["steps"]), result)
+        self._client.set_terminated(self._id, STATES.get(state, "FAILED"))
+
+
+def _absolute(uri: str) -> str:
+    """An address that means the same from any working directory."""
+    parts = urlparse(uri)
+    if parts.scheme in ("", "file"):
+        return Path(parts.path if parts.scheme else uri).expanduser().resolve().as_uri()
+    return uri
+
+
+def _allowed(name: str) -> str:
+    """A name with the characters that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)

@@ -1,0 +1,111 @@
+"""Weights & Biases: files in the run's own folder to be sent later, or sent at once."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from xmodal.interfaces import Facts, Tracked, Tracker
+from xmodal_track.common import TrackerSettings, absent
+
+AXIS = "step"
+LONGEST_TAG = 64
+OFFLINE = ("offline", "disabled", "dryrun")
+
+
+class WandB(Tracker):
+    """A run of Weights & Biases, kept in ``<run>/wandb``; sends nothing unless it is ``online``."""
+
+    class Config(TrackerSettings):
+        """Settings of the tracker."""
+
+        mode: Literal["offline", "online"] = Field(
+            "offline",
+            description="offline: write files, for `wandb sync`. online: send at once "
+            "($WANDB_MODE=offline still wins).",
+        )
+        project: str = Field("xmodal", min_length=1, description="The project.")
+        entity: str | None = Field(
+            None, min_length=1, description="The user or team; default: your own."
+        )
+        machine: bool = Field(
+            False, description="Also record host, command, packages and the load of the machine."
+        )
+
+    config: Config
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Whether the package is there."""
+        yield from absent("wandb", "wandb")
+
+    def __init__(self, config: Config, context: None = None) -> None:
+        super().__init__(config, context)
+        # W&B reports its own errors to its makers unless told otherwise before it is imported.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._wandb = wandb
+        self._mode = "offline" if os.environ.get("WANDB_MODE") in OFFLINE else config.mode
+        # A service that is there already belongs to somebody else, and stays.
+        self._own = wandb.run is None
+        self._run: Any = None
+
+    def start(self, run: Tracked) -> Mapping[str, str]:
+        """Begin a run, or a further piece of the one remembered."""
+        if self._mode == "online" and not self._wandb.login(timeout=1, verify=False):
+            raise RuntimeError("no API key; run `wandb login`, or set WANDB_API_KEY")
+        identifier = (run.memory or {}).get("run") or uuid.uuid4().hex[:8]
+        config, known = self.config, run.tags
+        tags = known["name"], known["task"], known["protocol"], f"seed {known['seed']}"
+        self._run = self._wandb.init(
+            project=config.project,
+            entity=config.entity,
+            mode=self._mode,
+            dir=str(run.directory),
+            id=identifier,
+            name=run.name,
+            group=run.tags["task"],
+            tags=[tag[:LONGEST_TAG] for tag in dict.fromkeys(tags)],
+            config={**run.recipe, "run": dict(run.tags)},
+            resume="allow" if self._mode == "online" else None,
+            reinit="create_new",
+            settings=self._settings(),
+        )
+        # Its own count of rows starts anew in every piece, and drops what comes at one step twice.
+        self._run.define_metric(AXIS)
+        self._run.define_metric("*", step_metric=AXIS)
+        return {"run": identifier}
+
+    def _settings(self) -> Any:
+        """Silent, and nothing recorded that nobody asked for."""
+        recorded = self.config.machine
+        return self._wandb.Settings(
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            x_disable_meta=not recorded,
+            x_disable_machine_info=not recorded,
+            x_disable_stats=not recorded,
+            x_save_requirements=recorded,
+        )
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add a row."""
+        self._run.log({AXIS: step, **numbers})
+
+    def finish(self, state: str, result: Mapping[str, float] | None) -> None:
+        """Add the result to the summary, and end the run and the service it needed."""
+        try:
+            if self._run is not None:
+                if result is not None:
+                    self._run.summary.update(dict(result))
+                self._run.finish(exit_code=0 if state == "done" else 1)
+        finally:
+            if self._own and self._wandb.run is None:
+                self._wandb.teardown()
