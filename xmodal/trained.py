@@ -86,8 +86,7 @@ class Trained:
         """
         if not _is_frame(x):
             x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-            if x.ndim == 0:
-                self.raw.check(x)
+            self.raw.check_shape(x)
         size = batch or self.recipe.evaluation_batch
         if len(x) == 0:
             raise DataError(f"x: no samples; expected [n, {', '.join(map(str, self.raw.shape))}]")
@@ -162,7 +161,8 @@ class Trained:
         if y.dtype.kind not in "fiub" or (
             y.shape[1:] not in (kept, shape) and prod(y.shape[1:]) != prod(shape)
         ):
-            raise DataError(f"y: expected {['n', *kept]}, got {list(y.shape)} of {y.dtype}")
+            wanted = ", ".join(map(str, ("n", *kept)))
+            raise DataError(f"y: expected [{wanted}] of numbers, got {list(y.shape)} of {y.dtype}")
         known = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float32))
         channel = self.raw.label_channel
         if channel is not None and y.shape[1:] == kept:

@@ -62,7 +62,8 @@ class RawForm:
         x = x.reshape(x.shape[0], *self.laid) if self.channel is None else self._moved(x)
         if self.mean is not None and self.scale is not None:
             x = (x.to(self.mean.dtype) - self.mean) / self.scale
-        x = x.to(torch.float32)
+        # Convolutions choose another algorithm, with other last digits, for other layouts in memory.
+        x = x.to(torch.float32).contiguous()
         if self.extra is not None:
             x = torch.cat([x, self.extra.expand(x.shape[0], *self.extra.shape)], dim=1)
         return x
@@ -91,33 +92,33 @@ class RawForm:
     def check(self, x: Array, first: int = 0) -> Array:
         """``x`` as raw samples ``[n, *shape]``; ``first`` is the number of its first row.
 
-        Raises DataError with what was expected and what was given.
+        Channels in front are understood as well. Raises DataError with what was expected and what
+        was given.
         """
-        wanted = f"expected [n, {', '.join(map(str, self.shape))}]"
-        if x.dtype.kind not in "fiub":
-            raise DataError(f"x: {wanted} of numbers, got {list(x.shape)} of {x.dtype}")
-        if x.ndim and prod(x.shape[1:]) and x.shape[1:] in (self.shape, self._first()):
-            raw = x if x.shape[1:] == self.shape else np.moveaxis(x, 1, 1 + (self.channel or 0))
-            raw = raw.reshape(len(x), *self.shape)
-        elif x.shape == self.shape:
-            raise DataError(f"x: {wanted}, got one sample {list(x.shape)}; write x[None]")
-        else:
-            names = f" (columns {', '.join(self.columns)})" if self.columns else ""
-            raise DataError(f"x: {wanted}{names}, got {list(x.shape)}")
+        self.check_shape(x)
+        if x.shape[1:] != self.shape:
+            x = np.moveaxis(x, 1, 1 + (self.channel or 0))
+        raw = x.reshape(len(x), *self.shape)
         if x.dtype.kind == "f":
             wrong = np.isinf(raw) if self.missing else ~np.isfinite(raw)
             rows = np.flatnonzero(wrong.reshape(len(raw), -1).any(axis=1))
             if len(rows):
-                what = "infinite" if self.missing else "NaN or infinite"
-                raise DataError(
-                    f"x: {what} values in {len(rows)} samples; first: row {first + rows[0]}"
-                )
+                what = "an infinite value" if self.missing else "NaN or an infinite value"
+                raise DataError(f"x: row {first + rows[0]} holds {what}")
         self._check_codes(raw, first)
         return raw
 
-    def _first(self) -> tuple[int, ...]:
-        """The shape of a sample with its channels in front, which is understood as well."""
-        return self.laid
+    def check_shape(self, x: Array) -> None:
+        """Raise DataError where ``x`` has another shape, or is no array of numbers."""
+        wanted = f"expected [n, {', '.join(map(str, self.shape))}]"
+        if x.dtype.kind not in "fiub":
+            raise DataError(f"x: {wanted} of numbers, got {list(x.shape)} of {x.dtype}")
+        if x.ndim and x.shape[1:] in (self.shape, self.laid):
+            return
+        if x.shape == self.shape:
+            raise DataError(f"x: {wanted}, got one sample {list(x.shape)}; write x[None]")
+        names = f" (columns {', '.join(self.columns)})" if self.columns else ""
+        raise DataError(f"x: {wanted}{names}, got {list(x.shape)}")
 
     def _check_codes(self, x: Array, first: int) -> None:
         """Numbers in the columns of categories must be codes 0 .. m-1 (NaN: missing)."""
