@@ -53,7 +53,8 @@ class Local(Launcher):
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs in free slots; the others wait."""
-        self._waiting += jobs
+        known = self.unfinished()
+        self._waiting += [job for job in jobs if job.name not in known]
         self._fill()
 
     def unfinished(self) -> Mapping[str, str]:

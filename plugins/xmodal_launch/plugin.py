@@ -9,5 +9,9 @@ from xmodal.hookspecs import hookimpl
 
 @hookimpl
 def xmodal_launchers() -> Mapping[str, str]:
-    """This machine."""
-    return {"local": "xmodal_launch.local:Local"}
+    """This machine, a cluster of Slurm's, a cluster of Ray's."""
+    return {
+        "local": "xmodal_launch.local:Local",
+        "slurm": "xmodal_launch.slurm:Slurm",
+        "ray": "xmodal_launch.ray:Ray",
+    }

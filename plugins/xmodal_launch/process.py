@@ -1,0 +1,113 @@
+"""The part of a cluster's job that runs where the job landed: the command as a child process.
+
+Imports nothing heavy, for it lives beside the run and must not take its memory or time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+JOB = "XMODAL_JOB"
+"""Names the job to the run (``xmodal.runs.JOB``), which may then follow on its own dead self."""
+PAUSE = 0.2
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run. Paths are absolute texts; output is added to ``log``; ``folder`` is worked in.
+
+    ``job`` stays the same when the cluster starts the job again.
+    """
+
+    command: tuple[str, ...]
+    log: str
+    folder: str
+    job: str = ""
+
+
+def start(order: Order, threads: int, own_session: bool = False) -> subprocess.Popen[bytes]:
+    """Start the command, after a line in its log that it has begun, and where.
+
+    Raises FileNotFoundError where this machine does not see its folders.
+    """
+    _check(order)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        JOB: order.job,
+    }
+    with Path(order.log).open("ab") as stream:
+        stream.write(f"on {socket.gethostname()}:\n".encode())
+        stream.flush()
+        return subprocess.Popen(
+            order.command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=order.folder,
+            env=environment,
+            start_new_session=own_session,
+            preexec_fn=_prepare,
+        )
+
+
+def _check(order: Order) -> None:
+    for folder in (Path(order.log).parent, Path(order.folder)):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"node {socket.gethostname()} does not see {folder}: the cells (--root) and the "
+                "working directory must lie on a file system that all nodes share"
+            )
+
+
+# Loaded before any fork: between fork and exec as little as possible may happen.
+_C = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _prepare() -> None:
+    """In the child: outlive the cluster's warning signal, but not the job."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if _C is not None:
+        _C.prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait in small steps, between which signals are handled. Returns the exit code."""
+    while process.poll() is None:
+        time.sleep(PAUSE)
+    return process.returncode
+
+
+def end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Ask the command to save and end, and kill it after ``grace`` seconds.
+
+    Leaves it to be collected by ``wait``, so this may run inside a signal handler that has
+    interrupted ``wait``.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)
+    until = time.monotonic() + grace
+    while not _ended(process.pid):
+        if time.monotonic() > until:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            until = float("inf")
+        time.sleep(PAUSE)
+
+
+def _ended(pid: int) -> bool:
+    """Whether a child has ended; does not collect it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:  # collected already
+        return True

@@ -1,0 +1,163 @@
+"""Runs jobs as tasks of a Ray cluster; started by Ray again, elsewhere, when their node dies."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from xmodal.errors import PluginError, UsageError
+from xmodal.interfaces import Job, Launcher, Settings
+from xmodal_launch.process import Order
+from xmodal_launch.ray_task import run
+
+STOPPING = 15.0
+"""Seconds that Ray itself gets to end tasks, beside what the jobs need to save."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    job: Job
+    reference: Any
+    size: int  # of the log when the task was handed over: it begins with a line of its own
+
+
+class Ray(Launcher):
+    """Tasks of a Ray cluster; of one that is started here where there is none."""
+
+    class Config(Settings):
+        """Settings of the launcher."""
+
+        address: str | None = Field(
+            None,
+            description="Address of the cluster, such as 10.0.0.1:6379; "
+            "default: RAY_ADDRESS, or one of this machine, which is started if there is none.",
+        )
+        jobs: int = Field(1000, ge=1, description="Jobs that are handed to Ray at a time.")
+        cpus: float | None = Field(
+            None,
+            gt=0,
+            description="Processors a job, and its threads; "
+            "default: 4, or all of the largest node if it has fewer.",
+        )
+        gpus: float | None = Field(
+            None, ge=0, description="GPUs a job, also parts of one; default: 1 if any node has one."
+        )
+        retries: int = Field(
+            3, ge=0, description="How often a job goes on elsewhere after its node died."
+        )
+        grace: float = Field(
+            120.0, gt=0, description="Seconds a job has to save itself when it is stopped."
+        )
+        wait: bool = Field(
+            False, description="Wait for a node that is large enough to join the cluster."
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, context: None = None) -> None:
+        super().__init__(config, context)
+        self._ray = _connect(config.address)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        most = {kind: max(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+        self._cpus = min(4.0, most["CPU"]) if config.cpus is None else config.cpus
+        self._gpus = min(1.0, most["GPU"]) if config.gpus is None else config.gpus
+        if not config.wait and (self._cpus > most["CPU"] or self._gpus > most["GPU"]):
+            # Ray would wait for ever.
+            raise UsageError(
+                f"no node of the Ray cluster has {self._cpus:g} processors and {self._gpus:g} GPUs "
+                f"(the most are {most['CPU']:g} and {most['GPU']:g}); set cpus or gpus of the "
+                "launcher, or `wait: true` if such a node will join"
+            )
+        self._tasks: dict[str, _Task] = {}
+
+    @property
+    def slots(self) -> int:
+        """Jobs that wait or run at a time."""
+        return self.config.jobs
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Hand jobs to Ray, which starts them where there is room."""
+        config = self.config
+        task = self._ray.remote(run).options(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=config.retries,
+            retry_exceptions=False,
+        )
+        threads = max(1, int(self._cpus))
+        known = self.unfinished()
+        for job in jobs:
+            if job.name in known:
+                continue
+            log = job.log.absolute()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+            order = Order(tuple(job.command), str(log), os.getcwd(), f"ray {uuid.uuid4().hex}")
+            size = log.stat().st_size
+            self._tasks[job.name] = _Task(job, task.remote(order, threads, config.grace), size)
+
+    def unfinished(self) -> Mapping[str, str]:
+        """Tasks that Ray has not finished; those whose logs have grown run."""
+        for name in self._ended(0):
+            self._collect(self._tasks.pop(name))
+        return {
+            name: "running" if task.job.log.stat().st_size > task.size else "queued"
+            for name, task in self._tasks.items()
+        }
+
+    def stop(self) -> None:
+        """Cancel all tasks: those that run pass it on to their jobs, which save themselves."""
+        for task in self._tasks.values():
+            self._ray.cancel(task.reference)
+        until = time.monotonic() + self.config.grace + STOPPING
+        while len(self._ended(0.2)) < len(self._tasks):
+            if time.monotonic() > until:
+                for task in self._tasks.values():
+                    self._ray.cancel(task.reference, force=True)
+                break
+        self._tasks.clear()
+
+    def _ended(self, seconds: float) -> list[str]:
+        names = {task.reference: name for name, task in self._tasks.items()}
+        if not names:
+            return []
+        done, _ = self._ray.wait(list(names), num_returns=len(names), timeout=seconds)
+        return [names[reference] for reference in done]
+
+    def _collect(self, task: _Task) -> None:
+        """A task that ended without a word of the job: its log gets the reason."""
+        try:
+            self._ray.get(task.reference)
+        except (self._ray.exceptions.RayError, OSError) as error:
+            cause = getattr(error, "cause", None) or error
+            with task.job.log.open("a", encoding="utf-8") as stream:
+                stream.write(f"Ray could not run the job: {cause}\n")
+
+
+def _connect(address: str | None) -> Any:
+    """Ray, connected; a cluster that has to be started stays on this machine alone."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise PluginError(
+            "launcher 'ray' needs the package ray: pip install 'xmodal[ray]'"
+        ) from None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    given = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if ray.is_initialized():
+            return ray
+        ray.init(address=given or "auto", **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if given:
+            first = str(error).strip().partition("\n")[0]
+            raise UsageError(f"no Ray cluster at {given}: {first}") from None
+        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+    return ray

@@ -1,0 +1,79 @@
+"""What runs on a node as a job of Slurm: one cell, which outlives time limits and preemption.
+
+Slurm says USR2 before the time limit (submitit asks for that) and TERM when it preempts, when the
+job is requeued or cancelled. Either way the run saves itself. Only after the first two may the job
+wait in the queue again: a job that somebody cancelled stays cancelled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from xmodal_launch.process import Order, end, start, wait
+
+SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+class Cell:
+    """The function that submitit calls on the node. ``ended`` is the file that says how it ended.
+
+    ``grace`` are the seconds from the warning to the time limit.
+    """
+
+    def __init__(self, order: Order, ended: str, grace: float) -> None:
+        self.order, self.ended, self.grace = order, ended, grace
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __getstate__(self) -> tuple[Order, str, float]:
+        """A process cannot go into the queue."""
+        return self.order, self.ended, self.grace
+
+    def __setstate__(self, state: tuple[Order, str, float]) -> None:
+        """As it was made."""
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __call__(self) -> None:
+        """Run the command to its end; exits as it did."""
+        Path(self.ended).unlink(missing_ok=True)
+        self._process = start(self.order, _threads())
+        code = wait(self._process)
+        if code in SAVED and _preempted():
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            sys.exit(128 + signal.SIGTERM)
+        Path(self.ended).write_text(f"{code}\n", encoding="utf-8")
+        if code:
+            sys.exit(code if code > 0 else 128 - code)
+
+    def checkpoint(self) -> Any:
+        """Let the run save itself; submitit then puts what is returned into the queue again."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            # A little earlier than Slurm would: what is killed here is at least queued again.
+            end(self._process, max(1.0, self.grace - 10))
+        return DelayedSubmission(Cell(self.order, self.ended, self.grace))
+
+
+def _threads() -> int:
+    """The processors of this job."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    return int(given) if given else len(os.sched_getaffinity(0))
+
+
+def _preempted() -> bool:
+    """Whether Slurm is about to take the node away for another job.
+
+    It would then queue the job again itself, but only if it had to kill it: a job that ends in its
+    time of grace counts as finished.
+    """
+    command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    running = re.search(r"\bJobState=RUNNING\b", shown)
+    time = re.search(r"\bPreemptTime=(\S+)", shown)
+    return bool(running and time and time[1] not in ("None", "Unknown", "N/A"))
