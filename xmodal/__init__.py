@@ -12,11 +12,12 @@ from xmodal.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from xmodal.api import load, run
+    from xmodal.finetuner import FineTuner
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "hookimpl", "load", "run"]
+__all__ = ["FineTuner", "__version__", "hookimpl", "load", "run"]
 
-_LAZY = {"run": "xmodal.api", "load": "xmodal.api"}
+_LAZY = {"run": "xmodal.api", "load": "xmodal.api", "FineTuner": "xmodal.finetuner"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,253 @@
+"""Samples and labels that a caller holds in memory: what they are, and files a task can read.
+
+Tables whose columns are not all numbers become Parquet files, everything else ``.npy`` files.
+Values are checked by the caller; nothing is split, coded or standardised here, except classes,
+which are numbered.
+
+Shapes: n samples, F columns, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xmodal.data.kinds import Kind, infer_kind
+
+Array = NDArray[Any]
+Form = Literal["row", "sequence", "grid"]
+TRAIN, VALIDATION = "train", "validation"
+
+
+def as_frame(x: Any, always: bool = False) -> Any | None:
+    """A pandas frame of a table with text or categories; None where ``x`` is numbers alone.
+
+    Text stays text where it comes in a frame; in arrays of text and numbers, columns that are all
+    numbers become numbers. ``always``: numbers alone are a frame too. Raises ValueError for columns
+    of dates and for names given twice.
+    """
+    import pandas as pd
+
+    if hasattr(x, "to_pandas"):
+        x = x.to_pandas()
+    if isinstance(x, pd.DataFrame):
+        if not always and not any(_is_text(x.iloc[:, i]) for i in range(x.shape[1])):
+            _refuse_dates(x)
+            return None
+        frame = x.set_axis([str(name) for name in x.columns], axis=1).reset_index(drop=True)
+        if frame.columns.has_duplicates:
+            twice = frame.columns[frame.columns.duplicated()][0]
+            raise ValueError(f"X has two columns named '{twice}'")
+        _refuse_dates(frame)
+        return frame.apply(_plain)
+    if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
+        x = np.asarray(x, dtype=object)
+    if not isinstance(x, np.ndarray) or x.ndim != 2 or not (always or _has_text(x)):
+        return None
+    return pd.DataFrame({f"x{i}": _number_if_all(pd.Series(x[:, i])) for i in range(x.shape[1])})
+
+
+def _cells(row: Any) -> Any:
+    return row if isinstance(row, list | tuple | np.ndarray) else ()
+
+
+def _has_text(x: Array) -> bool:
+    if x.dtype.kind == "O":
+        return any(isinstance(value, str) for value in x.flat)
+    return x.dtype.kind in "UST"
+
+
+def _is_text(series: Any) -> bool:
+    import pandas as pd
+
+    if series.dtype == object:
+        return any(isinstance(value, str) for value in series)
+    return isinstance(series.dtype, pd.CategoricalDtype | pd.StringDtype)
+
+
+def _refuse_dates(frame: Any) -> None:
+    for name, dtype in frame.dtypes.items():
+        if getattr(dtype, "kind", "O") in "mM":
+            raise ValueError(f"X: column '{name}' holds dates; make numbers of them or drop it")
+
+
+def _number_if_all(series: Any) -> Any:
+    import pandas as pd
+
+    numbers = pd.to_numeric(series, errors="coerce")
+    return _plain(series) if numbers[series.notna()].isna().any() else numbers.astype(float)
+
+
+def _plain(series: Any) -> Any:
+    """Text where there is text, else float64; what is missing stays missing."""
+    if _is_text(series):
+        return series.astype(object).map(str).where(series.notna(), None)
+    return series.astype(float)
+
+
+def form_of(ndim: int, form: str) -> Form:
+    """The form of samples in an array of ``ndim`` axes. Raises ValueError where ``form`` does not
+    fit.
+    """
+    fitting: dict[str, tuple[int, ...]] = {"row": (2,), "sequence": (2, 3), "grid": (3, 4)}
+    if form == "auto":
+        forms: dict[int, Form] = {2: "row", 3: "sequence", 4: "grid"}
+        if ndim not in forms:
+            raise ValueError(
+                f"Found array with dim {ndim}. X must be (n, features), (n, channels, length) or "
+                "(n, channels, height, width)"
+            )
+        return forms[ndim]
+    if ndim not in fitting[form]:
+        axes = " or ".join(str(axis) for axis in fitting[form])
+        raise ValueError(f"form='{form}' needs X of {axes} dimensions, got {ndim}")
+    return form  # type: ignore[return-value]
+
+
+def channels_first(x: Array, form: Form, channels: str) -> Array:
+    """Samples as ``[n, F]``, ``[n, C, length]`` or ``[n, C, height, width]``."""
+    full = {"row": 2, "sequence": 3, "grid": 4}[form]
+    if x.ndim < full:
+        return x[:, None]
+    return np.moveaxis(x, -1, 1) if channels == "last" and form != "row" else x
+
+
+def doubtful(x: Array, form: Form, channels: str) -> str | None:
+    """What looks wrong about the way that samples are read, if anything does."""
+    if form == "row" or x.ndim != {"sequence": 3, "grid": 4}[form] or channels == "last":
+        return None
+    first, last = x.shape[1], x.shape[-1]
+    if form == "sequence" and min(first, last) >= 16 and max(first, last) <= 2 * min(first, last):
+        hint = f"{first} channels of length {last}; if these are images, set form='grid'"
+    elif (form == "sequence" and first > last) or (form == "grid" and first > 4 >= last):
+        sizes = " x ".join(map(str, x.shape[2:]))
+        what = "of length " if form == "sequence" else "of "
+        hint = f"{first} channels {what}{sizes}; if the last axis holds them, set channels='last'"
+    else:
+        return None
+    return f"X has shape {x.shape}, read as {hint}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as files hold them: classes as int64 ``[n]``, anything else as numbers.
+
+    ``classes`` are the values of classes 0, 1, ...; ``binary``: all values are 0 or 1.
+    """
+
+    kind: Kind
+    values: Array
+    classes: Array | None = None
+    binary: bool = False
+
+
+def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> Labels:
+    """What labels ``[n, ...]`` of samples of ``shape`` are. Raises ValueError."""
+    if kind == "auto":
+        kind = _kind(y, shape[-1] if form == "sequence" else None)
+    binary = y.dtype.kind in "iufb" and bool(np.isin(y, (0, 1)).all())
+    if kind == "classification":
+        classes, codes_N = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y has one class only ({classes[0]}); at least 2 classes are needed")
+        return Labels("classification", codes_N.astype(np.int64), classes)
+    if y.dtype.kind not in "iufb":
+        raise ValueError(f"Unknown label type: y holds {y.dtype}, {kind} labels are numbers")
+    if kind == "multi-label" and not (binary and y.ndim == 2):
+        raise ValueError("y: several labels are rows of 0 and 1, (n, labels)")
+    if kind == "regression" and y.ndim > 2:
+        raise ValueError(f"y has shape {y.shape}; numbers to predict are (n,) or (n, outputs)")
+    if kind == "dense" and y.ndim < 2:
+        raise ValueError(f"y has shape {y.shape}; a field has a value at every place of a sample")
+    if kind == "dense" and form == "row":
+        raise ValueError("rows of a table have no places to predict at; set form= or kind=")
+    return Labels(kind, y if y.dtype.kind == "f" else y.astype(np.float64), binary=binary)  # type: ignore[arg-type]
+
+
+def _kind(y: Array, length: int | None) -> Kind:
+    """As for files, but rows of 0/1 are several labels even if each has a single 1."""
+    if y.dtype.kind == "O":
+        return "classification"
+    kind = infer_kind(y, length)
+    return "multi-label" if kind == "classification" and y.ndim == 2 else kind
+
+
+def plain_labels(y: Array) -> Array:
+    """Labels without Python objects, except text. ValueError for missing and unknown ones."""
+    if y.dtype.kind != "O":
+        return y
+    import pandas as pd
+
+    if pd.isna(y).any():
+        raise ValueError("Input y contains NaN.")
+    if all(isinstance(value, str) for value in y.flat):
+        return y
+    plain = np.array(y.tolist())
+    if plain.shape != y.shape or plain.dtype.kind not in "iufb":
+        raise ValueError("Unknown label type: y mixes text with something else")
+    return plain
+
+
+def same_labels(y: Array, labels: Labels) -> Array:
+    """Further labels, coded as ``labels`` are. Raises ValueError for a class that is new."""
+    if labels.classes is None:
+        if y.shape[1:] != labels.values.shape[1:]:
+            raise ValueError(f"validation_data: y has shape {y.shape}, y {labels.values.shape}")
+        return y.astype(labels.values.dtype)
+    code = {value: index for index, value in enumerate(labels.classes.tolist())}
+    values = y.ravel().tolist()
+    new = [value for value in values if value not in code]
+    if new:
+        raise ValueError(f"validation_data: class {new[0]!r} is not in y")
+    return np.array([code[value] for value in values], dtype=np.int64)
+
+
+def write(root: Path, parts: Mapping[str, tuple[Any, Array]]) -> tuple[Path, dict[str, Any]]:
+    """Write samples (an array or a frame) and labels of each part below ``root``.
+
+    Returns the folder, whose name is made of its contents, and what a task that reads it has to be
+    told. Equal contents are kept once.
+    """
+    folder = root / f".partial-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    told: dict[str, Any] = {}
+    for part, (x, y) in parts.items():
+        if isinstance(x, np.ndarray):
+            np.save(folder / f"x_{part}.npy", x)
+            np.save(folder / f"y_{part}.npy", y)
+            continue
+        y_NK = y.reshape(len(y), -1)
+        names = [_free(f"y{k}" if y_NK.shape[1] > 1 else "y", x) for k in range(y_NK.shape[1])]
+        frame = x.assign(**dict(zip(names, y_NK.T, strict=True)))
+        frame.to_parquet(folder / f"{part}.parquet", index=False)
+        told["y"] = names if len(names) > 1 else names[0]
+    return _named(folder), told
+
+
+def _free(name: str, frame: Any) -> str:
+    while name in frame.columns:
+        name = f"_{name}"
+    return name
+
+
+def _named(folder: Path) -> Path:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    kept = folder.parent / digest.hexdigest()[:16]
+    if kept.is_dir():
+        shutil.rmtree(folder)
+    else:
+        os.replace(folder, kept)
+    return kept

@@ -1,0 +1,299 @@
+"""``FineTuner``: fine-tuning as a scikit-learn estimator.
+
+It composes a recipe (a method, the caller's arrays, a body that reads them) and makes the same run
+as the command line; it holds no training code of its own. A fitted estimator keeps its model in
+memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import (
+    ClassifierTags,
+    RegressorTags,
+    Tags,
+    assert_all_finite,
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+)
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from xmodal import fitting
+from xmodal.data import given
+from xmodal.errors import DataError, did_you_mean
+
+Array = NDArray[Any]
+_CHOICES = {
+    "kind": ("auto", "classification", "multi-label", "regression", "dense"),
+    "form": ("auto", "row", "sequence", "grid"),
+    "channels": ("first", "last"),
+}
+_PROBABLE = ("auto", "classification", "multi-label")
+
+
+class FineTuner(BaseEstimator):  # type: ignore[misc]
+    """Fine-tune a pretrained body on arrays or tables, with any method that has a recipe.
+
+    Parameters
+    ----------
+    method : a method's name such as ``pare`` or ``nft``, or the name or path of a recipe.
+    backbone : a body's name or settings; by default MiniLM-L6 for rows and sequences, ViT-S/14 for
+        images, whose weights are fetched on first use.
+    kind : what y is: ``classification``, ``multi-label``, ``regression``, ``dense``; or ``auto``.
+    form : what a sample is: ``row``, ``sequence``, ``grid``; ``auto`` goes by the axes of X.
+    channels : ``first`` or ``last``, for sequences and grids.
+    scale : a scale such as ``cpu`` or ``smoke``; None is the method's own settings.
+    epochs : passes over the training samples; None is the recipe's.
+    overrides : further settings of the recipe, ``{"training.optimizer.lr": 1e-3}`` or
+        ``["training.optimizer.lr=1e-3"]``.
+    validation_fraction : share of the samples that is held out to choose the best epoch; 0 chooses
+        it by the training samples.
+    seed : draws the held-out samples, the order, new weights.
+    device : ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    directory : where runs are kept and interrupted fits go on; None keeps nothing on disk.
+    verbose : 0 is silent, 1 shows progress on stderr.
+
+    Attributes
+    ----------
+    kind_, form_, classes_ (classes and labels only), n_features_in_ (axis 1 of X),
+    feature_names_in_ : what was found.
+    trained_ : the model, ``xmodal.trained.Trained``.
+    history_ : one mapping an epoch.  result_ : the run's result.
+    run_path_ : the run's directory; None where nothing is kept.
+    """
+
+    def __init__(
+        self,
+        method: str = "pare",
+        backbone: str | Mapping[str, Any] | None = None,
+        *,
+        kind: str = "auto",
+        form: str = "auto",
+        channels: str = "first",
+        scale: str | None = None,
+        epochs: int | None = None,
+        overrides: Mapping[str, Any] | Sequence[str] | None = None,
+        validation_fraction: float = 0.15,
+        seed: int = 0,
+        device: str = "auto",
+        directory: str | Path | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.method = method
+        self.backbone = backbone
+        self.kind = kind
+        self.form = form
+        self.channels = channels
+        self.scale = scale
+        self.epochs = epochs
+        self.overrides = overrides
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self.device = device
+        self.directory = directory
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, validation_data: tuple[Any, Any] | None = None) -> Self:
+        """Train on ``X`` ``(n, features)``, ``(n, channels, length)`` or ``(n, channels, height,
+        width)`` and labels ``y``.
+
+        ``validation_data`` (X, y) chooses the best epoch instead of held-out samples. Raises
+        ValueError for data and settings that do not work, and kinds of ``xmodal.errors``.
+        """
+        self._check_settings()
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        x = self._samples(X, reset=True)
+        labels = self._labels(y, x)
+        parts = {given.TRAIN: (x, labels.values)}
+        if validation_data is not None:
+            parts[given.VALIDATION] = self._validation(*validation_data, labels)
+        elif 0 < len(x) * self.validation_fraction < 0.5:
+            raise ValueError(
+                f"X has {len(x)} samples, too few to hold out {self.validation_fraction} of them; "
+                "with validation_fraction=0 the training samples choose the best epoch"
+            )
+        with fitting.folder(self.directory) as root, fitting.undisturbed():
+            data, told = given.write(root / "data", parts)
+            with fitting.explained(data):
+                self._run(data, root, labels, told, held=validation_data is not None)
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Predictions in the form of ``y``: classes, 0/1 labels, numbers or fields."""
+        outputs = self._outputs(X)
+        if self.kind_ == "classification":
+            classes: Array = self.classes_[self._probabilities(outputs).argmax(axis=1)]
+            return classes
+        if self._binary and self.kind_ in ("multi-label", "dense"):
+            outputs = (outputs > 0).to(outputs.dtype)
+        values = self.trained_.raw.raw_labels(outputs).numpy()
+        return np.asarray(values, dtype=self._dtype)
+
+    @available_if(lambda self: getattr(self, "kind_", self.kind) in _PROBABLE)
+    def predict_proba(self, X: Any) -> Array:
+        """The probability of every class, or of every label, ``(n, K)``."""
+        return self._probabilities(self._outputs(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy (of whole rows for several labels), or R² for numbers and fields."""
+        predicted = self.predict(X)
+        if self.kind_ in ("classification", "multi-label"):
+            return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+        if self.kind_ == "regression":
+            return float(r2_score(y, predicted, sample_weight=sample_weight))
+        return float(r2_score(np.ravel(y), predicted.ravel()))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()
+        kind = getattr(self, "kind_", self.kind)
+        tags.target_tags.required = True
+        tags.input_tags.allow_nan = self.form in ("auto", "row")
+        tags.input_tags.three_d_array = self.form != "row"
+        tags.target_tags.multi_output = kind not in ("auto", "classification")
+        tags.target_tags.single_output = kind in ("auto", "classification", "regression")
+        if kind in ("classification", "multi-label"):
+            tags.estimator_type = "classifier"
+            tags.classifier_tags = ClassifierTags(multi_label=kind == "multi-label")
+        elif kind in ("regression", "dense"):
+            tags.estimator_type = "regressor"
+            tags.regressor_tags = RegressorTags()
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        if "trained_" in state:
+            state["trained_"] = fitting.packed(state["trained_"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "trained_" in state:
+            self.trained_ = fitting.unpacked(state["trained_"], self.device)
+
+    # --- reading what is given ---
+
+    def _check_settings(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                hint = did_you_mean(str(value), choices)
+                raise ValueError(f"{name}={value!r}{hint}; choose one of {', '.join(choices)}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction!r}; not in [0, 1)")
+
+    def _samples(self, X: Any, reset: bool) -> Any:
+        """X, checked: an array with channels first, or a frame of numbers and text."""
+        frame = given.as_frame(X, always=not reset) if reset or self._table else None
+        if frame is None:
+            X = validate_data(self, X, reset=reset, allow_nd=True, **self._limits(reset))
+            shape = X.shape[1:]
+        else:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            numbers = frame.select_dtypes("number").to_numpy(float).reshape(len(frame), -1)
+            check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
+            shape = frame.shape[1:]
+        if reset:
+            self._table = frame is not None
+            self.form_ = given.form_of(len(shape) + 1, self.form)
+            self.sample_shape_ = shape
+        elif shape != self.sample_shape_:
+            raise ValueError(
+                f"X has samples of shape {shape}, but {type(self).__name__} is expecting "
+                f"{self.sample_shape_} as input"
+            )
+        if frame is not None:
+            return frame
+        if self.form_ != "row":
+            assert_all_finite(X, input_name="X")
+        doubt = given.doubtful(X, self.form_, self.channels) if reset else None
+        if doubt is not None:
+            warnings.warn(doubt, stacklevel=3)
+        return given.channels_first(X, self.form_, self.channels)
+
+    @staticmethod
+    def _limits(reset: bool) -> dict[str, Any]:
+        # One sample cannot be held out from; missing values of rows are embedded.
+        return {"ensure_all_finite": "allow-nan", "ensure_min_samples": 2 if reset else 1}
+
+    def _labels(self, y: Any, x: Any) -> given.Labels:
+        """y, checked and coded; sets what the estimator knows of its labels."""
+        y = self._label_array(y)
+        check_consistent_length(x, y)
+        if self.kind == "classification":
+            check_classification_targets(y)
+        if self.kind == "classification" or (self.kind == "auto" and y.shape[1:] == (1,)):
+            y = column_or_1d(y, warn=True)
+        labels = given.code_labels(y, self.kind, self.form_, x.shape[1:])
+        self.kind_ = labels.kind
+        self._binary = labels.binary
+        self._dtype = y.dtype if labels.binary and labels.kind != "regression" else np.float64
+        if labels.classes is not None:
+            self.classes_ = labels.classes
+        elif labels.kind == "multi-label":
+            self.classes_ = np.arange(y.shape[1])
+        return labels
+
+    def _label_array(self, y: Any) -> Array:
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
+        y = check_array(
+            y, dtype=None, ensure_2d=False, allow_nd=True, input_name="y", estimator=self
+        )
+        return given.plain_labels(y)
+
+    def _validation(self, X: Any, y: Any, labels: given.Labels) -> tuple[Any, Array]:
+        x = self._samples(X, reset=False)
+        y = self._label_array(y)
+        check_consistent_length(x, y)
+        return x, given.same_labels(y, labels)
+
+    # --- the run and its model ---
+
+    def _run(
+        self, data: Path, root: Path, labels: given.Labels, told: dict[str, Any], held: bool
+    ) -> None:
+        from xmodal import api, trained
+
+        settings = fitting.settings(self, data, told, labels, held)
+        recipes = fitting.layers(self.method, self.backbone, self.form_)
+        with fitting.watching(self.verbose) as observer:
+            outcome = api.run(
+                *recipes,
+                overrides=[*settings, *fitting.overrides(self.overrides)],
+                scale=self.scale,
+                root=root,
+                name=Path(self.method).stem,
+                report=self.directory is not None,
+                observer=observer,
+            )
+        self.trained_ = trained.load(outcome.run.path)
+        self.result_ = dict(outcome.result)
+        self.history_ = outcome.run.metrics()
+        self.run_path_ = None if self.directory is None else outcome.run.path
+
+    def _outputs(self, X: Any) -> Any:
+        """What the model gives for X, on the CPU: ``[n, K]`` or ``[n, K, *shape]``."""
+        check_is_fitted(self)
+        x = self._samples(X, reset=False)
+        try:
+            return self.trained_.outputs(x)
+        except DataError as error:
+            raise ValueError(str(error)) from error
+
+    def _probabilities(self, outputs: Any) -> Array:
+        p_NK: Array = self.trained_.probabilities(outputs).astype(np.float64)
+        return p_NK / p_NK.sum(axis=1, keepdims=True) if self.kind_ == "classification" else p_NK

@@ -1,0 +1,190 @@
+"""What ``FineTuner`` needs around a run: its recipes and overrides, a folder, quiet surroundings.
+
+Everything here serves one call of ``fit``; the run itself is ``xmodal.api.run``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from xmodal import runs
+from xmodal.data.given import Form, Labels
+from xmodal.data.store import Store
+from xmodal.errors import DataError, RecipeError, UsageError
+from xmodal.interfaces import Backbone
+from xmodal.recipe import library
+from xmodal.recipe.layers import COMMAND_LINE
+from xmodal.recipe.model import Recipe
+from xmodal.recipe.use import Use
+
+if TYPE_CHECKING:
+    from xmodal.engine.execute import Observer
+    from xmodal.finetuner import FineTuner
+    from xmodal.trained import Trained
+
+_BODIES = {"image": "bodies/vision", "text": "bodies/text"}
+
+
+def layers(method: str, backbone: Any, form: Form) -> list[str]:
+    """The recipes of a fit: the method, the caller's data, and what goes with a body of its own."""
+    named = "/" in method or library.looks_like_path(method)
+    recipes = [method if named else f"methods/{method}", f"arrays/{form}"]
+    body = None if backbone is None else _modality(backbone)
+    return [*recipes, _BODIES[body]] if body in _BODIES else recipes
+
+
+def _modality(backbone: Any) -> str | None:
+    """What a body was trained on, to go with a source of that; None if its settings are wrong."""
+    adapter: TypeAdapter[Use[Backbone]] = TypeAdapter(Use[Backbone])
+    try:
+        use = adapter.validate_python(backbone)
+    except ValidationError:
+        return None  # composing the recipe says what is wrong
+    modality: str = use.component.describe(use.config, Store()).modality
+    return modality
+
+
+def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+    """``key=value`` for every setting. Raises ValueError for what is neither."""
+    if isinstance(settings, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    if isinstance(settings, str):
+        raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
+    return list(settings or ())
+
+
+def settings(
+    tuner: FineTuner, data: Path, told: Mapping[str, Any], labels: Labels, held: bool
+) -> list[str]:
+    """What the estimator's parameters and the data in ``data`` say, as overrides.
+
+    ``told`` is what the task has to be told of the files; ``held``: they say what validates.
+    """
+    share = 0.0 if held else float(tuner.validation_fraction)
+    task = {
+        "path": str(data),
+        "kind": labels.kind,
+        "channels": "first",
+        "split": [1 - share, share, 0.0],
+        "split_seed": None,
+        **told,
+    }
+    if labels.classes is not None:
+        task["classes"] = [str(value) for value in labels.classes]
+    chosen = {f"task.{key}": value for key, value in task.items()}
+    chosen |= {"seed": tuner.seed, "device": tuner.device, "saving.keep": 1}
+    if tuner.backbone is not None:
+        chosen["backbone"] = tuner.backbone
+    if tuner.epochs is not None:
+        chosen["training.epochs"] = tuner.epochs
+    return overrides(chosen)
+
+
+@contextmanager
+def folder(directory: str | Path | None) -> Iterator[Path]:
+    """Where data and runs go: ``directory``, or a folder that is removed afterwards."""
+    if directory is not None:
+        yield Path(directory).expanduser().resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="xmodal-", ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+@contextmanager
+def explained(data: Path) -> Iterator[None]:
+    """Turn the engine's complaints about data and settings into ValueErrors in a caller's words."""
+    from xmodal.engine.execute import Interrupted
+
+    try:
+        yield
+    except RecipeError as error:
+        lines = [str(problem) for problem in error.problems]
+        raise ValueError("\n".join(lines).replace(f"{COMMAND_LINE} ", "setting ")) from error
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    except DataError as error:
+        if str(data) not in str(error):
+            raise
+        raise ValueError(_in_arguments(str(error), data)) from error
+    except Interrupted as error:
+        if error.exit_code == 130:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _in_arguments(text: str, data: Path) -> str:
+    """A message about files of ``data`` as one about X and y."""
+    for name in ("x", "y"):
+        text = text.replace(f"{data}/{name}_train.npy: '{name}_train'", {"x": "X"}.get(name, name))
+    return text.replace(f"{data}/", "")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Random numbers and torch's determinism are the caller's again after the block."""
+    from xmodal.engine import randomness
+
+    state = randomness.global_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        randomness.set_global_state(state)
+
+
+@contextmanager
+def watching(verbose: int) -> Iterator[Observer | None]:
+    """The observer of the command line where progress is wanted."""
+    if not verbose:
+        yield None
+        return
+    from rich.console import Console
+
+    from xmodal.cli.live import Watcher
+
+    with Watcher(Console(stderr=True)) as watcher:
+        yield watcher
+
+
+def packed(trained: Trained) -> dict[str, Any]:
+    """A trained model as plain values and tensors in main memory."""
+    weights = {name: value.cpu() for name, value in trained.model.state_dict().items()}
+    return {
+        "recipe": trained.recipe.model_dump(mode="json"),
+        "facts": trained.facts,
+        "raw": trained.raw,
+        "classes": trained.classes,
+        "path": str(trained.run.path),
+        "weights": weights,
+    }
+
+
+def unpacked(state: Mapping[str, Any], device: str) -> Trained:
+    """The trained model that ``packed`` made ``state`` of."""
+    from xmodal.engine.network import rebuild
+    from xmodal.trained import Trained, chosen_device
+
+    recipe = Recipe.model_validate(state["recipe"])
+    return Trained(
+        model=rebuild(recipe, state["facts"], state["weights"], "the pickled estimator"),
+        recipe=recipe,
+        facts=state["facts"],
+        raw=state["raw"],
+        classes=state["classes"],
+        run=runs.Run(Path(state["path"])),
+        device=chosen_device(device),
+        note=warnings.warn,
+    )
