@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-GRID = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells")
+GRID = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells", "--no-trivial")
 WRECK = "training.optimizer.lr=1e-3,1e30"
 
 
@@ -52,6 +52,13 @@ def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
     assert result.stat().st_mtime_ns == before
     code, read, _ = compare(tmp_path, *arguments, "--collect")
     assert (code, read["rows"]) == (6, found["rows"])
+    assert read["verdicts"]["pairs"][0]["verdict"]["word"] == "refused"
+    files = [tmp_path / file for file in read["files"]]
+    assert {file.name for file in files} == {
+        "report.html", "cells.csv", "pairs.csv", "table.tex", "comparison.json",
+    }  # fmt: skip
+    assert all(file.stat().st_size for file in files)
+    assert json.loads(files[-1].read_text())["rows"] == found["rows"]
 
 
 @pytest.mark.slow

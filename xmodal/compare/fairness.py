@@ -86,7 +86,7 @@ def flags(
     found = [*_mixed(known), *_selected_on_test(known)]
     if trivial is not None and trivial in scores.methods:
         found += _worse_than_trivial(scores, trivial)
-    found += [*_uneven_compute(scores, known, controls), *_edge_of_grid(known)]
+    found += [*_uneven_compute(scores, known, controls, trivial), *_edge_of_grid(known)]
     return [*found, *_incomplete(scores), *_floored(scores)]
 
 
@@ -158,15 +158,17 @@ def _edge_of_grid(known: list[Conditions]) -> list[Flag]:
 
 
 def _uneven_compute(
-    scores: Scores, known: list[Conditions], controls: Collection[str]
+    scores: Scores, known: list[Conditions], controls: Collection[str], trivial: str | None
 ) -> list[Flag]:
+    """Pairs of contenders; that controls and the trivial answer cost something else is known."""
     passes: dict[tuple[str, str], list[float]] = {}
     for c in known:
         if c.encoded_samples:
             passes.setdefault((c.method, c.task), []).append(c.encoded_samples)
     mean = {key: sum(values) / len(values) for key, values in passes.items()}
     found = []
-    for a, b in combinations(scores.methods, 2):
+    contenders = [m for m in scores.methods if m != trivial and m not in controls]
+    for a, b in combinations(contenders, 2):
         ratios = {
             task: mean[a, task] / mean[b, task]
             for task in scores.tasks
