@@ -89,7 +89,7 @@ class Trained:
             self.raw.check_shape(x)
         size = batch or self.recipe.evaluation_batch
         if len(x) == 0:
-            raise DataError(f"x: no samples; expected [n, {', '.join(map(str, self.raw.shape))}]")
+            raise self.raw.empty("x")
         chunks = (x[i : i + size] for i in range(0, len(x), size))
         return torch.cat(list(self.stream(chunks)))
 
@@ -110,7 +110,7 @@ class Trained:
         elif isinstance(x, Tensor):
             x = x.detach().cpu().numpy()
         raw = self.raw.check(np.asarray(x), first)
-        return self.raw.apply(torch.from_numpy(np.ascontiguousarray(raw)))
+        return self.raw.apply(torch.from_numpy(np.require(raw, requirements=("C", "W"))))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -179,13 +179,15 @@ class Trained:
         if y.dtype.kind in "fb" and bool((y == np.round(y)).all()):
             y = y.astype(np.int64)
         known = {name: index for index, name in enumerate(names)}
-        if y.dtype.kind in "iu" and not {str(v) for v in np.unique(y)} <= known.keys():
-            known = {str(index): index for index in range(count)}
+        if not all(name.lstrip("-").isdigit() for name in names):
+            # Names that are numbers are what the user's labels were: they are no positions.
+            known = {str(index): index for index in range(count)} | known
         for row, value in enumerate(y):
             if str(value) not in known:
+                more = "" if len(known) == count else f", or a number 0 to {count - 1}"
                 raise DataError(
                     f"y: row {first + row} is '{value}'; expected one of {', '.join(names[:12])}"
-                    f"{', ...' * (len(names) > 12)} or a number 0 to {count - 1}"
+                    f"{', ...' * (len(names) > 12)}{more}"
                 )
         return torch.tensor([known[str(value)] for value in y], dtype=torch.int64)
 

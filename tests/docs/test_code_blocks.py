@@ -35,6 +35,7 @@ UNDER = "demo/pare"
 """What fragments of recipes are laid on: the recipe whose parts the method cards speak of."""
 HARMLESS = ("recipes", "plugins", "schema")
 LONG = ("run", "resume", "demo", "doctor", "compare", "analyse", "distance", "sources")
+LONG += ("predict", "export")
 PACKAGES = {"numpy", "pathlib", "xmodal", "torch"}
 
 

@@ -271,7 +271,7 @@ def test_labels_are_names_or_numbers(runs: dict[str, Used]) -> None:
     for y in (["acc", "vgood"], [1, 3], [1.0, 3.0], np.eye(4)[[1, 3]], [[1], [3]]):
         assert car.labels(y).tolist() == [1, 3]
     for y in (["acc", "good?"], [1, 4], [0.5, 1]):
-        with pytest.raises(DataError, match=r"expected one of unacc, .* or a number 0 to 3"):
+        with pytest.raises(DataError, match=r"expected one of unacc, .*, or a number 0 to 3"):
             car.labels(y)
     series = runs["nft numbers"].trained
     with pytest.raises(DataError, match=r"y: expected \[n, 2\] of numbers, got \[4, 3\]"):

@@ -62,7 +62,7 @@ class RawForm:
         x = x.reshape(x.shape[0], *self.laid) if self.channel is None else self._moved(x)
         if self.mean is not None and self.scale is not None:
             x = (x.to(self.mean.dtype) - self.mean) / self.scale
-        # Convolutions choose another algorithm, with other last digits, for other layouts in memory.
+        # Convolutions of another layout in memory have other last digits.
         x = x.to(torch.float32).contiguous()
         if self.extra is not None:
             x = torch.cat([x, self.extra.expand(x.shape[0], *self.extra.shape)], dim=1)
@@ -101,7 +101,7 @@ class RawForm:
         raw = x.reshape(len(x), *self.shape)
         if x.dtype.kind == "f":
             wrong = np.isinf(raw) if self.missing else ~np.isfinite(raw)
-            rows = np.flatnonzero(wrong.reshape(len(raw), -1).any(axis=1))
+            rows = np.flatnonzero(wrong.reshape(len(raw), prod(self.shape)).any(axis=1))
             if len(rows):
                 what = "an infinite value" if self.missing else "NaN or an infinite value"
                 raise DataError(f"x: row {first + rows[0]} holds {what}")
@@ -119,6 +119,10 @@ class RawForm:
             raise DataError(f"x: {wanted}, got one sample {list(x.shape)}; write x[None]")
         names = f" (columns {', '.join(self.columns)})" if self.columns else ""
         raise DataError(f"x: {wanted}{names}, got {list(x.shape)}")
+
+    def empty(self, where: str) -> DataError:
+        """The error of ``where`` holding no samples."""
+        return DataError(f"{where}: no samples; expected [n, {', '.join(map(str, self.shape))}]")
 
     def _check_codes(self, x: Array, first: int) -> None:
         """Numbers in the columns of categories must be codes 0 .. m-1 (NaN: missing)."""

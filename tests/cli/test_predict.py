@@ -1,0 +1,204 @@
+"""``xmodal predict`` and ``xmodal export``: files in, files out, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import xmodal as package
+from xmodal import api
+from xmodal.trained import Trained
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, ``table`` (classes) and ``field`` (dense), and inputs for them."""
+    root = tmp_path_factory.mktemp("made")
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": random.normal(size=60), "b": random.choice(["u", "v"], 60)})
+    frame["kind"] = np.where(frame["a"] > 0, "plus", "minus")
+    frame.to_csv(root / "table.csv", index=False)
+    frame.drop(columns="kind").to_parquet(root / "table.parquet")
+    x = random.normal(size=(40, 16, 16))
+    np.savez(root / "field.npz", x=x, y=x * 2 + 1)
+    for name in ("table.csv", "field.npz"):
+        task = f"task={{use: arrays, path: {root / name}}}"
+        api.run(
+            "methods/nft",
+            overrides=[task],
+            scale="smoke",
+            directory=root / Path(name).stem,
+            report=False,
+        )
+    return root
+
+
+@pytest.fixture
+def table(made: Path) -> Trained:
+    """The loaded run on a table."""
+    return package.load(made / "table")
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_on_stdout_and_the_score_beside_it(xmodal: Call, made: Path, table: Trained) -> None:
+    done = xmodal("predict", made / "table", made / "table.csv", "--batch", 7)
+    assert done.code == 0, done.err
+    frame = pd.read_csv(made / "table.csv")
+    rows = _rows(done.out)
+    assert list(rows[0]) == ["prediction", "p(minus)", "p(plus)"]
+    assert [row["prediction"] for row in rows] == table.predict(frame, names=True).tolist()
+    given = [[float(row["p(minus)"]), float(row["p(plus)"])] for row in rows]
+    assert np.allclose(given, table.predict_proba(frame), atol=1e-6)
+    score = table.score(frame, frame["kind"])
+    assert f"samples 60, error-rate {score:.4g}" in done.err
+
+
+def test_every_format_gives_the_same(xmodal: Call, made: Path, table: Trained) -> None:
+    x = table.raw.encode(pd.read_csv(made / "table.csv"))
+    np.save("x.npy", x)
+    np.savez("stored.npz", x=x)
+    np.savez_compressed("packed.npz", x=np.asfortranarray(x))
+    inputs = [made / "table.csv", made / "table.parquet", "x.npy", "stored.npz", "packed.npz"]
+    found = []
+    for number, data in enumerate(inputs):
+        done = xmodal("predict", made / "table", data, "--out", f"{number}.npz")
+        assert done.code == 0, done.err
+        assert "predictions" in done.out
+        found.append(dict(np.load(f"{number}.npz")))
+    assert found[0]["classes"].tolist() == ["minus", "plus"]
+    assert np.array_equal(found[0]["prediction"], table.predict(x))
+    for other in found[1:]:
+        assert all(np.array_equal(other[key], value) for key, value in found[0].items())
+
+
+def test_fields_are_streamed_into_a_file(xmodal: Call, made: Path) -> None:
+    data = np.load(made / "field.npz")
+    model = package.load(made / "field")
+    for name in ("out.npz", "out.npy"):
+        done = xmodal("predict", made / "field", made / "field.npz", "--out", name, "--json")
+        assert done.code == 0, done.err
+        said = json.loads(done.out)
+        assert said["samples"] == 40
+        assert said["metric"]["name"] == "relative-l2"
+        assert said["metric"]["value"] == pytest.approx(model.score(data["x"], data["y"]))
+        found = np.load(name)
+        found = found["prediction"] if name.endswith("z") else found
+        assert np.array_equal(found, model.predict(data["x"]))
+
+
+def test_json_holds_the_predictions(xmodal: Call, made: Path, table: Trained) -> None:
+    done = xmodal("predict", made / "table", made / "table.parquet", "--json")
+    said = json.loads(done.out)
+    assert said["metric"] is None
+    assert (
+        said["predictions"] == table.predict(pd.read_csv(made / "table.csv"), names=True).tolist()
+    )
+
+
+def test_unseen_categories_are_noted_once(xmodal: Call, made: Path) -> None:
+    frame = pd.read_csv(made / "table.csv").assign(b="w")
+    frame.to_csv("new.csv", index=False)
+    done = xmodal("predict", made / "table", "new.csv", "--batch", 8)
+    assert done.code == 0
+    assert done.err.count("column 'b': what training never saw counts as missing") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("table", "nothing.npz"), 4, "nothing.npz: no such file"),
+        (("table", "x.txt"), 4, "cannot read '.txt'"),
+        (("table", "x.npz"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
+        (("table", "x.npy"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
+        (("table", "keys.npz"), 4, "no array 'x'; did you mean 'xs'?; it has ['xs']"),
+        (("table", "uneven.npz"), 4, "x has shape [5, 2], but y [4]"),
+        (("table", "objects.npz"), 4, "holds Python objects, which are never unpickled"),
+        (("table", "cut.npz"), 4, "cannot be read as .npz"),
+        (("table", "text.npy"), 4, "cannot be read as .npy"),
+        (("table", "one.csv"), 4, "no column 'b'; expected a, b; got a"),
+        (("table", "words.csv"), 4, "column 'a' must hold numbers; row 1 has 'tall'"),
+        (("table", "strange.csv"), 4, "y: row 0 is 'zero'; expected one of minus, plus"),
+        (("table", "empty.csv"), 4, "empty.csv: no samples; expected [n, 2]"),
+        (("field", "gap.npy"), 4, "row 70 holds NaN or an infinite value"),
+        (("field", "gap.npy"), 2, "no line of text here; name a file"),
+        (("field", "gap.npy", "--out", "p.csv"), 2, "write .npz or .npy"),
+        (("table", "x.npy", "--out", "p.txt"), 2, "cannot write '.txt'"),
+        (("table", "x.npy", "--out", "no/p.npz"), 2, "there is no folder no"),
+        (("table", "x.npy", "--out", "x.npy"), 2, "x.npy exists; --force replaces it"),
+        (("tabel", "x.npy"), 2, "no run 'tabel'"),
+    ],
+)
+def test_wrong_inputs_give_one_message_and_leave_nothing(
+    xmodal: Call, made: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    _wrong_files()
+    before = sorted(Path().iterdir())
+    run, data, *more = arguments
+    where = made / run if (made / run).exists() else run
+    if run == "field" and code == 4:
+        more = ["--out", "p.npz"]
+    done = xmodal("predict", where, data, *more)
+    assert (done.code, message in done.err) == (code, True), done.err
+    assert done.err.count("error:") == 1
+    assert "Traceback" not in done.err
+    assert sorted(Path().iterdir()) == before
+
+
+def _wrong_files() -> None:
+    Path("x.txt").write_text("1 2")
+    Path("text.npy").write_text("no array")
+    np.savez("x.npz", x=np.zeros((5, 3)))
+    np.save("x.npy", np.zeros((5, 3)))
+    np.savez("keys.npz", xs=np.zeros((5, 2)))
+    np.savez("uneven.npz", x=np.zeros((5, 2)), y=np.zeros(4))
+    np.savez("objects.npz", x=np.array([[1], [1, 2]], dtype=object))
+    Path("cut.npz").write_bytes(Path("x.npz").read_bytes()[:100])
+    Path("one.csv").write_text("a\n1\n")
+    Path("words.csv").write_text("a,b\n1,u\ntall,v\n")
+    Path("strange.csv").write_text("a,b,kind\n1,u,zero\n")
+    Path("empty.csv").write_text("a,b,kind\n")
+    x = np.zeros((80, 16, 16))
+    x[70, 0, 0] = np.nan
+    np.save("gap.npy", x)
+
+
+def test_force_replaces_and_a_damaged_input_keeps_what_was_there(xmodal: Call, made: Path) -> None:
+    Path("out.npz").write_text("mine")
+    with zipfile.ZipFile(made / "field.npz") as pack, zipfile.ZipFile("bad.npz", "w") as bad:
+        bad.writestr("x.npy", pack.read("x.npy")[:-8])
+    done = xmodal("predict", made / "field", "bad.npz", "--out", "out.npz", "--force")
+    assert done.code == 4
+    assert "ends too early" in done.err
+    assert Path("out.npz").read_text() == "mine"
+    done = xmodal("predict", made / "field", made / "field.npz", "--out", "out.npz", "--force")
+    assert done.code == 0
+    assert np.load("out.npz")["prediction"].shape == (40, 16, 16)
+
+
+def test_a_moved_run_without_its_data_still_predicts(
+    xmodal: Call, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "table", tmp_path / "moved")
+    frame = pd.read_csv(made / "table.csv")
+    hidden = made / "hidden.csv"
+    (made / "table.csv").rename(hidden)
+    try:
+        frame.to_csv("new.csv", index=False)
+        assert xmodal("predict", "moved", "new.csv").code == 0
+    finally:
+        hidden.rename(made / "table.csv")

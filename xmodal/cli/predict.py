@@ -1,0 +1,190 @@
+"""``xmodal predict``: a trained model on new samples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xmodal.cli import output
+from xmodal.cli.run import AsJson, Plugins
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xmodal.data.reading import Samples
+    from xmodal.trained import Trained
+
+
+def predict(
+    reference: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")
+    ],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Samples: .npz with x (and y), .npy, or a table (.csv, .parquet)."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write .npz, .npy or .csv; by default CSV on stdout.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Samples at a time; by default as in the run.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; as in the run.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
+    plugin: Plugins = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict new samples with a trained model; score it where labels are given.
+
+    Needs neither the training data nor the pretrained weights.
+
+    Examples:  xmodal predict mine_cpu new.npz --out predictions.npz
+               xmodal predict mine_cpu new.csv > predictions.csv
+    """
+    from xmodal import trained
+    from xmodal.data import reading, writing
+    from xmodal.errors import UsageError
+
+    model = trained.load(reference, device, tuple(plugin or ()), note=_noting())
+    flat = model.kind != "dense"
+    if out is not None:
+        writing.check(out, force, flat)
+    elif not flat and not as_json:
+        raise UsageError("a prediction is no line of text here; name a file: --out predictions.npz")
+    samples = reading.read(data, model.raw, batch or model.recipe.evaluation_batch)
+    metric = model.metric() if samples.labelled else None
+    collected: list[Any] = []
+    count = 0
+    with _writer(out, model, collected if as_json else None) as add:
+        for rows, outputs in _predicted(model, samples, metric, quiet):
+            count += rows
+            add(outputs)
+        if count == 0:
+            raise model.raw.empty(str(data))
+    score = None if metric is None else metric.compute()
+    name = model.recipe.task.config.metric.name
+    _tell(model, count, out, None if score is None else (name, score), collected, as_json)
+
+
+def _noting() -> Callable[[str], None]:
+    """Notes on stderr, each column's once."""
+    said: set[str] = set()
+
+    def note(line: str) -> None:
+        start = line.partition(" (")[0]
+        if start not in said:
+            said.add(start)
+            output.stderr().print(f"note: {line}", markup=False)
+
+    return note
+
+
+def _predicted(
+    model: Trained, samples: Samples, metric: Any, quiet: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """The outputs of every batch, with progress; labels go to the metric."""
+    from rich.progress import Progress
+
+    console = output.stderr()
+    first = 0
+    with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("predicting", total=samples.count)
+        for x, y in samples.pieces:
+            if len(x) == 0:
+                continue
+            outputs = model.forward(model.prepare(x, first))
+            if metric is not None and y is not None:
+                metric.update(outputs, model.labels(y, first))
+            first += len(outputs)
+            bar.update(task, completed=first)
+            yield len(outputs), outputs
+
+
+@contextmanager
+def _writer(
+    out: Path | None, model: Trained, collected: list[Any] | None
+) -> Iterator[Callable[[Tensor], None]]:
+    """A function that keeps a batch of outputs: in a file, on stdout, or in ``collected``."""
+    import numpy as np
+
+    from xmodal.data import writing
+
+    writer: AbstractContextManager[Callable[..., None]]
+    as_lines = out is None or out.suffix.lower() == ".csv"
+    if out is None:
+        shown = writing.table(sys.stdout) if collected is None else lambda columns: None
+        writer = nullcontext(shown)
+    elif as_lines:
+        writer = writing.lines(out)
+    else:
+        classes = {"classes": np.array(model.class_names)} if model.kind in _NAMED else {}
+        writer = writing.arrays(out, classes)
+    with writer as add:
+
+        def keep(outputs: Tensor) -> None:
+            if out is None and collected is not None:
+                collected.extend(model.decide(outputs, names=True).tolist())
+            else:
+                add(_columns(model, outputs) if as_lines else _arrays(model, outputs))
+
+        yield keep
+
+
+_NAMED = ("classification", "multi-label")
+
+
+def _arrays(model: Trained, outputs: Tensor) -> Mapping[str, Any]:
+    """What an ``.npz`` holds of a batch; classes as numbers."""
+    found = {"prediction": model.decide(outputs)}
+    if model.kind in _NAMED:
+        found["probability"] = model.probabilities(outputs)
+    return found
+
+
+def _columns(model: Trained, outputs: Tensor) -> Mapping[str, Any]:
+    """What a CSV file holds of a batch; classes as names."""
+    decided = model.decide(outputs, names=True)
+    decided = decided.reshape(len(decided), -1)
+    names = model.raw.label_columns or tuple(f"y{k}" for k in range(decided.shape[1]))
+    if model.kind == "classification" or decided.shape[1] == 1:
+        columns = {"prediction": decided[:, 0]}
+    else:
+        names = model.classes or names
+        columns = {name: decided[:, k] for k, name in enumerate(names)}
+    if model.kind in _NAMED:
+        shares = model.probabilities(outputs)
+        columns |= {f"p({name})": shares[:, k] for k, name in enumerate(model.class_names)}
+    return columns
+
+
+def _tell(
+    model: Trained,
+    count: int,
+    out: Path | None,
+    score: tuple[str, float] | None,
+    collected: list[Any],
+    as_json: bool,
+) -> None:
+    """Say what was done: a table on stdout, or beside the predictions on stderr."""
+    if as_json:
+        content = {
+            "run": str(model.run.path),
+            "samples": count,
+            "metric": None if score is None else {"name": score[0], "value": score[1]},
+            "out": None if out is None else str(out),
+        }
+        output.print_json(content | ({} if out is not None else {"predictions": collected}))
+        return
+    rows: list[tuple[str, Any]] = [("samples", f"{count:,}")]
+    if score is not None:
+        rows.append((score[0], output.number(score[1])))
+    if out is not None:
+        output.print_table(("", ""), [*rows, ("predictions", out)])
+        return
+    output.stderr().print(", ".join(f"{key} {value}" for key, value in rows), markup=False)

@@ -1,0 +1,167 @@
+"""Samples to predict, read a batch at a time from ``.npz``, ``.npy``, ``.csv`` or ``.parquet``.
+
+Nothing is unpickled. An ``.npy`` file is mapped into memory, a member of an ``.npz`` is
+decompressed as it is read, and tables are read in pieces, so inputs may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xmodal.data.raw import RawForm
+from xmodal.errors import DataError, did_you_mean
+
+Array = NDArray[Any]
+SUFFIXES = (".npz", ".npy", ".csv", ".parquet")
+Piece = tuple[Any, Array | None]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a file. ``count`` is None where only reading tells; ``labelled``: with y."""
+
+    count: int | None
+    labelled: bool
+    pieces: Iterator[Piece]
+
+
+def read(path: Path, form: RawForm, batch: int) -> Samples:
+    """Raw samples and, where there are any, labels, ``batch`` at a time. Raises DataError."""
+    if not path.is_file():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}")
+    readers = {".npz": _npz, ".npy": _npy, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        hint = did_you_mean(path.suffix, SUFFIXES)
+        raise DataError(f"{path}: cannot read '{path.suffix}'{hint}; expected {list(SUFFIXES)}")
+    return reader(path, form, batch)
+
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+def _npy(path: Path, form: RawForm, batch: int) -> Samples:
+    try:
+        x = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as .npy: {error}") from error
+    form.check_shape(x)
+    return Samples(len(x), False, ((x[i : i + batch], None) for i in range(0, len(x), batch)))
+
+
+class _Member:
+    """An array in an ``.npz``, read from front to back."""
+
+    def __init__(self, path: Path, pack: zipfile.ZipFile, key: str) -> None:
+        self.path, self.key, self.at = path, key, 0
+        self.stream: IO[bytes] = pack.open(f"{key}.npy")
+        version = np.lib.format.read_magic(self.stream)
+        header = np.lib.format.read_array_header_2_0
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0
+        self.shape, columns_first, self.dtype = header(self.stream)
+        if self.dtype.hasobject:
+            raise DataError(f"{path}: '{key}' holds Python objects, which are never unpickled")
+        self.whole: Array | None = None
+        if columns_first and len(self.shape) > 1:
+            with np.load(path, allow_pickle=False) as opened:
+                self.whole = opened[key]
+
+    def take(self, count: int) -> Array:
+        """The next ``count`` samples."""
+        start, self.at = self.at, min(self.at + count, self.shape[0])
+        if self.whole is not None:
+            return self.whole[start : self.at]
+        size = (self.at - start) * prod(self.shape[1:]) * self.dtype.itemsize
+        content = self.stream.read(size)
+        if len(content) < size:
+            raise DataError(f"{self.path}: '{self.key}' ends too early; the file is damaged")
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+
+
+def _npz(path: Path, form: RawForm, batch: int) -> Samples:
+    try:
+        pack = zipfile.ZipFile(path)
+        keys = [name.removesuffix(".npy") for name in pack.namelist()]
+        if "x" not in keys:
+            raise DataError(f"{path}: no array 'x'{did_you_mean('x', keys)}; it has {keys}")
+        x = _Member(path, pack, "x")
+        y = _Member(path, pack, "y") if "y" in keys else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+    # An array of this shape that takes no memory.
+    form.check_shape(np.broadcast_to(np.empty((), x.dtype), x.shape))
+    if y is not None and y.shape[:1] != x.shape[:1]:
+        raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
+    return Samples(x.shape[0], y is not None, _members(path, pack, x, y, batch))
+
+
+def _members(
+    path: Path, pack: zipfile.ZipFile, x: _Member, y: _Member | None, batch: int
+) -> Iterator[Piece]:
+    with pack:
+        try:
+            while x.at < x.shape[0]:
+                yield x.take(batch), None if y is None else y.take(batch)
+        except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+            raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, form: RawForm, batch: int) -> Samples:
+    import pandas as pd
+
+    names = dict(zip(form.columns, form.levels, strict=False))
+    codes = {name: str for name, levels in names.items() if levels}
+    gaps = {name: ["?"] for name in form.columns if name not in codes}
+    try:
+        header = [str(name) for name in pd.read_csv(path, nrows=0).columns]
+        frames = pd.read_csv(path, chunksize=batch, dtype=codes, na_values=gaps)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as csv: {error}") from error
+    return Samples(None, _labelled(form, header), _frames(path, frames, form))
+
+
+def _parquet(path: Path, form: RawForm, batch: int) -> Samples:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+    frames = (piece.to_pandas() for piece in file.iter_batches(batch_size=batch))
+    labelled = _labelled(form, file.schema_arrow.names)
+    return Samples(file.metadata.num_rows, labelled, _frames(path, frames, form))
+
+
+def _label_names(form: RawForm) -> list[str]:
+    return list(form.label_columns) or ["y"]
+
+
+def _labelled(form: RawForm, columns: list[str]) -> bool:
+    return set(_label_names(form)) <= set(columns)
+
+
+def _frames(path: Path, frames: Iterator[Any], form: RawForm) -> Iterator[Piece]:
+    labels = _label_names(form)
+    try:
+        for frame in frames:
+            y = None
+            if _labelled(form, list(frame.columns)):
+                y = frame[labels].to_numpy()
+                y = y[:, 0] if len(labels) == 1 else y
+            yield frame.drop(columns=labels, errors="ignore"), y
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as a table: {error}") from error
