@@ -238,7 +238,7 @@ def _for_validate(arguments: list[str]) -> list[str]:
         argument = rest.pop(0)
         if argument in ("--scale", "--plugin"):
             kept += [argument, rest.pop(0)]
-        elif argument in ("--seed", "--name", "--root", "--directory"):
+        elif argument in ("--seed", "--name", "--root", "--directory", "--track"):
             rest.pop(0)
         elif not argument.startswith("-"):
             kept.append(argument)
