@@ -1,11 +1,7 @@
-"""Whole runs of ``mona`` and ``mona-pare`` at smoke scale: every label kind, resume, processes."""
+"""Whole runs of ``mona`` and ``mona-pare`` at smoke scale: every label kind, resume."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,30 +146,3 @@ def test_preparing_does_not_depend_on_what_follows(tmp_path: Path) -> None:
     ]
     assert pair[0][0]["train"] == pair[1][0]["train"]
     assert pair[0][-1]["train"] == pair[1][-1]["train"]
-
-
-@pytest.mark.slow
-def test_two_processes_prepare_as_one(tmp_path: Path) -> None:
-    """The target's part is that of one process; each process spreads its own source samples."""
-    lines = []
-    for name, launcher in (
-        ("one", []),
-        ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]),
-    ):
-        command = [
-            *(sys.executable, "-m", *launcher, "xmodal", "run", "methods/mona"),
-            *("tasks/openml/car", "--scale", "smoke", "device=cpu", "stages.0.epochs=1"),
-            *("training.epochs=1", "stages.0.weight=1e-9", "--json", "-q", "--root"),
-            str(tmp_path / name),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        (file,) = (tmp_path / name).glob("*/*/metrics.jsonl")
-        lines.append([json.loads(line)["train"] for line in file.read_text().splitlines()])
-    for a, b in zip(*lines, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
-    assert lines[0][1]["uniform"] != lines[1][1]["uniform"]

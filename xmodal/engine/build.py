@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -47,7 +48,14 @@ def accelerator(device: str, precision: str) -> Accelerator:
     if device.startswith("cuda:"):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
     mixed = "bf16" if precision == "bf16" else "no"
+    # accelerate keeps one state a process, and a second run may want another device or precision.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+
+
+def _several_wanted() -> bool:
+    """Whether ``accelerate launch`` was told to start several processes."""
+    return {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
 
 
 class Builder:
@@ -129,6 +137,11 @@ class Builder:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         randomness.seed_everything(recipe.seed)
         handle = accelerator(recipe.device, recipe.precision)
+        if handle.num_processes == 1 and _several_wanted():
+            self.note(
+                "accelerate started one process: without --multi_gpu it needs MPI for more; "
+                "torchrun does not"
+            )
         backbone: Backbone = self.make(recipe.backbone, "backbone")
         if recipe.adapter is not None:
             adapter: Adapter = self.make(recipe.adapter, "adapter")

@@ -44,7 +44,8 @@ class Session:
     def device(self) -> torch.device:
         """Where the model lives."""
         device: torch.device = self.accelerator.device
-        return device
+        # Of several processes each is told its number, which on the processor means nothing.
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def note(self, line: str) -> None:
         """Record one line for the user, once."""
