@@ -34,8 +34,9 @@ BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
 # Settings that change where, how fast or how safely a run goes, but not its result.
-_OUTSIDE_HASH = ("description", "role", "device", "workers", "saving", "evaluation_batch")
-_OUTSIDE_HASH += ("trackers",)
+_OUTSIDE_HASH = frozenset(
+    {"description", "role", "device", "workers", "saving", "evaluation_batch", "trackers"}
+)
 
 
 @dataclass(frozen=True)

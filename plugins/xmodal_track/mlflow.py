@@ -53,6 +53,7 @@ class MLflow(Tracker):
         self._entities, self._make = entities, MlflowClient
         self._client: Any = None
         self._id = ""
+        self._known: dict[str, int] = {}
 
     def start(self, run: Tracked) -> Mapping[str, str]:
         """Create a run, or go on with the one remembered, wherever it was begun."""
@@ -73,8 +74,15 @@ class MLflow(Tracker):
         else:
             self._id = memory["run"]
             self._client.update_run(self._id, status="RUNNING")
+            self._known = self._last_steps()
         self._parameters(run.recipe)
         return {"uri": uri, "run": self._id}
+
+    def _last_steps(self) -> dict[str, int]:
+        """The last step of every metric: a killed run may have told more than was noted down."""
+        names = self._client.get_run(self._id).data.metrics
+        histories = {name: self._client.get_metric_history(self._id, name) for name in names}
+        return {name: max(m.step for m in history) for name, history in histories.items()}
 
     def _experiment(self, name: str) -> str:
         """The identifier of an experiment, which another run may be making at this moment."""
@@ -101,7 +109,9 @@ class MLflow(Tracker):
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add metrics, all in one call."""
         now = int(time.time() * 1000)
-        metrics = [self._entities.Metric(_allowed(k), v, now, step) for k, v in numbers.items()]
+        named = {_allowed(key): value for key, value in numbers.items()}
+        new = {key: v for key, v in named.items() if step > self._known.get(key, -1)}
+        metrics = [self._entities.Metric(key, v, now, step) for key, v in new.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def finish(self, state: str, result: Mapping[str, float] | None) -> None:

@@ -13,6 +13,7 @@ from xmodal.interfaces import Facts, Tracked, Tracker
 from xmodal_track.common import TrackerSettings, absent
 
 AXIS = "step"
+FLUSH = "x_transaction_log_flush_interval"
 LONGEST_TAG = 64
 OFFLINE = ("offline", "disabled", "dryrun")
 
@@ -83,8 +84,11 @@ class WandB(Tracker):
 
     def _settings(self) -> Any:
         """Silent, and nothing recorded that nobody asked for."""
-        recorded = self.config.machine
+        recorded, known = self.config.machine, self._wandb.Settings.model_fields
+        # By default its own process keeps 15 s of rows in memory, which are lost if it is killed.
+        flush = {FLUSH: 0.2} if FLUSH in known else {}
         return self._wandb.Settings(
+            **flush,
             silent=True,
             console="off",
             save_code=False,

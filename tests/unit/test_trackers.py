@@ -12,8 +12,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -324,6 +325,24 @@ def test_one_that_joins_late_is_told_all_epochs_and_is_quiet(
         found = READ[name](late)
         assert [step for step, _ in found["validation/metric"]] == [3, 6, 9]
         assert "step/loss" not in found
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_number_told_but_not_noted_down_is_not_doubled(name: str, tmp_path: Path) -> None:
+    """A kill between the two: step 2 was told, but ``trackers.json`` says 1."""
+    settings = {"tracking_uri": str(tmp_path / "mlruns")} if name == "mlflow" else {}
+    component: Any = plugins.registry().load("tracker", name)
+    run_ = Tracked("example/run", tmp_path, {}, {"name": "example", "task": "darcy"})
+    memory = None
+    for steps in ((1, 2), (2, 3)):
+        tracker = component(component.Config(**settings))
+        memory = tracker.start(replace(run_, memory=memory, step=steps[0] - 1))
+        for step in steps:
+            tracker.log(step, {"step/loss": step / 2})
+        tracker.finish("interrupted", None)
+    outcome: Any = SimpleNamespace(run=runs.Run(tmp_path))
+    found = READ[name](Followed(tmp_path, outcome, outcome, {}, [], []))
+    assert found == {"step/loss": [(1, 0.5), (2, 1.0), (3, 1.5)]}
 
 
 # --- trackers that fail ---

@@ -126,7 +126,7 @@ class _Channel:
 
     def wants(self, total_steps: int) -> bool:
         """Whether this tracker is told this optimizer step."""
-        return bool(self._every) and total_steps % self._every == 0
+        return total_steps % self._every == 0 if self._every else False
 
     def log(self, position: Position, numbers: Mapping[str, float]) -> None:
         """Tell the tracker, unless it knows already or is off. Returns at once."""
