@@ -17,7 +17,7 @@ import numpy as np
 
 from xmodal.compare.cells import Cell
 from xmodal.compare.collect import Row, by_hand
-from xmodal.compare.queue import DONE, FAILED, SKIPPED
+from xmodal.compare.queue import DONE, FAILED, SKIPPED, State
 from xmodal.compare.ranks import levels
 from xmodal.compare.statistics import summary
 from xmodal.compare.table import Table
@@ -70,24 +70,22 @@ def columns(table: Table) -> list[Column]:
 
 def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
-    means = _means(table)
+    made, here = _by_cell(table.rows), _states(table)
+    means = {key: (_mean(r.test for r in rows), len(rows)) for key, rows in made.items()}
     best = {task: _best(table, task, means) for task in table.tasks}
-    found = []
-    for method in table.methods:
-        cells = [_score(table, method, task, page, method in best[task]) for task in table.tasks]
-        found.append((method, cells))
+
+    def score(key: Key) -> Score:
+        values = [row.test for row in made.get(key, ())]
+        return _score(values, here.get(key, []), page, key[0] in best[key[1]])
+
+    return [(method, [score((method, task)) for task in table.tasks]) for method in table.methods]
+
+
+def _states(table: Table) -> dict[Key, list[tuple[Cell, State]]]:
+    found: dict[Key, list[tuple[Cell, State]]] = {}
+    for cell, state in zip(table.cells, table.states, strict=True):
+        found.setdefault((cell.method, cell.task), []).append((cell, state))
     return found
-
-
-def _values(table: Table) -> dict[Key, list[float]]:
-    found: dict[Key, list[float]] = {}
-    for row in table.rows:
-        found.setdefault((row.method, row.task), []).append(row.test)
-    return found
-
-
-def _means(table: Table) -> dict[Key, tuple[float, int]]:
-    return {key: (sum(v) / len(v), len(v)) for key, v in _values(table).items()}
 
 
 def _best(table: Table, task: str, means: Mapping[Key, tuple[float, int]]) -> set[str]:
@@ -103,13 +101,9 @@ def _best(table: Table, task: str, means: Mapping[Key, tuple[float, int]]) -> se
     return {m for m, mean in full.items() if mean == target}
 
 
-def _score(table: Table, method: str, task: str, page: Path | None, best: bool) -> Score:
-    here = [
-        (cell, state)
-        for cell, state in zip(table.cells, table.states, strict=True)
-        if (cell.method, cell.task) == (method, task)
-    ]
-    values = [row.test for row in table.rows if (row.method, row.task) == (method, task)]
+def _score(
+    values: Sequence[float], here: Sequence[tuple[Cell, State]], page: Path | None, best: bool
+) -> Score:
     words = [state.word for _, state in here if state.word != DONE]
     missing = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     links = tuple(Link(cell.seed, link(cell, page)) for cell, state in here if state.word == DONE)
@@ -221,23 +215,30 @@ def front(table: Table) -> tuple[list[Spot], tuple[str, ...]]:
 # --- course of training ------------------------------------------------------------------------
 
 
-def courses(table: Table, task: str) -> tuple[str, list[Course]]:
-    """What the curves of a task show, and one course a method, over its finished cells."""
+def courses(table: Table, task: str) -> tuple[str, list[Course], dict[str, int]]:
+    """What the curves of a task show, and one course a method, over its finished cells.
+
+    Epochs count from the first that was scored; third is how many each method had before.
+    """
     rows = [row for row in table.rows if row.task == task]
     split = "test" if any(row.selected_on == "test" for row in rows) else "validation"
-    found = []
+    found, here = [], _states(table)
+    before: dict[str, int] = {}
     for method in table.methods:
         runs = []
-        for cell, state in zip(table.cells, table.states, strict=True):
-            if (cell.method, cell.task) == (method, task) and state.word == DONE:
+        for cell, state in here.get((method, task), ()):
+            if state.word == DONE:
                 line = history.of_validation(cell.run.metrics(), "")
-                runs.append({round(e): v for e, v in zip(line.x, line.y, strict=True)})
+                skipped = round(line.x[0]) - 1 if len(line.x) > 1 else 0
+                before[method] = max(before.get(method, 0), skipped)
+                scored = zip(line.x, line.y, strict=True)
+                runs.append({round(e) - skipped: v for e, v in scored})
         made = course(method, runs)
         if made is not None:
             found.append(made)
     metric = text.listed(sorted({row.metric for row in rows})) or "metric"
     better = f", {rows[0].better} is better" if rows else ""
-    return f"{split} {metric}{better}", found
+    return f"{split} {metric}{better}", found, {m: n for m, n in before.items() if n}
 
 
 # --- what is missing ---------------------------------------------------------------------------

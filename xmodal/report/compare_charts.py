@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -18,9 +19,10 @@ from xmodal.report.svg import Axis, Style
 from xmodal.report.text import listed, number
 
 Styles = Mapping[str, Style]
-SIZE = (420, 270)
-SMALL = (250, 170)
-MARGIN = (46.0, 12.0, 14.0, 40.0)  # left, top, right, bottom
+SIZE = (380, 260)
+CURVES = (280, 200)
+SMALL = (200, 150)
+MARGIN = (46.0, 12.0, 20.0, 40.0)  # left, top, right, bottom
 _LOG_RATIO = 30  # wider ranges than this are drawn on a logarithmic axis
 LABELLED = 6
 
@@ -36,15 +38,18 @@ class Plane:
     y_ticks: Sequence[float]
     x_label: str
     y_label: str
+    edge: float | None = None
+    """Where the grid begins; default: where the axis does."""
 
     def drawn(self) -> list[Markup]:
         """Grid, ticks and labels."""
         bottom = max(self.y.start, self.y.end)
+        edge = self.x.start if self.edge is None else self.edge
         found = []
         for value in self.y_ticks:
             y = self.y.at(value)
-            found.append(svg.line([(self.x.start, y), (self.x.end, y)], "gridline"))
-            found.append(svg.text(self.x.start - 6, y + 4, svg.short(value), "end"))
+            found.append(svg.line([(edge, y), (self.x.end, y)], "gridline"))
+            found.append(svg.text(edge - 9, y + 4, svg.short(value), "end"))
         found.append(svg.line([(self.x.start, bottom), (self.x.end, bottom)], "axis"))
         for value in self.x_ticks:
             x = self.x.at(value)
@@ -63,7 +68,7 @@ def _axes(
     """Both axes inside the margins; y grows upwards."""
     _, top, right, bottom = MARGIN
     across = Axis(x[0], x[1], left, size[0] - right, x[2])
-    return across, Axis(y[0], y[1], size[1] - bottom, top + 10, y[2])
+    return across, Axis(y[0], y[1], size[1] - bottom, top if size[0] < SIZE[0] else top + 12, y[2])
 
 
 # --- performance profiles ----------------------------------------------------------------------
@@ -151,10 +156,12 @@ def curve_chart(title: str, courses: Sequence[Course], styles: Styles) -> Markup
     last = max(2, *(c.epochs[-1] for c in courses))
     at = svg.log_ticks(low, high, 5) if log else svg.ticks(low - room, high + room, 4)
     left = max(MARGIN[0], *(10 + svg.width_of(svg.short(v), 12) for v in at))
-    x, y = _axes(SIZE, (1, last, False), (low - room, high + room, log), left)
+    x, y = _axes(CURVES, (1, last, False), (low - room, high + room, log), left)
     epochs = [e for e in svg.ticks(1, last, 6) if float(e).is_integer()]
     epochs = epochs if epochs[:1] == [1] else [1.0, *epochs]
-    plane = Plane(SIZE, x, y, epochs, at, "epoch", "log scale" if log else "")
+    plane = Plane(
+        CURVES, x, y, epochs, at, "epoch (log scale of the score)" if log else "epoch", ""
+    )
     bands, lines = [], []
     for c in courses:
         style = styles[c.method]
@@ -166,7 +173,7 @@ def curve_chart(title: str, courses: Sequence[Course], styles: Styles) -> Markup
         lines.append(svg.tag("g", inside, class_=style.name))
     words = [f"{c.method} from {number(c.mean[0])} to {number(c.mean[-1])}" for c in courses]
     words[0] = f"{title} by epoch: {words[0]}"
-    return svg.drawing(*SIZE, "; ".join(words), [*plane.drawn(), *bands, *lines])
+    return svg.drawing(*CURVES, "; ".join(words), [*plane.drawn(), *bands, *lines])
 
 
 def _course(c: Course, plane: Plane, last: int) -> list[list[tuple[float, float]]]:
@@ -232,38 +239,45 @@ def cost_chart(found: Sequence[Spot], styles: Styles) -> Markup | None:
     for x, y in front[1:]:
         steps += [(x, steps[-1][1]), (x, y)]
     if front:
-        drawn.append(svg.line([*steps, (plane.x.end, steps[-1][1])], "front"))
+        steps.append((plane.x.end, steps[-1][1]))
+        drawn.append(svg.line(steps, "front"))
     for spot in shown:
         style = styles[spot.method]
         inside = svg.mark(*place(spot), style.shape, 6)
         drawn.append(svg.tag("g", inside, class_=style.name))
     if len(shown) <= LABELLED:
-        drawn += _labels([(spot.method, place(spot)) for spot in shown], plane)
+        drawn += _labels([(spot.method, place(spot)) for spot in shown], plane, steps)
     best = listed([spot.method for spot in shown if spot.front])
     return svg.drawing(*plane.size, f"Error against cost. On the front: {best}", drawn)
 
 
 def _cost_plane(shown: Sequence[Spot]) -> tuple[Plane, float]:
     """The axes, and where a cost of 0 stands."""
-    size = (560, 320)
+    size = (SIZE[0], 290)
     costs = [spot.cost for spot in shown if spot.cost > 0] or [1.0]
     errors = [spot.error for spot in shown]
-    low, high = min(costs) / 1.25, max(costs) * 1.25
+    low, high = min(costs) / 1.2, max(costs) * 1.2
     worst = max(errors) if max(errors) > 1.0001 else 1.1
     log = worst > _LOG_RATIO
     free = any(spot.cost == 0 for spot in shown)
     top = worst * 1.3 if log else worst + 0.08 * (worst - 1)
     bottom = 0.9 if log else 1 - 0.06 * (worst - 1)
-    x, y = _axes(size, (low, high, True), (bottom, top, log), 100.0 if free else 54.0)
+    x, y = _axes(size, (low, high, True), (bottom, top, log), 104.0 if free else 54.0)
     at = svg.log_ticks(1.0, top, 5) if log else svg.ticks(1.0, top, 5)
     label = "samples through the encoder, a run (log scale)"
-    plane = Plane(size, x, y, svg.log_ticks(low, high), at, label, "error ÷ best of the task")
-    return plane, 66.0
+    name = "error ÷ best of the task"
+    return Plane(size, x, y, svg.log_ticks(low, high), at, label, name, 54.0), 74.0
 
 
-def _labels(named: Sequence[tuple[str, tuple[float, float]]], plane: Plane) -> list[Markup]:
+def _labels(
+    named: Sequence[tuple[str, tuple[float, float]]],
+    plane: Plane,
+    front: Sequence[tuple[float, float]],
+) -> list[Markup]:
     """Names beside their marks where there is room; the legend has all of them anyway."""
     taken = [(x - 7, y - 7, x + 7, y + 7) for _, (x, y) in named]
+    for a, b in pairwise(front):
+        taken.append((min(a[0], b[0]), min(a[1], b[1]) - 1, max(a[0], b[0]), max(a[1], b[1]) + 1))
     found = []
     for name, (x, y) in named:
         width = svg.width_of(name, 12)

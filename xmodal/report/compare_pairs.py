@@ -25,6 +25,7 @@ from xmodal.report.text import listed, number, plural
 WIDTH, ROW = 380, 30
 MIDDLE = ROW / 2
 PAD = 22.0
+NAMED = 18
 LISTS = (
     (0.98, 0.99, 1.0, 1.01, 1.02),
     (0.96, 0.98, 1.0, 1.02, 1.04),
@@ -90,11 +91,7 @@ def _task(
     task: TaskResult, seeds_S: Floats, pair: PairResult, axis: Axis, styles: Styles, rule: Rule
 ) -> ForestRow:
     drawn = _ground(axis, rule)
-    dots = [
-        svg.mark(axis.at(float(d)), MIDDLE, 0, 2.6, "seed" if math.isfinite(d) else "seed failed")
-        for d in seeds_S
-        if not math.isnan(d)
-    ]
+    dots = _dots([float(d) for d in seeds_S if not math.isnan(d)], axis)
     if task.mean is None:
         picture = _picture([*drawn, *dots], f"{task.task}: runs failed")
         words = [
@@ -111,12 +108,27 @@ def _task(
     if task.interval:
         note += f", level {100 * task.level:.3g} %"
     if task.within_spread:
-        note += ", within the spread over seeds"
+        note += ", within spread"
     if task.task not in pair.counted and pair.numbers:
         note += ", left out of the verdict"
     effect, interval = percent(task.mean), _interval(task.interval)
     picture = _picture(drawn, f"{task.task}: {effect} {interval}")
     return ForestRow(task.task, picture, effect, interval, note)
+
+
+def _dots(seeds: Sequence[float], axis: Axis) -> list[Markup]:
+    """One dot a seed, the seeds below each other; a failed run stands at the end of the axis."""
+    apart = min(3.5, 14 / len(seeds)) if seeds else 0.0
+    return [
+        svg.mark(
+            axis.at(d),
+            MIDDLE + apart * (position - (len(seeds) - 1) / 2),
+            0,
+            2.4,
+            "seed" if math.isfinite(d) else "seed failed",
+        )
+        for position, d in enumerate(seeds)
+    ]
 
 
 def _total(pair: PairResult, effect: Interval, axis: Axis, styles: Styles, rule: Rule) -> ForestRow:
@@ -170,8 +182,10 @@ def _ruler(pair: PairResult, axis: Axis, rule: Rule) -> Markup:
         drawn.append(svg.line([(x, 0), (x, 5)], "axis"))
         drawn.append(svg.text(x, 18, f"{svg.short(ratio)}×"))
     words = f"Axis: error of {pair.a} over error of {pair.b}, {percent(-axis.high)} to "
-    drawn.append(svg.text(axis.start, 36, "← first has less error", "start"))
-    drawn.append(svg.text(axis.end, 36, "second has less →", "end"))
+    long = max(len(pair.a), len(pair.b)) > NAMED
+    left, right = ("first", "second") if long else (pair.a, pair.b)
+    drawn.append(svg.text(0, 36, f"← {left} better", "start"))
+    drawn.append(svg.text(WIDTH, 36, f"{right} better →", "end"))
     return svg.drawing(WIDTH, 42, words + percent(axis.high), drawn, "plot row")
 
 
@@ -191,6 +205,7 @@ def ratio_ticks(end: float) -> tuple[float, ...]:
 TEXT = 12.0
 LEVEL = 20.0
 AXIS = 330.0
+OUT = 38.0
 
 
 def rank_axis(methods: int, left: float) -> Axis:
@@ -203,11 +218,11 @@ def rank_chart(overview: Overview, styles: Styles) -> Markup:
     names = list(overview.ranks)
     half = math.ceil(len(names) / 2)
     widths = [
-        max((svg.width_of(name, TEXT) for name in side), default=0.0) + 74
+        max((svg.width_of(name, TEXT) for name in side), default=0.0) + OUT + 24
         for side in (names[:half], names[half:])
     ]
     axis = rank_axis(len(names), widths[0])
-    top = 62.0
+    top = 66.0
     below = top + 16 + 9 * len(overview.cliques)
     drawn = [*_rank_ruler(overview, axis), *_rank_scale(axis, top, len(names))]
     for position, clique in enumerate(overview.cliques):
@@ -219,7 +234,7 @@ def rank_chart(overview: Overview, styles: Styles) -> Markup:
         left = position < half
         depth = position if left else len(names) - 1 - position
         y = below + 12 + LEVEL * depth
-        edge = axis.start - 16 if left else axis.end + 16
+        edge = axis.start - OUT if left else axis.end + OUT
         drawn.append(_rank_label(name, overview, styles, axis, (top, y, edge)))
     width = axis.end + widths[1]
     height = below + 12 + LEVEL * half
@@ -236,11 +251,11 @@ def _rank_ruler(overview: Overview, axis: Axis) -> list[Markup]:
     end = axis.start + min(length * scale, axis.end - axis.start)
     longer = length * scale > axis.end - axis.start + 0.5
     words = f"CD = {number(length, 3)}" + (", longer than the axis" if longer else "")
-    drawn = [svg.line([(axis.start, 18), (end, 18)], "ruler")]
-    drawn.append(svg.line([(axis.start, 13), (axis.start, 23)], "ruler"))
+    drawn = [svg.line([(axis.start, 22), (end, 22)], "ruler")]
+    drawn.append(svg.line([(axis.start, 17), (axis.start, 27)], "ruler"))
     if not longer:
-        drawn.append(svg.line([(end, 13), (end, 23)], "ruler"))
-    return [*drawn, svg.text(axis.start, 9, words, "start")]
+        drawn.append(svg.line([(end, 17), (end, 27)], "ruler"))
+    return [*drawn, svg.text(axis.start, 12, words, "start")]
 
 
 def _rank_scale(axis: Axis, top: float, methods: int) -> list[Markup]:

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from xmodal.compare.cells import Cell
 from xmodal.compare.collect import by_hand
+from xmodal.compare.request import METHOD
 from xmodal.compare.table import Table
 from xmodal.report import facts, text
 
@@ -41,7 +42,7 @@ def recipes(table: Table) -> list[Recipe]:
         Recipe(
             method=method,
             task=task,
-            yaml=_yaml(groups[method, task][0].resolved),
+            yaml=_yaml(groups[method, task][0]),
             differs=tuple(differences([cell.resolved for cell in groups[method, task]])),
             commands=tuple(
                 (cell.seed, commands.get(str(cell.directory)) or by_hand(cell))
@@ -53,9 +54,13 @@ def recipes(table: Table) -> list[Recipe]:
     ]
 
 
-def _yaml(resolved: Mapping[str, Any]) -> str:
+def _yaml(cell: Cell) -> str:
+    """As the run wrote it; before it began, as it will."""
+    written = facts.recipe_text(cell.run)
+    if written:
+        return written
     stream = io.StringIO()
-    YAML().dump(dict(resolved), stream)
+    YAML().dump(dict(cell.resolved), stream)
     return stream.getvalue()
 
 
@@ -111,9 +116,12 @@ def design(table: Table) -> Words:
     """What was asked for."""
     cells = table.cells
     seeds = text.spans(cell.seed for cell in cells)
-    roles = [f"{m} ({table.roles[m]})" for m in table.methods if table.roles.get(m)]
+    roles = [
+        m if table.roles.get(m, METHOD) == METHOD else f"{m} ({table.roles[m]})"
+        for m in table.methods
+    ]
     return [
-        ("Methods", ", ".join(roles or table.methods) or text.MISSING),
+        ("Methods", ", ".join(roles) or text.MISSING),
         ("Tasks", ", ".join(table.tasks) or text.MISSING),
         ("Seeds", seeds or text.MISSING),
         ("Cells", text.number(len(cells))),

@@ -30,9 +30,10 @@ OPEN = 3
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its title and the methods in it; ``note`` may be empty."""
+    """A picture with its title and what it shows; ``note`` may be empty."""
 
     title: str
+    what: str
     svg: Markup
     note: str = ""
 
@@ -71,14 +72,11 @@ def write_compare_report(
 def _verdicts(table: Table) -> dict[str, Any]:
     comparison = table.comparison
     found = comparison.pairs if comparison else ()
-    methods = table.scores.methods if table.scores else ()
-    sentence, why = words.headline(table)
     return {
-        "sentence": sentence,
-        "why": why,
+        "headline": words.headline(table),
         "judged": words.by_word(found),
-        "weighed": methods,
-        "matrix": words.matrix(found, methods),
+        "numbered": any(pair.numbers for pair in found),
+        "matrix": words.matrix(found),
         "doubts": words.doubts(comparison.flags if comparison else ()),
     }
 
@@ -112,7 +110,8 @@ def _pictures(table: Table, styles: Styles, rule: Rule) -> dict[str, Any]:
 def _friedman(overview: Overview | None) -> str:
     if overview is None or overview.friedman_p is None:
         return ""
-    return text.probability(overview.friedman_p)
+    p = text.probability(overview.friedman_p)
+    return p if p.startswith("<") else f"= {p}"
 
 
 def _small(overview: Overview, styles: Styles) -> list[dict[str, Any]]:
@@ -128,13 +127,15 @@ def _small(overview: Overview, styles: Styles) -> list[dict[str, Any]]:
 def _curves(table: Table, styles: Styles) -> list[Figure]:
     found = []
     for task in table.tasks:
-        what, courses = cells.courses(table, task)
+        what, courses, before = cells.courses(table, task)
         if not any(len(c.epochs) > 1 for c in courses):
             continue
         level = [c.method for c in courses if len(c.epochs) == 1]
-        note = f"Level line: {text.listed(level)}, scored once." if level else ""
+        notes = [f"{m}: {text.plural(n, 'epoch')} before, not scored." for m, n in before.items()]
+        if level:
+            notes.append(f"Level line: {text.listed(level)}, scored once.")
         drawn = charts.curve_chart(f"{task}, {what}", courses, styles)
-        found.append(Figure(f"{task}: {what}", drawn, note))
+        found.append(Figure(task, what, drawn, " ".join(notes)))
     return found
 
 
@@ -152,8 +153,9 @@ def _cells(table: Table, page: Path | None) -> dict[str, Any]:
 
 
 def _again(table: Table) -> dict[str, Any]:
+    made = recipes.recipes(table)
     return {
-        "recipes": recipes.recipes(table),
+        "recipes": [(m, [r for r in made if r.method == m]) for m in table.methods],
         "design": recipes.design(table),
         "surroundings": recipes.surroundings(cells.manifests(table)),
         "data_sums": recipes.data_sums(table),

@@ -70,9 +70,9 @@ def judged(pair: PairResult) -> Judged:
         p=text.probability(numbers.p),
         p_holm=text.probability(numbers.p_holm),
         posterior=(
-            text.probability(posterior.better),
-            text.probability(posterior.equivalent),
-            text.probability(posterior.worse),
+            f"{posterior.better:.2f}",
+            f"{posterior.equivalent:.2f}",
+            f"{posterior.worse:.2f}",
         ),
         reasons=reasons,
         way_out=way_out,
@@ -84,26 +84,38 @@ def by_word(pairs: Sequence[PairResult]) -> list[Judged]:
     return sorted((judged(pair) for pair in pairs), key=lambda one: ORDER.index(one.word))
 
 
-def headline(table: Table) -> tuple[str, tuple[str, ...]]:
-    """What the comparison says, in a sentence or few, and what it is if it says nothing."""
+@dataclass(frozen=True)
+class Headline:
+    """What the comparison says. ``refused``: why it may say nothing, where that holds for all."""
+
+    sentence: str
+    more: str = ""
+    refused: tuple[str, ...] = ()
+    settled: bool = False
+
+
+def headline(table: Table) -> Headline:
+    """The verdict in a sentence or few."""
     if table.comparison is None:
-        return "No verdict yet: nothing is done that could be weighed.", ()
+        return Headline("No verdict yet.", "Nothing is done that could be weighed.")
     pairs = by_word(table.comparison.pairs)
     if not pairs:
-        return "No verdict: a verdict takes two methods.", ()
+        return Headline("No verdict.", "A verdict takes two methods.")
     if all(one.word == "refused" for one in pairs):
         reasons = dict.fromkeys(reason for one in pairs for reason in one.reasons)
-        return "No verdict.", tuple(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons)
+        if len(reasons) > 2:
+            return Headline("No verdict: all pairs are refused.", "The reasons stand below.")
+        return Headline("No verdict.", refused=tuple(f"{r[:1].upper()}{r[1:]}." for r in reasons))
     settled = [_sentence(one) for one in pairs if one.word in ORDER[:3]]
     open_ = [one for one in pairs if one.word not in ORDER[:3]]
     if not settled:
         many = text.plural(len(open_), "pair")
-        return f"Nothing is settled: {many} undecided.", ()
+        return Headline(f"Nothing is settled: {many} undecided.")
     rest = f"{text.plural(len(open_), 'other pair')} undecided." if open_ else ""
     if len(settled) > MATRIX:
         share = f"{len(settled)} of {text.plural(len(pairs), 'pair')} settled."
-        return share, ()
-    return " ".join(settled), ((rest,) if rest else ())
+        return Headline(share, _ahead(pairs), settled=True)
+    return Headline(" ".join(settled), rest, settled=True)
 
 
 def _sentence(one: Judged) -> str:
@@ -113,8 +125,9 @@ def _sentence(one: Judged) -> str:
     return f"{a} is {one.word} than {b}: error {one.effect} ({one.interval})."
 
 
-def matrix(pairs: Sequence[PairResult], methods: Sequence[str]) -> list[list[str]] | None:
-    """The words as seen from the row, for many methods; None for few, or where all are refused."""
+def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
+    """The words as seen from each row's method; None for few, or where all are refused."""
+    methods = list(dict.fromkeys(method for pair in pairs for method in (pair.a, pair.b)))
     if len(methods) < MATRIX or all(pair.verdict.word == "refused" for pair in pairs):
         return None
     turned = {"better": "worse", "worse": "better"}
@@ -123,7 +136,21 @@ def matrix(pairs: Sequence[PairResult], methods: Sequence[str]) -> list[list[str
         word: str = pair.verdict.word
         words[pair.a, pair.b] = word
         words[pair.b, pair.a] = turned.get(word, word)
-    return [[words.get((a, b), "") for b in methods] for a in methods]
+    return [(a, [words.get((a, b), "") for b in methods]) for a in methods]
+
+
+def _ahead(found: Sequence[Judged]) -> str:
+    """Who is better than the most others, and than how many."""
+    counts: dict[str, int] = {}
+    for one in found:
+        if one.word in ("better", "worse"):
+            name = one.pair.a if one.word == "better" else one.pair.b
+            counts[name] = counts.get(name, 0) + 1
+    most = max(counts.values(), default=0)
+    if not most:
+        return ""
+    names = [name for name, count in counts.items() if count == most]
+    return f"Better than the most others: {text.listed(names)}, than {most}."
 
 
 def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
@@ -143,7 +170,8 @@ def caption(table: Table) -> str:
     """How every number of the page was made; part of each caption."""
     cells = [cell for cell in table.cells if cell.directory is not None] or list(table.cells)
     parts = [_selection(table)]
-    parts.append(f"seeds {text.spans(cell.seed for cell in cells)}" if cells else "no seeds")
+    seeds = text.spans(cell.seed for cell in cells)
+    parts.append(f"seed{'' if seeds.isdigit() else 's'} {seeds}" if cells else "no seeds")
     fractions = sorted({float(cell.resolved.get("fraction", 1.0)) for cell in cells})
     parts += _share(fractions, "training samples")
     labelled = sorted({float(cell.resolved.get("labelled", 1.0)) for cell in cells})

@@ -91,10 +91,14 @@ def _round(value: float) -> str:
 def drawing(
     width: float, height: float, words: str, content: Iterable[Markup], kind: str = "plot"
 ) -> Markup:
-    """The whole picture; ``words`` says what it shows to whom cannot see it."""
+    """The whole picture; ``words`` says what it shows to whom cannot see it.
+
+    It is as wide as there is room, but not much wider than it is drawn.
+    """
     box = f"0 0 {width:g} {height:g}"
     inside = Markup("").join(content)
-    return tag("svg", inside, class_=kind, viewBox=box, role="img", aria_label=words)
+    most = f"max-width: {1.25 * width:.0f}px"
+    return tag("svg", inside, class_=kind, viewBox=box, style=most, role="img", aria_label=words)
 
 
 def text(x: float, y: float, content: str, anchor: str = "middle", kind: str = "") -> Markup:
@@ -174,7 +178,7 @@ def log_ticks(low: float, high: float, number: int = 6) -> list[float]:
 
 def short(value: float) -> str:
     """A tick's label."""
-    label = f"{value:.4g}"
+    label = f"{value:.6g}"
     if "e" in label:
         mantissa, exponent = label.split("e")
         label = f"{mantissa}e{int(exponent)}"

@@ -62,19 +62,18 @@ def plural(amount: int, one: str) -> str:
 
 
 def mean_sd(mean: float | None, sd: float | None) -> str:
-    """``0.0989 ± 0.0042``: the deviation with two digits, the mean with as many places."""
+    """``0.0989 ± 0.0042``: two digits of the deviation, at least three of the mean."""
     if mean is None or sd is None or not math.isfinite(mean):
         return number(mean)
     if not sd:
-        return f"{number(mean)} ± 0"
+        return f"{number(mean, 3)} ± 0"
     size = max(abs(mean), sd)
     if not 1e-4 <= size < 1e6:
         unit = math.floor(math.log10(size))
         return f"({mean_sd(mean / 10**unit, sd / 10**unit)})e{unit}".replace("-", "−")
-    places = 1 - math.floor(math.log10(sd))
-    # A tiny deviation shall not ask for more than four digits of the mean.
-    least = 3 - math.floor(math.log10(size))
-    places = max(0, min(places, max(least, 0)))
+    # A large deviation leaves three digits of the mean, a tiny one asks for no more than four.
+    first = math.floor(math.log10(abs(mean) or sd))
+    places = max(0, min(max(1 - math.floor(math.log10(sd)), 2 - first), 3 - first))
     spread = f"{sd:.{places}f}"
     if not float(spread):
         spread = f"< {10.0**-places:.{places}f}"
