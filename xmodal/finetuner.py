@@ -1,8 +1,7 @@
 """``FineTuner``: fine-tuning as a scikit-learn estimator.
 
-It composes a recipe (a method, the caller's arrays, a body that reads them) and makes the same run
-as the command line; it holds no training code of its own. A fitted estimator keeps its model in
-memory.
+It composes a recipe (method, data, body) and makes the run that the command line would make. A
+fitted estimator keeps its model in memory.
 """
 
 from __future__ import annotations
@@ -147,12 +146,14 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         return self._probabilities(self._outputs(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy (of whole rows for several labels), or R² for numbers and fields."""
+        """Accuracy (of whole rows for several labels, of places for 0/1 fields), else R²."""
         predicted = self.predict(X)
         if self.kind_ in ("classification", "multi-label"):
             return float(accuracy_score(y, predicted, sample_weight=sample_weight))
         if self.kind_ == "regression":
             return float(r2_score(y, predicted, sample_weight=sample_weight))
+        if self._binary:
+            return float(accuracy_score(np.ravel(y), predicted.ravel()))
         return float(r2_score(np.ravel(y), predicted.ravel()))
 
     def __sklearn_tags__(self) -> Tags:
@@ -189,13 +190,14 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             value = getattr(self, name)
             if value not in choices:
                 hint = did_you_mean(str(value), choices)
-                raise ValueError(f"{name}={value!r}{hint}; choose one of {', '.join(choices)}")
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}{hint}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction!r}; not in [0, 1)")
 
     def _samples(self, X: Any, reset: bool) -> Any:
         """X, checked: an array with channels first, or a frame of numbers and text."""
-        frame = given.as_frame(X, always=not reset) if reset or self._table else None
+        names = None if reset else self._columns
+        frame = given.as_frame(X, names) if reset or names else None
         if frame is None:
             X = validate_data(self, X, reset=reset, allow_nd=True, **self._limits(reset))
             shape = X.shape[1:]
@@ -205,8 +207,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
             shape = frame.shape[1:]
         if reset:
-            self._table = frame is not None
-            self.form_ = given.form_of(len(shape) + 1, self.form)
+            self._columns = None if frame is None else list(frame.columns)
+            self.form_ = given.form_of(len(shape) + 1, self.form, text=frame is not None)
             self.sample_shape_ = shape
         elif shape != self.sample_shape_:
             raise ValueError(
@@ -217,8 +219,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             return frame
         if self.form_ != "row":
             assert_all_finite(X, input_name="X")
-        doubt = given.doubtful(X, self.form_, self.channels) if reset else None
-        if doubt is not None:
+        if reset and (doubt := given.doubtful(X, self.form_, self.channels)):
             warnings.warn(doubt, stacklevel=3)
         return given.channels_first(X, self.form_, self.channels)
 

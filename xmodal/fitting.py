@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from xmodal import runs
 from xmodal.data.given import Form, Labels
 from xmodal.data.store import Store
-from xmodal.errors import DataError, RecipeError, UsageError
+from xmodal.errors import DataError, Problem, RecipeError, UsageError
 from xmodal.interfaces import Backbone
 from xmodal.recipe import library
 from xmodal.recipe.layers import COMMAND_LINE
@@ -56,7 +56,7 @@ def _modality(backbone: Any) -> str | None:
 def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
     """``key=value`` for every setting. Raises ValueError for what is neither."""
     if isinstance(settings, Mapping):
-        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        return [f"{key}={json.dumps(value, default=_plain)}" for key, value in settings.items()]
     if isinstance(settings, str):
         raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
     return list(settings or ())
@@ -89,6 +89,11 @@ def settings(
     return overrides(chosen)
 
 
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy, and paths, as JSON knows them."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 @contextmanager
 def folder(directory: str | Path | None) -> Iterator[Path]:
     """Where data and runs go: ``directory``, or a folder that is removed afterwards."""
@@ -107,8 +112,7 @@ def explained(data: Path) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        lines = [str(problem) for problem in error.problems]
-        raise ValueError("\n".join(lines).replace(f"{COMMAND_LINE} ", "setting ")) from error
+        raise ValueError("\n".join(map(_without_place, error.problems))) from error
     except UsageError as error:
         raise ValueError(str(error)) from error
     except DataError as error:
@@ -121,6 +125,12 @@ def explained(data: Path) -> Iterator[None]:
         raise
 
 
+def _without_place(problem: Problem) -> str:
+    """A problem without the place that overrides seem to come from."""
+    own = problem.where.startswith(COMMAND_LINE)
+    return str(problem).removeprefix(problem.where).strip() if own else str(problem)
+
+
 def _in_arguments(text: str, data: Path) -> str:
     """A message about files of ``data`` as one about X and y."""
     for name in ("x", "y"):
@@ -131,8 +141,13 @@ def _in_arguments(text: str, data: Path) -> str:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Random numbers and torch's determinism are the caller's again after the block."""
+    from accelerate.state import AcceleratorState
+
     from xmodal.engine import randomness
 
+    if not torch.distributed.is_initialized():
+        # accelerate keeps the first precision and device of a process; this fit may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
     state = randomness.global_state()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

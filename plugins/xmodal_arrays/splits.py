@@ -35,7 +35,7 @@ def split(
         units = "samples" if groups_N is None else f"samples in {len(np.unique(groups_N))} groups"
         raise DataError(
             f"{count} {units} cannot be cut into parts of {', '.join(f'{s:.3g}' for s in shares)} "
-            "without an empty one (set split: or add samples)"
+            "without an empty one; choose other shares or add samples"
         )
     return parts
 

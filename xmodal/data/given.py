@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +27,16 @@ Form = Literal["row", "sequence", "grid"]
 TRAIN, VALIDATION = "train", "validation"
 
 
-def as_frame(x: Any, always: bool = False) -> Any | None:
+def as_frame(x: Any, names: Sequence[str] | None = None) -> Any | None:
     """A pandas frame of a table with text or categories; None where ``x`` is numbers alone.
 
     Text stays text where it comes in a frame; in arrays of text and numbers, columns that are all
-    numbers become numbers. ``always``: numbers alone are a frame too. Raises ValueError for columns
-    of dates and for names given twice.
+    numbers become numbers. With ``names``, those of an array's columns, numbers alone are a frame
+    too. Raises ValueError for columns of dates and for names given twice.
     """
     import pandas as pd
+
+    always = names is not None
 
     if hasattr(x, "to_pandas"):
         x = x.to_pandas()
@@ -50,9 +52,13 @@ def as_frame(x: Any, always: bool = False) -> Any | None:
         return frame.apply(_plain)
     if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
         x = np.asarray(x, dtype=object)
+    if always and not hasattr(x, "dtype"):
+        x = np.asarray(x)
     if not isinstance(x, np.ndarray) or x.ndim != 2 or not (always or _has_text(x)):
         return None
-    return pd.DataFrame({f"x{i}": _number_if_all(pd.Series(x[:, i])) for i in range(x.shape[1])})
+    if names is None or len(names) != x.shape[1]:
+        names = [f"x{column}" for column in range(x.shape[1])]
+    return pd.DataFrame({name: _number_if_all(pd.Series(x[:, i])) for i, name in enumerate(names)})
 
 
 def _cells(row: Any) -> Any:
@@ -93,10 +99,13 @@ def _plain(series: Any) -> Any:
     return series.astype(float)
 
 
-def form_of(ndim: int, form: str) -> Form:
-    """The form of samples in an array of ``ndim`` axes. Raises ValueError where ``form`` does not
-    fit.
+def form_of(ndim: int, form: str, text: bool = False) -> Form:
+    """The form of samples in an array of ``ndim`` axes, or in a table with ``text``.
+
+    Raises ValueError where ``form`` does not fit.
     """
+    if text and form not in ("auto", "row"):
+        raise ValueError(f"form='{form}' needs numbers, but X has columns of text or categories")
     fitting: dict[str, tuple[int, ...]] = {"row": (2,), "sequence": (2, 3), "grid": (3, 4)}
     if form == "auto":
         forms: dict[int, Form] = {2: "row", 3: "sequence", 4: "grid"}
