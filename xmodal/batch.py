@@ -123,3 +123,8 @@ class Progress:
     def share(self) -> float:
         """The fraction of epochs already finished, in [0, 1)."""
         return self.epoch / self.epochs
+
+    @property
+    def share_of_steps(self) -> float:
+        """The fraction of optimizer steps already finished, in [0, 1)."""
+        return (self.epoch + self.step / max(self.steps, 1)) / self.epochs

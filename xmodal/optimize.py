@@ -1,7 +1,8 @@
 """Settings that stages share: batch size, optimizer and learning-rate schedule.
 
 For the ``Config`` of a stage: with the field names ``batch``, ``optimizer`` and ``schedule`` it
-takes what a recipe says under ``training:``. Only describes and builds; the engine steps.
+takes what a recipe says under ``training:``. ``OptimizingStage`` with ``StageSettings`` brings all
+but the batch. Only describes and builds; the engine steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from xmodal.interfaces import Settings
+from xmodal.interfaces import Settings, Stage
 
 
 class BatchSize(Settings):
@@ -114,3 +115,39 @@ def make_schedule(
         return 0.5 * (1 + math.cos(math.pi * share))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class StageSettings(Settings):
+    """How a stage takes its steps, under the names of ``training:``."""
+
+    optimizer: OptimizerSettings = Field(
+        AdamW(), description="adam, adamw or sgd, with its own settings."
+    )
+    schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the rate.")
+    clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
+    max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
+
+
+class OptimizingStage(Stage):
+    """A stage that steps as its ``StageSettings`` say."""
+
+    Config = StageSettings
+
+    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters."""
+        return make_optimizer(self.config.optimizer, named)
+
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Warm-up and decay over all epochs of the stage."""
+        return make_schedule(self.config.schedule, optimizer, self.epochs, steps_per_epoch)
+
+    def clip(self) -> float | None:
+        """The gradient norm to clip to."""
+        limit: float | None = self.config.clip
+        return limit
+
+    def at_most(self, steps: int) -> int:
+        """``steps`` an epoch, or ``max_steps`` where that is fewer."""
+        return min(steps, self.config.max_steps or steps)

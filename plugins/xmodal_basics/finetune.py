@@ -17,12 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Batch, Progress
-from xmodal.interfaces import Settings, Stage
 from xmodal.optimize import (
-    AdamW,
     BatchSize,
-    OptimizerSettings,
+    OptimizingStage,
     Schedule,
+    StageSettings,
     make_optimizer,
     make_schedule,
 )
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
     from xmodal.engine.session import Session
 
 
-class Finetune(Stage):
+class Finetune(OptimizingStage):
     """Trains whatever ``train`` selects on the terms of the mixer's views."""
 
     divides = True
 
-    class Config(Settings):
+    class Config(StageSettings):
         """Settings of the fine-tuning stage."""
 
         epochs: int = Field(10, ge=1, description="Passes over the training split.")
@@ -51,18 +50,12 @@ class Finetune(Stage):
             ("*",), description="Patterns over parameter names; 'norms' means every LayerNorm."
         )
         batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
-        optimizer: OptimizerSettings = Field(
-            AdamW(), description="adam, adamw or sgd, with its own settings."
-        )
-        schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the rate.")
-        clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
         accumulate: Literal["mean", "sum"] = Field(
             "mean", description="How micro-batches combine; the released code sums."
         )
         lr_factors: dict[str, float] = Field(
             {}, description="Learning-rate factors by parameter pattern, such as backbone.*: 0.1."
         )
-        max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
 
     @property
     def epochs(self) -> int:
@@ -75,8 +68,7 @@ class Finetune(Stage):
 
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps an epoch; the last, smaller batch counts."""
-        steps: int = math.ceil(session.train_size / self.config.batch.size)
-        return min(steps, self.config.max_steps or steps)
+        return self.at_most(math.ceil(session.train_size / self.config.batch.size))
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Build the optimizer; parameters with a factor of their own form their own groups."""
@@ -95,11 +87,6 @@ class Finetune(Stage):
             }
         )
         return make_schedule(stretched, optimizer, self.epochs, steps_per_epoch)
-
-    def clip(self) -> float | None:
-        """The gradient norm to clip to."""
-        limit: float | None = self.config.clip
-        return limit
 
     def steps(
         self, session: Session, progress: Progress

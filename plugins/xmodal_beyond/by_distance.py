@@ -203,6 +203,4 @@ def _means(tokens: Tokens) -> Tensor:
 
 def _share(progress: Progress, per: str) -> float:
     """t, the finished share of the training, counted in whole epochs or in steps."""
-    if per == "epoch":
-        return progress.share
-    return (progress.epoch + progress.step / max(progress.steps, 1)) / progress.epochs
+    return progress.share if per == "epoch" else progress.share_of_steps

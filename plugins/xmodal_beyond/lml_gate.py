@@ -93,9 +93,9 @@ class LMLGate(Selector):
 
     def noise(self, progress: Progress) -> float:
         """c, the scale of the noise at this point of the training."""
-        done = (progress.epoch + progress.step / max(progress.steps, 1)) / progress.epochs
+        done = progress.share_of_steps / self.config.noise_until
         start, stop = self.config.noise_start, self.config.noise_stop
-        return float(start + (stop - start) * min(1.0, done / self.config.noise_until))
+        return float(start + (stop - start) * min(1.0, done))
 
 
 @torch.no_grad()

@@ -19,21 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xmodal.batch import Progress
 from xmodal.data import loader
 from xmodal.errors import UsageError
-from xmodal.interfaces import Facts, Settings, Stage
-from xmodal.optimize import (
-    AdamW,
-    BatchSize,
-    OptimizerSettings,
-    Schedule,
-    make_optimizer,
-    make_schedule,
-)
+from xmodal.interfaces import Facts
+from xmodal.optimize import BatchSize, OptimizingStage, Schedule, StageSettings
 from xmodal_mona.batches import (
     Labelled,
     Problem,
@@ -52,14 +45,14 @@ if TYPE_CHECKING:
     from xmodal.engine.session import Session
 
 
-class MetaAlign(Stage):
+class MetaAlign(OptimizingStage):
     """Trains the embedder so that a fine-tuning step keeps the encoder good on the source."""
 
     needs_source = True
     evaluates = False
     divides = True
 
-    class Config(Settings):
+    class Config(StageSettings):
         """Settings of the stage."""
 
         epochs: int = Field(
@@ -92,14 +85,9 @@ class MetaAlign(Stage):
             0.01, gt=0, description="The finite difference moves the weights by this distance."
         )
         batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
-        optimizer: OptimizerSettings = Field(
-            AdamW(), description="adam, adamw or sgd, with its own settings."
-        )
         schedule: Schedule = Field(
             Schedule(decay="none"), description="Warm-up and decay of the rate."
         )
-        clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
-        max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
 
         @field_validator("train")
         @classmethod
@@ -137,23 +125,7 @@ class MetaAlign(Stage):
 
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps an epoch; the last, smaller batch counts."""
-        steps: int = math.ceil(session.train_size / self.config.batch.size)
-        return min(steps, self.config.max_steps or steps)
-
-    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of the embedder."""
-        return make_optimizer(self.config.optimizer, named)
-
-    def schedule(
-        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Warm-up and decay of the rate over all epochs of the stage."""
-        return make_schedule(self.config.schedule, optimizer, self.epochs, steps_per_epoch)
-
-    def clip(self) -> float | None:
-        """The gradient norm to clip to."""
-        limit: float | None = self.config.clip
-        return limit
+        return self.at_most(math.ceil(session.train_size / self.config.batch.size))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Problem]]:
         """One problem a step, from ``progress.step`` on."""

@@ -23,9 +23,10 @@ from xmodal.data.classes import target_classes
 from xmodal.engine import randomness
 from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Facts
+from xmodal.optimize import StageSettings
 from xmodal_recraft.chunks import class_chunks
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
-from xmodal_recraft.preparing import Prepare, Preparing
+from xmodal_recraft.preparing import Prepare
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session
@@ -40,7 +41,7 @@ class AlignLabels(Prepare):
     w_c; the mean is over a chunk.
     """
 
-    class Config(Preparing):
+    class Config(StageSettings):
         """Settings of label alignment."""
 
         epochs: int = Field(3, ge=1, description="Passes over the training split.")
@@ -101,7 +102,7 @@ class AlignLabels(Prepare):
 
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps an epoch; the same in every epoch."""
-        return self._at_most(math.ceil(len(self._chunks(session, 0, 0)) / self.config.chunks))
+        return self.at_most(math.ceil(len(self._chunks(session, 0, 0)) / self.config.chunks))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Micro]]:
         """The chunks of every step from ``progress.step`` on, with their weight.

@@ -1,4 +1,4 @@
-"""What the stages that prepare for fine-tuning share: their optimizer settings.
+"""What the stages that prepare for fine-tuning share.
 
 They call the parts of the model themselves. Their data depend on nothing but seed, stage, epoch and
 step, so of several processes each computes the same update.
@@ -8,33 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from pydantic import Field
 from torch import nn
 
 from xmodal.errors import UsageError
-from xmodal.interfaces import Settings, Stage
-from xmodal.optimize import AdamW, OptimizerSettings, Schedule, make_optimizer, make_schedule
+from xmodal.optimize import OptimizingStage
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session
 
 
-class Preparing(Settings):
-    """Settings of every stage here, under the names they have in fine-tuning."""
-
-    optimizer: OptimizerSettings = Field(
-        AdamW(), description="adam, adamw or sgd, with its own settings."
-    )
-    schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the rate.")
-    clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
-    max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
-
-
-class Prepare(Stage):
+class Prepare(OptimizingStage):
     """A stage that reads the source, is not scored, and says so where it would train nothing."""
 
-    Config = Preparing
     needs_source = True
     evaluates = False
 
@@ -45,24 +30,6 @@ class Prepare(Stage):
                 f"a stage that prepares trains nothing: no parameter fits {list(self.train)}; with "
                 "'source_head: target' the head of the source is called predictor.*"
             )
-
-    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """Build the optimizer."""
-        return make_optimizer(self.config.optimizer, named)
-
-    def schedule(
-        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Warm-up and decay over the stage."""
-        return make_schedule(self.config.schedule, optimizer, self.epochs, steps_per_epoch)
-
-    def clip(self) -> float | None:
-        """The gradient norm to clip to."""
-        limit: float | None = self.config.clip
-        return limit
-
-    def _at_most(self, steps: int) -> int:
-        return min(steps, self.config.max_steps or steps)
 
 
 def is_frozen(module: nn.Module) -> bool:

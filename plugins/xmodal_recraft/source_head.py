@@ -24,8 +24,8 @@ from xmodal.batch import SOURCE, Progress, Tokens
 from xmodal.data import loader
 from xmodal.engine import randomness
 from xmodal.engine.evaluate import evaluating
-from xmodal.optimize import BatchSize
-from xmodal_recraft.preparing import Prepare, Preparing, is_frozen
+from xmodal.optimize import BatchSize, StageSettings
+from xmodal_recraft.preparing import Prepare, is_frozen
 from xmodal_recraft.source_features import SourceFeatures, mean_token, reads_the_mean
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Micro = tuple[Tensor | Tokens, Tensor, float]
 class SourceHead(Prepare):
     """Trains the source head: first on its loss alone, then with a penalty on steep gradients."""
 
-    class Config(Preparing):
+    class Config(StageSettings):
         """Settings of the stage that trains the source head."""
 
         epochs: int = Field(20, ge=1, description="Passes over the source.")
@@ -82,7 +82,7 @@ class SourceHead(Prepare):
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps in a pass over the source; the last, smaller batch counts."""
         assert session.source is not None
-        return self._at_most(math.ceil(loader.count(session.source) / self.config.batch.size))
+        return self.at_most(math.ceil(loader.count(session.source) / self.config.batch.size))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Micro]]:
         """Micro-batches of every step from ``progress.step`` on, each with its share."""
