@@ -140,7 +140,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         values = self.trained_.raw.raw_labels(outputs).numpy()
         return np.asarray(values, dtype=self._dtype)
 
-    @available_if(lambda self: getattr(self, "kind_", self.kind) in _PROBABLE)
+    @available_if(lambda self: getattr(self, "kind_", self.kind) in _PROBABLE)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Array:
         """The probability of every class, or of every label, ``(n, K)``."""
         return self._probabilities(self._outputs(X))
@@ -207,7 +207,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
             shape = frame.shape[1:]
         if reset:
-            self._columns = None if frame is None else list(frame.columns)
+            self._columns: list[str] | None = None if frame is None else list(frame.columns)
             self.form_ = given.form_of(len(shape) + 1, self.form, text=frame is not None)
             self.sample_shape_ = shape
         elif shape != self.sample_shape_:
@@ -288,7 +288,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     def _outputs(self, X: Any) -> Any:
         """What the model gives for X, on the CPU: ``[n, K]`` or ``[n, K, *shape]``."""
-        check_is_fitted(self)
+        check_is_fitted(self, "trained_")
         x = self._samples(X, reset=False)
         try:
             return self.trained_.outputs(x)

@@ -24,7 +24,7 @@ from xmodal.recipe.use import Use
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import Labels, read_labels
 from xmodal_arrays.layout import Layout, layout
-from xmodal_arrays.locate import TABLES, Part, array_parts, sources
+from xmodal_arrays.locate import TABLES, Part, Role, array_parts, sources
 from xmodal_arrays.samples import Affine, Samples, Scale, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
@@ -37,7 +37,7 @@ _DEFAULTS = {
     "dense": ("relative-l2", "relative-l2"),
     "binary": ("bce", "balanced-error"),
 }
-_ROLES = ("train", "validation", "test")
+_ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
 
 
 def _cut(
-    plan: Plan, settings: DataSettings, seed: int, by_role: Mapping[str, int], missing: list[str]
+    plan: Plan, settings: DataSettings, seed: int, by_role: Mapping[Role, int], missing: list[Role]
 ) -> dict[str, Share]:
     """Cut one file into all parts, or training samples into those to train and to validate."""
     index = by_role.get("all", by_role.get("train", 0))

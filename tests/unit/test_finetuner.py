@@ -367,7 +367,7 @@ def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> N
     }
     model = tiny("pare", overrides=[
         *SETTINGS,
-        "task.loss.balanced=true",
+        "task.loss={use: cross-entropy, balanced: true}",
         "training.schedule={warmup_epochs: 5, decay: linear}",
         "training.clip=1.0",
         "training.optimizer={use: adamw, lr: 1e-2, weight_decay: 1e-5}",
