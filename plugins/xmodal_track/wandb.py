@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any, Literal
 
 from pydantic import Field
@@ -58,8 +59,8 @@ class WandB(Tracker):
 
     def start(self, run: Tracked) -> Mapping[str, str]:
         """Begin a run, or a further piece of the one remembered."""
-        if self._mode == "online" and not self._wandb.login(timeout=1, verify=False):
-            raise RuntimeError("no API key; run `wandb login`, or set WANDB_API_KEY")
+        if self._mode == "online":
+            self._log_in()
         identifier = (run.memory or {}).get("run") or uuid.uuid4().hex[:8]
         config, known = self.config, run.tags
         tags = known["name"], known["task"], known["protocol"], f"seed {known['seed']}"
@@ -81,6 +82,13 @@ class WandB(Tracker):
         self._run.define_metric(AXIS)
         self._run.define_metric("*", step_metric=AXIS)
         return {"run": identifier}
+
+    def _log_in(self) -> None:
+        """Use a key that is there; nobody is asked for one in the middle of a run."""
+        login = self._wandb.login
+        silent = {"prompt": False} if "prompt" in signature(login).parameters else {"timeout": 1}
+        if not login(verify=False, **silent):
+            raise RuntimeError("no API key; run `wandb login`, or set WANDB_API_KEY")
 
     def _settings(self) -> Any:
         """Silent, and nothing recorded that nobody asked for."""
