@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 from xmodal.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from xmodal.api import load, run
+    from xmodal.api import export, load, run
     from xmodal.finetuner import FineTuner
 
 __version__ = "0.1.0"
-__all__ = ["FineTuner", "__version__", "hookimpl", "load", "run"]
+__all__ = ["FineTuner", "__version__", "export", "hookimpl", "load", "run"]
 
-_LAZY = {"run": "xmodal.api", "load": "xmodal.api", "FineTuner": "xmodal.finetuner"}
+_LAZY = {
+    "run": "xmodal.api",
+    "load": "xmodal.api",
+    "export": "xmodal.api",
+    "FineTuner": "xmodal.finetuner",
+}
 
 
 def __getattr__(name: str) -> Any:

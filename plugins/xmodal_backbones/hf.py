@@ -17,7 +17,7 @@ from xmodal.batch import Tokens
 from xmodal.data.files import read_json
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts
+from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import text, vit, weights
 from xmodal_backbones.common import IMAGENET, ImageSettings, needs_2d, with_image_dropout
 from xmodal_backbones.swin import SwinBody, swin_facts
@@ -102,6 +102,10 @@ class HuggingFace(Backbone):
         if not isinstance(self.body, text.TextBody):
             raise DataError(f"'{self.facts.name}' is an image body and reads no words")
         return self.body.tokenize(words)
+
+    def library_model(self) -> LibraryModel:
+        """The model of the family it is of."""
+        return self.body.library_model()
 
     def patch_projection(self) -> nn.Conv2d | None:
         """The pretrained patch projection of image bodies."""

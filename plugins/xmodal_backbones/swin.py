@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Tokens
 from xmodal.data.store import Store
-from xmodal.interfaces import BackboneFacts, Context, Facts
+from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
 from xmodal_backbones.common import ImageBody, ImageSettings, needs_2d, with_image_dropout
 
@@ -33,6 +33,7 @@ class SwinBody(ImageBody):
                 SteadyLayer.convert(layer)
         self.norm = model.layernorm
         self.keep_embedding(model.embeddings)
+        self.hf_config = model.config
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
@@ -47,6 +48,12 @@ class SwinBody(ImageBody):
             if layer.downsample is not None:
                 height, width = (height + 1) // 2, (width + 1) // 2
         return Tokens(self.norm(x_BMF), (height, width))
+
+    def library_model(self) -> LibraryModel:
+        """The stages. The library's own layers are wrong on grids below their window."""
+        state = {f"encoder.{key}": value for key, value in self.encoder.state_dict().items()}
+        state |= {f"layernorm.{key}": value for key, value in self.norm.state_dict().items()}
+        return weights.library_model(self.hf_config, state)
 
     def embed(self, x: Tensor) -> Tokens:
         """Embed prepared images ``[B, 3, H, W]``."""

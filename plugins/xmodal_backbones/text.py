@@ -7,6 +7,7 @@ on.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from xmodal.batch import Tokens
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
-from xmodal.interfaces import BackboneFacts, Context, Facts
+from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
 from xmodal_backbones.common import Body, BodySettings
 
@@ -71,6 +72,12 @@ class TextBody(Body):
         """Encode ``[B, N, D]``; the grid stays."""
         out = self.model(inputs_embeds=tokens.x_BND)
         return Tokens(out.last_hidden_state, tokens.grid)
+
+    def library_model(self) -> LibraryModel:
+        """The encoder, with an empty embedding of two words: it reads tokens, not words."""
+        hf_config = copy.deepcopy(self.model.config)
+        hf_config.vocab_size = (hf_config.pad_token_id or 0) + 2
+        return weights.library_model(hf_config, self.model.state_dict())
 
     def embed(self, x: Tensor) -> Tokens:
         """Embed word pieces ``[B, L]`` (int64 ids)."""

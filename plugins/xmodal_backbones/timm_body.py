@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xmodal.batch import Tokens
 from xmodal.data.store import Store
 from xmodal.errors import DataError, did_you_mean
-from xmodal.interfaces import BackboneFacts, Context, Facts
+from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
 from xmodal_backbones.common import ImageBody, ImageSettings, needs_2d, seeded
 
@@ -89,6 +89,7 @@ class Timm(ImageBody):
         self.prefix_1PD = nn.Parameter(torch.cat([empty_10D, *tokens], dim=1).detach().clone())
         self.norm_pre, self.blocks = model.norm_pre, model.blocks
         # Mean-pooled models normalise after the pool; here that norm is applied to every token.
+        self.norm_name = "fc_norm" if isinstance(model.norm, nn.Identity) else "norm"
         self.norm = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
         side = model.patch_embed.grid_size
         self.keep_embedding(_Embedding(model.patch_embed, positions_1MD, side))
@@ -114,6 +115,17 @@ class Timm(ImageBody):
         x_BMD = self.norm_pre(torch.cat([prefix_BPD, x_BND], dim=1))
         x_BMD = self.norm(self.blocks(x_BMD))
         return Tokens(x_BMD[:, prefix_BPD.shape[1] :], tokens.grid)
+
+    def library_model(self) -> LibraryModel:
+        """The blocks or stages and the norm, under timm's names; all else belongs to others."""
+        layers, norm = (
+            ("layers", "norm") if self.facts.reduction > 1 else ("blocks", self.norm_name)
+        )
+        body = {layers: self.stages if self.facts.reduction > 1 else self.blocks, norm: self.norm}
+        if layers == "blocks":
+            body["norm_pre"] = self.norm_pre
+        state = {f"{n}.{k}": v for n, part in body.items() for k, v in part.state_dict().items()}
+        return LibraryModel("timm", {"architecture": self.config.name}, state)
 
     def embed(self, x: Tensor) -> Tokens:
         """Embed prepared images ``[B, 3, H, W]``."""

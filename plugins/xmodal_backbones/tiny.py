@@ -68,6 +68,8 @@ class _Words(nn.Module):
 class Tiny(Body):
     """Two layers of width 32 with fixed random weights; reads images or text. No download."""
 
+    licence = "none: they are random numbers"
+
     class Config(BodySettings):
         """Settings of ``tiny``."""
 

@@ -7,6 +7,7 @@ tokens.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xmodal.batch import Tokens
+from xmodal.interfaces import LibraryModel
+from xmodal_backbones import weights
 from xmodal_backbones.common import ImageBody
 
 FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers")
@@ -74,6 +77,7 @@ class VisionBody(ImageBody):
         self.layers = model.encoder.layer if hasattr(model, "encoder") else model.layers
         self.norm = model.layernorm
         projection = old.patch_embeddings.projection
+        self.hf_config = model.config
         antialias = model.config.model_type == "dinov2_with_registers"
         self.keep_embedding(PatchEmbedding(projection, positions_1ND[0, first:], antialias))
 
@@ -86,6 +90,15 @@ class VisionBody(ImageBody):
             out = layer(x_BMD)
             x_BMD = out[0] if isinstance(out, tuple) else out
         return Tokens(self.norm(x_BMD)[:, prefix_BPD.shape[1] :], tokens.grid)
+
+    def library_model(self) -> LibraryModel:
+        """The layers, with an empty embedding of one patch: they read tokens, not images."""
+        hf_config = copy.deepcopy(self.hf_config)
+        hf_config.num_hidden_layers = len(self.layers)
+        hf_config.image_size = hf_config.patch_size
+        state = {f"layers.{key}": value for key, value in self.layers.state_dict().items()}
+        state |= {f"layernorm.{key}": value for key, value in self.norm.state_dict().items()}
+        return weights.library_model(hf_config, state, self.prefix_1PD.detach())
 
     def embed(self, x: Tensor) -> Tokens:
         """Embed prepared images ``[B, 3, H, W]``."""

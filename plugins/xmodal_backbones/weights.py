@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xmodal.errors import DataError
+from xmodal.interfaces import LibraryModel
 from xmodal_backbones.common import count, seeded
 
 _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
@@ -197,3 +198,27 @@ def pretrained_model(
         raise DataError(f"the weights in {folder} cannot be loaded: {error}") from error
     note(report(name, model, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])))
     return model
+
+
+def library_model(
+    hf_config: Any, state: Mapping[str, Tensor], prefix: Tensor | None = None
+) -> LibraryModel:
+    """A model of ``hf_config`` with the weights in ``state`` and zeros in all others.
+
+    Keys that begin with ``layers.`` are those of the encoder's layers, wherever the library has
+    them. Every key of ``state`` must have its place.
+    """
+    from transformers import AutoModel
+
+    with torch.random.fork_rng(devices=[]), _quiet():
+        model = AutoModel.from_config(hf_config)
+    whole = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+    inner = any(key.startswith("encoder.layer.") for key in whole)
+    place = "encoder.layer." if inner else "layers."
+    for key, value in state.items():
+        name = place + key.removeprefix("layers.") if key.startswith("layers.") else key
+        if name not in whole:
+            raise DataError(f"transformers' {type(model).__name__} has no weight '{name}'")
+        whole[name] = value.detach()
+    config = {**hf_config.to_dict(), "architectures": [type(model).__name__]}
+    return LibraryModel("transformers", config, whole, prefix)

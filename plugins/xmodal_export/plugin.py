@@ -1,3 +1,13 @@
 """Table of contents of this plugin."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xmodal.hookspecs import hookimpl
+
+
+@hookimpl
+def xmodal_exporters() -> Mapping[str, str]:
+    """Plain PyTorch with the libraries the body is from, and ONNX."""
+    return {"hf": "xmodal_export.hf:HuggingFace", "onnx": "xmodal_export.onnx:Onnx"}

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from xmodal import __version__
-from xmodal.cli import demo, doctor, plugins, predict, recipes, run
+from xmodal.cli import demo, doctor, export, plugins, predict, recipes, run
 from xmodal.cli.compare import Spread, compare
 from xmodal.errors import XModalError
 
@@ -44,6 +44,7 @@ def _root(
 app.command("run")(run.run)
 app.command("resume")(run.resume)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("compare", cls=Spread)(compare)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

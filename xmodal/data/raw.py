@@ -127,9 +127,11 @@ class RawForm:
     def _check_codes(self, x: Array, first: int) -> None:
         """Numbers in the columns of categories must be codes 0 .. m-1 (NaN: missing)."""
         for column, names in enumerate(self.levels):
-            code_N = x[:, column]
+            if not names:
+                continue
+            code_N: Array = x[:, column]
             wrong = (code_N != np.round(code_N)) | (code_N < 0) | (code_N >= len(names))
-            rows = np.flatnonzero(wrong & ~np.isnan(code_N)) if names else ()
+            rows = np.flatnonzero(wrong & ~np.isnan(code_N))
             if len(rows):
                 shown = ", ".join(f"{i} = {name}" for i, name in enumerate(names[:6]))
                 raise DataError(
@@ -151,7 +153,7 @@ class RawForm:
         require(frame, columns)
         if len(columns) != prod(self.shape):
             raise DataError(f"x: expected {prod(self.shape)} columns, got {len(frame.columns)}")
-        levels = self.levels or ((),) * len(columns)
+        levels: Sequence[tuple[str, ...]] = self.levels or [()] * len(columns)
         coded = [
             _codes(frame[name], names, first, note) if names else _numbers(frame[name], first)
             for name, names in zip(columns, levels, strict=True)

@@ -7,6 +7,7 @@ decompressed as it is read, and tables are read in pieces, so inputs may be larg
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -112,7 +113,7 @@ def _members(
         try:
             while x.at < x.shape[0]:
                 yield x.take(batch), None if y is None else y.take(batch)
-        except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: cannot be read as .npz: {error}") from error
 
 

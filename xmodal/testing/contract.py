@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from xmodal.interfaces import Component
 from xmodal.testing.encoding import check_backbone, check_embedder, check_predictor
+from xmodal.testing.exporting import check_exporter
 from xmodal.testing.launching import check_launcher
 from xmodal.testing.loading import check_source, check_stage, check_task
 from xmodal.testing.measuring import check_adapter, check_distance
@@ -30,6 +31,7 @@ __all__ = [
     "check_config",
     "check_distance",
     "check_embedder",
+    "check_exporter",
     "check_launcher",
     "check_loss",
     "check_metric",
@@ -57,6 +59,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "source": check_source,
     "launcher": check_launcher,
     "tracker": check_tracker,
+    "exporter": check_exporter,
     "loss": check_loss,
     "metric": check_metric,
 }

@@ -1,0 +1,161 @@
+"""Exports to plain PyTorch: the body as a model of its library, embedder and head as programs.
+
+Whoever has torch and transformers can run the result; nothing in it needs xmodal.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xmodal.batch import Tokens
+from xmodal.engine.network import Network
+from xmodal.errors import DataError
+from xmodal.interfaces import Exported, Exporter, LibraryModel, Settings
+from xmodal.trained import Trained
+from xmodal_export import programs, standalone
+
+_BODY_FILES = ("config.json", "model.safetensors")
+
+_USAGE = """## Use
+
+Needs torch {torch}{transformers}; no xmodal.
+
+```python
+import torch
+from modeling import load  # modeling.py of this folder
+
+model = load(".")
+y = model(torch.tensor(x, dtype=torch.{dtype}))
+```
+
+| file | what it is |
+|---|---|
+| `modeling.py` | runs the model; read it, it is short |
+| `embed.pt2` | samples to tokens, standardisation included (`torch.export`) |
+{body}| `head.pt2` | features to predictions in the unit of the labels (`torch.export`) |
+| `xmodal.json` | all of this page for programs |
+
+`.pt2` files are meant for the version of torch that wrote them; later ones usually read them.
+"""
+_HF_ROWS = (
+    "| `config.json`, `model.safetensors` | the adapted body; "
+    '`AutoModel.from_pretrained(".")` loads it |\n'
+)
+_PROGRAM_ROWS = "| `body.pt2` | the adapted body (`torch.export`) |\n"
+_TIMM_ROWS = (
+    '| `timm.safetensors` | its weights for timm: `timm.create_model("{name}", pretrained=False, '
+    "num_classes=0).load_state_dict(weights, strict=False)`; patches, positions and prefix tokens "
+    "are in `embed.pt2` and `body.pt2` |\n"
+)
+
+
+class HuggingFace(Exporter):
+    """The body for transformers or timm, embedder and head for torch alone."""
+
+    class Config(Settings):
+        """Settings of ``hf``."""
+
+        tolerance: float = Field(
+            1e-4, gt=0, description="Largest difference allowed, relative to numbers above 1."
+        )
+
+    config: Config
+
+    def export(self, trained: Trained, folder: Path) -> Exported:
+        """Write, load with the file that goes along, and compare."""
+        network, x = programs.plain(trained), programs.real_samples(trained)
+        whole = programs.Whole(network, trained.raw).eval()
+        library = network.backbone.library_model()
+        notes = programs.half_precision_note(trained)
+        if trained.recipe.adapter is not None:
+            notes += ("the adapter's updates are merged into the matrices of the body",)
+        form, apart, size = "", float("inf"), 0.0
+        if library is not None and library.library == "transformers":
+            form = "transformers"
+            _write(trained, network, x, folder, library)
+            apart, size = programs.difference(whole, _loaded(folder), x)
+            if apart > self.config.tolerance * max(1.0, size):
+                # Swin's layers of the library are wrong on grids smaller than their window.
+                notes += ("transformers' own layers do not agree here; the body is a program",)
+                form = ""
+                for name in _BODY_FILES:
+                    (folder / name).unlink()
+        if not form:
+            _write(trained, network, x, folder, None)
+            apart, size = programs.difference(whole, _loaded(folder), x)
+        programs.agree(apart, size, self.config.tolerance, "the export")
+        rows = _HF_ROWS if form else _PROGRAM_ROWS
+        if library is not None and library.library == "timm":
+            save_file(_saved(library), folder / "timm.safetensors")
+            rows += _TIMM_ROWS.format(name=library.config["architecture"])
+        if form:
+            notes += (
+                "the body's own embedding layer (and pooler) is empty: it reads the tokens of "
+                "`embed.pt2`, not words or images",
+            )
+        usage = _USAGE.format(
+            torch=torch.__version__.partition("+")[0],
+            transformers=" and transformers" if form else "",
+            dtype="float64" if x.dtype == torch.float64 else "float32",
+            body=rows,
+        )
+        return Exported(usage, apart, len(x), notes)
+
+
+def _write(
+    trained: Trained, network: Network, x: Tensor, folder: Path, library: LibraryModel | None
+) -> None:
+    """The programs, and the body: of a library, or as a program too."""
+    grid = trained.facts.grid
+    embed = programs.Embed(network, trained.raw, None if library is None else library.prefix)
+    with torch.no_grad():
+        tokens = programs.Embed(network, trained.raw, None)(x)
+        features = network.backbone(Tokens(tokens, grid))
+    _save(embed, x, folder / "embed.pt2")
+    _save(programs.Head(network, features.grid), features.x_BND, folder / "head.pt2")
+    if library is None:
+        _save(programs.Body(network, grid), tokens, folder / "body.pt2")
+    else:
+        config = dict(library.config)
+        if trained.facts.backbone.reduction > 1:
+            config["xmodal_grid"] = list(grid)
+        text = json.dumps(config, indent=1, default=str)
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        save_file(_saved(library), folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(Path(str(standalone.__file__)), folder / "modeling.py")
+
+
+def _saved(library: LibraryModel) -> dict[str, Tensor]:
+    # safetensors refuses memory that two entries share.
+    return {name: value.detach().clone().contiguous() for name, value in library.state.items()}
+
+
+def _save(module: nn.Module, x: Tensor, file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(programs.traced(module.eval(), x), file)
+
+
+def _loaded(folder: Path) -> nn.Module:
+    """What a user of the folder gets. Raises DataError where it does not even load."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return standalone.load(folder)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise DataError(f"the export cannot be loaded again: {error}") from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

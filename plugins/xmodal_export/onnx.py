@@ -1,0 +1,99 @@
+"""Exports to ONNX: one graph from raw samples to predictions, checked with onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from xmodal.errors import UsageError
+from xmodal.interfaces import Exported, Exporter, Settings
+from xmodal.trained import Trained
+from xmodal_export import programs
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FILE = "model.onnx"
+
+_USAGE = """## Use
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(y,) = session.run(["y"], {{"x": np.asarray(x, dtype=np.{dtype})}})
+```
+
+| file | what it is |
+|---|---|
+| `model.onnx` | the whole model (opset {opset}), standardisation included; any batch size |
+{data}| `xmodal.json` | all of this page for programs |
+"""
+_DATA_ROW = "| `model.onnx.data` | its weights; keep it beside `model.onnx` |\n"
+
+
+class Onnx(Exporter):
+    """One ONNX graph, raw samples to predictions."""
+
+    class Config(Settings):
+        """Settings of ``onnx``."""
+
+        tolerance: float = Field(
+            1e-4, gt=0, description="Largest difference allowed, relative to numbers above 1."
+        )
+
+    config: Config
+
+    def export(self, trained: Trained, folder: Path) -> Exported:
+        """Trace, write, run with onnxruntime and compare."""
+        missing = [name for name in PACKAGES if find_spec(name) is None]
+        if missing:
+            raise UsageError(
+                f"exporting to ONNX needs {', '.join(missing)}: pip install 'xmodal[onnx]'"
+            )
+        network, x = programs.plain(trained), programs.real_samples(trained)
+        whole = programs.Whole(network, trained.raw).eval()
+        opset = _write(whole, x, folder / FILE)
+        apart, size = programs.difference(whole, _Graph(folder / FILE), x)
+        programs.agree(apart, size, self.config.tolerance, "the ONNX graph")
+        notes = programs.half_precision_note(trained)
+        if trained.recipe.adapter is not None:
+            notes += ("the adapter's updates are merged into the matrices of the body",)
+        usage = _USAGE.format(
+            dtype="float64" if x.dtype == torch.float64 else "float32",
+            opset=opset,
+            data=_DATA_ROW if (folder / f"{FILE}.data").exists() else "",
+        )
+        return Exported(usage, apart, len(x), notes)
+
+
+def _write(whole: programs.Whole, x: Tensor, file: Path) -> int:
+    """Write the graph; returns its opset."""
+    program = programs.traced(whole, x)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(
+            program, input_names=["x"], output_names=["y"], dynamo=True, verbose=False
+        )
+        assert made is not None
+        made.save(file)
+    return int(made.model.opset_imports[""])
+
+
+class _Graph:
+    """The graph in onnxruntime, as a function of tensors."""
+
+    def __init__(self, file: Path) -> None:
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (y,) = self.session.run(["y"], {"x": x.numpy()})
+        return torch.from_numpy(y)

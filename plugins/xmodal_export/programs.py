@@ -1,0 +1,155 @@
+"""A trained model as functions that torch can trace: plain tensors in and out, on the CPU, fp32.
+
+Shapes: B samples, P prefix tokens, N tokens, D width, F width of the features.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from xmodal.batch import Tokens
+from xmodal.data.raw import RawForm
+from xmodal.engine.network import Network
+from xmodal.errors import DataError
+from xmodal.trained import Trained
+
+
+class Whole(nn.Module):
+    """Raw samples to outputs."""
+
+    def __init__(self, network: Network, raw: RawForm) -> None:
+        super().__init__()
+        self.network, self.raw = network, raw
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict ``[B, K]`` or ``[B, K, *shape]``."""
+        outputs: Tensor = self.network(self.raw.apply(x))
+        return outputs
+
+
+class Embed(nn.Module):
+    """Raw samples to what the body's layers read: the body's own prefix tokens, then the tokens."""
+
+    def __init__(self, network: Network, raw: RawForm, prefix_1PD: Tensor | None) -> None:
+        super().__init__()
+        self.embedder, self.raw = network.embedder, raw
+        self.prefix_1PD = None if prefix_1PD is None else nn.Parameter(prefix_1PD, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed: ``[B, P + N, D]``."""
+        x_BND: Tensor = self.embedder(self.raw.apply(x)).x_BND
+        if self.prefix_1PD is None:
+            return x_BND
+        return torch.cat([self.prefix_1PD.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
+
+
+class Body(nn.Module):
+    """Tokens of a grid to features."""
+
+    def __init__(self, network: Network, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.backbone, self.grid = network.backbone, grid
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Encode."""
+        features: Tokens = self.backbone(Tokens(x_BND, self.grid))
+        return features.x_BND
+
+
+class Head(nn.Module):
+    """Features of the body's layers to outputs; the features of the prefix are dropped."""
+
+    def __init__(self, network: Network, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.predictor, self.decode, self.grid = network.predictor, network.decode, grid
+
+    def forward(self, h_BMF: Tensor) -> Tensor:
+        """Predict ``[B, K]`` or ``[B, K, *shape]``."""
+        features = Tokens(h_BMF[:, h_BMF.shape[1] - prod(self.grid) :], self.grid)
+        outputs: Tensor = self.decode(self.predictor(features).float())
+        return outputs
+
+
+def plain(trained: Trained) -> Network:
+    """A copy on the CPU whose low-rank updates are merged into the matrices they update."""
+    network = copy.deepcopy(trained.model).cpu().eval().requires_grad_(False)
+    if trained.recipe.adapter is None:
+        return network
+    # Imported late: peft takes seconds.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            # The updates are fp32 like their matrices; nothing can overflow on the way.
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    return network.requires_grad_(False)
+
+
+def real_samples(trained: Trained) -> Tensor:
+    """Raw samples to check with: rows of tables in double precision, all else in single.
+
+    Raises DataError where the run has kept none.
+    """
+    x = torch.from_numpy(trained.samples())
+    if len(x) == 0:
+        raise DataError(
+            f"{trained.run.path} keeps no test samples to check an export with (state: "
+            f"{trained.run.state}); finish it with: xmodal resume {trained.run.path}"
+        )
+    # Standardising a large offset needs the digits; images would only double in size.
+    return x if trained.facts.task.form == "row" else x.float()
+
+
+def traced(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    """The program of a module, for any batch."""
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Of a batch of one torch would make a constant.
+        return torch.export.export(module, (at_least(x, 2),), dynamic_shapes=({0: batch},))
+
+
+def at_least(x: Tensor, count: int) -> Tensor:
+    """``x``, repeated where it has fewer samples."""
+    return x.repeat(-(-count // len(x)), *[1] * (x.ndim - 1))[: max(count, len(x))]
+
+
+@torch.no_grad()
+def difference(
+    wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[float, float]:
+    """The largest difference in batches of 1 to 5 samples, and the largest wanted number."""
+    apart, size = 0.0, 0.0
+    for count in (1, 2, 5):
+        part = at_least(x, count)[:count]
+        one, other = wanted(part), found(part)
+        if one.shape != other.shape or not bool(torch.isfinite(other).all()):
+            return float("inf"), 0.0
+        apart = max(apart, float((one - other).abs().max()))
+        size = max(size, float(one.abs().max()))
+    return apart, size
+
+
+def agree(apart: float, size: float, tolerance: float, what: str) -> None:
+    """Raise DataError where a difference is above ``tolerance``, relative to numbers above 1."""
+    limit = tolerance * max(1.0, size)
+    if not apart <= limit:
+        raise DataError(
+            f"{what} does not agree with the trained model: largest difference {apart:.2g}, "
+            f"allowed {limit:.2g}; nothing was written"
+        )
+
+
+def half_precision_note(trained: Trained) -> tuple[str, ...]:
+    """What to say of runs that did not compute in fp32."""
+    if trained.recipe.precision == "fp32":
+        return ()
+    return (f"the run computed in {trained.recipe.precision}, this export computes in fp32",)

@@ -1,0 +1,74 @@
+"""``xmodal export``: a trained model in a form that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xmodal.cli import output
+from xmodal.cli.run import AsJson, Plugins
+
+
+def export(
+    reference: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")
+    ],
+    to: Annotated[str, typer.Option(help="An exporter: xmodal plugins list exporter.")],
+    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the exporter: key=value.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a trained model, and compare what was written with it.
+
+    Example:  xmodal export mine_cpu --to onnx --out model
+    """
+    from xmodal import plugins, trained
+    from xmodal.exporting import export as write
+
+    registry = plugins.registry(tuple(plugin or ()))
+    # An unknown exporter is said before anything is loaded.
+    registry.entry("exporter", to)
+    console = output.stderr()
+    model = trained.load(
+        reference,
+        "cpu",
+        tuple(plugin or ()),
+        note=lambda line: console.print(f"note: {line}", markup=False),
+    )
+    with console.status(f"exporting to {to}"):
+        done = write(model, to, out, registry, _settings(set_ or []), force)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    if as_json:
+        output.print_json(
+            {
+                "run": str(model.run.path),
+                "out": str(out),
+                "files": [str(path.relative_to(out)) for path in files],
+                "difference": done.difference,
+                "samples": done.samples,
+                "notes": done.notes,
+            }
+        )
+        return
+    rows: list[tuple[str, Any]] = [
+        (path.relative_to(out).as_posix(), output.size(path.stat().st_size)) for path in files
+    ]
+    rows.append(("largest difference", f"{done.difference:.2g} on {done.samples} test samples"))
+    output.print_table(("", ""), [*rows, ("written to", out)])
+    for note in done.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    from xmodal.errors import UsageError
+
+    wrong = [item for item in given if "=" not in item]
+    if wrong:
+        raise UsageError(f"--set {wrong[0]}: expected key=value")
+    return {key: value for key, _, value in (item.partition("=") for item in given)}

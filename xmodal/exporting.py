@@ -1,0 +1,164 @@
+"""Exports a trained model into a folder: an exporter's files, a model card, and its facts as JSON.
+
+The folder appears when it is complete and agrees with the model; a failed export leaves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xmodal import __version__
+from xmodal.errors import DataError, UsageError, XModalError
+from xmodal.interfaces import Exported, Exporter
+from xmodal.plugins import Registry
+from xmodal.trained import Trained
+
+FACTS = "xmodal.json"
+
+
+def export(
+    trained: Trained,
+    to: str,
+    out: Path,
+    registry: Registry,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Exported:
+    """Write ``trained`` into the new folder ``out`` with the exporter ``to``.
+
+    Raises UsageError where the exporter or the folder cannot be used, DataError where the model
+    cannot be exported or what was written does not agree with it.
+    """
+    component = registry.load("exporter", to)
+    assert issubclass(component, Exporter)
+    exporter = component(component.Config.model_validate(dict(settings or {})))
+    out = out.absolute()
+    _check(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".partial-") as partial:
+        folder = Path(partial) / "export"
+        folder.mkdir()
+        try:
+            exported = exporter.export(trained, folder)
+        except XModalError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"{trained.run.path} cannot be exported to '{to}': {_parts(trained)}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        facts = described(trained) | {"exporter": to, "difference": exported.difference}
+        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card(trained, facts, exported), encoding="utf-8")
+        if out.exists():
+            shutil.move(out, Path(partial) / "old")
+        os.replace(folder, out)
+    return exported
+
+
+def _check(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / FACTS).is_file():
+        raise UsageError(f"--out {out} exists and is no export; name a new folder")
+    if not force:
+        raise UsageError(f"{out} exists; --force replaces it")
+
+
+def _parts(trained: Trained) -> str:
+    recipe = trained.recipe
+    return (
+        f"embedder '{recipe.embedder.name}', backbone '{recipe.backbone.name}', predictor "
+        f"'{recipe.predictor.name}'"
+    )
+
+
+def described(trained: Trained) -> dict[str, Any]:
+    """Inputs, outputs and origin of a trained model, as plain values."""
+    raw, recipe, target = trained.raw, trained.recipe, trained.facts.task.target
+    result = trained.run.read("result.json")
+    return {
+        "task": trained.facts.task.name,
+        "input": {
+            "shape": list(raw.shape),
+            "columns": list(raw.columns),
+            "categories": {
+                name: list(levels)
+                for name, levels in zip(raw.columns, raw.levels, strict=False)
+                if levels
+            },
+            "missing": raw.missing,
+            "standardised": raw.mean is not None,
+        },
+        "output": {"kind": target.kind, "shape": [target.size, *target.shape]},
+        "classes": list(trained.classes),
+        "hash": trained.run.read("manifest.json").get("hash"),
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "recipe": recipe.description,
+        "test": result.get("test"),
+        "validation": result.get("validation"),
+        "metric": recipe.task.config.metric.name,
+        "better": result.get("better"),
+        "backbone": recipe.backbone.dump(),
+        "licence of the weights": recipe.backbone.component.licence,
+        "xmodal": __version__,
+    }
+
+
+_OUTPUTS = {
+    "classification": "one logit a class: softmax gives probabilities, the largest is the class",
+    "multi-label": "one log-odds a label: above 0 means yes, the sigmoid is the probability",
+    "regression": "numbers in the unit of the labels",
+    "dense": "a field in the unit of the labels (0/1 fields trained with bce: log-odds)",
+}
+
+
+def card(trained: Trained, facts: Mapping[str, Any], exported: Exported) -> str:
+    """The model card ``README.md``."""
+    given, output = facts["input"], facts["output"]
+    shape = ", ".join(map(str, given["shape"]))
+    lines = [f"# {facts['task']}", "", facts["recipe"] or "", "", "## Input", ""]
+    lines += [f"`x`: `[n, {shape}]`, as in the user's files."]
+    if given["standardised"]:
+        lines += ["Means and deviations of the training samples are part of the model."]
+    if given["missing"]:
+        lines += ["A missing value is NaN."]
+    if given["columns"]:
+        lines += ["", "| column | values |", "|---|---|"]
+        for name in given["columns"]:
+            codes = given["categories"].get(name, ())
+            values = ", ".join(f"{code} = {value}" for code, value in enumerate(codes))
+            lines += [f"| {name} | {values or 'a number'} |"]
+    lines += ["", "## Output", ""]
+    sizes = ", ".join(map(str, output["shape"]))
+    lines += [f"`[n, {sizes}]`, float32: {_OUTPUTS[output['kind']]}."]
+    if trained.classes:
+        named = ", ".join(f"{index} = {name}" for index, name in enumerate(trained.classes))
+        lines += ["", f"Classes: {named}."]
+    lines += ["", exported.usage.strip(), "", "## Agreement", ""]
+    lines += [
+        f"Largest difference from the trained model on {exported.samples} test samples, in batches "
+        f"of several sizes: {exported.difference:.2g}."
+    ]
+    lines += [f"- {note}" for note in exported.notes]
+    lines += ["", "## Origin", "", "| | |", "|---|---|"]
+    test, validation = facts["test"] or {}, facts["validation"] or {}
+    rows = {
+        f"test {facts['metric']} ({facts['better']} is better)": test.get("metric"),
+        f"validation {facts['metric']}": validation.get("metric"),
+        "recipe": _parts(trained),
+        "seed": facts["seed"],
+        "hash of the run": facts["hash"],
+        "licence of the pretrained weights": facts["licence of the weights"],
+        "made with": f"xmodal {facts['xmodal']}",
+    }
+    lines += [f"| {key} | {value} |" for key, value in rows.items() if value is not None]
+    return "\n".join(lines) + "\n"
