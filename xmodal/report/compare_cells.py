@@ -1,4 +1,4 @@
-"""What the cells of a comparison say one by one: scores, cost, course of training, what is missing.
+"""What the cells of a comparison say one by one: scores, course of training, what is missing.
 
 Scores are shown in the task's own metric, as they were measured; verdicts rest on ``Table.scores``.
 """
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from urllib.parse import quote
 
 import numpy as np
@@ -18,12 +19,11 @@ import numpy as np
 from xmodal.compare.cells import Cell
 from xmodal.compare.collect import Row, by_hand
 from xmodal.compare.queue import DONE, FAILED, SKIPPED, State
-from xmodal.compare.ranks import levels
 from xmodal.compare.statistics import summary
 from xmodal.compare.table import Table
 from xmodal.errors import DataError
 from xmodal.report import history, text
-from xmodal.report.compare_charts import Course, Spot, course, spots
+from xmodal.report.compare_charts import Course, course
 from xmodal.report.run_report import FILE
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -70,8 +70,8 @@ def columns(table: Table) -> list[Column]:
 
 def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
-    made, here = _by_cell(table.rows), _states(table)
-    means = {key: (_mean(r.test for r in rows), len(rows)) for key, rows in made.items()}
+    made, here = by_cell(table.rows), _states(table)
+    means = {key: (fmean(r.test for r in rows), len(rows)) for key, rows in made.items()}
     best = {task: _best(table, task, means) for task in table.tasks}
 
     def score(key: Key) -> Score:
@@ -79,6 +79,14 @@ def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
         return _score(values, here.get(key, []), page, key[0] in best[key[1]])
 
     return [(method, [score((method, task)) for task in table.tasks]) for method in table.methods]
+
+
+def by_cell(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """Rows by method and task."""
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.method, row.task), []).append(row)
+    return found
 
 
 def _states(table: Table) -> dict[Key, list[tuple[Cell, State]]]:
@@ -125,91 +133,6 @@ def link(cell: Cell, page: Path | None) -> str:
     except ValueError:  # another drive
         return ""
     return quote(Path(relative).as_posix()) + ("" if target == report else "/")
-
-
-# --- cost --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What runs of a method took, mean over seeds; ``share`` of the dearest is for a bar."""
-
-    method: str
-    encoded: float
-    ratio: str
-    share: float
-    seconds: float
-    memory: int
-    trainable: str
-    runs: int
-
-
-def costs(table: Table, tasks: Sequence[str]) -> list[Cost]:
-    """Cost of a run of each method that is done on all of ``tasks``, mean over these tasks."""
-    made = _by_cell(table.rows)
-    found: list[tuple[str, list[list[Row]]]] = []
-    for method in table.methods:
-        if tasks and all((method, task) in made for task in tasks):
-            found.append((method, [made[method, task] for task in tasks]))
-    encoded = {m: _mean(_mean(r.encoded_samples for r in rows) for rows in g) for m, g in found}
-    cheapest = min((value for value in encoded.values() if value > 0), default=0.0)
-    dearest = max(encoded.values(), default=0.0)
-    return [
-        Cost(
-            method=method,
-            encoded=encoded[method],
-            ratio=f"{encoded[method] / cheapest:.2f}×" if encoded[method] else "none",
-            share=encoded[method] / dearest if dearest else 0.0,
-            seconds=_mean(_mean(r.seconds for r in rows) for rows in groups),
-            memory=max(r.memory_bytes for rows in groups for r in rows),
-            trainable=_parameters([r.trainable for rows in groups for r in rows]),
-            runs=sum(len(rows) for rows in groups),
-        )
-        for method, groups in found
-    ]
-
-
-def _by_cell(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    found: dict[Key, list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.method, row.task), []).append(row)
-    return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
-
-
-def _parameters(counts: Sequence[int]) -> str:
-    low, high = text.count(min(counts)), text.count(max(counts))
-    return low if low == high else f"{low} to {high}"
-
-
-def common(table: Table) -> tuple[str, ...]:
-    """Tasks on which every method that is done anywhere is done."""
-    made = {(row.method, row.task) for row in table.rows}
-    methods = {row.method for row in table.rows}
-    return tuple(t for t in table.tasks if made and all((m, t) in made for m in methods))
-
-
-def front(table: Table) -> tuple[list[Spot], tuple[str, ...]]:
-    """Error against cost on the tasks that all methods share; the tasks come second."""
-    if table.scores is None or not table.rows:
-        return [], ()
-    tasks, level_MT = levels(table.scores)
-    made = _by_cell(table.rows)
-    methods = table.scores.methods
-    # A method whose every run failed has spent nothing that is known.
-    known = [i for i, m in enumerate(methods) if all((m, task) in made for task in tasks)]
-    if not tasks or not known:
-        return [], ()
-    error = {methods[i]: float(np.exp(level_MT[i].mean())) for i in known}
-    cost = {}
-    for method in error:
-        passes = [_mean(row.encoded_samples for row in made[method, task]) for task in tasks]
-        cost[method] = math.exp(_mean(map(math.log, passes))) if min(passes) > 0 else 0.0
-    return spots(error, cost), tasks
 
 
 # --- course of training ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Charts over methods: performance profiles, learning curves, error against cost.
+"""Charts over methods: performance profiles and learning curves, on axes that others share.
 
 Every method has its ``Style``: the same colour, mark and dashes in all of them. Sizes are units of
 the drawing, which the page shows about as large.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from markupsafe import Markup
 
 from xmodal.compare.ranks import Profile
 from xmodal.report import svg
 from xmodal.report.svg import Axis, Style
-from xmodal.report.text import listed, number
+from xmodal.report.text import number
 
 Styles = Mapping[str, Style]
 SIZE = (380, 260)
@@ -24,7 +23,6 @@ CURVES = (280, 200)
 SMALL = (200, 150)
 MARGIN = (46.0, 12.0, 20.0, 40.0)  # left, top, right, bottom
 _LOG_RATIO = 30  # wider ranges than this are drawn on a logarithmic axis
-LABELLED = 6
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Plane:
         return found
 
 
-def _axes(
+def axes(
     size: tuple[int, int], x: tuple[float, float, bool], y: tuple[float, float, bool], left: float
 ) -> tuple[Axis, Axis]:
     """Both axes inside the margins; y grows upwards."""
@@ -86,7 +84,7 @@ def profile_plane(tau_max: float, small: bool = False) -> Plane:
     """Axes of a performance profile: tau on a logarithmic axis from 1, rho from 0 to 1."""
     size = SMALL if small else SIZE
     end = tau_max if tau_max > 1.0001 else 2.0
-    x, y = _axes(size, (1.0, end, True), (0.0, 1.0, False), 36.0)
+    x, y = axes(size, (1.0, end, True), (0.0, 1.0, False), 36.0)
     at = svg.log_ticks(1.0, end, 4 if small else 6)
     label = "factor τ" if small else "error at most τ times the best (log scale)"
     shares = [0.0, 0.5, 1.0] if small else [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -156,7 +154,7 @@ def curve_chart(title: str, courses: Sequence[Course], styles: Styles) -> Markup
     last = max(2, *(c.epochs[-1] for c in courses))
     at = svg.log_ticks(low, high, 5) if log else svg.ticks(low - room, high + room, 4)
     left = max(MARGIN[0], *(10 + svg.width_of(svg.short(v), 12) for v in at))
-    x, y = _axes(CURVES, (1, last, False), (low - room, high + room, log), left)
+    x, y = axes(CURVES, (1, last, False), (low - room, high + room, log), left)
     epochs = [e for e in svg.ticks(1, last, 6) if float(e).is_integer()]
     epochs = epochs if epochs[:1] == [1] else [1.0, *epochs]
     plane = Plane(
@@ -184,118 +182,3 @@ def _course(c: Course, plane: Plane, last: int) -> list[list[tuple[float, float]
         level = values if len(values) > 1 else values * 2
         found.append([(plane.x.at(e), plane.y.at(v)) for e, v in zip(epochs, level, strict=True)])
     return found
-
-
-# --- error against cost ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spot:
-    """One method: geometric mean of its error over the best's, samples through the encoder."""
-
-    method: str
-    error: float
-    cost: float
-    front: bool
-
-
-def spots(error: Mapping[str, float], cost: Mapping[str, float]) -> list[Spot]:
-    """Methods by cost; on the front are those that no other beats in one and matches in the other.
-
-    A method that failed somewhere has an infinite error and is never on the front.
-    """
-    found = []
-    for method in error:
-        e, c = error[method], cost[method]
-        beaten = any(
-            error[o] <= e and cost[o] <= c and (error[o] < e or cost[o] < c)
-            for o in error
-            if o != method
-        )
-        found.append(Spot(method, e, c, math.isfinite(e) and not beaten))
-    return sorted(found, key=lambda spot: (spot.cost, spot.error))
-
-
-def cost_chart(found: Sequence[Spot], styles: Styles) -> Markup | None:
-    """Error against cost with the front as a step line; None where no method has both.
-
-    Methods without any encoder pass stand left of the logarithmic axis, at 0.
-    """
-    shown = [spot for spot in found if math.isfinite(spot.error)]
-    if not shown:
-        return None
-    plane, zero = _cost_plane(shown)
-
-    def place(spot: Spot) -> tuple[float, float]:
-        return (plane.x.at(spot.cost) if spot.cost > 0 else zero), plane.y.at(spot.error)
-
-    drawn = plane.drawn()
-    if any(spot.cost == 0 for spot in shown):
-        bottom = plane.y.start
-        drawn.append(svg.text(zero, bottom + 17, "0"))
-        drawn.append(svg.line([(zero - 14, bottom), (zero + 14, bottom)], "axis"))
-    front = [place(spot) for spot in shown if spot.front]
-    steps = front[:1]
-    for x, y in front[1:]:
-        steps += [(x, steps[-1][1]), (x, y)]
-    if front:
-        steps.append((plane.x.end, steps[-1][1]))
-        drawn.append(svg.line(steps, "front"))
-    for spot in shown:
-        style = styles[spot.method]
-        inside = svg.mark(*place(spot), style.shape, 6)
-        drawn.append(svg.tag("g", inside, class_=style.name))
-    if len(shown) <= LABELLED:
-        drawn += _labels([(spot.method, place(spot)) for spot in shown], plane, steps)
-    best = listed([spot.method for spot in shown if spot.front])
-    return svg.drawing(*plane.size, f"Error against cost. On the front: {best}", drawn)
-
-
-def _cost_plane(shown: Sequence[Spot]) -> tuple[Plane, float]:
-    """The axes, and where a cost of 0 stands."""
-    size = (SIZE[0], 290)
-    costs = [spot.cost for spot in shown if spot.cost > 0] or [1.0]
-    errors = [spot.error for spot in shown]
-    low, high = min(costs) / 1.2, max(costs) * 1.2
-    worst = max(errors) if max(errors) > 1.0001 else 1.1
-    log = worst > _LOG_RATIO
-    free = any(spot.cost == 0 for spot in shown)
-    top = worst * 1.3 if log else worst + 0.08 * (worst - 1)
-    bottom = 0.9 if log else 1 - 0.06 * (worst - 1)
-    x, y = _axes(size, (low, high, True), (bottom, top, log), 104.0 if free else 54.0)
-    at = svg.log_ticks(1.0, top, 5) if log else svg.ticks(1.0, top, 5)
-    label = "samples through the encoder, a run (log scale)"
-    name = "error ÷ best of the task"
-    return Plane(size, x, y, svg.log_ticks(low, high), at, label, name, 54.0), 74.0
-
-
-def _labels(
-    named: Sequence[tuple[str, tuple[float, float]]],
-    plane: Plane,
-    front: Sequence[tuple[float, float]],
-) -> list[Markup]:
-    """Names beside their marks where there is room; the legend has all of them anyway."""
-    taken = [(x - 7, y - 7, x + 7, y + 7) for _, (x, y) in named]
-    for a, b in pairwise(front):
-        taken.append((min(a[0], b[0]), min(a[1], b[1]) - 1, max(a[0], b[0]), max(a[1], b[1]) + 1))
-    found = []
-    for name, (x, y) in named:
-        width = svg.width_of(name, 12)
-        places = (
-            (x + 10, y + 4, "start", x + 10),
-            (x - 10, y + 4, "end", x - 10 - width),
-            (x, y - 11, "middle", x - width / 2),
-            (x, y + 20, "middle", x - width / 2),
-        )
-        for at_x, at_y, anchor, left in places:
-            box = (left, at_y - 10, left + width, at_y + 3)
-            inside = left >= plane.x.start and left + width <= plane.size[0] and at_y > 24
-            if inside and at_y < plane.y.start and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                found.append(svg.text(at_x, at_y, name, anchor, "name"))
-                break
-    return found
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

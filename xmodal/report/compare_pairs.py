@@ -197,7 +197,7 @@ def ratio_ticks(end: float) -> tuple[float, ...]:
             continue
         if len(shown) > 1:
             return shown
-    return (1.0,)
+    return LISTS[-1] if end > 1 else (1.0,)
 
 
 # --- critical-difference diagram ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from xmodal.compare.results import Rule
 from xmodal.compare.table import Table
 from xmodal.report import compare_cells as cells
 from xmodal.report import compare_charts as charts
+from xmodal.report import compare_cost as cost
 from xmodal.report import compare_pairs as pairs
 from xmodal.report import compare_recipes as recipes
 from xmodal.report import compare_words as words
@@ -91,7 +92,7 @@ def _pictures(table: Table, styles: Styles, rule: Rule) -> dict[str, Any]:
             for one in words.by_word(comparison.pairs)
             if one.pair.tasks
         ]
-    found, tasks = cells.front(table)
+    found, tasks = cost.front(table)
     return {
         "forests": forests,
         "overview": overview,
@@ -103,7 +104,7 @@ def _pictures(table: Table, styles: Styles, rule: Rule) -> dict[str, Any]:
         "curves": _curves(table, styles),
         "front": found,
         "front_tasks": tasks,
-        "cost_chart": charts.cost_chart(found, styles) if found else None,
+        "cost_chart": cost.cost_chart(found, styles) if found else None,
     }
 
 
@@ -140,15 +141,15 @@ def _curves(table: Table, styles: Styles) -> list[Figure]:
 
 
 def _cells(table: Table, page: Path | None) -> dict[str, Any]:
-    common = cells.common(table)
+    common = cost.common(table)
     made = {row.task for row in table.rows}
     return {
         "columns": cells.columns(table),
         "scores": cells.scores(table, page),
         "unfinished": cells.unfinished(table),
-        "costs": cells.costs(table, common),
+        "costs": cost.costs(table, common),
         "cost_tasks": common,
-        "task_costs": [(t, cells.costs(table, (t,))) for t in table.tasks if t in made],
+        "task_costs": [(t, cost.costs(table, (t,))) for t in table.tasks if t in made],
     }
 
 

@@ -115,8 +115,8 @@ def line(points: Sequence[tuple[float, float]], kind: str = "line", dash: str = 
 
 def rectangle(x: float, y: float, width: float, height: float, kind: str) -> Markup:
     """A rectangle."""
-    sizes = {"x": float(x), "y": float(y), "width": float(width), "height": float(height)}
-    return tag("rect", class_=kind, **sizes)
+    at_x, at_y, across, down = (float(v) for v in (x, y, width, height))
+    return tag("rect", class_=kind, x=at_x, y=at_y, width=across, height=down)
 
 
 def mark(x: float, y: float, shape: int, size: float = 4.5, kind: str = "mark") -> Markup:
