@@ -27,7 +27,12 @@ from xmodal.data import given
 from xmodal.engine.execute import Silent
 
 RNG = np.random.default_rng(0)
-TINY = {"training.max_steps": None, "training.batch.size": 16, "training.optimizer.lr": 1e-2}
+TINY = {
+    "training.max_steps": None,
+    "training.batch.size": 8,
+    "training.optimizer.lr": 1e-2,
+    "training.schedule": {"warmup_epochs": 0},
+}
 ROWS = RNG.normal(size=(60, 4))
 SIGNALS = RNG.normal(size=(40, 3, 24))
 IMAGES = RNG.normal(size=(24, 2, 16, 16)).astype(np.float32)
@@ -35,8 +40,8 @@ NAMES = np.array(["low", "mid", "top"])[(ROWS[:, 0] > 0).astype(int) + (ROWS[:, 
 
 
 def tiny(method: str = "nft", **settings: Any) -> FineTuner:
-    """A fit of half a second: two layers with random weights, a few epochs."""
-    return FineTuner(method, **{"scale": "smoke", "epochs": 3, "overrides": TINY, **settings})
+    """A fit of a third of a second: two layers with random weights, a few steps."""
+    return FineTuner(method, **{"scale": "smoke", "epochs": 2, "overrides": TINY, **settings})
 
 
 def table() -> pd.DataFrame:
@@ -60,16 +65,31 @@ LIKES = np.where(TABLE["colour"] == "red", "yes", "no")
 
 # --- scikit-learn's checks ---
 
-# None: all of them pass for both kinds.
-EXPECTED_FAILURES: dict[str, str] = {}
+# They ask for 1e-7 of numbers around 1, which is the last digit of a float32.
+ROUNDING = "predictions are float32: in a batch of another size their last digits differ"
+EXPECTED_FAILURES = {
+    "check_methods_subset_invariance": ROUNDING,
+    "check_methods_sample_order_invariance": ROUNDING,
+}
 
 
 @parametrize_with_checks(
-    [tiny(kind=kind, epochs=4, device="cpu") for kind in ("classification", "regression")],
+    [tiny(kind=kind, device="cpu") for kind in ("classification", "regression")],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
 )
 def test_checks_of_scikit_learn(estimator: FineTuner, check: Any) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize("y", [NAMES, ROWS[:, 0]], ids=["classes", "numbers"])
+def test_samples_do_not_depend_on_each_other(y: Any) -> None:
+    """What the two checks above are about, to six digits."""
+    model = tiny().fit(ROWS, y)
+    method = model.predict_proba if is_classifier(model) else model.predict
+    whole, order = method(ROWS), RNG.permutation(60)
+    single = np.concatenate([method(ROWS[i : i + 1]) for i in range(10)])
+    np.testing.assert_allclose(single, whole[:10], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(method(ROWS[order]), whole[order], rtol=0, atol=2e-6)
 
 
 # --- forms of samples, kinds of labels ---
@@ -78,13 +98,11 @@ KINDS: tuple[tuple[str, Any, Any, str, tuple[int, ...]], ...] = (
     ("rows, text", ROWS, NAMES, "classification", (60,)),
     ("rows, numbers", ROWS, ROWS[:, 0] * 100 + 7, "regression", (60,)),
     ("rows, outputs", ROWS, ROWS[:, :2] * 100, "regression", (60, 2)),
-    ("rows, truths", ROWS, ROWS[:, 0] > 0, "classification", (60,)),
     ("sequences, labels", SIGNALS, (SIGNALS[:, :, 0] > 0).astype(int), "multi-label", (40, 3)),
     ("sequences, a field", SIGNALS, SIGNALS[:, 0] * 3, "dense", (40, 24)),
     ("images, classes", IMAGES, np.arange(24) % 3 + 5, "classification", (24,)),
     ("images, a field", IMAGES, IMAGES[:, 0] * 3, "dense", (24, 16, 16)),
-    ("images, two fields", IMAGES, IMAGES * 3, "dense", (24, 2, 16, 16)),
-    ("images, a mask", IMAGES, IMAGES[:, 0] > 0, "dense", (24, 16, 16)),
+    ("images, a mask", IMAGES, IMAGES > 0, "dense", (24, 2, 16, 16)),
 )
 
 
@@ -108,16 +126,16 @@ def test_predictions_have_the_form_of_the_labels(
 
 
 def test_it_learns_and_names_classes() -> None:
-    model = tiny("pare", epochs=12).fit(ROWS, NAMES)
+    model = tiny("pare", epochs=6).fit(ROWS, NAMES)
     assert model.score(ROWS, NAMES) > 0.8
     assert list(model.classes_) == ["low", "mid", "top"]
     best = model.predict_proba(ROWS).argmax(axis=1)
     np.testing.assert_array_equal(model.classes_[best], model.predict(ROWS))
-    assert [line["epoch"] for line in model.history_] == list(range(12))
+    assert [line["epoch"] for line in model.history_] == list(range(6))
 
 
 def test_tables_with_text() -> None:
-    model = tiny(epochs=8).fit(TABLE, LIKES)
+    model = tiny(epochs=5).fit(TABLE, LIKES)
     assert model.score(TABLE, LIKES) > 0.9
     assert list(model.feature_names_in_) == list(TABLE.columns)
     assert model.trained_.facts.task.levels == (3, 0, 2, 0)
@@ -282,7 +300,7 @@ def test_seed_decides() -> None:
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     tiny(verbose=1).fit(ROWS, NAMES)
     shown = capsys.readouterr()
-    assert "epoch 3/3" in shown.err
+    assert "epoch 2/2" in shown.err
     assert shown.out == ""
 
 
@@ -327,7 +345,7 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- the same numbers as the command line ---
 
 
-SETTINGS = [f"{key}={'null' if value is None else value}" for key, value in TINY.items()]
+SETTINGS = fitting.overrides(TINY)
 
 
 def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:
@@ -335,7 +353,7 @@ def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:
     arrays = {f"x_{part}": ROWS[rows] for part, rows in parts.items()}
     labels = {f"y_{part}": NAMES[rows] for part, rows in parts.items()}
     np.savez(tmp_path / "my.npz", **arrays, **labels)
-    overrides = [*SETTINGS, "training.epochs=3", f"task.path={tmp_path / 'my.npz'}"]
+    overrides = [*SETTINGS, "training.epochs=2", f"task.path={tmp_path / 'my.npz'}"]
     outcome = api.run(
         "methods/pare", "arrays/row", overrides=overrides, scale="smoke", root=tmp_path,
         report=False,
@@ -354,7 +372,7 @@ def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> N
     """Breast cancer (OpenML wdbc), split by its task; its rows reach the fit as raw numbers."""
     recipes = ("methods/pare", "bodies/text", "tasks/openml/wdbc")
     outcome = api.run(
-        *recipes, overrides=[*SETTINGS, "training.epochs=3", "task.metric=error-rate"],
+        *recipes, overrides=[*SETTINGS, "training.epochs=2", "task.metric=error-rate"],
         scale="smoke", root=tmp_path, report=False,
     )  # fmt: skip
     run = xmodal.load(outcome.run.path)
@@ -368,7 +386,6 @@ def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> N
     model = tiny("pare", overrides=[
         *SETTINGS,
         "task.loss={use: cross-entropy, balanced: true}",
-        "training.schedule={warmup_epochs: 5, decay: linear}",
         "training.clip=1.0",
         "training.optimizer={use: adamw, lr: 1e-2, weight_decay: 1e-5}",
     ])  # fmt: skip
