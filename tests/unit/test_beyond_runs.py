@@ -10,9 +10,9 @@ import torch
 
 from xmodal import api, runs
 from xmodal.engine.execute import Silent
+from xmodal.testing.running import StopAt, assert_same, weights
 
 from ..conftest import TINY
-from .test_engine_resume import StopAt, assert_same, weights
 
 SETTINGS = {
     "pare-lml": ["selector.network=mlp"],

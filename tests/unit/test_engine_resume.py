@@ -11,35 +11,12 @@ import torch
 from xmodal import api, runs
 from xmodal.engine import checkpoint
 from xmodal.engine.execute import Silent
-from xmodal.engine.loop import EpochRecord
+from xmodal.testing.running import StopAt, Watch, assert_same, weights
 
 from ..conftest import TINY
 
 METHODS = ("nft", "pare", "pare-published", "fpt", "scratch", "linear-probe")
 COMMON = [o for o in TINY if not o.startswith("selector")]
-
-
-class StopAt(Silent):
-    """Behaves like a crash after so many records: raises from inside the loop."""
-
-    def __init__(self, records: int) -> None:
-        self.left = records
-
-    def record(self, record: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("crash")
-
-
-class Collect(Silent):
-    """Keeps the losses of all steps and epochs."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def record(self, record: Any) -> None:
-        if not isinstance(record, EpochRecord):
-            self.losses.append(record.loss)
 
 
 def run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
@@ -54,20 +31,17 @@ def run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
     ).run
 
 
-def weights(run_: runs.Run, folder: str = "final") -> dict[str, torch.Tensor]:
-    model: dict[str, torch.Tensor] = checkpoint.load(run_.path / folder)["model"]
-    return model
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
+@pytest.fixture(scope="module")
+def pare(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run of PaRe that nothing stopped."""
+    return run("pare", tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_crash_in_the_middle_of_an_epoch_changes_nothing(method: str, tmp_path: Path) -> None:
-    whole = run(method, tmp_path / "whole")
+def test_crash_in_the_middle_of_an_epoch_changes_nothing(
+    method: str, pare: runs.Run, tmp_path: Path
+) -> None:
+    whole = pare if method == "pare" else run(method, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="crash"):
         run(method, tmp_path / "cut", StopAt(6))  # after epoch 1 (3 steps + its record), 2 steps
     (broken,) = (tmp_path / "cut").glob("*/*")
@@ -79,18 +53,16 @@ def test_crash_in_the_middle_of_an_epoch_changes_nothing(method: str, tmp_path: 
 
 
 @pytest.mark.parametrize("records", [0, 1, 3, 4, 8, 11])
-def test_every_place_to_stop(records: int, tmp_path: Path) -> None:
+def test_every_place_to_stop(records: int, pare: runs.Run, tmp_path: Path) -> None:
     """At the start, mid-epoch, on the last step before an epoch's end, at its end, near the end."""
-    whole = run("pare", tmp_path / "whole")
     with pytest.raises(RuntimeError, match="crash"):
         run("pare", tmp_path / "cut", StopAt(records))
-    assert_same(weights(whole), weights(run("pare", tmp_path / "cut")))
+    assert_same(weights(pare), weights(run("pare", tmp_path / "cut")))
 
 
-def test_the_comparison_can_fail(tmp_path: Path) -> None:
-    """Guards the tests above: consecutive checkpoints do differ, and so does another seed."""
-    whole = run("pare", tmp_path)
-    first, second, *_ = checkpoint.complete(whole.checkpoints, "step-")[::-1]
+def test_the_comparison_can_fail(pare: runs.Run) -> None:
+    """Guards the tests above: consecutive checkpoints do differ."""
+    first, second, *_ = checkpoint.complete(pare.checkpoints, "step-")[::-1]
     a, b = checkpoint.load(first)["model"], checkpoint.load(second)["model"]
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
@@ -98,7 +70,7 @@ def test_the_comparison_can_fail(tmp_path: Path) -> None:
 def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
     collected = []
     for workers in (0, 2):
-        seen = Collect()
+        seen = Watch()
         api.run(
             "methods/pare",
             "tasks/darcy",

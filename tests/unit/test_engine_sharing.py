@@ -27,9 +27,8 @@ from xmodal.engine.plan import compose_plan, plan
 from xmodal.engine.session import Session
 from xmodal.errors import RecipeError
 from xmodal.interfaces import TaskData
+from xmodal.testing.running import StopAt, Watch, assert_same, weights
 from xmodal.testing.tiny import tiny_context
-
-from .test_engine_resume import Collect, StopAt, assert_same, weights
 
 TRAIN, CLASSES = 40, 3
 EXTRA = '''
@@ -507,7 +506,7 @@ def test_losses_are_those_of_a_run_without_the_other_features(folder: Path, tmp_
     """Defaults change nothing: shares of 1 and a stretch of 1 are no shares and no stretch."""
     losses = []
     for overrides in ((), ("fraction=1.0", "labelled=1.0", "stages.0.stretch=1.0")):
-        seen = Collect()
+        seen = Watch()
         run(folder, tmp_path / str(len(losses)), *overrides, observer=seen)
         losses.append(seen.losses)
     assert losses[0] == losses[1]

@@ -19,11 +19,11 @@ from xmodal.engine.plan import compose_plan
 from xmodal.errors import UsageError
 from xmodal.interfaces import BackboneFacts, Facts
 from xmodal.plugins import registry
+from xmodal.testing.running import StopAt, assert_same
 from xmodal.testing.tiny import TinyBackbone, random, tiny_context, tiny_facts
 from xmodal_peft.lora import Lora, linear_layers
 
 from ..conftest import TINY
-from .test_engine_resume import StopAt, assert_same
 
 SMALL = [o for o in TINY if not o.startswith("selector")]
 BODIES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {

@@ -12,13 +12,12 @@ from torch import nn
 from xmodal import api, runs
 from xmodal.batch import Batch
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint
 from xmodal.engine.execute import Silent
-from xmodal.engine.loop import EpochRecord
 from xmodal.engine.model import Model
 from xmodal.engine.plan import compose_plan
 from xmodal.interfaces import Context, Target
 from xmodal.plugins import registry
+from xmodal.testing.running import StopAt, Watch, assert_same, weights
 from xmodal.testing.support import build
 from xmodal.testing.tiny import (
     TinyBackbone,
@@ -171,29 +170,6 @@ def test_recipes_say_what_their_names_say() -> None:
 # --- resuming ------------------------------------------------------------------------------------
 
 
-class StopAt(Silent):
-    """Behaves like a crash after so many records: raises from inside the loop."""
-
-    def __init__(self, records: int) -> None:
-        self.left = records
-
-    def record(self, record: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("crash")
-
-
-class Losses(Silent):
-    """Keeps the losses of all steps."""
-
-    def __init__(self) -> None:
-        self.found: list[float] = []
-
-    def record(self, record: Any) -> None:
-        if not isinstance(record, EpochRecord):
-            self.found.append(record.loss)
-
-
 def _run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
     tiny = ["task.train=10", "training.max_steps=null", "training.batch={size: 4, micro: 2}"]
     return api.run(
@@ -207,27 +183,20 @@ def _run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
     ).run
 
 
-def _weights(run: runs.Run) -> dict[str, torch.Tensor]:
-    model: dict[str, torch.Tensor] = checkpoint.load(run.path / "final")["model"]
-    return model
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_stopped_within_an_epoch_ends_as_if_it_was_not(method: str, tmp_path: Path) -> None:
     whole = _run(method, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="crash"):
         _run(method, tmp_path / "cut", StopAt(2))
     resumed = _run(method, tmp_path / "cut")
-    one, other = _weights(whole), _weights(resumed)
-    assert one.keys() == other.keys()
-    assert not [name for name in one if not torch.equal(one[name], other[name])]
+    assert_same(weights(whole), weights(resumed))
 
 
 def test_methods_differ(tmp_path: Path) -> None:
     """No two of them train on the same losses, so none silently does what another does."""
     found = {}
     for method in (*METHODS, "nft"):
-        losses = Losses()
-        _run(method, tmp_path / method, losses)
-        found[method] = tuple(losses.found)
+        seen = Watch()
+        _run(method, tmp_path / method, seen)
+        found[method] = tuple(seen.losses)
     assert len(set(found.values())) == len(found)

@@ -10,24 +10,11 @@ import pytest
 import torch
 
 from xmodal import api, runs
-from xmodal.engine import checkpoint
-from xmodal.engine.execute import Silent
+from xmodal.testing.running import StopAt, assert_same, weights
 
 DROPOUT = "backbone={use: tiny, dropout: 0.2}"
 PREPARING = 3
 """Epochs of ``meta-align`` here: one of warm-up, two bi-level."""
-
-
-class StopAt(Silent):
-    """Behaves like a crash after so many records: raises from inside the loop."""
-
-    def __init__(self, records: int) -> None:
-        self.left = records
-
-    def record(self, record: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("crash")
 
 
 def run(root: Path, method: str, task: str, *overrides: str, observer: Any = None) -> api.Outcome:
@@ -41,11 +28,6 @@ def run(root: Path, method: str, task: str, *overrides: str, observer: Any = Non
         report=False,
         observer=observer,
     )
-
-
-def weights(found: runs.Run) -> dict[str, torch.Tensor]:
-    model: dict[str, torch.Tensor] = checkpoint.load(found.path / "final")["model"]
-    return model
 
 
 def cut_run(mode: str, root: Path, observer: Any = None) -> runs.Run:
@@ -75,9 +57,7 @@ def test_resume_inside_the_stage_is_bit_equal(
     with pytest.raises(RuntimeError, match="crash"):
         cut_run(mode, tmp_path, StopAt(records))
     resumed = cut_run(mode, tmp_path)
-    a, b = weights(whole[mode]), weights(resumed)
-    assert a.keys() == b.keys()
-    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    assert_same(weights(whole[mode]), weights(resumed))
     assert _numbers(whole[mode]) == _numbers(resumed)
 
 

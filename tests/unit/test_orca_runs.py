@@ -7,33 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from xmodal import api, runs
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint
 from xmodal.engine.dry_run import describe
 from xmodal.engine.execute import Silent
 from xmodal.engine.plan import compose_plan
 from xmodal.plugins import registry
+from xmodal.testing.running import StopAt, assert_same, weights
 
 from ..conftest import TINY
 
 COMMON = [o for o in TINY if not o.startswith("selector")]
 EPOCHS = 4
 SAVING = "saving.every_steps=1"
-
-
-class StopAt(Silent):
-    """Behaves like a crash after so many records: raises from inside the loop."""
-
-    def __init__(self, records: int) -> None:
-        self.left = records
-
-    def record(self, record: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("crash")
 
 
 def run(
@@ -55,11 +42,6 @@ def run(
     ).run
 
 
-def weights(run_: runs.Run) -> dict[str, torch.Tensor]:
-    model: dict[str, torch.Tensor] = checkpoint.load(run_.path / "final")["model"]
-    return model
-
-
 def metrics(run_: runs.Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in run_.metrics()]
 
@@ -68,18 +50,26 @@ def losses(run_: runs.Run, stage: int = 0) -> list[float]:
     return [line["train"]["loss"] for line in run_.metrics() if line["stage"] == stage]
 
 
+DRAWN = ("stages.0.samples=2", "stages.0.classes=3", SAVING)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run that nothing stopped."""
+    return run(tmp_path_factory.mktemp("whole"), *DRAWN)
+
+
 # An alignment epoch gives two records (its step and its end), a fine-tuning epoch four here.
 @pytest.mark.parametrize("records", [1, 2, 5, 6, 8, 10])
-def test_a_run_stopped_while_it_aligns_ends_the_same(records: int, tmp_path: Path) -> None:
-    more = ("stages.0.samples=2", "stages.0.classes=3", SAVING)
-    whole = run(tmp_path / "whole", *more)
+def test_a_run_stopped_while_it_aligns_ends_the_same(
+    records: int, whole: runs.Run, tmp_path: Path
+) -> None:
     with pytest.raises(RuntimeError, match="crash"):
-        run(tmp_path / "cut", *more, observer=StopAt(records))
+        run(tmp_path / "cut", *DRAWN, observer=StopAt(records))
     (broken,) = (tmp_path / "cut").glob("*/*")
-    resumed = run(tmp_path / "cut", *more)
+    resumed = run(tmp_path / "cut", *DRAWN)
     assert resumed.path == broken
-    one, other = weights(whole), weights(resumed)
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert_same(weights(whole), weights(resumed))
     assert metrics(whole) == metrics(resumed)
     assert whole.read("result.json")["test"] == resumed.read("result.json")["test"]
 

@@ -16,15 +16,14 @@ from xmodal import api
 from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
-from xmodal.engine.execute import Silent
-from xmodal.engine.loop import EpochRecord, StepRecord, Training
+from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.session import Session
 from xmodal.errors import RecipeError
 from xmodal.interfaces import SourceFacts, Target
 from xmodal.plugins import registry
+from xmodal.testing.running import StopAt, Watch, assert_same, weights
 from xmodal.testing.tiny import tiny_facts
 from xmodal_recraft.align_labels import AlignLabels
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
@@ -37,20 +36,6 @@ SHORT = [
     "stages.2={epochs: 1, max_steps: 3, chunk: 4}",
 ]
 """2 + 2 steps of the head, 3 of features, 3 of labels, then 2 of fine-tuning."""
-
-
-class Watch(Silent):
-    """Collects records, and behaves like a crash after so many."""
-
-    def __init__(self, records: int = 10**9) -> None:
-        self.left, self.steps = records, list[StepRecord]()
-
-    def record(self, record: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("crash")
-        if not isinstance(record, EpochRecord):
-            self.steps.append(record)
 
 
 def run(root: Path, *overrides: str, recipes: tuple[str, ...] = CAR, **more: Any) -> Any:
@@ -209,16 +194,11 @@ def test_alignment_lowers_distance_and_distortion(tmp_path: Path) -> None:
 # --- resuming ---
 
 
-def weights(done: Any) -> dict[str, Tensor]:
-    model: dict[str, Tensor] = checkpoint.load(done.run.path / "final")["model"]
-    return model
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("whole")
     return {
-        method: weights(run(folder / method, recipes=(f"methods/{method}", CAR[1])))
+        method: weights(run(folder / method, recipes=(f"methods/{method}", CAR[1])).run)
         for method in ("recraft", "recraft-pare")
     }
 
@@ -233,15 +213,12 @@ def test_resumed_inside_every_stage(
 ) -> None:
     recipes = (f"methods/{method}", CAR[1])
     with pytest.raises(RuntimeError, match="crash"):
-        run(tmp_path, recipes=recipes, observer=Watch(records))
-    resumed = weights(run(tmp_path, recipes=recipes))
-    expected = whole[method]
-    assert expected.keys() == resumed.keys()
-    assert not [name for name in expected if not torch.equal(expected[name], resumed[name])]
+        run(tmp_path, recipes=recipes, observer=StopAt(records))
+    assert_same(whole[method], weights(run(tmp_path, recipes=recipes).run))
 
 
 def test_the_comparison_can_fail(whole: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
-    other = weights(run(tmp_path, "seed=1"))
+    other = weights(run(tmp_path, "seed=1").run)
     heads = [name for name in other if name.startswith("source_predictor.")]
     assert heads
     assert not any(torch.equal(whole["recraft"][name], other[name]) for name in heads)
