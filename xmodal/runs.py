@@ -164,9 +164,9 @@ class Run:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
-    def rewind_metrics(self, total_steps: int) -> None:
-        """Drop lines written after the checkpoint a run resumes from; they will come again."""
-        kept = [line for line in self.metrics() if line["total_steps"] <= total_steps]
+    def rewind_metrics(self, stage: int, epoch: int) -> None:
+        """Drop the lines from this epoch on, which a run resumes in; they will come again."""
+        kept = [line for line in self.metrics() if (line["stage"], line["epoch"]) < (stage, epoch)]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path / "metrics.jsonl", text)
 

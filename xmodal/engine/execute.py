@@ -172,7 +172,8 @@ class _Execution:
         """Train from wherever the run stands, then test the best epoch."""
         resumed = self.training.restored is not None
         if self.main:
-            self.run.rewind_metrics(self.training.snapshot.total_steps)
+            snapshot = self.training.snapshot
+            self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
         self.observer.started(self.run, self.session, resumed)
         if self.main:
             self.tracking.start()
