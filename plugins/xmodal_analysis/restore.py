@@ -119,7 +119,7 @@ def restore(run: runs.Run, plugin_files: tuple[str, ...] = ()) -> Restored:
     if not found:
         raise DataError(f"{run.path} has kept no trained model")
     registry, store = plugins.registry(plugin_files), Store()
-    made = compose_plan([str(run.path / "resolved.yaml")], registry, store)
+    made = compose_plan([str(run.path / "resolved.yaml")], registry, store, ["trackers=[]"])
     builder = DialBuilder(made, store, lambda line: None)
     session = builder.session(builder.data())
     session.model.eval()

@@ -41,7 +41,10 @@ UNPICKLERS = {
 }
 LONG = {"xmodal/interfaces.py": "every interface on one page, which plugin authors read first"}
 LIMIT = 300
-HEAVY = ("torch", "timm", "transformers", "accelerate", "matplotlib", "sklearn", "scipy", "pandas")
+HEAVY = (
+    "torch", "timm", "transformers", "accelerate", "matplotlib", "sklearn", "scipy", "pandas",
+    "tensorboard", "mlflow", "wandb", "ray", "submitit", "onnx", "onnxruntime",
+)  # fmt: skip
 
 
 def _name(path: Path) -> str:

@@ -18,7 +18,7 @@ from xmodal.recipe.schema import component_schema, recipe_schema
 from xmodal.recipe.yaml import read
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+SHIPPED = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "suites")
 
 
 @functools.cache
