@@ -28,7 +28,7 @@ class _Task:
 
 
 class Ray(Launcher):
-    """Tasks of a Ray cluster; of one that is started here where there is none."""
+    """Tasks of a Ray cluster that runs already."""
 
     class Config(Settings):
         """Settings of the launcher."""
@@ -36,7 +36,7 @@ class Ray(Launcher):
         address: str | None = Field(
             None,
             description="Address of the cluster, such as 10.0.0.1:6379; "
-            "default: RAY_ADDRESS, or one of this machine, which is started if there is none.",
+            "default: RAY_ADDRESS, or the cluster that this machine is part of.",
         )
         jobs: int = Field(1000, ge=1, description="Jobs that are handed to Ray at a time.")
         cpus: float | None = Field(
@@ -141,7 +141,7 @@ class Ray(Launcher):
 
 
 def _connect(address: str | None) -> Any:
-    """Ray, connected; a cluster that has to be started stays on this machine alone."""
+    """Ray, connected. Never starts a cluster: one machine has the launcher `local`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -149,15 +149,15 @@ def _connect(address: str | None) -> Any:
         raise PluginError(
             "launcher 'ray' needs the package ray: pip install 'xmodal[ray]'"
         ) from None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    given = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        return ray
+    where = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if ray.is_initialized():
-            return ray
-        ray.init(address=given or "auto", **quiet)
+        ray.init(address=where, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if given:
-            first = str(error).strip().partition("\n")[0]
-            raise UsageError(f"no Ray cluster at {given}: {first}") from None
-        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+        if where == "auto":
+            message = "no Ray cluster runs on this machine; set address of the launcher"
+        else:
+            message = f"no Ray cluster at {where}: {str(error).strip().partition('.')[0]}"
+        raise UsageError(f"{message}, or start one with: ray start --head") from None
     return ray

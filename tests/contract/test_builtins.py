@@ -27,6 +27,8 @@ NEEDS = {
     ("backbone", "swin"): "89 million random weights are too slow to make here",
     ("backbone", "roberta"): "125 million random weights are too slow to make here",
     ("predictor", "sklearn"): "predicts only after the stage 'fit'; its own tests run a recipe",
+    ("launcher", "slurm"): "needs a cluster, which tests/clusters starts",
+    ("launcher", "ray"): "needs a cluster, which tests/clusters starts",
 }
 NEEDS_DATA = ("task", "source")
 WITHOUT_FILES = {

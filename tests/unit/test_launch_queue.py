@@ -1,0 +1,172 @@
+"""The queue of a comparison before a cluster that outlives it, and runs held on other machines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from xmodal import runs
+from xmodal.compare.cells import Cell
+from xmodal.compare.queue import DONE, FAILED, QUEUED, RUNNING, Queue
+from xmodal.errors import UsageError
+from xmodal.interfaces import Job, Launcher
+from xmodal.runs import Run
+
+
+class Cluster(Launcher):
+    """A cluster that holds jobs of earlier comparisons and ends those it is told to."""
+
+    slots = 2
+
+    def __init__(self, held: Mapping[str, str]) -> None:
+        self.held = dict(held)
+        self.submitted: list[str] = []
+        self.started: list[str] = []
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self.submitted += [job.name for job in jobs]
+        for job in jobs:
+            if job.name not in self.held:
+                self.started.append(job.name)
+                self.held[job.name] = QUEUED
+
+    def unfinished(self) -> Mapping[str, str]:
+        return dict(self.held)
+
+    def stop(self) -> None:
+        self.held.clear()
+
+    def end(self, name: str, state: str = "done") -> None:
+        """A job ends, as another machine sees it: with what it left in its directory."""
+        del self.held[name]
+        Run(Path(name)).set_state(state)
+
+
+def cells(folder: Path, number: int) -> list[Cell]:
+    found = [Cell("m", "t", seed, (), (), directory=folder / str(seed)) for seed in range(number)]
+    for cell in found:
+        assert cell.directory is not None
+        cell.directory.mkdir(parents=True)
+    return found
+
+
+def test_jobs_that_a_killed_comparison_left_are_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = cells(Path("cells"), 3)
+    names = [str(tmp_path / "cells" / str(seed)) for seed in range(3)]
+    Run(Path(names[0])).set_state("running")  # on a node whose lock is not seen here
+    launcher = Cluster({names[0]: RUNNING, names[2]: QUEUED, "/other/cell": RUNNING})
+    queue = Queue(mine, launcher)
+    assert queue._step(launcher)
+    # Both are ours now, and leave no room; nothing has been started.
+    assert launcher.submitted == [names[0], names[2]]
+    assert launcher.started == []
+    assert [state.word for state in queue.states()] == [RUNNING, QUEUED, QUEUED]
+    launcher.end(names[0])
+    assert queue._step(launcher)
+    assert launcher.started == [names[1]]
+    launcher.end(names[1], "failed")
+    launcher.end(names[2])
+    assert not queue._step(launcher)  # the other comparison's cell is not waited for
+    assert [state.word for state in queue.states()] == [DONE, FAILED, DONE]
+    assert launcher.submitted == [names[0], names[2], names[1]]
+
+
+def test_a_spent_budget_still_takes_over(tmp_path: Path) -> None:
+    mine = cells(tmp_path, 2)
+    launcher = Cluster({str(mine[1].directory): QUEUED})
+    queue = Queue(mine, launcher, budget=0)
+    assert queue._step(launcher)
+    assert launcher.submitted == [str(mine[1].directory)]
+    launcher.end(str(mine[1].directory))
+    assert not queue._step(launcher)
+
+
+def test_a_cell_on_another_machine_is_waited_for(tmp_path: Path) -> None:
+    mine = cells(tmp_path, 1)
+    elsewhere(mine[0].run, seconds_ago=5)
+    launcher = Cluster({})
+    queue = Queue(mine, launcher)
+    assert queue._step(launcher)
+    assert launcher.submitted == []
+    assert queue.states()[0].word == RUNNING
+    elsewhere(mine[0].run, seconds_ago=runs.SILENCE + 60)  # the machine has died
+    assert queue._step(launcher)
+    assert launcher.started == [str(mine[0].directory)]
+
+
+def elsewhere(run: Run, seconds_ago: float, job: str = "slurm 7") -> None:
+    """Let a run look as if another machine, last heard from some time ago, were at it."""
+    owner = {"state": "running", "pid": 1, "host": "node7.example", "heartbeat": "12:00"}
+    run.write("status.json", {**owner, "job": job})
+    (run.path / runs.BEATS).touch()
+    then = time.time() - seconds_ago
+    os.utime(run.path / runs.BEATS, (then, then))
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "job", "held"),
+    [(5, "", True), (5, "slurm 8", True), (5, "slurm 7", False), (runs.SILENCE + 60, "", False)],
+)
+def test_who_may_take_a_run_from_another_machine(
+    seconds_ago: float, job: str, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody while it lives; the same job of a cluster, started again, at once."""
+    monkeypatch.setenv(runs.JOB, job)
+    run = Run(tmp_path)
+    elsewhere(run, seconds_ago)
+    assert run.locked() == held
+    assert run.state == ("running" if held else "dead")
+    if held:
+        with pytest.raises(UsageError, match=r"by process 1 on node7.example.*after 3 minutes"):
+            take(run)
+    else:
+        take(run)
+    # The refusal has not kept the lock itself.
+    elsewhere(run, runs.SILENCE + 60)
+    take(run)
+
+
+def take(run: Run) -> None:
+    with run.lock():
+        assert run.locked()
+
+
+def test_other_machines_see_a_run_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "BEAT", 0.02)
+    monkeypatch.setenv(runs.JOB, "ray 1")
+    run = Run(tmp_path)
+    with run.lock():
+        run.set_state("running")
+        beat = tmp_path / runs.BEATS
+        os.utime(beat, (0, 0))
+        until = time.monotonic() + 20
+        while beat.stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert time.time() - beat.stat().st_mtime < 30
+    assert run.read("status.json")["job"] == "ray 1"
+    os.utime(beat, (0, 0))
+    time.sleep(0.2)
+    assert beat.stat().st_mtime == 0  # nobody beats for a run that has ended
+
+
+def test_looking_at_a_lock_does_not_keep_a_run_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison asks twice a second whether a cell is held, and holds it for that moment."""
+    import threading
+
+    from filelock import FileLock
+
+    other = FileLock(tmp_path / ".lock", thread_local=False)
+    other.acquire()
+    threading.Timer(0.2, other.release).start()
+    take_and_leave = Run(tmp_path)
+    with take_and_leave.lock():
+        pass
