@@ -220,5 +220,8 @@ def library_model(
         if name not in whole:
             raise DataError(f"transformers' {type(model).__name__} has no weight '{name}'")
         whole[name] = value.detach()
-    config = {**hf_config.to_dict(), "architectures": [type(model).__name__]}
+    # Names of stages that a cut body no longer has; the library makes them anew.
+    stages = ("out_features", "out_indices", "stage_names")
+    config = {key: value for key, value in hf_config.to_dict().items() if key not in stages}
+    config["architectures"] = [type(model).__name__]
     return LibraryModel("transformers", config, whole, prefix)

@@ -45,7 +45,7 @@ class Onnx(Exporter):
         """Settings of ``onnx``."""
 
         tolerance: float = Field(
-            1e-4, gt=0, description="Largest difference allowed, relative to numbers above 1."
+            1e-4, gt=0, description="Largest difference allowed, as a share of the largest output."
         )
 
     config: Config
@@ -60,7 +60,7 @@ class Onnx(Exporter):
         network, x = programs.plain(trained), programs.real_samples(trained)
         whole = programs.Whole(network, trained.raw).eval()
         opset = _write(whole, x, folder / FILE)
-        apart, size = programs.difference(whole, _Graph(folder / FILE), x)
+        apart, size = programs.difference(programs.reference(trained), _Graph(folder / FILE), x)
         programs.agree(apart, size, self.config.tolerance, "the ONNX graph")
         notes = programs.half_precision_note(trained)
         if trained.recipe.adapter is not None:

@@ -93,6 +93,13 @@ def plain(trained: Trained) -> Network:
     return network.requires_grad_(False)
 
 
+def reference(trained: Trained) -> Whole:
+    """The trained model itself, on the CPU and in fp32, to compare with."""
+    here = trained.device.type == "cpu"
+    network = trained.model if here else copy.deepcopy(trained.model).cpu()
+    return Whole(network, trained.raw).eval()
+
+
 def real_samples(trained: Trained) -> Tensor:
     """Raw samples to check with: rows of tables in double precision, all else in single.
 
@@ -138,9 +145,15 @@ def difference(
     return apart, size
 
 
+def allowed(size: float, tolerance: float) -> float:
+    """The largest difference allowed between outputs of at most ``size``."""
+    # Outputs that are all but zero are differences of larger numbers.
+    return tolerance * max(0.01, size)
+
+
 def agree(apart: float, size: float, tolerance: float, what: str) -> None:
-    """Raise DataError where a difference is above ``tolerance``, relative to numbers above 1."""
-    limit = tolerance * max(1.0, size)
+    """Raise DataError where a difference is above ``tolerance`` times the largest output."""
+    limit = allowed(size, tolerance)
     if not apart <= limit:
         raise DataError(
             f"{what} does not agree with the trained model: largest difference {apart:.2g}, "
