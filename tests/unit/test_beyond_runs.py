@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,26 +30,36 @@ def run(method: str, root: Path, *more: str, observer: Silent | None = None) -> 
         f"methods/{method}",
         "tasks/darcy",
         scale="smoke",
-        overrides=[*common, "saving.every_steps=1", *SETTINGS[method], *more],
+        overrides=[*common, "saving.every_steps=1", "saving.keep=50", *SETTINGS[method], *more],
         root=root,
         report=False,
         observer=observer,
     ).run
 
 
+Whole = Callable[[str], runs.Run]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The run of a method that nothing stopped, made once."""
+    return functools.cache(lambda method: run(method, tmp_path_factory.mktemp(method)))
+
+
 @pytest.mark.parametrize("method", SETTINGS)
-def test_a_crash_in_the_middle_of_an_epoch_changes_nothing(method: str, tmp_path: Path) -> None:
-    whole = run(method, tmp_path / "whole")
+def test_a_crash_in_the_middle_of_an_epoch_changes_nothing(
+    method: str, whole: Whole, tmp_path: Path
+) -> None:
     records = 4 if method == "pare-consistent" else 6
     with pytest.raises(RuntimeError, match="crash"):
         run(method, tmp_path / "cut", observer=StopAt(records))
     resumed = run(method, tmp_path / "cut")
-    assert_same(weights(whole), weights(resumed))
-    assert whole.read("result.json")["test"] == resumed.read("result.json")["test"]
+    assert_same(weights(whole(method)), weights(resumed))
+    assert whole(method).read("result.json")["test"] == resumed.read("result.json")["test"]
 
 
-def test_the_gate_learns_in_every_epoch(tmp_path: Path) -> None:
-    run_ = run("pare-lml", tmp_path, "saving.keep=50")
+def test_the_gate_learns_in_every_epoch(whole: Whole) -> None:
+    run_ = whole("pare-lml")
     saved = [
         weights(run_, f"checkpoints/{p.name}") for p in sorted(run_.checkpoints.glob("step-*"))
     ]
@@ -57,8 +69,8 @@ def test_the_gate_learns_in_every_epoch(tmp_path: Path) -> None:
     assert all(not torch.equal(a[name], b[name]) for a, b in pairwise(ends))
 
 
-def test_the_schedule_was_measured(tmp_path: Path) -> None:
-    state = weights(run("pare-by-distance", tmp_path))
+def test_the_schedule_was_measured(whole: Whole) -> None:
+    state = weights(whole("pare-by-distance"))
     distance_G = state["mixer._scheduler.distance_G"]
     assert float(distance_G[0]) >= 0
     assert float(distance_G[-1]) > float(distance_G[0])

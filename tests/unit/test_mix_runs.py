@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,20 +185,32 @@ def _run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
     ).run
 
 
+Whole = Callable[[str], tuple[runs.Run, list[float]]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The run of a method that nothing stopped, made once, and its losses."""
+
+    @functools.cache
+    def make(method: str) -> tuple[runs.Run, list[float]]:
+        seen = Watch()
+        return _run(method, tmp_path_factory.mktemp(method), seen), seen.losses
+
+    return make
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_stopped_within_an_epoch_ends_as_if_it_was_not(method: str, tmp_path: Path) -> None:
-    whole = _run(method, tmp_path / "whole")
+def test_a_run_stopped_within_an_epoch_ends_as_if_it_was_not(
+    method: str, whole: Whole, tmp_path: Path
+) -> None:
     with pytest.raises(RuntimeError, match="crash"):
         _run(method, tmp_path / "cut", StopAt(2))
     resumed = _run(method, tmp_path / "cut")
-    assert_same(weights(whole), weights(resumed))
+    assert_same(weights(whole(method)[0]), weights(resumed))
 
 
-def test_methods_differ(tmp_path: Path) -> None:
+def test_methods_differ(whole: Whole) -> None:
     """No two of them train on the same losses, so none silently does what another does."""
-    found = {}
-    for method in (*METHODS, "nft"):
-        seen = Watch()
-        _run(method, tmp_path / method, seen)
-        found[method] = tuple(seen.losses)
+    found = {method: tuple(whole(method)[1]) for method in (*METHODS, "nft")}
     assert len(set(found.values())) == len(found)

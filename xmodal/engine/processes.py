@@ -88,7 +88,9 @@ def average_gradients(parameters: Sequence[nn.Parameter], world: int) -> None:
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         torch.distributed.all_reduce(flat)
         flat /= world
-        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        for gradient, part in zip(
+            bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True
+        ):
             gradient.copy_(part.view_as(gradient))
 
 
