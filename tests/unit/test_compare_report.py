@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from html.parser import HTMLParser
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -321,6 +321,7 @@ def test_a_drawn_profile_is_the_profile(three: Table) -> None:
     drawn = dict(re.findall(r'<g class="(m\d)">(.*?)</g>', picture))
     for profile in found:
         corners = points(paths(drawn[styles(three)[profile.method].name], "line")[0])
+        assert all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise(corners))
         assert corners[0][0] == pytest.approx(plane.x.start, abs=0.06)
         assert corners[-1][0] == pytest.approx(plane.x.end, abs=0.06)
         for tau in np.exp(np.linspace(0, math.log(profile.tau_max), 200)):

@@ -144,7 +144,7 @@ def _cells(table: Table, page: Path | None) -> dict[str, Any]:
     common = cost.common(table)
     made = {row.task for row in table.rows}
     return {
-        "columns": cells.columns(table),
+        "heads": cells.columns(table),
         "scores": cells.scores(table, page),
         "unfinished": cells.unfinished(table),
         "costs": cost.costs(table, common),
