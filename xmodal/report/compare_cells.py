@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -206,13 +207,13 @@ def unfinished(table: Table) -> list[Missing]:
     ]
 
 
-def manifests(table: Table) -> list[dict[str, object]]:
-    """What the finished cells say about their surroundings; damaged ones are left out."""
+def manifests(table: Table) -> list[tuple[str, dict[str, Any]]]:
+    """Task and manifest of each finished cell; damaged manifests are left out."""
     found = []
     for cell, state in zip(table.cells, table.states, strict=True):
         if state.word == DONE and cell.directory is not None:
             try:
-                found.append(cell.run.read("manifest.json"))
+                found.append((cell.task, cell.run.read("manifest.json")))
             except DataError:
                 continue
     return found

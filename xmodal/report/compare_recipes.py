@@ -91,10 +91,10 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def surroundings(manifests: Sequence[Mapping[str, Any]]) -> Words:
+def surroundings(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
     """Versions and machine of all finished cells; where they differ, every value that occurs."""
     found: dict[str, dict[str, None]] = {}
-    for manifest in manifests:
+    for _, manifest in manifests:
         # The hash is of one run alone; data are said per task below.
         kept = {k: v for k, v in manifest.items() if k not in ("hash", "data")}
         for name, value in facts.environment(kept):
@@ -102,13 +102,12 @@ def surroundings(manifests: Sequence[Mapping[str, Any]]) -> Words:
     return [(name, "; ".join(values)) for name, values in found.items()]
 
 
-def data_sums(table: Table) -> Words:
+def data_sums(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
     """The checksum of each task's data, as the finished cells recorded it."""
     found: dict[str, dict[str, None]] = {}
-    for cell in table.cells:
-        if cell.directory is not None:
-            for value in cell.run.read("manifest.json").get("data", {}).values():
-                found.setdefault(cell.task, {})[str(value)] = None
+    for task, manifest in manifests:
+        for value in manifest.get("data", {}).values():
+            found.setdefault(task, {})[str(value)] = None
     return [(task, "; ".join(values)) for task, values in found.items()]
 
 

@@ -154,10 +154,10 @@ def _cells(table: Table, page: Path | None) -> dict[str, Any]:
 
 
 def _again(table: Table) -> dict[str, Any]:
-    made = recipes.recipes(table)
+    made, manifests = recipes.recipes(table), cells.manifests(table)
     return {
         "recipes": [(m, [r for r in made if r.method == m]) for m in table.methods],
         "design": recipes.design(table),
-        "surroundings": recipes.surroundings(cells.manifests(table)),
-        "data_sums": recipes.data_sums(table),
+        "surroundings": recipes.surroundings(manifests),
+        "data_sums": recipes.data_sums(manifests),
     }
