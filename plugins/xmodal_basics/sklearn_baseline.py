@@ -120,9 +120,9 @@ class Sklearn(Predictor):
             y_BK: Tensor = self.model(self._columns(x_BF.float()))
         if self.output.kind == "classification":
             return y_BK.log_softmax(1)
-        if self.zero_one:
-            y_BK = torch.logit(y_BK, eps=1e-4)
-        return y_BK.view(len(y_BK), self.output.size, *self.output.shape)
+        # No branch on a buffer: the model can be traced for exports.
+        y_BK = torch.where(self.zero_one, torch.logit(y_BK, eps=1e-4), y_BK)
+        return y_BK.view(y_BK.shape[0], self.output.size, *self.output.shape)
 
     def _columns(self, x_BF: Tensor) -> Tensor:
         """Every category as one 0/1 number a level (all 0 where it is missing): ``[B, P]``."""
