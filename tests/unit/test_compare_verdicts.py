@@ -285,8 +285,8 @@ def test_a_clean_table_has_no_flags():
     [
         ("protocol", "published", "different protocols in one table: clean, published"),
         ("scale", "cpu", "different scales in one table: cpu, full"),
-        ("fraction", 0.1, "different fractions of the training data in one table: 0.1, 1"),
-        ("labelled", 0.5, "different fractions of labels in one table: 0.5, 1"),
+        ("fraction", 0.1, "different fractions of the training data on task t05: 0.1, 1"),
+        ("labelled", 0.5, "different fractions of labels on task t05: 0.5, 1"),
         ("metric", "mean", "different metrics on task t05: mean, share"),
     ],
 )
@@ -298,6 +298,12 @@ def test_runs_that_cannot_be_compared_refuse_every_verdict(field, value, text):
     assert [flag.text for flag in result.flags if flag.refuses] == [text]
     assert str(result.pairs[0].verdict) == f"refused: {text}"
     assert len(result.pairs[0].tasks) == 10
+
+
+def test_a_task_may_use_a_share_of_its_data_for_all_methods() -> None:
+    made = [replace(c, fraction=0.5) if c.task == "t01" else c for c in conditions()]
+    result = weigh(Scores.of(cells({"a": -0.5, "b": 0.0})), made, rule=QUICK)
+    assert not [flag for flag in result.flags if flag.refuses]
 
 
 def test_a_method_worse_than_the_trivial_one_is_flagged():

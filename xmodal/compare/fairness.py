@@ -106,27 +106,38 @@ def within_spread(a: str, b: str, tasks: Sequence[str]) -> Flag | None:
 
 # --- conditions --------------------------------------------------------------------------------
 
-SAME_EVERYWHERE: dict[str, Callable[[Conditions], str]] = {
+Property = Callable[[Conditions], str]
+SAME_EVERYWHERE: dict[str, Property] = {
     "protocols": lambda c: c.protocol,
     "scales": lambda c: c.scale,
+}
+SAME_ON_A_TASK: dict[str, Property] = {
     "fractions of the training data": lambda c: f"{c.fraction:g}",
     "fractions of labels": lambda c: f"{c.labelled:g}",
 }
+"""A task may say that a share of its data is enough; then it is so for all methods."""
 
 
 def _mixed(known: list[Conditions]) -> list[Flag]:
     found = []
     for what, value in SAME_EVERYWHERE.items():
-        values = sorted({value(c) or "not known" for c in known})
-        if len(values) > 1:
+        if len(values := _values(known, value)) > 1:
             text = f"different {what} in one table: {', '.join(values)}"
             found.append(Flag("mixed-conditions", text))
     for task in sorted({c.task for c in known}):
-        metrics = sorted({c.metric or "not known" for c in known if c.task == task})
-        if len(metrics) > 1:
+        mine = [c for c in known if c.task == task]
+        for what, value in SAME_ON_A_TASK.items():
+            if len(values := _values(mine, value)) > 1:
+                text = f"different {what} on task {task}: {', '.join(values)}"
+                found.append(Flag("mixed-conditions", text, tasks=(task,)))
+        if len(metrics := _values(mine, lambda c: c.metric)) > 1:
             text = f"different metrics on task {task}: {', '.join(metrics)}"
             found.append(Flag("mixed-metrics", text, tasks=(task,)))
     return found
+
+
+def _values(known: list[Conditions], value: Property) -> list[str]:
+    return sorted({value(c) or "not known" for c in known})
 
 
 def _selected_on_test(known: list[Conditions]) -> list[Flag]:
