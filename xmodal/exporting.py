@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from xmodal import __version__
 from xmodal.errors import DataError, UsageError, XModalError
 from xmodal.interfaces import Exported, Exporter
@@ -37,7 +39,13 @@ def export(
     """
     component = registry.load("exporter", to)
     assert issubclass(component, Exporter)
-    exporter = component(component.Config.model_validate(dict(settings or {})))
+    try:
+        exporter = component(component.Config.model_validate(dict(settings or {})))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        hint = str(wrong.get("ctx", {}).get("hint", ""))
+        key = ".".join(map(str, wrong["loc"]))
+        raise UsageError(f"exporter '{to}': {key}: {wrong['msg']}{hint}") from None
     out = out.absolute()
     _check(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -202,3 +202,32 @@ def test_a_moved_run_without_its_data_still_predicts(
         assert xmodal("predict", "moved", "new.csv").code == 0
     finally:
         hidden.rename(made / "table.csv")
+
+
+def test_export_says_what_it_wrote_and_how_far_it_is(xmodal: Call, made: Path) -> None:
+    done = xmodal("export", made / "table", "--to", "hf", "--out", "model", "--json")
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    assert {"README.md", "xmodal.json", "modeling.py", "embed.pt2"} <= set(said["files"])
+    assert said["difference"] < 1e-5
+    assert (said["samples"], said["out"]) == (4, "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--to", "onxx", "--out", "m"), 2, "unknown exporter 'onxx'; did you mean 'onnx'?"),
+        (("--to", "hf", "--out", "."), 2, "exists and is no export"),
+        (("--to", "hf", "--out", "m", "--set", "tolerance"), 2, "expected key=value"),
+        (("--to", "hf", "--out", "m", "--set", "tolerance=-1"), 2, "tolerance"),
+        (("--to", "hf", "--out", "m", "--set", "tolerence=1"), 2, "did you mean 'tolerance'"),
+    ],
+)
+def test_wrong_exports_give_one_message_and_leave_nothing(
+    xmodal: Call, made: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    Path("mine.txt").write_text("mine")
+    done = xmodal("export", made / "table", *arguments)
+    assert (done.code, message in done.err) == (code, True), done.err
+    assert "Traceback" not in done.err
+    assert [path.name for path in Path().iterdir()] == ["mine.txt"]
