@@ -205,8 +205,8 @@ class Training:
         session, optimizer = self.session, self.optimizer
         assert optimizer is not None
         optimizer.zero_grad(set_to_none=True)
-        processes.overwrite(session.model.mixer.buffers(), session.world)
         if stage.divides:
+            processes.overwrite(session.model.mixer.buffers(), session.world)
             session.draw_apart(self.snapshot.total_steps)
         tally = Tally()
         for micro in micro_batches:
