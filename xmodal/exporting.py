@@ -96,7 +96,7 @@ def described(trained: Trained) -> dict[str, Any]:
         "task": trained.facts.task.name,
         "input": {
             "shape": list(raw.shape),
-            "columns": list(raw.columns),
+            "column_names": list(raw.columns),
             "categories": {
                 name: list(levels)
                 for name, levels in zip(raw.columns, raw.levels, strict=False)
@@ -139,9 +139,9 @@ def card(trained: Trained, facts: Mapping[str, Any], exported: Exported) -> str:
         lines += ["Means and deviations of the training samples are part of the model."]
     if given["missing"]:
         lines += ["A missing value is NaN."]
-    if given["columns"]:
+    if given["column_names"]:
         lines += ["", "| column | values |", "|---|---|"]
-        for name in given["columns"]:
+        for name in given["column_names"]:
             codes = given["categories"].get(name, ())
             values = ", ".join(f"{code} = {value}" for code, value in enumerate(codes))
             lines += [f"| {name} | {values or 'a number'} |"]
