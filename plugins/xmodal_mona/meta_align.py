@@ -162,7 +162,7 @@ class MetaAlign(OptimizingStage):
     def _divides_source(self, session: Session) -> bool:
         """Whether each process encodes a part of the source samples; no part may be empty."""
         assert session.source is not None
-        size = min(self.config.source_batch, loader.count(session.source))
+        size: int = min(self.config.source_batch, loader.count(session.source))
         return 1 < session.world <= size
 
     def loss(
