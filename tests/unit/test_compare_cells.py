@@ -81,13 +81,17 @@ def test_a_recipe_written_for_the_pair_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tasks").mkdir(parents=True)
     text = "extends: [methods/nft, tasks/openml/car]\ntraining: {epochs: 7}\n"
     (tmp_path / "recipes" / "nft_mine.yaml").write_text(text)
-    (tmp_path / "mine.yaml").write_text("extends: tasks/openml/car\n")
-    (cell,) = cells(Request(("nft",), ("mine.yaml",), seeds=1), tmp_path)
+    for file in ("recipes/tasks/mine.yaml", "mine.yaml"):
+        (tmp_path / file).write_text("extends: tasks/openml/car\n")
+    (cell,) = cells(Request(("nft",), ("mine",), seeds=1), tmp_path)
     assert cell.references == ("nft_mine",)
     assert cell.resolved["stages"][0]["epochs"] == 7
+    # Who gives a file means that file.
+    (cell,) = cells(Request(("nft",), ("mine.yaml",), seeds=1), tmp_path)
+    assert cell.references == ("methods/nft", "mine.yaml")
 
 
 def test_the_command_of_a_cell_gives_the_same_recipe(tmp_path: Path) -> None:

@@ -162,9 +162,11 @@ def _wanted(
     if request.fraction is not None:
         overrides.append(f"fraction={request.fraction}")
     overrides.append(f"seed={seed}")
-    # A recipe that was written for this pair says more than the two do together.
+    references: tuple[str, ...] = (method.reference, task.reference)
+    # A recipe that was written for this pair says more than the two do together; a file is meant.
     written = f"{Path(method.reference).stem}_{task.label}"
-    references = (written,) if written in known else (method.reference, task.reference)
+    if written in known and not any(map(library.looks_like_path, references)):
+        references = (written,)
     return Cell(label, task.label, seed, references, tuple(overrides), request.scale, setting)
 
 
