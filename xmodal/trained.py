@@ -278,4 +278,4 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 def _is_frame(x: Any) -> bool:
-    return hasattr(x, "columns") and hasattr(x, "iloc")
+    return hasattr(x, "iloc") and hasattr(x, "dtypes")
