@@ -1,7 +1,8 @@
 """Weights through the real hub client, from a local server that speaks the hub's file API.
 
-Every load runs in a process with an empty cache and ``HF_ENDPOINT`` at the server, so download,
-cache layout, loading and the account of keys are those of a user with a network.
+Loads run in processes with an empty cache and ``HF_ENDPOINT`` at the server, so download, cache
+layout, loading and the account of keys are those of a user with a network. One process makes all
+loads that need no other environment.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TIMM = "vit_tiny_patch16_224.augreg_in21k"
+FAILURES = [
+    ("lab/absent", "lab/absent"),
+    ("lab/pickled", "it has no safetensors, and pickles are not read"),
+    ("lab/other-weights", "the weights do not fit"),
+    ("no such/name!", "no such/name!"),
+]
 LOAD = """
 import json, sys, time, torch
 from pathlib import Path
@@ -34,31 +42,37 @@ from xmodal.data.store import Store
 from xmodal.errors import XModalError
 from xmodal.interfaces import Context, Facts, Target, TaskFacts
 
-name, config, out = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-notes = []
-cls = plugins.registry().load("backbone", name)
-begun = time.monotonic()
-try:
-    chosen = cls.Config(**config)
-    facts = cls.describe(chosen, Store())
-    task = TaskFacts("t", (3, 32, 32), Target("classification", 2), {})
-    context = Context(Facts(task, facts), torch.Generator().manual_seed(1), Store(),
-                      note=notes.append)
-    body = cls(chosen, context).eval()
-except XModalError as error:
-    answer = {"error": str(error), "exit": error.exit_code}
-else:
-    tensors = dict(body.state_dict())
-    if facts.modality == "image":
-        with torch.no_grad():
-            x = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-            tensors["features"] = body(body.embed(x)).x_BND
-        answer = {"projection": list(body.patch_projection().weight.shape)}
+
+def load(name, config, out):
+    notes = []
+    cls = plugins.registry().load("backbone", name)
+    begun = time.monotonic()
+    try:
+        chosen = cls.Config(**config)
+        facts = cls.describe(chosen, Store())
+        task = TaskFacts("t", (3, 32, 32), Target("classification", 2), {})
+        context = Context(Facts(task, facts), torch.Generator().manual_seed(1), Store(),
+                          note=notes.append)
+        body = cls(chosen, context).eval()
+    except XModalError as error:
+        answer = {"error": str(error), "exit": error.exit_code}
     else:
-        answer = {"pieces": body.tokenize(["hello", "world"])}
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, out)
-answer |= {"seconds": time.monotonic() - begun, "notes": notes}
-print("ANSWER" + json.dumps(answer))
+        tensors = dict(body.state_dict())
+        if facts.modality == "image":
+            with torch.no_grad():
+                x = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+                tensors["features"] = body(body.embed(x)).x_BND
+            answer = {"projection": list(body.patch_projection().weight.shape)}
+        else:
+            answer = {"pieces": body.tokenize(["hello", "world"])}
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, out)
+    return answer | {"seconds": time.monotonic() - begun, "notes": notes}
+
+
+folder = Path(sys.argv[2])
+for number, (name, config) in enumerate(json.loads(sys.argv[1])):
+    answer = load(name, config, folder / f"out-{number}.safetensors")
+    print("ANSWER" + json.dumps(answer))
 """
 
 
@@ -221,15 +235,23 @@ def _models(root: Path) -> None:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     root = tmp_path_factory.mktemp("hub")
     _models(root)
+    import timm
+
+    folder = root / "timm" / TIMM
+    folder.mkdir(parents=True)
+    weights = timm.create_model(TIMM.partition(".")[0], num_classes=0).state_dict()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     served = Hub(root)
     yield served
     served.close()
 
 
-def load(
-    hub: Hub, folder: Path, name: str, config: dict[str, Any], **more: str
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Load a backbone in a process of its own; its answer, its weights and its features."""
+Loaded = tuple[dict[str, Any], dict[str, torch.Tensor]]
+Wanted = tuple[str, dict[str, Any]]
+
+
+def load(hub: Hub, folder: Path, wanted: Sequence[Wanted], **more: str) -> list[Loaded]:
+    """Load backbones in one process; of each its answer, its weights and its features."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment |= {
         "HF_ENDPOINT": hub.endpoint,
@@ -240,24 +262,48 @@ def load(
         "NO_PROXY": "127.0.0.1",
         **more,
     }
-    out = folder / "out.safetensors"
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, name, json.dumps(config), str(out)],
+        [sys.executable, "-c", LOAD, json.dumps(wanted), str(folder)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     found = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
-    assert found, done.stderr[-3000:]
-    return json.loads(found[0].removeprefix("ANSWER")), load_file(out) if out.is_file() else {}
+    assert len(found) == len(wanted), done.stderr[-3000:]
+    files = [folder / f"out-{number}.safetensors" for number in range(len(wanted))]
+    return [
+        (json.loads(line.removeprefix("ANSWER")), load_file(file) if file.is_file() else {})
+        for line, file in zip(found, files, strict=True)
+    ]
 
 
-def test_swin_by_hub_id(hub: Hub, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the cache of the loads that share a process."""
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def first(hub: Hub, folder: Path) -> dict[str, Loaded]:
+    """Everything loaded for the first time."""
+    wanted: dict[str, Wanted] = {
+        "swin": ("hf", {"name": "lab/tiny-swin"}),
+        "vit": ("hf", {"name": "lab/tiny-vit"}),
+        "local vit": ("hf", {"name": str(hub.root / "lab/tiny-vit")}),
+        "bert": ("hf", {"name": "lab/tiny-bert"}),
+        "named": ("swin", {"size": "tiny", "weights": "lab/tiny-swin"}),
+        "timm": ("timm", {"name": TIMM}),
+        **{name: ("hf", {"name": name}) for name, _ in FAILURES},
+    }
+    return dict(zip(wanted, load(hub, folder, list(wanted.values())), strict=True))
+
+
+def test_swin_by_hub_id(hub: Hub, folder: Path, first: dict[str, Loaded]) -> None:
     from transformers import SwinModel
 
-    answer, loaded = load(hub, tmp_path, "hf", {"name": "lab/tiny-swin"})
+    answer, loaded = first["swin"]
     assert "error" not in answer, answer
     assert answer["projection"] == [8, 3, 4, 4]
     assert any("0 missing, 0 unexpected" in note for note in answer["notes"])
@@ -275,76 +321,72 @@ def test_swin_by_hub_id(hub: Hub, tmp_path: Path) -> None:
 
     # The second time everything is in the cache, and the network is not asked at all.
     before = len(hub.requests)
-    again, second = load(hub, tmp_path, "hf", {"name": "lab/tiny-swin"})
+    swin: Wanted = ("hf", {"name": "lab/tiny-swin"})
+    [(again, second)] = load(hub, folder, [swin])
     assert "error" not in again, again
     assert hub.requests[before:] == []
     assert torch.equal(second["features"], loaded["features"])
-    offline, third = load(hub, tmp_path, "hf", {"name": "lab/tiny-swin"}, HF_HUB_OFFLINE="1")
-    assert "error" not in offline, offline
-    assert torch.equal(third["features"], loaded["features"])
 
 
-def test_a_local_copy_gives_the_same_body(hub: Hub, tmp_path: Path) -> None:
-    first, remote = load(hub, tmp_path, "hf", {"name": "lab/tiny-vit"})
-    assert "error" not in first, first
-    assert any("head keys aside" in note for note in first["notes"])
-    second, local = load(hub, tmp_path, "hf", {"name": str(hub.root / "lab/tiny-vit")})
+def test_offline_the_cache_serves(hub: Hub, folder: Path, first: dict[str, Loaded]) -> None:
+    wanted: list[Wanted] = [("hf", {"name": n}) for n in ("lab/tiny-swin", "lab/never-cached")]
+    (cached, kept), (absent, _) = load(hub, folder, wanted, HF_HUB_OFFLINE="1")
+    assert "error" not in cached, cached
+    assert torch.equal(kept["features"], first["swin"][1]["features"])
+    assert absent["exit"] == 4
+    assert "ways out" in absent["error"]
+    assert absent["seconds"] < 30
+
+
+def test_a_local_copy_gives_the_same_body(first: dict[str, Loaded]) -> None:
+    answer, remote = first["vit"]
+    assert "error" not in answer, answer
+    assert any("head keys aside" in note for note in answer["notes"])
+    second, local = first["local vit"]
     assert "error" not in second, second
     assert remote.keys() == local.keys()
     assert all(torch.equal(remote[key], local[key]) for key in remote)
 
 
-def test_a_text_body_brings_its_tokenizer(hub: Hub, tmp_path: Path) -> None:
-    answer, _ = load(hub, tmp_path, "hf", {"name": "lab/tiny-bert"})
+def test_a_text_body_brings_its_tokenizer(first: dict[str, Loaded]) -> None:
+    answer, _ = first["bert"]
     assert answer.get("pieces") == [[5], [6, 7]], answer
 
 
-def test_named_bodies_take_weights_by_hub_id(hub: Hub, tmp_path: Path) -> None:
+def test_named_bodies_take_weights_by_hub_id(hub: Hub, first: dict[str, Loaded]) -> None:
     """``swin`` fixes the architecture, so tiny weights are refused with the keys that differ."""
-    answer, _ = load(hub, tmp_path, "swin", {"size": "tiny", "weights": "lab/tiny-swin"})
+    answer, _ = first["named"]
     assert answer["exit"] == 4
     assert ("GET", f"/lab/tiny-swin/resolve/{COMMIT}/model.safetensors") in hub.requests
 
 
-def test_timm_weights_by_hub_id(hub: Hub, tmp_path: Path) -> None:
-    import timm
-
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    folder = hub.root / "timm/vit_tiny_patch16_224.augreg_in21k"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
-    name = "vit_tiny_patch16_224.augreg_in21k"
-    answer, loaded = load(hub, tmp_path, "timm", {"name": name})
+def test_timm_weights_by_hub_id(hub: Hub, first: dict[str, Loaded]) -> None:
+    answer, loaded = first["timm"]
     assert "error" not in answer, answer
     assert any("0 missing, 0 unexpected" in note for note in answer["notes"])
-    for key, value in model.blocks.state_dict().items():
-        assert torch.equal(loaded[f"blocks.{key}"], value)
+    served = load_file(hub.root / "timm" / TIMM / "model.safetensors")
+    blocks = {key: value for key, value in served.items() if key.startswith("blocks.")}
+    assert len(blocks) > 20
+    for key, value in blocks.items():
+        assert torch.equal(loaded[key], value), key
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        ({"name": "lab/absent"}, "lab/absent"),
-        ({"name": "lab/pickled"}, "it has no safetensors, and pickles are not read"),
-        ({"name": "lab/other-weights"}, "the weights do not fit"),
-        ({"name": "no such/name!"}, "no such/name!"),
-    ],
-)
+@pytest.mark.parametrize(("name", "reason"), FAILURES)
 def test_failures_are_one_clear_message(
-    hub: Hub, tmp_path: Path, config: dict[str, str], reason: str
+    folder: Path, first: dict[str, Loaded], name: str, reason: str
 ) -> None:
-    answer, _ = load(hub, tmp_path, "hf", config)
+    answer, _ = first[name]
     assert answer["exit"] == 4
     assert reason in answer["error"]
     assert "ways out" in answer["error"]
     assert "Traceback" not in answer["error"]
     assert answer["seconds"] < 30
-    assert not list(tmp_path.rglob("pytorch_model.bin"))
+    assert not list(folder.rglob("pytorch_model.bin"))
 
 
 def test_a_hub_that_hangs_costs_seconds(hub: Hub, tmp_path: Path) -> None:
     begun = time.monotonic()
-    answer, _ = load(hub, tmp_path, "hf", {"name": "hang/model"})
+    [(answer, _)] = load(hub, tmp_path, [("hf", {"name": "hang/model"})])
     assert answer["exit"] == 4
     assert "cannot get the weights 'hang/model' from the hub" in answer["error"]
     assert "vit-s14" in answer["error"]
@@ -352,9 +394,9 @@ def test_a_hub_that_hangs_costs_seconds(hub: Hub, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 90
 
 
-def test_no_server_at_all_and_offline(hub: Hub, tmp_path: Path) -> None:
-    for more in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
-        answer, _ = load(hub, tmp_path, "hf", {"name": "lab/never-cached"}, **more)
-        assert answer["exit"] == 4
-        assert "ways out" in answer["error"]
-        assert answer["seconds"] < 30
+def test_no_server_at_all(hub: Hub, tmp_path: Path) -> None:
+    wanted: list[Wanted] = [("hf", {"name": "lab/never-cached"})]
+    [(answer, _)] = load(hub, tmp_path, wanted, HF_ENDPOINT="http://127.0.0.1:9")
+    assert answer["exit"] == 4
+    assert "ways out" in answer["error"]
+    assert answer["seconds"] < 30
