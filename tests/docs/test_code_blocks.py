@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from xmodal import plugins
+from xmodal.compare.suites import Suite
 from xmodal.data.store import Store
 from xmodal.engine.plan import plan
 from xmodal.recipe.explain import LAYER_KEYS
@@ -97,6 +98,9 @@ def checked_recipe(path: str) -> None:
 @pytest.mark.parametrize("block", of("yaml", "yml"))
 def test_recipes(block: Block) -> None:
     data = YAML(typ="safe", pure=True).load(_without_dots(block.text)) if block.text else None
+    if isinstance(data, dict) and data.keys() >= {"methods", "tasks"}:
+        Suite.model_validate(data)
+        return
     if not is_recipe(data):
         # Lists of alternatives: the same key again and again, one to choose from.
         assert not (isinstance(data, dict) and {"use", "path"} & data.keys()), "an unknown block"
