@@ -16,6 +16,7 @@ from xmodal.testing.running import StopAt, assert_same, weights
 
 from ..conftest import TINY
 
+SAVING = ["saving.every_steps=1", "saving.keep=50", "saving.finished=50"]
 SETTINGS = {
     "pare-lml": ["selector.network=mlp"],
     # Ten samples a measurement, of four a step: the crash below comes while they are collected.
@@ -30,7 +31,14 @@ def run(method: str, root: Path, *more: str, observer: Silent | None = None) -> 
         f"methods/{method}",
         "tasks/darcy",
         scale="smoke",
-        overrides=[*common, "saving.every_steps=1", "saving.keep=50", *SETTINGS[method], *more],
+        overrides=[
+            *common,
+            "saving.every_steps=1",
+            "saving.keep=50",
+            "saving.finished=50",
+            *SETTINGS[method],
+            *more,
+        ],
         root=root,
         report=False,
         observer=observer,

@@ -24,7 +24,7 @@ def run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
         f"methods/{method}",
         "tasks/darcy",
         scale="smoke",
-        overrides=[*COMMON, "saving.every_steps=1", "saving.keep=50"],
+        overrides=[*COMMON, "saving.every_steps=1", "saving.keep=50", "saving.finished=50"],
         root=root,
         report=False,
         observer=observer,

@@ -251,7 +251,7 @@ def test_wrong_settings_say_what_is_wrong(wrong: dict[str, Any], words: str) -> 
 
 
 def run(root: Path, *overrides: str, observer: Any = None) -> Any:
-    settings = [*SMALL, "saving.every_steps=1", "saving.keep=50", *overrides]
+    settings = [*SMALL, "saving.every_steps=1", "saving.keep=50", "saving.finished=50", *overrides]
     return api.run(
         "methods/lora",
         "tasks/darcy",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import xmodal
+from xmodal import api
 from xmodal.runs import Run
 
 
@@ -19,3 +21,17 @@ def test_a_resumed_run_keeps_only_whole_epochs_before_its_own(tmp_path: Path) ->
     assert [(line["stage"], line["epoch"]) for line in run.metrics()] == [(0, 0), (0, 1)]
     run.rewind_metrics(0, 1)
     assert [line["total_steps"] for line in run.metrics()] == [5]
+
+
+def test_a_run_that_is_done_keeps_its_best_model_alone(tmp_path: Path) -> None:
+    """Checkpoints hold the optimizer too: kept for every run, a comparison would fill a disk."""
+    arguments = ("methods/nft", "tasks/darcy")
+    kept = api.run(
+        *arguments, scale="smoke", root=tmp_path / "kept", overrides=["saving.finished=1"]
+    )
+    names = sorted(path.name.partition("-")[0] for path in kept.run.checkpoints.iterdir())
+    assert names == ["best", "step"]
+    done = api.run(*arguments, scale="smoke", root=tmp_path / "done", report=False)
+    assert [path.name.partition("-")[0] for path in done.run.checkpoints.iterdir()] == ["best"]
+    assert done.result["test"] == kept.result["test"]
+    xmodal.load(done.run.path)

@@ -106,6 +106,10 @@ def execute(
                 tracking.done(outcome)
                 if order.report:
                     _report(run, observer.note)
+        if main:
+            # Only now: a run that is killed before it is done resumes from one of these.
+            checkpoint.sweep(run.checkpoints, STEP, plan.recipe.saving.finished)
+            checkpoint.sweep(run.checkpoints, BEST, 1)
     return Outcome(run, outcome, fresh=True)
 
 

@@ -34,6 +34,11 @@ class Saving(Settings):
         10.0, gt=0, description="Also save after so many minutes inside an epoch."
     )
     keep: int = Field(2, ge=1, description="Complete checkpoints to keep besides the best model.")
+    finished: int = Field(
+        0,
+        ge=0,
+        description="How many of these a run keeps when it is done.",
+    )
 
 
 class Recipe(Settings):
