@@ -6,6 +6,7 @@ then in the recipe folders of all plugins. Names never contain the suffix ``.yam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,23 @@ def _named(registry: Registry) -> list[Found]:
 
 
 def _walk(registry: Registry) -> Iterator[Found]:
-    folders = [("", Path("recipes"))]
-    folders += [(origin, Path(str(folder))) for origin, folder in registry.recipe_folders()]
-    for origin, folder in folders:
-        if folder.is_dir():
-            for path in sorted(folder.rglob("*" + SUFFIX)):
-                name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
-                yield Found(name, path, origin)
+    for name, path in _files(Path("recipes")):
+        yield Found(name, path, "")
+    for origin, folder in registry.recipe_folders():
+        for name, path in _installed(Path(str(folder))):
+            yield Found(name, path, origin)
+
+
+def _files(folder: Path) -> tuple[tuple[str, Path], ...]:
+    """The recipes below a folder with their names, in order."""
+    if not folder.is_dir():
+        return ()
+    paths = sorted(folder.rglob("*" + SUFFIX))
+    return tuple((p.relative_to(folder).as_posix().removesuffix(SUFFIX), p) for p in paths)
+
+
+# What is installed stays as it is while a process lasts; a grid looks hundreds of recipes up.
+_installed = functools.cache(_files)
 
 
 def looks_like_path(reference: str) -> bool:
