@@ -470,11 +470,17 @@ class Launcher(Component):
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Start jobs, or queue them."""
+        """Start jobs, or queue them.
+
+        A job that ``unfinished`` lists is not started again; it becomes this launcher's to stop.
+        """
 
     @abstractmethod
     def unfinished(self) -> Mapping[str, str]:
-        """The jobs that have not ended, by name: ``queued`` or ``running``."""
+        """The jobs that have not ended, by name: ``queued`` or ``running``.
+
+        May list jobs that an earlier process left behind; names are unique.
+        """
 
     @abstractmethod
     def stop(self) -> None:

@@ -131,7 +131,8 @@ def resume(
 
     found = runs.locate(reference, root)
     recipe = str(found.path / "resolved.yaml")
-    with Watcher(output.stderr(), quiet) as watcher:
+    first = _is_first_process()
+    with Watcher(output.stderr(), quiet or not first) as watcher:
         outcome = api.run(
             recipe,
             overrides=_tracked(track, [recipe], (), None, plugin),
@@ -139,7 +140,8 @@ def resume(
             plugin_files=tuple(plugin or ()),
             observer=watcher,
         )
-    _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+    if first:
+        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
 
 
 def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
