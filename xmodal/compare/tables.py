@@ -141,10 +141,10 @@ def _caption(table: Table) -> str:
 
 
 def _digits(value: float) -> str:
-    """Four significant digits for a mean or deviation, without an exponent where it can be read."""
+    """Three significant digits, trailing zeros too; an exponent only where there is no way round."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    text = f"{value:.3g}"
+    text = f"{value:#.3g}".rstrip(".")
     if "e" in text:
         mantissa, exponent = text.split("e")
         return f"{mantissa} \\cdot 10^{{{int(exponent)}}}"
