@@ -141,7 +141,7 @@ def _caption(table: Table) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, trailing zeros too; an exponent only where there is no way round."""
+    """Three significant digits, trailing zeros too; an exponent where there is no way round it."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     text = f"{value:#.3g}".rstrip(".")
