@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,9 @@ def queue() -> dict[str, str]:
 def start_now(number: str) -> None:
     """Slurm makes jobs that were queued again wait for two minutes; a test need not."""
     wait_for(lambda: queue().get(number) == "queued", f"requeue of {number}")
-    # On a busy machine the node is still clearing up the first start: a second would be lost.
-    time.sleep(3)
+    # The first start's srun ends its step by force up to 7 seconds later, and would hit a second
+    # start, whose step has the same number. Slurm's own two minutes are there for this.
+    time.sleep(10)
     subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
 
 
