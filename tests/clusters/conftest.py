@@ -25,7 +25,7 @@ REQUEST = Request(
     ("openml/wdbc",),
     seeds=1,
     scale="smoke",
-    overrides=("training.epochs=30",),
+    overrides=("training.epochs=300",),
 )
 PATIENCE = 240.0
 
