@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from xmodal import runs
@@ -141,22 +140,13 @@ def _in_arguments(text: str, data: Path) -> str:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Random numbers and torch's determinism are the caller's again after the block."""
-    from accelerate.state import AcceleratorState
-
     from xmodal.engine import randomness
 
-    if not torch.distributed.is_initialized():
-        # accelerate keeps the first precision and device of a process; this fit may want others.
-        AcceleratorState._reset_state(reset_partial_state=True)
     state = randomness.global_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
-        yield
+        with randomness.determinism_kept():
+            yield
     finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         randomness.set_global_state(state)
 
 

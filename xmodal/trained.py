@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,8 @@ class Trained:
         """The outputs of prepared samples, in the precision and with the arithmetic of the run."""
         half = self.recipe.precision == "bf16"
         cast = torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
-        with _deterministic(self.recipe.deterministic), cast:
+        with randomness.determinism_kept(), cast:
+            randomness.use_determinism(self.recipe.deterministic)
             outputs: Tensor = self.model(x.to(self.device)).cpu()
         return outputs
 
@@ -260,21 +261,6 @@ def chosen_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Deterministic kernels inside the block where the run used them; as before after it."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def _is_frame(x: Any) -> bool:

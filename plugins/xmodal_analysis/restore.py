@@ -18,13 +18,12 @@ from xmodal.batch import Progress, Tokens
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
+from xmodal.engine.network import best_weights
 from xmodal.engine.plan import Plan, compose_plan
 from xmodal.engine.session import Session
-from xmodal.errors import DataError, UsageError
+from xmodal.errors import UsageError
 from xmodal.interfaces import Scheduler, Target
 from xmodal.recipe.use import Use
-
-BEST = "best-"
 
 
 class Dial:
@@ -115,17 +114,14 @@ def finished(run: runs.Run) -> runs.Run:
 def restore(run: runs.Run, plugin_files: tuple[str, ...] = ()) -> Restored:
     """Rebuild a finished run, in evaluation mode. Raises UsageError or DataError."""
     result = finished(run).read("result.json")
-    found = checkpoint.complete(run.checkpoints, BEST)
-    if not found:
-        raise DataError(f"{run.path} has kept no trained model")
+    best, where = best_weights(run)
     registry, store = plugins.registry(plugin_files), Store()
     made = compose_plan([str(run.path / "resolved.yaml")], registry, store, ["trackers=[]"])
     builder = DialBuilder(made, store, lambda line: None)
     session = builder.session(builder.data())
     session.model.eval()
     start = {name: value.clone() for name, value in session.model.state_dict().items()}
-    best = checkpoint.load(found[0])["model"]
-    checkpoint.load_exactly(session.model, best, str(found[0]))
+    checkpoint.load_exactly(session.model, best, where)
     at = result["validation"]["at"] or [len(session.stages) - 1, 0]
     source = builder.proxy(session)
     return Restored(

@@ -11,14 +11,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
 from xmodal.engine.network import Network
 from xmodal.errors import DataError
-from xmodal.interfaces import Exported, Exporter, LibraryModel, Settings
+from xmodal.interfaces import Exported, Exporter, LibraryModel
 from xmodal.trained import Trained
 from xmodal_export import programs, standalone
 
@@ -60,12 +59,8 @@ _TIMM_ROWS = (
 class HuggingFace(Exporter):
     """The body for transformers or timm, embedder and head for torch alone."""
 
-    class Config(Settings):
+    class Config(programs.Tolerance):
         """Settings of ``hf``."""
-
-        tolerance: float = Field(
-            1e-4, gt=0, description="Largest difference allowed, as a share of the largest output."
-        )
 
     config: Config
 

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from xmodal.errors import UsageError
-from xmodal.interfaces import Exported, Exporter, Settings
+from xmodal.interfaces import Exported, Exporter
 from xmodal.trained import Trained
 from xmodal_export import programs
 
@@ -41,12 +40,8 @@ _DATA_ROW = "| `model.onnx.data` | its weights; keep it beside `model.onnx` |\n"
 class Onnx(Exporter):
     """One ONNX graph, raw samples to predictions."""
 
-    class Config(Settings):
+    class Config(programs.Tolerance):
         """Settings of ``onnx``."""
-
-        tolerance: float = Field(
-            1e-4, gt=0, description="Largest difference allowed, as a share of the largest output."
-        )
 
     config: Config
 

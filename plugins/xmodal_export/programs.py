@@ -11,13 +11,23 @@ from collections.abc import Callable
 from math import prod
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
 from xmodal.data.raw import RawForm
 from xmodal.engine.network import Network
 from xmodal.errors import DataError
+from xmodal.interfaces import Settings
 from xmodal.trained import Trained
+
+
+class Tolerance(Settings):
+    """How far an export may be from the trained model."""
+
+    tolerance: float = Field(
+        1e-4, gt=0, description="Largest difference allowed, as a share of the largest output."
+    )
 
 
 class Whole(nn.Module):

@@ -25,7 +25,7 @@ REQUEST = Request(
     ("openml/wdbc",),
     seeds=1,
     scale="smoke",
-    overrides=("training.epochs=300",),
+    overrides=("training.epochs=150",),
 )
 PATIENCE = 240.0
 

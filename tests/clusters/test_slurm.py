@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,15 +67,6 @@ def queue() -> dict[str, str]:
     return {found.id: found.word for found in read(shown.stdout)}
 
 
-def start_now(number: str) -> None:
-    """Slurm makes jobs that were queued again wait for two minutes; a test need not."""
-    wait_for(lambda: queue().get(number) == "queued", f"requeue of {number}")
-    # The first start's srun ends its step by force up to 7 seconds later, and would hit a second
-    # start, whose step has the same number. Slurm's own two minutes are there for this.
-    time.sleep(10)
-    subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
-
-
 def test_contract(tmp_path: Path) -> None:
     check_launcher(Slurm, {"cpus": 1, "poll": 0.3, "grace": 20, "folder": tmp_path / "slurm"})
 
@@ -94,8 +84,6 @@ def test_two_cells_measure_what_they_do_here(
             (number,) = [found for found in queue() if found.endswith("_0")]
             subprocess.run(["scancel", "--signal=USR2", number], check=True)
             warned.append(number)
-        elif warned and queue().get(warned[0]) == "queued":
-            start_now(warned[0])
 
     def array_of() -> set[str]:
         return {number.partition("_")[0] for number in queue()}
@@ -117,7 +105,7 @@ def test_a_preempted_job_is_queued_again(tmp_path: Path, launcher: Callable[...,
     urgent = ["sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=true"]
     subprocess.run(urgent, check=True, capture_output=True)
     wait_for(lambda: said(tmp_path, "a") == ["started", "saved"], "soft preemption")
-    start_now(number)
+    wait_for(lambda: queue() == {number: "queued"}, "requeue")
     assert slurm.unfinished() == {"a": "queued"}
     wait_for(lambda: not slurm.unfinished(), "end")
     assert said(tmp_path, "a") == ["started", "saved", "again", "done"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from html.parser import HTMLParser
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -26,34 +25,11 @@ from xmodal.report.page import OWN
 from xmodal.report.svg import Axis, Style
 
 from ..comparisons import compared
+from ..pages import Page
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}$\""
 PROTOCOL = "Clean protocol: epoch selected on validation, tested once; seeds 0–2; all training"
-VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
 NUMBER = r"-?\d+(?:\.\d+)?"
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and the text of captions; every element is closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def written(tmp_path: Path, table: Table, **options: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +20,9 @@ from xmodal.report.summary import write_summary
 from xmodal.report.tokens import _edges, _fill
 from xmodal.runs import Run
 
+from ..pages import Page
+
 HOSTILE = "<script>alert('x')</script> & $\\frac{1}$"
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-SVG_LEAVES = {"g", "path", "rect", "line", "use", "image", "polyline", "circle"}
-
-
-class Page(HTMLParser):
-    """Collects tags and attributes and checks that every element is closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in SVG_LEAVES
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def check(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Runs the cells of a comparison through a launcher, and says at any time how each one stands.
 
-What a cell has done is read from its run directory, never remembered: killing the comparison loses
-nothing, and the same command goes on. A cell that another process is running is waited for; one
-that an earlier comparison left in a cluster's queue is taken over.
+What a cell has done is read from its run directory, never kept here alone: killing the comparison
+loses nothing, and the same command goes on. A cell that another process is running is waited for;
+one that an earlier comparison left in a cluster's queue is taken over.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Queue:
         self._jobs = unique
         self._pending = [name for name, cell in unique.items() if cell.run.state != "done"]
         self._launched: set[str] = set()
+        self._done: set[str] = set()
         self._unfinished: Mapping[str, str] = {}
 
     def work(self, look: Callable[[list[State]], None]) -> None:
@@ -128,9 +129,11 @@ class Queue:
     def _state(self, cell: Cell) -> State:
         if cell.directory is None:
             return State(SKIPPED, detail=cell.skipped)
-        name, word = _name(cell.directory), cell.run.state
-        epochs = _epochs(cell.resolved)
-        if word == "done":
+        name, epochs = _name(cell.directory), _epochs(cell.resolved)
+        # Done is for ever, and a large grid on a network file system is slow to ask.
+        word = DONE if name in self._done else cell.run.state
+        if word == DONE:
+            self._done.add(name)
             return State(DONE, epochs, epochs)
         metrics = cell.run.metrics()
         if self._unfinished.get(name) == RUNNING or word == "running":

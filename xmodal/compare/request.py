@@ -109,7 +109,7 @@ def requested(wanted: Wanted, registry: Registry) -> Requested:
         contender.reference.removeprefix("methods/") for contender in contenders
     }:
         request = replace(request, methods=(*request.methods, extra))
-    published = named.published if named else {}
+    published = suite.published if suite else {}
     return Requested(request, wanted.command, name, wanted.against, published)
 
 

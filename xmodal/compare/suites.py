@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +70,6 @@ class Named:
 
     name: str
     suite: Suite
-
-    @property
-    def published(self) -> Mapping[str, Published]:
-        """Published numbers, per task."""
-        return self.suite.published
 
 
 def find(reference: str, registry: Registry) -> Named:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,20 @@ class Table:
     left_out: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     name: str = ""
+
+    def best(self, task: str) -> frozenset[str]:
+        """Methods with the best mean among those with the most seeds; none if nothing competes."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.task == task and not math.isnan(row.test):
+                found.setdefault(row.method, []).append(row.test)
+        most = max(map(len, found.values()), default=0)
+        means = {method: fmean(v) for method, v in found.items() if len(v) == most}
+        if len(means) < 2:
+            return frozenset()
+        higher = any(row.better == "higher" for row in self.rows if row.task == task)
+        target = (max if higher else min)(means.values())
+        return frozenset(method for method, mean in means.items() if mean == target)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON: infinities and NaN become texts and None."""

@@ -94,28 +94,16 @@ def latex(table: Table) -> str:
     return f"% {table.command}\n{text}"
 
 
-def _scores(table: Table, method: str, task: str) -> list[float]:
-    return [row.test for row in table.rows if (row.method, row.task) == (method, task)]
-
-
 def _entry(table: Table, method: str, task: str) -> str:
-    scores = pd.Series(_scores(table, method, task), dtype=float)
+    found = [row.test for row in table.rows if (row.method, row.task) == (method, task)]
+    scores = pd.Series(found, dtype=float)
     if scores.empty:
         return "--"
     spread = f" \\pm {_digits(scores.std())}" if len(scores) > 1 else ""
     value = _digits(scores.mean())
-    return (
-        f"$\\mathbf{{{value}}}{spread}$" if _best(table, task) == method else f"${value}{spread}$"
-    )
-
-
-def _best(table: Table, task: str) -> str:
-    """The method with the best mean among those that have as many seeds as any."""
-    scores = {m: pd.Series(_scores(table, m, task), dtype=float) for m in table.methods}
-    most = max(len(values) for values in scores.values())
-    means = {method: values.mean() for method, values in scores.items() if len(values) == most}
-    lower = next(row.better for row in table.rows if row.task == task) == "lower"
-    return (min if lower else max)(means, key=lambda method: means[method])
+    if method in table.best(task):
+        value = f"\\mathbf{{{value}}}"
+    return f"${value}{spread}$"
 
 
 def _metric(table: Table, task: str) -> str:

@@ -130,11 +130,8 @@ class Builder:
         """Load the weights, build the model and calibrate the embedder."""
         recipe = self.recipe
         if recipe.deterministic:
-            # Some GPU kernels have no deterministic form; those warn and run.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            randomness.use_determinism(True)
         randomness.seed_everything(recipe.seed)
         handle = accelerator(recipe.device, recipe.precision)
         if handle.num_processes == 1 and _several_wanted():

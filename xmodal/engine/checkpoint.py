@@ -25,6 +25,7 @@ from xmodal.errors import DataError
 
 FORMAT = 1
 SUMS = "SHA256.json"
+STEP, BEST = "step-", "best-"
 _TEMPORARY = ".partial-"
 
 

@@ -29,8 +29,6 @@ from xmodal.errors import DataError, TrainingError, XModalError
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 
-STEP, BEST = "step-", "best-"
-
 
 class Interrupted(XModalError):
     """A signal asked the run to end; its state is saved."""
@@ -108,8 +106,8 @@ def execute(
                     _report(run, observer.note)
         if main:
             # Only now: a run that is killed before it is done resumes from one of these.
-            checkpoint.sweep(run.checkpoints, STEP, plan.recipe.saving.finished)
-            checkpoint.sweep(run.checkpoints, BEST, 1)
+            checkpoint.sweep(run.checkpoints, checkpoint.STEP, plan.recipe.saving.finished)
+            checkpoint.sweep(run.checkpoints, checkpoint.BEST, 1)
     return Outcome(run, outcome, fresh=True)
 
 
@@ -197,7 +195,7 @@ class _Execution:
 
     def _restored(self) -> dict[str, Any] | None:
         """The newest complete checkpoint; a damaged one is named and the one before it used."""
-        for folder in checkpoint.complete(self.run.checkpoints, STEP):
+        for folder in checkpoint.complete(self.run.checkpoints, checkpoint.STEP):
             try:
                 state = checkpoint.load(folder)
                 best = state["snapshot"]["best_steps"]
@@ -217,7 +215,7 @@ class _Execution:
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
 
     def _best_folder(self, steps: int) -> Path:
-        return self.run.checkpoints / f"{BEST}{steps:010d}"
+        return self.run.checkpoints / f"{checkpoint.BEST}{steps:010d}"
 
     def _epoch_done(self, record: EpochRecord) -> None:
         snapshot = self.training.snapshot
@@ -251,10 +249,10 @@ class _Execution:
         snapshot = self.training.snapshot
         # Epoch end and the last step before it share total_steps, so the name counts both.
         order = snapshot.total_steps * 2 + (snapshot.step == 0)
-        folder = self.run.checkpoints / f"{STEP}{order:012d}"
+        folder = self.run.checkpoints / f"{checkpoint.STEP}{order:012d}"
         checkpoint.save(folder, self.training.state())
-        checkpoint.sweep(self.run.checkpoints, STEP, self.saving.keep)
-        checkpoint.sweep(self.run.checkpoints, BEST, self.saving.keep)
+        checkpoint.sweep(self.run.checkpoints, checkpoint.STEP, self.saving.keep)
+        checkpoint.sweep(self.run.checkpoints, checkpoint.BEST, self.saving.keep)
         self.run.set_state("running", stage=snapshot.stage, epoch=snapshot.epoch)
 
     def _test(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def unpretrained(use: Use[Any]) -> Use[Any]:
 
 def best_weights(run: runs.Run) -> tuple[dict[str, Tensor], str]:
     """The best weights of a run and where they lie. Raises DataError where there are none yet."""
-    found = checkpoint.complete(run.checkpoints, "best-")
+    found = checkpoint.complete(run.checkpoints, checkpoint.BEST)
     if not found:
         raise DataError(f"{run.path} has no trained model yet (state: {run.state})")
     weights: dict[str, Tensor] = checkpoint.load(found[0])["model"]

@@ -83,3 +83,24 @@ def seed_everything(seed: int) -> None:
     random.seed(derive(seed, "python"))
     np.random.seed(derive(seed, "numpy") % 2**32)
     torch.manual_seed(derive(seed, "torch"))
+
+
+def use_determinism(wanted: bool) -> None:
+    """Deterministic kernels in this process, or not."""
+    # Some GPU kernels have no deterministic form; those warn and run.
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def determinism_kept() -> Iterator[None]:
+    """Whatever ``use_determinism`` does in this block ends with it."""
+    wanted = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(wanted, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -5,13 +5,11 @@ Scores are shown in the task's own metric, as they were measured; verdicts rest 
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
@@ -72,8 +70,7 @@ def columns(table: Table) -> list[Column]:
 def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
     made, here = by_cell(table.rows), _states(table)
-    means = {key: (fmean(r.test for r in rows), len(rows)) for key, rows in made.items()}
-    best = {task: _best(table, task, means) for task in table.tasks}
+    best = {task: table.best(task) for task in table.tasks}
 
     def score(key: Key) -> Score:
         values = [row.test for row in made.get(key, ())]
@@ -95,19 +92,6 @@ def _states(table: Table) -> dict[Key, list[tuple[Cell, State]]]:
     for cell, state in zip(table.cells, table.states, strict=True):
         found.setdefault((cell.method, cell.task), []).append((cell, state))
     return found
-
-
-def _best(table: Table, task: str, means: Mapping[Key, tuple[float, int]]) -> set[str]:
-    """Methods with the best mean among those with the most seeds; none if nothing competes."""
-    here = {m: means[m, task] for m in table.methods if (m, task) in means}
-    here = {m: value for m, value in here.items() if not math.isnan(value[0])}
-    most = max((n for _, n in here.values()), default=0)
-    full = {m: mean for m, (mean, n) in here.items() if n == most}
-    if len(full) < 2:
-        return set()
-    higher = any(row.better == "higher" for row in table.rows if row.task == task)
-    target = max(full.values()) if higher else min(full.values())
-    return {m for m, mean in full.items() if mean == target}
 
 
 def _score(
