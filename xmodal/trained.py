@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xmodal import plugins, runs
+from xmodal.data import labels as labelling
 from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, randomness
@@ -151,46 +151,17 @@ class Trained:
     def labels(self, y: Any, first: int = 0) -> Tensor:
         """Raw labels as the metric reads them: int64 ``[n]``, or float ``[n, K, *shape]``.
 
-        Classes are given by name or number. Raises DataError.
+        Classes are given by name, number, or as rows with a single 1; axes of size 1 may be there
+        or not. Raises DataError, also for a gap among classes and numbers.
         """
-        y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
-        target = self.facts.task.target
+        y = labelling.as_labels(y)
+        if self.kind in ("classification", "regression"):
+            labelling.require_all(y, first)
         if self.kind == "classification":
-            return self._class_numbers(y, first)
+            return torch.from_numpy(labelling.class_numbers(y, self.class_names, first))
+        target = self.facts.task.target
         shape = (target.size, *target.shape)
-        kept = self.raw.label_shape or shape
-        if y.dtype.kind not in "fiub" or (
-            y.shape[1:] not in (kept, shape) and prod(y.shape[1:]) != prod(shape)
-        ):
-            wanted = ", ".join(map(str, ("n", *kept)))
-            raise DataError(f"y: expected [{wanted}] of numbers, got {list(y.shape)} of {y.dtype}")
-        known = torch.from_numpy(np.ascontiguousarray(y, dtype=np.float32))
-        channel = self.raw.label_channel
-        if channel is not None and y.shape[1:] == kept:
-            known = known.movedim(1 + channel, 1)
-        return known.reshape(len(known), *shape)
-
-    def _class_numbers(self, y: Array, first: int) -> Tensor:
-        names, count = self.class_names, self.facts.task.target.size
-        if y.ndim == 2 and y.shape[1] == count > 1 and y.dtype.kind in "fiub":
-            y = y.argmax(axis=1)
-        y = y.reshape(len(y)) if y.ndim == 2 and y.shape[1] == 1 else y
-        if y.ndim != 1:
-            raise DataError(f"y: expected one class a sample, [n]; got {list(y.shape)}")
-        if y.dtype.kind in "fb" and bool((y == np.round(y)).all()):
-            y = y.astype(np.int64)
-        known = {name: index for index, name in enumerate(names)}
-        if not all(name.lstrip("-").isdigit() for name in names):
-            # Names that are numbers are what the user's labels were: they are no positions.
-            known = {str(index): index for index in range(count)} | known
-        for row, value in enumerate(y):
-            if str(value) not in known:
-                more = "" if len(known) == count else f", or a number 0 to {count - 1}"
-                raise DataError(
-                    f"y: row {first + row} is '{value}'; expected one of {', '.join(names[:12])}"
-                    f"{', ...' * (len(names) > 12)}{more}"
-                )
-        return torch.tensor([known[str(value)] for value in y], dtype=torch.int64)
+        return torch.from_numpy(labelling.fields(y, self.raw, shape, first))
 
     def metric(self) -> Metric:
         """The metric of the run, empty."""
@@ -204,7 +175,10 @@ class Trained:
     def score(self, x: Any, y: Any) -> float:
         """The metric of the run on raw samples and their labels."""
         metric = self.metric()
-        metric.update(self.outputs(x), self.labels(y))
+        outputs, known = self.outputs(x), self.labels(y)
+        if len(outputs) != len(known):
+            raise DataError(f"x has {len(outputs)} samples, but y {len(known)}")
+        metric.update(outputs, known)
         return metric.compute()
 
     def samples(self) -> Array:
@@ -264,4 +238,4 @@ def chosen_device(name: str) -> torch.device:
 
 
 def _is_frame(x: Any) -> bool:
-    return hasattr(x, "iloc") and hasattr(x, "dtypes")
+    return hasattr(x, "iloc") and hasattr(x, "columns")

@@ -58,18 +58,16 @@ def predict(
     elif not flat and not as_json:
         raise UsageError("a prediction is no line of text here; name a file: --out predictions.npz")
     samples = reading.read(data, model.raw, batch or model.recipe.evaluation_batch)
-    metric = model.metric() if samples.labelled else None
+    scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
     count = 0
     with _writer(out, model, collected if as_json else None) as add:
-        for rows, outputs in _predicted(model, samples, metric, quiet):
+        for rows, outputs in _predicted(model, samples, scored, quiet):
             count += rows
             add(outputs)
         if count == 0:
             raise model.raw.empty(str(data))
-    score = None if metric is None else metric.compute()
-    name = model.recipe.task.config.metric.name
-    _tell(model, count, out, None if score is None else (name, score), collected, as_json)
+    _tell(model, count, out, scored.result(), collected, as_json)
 
 
 def _noting() -> Callable[[str], None]:
@@ -85,10 +83,44 @@ def _noting() -> Callable[[str], None]:
     return note
 
 
+class _Scored:
+    """The metric over all batches. Labels may be missing if all are; else a gap is an error."""
+
+    def __init__(self, model: Trained, labelled: bool) -> None:
+        self.model = model
+        self.metric = model.metric() if labelled else None
+        self.known = False
+        self.gap: int | None = None
+
+    def add(self, outputs: Tensor, y: Any, first: int) -> None:
+        """Labels of a batch whose first sample has the number ``first``."""
+        from xmodal.data.labels import absent, as_labels
+        from xmodal.errors import DataError
+
+        y, complete = as_labels(y), self.model.kind in _COMPLETE
+        nothing = bool(absent(y).all())
+        self.known |= not nothing
+        if nothing and self.gap is None:
+            self.gap = first
+        if complete and self.known and self.gap is not None:
+            raise DataError(f"y: row {self.gap} has no label, others have")
+        if self.metric is not None and not (complete and nothing):
+            self.metric.update(outputs, self.model.labels(y, first))
+
+    def result(self) -> tuple[str, float] | None:
+        """The name and the value of the metric; None where no label is known."""
+        if self.metric is None:
+            return None
+        if not self.known:
+            self.model.note("y holds no label, so the predictions are not scored")
+            return None
+        return self.model.recipe.task.config.metric.name, self.metric.compute()
+
+
 def _predicted(
-    model: Trained, samples: Samples, metric: Any, quiet: bool
+    model: Trained, samples: Samples, scored: _Scored, quiet: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """The outputs of every batch, with progress; labels go to the metric."""
+    """The outputs of every batch, with progress; labels are scored."""
     from rich.progress import Progress
 
     console = output.stderr()
@@ -99,8 +131,8 @@ def _predicted(
             if len(x) == 0:
                 continue
             outputs = model.forward(model.prepare(x, first))
-            if metric is not None and y is not None:
-                metric.update(outputs, model.labels(y, first))
+            if y is not None:
+                scored.add(outputs, y, first)
             first += len(outputs)
             bar.update(task, completed=first)
             yield len(outputs), outputs
@@ -137,6 +169,7 @@ def _writer(
 
 
 _NAMED = ("classification", "multi-label")
+_COMPLETE = ("classification", "regression")
 
 
 def _arrays(model: Trained, outputs: Tensor) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xmodal.data.names import positions
 from xmodal.errors import DataError, did_you_mean
 
 Array = NDArray[Any]
@@ -145,17 +146,22 @@ class RawForm:
     ) -> Array:
         """The rows ``[n, F]`` of a table (a pandas frame), float64, categories as codes.
 
-        A category that training never saw counts as missing, and is noted. Raises DataError for
-        missing columns and for text where a number should be.
+        Columns are found by their names; where training had none, all are taken in their order. A
+        category that training never saw counts as missing, and is noted. Raises DataError for
+        missing columns, for columns too many where they have no names, and for text where a number
+        should be.
         """
-        columns = self.columns or tuple(map(str, frame.columns))[: prod(self.shape)]
         frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+        columns = self.columns or tuple(frame.columns)
         require(frame, columns)
         if len(columns) != prod(self.shape):
-            raise DataError(f"x: expected {prod(self.shape)} columns, got {len(frame.columns)}")
+            raise DataError(
+                f"x: expected {prod(self.shape)} columns and training had no names to choose by; "
+                f"got {len(columns)} ({', '.join(columns[:12])}{', ...' * (len(columns) > 12)})"
+            )
         levels: Sequence[tuple[str, ...]] = self.levels or [()] * len(columns)
         coded = [
-            _codes(frame[name], names, first, note) if names else _numbers(frame[name], first)
+            _codes(frame[name], names, first, note) if names else numbers(frame[name], first)
             for name, names in zip(columns, levels, strict=True)
         ]
         return np.stack(coded, axis=1).reshape(len(frame), *self.shape)
@@ -173,7 +179,8 @@ def require(frame: Any, columns: Sequence[str]) -> None:
         )
 
 
-def _numbers(series: Any, first: int) -> Array:
+def numbers(series: Any, first: int = 0) -> Array:
+    """A column ``[n]`` as float64, gaps as NaN. DataError names the first row that is no number."""
     import pandas as pd
 
     values_N: Array = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
@@ -189,15 +196,8 @@ def _numbers(series: Any, first: int) -> Array:
 def _codes(
     series: Any, names: tuple[str, ...], first: int, note: Callable[[str], None] | None
 ) -> Array:
-    code = {name: index for index, name in enumerate(names)}
-    for name, index in list(code.items()):
-        # A whole number is written 1 or 1.0, depending on whether its column has gaps.
-        code.setdefault(_plain(name), index)
-    known_N = series.notna().to_numpy()
-    values = [_plain(str(value)) for value in series]
-    codes_N: Array = np.array([code.get(value, np.nan) for value in values], dtype=np.float64)
-    codes_N[~known_N] = np.nan
-    unseen = np.flatnonzero(np.isnan(codes_N) & known_N)
+    codes_N = positions(series, names)
+    unseen = np.flatnonzero(np.isnan(codes_N) & series.notna().to_numpy())
     if len(unseen) and note is not None:
         note(
             f"column '{series.name}': what training never saw counts as missing ({len(unseen)} of "
@@ -205,8 +205,3 @@ def _codes(
             f"known: {', '.join(names[:12])}{', ...' * (len(names) > 12)})"
         )
     return codes_N
-
-
-def _plain(text: str) -> str:
-    whole = text.removesuffix(".0")
-    return whole if whole.lstrip("-").isdigit() else text

@@ -123,15 +123,17 @@ def _members(
 def _csv(path: Path, form: RawForm, batch: int) -> Samples:
     import pandas as pd
 
-    names = dict(zip(form.columns, form.levels, strict=False))
-    codes = {name: str for name, levels in names.items() if levels}
-    gaps = {name: ["?"] for name in form.columns if name not in codes}
     try:
         header = [str(name) for name in pd.read_csv(path, nrows=0).columns]
-        frames = pd.read_csv(path, chunksize=batch, dtype=codes, na_values=gaps)
+        labels = _label_names(form, header)
+        # A batch alone does not tell what its columns are: names and labels stay as written.
+        codes = [name for name, levels in zip(form.columns, form.levels, strict=False) if levels]
+        texts = dict.fromkeys([*codes, *labels], str)
+        gaps = {name: ["?"] for name in form.columns if name not in texts}
+        frames = pd.read_csv(path, chunksize=batch, dtype=texts, na_values=gaps)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: cannot be read as csv: {error}") from error
-    return Samples(None, _labelled(form, header), _frames(path, frames, form))
+    return Samples(None, bool(labels), _frames(path, frames, labels))
 
 
 def _parquet(path: Path, form: RawForm, batch: int) -> Samples:
@@ -142,27 +144,38 @@ def _parquet(path: Path, form: RawForm, batch: int) -> Samples:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {error}") from error
-    frames = (piece.to_pandas() for piece in file.iter_batches(batch_size=batch))
-    labelled = _labelled(form, file.schema_arrow.names)
-    return Samples(file.metadata.num_rows, labelled, _frames(path, frames, form))
+    labels = _label_names(form, file.schema_arrow.names)
+    frames = _pages(path, file, batch)
+    return Samples(file.metadata.num_rows, bool(labels), _frames(path, frames, labels))
 
 
-def _label_names(form: RawForm) -> list[str]:
-    return list(form.label_columns) or ["y"]
+def _pages(path: Path, file: Any, batch: int) -> Iterator[Any]:
+    from pyarrow import ArrowException
+
+    try:
+        for piece in file.iter_batches(batch_size=batch):
+            yield piece.to_pandas()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet: {error}") from error
 
 
-def _labelled(form: RawForm, columns: list[str]) -> bool:
-    return set(_label_names(form)) <= set(columns)
+def _label_names(form: RawForm, columns: list[str]) -> list[str]:
+    """The columns that hold labels; none where one of them is not there.
+
+    Without a name of theirs it is ``y``, unless that is a column of the samples.
+    """
+    names = list(form.label_columns)
+    if not names and (form.columns or len(columns) != prod(form.shape)):
+        names = ["y"]
+    return names if {*names} <= {*columns} - {*form.columns} else []
 
 
-def _frames(path: Path, frames: Iterator[Any], form: RawForm) -> Iterator[Piece]:
-    labels = _label_names(form)
+def _frames(path: Path, frames: Iterator[Any], labels: list[str]) -> Iterator[Piece]:
     try:
         for frame in frames:
-            y = None
-            if _labelled(form, list(frame.columns)):
-                y = frame[labels].to_numpy()
-                y = y[:, 0] if len(labels) == 1 else y
-            yield frame.drop(columns=labels, errors="ignore"), y
-    except ValueError as error:
+            y = frame[labels].to_numpy() if labels else None
+            if y is not None and len(labels) == 1:
+                y = y[:, 0]
+            yield frame.drop(columns=labels), y
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from error

@@ -1,0 +1,116 @@
+"""Labels as users have them, made those that a metric reads: classes, numbers, fields.
+
+They come from arrays, tensors and tables: as names, numbers or text of numbers, with and without
+axes of size 1. What cannot be meant is refused, and nothing is guessed from its size alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xmodal.data.names import are_numbers, positions
+from xmodal.data.raw import RawForm
+from xmodal.errors import DataError
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+def as_labels(y: Any) -> Array:
+    """Labels as an array ``[n, ...]``. DataError for a single value."""
+    array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    if array.ndim == 0:
+        raise DataError(f"y: expected a label a sample, [n], got {array}")
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+
+
+def absent(y: Array) -> NDArray[np.bool_]:
+    """Which of n samples have no label at all (None, NaN), ``[n]``."""
+    import pandas as pd
+
+    return np.asarray(pd.isna(y).all(axis=tuple(range(1, y.ndim))))
+
+
+def require_all(y: Array, first: int) -> None:
+    """Raise DataError for the first sample that lacks a label, or one of several."""
+    import pandas as pd
+
+    rows = np.flatnonzero(pd.isna(y).any(axis=tuple(range(1, y.ndim))))
+    if len(rows):
+        raise DataError(f"y: row {first + rows[0]} has no label")
+
+
+def class_numbers(y: Array, names: Sequence[str], first: int) -> NDArray[np.int64]:
+    """The class 0 .. K-1 of each label: a name, a number, or a row with a single 1.
+
+    Names that are numbers are what the user's labels were, so with them numbers are no positions.
+    Raises DataError naming the row.
+    """
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim == 2 and y.shape[1] == len(names) and y.dtype.kind in "fiub":
+        return _places_of_ones(y, first)
+    if y.ndim != 1:
+        raise DataError(f"y: expected one class a sample, [n]; got {list(y.shape)}")
+    index_N = positions(y, names)
+    more = ""
+    if not are_numbers(names):
+        counted = positions(y, [str(index) for index in range(len(names))])
+        index_N = np.where(np.isnan(index_N), counted, index_N)
+        more = f", or a number 0 to {len(names) - 1}"
+    wrong = np.flatnonzero(np.isnan(index_N))
+    if len(wrong):
+        raise DataError(
+            f"y: row {first + wrong[0]} is '{y[wrong[0]]}'; expected one of "
+            f"{', '.join(names[:12])}{', ...' * (len(names) > 12)}{more}"
+        )
+    return index_N.astype(np.int64)
+
+
+def _places_of_ones(y_NK: Array, first: int) -> NDArray[np.int64]:
+    wrong = np.flatnonzero(~np.isin(y_NK, (0, 1)).all(axis=1) | (y_NK.sum(axis=1) != 1))
+    if len(wrong):
+        raise DataError(
+            f"y: row {first + wrong[0]} is {y_NK[wrong[0]].tolist()}; expected a single 1 among 0"
+        )
+    return np.asarray(y_NK.argmax(axis=1), dtype=np.int64)
+
+
+def fields(y: Array, form: RawForm, shape: Shape, first: int) -> NDArray[np.float32]:
+    """Labels in the user's layout or in the model's, as ``[n, *shape]``. Raises DataError."""
+    kept = form.label_shape or shape
+    layouts: dict[Shape, Shape] = {_squeezed(shape): shape, _squeezed(kept): kept}
+    layouts |= {shape: shape, kept: kept}
+    found = layouts.get(y.shape[1:], layouts.get(_squeezed(y.shape[1:])))
+    if found is None:
+        wanted = ", ".join(map(str, ("n", *kept)))
+        raise DataError(f"y: expected [{wanted}] of numbers, got {list(y.shape)} of {y.dtype}")
+    y = _numbers(y, first).reshape(len(y), *found)
+    if form.label_channel is not None and found == kept:
+        y = np.moveaxis(y, 1 + form.label_channel, 1)
+    return np.ascontiguousarray(y.reshape(len(y), *shape), dtype=np.float32)
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size != 1)
+
+
+def _numbers(y: Array, first: int) -> Array:
+    """Numbers, also where they are written as text; NaN for what is missing."""
+    if y.dtype.kind in "fiub":
+        return y
+    import pandas as pd
+
+    flat = pd.Series(y.ravel()).astype(object)
+    values = pd.to_numeric(flat, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    values = np.where(np.isnan(values), positions(flat, ("False", "True")), values)
+    wrong = np.flatnonzero(np.isnan(values) & flat.notna().to_numpy())
+    if len(wrong):
+        row = first + wrong[0] // max(1, y[0].size)
+        raise DataError(f"y: row {row} is '{flat[wrong[0]]}'; expected a number")
+    return values.reshape(y.shape)
