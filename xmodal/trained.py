@@ -22,6 +22,7 @@ from xmodal.data import labels as labelling
 from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, randomness
+from xmodal.engine import device as devices
 from xmodal.engine.network import Network, best_weights, facts_of, rebuild
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Facts, Metric
@@ -109,7 +110,7 @@ class Trained:
             x = self.raw.encode(x, first, self.note)
         elif isinstance(x, Tensor):
             x = x.detach().cpu().numpy()
-        raw = self.raw.check(np.asarray(x), first)
+        raw = self.raw.check(_native(np.asarray(x)), first)
         return self.raw.apply(torch.from_numpy(np.require(raw, requirements=("C", "W"))))
 
     @torch.no_grad()
@@ -199,8 +200,10 @@ def load(
 ) -> Trained:
     """The trained model of a run, with its best weights; ``device`` is the run's unless named.
 
-    Raises UsageError where there is no such run, DataError where it holds no trained model.
+    Where the run's own is not here it is the CPU, with a note. Raises UsageError where there is no
+    such run or no device of that name, DataError where it holds no trained model.
     """
+    named = None if device is None else chosen_device(device)
     run = runs.locate(str(reference))
     registry = plugins.registry(plugin_files)
     layered = compose([str(run.path / "resolved.yaml")], registry, (), None)
@@ -223,18 +226,20 @@ def load(
         raw=None if kept["raw"] is None else RawForm.of(kept["raw"]),
         classes=tuple(manifest["classes"]),
         run=run,
-        device=chosen_device(device or recipe.device),
+        device=named or chosen_device(devices.or_cpu(recipe.device, note)),
         note=note,
     )
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device a name means; ``auto`` is a GPU where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def chosen_device(name: str | torch.device) -> torch.device:
+    """The device a name means; ``auto`` is a GPU where there is one. Raises UsageError."""
+    return devices.checked(str(name))
+
+
+def _native(x: Array) -> Array:
+    """Numbers as torch takes them: in this machine's byte order, no wider than float64."""
+    wide = x.dtype.kind == "f" and x.dtype.itemsize > 8
+    return x.astype(np.float64 if wide else x.dtype.newbyteorder("="), copy=False)
 
 
 def _is_frame(x: Any) -> bool:
