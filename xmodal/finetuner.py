@@ -125,7 +125,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             )
         with fitting.folder(self.directory) as root, fitting.undisturbed():
             data, told = given.write(root / "data", parts)
-            with fitting.explained(data):
+            with fitting.explained(data, kept=self.directory is not None):
                 self._run(data, root, labels, told, held=validation_data is not None)
         return self
 
@@ -152,9 +152,9 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             return float(accuracy_score(y, predicted, sample_weight=sample_weight))
         if self.kind_ == "regression":
             return float(r2_score(y, predicted, sample_weight=sample_weight))
-        if self._binary:
-            return float(accuracy_score(np.ravel(y), predicted.ravel()))
-        return float(r2_score(np.ravel(y), predicted.ravel()))
+        weight = None if sample_weight is None else np.repeat(sample_weight, predicted[0].size)
+        score = accuracy_score if self._binary else r2_score
+        return float(score(np.ravel(y), predicted.ravel(), sample_weight=weight))
 
     def __sklearn_tags__(self) -> Tags:
         tags: Tags = super().__sklearn_tags__()
@@ -196,8 +196,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     def _samples(self, X: Any, reset: bool) -> Any:
         """X, checked: an array with channels first, or a frame of numbers and text."""
-        names = None if reset else self._columns
-        frame = given.as_frame(X, names) if reset or names else None
+        known = None if reset else self._columns
+        frame = given.as_frame(X, known) if reset or known else None
         if frame is None:
             X = validate_data(self, X, reset=reset, allow_nd=True, **self._limits(reset))
             shape = X.shape[1:]
@@ -207,7 +207,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
             shape = frame.shape[1:]
         if reset:
-            self._columns: list[str] | None = None if frame is None else list(frame.columns)
+            self._columns: given.Columns | None = None if frame is None else given.columns_of(frame)
             self.form_ = given.form_of(len(shape) + 1, self.form, text=frame is not None)
             self.sample_shape_ = shape
         elif shape != self.sample_shape_:
@@ -281,7 +281,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 report=self.directory is not None,
                 observer=observer,
             )
-        self.trained_ = trained.load(outcome.run.path)
+        self.trained_ = trained.load(outcome.run.path, self.device)
         self.result_ = dict(outcome.result)
         self.history_ = outcome.run.metrics()
         self.run_path_ = None if self.directory is None else outcome.run.path

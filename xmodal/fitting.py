@@ -78,7 +78,7 @@ def settings(
         **told,
     }
     if labels.classes is not None:
-        task["classes"] = [str(value) for value in labels.classes]
+        task["classes"] = [_class_name(value) for value in labels.classes.tolist()]
     chosen = {f"task.{key}": value for key, value in task.items()}
     chosen |= {"seed": tuner.seed, "device": tuner.device, "saving.keep": 1}
     if tuner.backbone is not None:
@@ -86,6 +86,11 @@ def settings(
     if tuner.epochs is not None:
         chosen["training.epochs"] = tuner.epochs
     return overrides(chosen)
+
+
+def _class_name(value: Any) -> str:
+    """A class as text: whole numbers without decimals, as they are named in files."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _plain(value: Any) -> Any:
@@ -104,8 +109,11 @@ def folder(directory: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(data: Path) -> Iterator[None]:
-    """Turn the engine's complaints about data and settings into ValueErrors in a caller's words."""
+def explained(data: Path, kept: bool) -> Iterator[None]:
+    """Turn the engine's complaints about data and settings into ValueErrors in a caller's words.
+
+    ``kept``: the run outlives the fit, so that an interrupted one can be continued.
+    """
     from xmodal.engine.execute import Interrupted
 
     try:
@@ -119,6 +127,8 @@ def explained(data: Path) -> Iterator[None]:
             raise
         raise ValueError(_in_arguments(str(error), data)) from error
     except Interrupted as error:
+        if not kept:
+            error.args = ("interrupted; nothing is kept. With directory= the fit would go on.",)
         if error.exit_code == 130:
             raise KeyboardInterrupt from error
         raise
@@ -178,7 +188,8 @@ def packed(trained: Trained) -> dict[str, Any]:
 
 
 def unpacked(state: Mapping[str, Any], device: str) -> Trained:
-    """The trained model that ``packed`` made ``state`` of."""
+    """The trained model that ``packed`` made ``state`` of; on the CPU where ``device`` is not."""
+    from xmodal.engine.device import or_cpu
     from xmodal.engine.network import rebuild
     from xmodal.trained import Trained, chosen_device
 
@@ -190,6 +201,6 @@ def unpacked(state: Mapping[str, Any], device: str) -> Trained:
         raw=state["raw"],
         classes=state["classes"],
         run=runs.Run(Path(state["path"])),
-        device=chosen_device(device),
+        device=chosen_device(or_cpu(device, warnings.warn)),
         note=warnings.warn,
     )

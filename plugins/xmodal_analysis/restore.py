@@ -6,8 +6,9 @@ the dial says. That works for every mixer that asks a scheduler, without knowing
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from xmodal.batch import Progress, Tokens
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
+from xmodal.engine.device import or_cpu
 from xmodal.engine.network import best_weights
 from xmodal.engine.plan import Plan, compose_plan
 from xmodal.engine.session import Session
@@ -117,6 +119,9 @@ def restore(run: runs.Run, plugin_files: tuple[str, ...] = ()) -> Restored:
     best, where = best_weights(run)
     registry, store = plugins.registry(plugin_files), Store()
     made = compose_plan([str(run.path / "resolved.yaml")], registry, store, ["trackers=[]"])
+    # It may have been trained where there was another device.
+    device = or_cpu(made.recipe.device, warnings.warn)
+    made = replace(made, recipe=made.recipe.model_copy(update={"device": device}))
     builder = DialBuilder(made, store, lambda line: None)
     session = builder.session(builder.data())
     session.model.eval()

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from xmodal.data import loader
 from xmodal.data.store import Store
+from xmodal.engine import device as devices
 from xmodal.engine import randomness
 from xmodal.engine.model import Model
 from xmodal.engine.plan import Plan, missing_files, needs_source_head, source_users
 from xmodal.engine.session import Session
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import (
     Adapter,
     Backbone,
@@ -43,14 +45,22 @@ from xmodal.recipe.use import Use
 CALIBRATION_SAMPLES = 32
 
 
-def accelerator(device: str, precision: str) -> Accelerator:
-    """The accelerate handle for a device (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
-    if device.startswith("cuda:"):
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2])
+def accelerator(name: str, precision: str) -> Accelerator:
+    """The accelerate handle for a device. Raises UsageError where it cannot be had."""
+    device = devices.checked(name)
+    launched = int(os.environ.get("LOCAL_RANK", -1)) != -1
+    if launched and device.index is not None:
+        raise UsageError(
+            f"device: '{name}' is one GPU, and a launcher gives each of its processes one of its "
+            "own; write device=cuda"
+        )
+    # Told nothing, accelerate takes what it finds first; the processes of a launcher share it out.
+    told = {} if launched or name in ("auto", "mps") else {"ACCELERATE_TORCH_DEVICE": name}
     mixed = "bf16" if precision == "bf16" else "no"
     # accelerate keeps one state a process, and a second run may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    with patch_environment(**told):
+        return Accelerator(cpu=name == "cpu", mixed_precision=mixed)
 
 
 def _several_wanted() -> bool:
@@ -130,7 +140,6 @@ class Builder:
         """Load the weights, build the model and calibrate the embedder."""
         recipe = self.recipe
         if recipe.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             randomness.use_determinism(True)
         randomness.seed_everything(recipe.seed)
         handle = accelerator(recipe.device, recipe.precision)

@@ -7,6 +7,7 @@ each; their states and the global one (drop-out) are saved with every checkpoint
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Run a block (an initialisation) under a seed of its own, then restore the stream."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(seed, *names))
         yield
 
@@ -64,6 +65,7 @@ def global_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda_current"] = torch.cuda.current_device()
     return state
 
 
@@ -75,7 +77,10 @@ def set_global_state(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(list(state["cuda"]))
+        # A run may go on where there are fewer GPUs, or on another of them.
+        kept, current = list(state["cuda"]), state.get("cuda_current", 0)
+        torch.cuda.set_rng_state_all(kept[: torch.cuda.device_count()])
+        torch.cuda.set_rng_state(kept[current], torch.cuda.current_device())
 
 
 def seed_everything(seed: int) -> None:
@@ -87,6 +92,9 @@ def seed_everything(seed: int) -> None:
 
 def use_determinism(wanted: bool) -> None:
     """Deterministic kernels in this process, or not."""
+    if wanted:
+        # cuBLAS reads this when it is first used. Training and prediction must agree on it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Some GPU kernels have no deterministic form; those warn and run.
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     # Filling fresh memory only helps code that reads what nobody wrote; it costs time.

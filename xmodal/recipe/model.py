@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from xmodal.engine.device import well_formed
 from xmodal.interfaces import (
     Adapter,
     Backbone,
@@ -104,6 +105,11 @@ class Recipe(Settings):
         if not stages:
             raise ValueError("a recipe needs at least one stage")
         return stages
+
+    @field_validator("device")
+    @classmethod
+    def _named_as_devices_are(cls, device: str) -> str:
+        return well_formed(device)
 
     @field_validator("trackers")
     @classmethod

@@ -1,0 +1,72 @@
+"""The names of devices, and which of them this machine has.
+
+A name is checked before anything is loaded: a run on another device than was asked for is worse
+than one that does not start. GPUs are numbered as torch numbers those that the process may see.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from xmodal.errors import UsageError, did_you_mean
+
+_FORM = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?")
+
+
+def well_formed(name: str) -> str:
+    """``name``, if devices are called so. Raises ValueError with the nearest name."""
+    if _FORM.fullmatch(name):
+        return name
+    meant = re.sub(r"^gpu", "cuda", name.strip().lower())
+    known = (meant,) if _FORM.fullmatch(meant) else ("auto", "cpu", "cuda", "cuda:0", "mps")
+    hint = did_you_mean(meant, known)
+    raise ValueError(f"'{name}' is no device; expected auto, cpu, cuda, cuda:N or mps{hint}")
+
+
+def here() -> list[str]:
+    """The devices of this machine."""
+    names = ["cpu"]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return names
+
+
+def checked(name: str) -> torch.device:
+    """The device a name means; ``auto`` is a GPU where there is one.
+
+    Raises UsageError, with what there is, where there is no such device.
+    """
+    try:
+        well_formed(name)
+    except ValueError as error:
+        raise UsageError(f"device: {error}") from None
+    known = here()
+    if name == "auto":
+        name = next((gpu for gpu in ("cuda", "mps") if gpu in known), "cpu")
+    if name not in known:
+        raise UsageError(
+            f"device: there is no '{name}' here; choose auto or one of {', '.join(known)}"
+        )
+    return torch.device(name)
+
+
+def or_cpu(name: str, note: Callable[[str], None]) -> str:
+    """``name``, or the CPU with a note where a model that was trained on it is used without it."""
+    try:
+        checked(name)
+    except UsageError:
+        note(f"there is no device '{name}' here; the model is used on the CPU")
+        return "cpu"
+    return name
+
+
+def current(name: str) -> AbstractContextManager[object]:
+    """A block in which the GPU that a name numbers is the one torch takes for ``cuda``."""
+    numbered = name.startswith("cuda:")
+    return torch.cuda.device(torch.device(name)) if numbered else nullcontext()
