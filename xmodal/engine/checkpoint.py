@@ -85,11 +85,18 @@ def complete(folder: Path, prefix: str) -> list[Path]:
     return sorted((p for p in folder.glob(prefix + "*") if (p / SUMS).is_file()), reverse=True)
 
 
-def sweep(folder: Path, prefix: str, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and leftovers of interrupted writes."""
-    for old in complete(folder, prefix)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    for partial in folder.glob(_TEMPORARY + "*"):
+def sweep(newest: Path, prefix: str, keep: int) -> None:
+    """Delete all but the ``keep`` checkpoints up to ``newest``, and leftovers of broken writes.
+
+    Checkpoints with a higher number than ``newest`` are of a course that was left, when the run
+    went back to an earlier one: they are deleted, and none is kept in the place of a new one.
+    """
+    found = complete(newest.parent, prefix)
+    kept = [path for path in found if path.name <= newest.name][:keep]
+    for old in found:
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+    for partial in newest.parent.glob(_TEMPORARY + "*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,11 +14,24 @@ from ruamel.yaml import YAML
 from xmodal import __version__, runs
 from xmodal.engine import checkpoint
 from xmodal.engine.plan import Plan
+from xmodal.engine.tracking import KEPT
 from xmodal.errors import UsageError
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 from xmodal.recipe.model import COMPONENT_FIELDS
 from xmodal.recipe.use import Use
+
+_OF_A_PASS = (
+    "manifest.json",
+    "checkpoints",
+    KEPT,
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "predictions.safetensors",
+    "samples",
+    "final",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,20 @@ def choose(order: Order, digest: str) -> tuple[runs.Run, bool]:
     path = runs.new_path(order.root, order.name, digest)
     path.mkdir(parents=True, exist_ok=True)
     return runs.Run(path), False
+
+
+def clear(run: runs.Run) -> None:
+    """Remove what an earlier pass over a run that is repeated has left, its result included.
+
+    Nothing of it may be taken for the new one's: neither weights nor what trackers were told.
+    """
+    run.set_state("running")  # from here on the directory holds nothing that is done
+    for name in _OF_A_PASS:
+        path = run.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def versions(plan: Plan, registry: Registry) -> dict[str, str]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from xmodal import runs
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, directory, result
+from xmodal.engine import device as devices
 from xmodal.engine.build import Builder, accelerator
 from xmodal.engine.directory import Order
 from xmodal.engine.evaluate import evaluate
@@ -77,7 +79,20 @@ def execute(
     plan: Plan, order: Order, registry: Registry, store: Store, observer: Observer | None = None
 ) -> Outcome:
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
-    observer = observer or Silent()
+    # First of all: a device that is not here should not cost the time to load data.
+    alone = accelerator(plan.recipe.device, plan.recipe.precision)
+    with devices.current(plan.recipe.device):
+        return _execute(plan, order, registry, store, observer or Silent(), alone)
+
+
+def _execute(
+    plan: Plan,
+    order: Order,
+    registry: Registry,
+    store: Store,
+    observer: Observer,
+    alone: Accelerator,
+) -> Outcome:
     builder = Builder(plan, store, observer.note)
     data = builder.data()
     resolved = plan.recipe.model_dump(mode="json")
@@ -85,13 +100,14 @@ def execute(
         resolved, directory.versions(plan, registry), {"task": data.checksum}
     )
     # Of several processes one chooses and owns the directory; the others only read it.
-    alone = accelerator(plan.recipe.device, plan.recipe.precision)
     main = alone.is_main_process
     chosen = directory.choose(order, digest) if main else None
     run, done = broadcast_object_list([chosen])[0]
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
     with run.lock() if main else nullcontext(), watch_signals() as stop:
+        if main and order.force:
+            directory.clear(run)
         if main and not (run.path / "manifest.json").exists():
             directory.describe(run, plan, order, registry, resolved, digest, data)
         alone.wait_for_everyone()
@@ -106,8 +122,7 @@ def execute(
                     _report(run, observer.note)
         if main:
             # Only now: a run that is killed before it is done resumes from one of these.
-            checkpoint.sweep(run.checkpoints, checkpoint.STEP, plan.recipe.saving.finished)
-            checkpoint.sweep(run.checkpoints, checkpoint.BEST, 1)
+            execution.sweep(plan.recipe.saving.finished, 1)
     return Outcome(run, outcome, fresh=True)
 
 
@@ -214,6 +229,12 @@ class _Execution:
         minutes = self.saving.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
 
+    def _step_folder(self) -> Path:
+        snapshot = self.training.snapshot
+        # Epoch end and the last step before it share total_steps, so the name counts both.
+        order = snapshot.total_steps * 2 + (snapshot.step == 0)
+        return self.run.checkpoints / f"{checkpoint.STEP}{order:012d}"
+
     def _best_folder(self, steps: int) -> Path:
         return self.run.checkpoints / f"{checkpoint.BEST}{steps:010d}"
 
@@ -247,13 +268,15 @@ class _Execution:
         if not self.main:
             return
         snapshot = self.training.snapshot
-        # Epoch end and the last step before it share total_steps, so the name counts both.
-        order = snapshot.total_steps * 2 + (snapshot.step == 0)
-        folder = self.run.checkpoints / f"{checkpoint.STEP}{order:012d}"
-        checkpoint.save(folder, self.training.state())
-        checkpoint.sweep(self.run.checkpoints, checkpoint.STEP, self.saving.keep)
-        checkpoint.sweep(self.run.checkpoints, checkpoint.BEST, self.saving.keep)
+        checkpoint.save(self._step_folder(), self.training.state())
+        self.sweep(self.saving.keep, self.saving.keep)
         self.run.set_state("running", stage=snapshot.stage, epoch=snapshot.epoch)
+
+    def sweep(self, steps: int, bests: int) -> None:
+        """Keep so many checkpoints and bests, of those that lead to where the run is now."""
+        checkpoint.sweep(self._step_folder(), checkpoint.STEP, steps)
+        best = self._best_folder(self.training.snapshot.best_steps)
+        checkpoint.sweep(best, checkpoint.BEST, bests)
 
     def _test(self) -> dict[str, Any]:
         """Score the best epoch on the test split; the model ends holding the best weights."""
