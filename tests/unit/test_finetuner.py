@@ -24,7 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import xmodal
 from xmodal import FineTuner, api, fitting, plugins, runs
 from xmodal.data import given
-from xmodal.engine.execute import Silent
+from xmodal.engine.execute import Interrupted, Silent
 
 RNG = np.random.default_rng(0)
 TINY = {
@@ -157,6 +157,65 @@ def test_arrays_of_text_are_tables() -> None:
     expected = named.predict_proba(TABLE[["colour", "size"]])
     np.testing.assert_array_equal(plain.predict_proba(cells), expected)
     np.testing.assert_array_equal(plain.predict_proba(cells[:2].tolist()), expected[:2])
+
+
+CELLS = np.array([["02139", 1.5], ["K1A", 2.0], ["1.50", 0.5], ["1e3", 1.0]] * 10, dtype=object)
+
+
+def test_a_column_stays_what_it_was_at_the_fit() -> None:
+    """Text that looks like a number is text in every later call, and numbers are numbers."""
+    model = tiny().fit(CELLS, np.arange(40) % 4 > 1)
+    expected = model.trained_.prepare(model._samples(CELLS, reset=False))
+    assert not expected[:, 0].isnan().any()
+    for row in range(4):
+        single = model._samples(CELLS[row : row + 1], reset=False)
+        assert torch.equal(model.trained_.prepare(single), expected[row : row + 1])
+    strings = model._samples(CELLS.astype(str), reset=False)
+    assert torch.equal(model.trained_.prepare(strings), expected)
+    with pytest.raises(ValueError, match="column 'x1' must hold numbers; row 0 has 'K1A'"):
+        model.predict(CELLS[1:2, ::-1])
+
+
+def test_validation_data_are_read_as_the_training_data_were() -> None:
+    text = pd.Series(["1", "2", "A"] * 20, dtype=object)
+    frame = pd.DataFrame({"code": text, "size": ROWS[:, 0], "count": np.arange(60)})
+    other = pd.DataFrame({
+        "code": [1.0, 2.0, np.nan] * 2,
+        "size": pd.Series(["0.5", "1", None] * 2, dtype=object),
+        "count": [str(k) for k in range(6)],
+    })  # fmt: skip
+    model = tiny().fit(frame, LIKES, validation_data=(other, LIKES[:6]))
+    assert model.trained_.raw.levels == (("1", "2", "A"), (), ())
+    read = model._samples(other, reset=False)
+    assert read["code"].fillna("-").tolist() == ["1", "2", "-"] * 2
+    with pytest.raises(ValueError, match="'count' must hold numbers; row 0 has 'many'"):
+        model.fit(frame, LIKES, validation_data=(other.assign(count="many"), LIKES[:6]))
+
+
+def test_validation_labels_may_be_a_column() -> None:
+    y = ROWS[:, 0] * 9
+    plain = tiny().fit(ROWS, y, validation_data=(ROWS[:6], y[:6]))
+    column = tiny().fit(ROWS, y, validation_data=(ROWS[:6], y[:6, None]))
+    assert plain.history_[-1]["validation"] == column.history_[-1]["validation"]
+    with pytest.raises(ValueError, match=r"y has shape \(6, 2\), y \(60,\)"):
+        tiny().fit(ROWS, y, validation_data=(ROWS[:6], np.zeros((6, 2))))
+
+
+def test_classes_of_whole_floats_are_named_as_in_files() -> None:
+    y = np.array([1.0, 2.0, 3.0])[np.arange(60) % 3]
+    model = tiny(kind="classification").fit(ROWS, y)
+    assert model.trained_.classes == ("1", "2", "3")
+    assert list(model.classes_) == [1.0, 2.0, 3.0]
+    assert model.trained_.score(ROWS, y) == pytest.approx(1 - model.score(ROWS, y), abs=1e-12)
+
+
+def test_weights_of_fields_count_every_place() -> None:
+    y = SIGNALS[:, 0] * 3
+    model = tiny().fit(SIGNALS, y)
+    once = np.arange(40) < 10
+    assert model.score(SIGNALS, y, sample_weight=once) == pytest.approx(
+        model.score(SIGNALS[:10], y[:10]), abs=1e-6
+    )
 
 
 def test_channels_and_forms() -> None:
@@ -309,8 +368,8 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @contextmanager
-def stopping_at(step: int) -> Iterator[Any]:
-    """An observer that interrupts the run at a step, as Ctrl-C does."""
+def stopping_at(step: int, number: signal.Signals = signal.SIGINT) -> Iterator[Any]:
+    """An observer that interrupts the run at a step, as Ctrl-C does, or another signal."""
 
     class Stopping(Silent):
         left = step
@@ -318,7 +377,7 @@ def stopping_at(step: int) -> Iterator[Any]:
         def record(self, record: Any) -> None:
             self.left -= 1
             if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
     yield Stopping()
 
@@ -341,6 +400,17 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tiny(directory=tmp_path).fit(ROWS, NAMES).run_path_ == run
     assert tiny(directory=tmp_path, seed=1).fit(ROWS, NAMES).run_path_ != run
     assert len(list((tmp_path / "data").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("kept", "message"), [(True, "xmodal resume"), (False, "nothing is kept")])
+def test_an_ended_fit_says_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool, message: str
+) -> None:
+    monkeypatch.setattr(fitting, "watching", lambda verbose: stopping_at(2, signal.SIGTERM))
+    with pytest.raises(Interrupted, match=message) as ended:
+        tiny(directory=tmp_path if kept else None).fit(ROWS, NAMES)
+    assert ended.value.exit_code == 128 + signal.SIGTERM
+    assert ("xmodal resume" in str(ended.value)) is kept
 
 
 # --- the same numbers as the command line ---

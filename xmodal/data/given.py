@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,22 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xmodal.data.kinds import Kind, infer_kind
+from xmodal.data.names import positions
+from xmodal.data.raw import numbers
+from xmodal.errors import DataError
 
 Array = NDArray[Any]
 Form = Literal["row", "sequence", "grid"]
+Columns = Mapping[str, tuple[str, ...]]
 TRAIN, VALIDATION = "train", "validation"
 
 
-def as_frame(x: Any, names: Sequence[str] | None = None) -> Any | None:
+def as_frame(x: Any, known: Columns | None = None) -> Any | None:
     """A pandas frame of a table with text or categories; None where ``x`` is numbers alone.
 
     Text stays text where it comes in a frame; in arrays of text and numbers, columns that are all
-    numbers become numbers. With ``names``, those of an array's columns, numbers alone are a frame
-    too. Raises ValueError for columns of dates and for names given twice.
+    numbers become numbers. ``known`` are the ``columns_of`` an earlier frame: then ``x`` is read
+    as that was, column by column, and is a frame too where it is numbers alone. Raises ValueError
+    for columns of dates, for names given twice, and for text in a known column of numbers.
     """
     import pandas as pd
 
-    always = names is not None
+    always = known is not None
 
     if hasattr(x, "to_pandas"):
         x = x.to_pandas()
@@ -49,16 +54,47 @@ def as_frame(x: Any, names: Sequence[str] | None = None) -> Any | None:
             twice = frame.columns[frame.columns.duplicated()][0]
             raise ValueError(f"X has two columns named '{twice}'")
         _refuse_dates(frame)
-        return frame.apply(_plain)
+        return frame.apply(_plain) if known is None else _like(frame, known)
     if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
         x = np.asarray(x, dtype=object)
     if always and not hasattr(x, "dtype"):
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) or x.ndim != 2 or not (always or _has_text(x)):
         return None
-    if names is None or len(names) != x.shape[1]:
-        names = [f"x{column}" for column in range(x.shape[1])]
-    return pd.DataFrame({name: _number_if_all(pd.Series(x[:, i])) for i, name in enumerate(names)})
+    if known is not None and len(known) == x.shape[1]:
+        return _like(pd.DataFrame({name: x[:, i] for i, name in enumerate(known)}), known)
+    return pd.DataFrame({f"x{i}": _number_if_all(pd.Series(x[:, i])) for i in range(x.shape[1])})
+
+
+def columns_of(frame: Any) -> dict[str, tuple[str, ...]]:
+    """The columns that ``as_frame`` made, each with its texts; none for numbers."""
+    return {
+        name: tuple(series.dropna().unique()) if _is_text(series) else ()
+        for name, series in frame.items()
+    }
+
+
+def _like(frame: Any, known: Columns) -> Any:
+    """A frame as one was read before: text in the words of then, and numbers."""
+    import pandas as pd
+
+    columns = {}
+    for name, series in frame.items():
+        if known.get(name):
+            words = np.array([*known[name], None], dtype=object)
+            place = np.nan_to_num(positions(series, known[name]), nan=-1).astype(int)
+            new = series.astype(object).map(str).where(series.notna(), None)
+            columns[name] = pd.Series(words[place], dtype=object).where(place >= 0, new)
+        else:
+            columns[name] = _numbers(series) if name in known else _plain(series)
+    return pd.DataFrame(columns)
+
+
+def _numbers(series: Any) -> Array:
+    try:
+        return numbers(series)
+    except DataError as error:
+        raise ValueError(str(error)) from error
 
 
 def _cells(row: Any) -> Any:
@@ -208,9 +244,10 @@ def plain_labels(y: Array) -> Array:
 def same_labels(y: Array, labels: Labels) -> Array:
     """Further labels, coded as ``labels`` are. Raises ValueError for a class that is new."""
     if labels.classes is None:
-        if y.shape[1:] != labels.values.shape[1:]:
+        shape = labels.values.shape[1:]
+        if [size for size in y.shape[1:] if size > 1] != [size for size in shape if size > 1]:
             raise ValueError(f"validation_data: y has shape {y.shape}, y {labels.values.shape}")
-        return y.astype(labels.values.dtype)
+        return y.reshape(len(y), *shape).astype(labels.values.dtype)
     code = {value: index for index, value in enumerate(labels.classes.tolist())}
     values = y.ravel().tolist()
     new = [value for value in values if value not in code]
