@@ -482,6 +482,12 @@ class Launcher(Component):
         May list jobs that an earlier process left behind; names are unique.
         """
 
+    def withdraw(self, names: Sequence[str]) -> None:
+        """Take back jobs that have not begun; those that run go on. By default all go on.
+
+        ``unfinished`` need not show it at once, and this may be called again meanwhile.
+        """
+
     @abstractmethod
     def stop(self) -> None:
         """End all jobs as softly as possible (they save and can be resumed), and wait for them."""
@@ -611,7 +617,8 @@ class TaskData:
 
     ``decode`` turns a predictor's output into the unit of ``y`` (for example, it undoes a
     normalisation); losses and metrics see the decoded prediction. ``checksum`` identifies the data.
-    ``unlabelled`` holds samples to train on whose labels must not be looked at.
+    ``unlabelled`` holds samples to train on whose labels must not be looked at. Where nothing is
+    held out to test on, ``test`` is the same object as ``validation``, and results say so.
     ``images`` names channels worth drawing in a report: ``{"title": channel of x}``. ``raw`` says
     how samples were prepared, so that a trained model can prepare others; None where ``x`` is as
     it was in the files.

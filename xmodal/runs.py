@@ -6,6 +6,7 @@ checkpoints/ result.json predictions.safetensors report.html
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ JOB = "XMODAL_JOB"
 """Environment variable with a name that stays when a cluster starts the same job again."""
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
 """A live process touches this file so often; on another machine it is dead after such a silence."""
+STALE_READS = 3
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
 # Settings that change where, how fast or how safely a run goes, but not its result.
@@ -53,7 +55,7 @@ class Run:
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, or an empty mapping if it does not exist yet."""
         try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads(_text(self.path / name))
         except FileNotFoundError:
             return {}
         except ValueError as error:
@@ -150,13 +152,10 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of ``metrics.jsonl``; a line cut off by a crash is left out."""
         lines = []
-        file = self.path / "metrics.jsonl"
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
+        with suppress(FileNotFoundError):
+            for line in _text(self.path / "metrics.jsonl").splitlines():
+                with suppress(ValueError):
                     lines.append(json.loads(line))
-                except ValueError:
-                    continue
         return lines
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -171,11 +170,29 @@ class Run:
         write_atomically(self.path / "metrics.jsonl", text)
 
 
+def _text(file: Path) -> str:
+    """The text of a file that another machine may be replacing.
+
+    On a network file system what was replaced since it was opened is stale; it is opened again.
+    """
+    for _ in range(STALE_READS):
+        try:
+            return file.read_text(encoding="utf-8")
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return file.read_text(encoding="utf-8")
+
+
 def content_hash(
     resolved: Mapping[str, Any], components: Mapping[str, str], checksums: Mapping[str, str]
 ) -> str:
-    """What a run computes, as one hash: recipe, component versions, data. Not time, not paths."""
-    recipe = {k: _without_paths(v) for k, v in resolved.items() if k not in _OUTSIDE_HASH}
+    """What a run computes, as one hash: recipe, component versions, data. Not time.
+
+    Where the task's data lie does not count, because ``checksums`` says what they are.
+    """
+    recipe = {k: v for k, v in resolved.items() if k not in _OUTSIDE_HASH}
+    recipe["task"] = _without_paths(recipe.get("task"))
     content = {"recipe": recipe, "components": dict(components), "data": dict(checksums)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from xmodal.data.raw import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Loss, Metric, Task, TaskData, TaskFacts
+from xmodal.interfaces import Context, Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.recipe.use import Use
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import Labels, read_labels
@@ -52,7 +54,7 @@ class Plan:
     table: Encoded | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Share:
     """Rows of a part that train, validate or test."""
 
@@ -174,17 +176,14 @@ class Arrays(Task):
         train = split_of["train"]
         scale = self._input_scale(plan, train)
         decode = _label_scale(plan, train)
-        sets = {
-            role: Samples(
-                plan.parts[share.part].x,
-                plan.labels.rows[share.part],
-                share.rows,
-                plan.layout,
-                plan.labels.layout,
-                scale,
-            ).fitted()
-            for role, share in split_of.items()
-        }
+
+        @cache  # a share that serves twice is one object, which tells the engine so
+        def samples(share: Share) -> Dataset[Pair]:
+            rows = plan.labels.rows[share.part]
+            layouts = plan.layout, plan.labels.layout
+            return Samples(plan.parts[share.part].x, rows, share.rows, *layouts, scale).fitted()
+
+        sets = {role: samples(share) for role, share in split_of.items()}
         sizes = ", ".join(f"{len(split_of[role].rows):,}" for role in _ROLES)
         notes = (*plan.notes, f"arrays: {sizes} samples to train, validate and test")
         if split_of["test"] is split_of["validation"]:

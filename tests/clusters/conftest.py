@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from xmodal.compare.cells import Request, grid
+from xmodal.compare.cells import Contender, Request, grid
 from xmodal.compare.queue import Queue
 from xmodal.data.store import Store
 from xmodal.interfaces import Launcher
@@ -21,11 +21,10 @@ from xmodal.plugins import registry
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 REQUEST = Request(
-    ("nft", "pare"),
+    tuple(Contender(name, overrides=("training.epochs=150",)) for name in ("nft", "pare")),
     ("openml/wdbc",),
     seeds=1,
     scale="smoke",
-    overrides=("training.epochs=150",),
 )
 PATIENCE = 240.0
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from xmodal import api
 from xmodal.errors import DataError
 from xmodal_arrays import samples
 from xmodal_arrays.layout import layout
@@ -467,3 +468,25 @@ def test_real_series(tmp_path: Path) -> None:
     x, y = tensors(data.train)
     assert x.shape == (found.samples["train"], 1, 46)
     assert int(y.max()) == 23
+
+
+def test_what_is_not_held_out_is_the_same_object(tmp_path: Path) -> None:
+    """So the engine can say on what a result was selected."""
+    path = npz(tmp_path, x=X, y=Y)
+    data = make(path=path, split=(0.8, 0.2, 0)).load(0)
+    assert data.test is data.validation is not data.train
+    data = make(path=path, split=(1, 0, 0)).load(0)
+    assert data.test is data.validation is data.train
+    assert make(path=path).load(0).test is not data.validation
+
+
+@pytest.mark.parametrize(
+    ("split", "selected"), [("[0.8, 0.2, 0]", "test"), ("[0.7, 0.1, 0.2]", "validation")]
+)
+def test_a_result_says_that_nothing_was_held_out(tmp_path: Path, split: str, selected: str) -> None:
+    path = npz(tmp_path, x=X, y=Y)
+    recipe = tmp_path / "mine.yaml"
+    task = f"{{path: {path}, split: {split}}}"
+    recipe.write_text(f"extends: [methods/nft, arrays/sequence]\ntask: {task}\n")
+    made = api.run(str(recipe), scale="smoke", directory=tmp_path / "run", report=False)
+    assert made.result["selected_on"] == selected

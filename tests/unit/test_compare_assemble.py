@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from xmodal.cli.verdicts import show
 from xmodal.compare.assemble import assemble
 from xmodal.compare.cells import Cell, Request
 from xmodal.compare.queue import DONE, FAILED, QUEUED, State
@@ -139,6 +140,28 @@ def test_a_failed_cell_is_no_missing_cell(tmp_path: Path) -> None:
     assert read["test"].isna().sum() == 2
 
 
+def test_a_run_without_a_score_failed_unless_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    """One method that diverges does not take a task from all; a split of one class does."""
+    cells = [cell(tmp_path, m, t, s) for m in ("x", "y") for t in TASKS for s in range(3)]
+    for one in cells:
+        diverged = (one.method, one.task, one.seed) == ("x", "b", 1)
+        finish(one, math.nan if diverged or one.task == "a_1" else 0.1)
+    table = assemble(asked(), cells, [State(DONE)] * len(cells))
+    assert table.scores is not None
+    assert table.scores.tasks == TASKS[1:]
+    assert table.left_out == {"a_1": "no run has a finite score on its test split"}
+    assert table.comparison is not None
+    assert "runs failed on b" in str(table.comparison.pairs[0].verdict)
+    counted = table.summary("x", "b")
+    assert (counted.mean, counted.n, counted.failed) == (pytest.approx(0.1), 2, 1)
+    assert table.best("b") == frozenset()  # y alone has all seeds
+    json.dumps(table.as_dict(), allow_nan=False)
+    rows = {line.split(" ")[0]: line for line in latex(table).splitlines() if " & " in line}
+    assert "$n = 2$, 1 failed" in rows["x"]
+    assert "3 failed" in rows["y"]
+    show(table, [])
+
+
 def test_a_task_without_ratios_is_left_out_and_named(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "x", task, 0) for task in TASKS]
     for one in cells:
@@ -205,7 +228,7 @@ def test_files_for_a_spreadsheet_and_a_paper(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("x\\_1")]
     assert lines[0].count("\\mathbf") == 6
     assert "a\\_1 (error-rate)" in text
-    assert "clean protocol, epoch selected on validation; scale cpu." in text
+    assert "over 3 seeds; clean protocol, epoch selected on validation; scale cpu." in text
     ours = next(line for line in text.splitlines() if line.startswith("y "))
     mean, spread = ours.split("&")[1].strip(" $").split(" \\pm ")
     found = cells[(cells.method == "y") & (cells.task == "a_1")]["test"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from xmodal.compare.cells import Cell, Request, grid
+from xmodal.compare.cells import Cell, Contender, Request, grid
 from xmodal.compare.collect import by_hand
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.plugins import registry
 
+TASKS = ("openml/car", "openml/wdbc")
 REQUEST = Request(("nft", "pare"), ("openml/car",), seeds=2, scale="smoke")
 
 
@@ -73,7 +75,8 @@ def test_a_cell_that_cannot_run_says_why(tmp_path: Path) -> None:
     assert "PSICOV: no data" in psicov.skipped
     assert psicov.directory is None
     request = replace(REQUEST, methods=("pare",), seeds=1, settings=("mixer.match=same-position",))
-    (wrong,) = cells(replace(request, overrides=("backbone=vit-s14",)), tmp_path)
+    on_images = Contender("pare", overrides=("backbone=vit-s14",))
+    (wrong,) = cells(replace(request, methods=(on_images,)), tmp_path)
     assert wrong.skipped.startswith("mixer: match 'same-position' needs")
 
 
@@ -100,3 +103,49 @@ def test_the_command_of_a_cell_gives_the_same_recipe(tmp_path: Path) -> None:
     assert by_hand(cell) == (
         "xmodal run methods/pare tasks/openml/car --scale smoke 'selector={use: gate}' seed=0"
     )
+
+
+def test_two_that_no_table_could_tell_apart_are_refused(tmp_path: Path) -> None:
+    changed = Contender("pare", overrides=("selector=random",))
+    with pytest.raises(UsageError, match="2 methods are called 'pare'"):
+        grid(Request(("pare", changed, "nft"), TASKS), registry(), Store(), tmp_path)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.yaml").write_text("extends: tasks/openml/car\n")
+    files = tuple(str(tmp_path / folder / "mine.yaml") for folder in ("one", "two"))
+    with pytest.raises(UsageError, match="2 tasks are called 'mine'"):
+        grid(Request(("nft",), files), registry(), Store(), tmp_path)
+
+
+def test_what_is_named_twice_is_one(tmp_path: Path) -> None:
+    request = Request(("nft", "methods/nft", "nft"), (*TASKS, *TASKS), seeds=1)
+    assert len(grid(request, registry(), Store(), tmp_path)) == len(TASKS)
+
+
+def test_directories_follow_the_content_of_the_data(tmp_path: Path) -> None:
+    def directory(name: str) -> Path:
+        request = Request(("nft",), (str(tmp_path / name),), seeds=1)
+        (cell,) = grid(request, registry(), Store(), tmp_path / "cells")
+        assert cell.directory is not None, cell.skipped
+        return cell.directory
+
+    def task(name: str, data: Path) -> None:
+        (tmp_path / name).write_text(f"extends: arrays/row\ntask: {{path: {data}}}\n")
+
+    def write(data: Path, seed: int) -> None:
+        data.parent.mkdir(exist_ok=True)
+        random = np.random.default_rng(seed)
+        np.savez(data, x=random.normal(size=(60, 4)), y=np.arange(60) % 2)
+
+    write(tmp_path / "v1.npz", 1)
+    write(tmp_path / "v2.npz", 2)
+    write(tmp_path / "moved" / "v1.npz", 1)
+    found = []
+    for data in ("v1.npz", "v2.npz", "moved/v1.npz"):
+        task("data.yaml", tmp_path / data)
+        found.append(directory("data.yaml"))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+    write(tmp_path / "v1.npz", 3)
+    task("data.yaml", tmp_path / "v1.npz")
+    assert directory("data.yaml") not in found

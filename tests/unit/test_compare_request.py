@@ -54,6 +54,13 @@ def test_options_win_over_the_suite(suite: Path) -> None:
     assert (request.tasks, request.seeds, request.scale) == (("darcy",), 5, "cpu")
 
 
+@pytest.mark.parametrize("numbers", [{"seeds": 0}, {"fraction": 0.0}, {"fraction": 1.5}])
+def test_numbers_that_mean_nothing(numbers: dict[str, float]) -> None:
+    wanted = Wanted(("nft",), ("openml/car",), **numbers)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=next(iter(numbers))):
+        requested(wanted, registry())
+
+
 def test_the_command_repeats_the_request() -> None:
     wanted = Wanted(
         methods=("pare", "nft"), tasks=("openml/car", "darcy"), seeds=4, fraction=0.5,

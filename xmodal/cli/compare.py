@@ -63,7 +63,7 @@ def compare(
     ] = True,
     scale: Annotated[str | None, typer.Option(help="Put a scale layer last.")] = None,
     fraction: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of the training samples.")
+        float | None, typer.Option(help="Share of the training samples, above 0 and up to 1.")
     ] = None,
     launcher: Annotated[
         str, typer.Option(help="Where the cells run: a name, a block {use: ...}, or its file.")

@@ -59,7 +59,7 @@ def _problems(table: Table) -> None:
 
 def _means(table: Table) -> None:
     """Mean and deviation of every method on every task, with what it cost."""
-    from statistics import mean, stdev
+    from statistics import mean
 
     for task in table.tasks:
         mine = [row for row in table.rows if row.task == task]
@@ -70,13 +70,15 @@ def _means(table: Table) -> None:
             rows = [row for row in mine if row.method == method]
             if not rows:
                 continue
-            spread = f"± {stdev(row.test for row in rows):.2g}" if len(rows) > 1 else ""
+            counted = table.summary(method, task)
+            spread = "" if counted.sd is None else f"± {counted.sd:.2g}"
+            value = "failed" if counted.mean is None else output.number(counted.mean)
             role = table.roles[method]
             lines.append(
                 (
                     method if role == "method" else f"{method} ({role})",
-                    f"{output.number(mean(row.test for row in rows))} {spread}".rstrip(),
-                    len(rows),
+                    f"{value} {spread}".rstrip(),
+                    f"{counted.n}{f', {counted.failed} failed' if counted.failed else ''}",
                     f"{mean(row.encoded_samples for row in rows):,.0f}",
                     output.seconds(mean(row.seconds for row in rows)),
                 )

@@ -6,6 +6,7 @@ doubts that they raise or lay to rest; a question about them would make every ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -80,16 +81,23 @@ def _weigh(
 def _scores(
     cells: Sequence[Cell], states: Sequence[State], found: Sequence[Row]
 ) -> tuple[Scores | None, dict[str, str]]:
-    """The errors of all tasks that have ratios, and why the others have none."""
+    """The errors of all tasks that have ratios, and why the others have none.
+
+    A run without a finite score failed; where no method has one, the split has nothing to measure.
+    """
     errors: dict[tuple[str, str], dict[int, float]] = {}
+    measured = {(row.task, row.seed) for row in found if math.isfinite(row.test)}
     for row in found:
-        errors.setdefault((row.method, row.task), {})[row.seed] = row.test
+        if (row.task, row.seed) in measured:
+            test = row.test if math.isfinite(row.test) else math.inf
+            errors.setdefault((row.method, row.task), {})[row.seed] = test
     for cell, state in zip(cells, states, strict=True):
         if state.word == FAILED:
-            errors.setdefault((cell.method, cell.task), {})[cell.seed] = float("inf")
+            errors.setdefault((cell.method, cell.task), {})[cell.seed] = math.inf
     steps = {row.task: row.smallest for row in found if row.smallest}
     better = {row.task: row.better for row in found}
-    left_out = {}
+    unmeasured = {row.task for row in found} - {task for task, _ in measured}
+    left_out = dict.fromkeys(sorted(unmeasured), "no run has a finite score on its test split")
     for task in dict.fromkeys(task for _, task in errors):
         mine = {key: value for key, value in errors.items() if key[1] == task}
         try:
@@ -118,7 +126,6 @@ def _conditions(found: Iterable[Row]) -> list[Conditions]:
             metric=row.metric,
             selected_on_test=row.selected_on == "test",
             encoded_samples=row.encoded_samples,
-            seconds=row.seconds,
         )
         for row in found
     ]

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from xmodal import runs
+from xmodal.data import files
 from xmodal.data.store import Store
 from xmodal.engine.directory import versions
 from xmodal.engine.plan import compose_plan, missing_files
@@ -47,7 +50,7 @@ class Request:
     seeds: int = 3
     scale: str | None = None
     fraction: float | None = None
-    overrides: tuple[str, ...] = ()
+    plugin_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Cell:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     skipped: str = ""
+    plugin_files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,18 +97,34 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     """
     known = {recipe.name for recipe in library.all_recipes(registry)}
     tasks = [_named(name, "tasks", known, registry) for name in request.tasks]
-    variants = []
+    tasks = list(dict.fromkeys(tasks))
+    variants: list[tuple[Contender, _Named, tuple[str, ...]]] = []
     for method in request.methods:
         contender = method if isinstance(method, Contender) else Contender(method)
         named = _named(contender.reference, "methods", known, registry)
         named = replace(named, label=contender.label or named.label)
         settings = _settings(request.settings) if contender.varied else [()]
-        variants += [(contender, named, setting) for setting in settings]
+        found = replace(contender, reference=named.reference, label=named.label)
+        variants += [(found, named, setting) for setting in settings]
+    variants = list(dict.fromkeys(variants))
+    _told_apart("tasks", (task.label for task in tasks))
+    _told_apart("methods", (_label(named, setting) for _, named, setting in variants))
+    contents = cache(files.contents)  # data of a task are read once, not once a cell
     cells = []
     for seed, task, variant in itertools.product(range(request.seeds), tasks, variants):
         cell = _wanted(request, *variant, task, seed, known)
-        cells.append(_planned(cell, registry, store, root))
+        cells.append(_planned(cell, registry, store, root, contents))
     return cells
+
+
+def _told_apart(what: str, labels: Iterable[str]) -> None:
+    """Raise UsageError where two would be one in every table and verdict."""
+    for label, number in Counter(labels).items():
+        if number > 1:
+            raise UsageError(
+                f"{number} {what} are called '{label}', and no table could tell them apart\n"
+                "ways out: rename a file, or give a method a label of its own in a suite"
+            )
 
 
 def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Named:
@@ -157,8 +177,8 @@ def _wanted(
     known: set[str],
 ) -> Cell:
     """A cell before it is known whether it can run."""
-    label = f"{method.label} [{', '.join(setting)}]" if setting else method.label
-    overrides = [*request.overrides, *contender.overrides, *setting]
+    label = _label(method, setting)
+    overrides = [*contender.overrides, *setting]
     if request.fraction is not None:
         overrides.append(f"fraction={request.fraction}")
     overrides.append(f"seed={seed}")
@@ -167,10 +187,25 @@ def _wanted(
     written = f"{Path(method.reference).stem}_{task.label}"
     if written in known and not any(map(library.looks_like_path, references)):
         references = (written,)
-    return Cell(label, task.label, seed, references, tuple(overrides), request.scale, setting)
+    return Cell(
+        label,
+        task.label,
+        seed,
+        references,
+        tuple(overrides),
+        request.scale,
+        setting,
+        plugin_files=request.plugin_files,
+    )
 
 
-def _planned(cell: Cell, registry: Registry, store: Store, root: Path) -> Cell:
+def _label(method: _Named, setting: tuple[str, ...]) -> str:
+    return f"{method.label} [{', '.join(setting)}]" if setting else method.label
+
+
+def _planned(
+    cell: Cell, registry: Registry, store: Store, root: Path, contents: Callable[[Path], str]
+) -> Cell:
     """The cell with its resolved recipe and directory, or with the reason why it cannot run."""
     try:
         made = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
@@ -183,10 +218,20 @@ def _planned(cell: Cell, registry: Registry, store: Store, root: Path) -> Cell:
     if absent:
         return replace(cell, skipped="\n".join(absent))
     resolved = made.recipe.model_dump(mode="json")
-    digest = runs.content_hash(resolved, versions(made, registry), {})
+    data = {key: contents(path) for key, path in _paths(made.recipe.task.config.model_dump())}
+    digest = runs.content_hash(resolved, versions(made, registry), data)
     method = cell.method.split(" [")[0]
     folder = root / _file_name(cell.task) / _file_name(method) / f"seed{cell.seed}-{digest[:10]}"
     return replace(cell, resolved=resolved, directory=folder)
+
+
+def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The user's own files and folders that settings of a task name."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", path) for inner, path in _paths(value))
+        elif isinstance(value, Path) or (key == "path" and value):
+            yield key, Path(value).expanduser()
 
 
 def _file_name(label: str) -> str:

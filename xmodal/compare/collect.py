@@ -83,4 +83,5 @@ def _learning_rate(resolved: Mapping[str, Any]) -> float | None:
 def by_hand(cell: Cell) -> str:
     """What to type to get this cell alone."""
     scale = ["--scale", cell.scale] if cell.scale else []
-    return shlex.join(["xmodal", "run", *cell.references, *scale, *cell.overrides])
+    files = [word for file in cell.plugin_files for word in ("--plugin", file)]
+    return shlex.join(["xmodal", "run", *cell.references, *scale, *files, *cell.overrides])

@@ -68,10 +68,12 @@ def way_out(tasks: int, seeds: int, numbers: Numbers, rule: Rule) -> str:
             f"tasks: it takes {least} tasks, or fewer pairs"
         )
     planned = numbers.needed
-    if planned.seeds is not None and planned.seeds > seeds:
-        return f"about {planned.seeds} seeds a task would settle it, if the effect is as large"
     more = max(planned.tasks, tasks + 1)
-    return f"more seeds alone would not settle it; about {more} tasks might"
+    if planned.seeds is None:
+        return f"more seeds alone would not settle it; about {more} tasks might"
+    if planned.seeds > seeds:
+        return f"about {planned.seeds} seeds a task would settle it, if the effect is as large"
+    return "its size is known well enough; more seeds or more tasks may bring what is missing"
 
 
 def percent(log_ratio: float) -> str:

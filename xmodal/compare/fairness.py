@@ -49,7 +49,6 @@ class Conditions:
     metric: str = ""
     selected_on_test: bool = False
     encoded_samples: float | None = None
-    seconds: float | None = None
     learning_rate: float | None = None
     searched: tuple[float, ...] = ()
 

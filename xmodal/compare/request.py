@@ -41,6 +41,8 @@ class Wanted:
     fraction: float | None = None
     trivial: bool = True
     against: str | None = None
+    root: str = ""
+    plugin_files: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -52,11 +54,25 @@ class Wanted:
             words += ["--task", *self.tasks]
         if self.settings:
             words += ["--set", *self.settings]
-        options = {"--seeds": self.seeds, "--scale": self.scale, "--fraction": self.fraction}
-        for option, value in {**options, "--against": self.against}.items():
-            if value is not None:
-                words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        options = {
+            "--seeds": self.seeds,
+            "--scale": self.scale,
+            "--fraction": self.fraction,
+            "--against": self.against,
+            "--root": self.root or None,
+        }
+        for option, value in options.items():
+            words += [] if value is None else [option, str(value)]
+        for file in self.plugin_files:
+            words += ["--plugin", file]
         return shlex.join(words if self.trivial else [*words, "--no-trivial"])
+
+    def check(self) -> None:
+        """Raise UsageError for numbers that mean nothing."""
+        if self.seeds is not None and self.seeds < 1:
+            raise UsageError(f"seeds: {self.seeds}, and one is the least")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UsageError(f"fraction: {self.fraction:g}; it lies above 0 and up to 1")
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,7 @@ def requested(wanted: Wanted, registry: Registry) -> Requested:
 
     Raises UsageError if nothing says which methods or tasks, RecipeError for a wrong suite.
     """
+    wanted.check()
     named = None if wanted.suite is None else suites.find(wanted.suite, registry)
     suite = None if named is None else named.suite
     methods: tuple[str | Contender, ...] = wanted.methods or (suite.contenders() if suite else ())
@@ -102,6 +119,7 @@ def requested(wanted: Wanted, registry: Registry) -> Requested:
         seeds=seeds,
         scale=wanted.scale or (suite.scale if suite else None),
         fraction=wanted.fraction or (suite.fraction if suite else None),
+        plugin_files=wanted.plugin_files,
     )
     name = _name(request, None if named is None else named.name)
     extra = trivial_method(registry) if wanted.trivial else None

@@ -109,12 +109,6 @@ class Numbers:
     posterior: Posterior
     needed: Needed
 
-    @property
-    def ratio(self) -> Interval:
-        """Geometric mean of e_A / e_B with its interval: 0.9 is 10 % less error."""
-        e = self.effect
-        return Interval(math.exp(e.value), math.exp(e.low), math.exp(e.high))
-
 
 @dataclass(frozen=True)
 class PairResult:

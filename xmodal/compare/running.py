@@ -53,6 +53,8 @@ def compare(
         fraction=fraction,
         trivial=trivial,
         against=against,
+        root="" if Path(root) == CELLS else str(root),
+        plugin_files=tuple(plugin_files),
     )
     asked = requested(wanted, registry)
     cells = grid(asked.request, registry, Store(), Path(root))

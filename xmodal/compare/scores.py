@@ -7,8 +7,8 @@ so seed s of one method is paired with seed s of every other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,11 @@ class Scores:
                 at = methods.index(method), tasks.index(task), seeds.index(seed)
                 errors_MTS[at] = error
         return cls(methods, tasks, seeds, *_raise_to_floor(errors_MTS, tasks, steps or {}))
+
+    def only(self, methods: Sequence[str]) -> Scores:
+        """The scores of some of the methods, on all tasks."""
+        errors_MTS = self.errors_MTS[[self.methods.index(method) for method in methods]]
+        return replace(self, methods=tuple(methods), errors_MTS=errors_MTS)
 
     def of_method(self, method: str) -> Floats:
         """Errors [T, S] of one method."""

@@ -180,11 +180,6 @@ def signed_rank(d_T: Floats) -> float:
     return min(1.0, float(share_K[np.abs(np.arange(len(share_K)) - middle) >= distance].sum()))
 
 
-def smallest_p(tasks: int) -> float:
-    """The smallest p that the signed-rank test can give: all tasks agree."""
-    return 2.0 ** (1 - tasks)
-
-
 def holm(p_N: Sequence[float]) -> list[float]:
     """p adjusted for N tests together (Holm 1979)."""
     order = sorted(range(len(p_N)), key=lambda i: p_N[i])

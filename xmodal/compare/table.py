@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from xmodal.compare.cells import Cell
 from xmodal.compare.collect import Row
-from xmodal.compare.queue import State
+from xmodal.compare.queue import FAILED, State
 from xmodal.compare.scores import Scores
+from xmodal.compare.statistics import CellSummary, summary
 from xmodal.compare.suites import Published
 from xmodal.compare.verdicts import Comparison
 
@@ -47,14 +47,23 @@ class Table:
     published: Mapping[str, Published] = field(default_factory=dict)
     name: str = ""
 
+    def summary(self, method: str, task: str) -> CellSummary:
+        """The scores of the runs that are done; one that is not finite, or no run, has failed."""
+        key = method, task
+        scores = [row.test for row in self.rows if (row.method, row.task) == key]
+        failed = [
+            math.inf
+            for cell, state in zip(self.cells, self.states, strict=True)
+            if (cell.method, cell.task) == key and state.word == FAILED
+        ]
+        errors_S = np.array([*scores, *failed], dtype=float)
+        return summary(np.where(np.isfinite(errors_S), errors_S, math.inf))
+
     def best(self, task: str) -> frozenset[str]:
         """Methods with the best mean among those with the most seeds; none if nothing competes."""
-        found: dict[str, list[float]] = {}
-        for row in self.rows:
-            if row.task == task and not math.isnan(row.test):
-                found.setdefault(row.method, []).append(row.test)
-        most = max(map(len, found.values()), default=0)
-        means = {method: fmean(v) for method, v in found.items() if len(v) == most}
+        found = {method: self.summary(method, task) for method in self.methods}
+        most = max((one.n for one in found.values()), default=0)
+        means = {m: one.mean for m, one in found.items() if one.mean is not None and one.n == most}
         if len(means) < 2:
             return frozenset()
         higher = any(row.better == "higher" for row in self.rows if row.task == task)
@@ -70,7 +79,7 @@ class Table:
             "tasks": list(self.tasks),
             "roles": dict(self.roles),
             "cells": [_cell(*pair) for pair in zip(self.cells, self.states, strict=True)],
-            "rows": [row.as_dict() for row in self.rows],
+            "rows": [plain(row.as_dict()) for row in self.rows],
             "left_out": dict(self.left_out),
             "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
             "published": {task: one.model_dump() for task, one in self.published.items()},

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from xmodal.compare.results import PairResult
+from xmodal.compare.statistics import CellSummary
 from xmodal.compare.table import Table
 from xmodal.engine.checkpoint import write_atomically
 
@@ -70,8 +71,11 @@ def latex(table: Table) -> str:
     if not tasks:
         return "% nothing is done yet\n"
     order = sorted(table.methods, key=lambda method: table.roles[method] != "method")
+    found = {(m, task): table.summary(m, task) for m in order for task in tasks}
+    best = {task: table.best(task) for task in tasks}
+    most = max(one.n for one in found.values())
     frame = pd.DataFrame(
-        [[_entry(table, method, task) for task in tasks] for method in order],
+        [[_entry(found[m, task], m in best[task], most) for task in tasks] for m in order],
         index=order,
         columns=[f"{task} ({_metric(table, task)})" for task in tasks],
     )
@@ -80,7 +84,7 @@ def latex(table: Table) -> str:
         styled.to_latex(
             hrules=True,
             column_format="l" + "r" * len(tasks),
-            caption=_caption(table),
+            caption=_caption(table, most),
             label="tab:comparison",
             position_float="centering",
         )
@@ -94,31 +98,33 @@ def latex(table: Table) -> str:
     return f"% {table.command}\n{text}"
 
 
-def _entry(table: Table, method: str, task: str) -> str:
-    found = [row.test for row in table.rows if (row.method, row.task) == (method, task)]
-    scores = pd.Series(found, dtype=float)
-    if scores.empty:
-        return "--"
-    spread = f" \\pm {_digits(scores.std())}" if len(scores) > 1 else ""
-    value = _digits(scores.mean())
-    if method in table.best(task):
+def _entry(found: CellSummary, best: bool, most: int) -> str:
+    """Mean and deviation; how many runs, if fewer than the ``most`` that the caption speaks of."""
+    failed = f"{found.failed} failed" if found.failed else ""
+    if found.mean is None:
+        return failed or "--"
+    spread = "" if found.sd is None else f" \\pm {_digits(found.sd)}"
+    value = _digits(found.mean)
+    if best:
         value = f"\\mathbf{{{value}}}"
-    return f"${value}{spread}$"
+    few = f"$n = {found.n}$" if found.n < most else ""
+    remarks = ", ".join(remark for remark in (few, failed) if remark)
+    return f"${value}{spread}$ ({remarks})" if remarks else f"${value}{spread}$"
 
 
 def _metric(table: Table, task: str) -> str:
     return next(row.metric for row in table.rows if row.task == task)
 
 
-def _caption(table: Table) -> str:
+def _caption(table: Table, seeds: int) -> str:
     """What the numbers are and how they were made; all of it, because tables get copied."""
-    seeds = len({cell.seed for cell in table.cells})
+    score = "error" if {row.better for row in table.rows} == {"lower"} else "score"
     protocols = sorted({row.protocol for row in table.rows})
     selected = sorted({row.selected_on for row in table.rows})
     scales = sorted({row.scale for row in table.rows if row.scale})
     fractions = sorted({row.fraction for row in table.rows})
     parts = [
-        f"Test error, mean $\\pm$ standard deviation over {seeds} seed{'s' * (seeds != 1)}",
+        f"Test {score}, mean $\\pm$ standard deviation over {seeds} seed{'s' * (seeds != 1)}",
         f"{' and '.join(protocols)} protocol, epoch selected on {' and '.join(selected)}",
     ]
     if scales:

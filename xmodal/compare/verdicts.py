@@ -28,7 +28,8 @@ from xmodal.errors import UsageError
 class Comparison:
     """All that a report says about a table of scores: ``cells[method][task]``, pairs, overview.
 
-    ``overview`` is None where there is one method, or no task that all methods have.
+    ``overview`` is of the contenders, without controls and the trivial answer; None where there is
+    one of them, or no task that all of them have.
     """
 
     cells: dict[str, dict[str, CellSummary]]
@@ -58,7 +59,10 @@ def weigh(
         }
         for method in scores.methods
     }
-    return Comparison(cells, results, overview(scores, rule.alpha), (*found, *doubts))
+    # Controls and the trivial answer are no contenders: they would change every rank and profile.
+    apart = {*controls, trivial}
+    contenders = scores.only([method for method in scores.methods if method not in apart])
+    return Comparison(cells, results, overview(contenders, rule.alpha), (*found, *doubts))
 
 
 def judge(
@@ -164,7 +168,8 @@ def _numbers(d_TS: Floats, p: float, p_holm: float, family: int, rule: Rule) -> 
     effect, probability = statistics.hierarchical_intervals(d_TS, rule.level, rule.draws, rule.seed)
     mean_T = statistics.task_means(d_TS)
     posterior = statistics.signed_rank_posterior(mean_T, rule.log_rope, rule.draws, rule.seed)
-    planned = statistics.needed(d_TS, rule.log_rope, rule.level)
+    # Holm's first step asks this much of the clearest of all pairs.
+    planned = statistics.needed(d_TS, rule.log_rope, 1 - rule.alpha / family)
     return Numbers(effect, probability, p, p_holm, family, posterior, planned)
 
 

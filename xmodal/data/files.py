@@ -29,6 +29,17 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
+def contents(path: Path) -> str:
+    """One digest of a file, or of all names and files of a folder; empty if there is neither."""
+    if path.is_file():
+        return digest(path)
+    if not path.is_dir():
+        return ""
+    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    lines = (f"{digest(path / name)} {name.as_posix()}\n" for name in names)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where the file is missing or damaged."""
     try:

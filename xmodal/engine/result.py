@@ -59,7 +59,7 @@ def summarise(
         "better": session.metric.better,
         "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
         "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
-        "selected_on": "test" if recipe.protocol == "published" else "validation",
+        "selected_on": "test" if _selected_on_test(recipe, session) else "validation",
         "protocol": recipe.protocol,
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
@@ -73,6 +73,11 @@ def summarise(
         "device": str(session.device),
         "notes": list(session.notes),
     }
+
+
+def _selected_on_test(recipe: Recipe, session: Session) -> bool:
+    """Whether the best epoch was chosen on what is tested on; a task may hold out nothing."""
+    return recipe.protocol == "published" or session.data.test is session.data.validation
 
 
 def peak_memory() -> int:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from xmodal.compare.cells import Cell
 from xmodal.compare.collect import Row, by_hand
 from xmodal.compare.queue import DONE, FAILED, SKIPPED, State
-from xmodal.compare.statistics import summary
+from xmodal.compare.statistics import CellSummary
 from xmodal.compare.table import Table
 from xmodal.errors import DataError
 from xmodal.report import history, text
@@ -69,12 +67,11 @@ def columns(table: Table) -> list[Column]:
 
 def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
-    made, here = by_cell(table.rows), _states(table)
+    here = _states(table)
     best = {task: table.best(task) for task in table.tasks}
 
     def score(key: Key) -> Score:
-        values = [row.test for row in made.get(key, ())]
-        return _score(values, here.get(key, []), page, key[0] in best[key[1]])
+        return _score(table.summary(*key), here.get(key, []), page, key[0] in best[key[1]])
 
     return [(method, [score((method, task)) for task in table.tasks]) for method in table.methods]
 
@@ -95,16 +92,15 @@ def _states(table: Table) -> dict[Key, list[tuple[Cell, State]]]:
 
 
 def _score(
-    values: Sequence[float], here: Sequence[tuple[Cell, State]], page: Path | None, best: bool
+    found: CellSummary, here: Sequence[tuple[Cell, State]], page: Path | None, best: bool
 ) -> Score:
     words = [state.word for _, state in here if state.word != DONE]
+    words += ["without a finite score"] * (found.failed - words.count(FAILED))
     missing = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     links = tuple(Link(cell.seed, link(cell, page)) for cell, state in here if state.word == DONE)
-    if not values:
-        return Score(missing=missing or "not asked for")
-    counted = summary(np.array(values))
-    value = text.mean_sd(counted.mean, counted.sd) if counted.n else text.number(values[0])
-    return Score(value, len(values), best, missing, links)
+    if not found.n:
+        return Score(missing=missing or "not asked for", links=links)
+    return Score(text.mean_sd(found.mean, found.sd), found.n, best, missing, links)
 
 
 def link(cell: Cell, page: Path | None) -> str:

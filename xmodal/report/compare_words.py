@@ -192,14 +192,17 @@ def _selection(table: Table) -> str:
     chosen = {row.selected_on for row in table.rows}
     names = text.listed(protocols)
     names = f"{names[:1].upper()}{names[1:]} protocol"
-    if chosen == {"validation"}:
-        return f"{names}: epoch selected on validation, tested once"
-    if chosen == {"test"}:
+    others = text.listed(sorted(chosen - {"test"}))
+    if "test" not in chosen:
+        return f"{names}: epoch selected on {others}, tested once"
+    if not others:
         return f"{names}: epoch selected on the test split itself, so scores are optimistic"
     methods = dict.fromkeys(row.method for row in table.rows if row.selected_on == "test")
+    tasks = dict.fromkeys(row.task for row in table.rows if row.selected_on == "test")
     return (
-        f"{names}: epoch of {text.listed(list(methods))} selected on the test split itself, so "
-        "those scores are optimistic; of the others on validation, tested once"
+        f"{names}: epoch of {text.listed(list(methods))} on {text.listed(list(tasks))} selected "
+        f"on the test split itself, so those scores are optimistic; of the others on {others}, "
+        "tested once"
     )
 
 

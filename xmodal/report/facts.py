@@ -41,7 +41,7 @@ def selection(result: Mapping[str, Any]) -> str:
         )
     return (
         f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen on the "
-        "validation split and scored on the test split once."
+        f"{result['selected_on']} split and scored on the test split once."
     )
 
 
