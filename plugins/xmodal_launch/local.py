@@ -67,6 +67,10 @@ class Local(Launcher):
         running = dict.fromkeys(self._started, "running")
         return running | {job.name: "queued" for job in self._waiting}
 
+    def withdraw(self, names: Sequence[str]) -> None:
+        """Drop those that wait for a slot."""
+        self._waiting = [job for job in self._waiting if job.name not in names]
+
     def stop(self) -> None:
         """Ask every job to save and end; kill what has not ended in time."""
         self._waiting.clear()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from xmodal import runs
 from xmodal.compare.cells import Cell
-from xmodal.compare.queue import DONE, FAILED, QUEUED, RUNNING, Queue
+from xmodal.compare.queue import DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STARTS, Queue
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job, Launcher
 from xmodal.runs import Run
+
+READ_TEXT = Path.read_text
 
 
 class Cluster(Launcher):
@@ -99,6 +103,137 @@ def test_a_cell_on_another_machine_is_waited_for(tmp_path: Path) -> None:
     elsewhere(mine[0].run, seconds_ago=runs.SILENCE + 60)  # the machine has died
     assert queue._step(launcher)
     assert launcher.started == [str(mine[0].directory)]
+
+
+def test_a_cell_that_another_comparison_is_faster_to_begin_is_waited_for(tmp_path: Path) -> None:
+    """Both start it, for a run is locked only when its process has loaded its data."""
+    mine = cells(tmp_path, 2)
+    names = [str(cell.directory) for cell in mine]
+    launcher = Cluster({})
+    queue = Queue(mine, launcher)
+    assert queue._step(launcher)
+    assert launcher.started == names
+    launcher.end(names[1])
+    with mine[0].run.lock():
+        launcher.end(names[0], "running")  # our process: "... is being run by process ..."
+        for _ in range(2):
+            assert queue._step(launcher)
+            assert [state.word for state in queue.states()] == [RUNNING, DONE]
+        mine[0].run.set_state("interrupted")
+        assert queue._step(launcher)
+    assert queue._step(launcher)  # the other one was stopped: ours goes on
+    assert launcher.started == [*names, names[0]]
+    launcher.end(names[0])
+    assert not queue._step(launcher)
+    assert [state.word for state in queue.states()] == [DONE, DONE]
+
+
+def test_a_cell_that_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
+    """A process that its node killed leaves a run that looks alive for a while."""
+    (cell,) = cells(tmp_path, 1)
+    launcher = Cluster({})
+    queue = Queue([cell], launcher)
+    for start in range(STARTS):
+        assert queue._step(launcher)
+        assert len(launcher.started) == start + 1
+        launcher.held.clear()
+        elsewhere(cell.run, seconds_ago=5)
+        assert queue._step(launcher)
+        assert queue.states()[0].word == RUNNING
+        elsewhere(cell.run, seconds_ago=runs.SILENCE + 60)
+    assert not queue._step(launcher)
+    assert queue.states()[0].word == FAILED
+    assert len(launcher.started) == STARTS
+
+
+class Withdrawing(Cluster):
+    """A cluster that takes back what waits, as real ones do."""
+
+    slots = 10
+
+    def withdraw(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self.held[name] == QUEUED:
+                del self.held[name]
+
+
+def test_a_spent_budget_takes_back_what_waits(tmp_path: Path) -> None:
+    mine = cells(tmp_path, 4)
+    names = [str(cell.directory) for cell in mine]
+    launcher = Withdrawing({})
+    queue = Queue(mine, launcher, budget=1000)
+    assert queue._step(launcher)
+    assert launcher.started == names
+    launcher.held[names[0]] = launcher.held[names[1]] = RUNNING
+    Run(Path(names[2])).set_state("interrupted")  # it began, and waits for its second time
+    assert queue._step(launcher)
+    queue.budget = 0
+    assert queue._step(launcher)
+    assert set(launcher.held) == set(names[:2])
+    launcher.end(names[0])
+    launcher.held[names[1]] = QUEUED  # its time limit: it would go on in a further job
+    Run(Path(names[1])).set_state("interrupted")
+    assert not queue._step(launcher)
+    assert launcher.held == {}
+    assert launcher.started == names
+    words = [state.word for state in queue.states()]
+    assert words == [DONE, INTERRUPTED, INTERRUPTED, QUEUED]
+
+
+def test_a_file_system_that_does_not_answer_ends_no_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = cells(tmp_path, 2)
+    launcher = Cluster({})
+    queue = Queue(mine, launcher)
+    assert queue._step(launcher)
+    mine[0].run.append_metrics({"seconds": 1.0})
+    launcher.end(str(mine[0].directory))
+    assert queue._step(launcher)
+    before = queue.states()
+    launcher.held[str(mine[1].directory)] = RUNNING
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fails(errno.EIO))
+        patch.setattr(Run, "locked", fails(errno.EIO))
+        assert queue._step(launcher)
+        assert [state.word for state in queue.states()] == [DONE, RUNNING]
+        assert queue.states()[0] == before[0]
+        other = Cluster({})  # one that begins now tries; a run that is done says so
+        assert Queue(mine, other)._step(other)
+    launcher.end(str(mine[1].directory))
+    assert not queue._step(launcher)
+    assert [state.word for state in queue.states()] == [DONE, DONE]
+
+
+def fails(number: int, times: float = float("inf")) -> Callable[..., str]:
+    """Something that reads files, and so often fails."""
+    left = [times]
+
+    def read(path: Path, **options: str) -> str:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(number, os.strerror(number))
+        return READ_TEXT(path, **options)
+
+    return read
+
+
+def test_a_file_that_was_just_replaced_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.set_state("done")
+    run.append_metrics({"epoch": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fails(errno.ESTALE, times=1))
+        assert run.state == "done"
+        patch.setattr(Path, "read_text", fails(errno.ESTALE, times=1))
+        assert run.metrics() == [{"epoch": 0}]
+    for number, times in ((errno.EIO, 1), (errno.ESTALE, 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", fails(number, times))
+            with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+                run.metrics()
 
 
 def elsewhere(run: Run, seconds_ago: float, job: str = "slurm 7") -> None:

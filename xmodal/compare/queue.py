@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ INTERRUPTED = "interrupted"
 LOG = "output.txt"
 LAST_LINES = 8
 PAUSE = 0.5
+STARTS = 3
+"""How often a comparison starts a cell that another one is faster to begin, or that is lost."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,11 @@ class Queue:
         self.plugin_files = tuple(plugin_files)
         self.begun = time.monotonic()
         self._jobs = unique
-        self._pending = [name for name, cell in unique.items() if cell.run.state != "done"]
+        self._starts: Counter[str] = Counter()
         self._launched: set[str] = set()
-        self._done: set[str] = set()
+        self._words: dict[str, str] = {}
+        self._progress: dict[str, tuple[int, float | None]] = {}
+        self._pending = [name for name in unique if self._word(name) != DONE]
         self._unfinished: Mapping[str, str] = {}
 
     def work(self, look: Callable[[list[State]], None]) -> None:
@@ -88,18 +94,52 @@ class Queue:
         # A launcher does not start what it lists already: submitting that makes it ours.
         left = [name for name in self._pending if name in self._unfinished]
         room = max(0, launcher.slots - len(self._unfinished)) if may_start else 0
-        others = [name for name in self._pending if name not in left] if room else []
-        batch = left + [name for name in others if not self._jobs[name].run.locked()][:room]
+        others = (name for name in self._pending if name not in left and self._may_start(name))
+        batch = left + list(islice(others, room))
         if batch:
             launcher.submit([self._job(name) for name in batch])
             self._launched |= set(batch)
+            self._starts.update(batch)
             self._pending = [name for name in self._pending if name not in batch]
-            before |= self._ask(launcher)
+            before |= set(batch) | self._ask(launcher)
+        if not may_start:
+            self._withdraw(launcher)
         for name in before - self._unfinished.keys():
             _look_again(Path(name))
+            if self._word(name) == RUNNING:  # another process was faster, or its machine is lost
+                self._pending.append(name)
         # A pending cell that is locked belongs to another comparison: it may be done by now.
-        self._pending = [name for name in self._pending if self._jobs[name].run.state != "done"]
+        self._pending = [name for name in self._pending if not self._over(name)]
         return bool(self._unfinished) or (may_start and bool(self._pending))
+
+    def _withdraw(self, launcher: Launcher) -> None:
+        """Nothing may begin any more: take back what a cluster has not started."""
+        queued = [name for name, word in self._unfinished.items() if word == QUEUED]
+        if queued:
+            launcher.withdraw(queued)
+            self._launched -= set(queued)
+            self._ask(launcher)
+
+    def _over(self, name: str) -> bool:
+        """Whether nothing is to be started or waited for any more."""
+        word = self._word(name)
+        return word == DONE or (self._starts[name] >= STARTS and word != RUNNING)
+
+    def _word(self, name: str) -> str:
+        """The state of a run; the last known one if the file system fails to answer."""
+        # Done is for ever, and a large grid on a network file system is slow to ask.
+        if self._words.get(name) != DONE:
+            with suppress(OSError):
+                self._words[name] = self._jobs[name].run.state
+        return self._words.get(name, "empty")
+
+    def _may_start(self, name: str) -> bool:
+        """Whether no other process is at a cell. If that is not known, its own will find out."""
+        if self._starts[name] >= STARTS:
+            return False
+        with suppress(OSError):
+            return not self._jobs[name].run.locked()
+        return True
 
     def _ask(self, launcher: Launcher) -> set[str]:
         """Learn which of our jobs have not ended; a cluster may hold other comparisons' too.
@@ -109,6 +149,7 @@ class Queue:
         before = set(self._unfinished)
         found = launcher.unfinished()
         self._unfinished = {name: word for name, word in found.items() if name in self._jobs}
+        self._launched |= {name for name, word in self._unfinished.items() if word == RUNNING}
         return before
 
     def _job(self, name: str) -> Job:
@@ -130,22 +171,23 @@ class Queue:
         if cell.directory is None:
             return State(SKIPPED, detail=cell.skipped)
         name, epochs = _name(cell.directory), _epochs(cell.resolved)
-        # Done is for ever, and a large grid on a network file system is slow to ask.
-        word = DONE if name in self._done else cell.run.state
+        word = self._word(name)
         if word == DONE:
-            self._done.add(name)
             return State(DONE, epochs, epochs)
-        metrics = cell.run.metrics()
-        if self._unfinished.get(name) == RUNNING or word == "running":
-            return State(RUNNING, len(metrics), epochs, _remaining(metrics, epochs))
+        with suppress(OSError):
+            metrics = cell.run.metrics()
+            self._progress[name] = len(metrics), _remaining(metrics, epochs)
+        epoch, remaining = self._progress.get(name, (0, None))
+        if self._unfinished.get(name) == RUNNING or word == RUNNING:
+            return State(RUNNING, epoch, epochs, remaining)
         waits = self.launcher is not None and name in self._pending
         if name in self._unfinished or waits:
-            return State(QUEUED, len(metrics), epochs)
+            return State(QUEUED, epoch, epochs)
         if word == INTERRUPTED:
-            return State(INTERRUPTED, len(metrics), epochs)
+            return State(INTERRUPTED, epoch, epochs)
         if name in self._launched or word in (FAILED, "stopped"):
-            return State(FAILED, len(metrics), epochs, detail=last_lines(cell.directory / LOG))
-        return State(QUEUED, len(metrics), epochs)
+            return State(FAILED, epoch, epochs, detail=last_lines(cell.directory / LOG))
+        return State(QUEUED, epoch, epochs)
 
 
 def _name(directory: Path) -> str:

@@ -28,8 +28,8 @@ time.sleep(600)
 
 
 def check_launcher(component: type[Launcher], given: Given = None) -> None:
-    """A launcher runs all jobs, each once, keeps their output, survives one that fails, and stops
-    the rest softly.
+    """A launcher runs all jobs, each once, keeps their output, survives one that fails, takes none
+    back that has begun, and stops the rest softly.
     """
     expect(issubclass(component, Launcher), f"{component.__name__} must derive from Launcher")
     check_config(component, given)
@@ -64,6 +64,8 @@ def _check_stop(launcher: Launcher, name: str, folder: Path) -> None:
     launcher.submit([long])
     _wait(lambda: long.log.exists() and "started" in long.log.read_text(), f"{name}: no start")
     _wait(lambda: launcher.unfinished() == {"long": "running"}, f"{name}: a job does not run")
+    launcher.withdraw(["long", "unknown"])
+    expect(launcher.unfinished() == {"long": "running"}, f"{name}.withdraw ends a job that runs")
     launcher.stop()
     expect(not launcher.unfinished(), f"{name}: a job goes on after stop()")
     text = long.log.read_text(encoding="utf-8")
