@@ -49,10 +49,14 @@ class Controller:
     def cancel(self, ids: Sequence[str], softly: bool) -> None:
         """Cancel jobs. Softly: those that run are only told to end, and may take their time."""
         if softly:
-            self._run("scancel", "--quiet", "--state=PENDING", *ids)
+            self.withdraw(ids)
             self._run("scancel", "--quiet", "--signal=TERM", *ids)
         else:
             self._run("scancel", "--quiet", *ids)
+
+    def withdraw(self, ids: Sequence[str]) -> None:
+        """Cancel those of these jobs that have not begun."""
+        self._run("scancel", "--quiet", "--state=PENDING", *ids)
 
     def cancel_array(self, key: str) -> None:
         """Cancel an array whose jobs' names at Slurm are not known."""

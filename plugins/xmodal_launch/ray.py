@@ -75,6 +75,7 @@ class Ray(Launcher):
                 "launcher, or `wait: true` if such a node will join"
             )
         self._tasks: dict[str, _Task] = {}
+        self._withdrawn: set[str] = set()
 
     @property
     def slots(self) -> int:
@@ -105,11 +106,19 @@ class Ray(Launcher):
     def unfinished(self) -> Mapping[str, str]:
         """Tasks that Ray has not finished; those whose logs have grown run."""
         for name in self._ended(0):
-            self._collect(self._tasks.pop(name))
-        return {
-            name: "running" if task.job.log.stat().st_size > task.size else "queued"
-            for name, task in self._tasks.items()
-        }
+            task = self._tasks.pop(name)
+            if name not in self._withdrawn:
+                self._collect(task)
+            self._withdrawn.discard(name)
+        return {name: "running" if _begun(task) else "queued" for name, task in self._tasks.items()}
+
+    def withdraw(self, names: Sequence[str]) -> None:
+        """Cancel tasks that have not begun; one that just begins lets its job save itself."""
+        for name in names:
+            task = self._tasks.get(name)
+            if task is not None and name not in self._withdrawn and not _begun(task):
+                self._withdrawn.add(name)
+                self._ray.cancel(task.reference)
 
     def stop(self) -> None:
         """Cancel all tasks: those that run pass it on to their jobs, which save themselves."""
@@ -138,6 +147,14 @@ class Ray(Launcher):
             cause = getattr(error, "cause", None) or error
             with task.job.log.open("a", encoding="utf-8") as stream:
                 stream.write(f"Ray could not run the job: {cause}\n")
+
+
+def _begun(task: _Task) -> bool:
+    """Whether a task has begun: the first thing it does is to say so in the job's log."""
+    try:
+        return task.job.log.stat().st_size > task.size
+    except OSError:  # the file system does not answer: let it go on
+        return True
 
 
 def _connect(address: str | None) -> Any:

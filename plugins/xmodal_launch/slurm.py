@@ -7,28 +7,28 @@ leaves nothing behind that the next one cannot find, take over and stop.
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import shutil
-import sys
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from xmodal.errors import PluginError, UsageError
 from xmodal.interfaces import Job, Launcher, Settings
+from xmodal_launch.arrays import Arrays
 from xmodal_launch.controller import PREFIX, Controller, Found, is_transient
 from xmodal_launch.process import Order
 from xmodal_launch.slurm_job import Cell
+from xmodal_launch.submission import submitted
 
-LIST = "jobs.json"
 TRIES = 3
-LAST_LINES = 20
+AGAIN = 30.0
+"""Seconds until jobs are offered again that Slurm did not take while it had others of ours."""
 LAST_WORD = 60.0
 """Seconds that Slurm gets to cancel what did not end softly."""
 
@@ -77,19 +77,33 @@ class Slurm(Launcher):
             Path("runs/.slurm"), description="Where submitit keeps its files; nodes must see it."
         )
 
+        @model_validator(mode="after")
+        def _time_to_work(self) -> Self:
+            if self.grace >= 60 * self.minutes:
+                raise ValueError(
+                    f"grace ({self.grace} s, to save before the time limit) must be shorter than "
+                    f"the time limit itself (minutes: {self.minutes})"
+                )
+            return self
+
     config: Config
 
     def __init__(self, config: Config, context: None = None) -> None:
         super().__init__(config, context)
         _check()
-        self._folder = config.folder.expanduser().absolute()
+        self._arrays = Arrays(config.folder.expanduser().absolute())
         self._slurm = Controller(config.poll)
-        self._lists: dict[str, list[str]] = {}
         self._mine: dict[str, Job] = {}
         self._found: dict[str, Found] = {}
+        self._waiting: dict[str, Job] = {}  # until Slurm takes them
+        self._again = self._withdraws_again = float("-inf")
+        self._listed: set[str] = set()  # the arrays of this folder that Slurm has in its queue
+        self._ours: set[str] = set()  # the arrays that hold jobs of this comparison
+        self._withdrawn: set[str] = set()
+        self._unread = self._told = ""
         self._stopping = False
         self._refresh(must=True)
-        self._clear_up()
+        self._arrays.clear_up(self._listed)
 
     @property
     def slots(self) -> int:
@@ -97,20 +111,38 @@ class Slurm(Launcher):
         return self.config.queued
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs as one array; one that an earlier comparison left there is taken over."""
+        """Queue jobs as one array; one that an earlier comparison left there is taken over.
+
+        Raises UsageError if Slurm refuses them while it has no others of this comparison.
+        """
         self._refresh(now=True)
-        self._mine |= {job.name: job for job in jobs}
-        new = [job for job in jobs if job.name not in self._found]
-        if new:
-            self._queue(new)
+        new = {job.name: job for job in jobs}
+        self._mine |= new
+        self._waiting |= new
+        self._hand_over()
 
     def unfinished(self) -> Mapping[str, str]:
         """The jobs of this folder that have not ended, those of other comparisons included."""
         self._refresh()
-        return {name: found.word for name, found in self._found.items()}
+        self._hand_over()
+        found = {name: found.word for name, found in self._found.items()}
+        return dict.fromkeys(self._waiting, "queued") | found
+
+    def withdraw(self, names: Sequence[str]) -> None:
+        """Cancel those that have not begun; they leave the queue unless Slurm just starts them."""
+        self._waiting = {name: job for name, job in self._waiting.items() if name not in names}
+        waits = {name: found for name, found in self._found.items() if found.word == "queued"}
+        mine = [name for name in names if name in waits and name in self._mine]
+        if not mine or time.monotonic() < self._withdraws_again:
+            return
+        self._withdraws_again = time.monotonic() + max(1.0, self.config.poll)
+        self._withdrawn |= set(mine)
+        self._slurm.withdraw([waits[name].id for name in mine if waits[name].id])
+        self._refresh(now=True)
 
     def stop(self) -> None:
         """Ask the jobs to save and end, and cancel what has not ended in time."""
+        self._waiting.clear()
         if self.config.keep:
             return
         self._stopping = True
@@ -130,63 +162,57 @@ class Slurm(Launcher):
     def _ids(self) -> list[str]:
         return [self._found[name].id for name in self._mine if name in self._found]
 
-    def _queue(self, jobs: list[Job]) -> None:
-        """Submit an array. Its list is written first, so that it can be found whatever happens."""
+    def _hand_over(self) -> None:
+        """Queue what waits. A refusal means "not now" as long as Slurm has other jobs of ours."""
+        self._ours |= {self._found[name].key for name in self._waiting if name in self._found}
+        new = [job for name, job in self._waiting.items() if name not in self._found]
+        self._waiting = {job.name: job for job in new}
+        patient = not self._ours.isdisjoint(self._listed)
+        if not new or (patient and time.monotonic() < self._again):
+            return
+        refusal = self._unread or self._queue(new, 1 if patient else TRIES)
+        if refusal and patient:
+            self._again = time.monotonic() + AGAIN
+            if refusal != self._told:
+                self._told = refusal
+                why = f"Slurm takes no further jobs for now ({len(new)} waiting): {refusal}"
+                warnings.warn(why, stacklevel=2)
+            return
+        self._waiting.clear()
+        if refusal:
+            raise UsageError(f"Slurm does not take the jobs: {refusal}")
+
+    def _queue(self, jobs: list[Job], tries: int) -> str:
+        """Submit an array, whose list is written first, so that it can be found whatever happens.
+
+        Returns why Slurm did not take it; empty if it did.
+        """
         key = uuid.uuid4().hex[:16]
-        folder = self._folder / key
-        folder.mkdir(parents=True)
         names = [job.name for job in jobs]
-        (folder / LIST).write_text(json.dumps(names), encoding="utf-8")
-        cells = [self._cell(job, folder / f"{i}.ended") for i, job in enumerate(jobs)]
-        for left in reversed(range(TRIES)):
-            refusal = _submitted(self._executor(key), cells)
-            if not refusal:
+        self._arrays.add(key, names)
+        cells = [self._cell(job, self._arrays.file(key, i)) for i, job in enumerate(jobs)]
+        for left in reversed(range(tries)):
+            refusal = submitted(self.config, self._arrays.folder / key, PREFIX + key, cells)
+            if not is_transient(refusal):
                 break
-            if not left or not is_transient(refusal):
-                shutil.rmtree(folder, ignore_errors=True)
-                raise UsageError(f"Slurm does not take the jobs: {refusal}")
             # The array may be there nevertheless, but it would lack the files that come after it.
-            time.sleep(max(1.0, self.config.poll))
+            time.sleep(max(1.0, self.config.poll) if left else 0.0)
             self._slurm.cancel_array(key)
-        self._lists[key] = names
+        if refusal:
+            self._arrays.drop(key)
+            return refusal
+        self._ours.add(key)
+        self._listed.add(key)
         for index, name in enumerate(names):
             self._found[name] = Found(key, index, "", "queued")
         self._refresh(now=True)
+        return ""
 
     def _cell(self, job: Job, ended: Path) -> Cell:
         log = job.log.absolute()
         log.parent.mkdir(parents=True, exist_ok=True)
         order = Order(tuple(job.command), str(log), os.getcwd(), f"slurm {ended}")
         return Cell(order, str(ended), self.config.grace)
-
-    def _executor(self, key: str) -> Any:
-        from submitit import SlurmExecutor
-
-        config = self.config
-        executor = SlurmExecutor(
-            self._folder / key, max_num_timeout=config.timeouts, python=shlex.quote(sys.executable)
-        )
-        given: dict[str, Any] = {
-            "partition": config.partition,
-            "account": config.account,
-            "qos": config.qos,
-            "gpus_per_node": config.gpus or None,
-            "mem": None if config.memory is None else f"{round(config.memory * 1024)}M",
-        }
-        executor.update_parameters(
-            **{name: value for name, value in given.items() if value is not None},
-            job_name=PREFIX + key,
-            time=config.minutes,
-            cpus_per_task=config.cpus,
-            # srun does not take this over from sbatch.
-            srun_args=[f"--cpus-per-task={config.cpus}"],
-            array_parallelism=config.jobs,
-            signal_delay_s=config.grace,
-            setup=list(config.setup) or None,
-            wckey=None,
-            additional_parameters={"requeue": True, **config.options},
-        )
-        return executor
 
     def _refresh(self, now: bool = False, must: bool = False) -> None:
         """Learn which jobs are in the queue. Without an answer nothing is known to have ended.
@@ -196,45 +222,43 @@ class Slurm(Launcher):
         answer = self._slurm.ask(now=now or must)
         if must and answer is None:
             raise UsageError(f"Slurm does not answer: {self._slurm.trouble}")
-        before = dict(self._found)
+        before = self._found
+        listed = list(before.items()) if answer is None else self._named(answer)
+        keys = {found.key for _, found in [*before.items(), *listed]}
+        ended = {key: self._arrays.ended(key) for key in keys}
+        # Slurm still has to clear up after those that have ended, which may take long. The same
+        # cell may be there twice: it failed, and another array tries it again.
+        self._found = {name: job for name, job in listed if job.index not in ended[job.key]}
         if answer is not None:
-            self._found = {}
-            for found in answer:
-                names = self._names(found.key)
-                if found.index < len(names):
-                    self._found[names[found.index]] = found
-        ended = {
-            key: {file.stem for file in (self._folder / key).glob("*.ended")} for key in self._lists
-        }
-        for key, numbers in ended.items():
-            for number in numbers:
-                # Slurm still has to clear up after it, which may take long.
-                self._found.pop(self._lists[key][int(number)], None)
+            self._listed = {found.key for _, found in listed}
         for name in before.keys() - self._found.keys():
             self._leave(name, before[name], ended[before[name].key])
 
-    def _names(self, key: str) -> list[str]:
-        """The jobs of an array; none if it belongs to another folder."""
-        if key not in self._lists:
+    def _named(self, answer: Sequence[Found]) -> list[tuple[str, Found]]:
+        """Slurm's answer with the names of the jobs, as far as they are of this folder."""
+        named = []
+        self._unread = ""
+        for found in answer:
             try:
-                text = (self._folder / key / LIST).read_text(encoding="utf-8")
-            except OSError:
-                return []
-            self._lists[key] = json.loads(text)
-        return self._lists[key]
+                names = self._arrays.names(found.key)
+            except (OSError, ValueError) as error:
+                # Whatever is in there must not be queued once more.
+                self._unread = (
+                    f"the list of jobs of array {PREFIX}{found.key}, which is in the queue, "
+                    f"cannot be read: {error}; cancel it with scancel --name={PREFIX}{found.key}"
+                )
+                continue
+            if found.index < len(names):
+                named.append((names[found.index], found))
+        return named
 
-    def _leave(self, name: str, was: Found, ended: set[str]) -> None:
+    def _leave(self, name: str, was: Found, ended: set[int]) -> None:
         """A job has left the queue: say why if it did not itself."""
         job = self._mine.pop(name, None)
-        if job is not None and str(was.index) not in ended and not self._stopping:
-            _explain(job.log, self._folder / was.key, was.id)
-
-    def _clear_up(self) -> None:
-        """Remove the files of arrays that have ended, unless a job did so without a word."""
-        for file in self._folder.glob(f"*/{LIST}"):
-            ended = len(list(file.parent.glob("*.ended")))
-            if file.parent.name not in self._lists and ended == len(json.loads(file.read_text())):
-                shutil.rmtree(file.parent, ignore_errors=True)
+        told = was.index in ended or name in self._withdrawn or self._stopping
+        self._withdrawn.discard(name)
+        if job is not None and not told:
+            self._arrays.explain(job.log, was.key, was.id)
 
 
 def _check() -> None:
@@ -250,31 +274,3 @@ def _check() -> None:
             f"launcher 'slurm' needs {', '.join(missing)} on the PATH: start the comparison on a "
             "login node of the cluster"
         )
-
-
-def _submitted(executor: Any, cells: Sequence[Cell]) -> str:
-    """Why Slurm did not take the array; empty if it did."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
-
-    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
-    try:
-        # A comparison may itself be a job, whose variables are no orders for the new ones.
-        with clean_env(), executor.batch():
-            os.environ.update(where)
-            for cell in cells:
-                executor.submit(cell)
-    except (FailedJobError, FailedSubmissionError) as error:
-        return str(error).strip()
-    return ""
-
-
-def _explain(log: Path, folder: Path, number: str) -> None:
-    """Add to a job's log what its node said, if it ended without a word of its own."""
-    file = folder / f"{number}_0_log.err"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    said = "\n".join(text.splitlines()[-LAST_LINES:]) or (
-        f"nothing; it was cancelled before it began, or the node does not see {folder}"
-    )
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"job {number} of Slurm left the queue early; its node said:\n{said}\n")

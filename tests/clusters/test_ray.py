@@ -89,7 +89,7 @@ def test_what_no_node_can_hold_is_refused(cluster: Any) -> None:
     Ray(Ray.Config(gpus=1, wait=True))
 
 
-def test_cells_that_a_node_does_not_see(
+def test_tasks_withdrawn_and_cells_that_a_node_does_not_see(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The working directory of the comparison is not there: Ray's own error reaches the log."""
@@ -97,8 +97,14 @@ def test_cells_that_a_node_does_not_see(
     monkeypatch.chdir(tmp_path / "gone")
     launcher = Ray(Ray.Config())
     jobs = [hold(tmp_path, name) for name in ("a", "b")]
-    launcher.submit([*jobs, Job("lost", ("true",), tmp_path / "lost.log")])
+    lost = Job("lost", ("true",), tmp_path / "lost.log")
+    launcher.submit([*jobs, lost, hold(tmp_path, "withdrawn")])
     wait_for(lambda: said(tmp_path, "a") and said(tmp_path, "b"), "start")
+    for _ in range(2):
+        launcher.withdraw(["a", "b", "withdrawn"])
+    running = {"a": "running", "b": "running"}
+    wait_for(lambda: launcher.unfinished() == {**running, "lost": "queued"}, "withdrawal")
+    assert (tmp_path / "withdrawn.log").read_text() == ""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gone").rmdir()
     for job in jobs:

@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from xmodal.errors import PluginError, UsageError
 from xmodal.interfaces import Job
 from xmodal.plugins import registry
 from xmodal.testing.contract import check_config
 from xmodal_launch import process
+from xmodal_launch import slurm as slurm_launcher
 from xmodal_launch.controller import Found, is_transient, read
 from xmodal_launch.process import Order
 from xmodal_launch.slurm import Slurm
@@ -181,6 +184,130 @@ def test_a_refusal_is_told(tmp_path: Path, fake: Path) -> None:
         launcher.submit(jobs(tmp_path, 2))
     assert launcher.unfinished() == {}
     assert not list((tmp_path / "slurm").iterdir())
+
+
+def test_a_cell_that_is_tried_again_is_not_taken_for_its_first_try(
+    tmp_path: Path, fake: Path
+) -> None:
+    """Its old array still runs other cells, and says that this one has ended."""
+    first = slurm(tmp_path, poll=0)
+    old = submitted(first, jobs(tmp_path, 2), fake)
+    running = f"5_1|xmodal-{old}|RUNNING\n"
+    (fake / "squeue.says").write_text(running)
+    (tmp_path / "slurm" / old / "0.ended").write_text("1")
+    assert first.unfinished() == {"/cells/1": "running"}
+    second = slurm(tmp_path, poll=0)
+    (fake / "down").touch()
+    second.submit(jobs(tmp_path, 2))
+    (fake / "down").unlink()
+    new = second._found["/cells/0"].key
+    assert new != old
+    over = f"5_0|xmodal-{old}|COMPLETING\n"  # Slurm may be long about it
+    (fake / "squeue.says").write_text(f"6|xmodal-{new}|RUNNING\n{running}{over}")
+    for _ in range(2):
+        assert second.unfinished() == {"/cells/0": "running", "/cells/1": "running"}
+    assert second._ids() == ["6", "5_1"]
+    assert not (tmp_path / "0" / "output.txt").exists()
+    (tmp_path / "slurm" / new / "0.ended").write_text("0")
+    assert second.unfinished() == {"/cells/1": "running"}
+
+
+REFUSES = (
+    "#!/bin/sh\necho sbatch >> $(dirname $0)/calls; echo QOSMaxSubmitJobPerUserLimit >&2; exit 1\n"
+)
+TAKES = "#!/bin/sh\necho Submitted batch job 6\n"
+
+
+def test_jobs_that_slurm_does_not_take_now_wait_while_others_run(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_launcher, "AGAIN", 0.0)
+    given = jobs(tmp_path, 3)
+    launcher = slurm(tmp_path, poll=0)
+    key = submitted(launcher, given[:2], fake)
+    (fake / "squeue.says").write_text(f"5_0|xmodal-{key}|RUNNING\n5_1|xmodal-{key}|RUNNING\n")
+    (fake / "sbatch").write_text(REFUSES)
+    with pytest.warns(UserWarning, match=r"no further jobs for now \(1 waiting\): .*QOSMaxS"):
+        launcher.submit(given[2:])
+    before = calls(fake, "sbatch")
+    expected = {"/cells/0": "running", "/cells/1": "running", "/cells/2": "queued"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is told once
+        assert launcher.unfinished() == expected
+    assert calls(fake, "sbatch") == before + 1
+    assert [file.name for file in (tmp_path / "slurm").iterdir()] == [key]
+    # Jobs that have ended may still count for Slurm.
+    for index in range(2):
+        (tmp_path / "slurm" / key / f"{index}.ended").write_text("0")
+    assert launcher.unfinished() == {"/cells/2": "queued"}
+    (fake / "sbatch").write_text(TAKES)
+    (fake / "down").touch()
+    assert launcher.unfinished() == {"/cells/2": "queued"}
+    assert launcher._found["/cells/2"].key != key
+    (fake / "down").unlink()
+    (fake / "squeue.says").write_text("")
+    assert launcher.unfinished() == {}
+
+
+def test_a_refusal_ends_the_waiting_when_nothing_runs_any_more(tmp_path: Path, fake: Path) -> None:
+    given = jobs(tmp_path, 3)
+    launcher = slurm(tmp_path, poll=0)
+    key = submitted(launcher, given[:2], fake)
+    (fake / "squeue.says").write_text(f"5_0|xmodal-{key}|RUNNING\n")
+    (fake / "sbatch").write_text(REFUSES)
+    with pytest.warns(UserWarning, match="no further jobs"):
+        launcher.submit(given[2:])
+    before = calls(fake, "sbatch")
+    assert launcher.unfinished()["/cells/2"] == "queued"
+    assert calls(fake, "sbatch") == before  # not all the time
+    (fake / "squeue.says").write_text("")
+    with pytest.raises(UsageError, match=r"does not take the jobs: .*QOSMaxSubmitJobPerUserLimit"):
+        launcher.unfinished()
+
+
+def test_a_list_that_cannot_be_read(tmp_path: Path, fake: Path) -> None:
+    """One of an array that is over is left alone; what is in the queue is not queued again."""
+    lost = tmp_path / "slurm" / "ab"
+    lost.mkdir(parents=True)
+    (lost / "jobs.json").write_text("")
+    launcher = slurm(tmp_path, poll=0)
+    assert launcher.unfinished() == {}
+    (fake / "squeue.says").write_text("5_0|xmodal-ab|PENDING\n")
+    with pytest.raises(UsageError, match=r"array xmodal-ab, .* cannot be read: .* with scancel"):
+        launcher.submit(jobs(tmp_path, 1))
+    assert [file.name for file in (tmp_path / "slurm").iterdir()] == ["ab"]
+    (lost / "jobs.json").write_text('["/cells/0"]')  # the file system is well again
+    launcher.submit(jobs(tmp_path, 1))
+    assert launcher.unfinished() == {"/cells/0": "queued"}
+    assert launcher._ids() == ["5_0"]
+
+
+def test_jobs_that_wait_are_withdrawn(tmp_path: Path, fake: Path) -> None:
+    launcher = slurm(tmp_path, poll=0)
+    given = jobs(tmp_path, 3)
+    key = submitted(launcher, given[:2], fake)
+    running = f"5_0|xmodal-{key}|RUNNING\n"
+    (fake / "squeue.says").write_text(f"{running}5_1|xmodal-{key}|PENDING\n")
+    (fake / "sbatch").write_text(REFUSES)
+    with pytest.warns(UserWarning, match="no further jobs"):
+        launcher.submit(given[2:])
+    (fake / "scancel").write_text(
+        f'#!/bin/sh\necho "scancel $*" >> {fake}/calls\n'
+        f'echo "{running.strip()}" > {fake}/squeue.says\n'
+    )
+    launcher.withdraw([job.name for job in given])
+    assert launcher.unfinished() == {"/cells/0": "running"}
+    told = [line for line in (fake / "calls").read_text().splitlines() if "scancel" in line]
+    assert told == ["scancel --quiet --state=PENDING 5_1"]
+    assert not any((tmp_path / str(i) / "output.txt").exists() for i in range(3))
+
+
+def test_a_warning_that_would_come_at_once_is_refused() -> None:
+    for minutes in (1, 2):
+        with pytest.raises(ValidationError, match=r"grace \(120 s, .*\) must be shorter than"):
+            Slurm.Config(minutes=minutes)
+    assert Slurm.Config(minutes=3).grace == 120
+    assert Slurm.Config(minutes=1, grace=59).minutes == 1
 
 
 # --- processes on nodes ---
