@@ -118,9 +118,23 @@ def test_unseen_categories_are_noted_once(xmodal: Call, made: Path) -> None:
     assert done.err.count("column 'b': what training never saw counts as missing") == 1
 
 
+def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None:
+    frame = pd.read_csv(made / "table.csv").assign(kind=None)
+    frame.to_csv("new.csv", index=False)
+    done = xmodal("predict", made / "table", "new.csv", "--batch", 20, "--json")
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    assert (said["metric"], said["samples"]) == (None, 60)
+    assert done.err.count("y holds no label, so the predictions are not scored") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("table", "pages.parquet"), 4, "pages.parquet: cannot be read as parquet"),
+        (("table", "gap.csv"), 4, "y: row 2 has no label"),
+        (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, others have"),
+        (("field", "wide.csv", "--out", "w.npz"), 4, "expected 256 columns and training had no"),
         (("table", "nothing.npz"), 4, "nothing.npz: no such file"),
         (("table", "x.txt"), 4, "cannot read '.txt'"),
         (("table", "x.npz"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
@@ -172,6 +186,11 @@ def _wrong_files() -> None:
     Path("words.csv").write_text("a,b\n1,u\ntall,v\n")
     Path("strange.csv").write_text("a,b,kind\n1,u,zero\n")
     Path("empty.csv").write_text("a,b,kind\n")
+    Path("gap.csv").write_text("a,b,kind\n1,u,plus\n1,u,plus\n1,u,\n")
+    Path("wide.csv").write_text(",".join(f"c{k}" for k in range(258)) + "\n" + "1," * 257 + "1\n")
+    pd.DataFrame({"a": np.arange(60.0), "b": "u"}).to_parquet("pages.parquet")
+    content = Path("pages.parquet").read_bytes()
+    Path("pages.parquet").write_bytes(content[:4] + b"\xff" * 40 + content[44:])
     x = np.zeros((80, 16, 16))
     x[70, 0, 0] = np.nan
     np.save("gap.npy", x)

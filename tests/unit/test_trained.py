@@ -16,6 +16,7 @@ from torch import Tensor
 
 import xmodal
 from xmodal import api
+from xmodal.data import reading
 from xmodal.data.raw import RawForm
 from xmodal.errors import DataError, UsageError
 from xmodal.trained import Trained
@@ -232,9 +233,67 @@ def test_an_unseen_category_counts_as_missing_and_is_said(runs: dict[str, Used])
     assert torch.equal(given, table.trained.outputs(gap))
 
 
+def test_a_table_is_read_as_training_read_it(tmp_path: Path) -> None:
+    """Truth values, codes with zeros in front, decimals, gaps and text, in batches of any size."""
+    random = np.random.default_rng(0)
+    words = {
+        "open": ["TRUE", "FALSE"],
+        "shut": ["true", "false", ""],
+        "zip": ["02139", "501", "10001"],
+        "share": ["0.50", "1", "2.25", "0.1234567890123456789"],
+        "code": ["02139", "K1A", "1.50", "1e3", "1"],
+        "size": ["1", "2.50", "", "1e2"],
+        "kind": ["01", "1", "A"],
+    }
+    file = tmp_path / "t.csv"
+    pd.DataFrame({k: random.choice(v, 90) for k, v in words.items()}).to_csv(file, index=False)
+    settings = Arrays.Config(path=file, categories=("zip", "share"))
+    used = "task={use: arrays, path: %s, categories: [zip, share]}"
+    outcome = _run(tmp_path / "run", "methods/nft", used % file)
+    rows = shares(understand(settings), settings, 0)["test"].rows
+    lines = file.read_text().splitlines()
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join([lines[0], *(lines[1 + row] for row in rows)]) + "\n")
+    trained = xmodal.load(outcome.run.path)
+    trained.note = pytest.fail
+    assert trained.classes == ("01", "1", "A")
+    kept = load_file(outcome.run.path / "predictions.safetensors")
+    read = {}
+    for batch in (trained.recipe.evaluation_batch, 1):
+        samples = reading.read(new, trained.raw, batch)
+        pieces = [(trained.prepare(x), trained.labels(y)) for x, y in samples.pieces]
+        assert torch.equal(torch.cat([y for _, y in pieces]), kept["label"])
+        read[batch] = torch.cat([x for x, _ in pieces])
+    whole, single = read.values()
+    assert torch.equal(trained.forward(whole), kept["prediction"])
+    assert torch.equal(single.nan_to_num(-1), whole.nan_to_num(-1))
+
+
+def test_columns_without_names_are_all_taken_or_none(tmp_path: Path) -> None:
+    """A run on arrays knows no names: a column too many is no feature, and y only the last."""
+    form = RawForm((3,), (3,), missing=True, label_shape=())
+    frame = pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]})
+    np.testing.assert_array_equal(form.encode(frame), [[1, 2, 3]])
+    for columns, labelled in ((("a", "b", "c"), False), (("a", "b", "c", "y"), True)):
+        file = tmp_path / "t.csv"
+        file.write_text(f"{','.join(columns)}\n{','.join(str(k) for k in range(len(columns)))}\n")
+        samples = reading.read(file, form, 4)
+        ((x, y),) = samples.pieces
+        assert (samples.labelled, y is not None) == (labelled, labelled)
+        np.testing.assert_array_equal(form.encode(x), [[0, 1, 2]])
+    message = r"expected 3 columns and .*no names to choose by; got 4 \(id, a, b, c\)"
+    with pytest.raises(DataError, match=message):
+        form.encode(frame.assign(id=0)[["id", "a", "b", "c"]])
+    named = pd.DataFrame({"a": [1.0], "y": [2.0], "c": [3.0]})
+    named.to_csv(file, index=False)
+    ((x, y),) = reading.read(file, form, 4).pieces
+    assert (list(x.columns), y) == (["a", "y", "c"], None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda x: pd.Series(x[:, 0]), r"expected \[n, 6\] .*, got \[864\]"),
         (lambda x: x[:, :5], r"expected \[n, 6\] \(columns buying, .*safety\), got \[864, 5\]"),
         (lambda x: x[0], r"got one sample \[6\]; write x\[None\]"),
         (lambda x: x[:0], r"no samples; expected \[n, 6\]"),
@@ -273,7 +332,11 @@ def test_labels_are_names_or_numbers(runs: dict[str, Used]) -> None:
     for y in (["acc", "good?"], [1, 4], [0.5, 1]):
         with pytest.raises(DataError, match=r"expected one of unacc, .*, or a number 0 to 3"):
             car.labels(y)
+    with pytest.raises(DataError, match="x has 864 samples, but y 2"):
+        car.score(runs["pare classes"].x, [1, 3])
     series = runs["nft numbers"].trained
+    with pytest.raises(DataError, match="y: row 1 has no label"):
+        series.labels([[1, 2], [3, np.nan]])
     with pytest.raises(DataError, match=r"y: expected \[n, 2\] of numbers, got \[4, 3\]"):
         series.labels(np.zeros((4, 3)))
 
