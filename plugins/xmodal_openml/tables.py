@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,7 @@ def _outcome(board: tuple[int, ...]) -> str | None:
     return "draw" if crosses == 5 and noughts == 4 else None
 
 
+@cache  # most of a second
 def tic_tac_toe() -> Table:
     """OpenML 50 (958 x 9): every board a game can end on; ``positive`` where x, who began, won.
 

@@ -109,12 +109,13 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     variants = list(dict.fromkeys(variants))
     _told_apart("tasks", (task.label for task in tasks))
     _told_apart("methods", (_label(named, setting) for _, named, setting in variants))
-    contents = cache(files.contents)  # data of a task are read once, not once a cell
+    contents = cache(files.contents)  # several methods read the data of one task
     cells = []
-    for seed, task, variant in itertools.product(range(request.seeds), tasks, variants):
-        cell = _wanted(request, *variant, task, seed, known)
-        cells.append(_planned(cell, registry, store, root, contents))
-    return cells
+    for task, variant in itertools.product(tasks, variants):
+        cell = _wanted(request, *variant, task, known)
+        plan = _plan(cell, registry, store, contents)
+        cells += [_seeded(cell, plan, seed, root) for seed in range(request.seeds)]
+    return sorted(cells, key=lambda cell: cell.seed)
 
 
 def _told_apart(what: str, labels: Iterable[str]) -> None:
@@ -173,15 +174,13 @@ def _wanted(
     method: _Named,
     setting: tuple[str, ...],
     task: _Named,
-    seed: int,
     known: set[str],
 ) -> Cell:
-    """A cell before it is known whether it can run."""
+    """The cell of seed 0 before it is known whether it can run."""
     label = _label(method, setting)
     overrides = [*contender.overrides, *setting]
     if request.fraction is not None:
         overrides.append(f"fraction={request.fraction}")
-    overrides.append(f"seed={seed}")
     references: tuple[str, ...] = (method.reference, task.reference)
     # A recipe that was written for this pair says more than the two do together; a file is meant.
     written = f"{Path(method.reference).stem}_{task.label}"
@@ -190,7 +189,7 @@ def _wanted(
     return Cell(
         label,
         task.label,
-        seed,
+        0,
         references,
         tuple(overrides),
         request.scale,
@@ -203,25 +202,40 @@ def _label(method: _Named, setting: tuple[str, ...]) -> str:
     return f"{method.label} [{', '.join(setting)}]" if setting else method.label
 
 
-def _planned(
-    cell: Cell, registry: Registry, store: Store, root: Path, contents: Callable[[Path], str]
-) -> Cell:
-    """The cell with its resolved recipe and directory, or with the reason why it cannot run."""
+@dataclass(frozen=True)
+class _Plan:
+    """What the cells of a method and a task share, whatever their seed, or why they cannot run."""
+
+    skipped: str = ""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    components: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+def _plan(cell: Cell, registry: Registry, store: Store, contents: Callable[[Path], str]) -> _Plan:
     try:
         made = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
         absent = missing_files(made, store)
     except RecipeError as error:
         first = error.problems[0]
-        return replace(cell, skipped=f"{first.key}: {first.message}")
+        return _Plan(f"{first.key}: {first.message}")
     except (DataError, PluginError) as error:
-        return replace(cell, skipped=str(error))
+        return _Plan(str(error))
     if absent:
-        return replace(cell, skipped="\n".join(absent))
-    resolved = made.recipe.model_dump(mode="json")
+        return _Plan("\n".join(absent))
     data = {key: contents(path) for key, path in _paths(made.recipe.task.config.model_dump())}
-    digest = runs.content_hash(resolved, versions(made, registry), data)
+    return _Plan("", made.recipe.model_dump(mode="json"), versions(made, registry), data)
+
+
+def _seeded(cell: Cell, plan: _Plan, seed: int, root: Path) -> Cell:
+    """The cell of a seed with its resolved recipe and directory, or why it cannot run."""
+    cell = replace(cell, seed=seed, overrides=(*cell.overrides, f"seed={seed}"))
+    if plan.skipped:
+        return replace(cell, skipped=plan.skipped)
+    resolved = {**plan.resolved, "seed": seed}
+    digest = runs.content_hash(resolved, plan.components, plan.data)
     method = cell.method.split(" [")[0]
-    folder = root / _file_name(cell.task) / _file_name(method) / f"seed{cell.seed}-{digest[:10]}"
+    folder = root / _file_name(cell.task) / _file_name(method) / f"seed{seed}-{digest[:10]}"
     return replace(cell, resolved=resolved, directory=folder)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def _plain(root: Node, name: str, origins: dict[Path_, Origin]) -> Any:
         raise RecipeError([Problem(name, "", "is nested too deeply")]) from None
 
 
+@lru_cache(maxsize=256)  # the recipes of a comparison share most of their layers
 def _compose(text: str, name: str) -> Node | None:
     if _OTHER_VERSION.search(text):
         raise RecipeError([Problem(name, "", "recipes are YAML 1.2; remove the line %YAML")])
