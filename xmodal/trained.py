@@ -243,4 +243,4 @@ def _native(x: Array) -> Array:
 
 
 def _is_frame(x: Any) -> bool:
-    return hasattr(x, "iloc") and hasattr(x, "columns")
+    return hasattr(x, "iloc") and x.ndim == 2
