@@ -24,7 +24,7 @@ from xmodal.report.compare_report import write_compare_report
 from xmodal.report.page import OWN
 from xmodal.report.svg import Axis, Style
 
-from ..comparisons import compared
+from ..comparisons import TASKS, compared
 from ..pages import Page
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}$\""
@@ -245,9 +245,19 @@ def test_verdict_rows_show_the_numbers_of_the_verdict(three: Table) -> None:
 def test_what_an_inconclusive_pair_takes_stands_apart(three: Table) -> None:
     one = compare_words.judged(pair(three, "plain", "alike"))
     assert one.word == "inconclusive"
-    assert "would" in one.way_out
+    assert "more seeds" in one.way_out or "would settle it" in one.way_out
     assert one.way_out in one.pair.verdict.reasons
     assert [*one.reasons, one.way_out] == list(one.pair.verdict.reasons)
+
+
+def test_what_all_pairs_take_is_said_once(tmp_path: Path) -> None:
+    alike = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}
+    table = compared(tmp_path / "cells", alike, TASKS[:6], noise=0.2)
+    html = written(tmp_path, table)
+    way_out = compare_words.headline(table).way_out
+    assert "it takes 8 tasks, or fewer pairs" in way_out
+    assert html.count("What it takes:") == 1
+    assert html.count(way_out) == 1
 
 
 def test_the_matrix_is_turned_for_the_other_side(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from xmodal.cli import output
 from xmodal.engine.checkpoint import write_atomically
 
 if TYPE_CHECKING:
+    from xmodal.compare.fairness import Flag
     from xmodal.compare.results import PairResult, TaskResult
     from xmodal.compare.statistics import Interval
     from xmodal.compare.table import Table
 
+SHOWN = 3
 JSON, REPORT = "comparison.json", "report.html"
 
 
@@ -37,12 +39,26 @@ def show(table: Table, files: Sequence[Path]) -> None:
     _means(table)
     if table.comparison is not None:
         _verdicts(table)
-        for flag in table.comparison.flags:
-            output.stderr().print(f"doubt: {flag.text}", markup=False)
+        _doubts(table.comparison.flags)
     for task, reason in table.left_out.items():
         output.stderr().print(f"not weighed: {task}: {reason}", markup=False)
     if files:
         output.stderr().print(f"report: {files[0]}", markup=False)
+
+
+def _doubts(flags: Sequence[Flag]) -> None:
+    """The first of every kind; the page has all."""
+    kinds: dict[str, list[Flag]] = {}
+    for flag in flags:
+        kinds.setdefault(flag.kind, []).append(flag)
+    for alike in kinds.values():
+        for flag in alike[:SHOWN]:
+            output.stderr().print(f"doubt: {flag.text}", markup=False)
+        if len(alike) > SHOWN:
+            more = len(alike) - SHOWN
+            output.stderr().print(
+                f"doubt: {more} more of this kind are in the report", markup=False
+            )
 
 
 def _problems(table: Table) -> None:
@@ -115,12 +131,20 @@ def _verdicts(table: Table) -> None:
     title = "verdicts: change of the error over tasks with its 95 % interval"
     output.print_table(columns, lines, title=title)
     output.stdout().print()
-    for pair in pairs:
-        if pair.verdict.word in ("inconclusive", "refused"):
-            text = "; ".join(pair.verdict.reasons)
-            output.stderr().print(f"{pair.a} - {pair.b}: {text}", markup=False)
+    _undecided(pairs)
     if any(pair.verdict.word == "refused" for pair in pairs):
         _single_tasks([pair for pair in pairs if pair.verdict.word == "refused"])
+
+
+def _undecided(pairs: Sequence[PairResult]) -> None:
+    """What is in the way of a word, once for all pairs it holds for; numbers are in the table."""
+    reasons: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair.verdict.word in ("inconclusive", "refused"):
+            reasons.setdefault("; ".join(pair.remedies), []).append(f"{pair.a} - {pair.b}")
+    for reason, names in reasons.items():
+        who = f"all {len(pairs)} pairs" if len(names) == len(pairs) > 1 else ", ".join(names)
+        output.stderr().print(f"{who}: {reason}", markup=False)
 
 
 def _numbers(pair: PairResult) -> tuple[str, str, str]:

@@ -129,6 +129,14 @@ class PairResult:
     criteria: tuple[Criterion, ...] = ()
 
     @property
+    def remedies(self) -> tuple[str, ...]:
+        """The reasons that are no criteria: why it is refused, what would settle it, what is left
+        out.
+        """
+        stated = {criterion.text for criterion in self.criteria}
+        return tuple(reason for reason in self.verdict.reasons if reason not in stated)
+
+    @property
     def doubt(self) -> Flag | None:
         """The flag for tasks on which the difference is within the spread over seeds."""
         return within_spread(self.a, self.b, [t.task for t in self.tasks if t.within_spread])

@@ -54,12 +54,8 @@ def judged(pair: PairResult) -> Judged:
     reasons, numbers = pair.verdict.reasons, pair.numbers
     if numbers is None:
         return Judged(pair, reasons=reasons)
-    way_out = ""
-    if pair.verdict.word == "inconclusive":
-        stated = {criterion.text for criterion in pair.criteria}
-        others = [reason for reason in reasons if reason not in stated]
-        way_out = others[0] if others else ""
-        reasons = tuple(reason for reason in reasons if reason != way_out)
+    way_out = pair.remedies[0] if pair.verdict.word == "inconclusive" and pair.remedies else ""
+    reasons = tuple(reason for reason in reasons if reason != way_out)
     effect, hit, posterior = numbers.effect, numbers.probability, numbers.posterior
     return Judged(
         pair,
@@ -86,10 +82,14 @@ def by_word(pairs: Sequence[PairResult]) -> list[Judged]:
 
 @dataclass(frozen=True)
 class Headline:
-    """What the comparison says. ``refused``: why it may say nothing, where that holds for all."""
+    """What the comparison says. ``refused``: why it may say nothing, where that holds for all.
+
+    ``way_out`` is what would settle the undecided pairs, where it is the same for all of them.
+    """
 
     sentence: str
     more: str = ""
+    way_out: str = ""
     refused: tuple[str, ...] = ()
     settled: bool = False
 
@@ -110,7 +110,9 @@ def headline(table: Table) -> Headline:
     open_ = [one for one in pairs if one.word not in ORDER[:3]]
     if not settled:
         many = text.plural(len(open_), "pair")
-        return Headline(f"Nothing is settled: {many} undecided.")
+        ways = {one.way_out for one in open_}
+        shared = ways.pop() if len(ways) == 1 and len(open_) > 1 else ""
+        return Headline(f"Nothing is settled: {many} undecided.", way_out=shared)
     rest = f"{text.plural(len(open_), 'other pair')} undecided." if open_ else ""
     if len(settled) > MATRIX:
         share = f"{len(settled)} of {text.plural(len(pairs), 'pair')} settled."
