@@ -13,7 +13,7 @@ import pytest
 
 from xmodal import runs
 from xmodal.compare.cells import Cell
-from xmodal.compare.queue import DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STARTS, Queue
+from xmodal.compare.queue import DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STARTS, Queue, State
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job, Launcher
 from xmodal.runs import Run
@@ -90,6 +90,15 @@ def test_a_spent_budget_still_takes_over(tmp_path: Path) -> None:
     assert launcher.submitted == [str(mine[1].directory)]
     launcher.end(str(mine[1].directory))
     assert not queue._step(launcher)
+
+
+def test_a_spent_budget_does_not_hide_what_failed(tmp_path: Path) -> None:
+    """Verdicts would otherwise be given on the seeds that survived."""
+    mine = cells(tmp_path, 2)
+    mine[0].run.set_state(FAILED)
+    seen: list[list[State]] = []
+    Queue(mine, Cluster({}), budget=0).work(seen.append)
+    assert [state.word for state in seen[-1]] == [FAILED, QUEUED]
 
 
 def test_a_cell_on_another_machine_is_waited_for(tmp_path: Path) -> None:

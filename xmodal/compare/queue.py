@@ -84,6 +84,7 @@ class Queue:
             self.launcher.stop()
             self._unfinished = {}
             raise
+        self._pending = []  # a run that failed before has failed, if there was no time to repeat it
         look(self.states())
 
     def _step(self, launcher: Launcher) -> bool:
