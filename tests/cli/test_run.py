@@ -45,6 +45,14 @@ def test_a_run_its_repetition_and_its_result(xmodal: Cli) -> None:
     assert by_name.code == 0
     assert by_name.err.strip() == "already done; --force repeats it"
 
+    # As if it had been begun on another machine.
+    resolved = folder / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("device: auto", "device: cuda:99"))
+    elsewhere = xmodal("resume", str(folder), "-q")
+    assert elsewhere.code == 2
+    assert "there is no 'cuda:99' here; choose auto or one of" in elsewhere.err
+    assert xmodal("resume", str(folder), "--device", "auto", "-q").code == 0
+
     time.sleep(1.1)  # directories are named by the second
     forced = xmodal("run", *SMOKE, "--force", "--json", "-q")
     repeated = json.loads(forced.out)

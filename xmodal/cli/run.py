@@ -120,6 +120,9 @@ def _is_first_process() -> bool:
 def resume(
     reference: Annotated[str, typer.Argument(help="A run directory, or a name under --root.")],
     root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    device: Annotated[
+        str | None, typer.Option(help="Another device than the run's own, such as auto.")
+    ] = None,
     track: Track = None,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -135,7 +138,10 @@ def resume(
     with Watcher(output.stderr(), quiet or not first) as watcher:
         outcome = api.run(
             recipe,
-            overrides=_tracked(track, [recipe], (), None, plugin),
+            overrides=[
+                *_tracked(track, [recipe], (), None, plugin),
+                *([] if device is None else [f"device={device}"]),
+            ],
             directory=found.path,
             plugin_files=tuple(plugin or ()),
             observer=watcher,
