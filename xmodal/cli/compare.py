@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +89,7 @@ def compare(
     from xmodal.compare import running
     from xmodal.compare.queue import FAILED
 
-    with _live() as watch:
+    with _live() as watch, _warnings_as_notes():
         table = running.compare(
             methods or (),
             task or (),
@@ -134,6 +135,16 @@ def _live() -> Iterator[Callable[[Queue, list[State]], None]]:
             before[number] = state.word
 
     yield tell
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Launchers warn of what does not end the comparison; nobody needs the line of code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: output.stderr().print(
+            f"note: {message}", markup=False
+        )
+        yield
 
 
 def _table(queue: Queue, states: list[State]) -> Any:
