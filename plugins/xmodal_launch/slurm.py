@@ -144,6 +144,9 @@ class Slurm(Launcher):
         """Ask the jobs to save and end, and cancel what has not ended in time."""
         self._waiting.clear()
         if self.config.keep:
+            if left := len(self._ids()):
+                why = f"{left} jobs stay in Slurm's queue (keep: true); the same command finds them"
+                warnings.warn(why, stacklevel=2)
             return
         self._stopping = True
         self._refresh(now=True)

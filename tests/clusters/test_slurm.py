@@ -140,7 +140,8 @@ def test_a_killed_comparison_leaves_jobs_that_the_next_takes_over(
     keeper = launcher(keep=True)
     assert set(keeper.unfinished()) == {"a", "b", "waits"}
     keeper.submit(jobs)
-    keeper.stop()
+    with pytest.warns(UserWarning, match="3 jobs stay in Slurm's queue"):
+        keeper.stop()
     # The third takes them over, too.
     slurm = launcher()
     slurm.submit(jobs)
