@@ -112,7 +112,9 @@ class ByDistance(Scheduler, nn.Module):
         k = start - (start - stop) * t
         distances = self.distance_G.tolist()
         if distances[0] != _NEVER:
-            k = k_at(t, np.linspace(start, stop, self.config.values), distances)
+            # Where a count is measured twice, both have its distance.
+            measured = dict(zip(_counts(start, stop, self.config.values), distances, strict=True))
+            k = k_at(t, list(measured), list(measured.values()))
         # Shares such as 0.29 of 100 must not lose a token to rounding.
         return math.floor(k + 1e-6)
 
@@ -128,7 +130,7 @@ class ByDistance(Scheduler, nn.Module):
         if step < due:
             return
         start, stop = self._range(min(target.x_BND.shape[1], source.x_BND.shape[1]))
-        counts = [round(k) for k in np.linspace(start, stop, self.config.values)]
+        counts = _counts(start, stop, self.config.values)
         mixed = {k: _means(mix(k)) for k in dict.fromkeys(counts)}
         new = min(self.config.points - filled, len(target.x_BND))
         for row, k in enumerate(counts):
@@ -178,7 +180,12 @@ def monotone(counts: Sequence[int], distances: Sequence[float]) -> np.ndarray:
     return fitted
 
 
-def k_at(t: float, counts: np.ndarray, distances: Sequence[float]) -> float:
+def _counts(start: float, stop: float, values: int) -> list[int]:
+    """The numbers of tokens at which distances are measured; short grids repeat some."""
+    return [round(k) for k in np.linspace(start, stop, values)]
+
+
+def k_at(t: float, counts: Sequence[float], distances: Sequence[float]) -> float:
     """The largest k, coming from the first of falling ``counts``, whose distance is far enough.
 
     ``distances`` never falls along ``counts``; linear between them. The share ``t`` of the way from

@@ -5,6 +5,7 @@ Shapes: B samples, N target tokens, M source tokens, K replaced tokens, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -120,8 +121,10 @@ class PatchReplace(Mixer):
         source_weight = beta_2 * lam if self.config.source_term else 0.0
         terms = _terms((target, beta_2 * (1 - lam)), (source, source_weight))
         # Eq. 2: L_total = β1 L_tar(p^t, y^t) + β2 L_mix
-        views = (View(target.tokens, _terms((target, beta_1))), View(mixed, terms, origin_BN, log))
-        return tuple(view for view in views if view.terms)
+        views = (View(target.tokens, _terms((target, beta_1))), View(mixed, terms, origin_BN))
+        # At k = N without the source's term nothing is left to learn from the mixed view.
+        *before, last = [view for view in views if view.terms]
+        return (*before, dataclasses.replace(last, log=log))
 
     def _replaceable(self, target: Tokens, source: Tokens) -> int:
         """How many tokens can be replaced at most: as many as the smaller side has."""

@@ -30,5 +30,6 @@ def xmodal_schedulers() -> Mapping[str, str]:
         "piecewise": "xmodal_pare.schedulers:Piecewise",
         "exponential": "xmodal_pare.schedulers:Exponential",
         "constant": "xmodal_pare.schedulers:Constant",
+        "linear-mean": "xmodal_pare.schedulers:LinearMean",
         "random-k": "xmodal_pare.schedulers:RandomK",
     }

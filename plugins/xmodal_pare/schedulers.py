@@ -9,6 +9,7 @@ Symbols: N tokens, t the finished share of the training in [0, 1), k the number 
 from __future__ import annotations
 
 import math
+from statistics import mean
 from typing import Literal
 
 import torch
@@ -42,16 +43,21 @@ class Counts(Settings):
         return self
 
 
-class Falling(Counts):
-    """Settings of a schedule from a start to a stop."""
+class Ends(Counts):
+    """Settings of a line from a start to a stop."""
 
     start: float = Field(3000, ge=0, description="Count at the beginning of the training.")
     stop: float = Field(0, ge=0, description="Count that the formula approaches at the end.")
-    per: Literal["epoch", "step"] = Field("epoch", description=_PER)
 
     def counts(self) -> dict[str, float]:
         """The settings that are counts, by name."""
         return {"start": self.start, "stop": self.stop}
+
+
+class Falling(Ends):
+    """Settings of a schedule from a start to a stop."""
+
+    per: Literal["epoch", "step"] = Field("epoch", description=_PER)
 
 
 class _Counting(Scheduler):
@@ -78,7 +84,18 @@ class _Counting(Scheduler):
         return int(value + 1e-9) if self.config.unit == "share" else int(value)
 
 
-class Linear(_Counting):
+class _Line(_Counting):
+    """Knows the line that falls from start to stop."""
+
+    config: Ends
+
+    def _line(self, t: float, num_tokens: int) -> int:
+        start = self._tokens(self.config.start, num_tokens)
+        stop = self._tokens(self.config.stop, num_tokens)
+        return self._floor(start - (start - stop) * t)
+
+
+class Linear(_Line):
     """k = int(start − (start − stop)·t), t = epoch/epochs (PaRe, section 3.3 and Algorithm 1).
 
     As in the paper t never reaches 1: the last epoch is (start − stop)/epochs above the stop.
@@ -87,11 +104,11 @@ class Linear(_Counting):
     class Config(Falling):
         """Settings of the linear schedule."""
 
+    config: Config
+
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training."""
-        start = self._tokens(self.config.start, num_tokens)
-        stop = self._tokens(self.config.stop, num_tokens)
-        return self._floor(start - (start - stop) * _share(progress, self.config.per))
+        return self._line(_share(progress, self.config.per), num_tokens)
 
 
 class Exponential(_Counting):
@@ -179,37 +196,40 @@ class Constant(_Counting):
         return self._floor(self._tokens(self.config.value, num_tokens))
 
 
-class RandomK(_Counting):
-    """k drawn anew in every call, uniform over the whole numbers from low to high.
+class LinearMean(_Line):
+    """k = the mean of what ``linear`` gives in the epochs of the stage, rounded; in every epoch.
 
-    The reading of PaRe's section 4.3 ("the selection of k is random"); its Table 4 says constant.
+    PaRe's "non-gradual" variant with a constant k (Table 4), which the paper does not give: this
+    one replaces as many tokens as the gradual schedule, but for the rounding.
     """
 
-    class Config(Counts):
+    class Config(Ends):
+        """Settings of the mean."""
+
+    def __call__(self, progress: Progress, num_tokens: int) -> int:
+        """k, the same at every point of the training."""
+        epochs = range(progress.epochs)
+        return round(mean(self._line(e / progress.epochs, num_tokens) for e in epochs))
+
+
+class RandomK(_Line):
+    """k = what ``linear`` gives in an epoch of the stage, drawn uniformly anew in every call.
+
+    PaRe's "non-gradual" variant as its section 4.2 describes it ("the selection of k is random"),
+    without a distribution: this one has the values of the gradual schedule in random order.
+    """
+
+    class Config(Ends):
         """Settings of the random schedule."""
-
-        low: float = Field(0, ge=0, description="Smallest count.")
-        high: float = Field(3000, ge=0, description="Largest count.")
-
-        def counts(self) -> dict[str, float]:
-            """The settings that are counts, by name."""
-            return {"low": self.low, "high": self.high}
-
-        @model_validator(mode="after")
-        def _ordered(self) -> RandomK.Config:
-            if self.low > self.high:
-                raise ValueError(f"low ({self.low:g}) is above high ({self.high:g})")
-            return self
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self._generator = context.generator
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
-        """k for this step."""
-        low = self._floor(self._tokens(self.config.low, num_tokens))
-        high = self._floor(self._tokens(self.config.high, num_tokens))
-        return int(torch.randint(low, high + 1, (1,), generator=self._generator))
+        """k for this micro-batch."""
+        epoch = int(torch.randint(progress.epochs, (1,), generator=self._generator))
+        return self._line(epoch / progress.epochs, num_tokens)
 
 
 def _share(progress: Progress, per: str) -> float:

@@ -143,6 +143,24 @@ def test_an_even_distance_gives_the_linear_schedule():
     assert [mine(at(e), N) for e in range(8)] == [24, 21, 18, 15, 12, 9, 6, 3]
 
 
+@pytest.mark.parametrize(("tokens", "epochs"), [(25, 5), (6, 12), (25, 60), (49, 60)])
+def test_an_even_distance_gives_the_linear_schedule_on_every_grid(tokens, epochs):
+    """Distances are measured at whole numbers of tokens, which are not evenly spaced."""
+    mine, linear = build(ByDistance, {"points": 4}), build(Linear, {})
+    x_BND = torch.zeros(4, tokens, WIDTH)
+
+    def mix(k: int) -> Tokens:
+        mixed_BND = x_BND.clone()
+        mixed_BND[..., 0] = tokens - k
+        return Tokens(mixed_BND, (tokens,))
+
+    source = Tokens(x_BND, (tokens,))
+    mine.observe(mix, source, source, at(0, epochs))
+    assert mine.distance_G[0] == 0
+    found = [mine(at(e, epochs), tokens) for e in range(epochs)]
+    assert found == [linear(at(e, epochs), tokens) for e in range(epochs)]
+
+
 def test_a_curved_distance_by_hand():
     """δ = 1 − (k/N)²: by t = 7/16 the mixture is as far as 18 replaced tokens are."""
     mine = schedule()

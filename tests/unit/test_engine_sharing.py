@@ -248,6 +248,32 @@ def test_hidden_labels_never_reach_the_training(folder: Path, tmp_path: Path, ex
     assert any(not torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
 
 
+# --- the order ---
+
+
+@pytest.mark.parametrize("method", ["orca", "recraft", "mona"])
+def test_stages_that_prepare_leave_the_order_alone(folder: Path, method: str) -> None:
+    """Seeds pair methods: each epoch of fine-tuning sees the samples as plain fine-tuning does."""
+
+    def orders(name: str) -> list[list[int]]:
+        source = "source={use: digits, samples: 16}"
+        held = session(folder, source, method=name)
+        last = len(held.stages) - 1
+        return [held.order(Progress(last, epoch, 3, 0, 1)).tolist() for epoch in range(3)]
+
+    plain = orders("nft")
+    assert len({tuple(order) for order in plain}) == 3
+    assert orders(method) == plain
+
+
+def test_a_stage_that_prepares_has_an_order_of_its_own(folder: Path) -> None:
+    held = session(folder, "source={use: digits, samples: 16}", method="mona")
+    assert len(held.stages) == 2
+    first, second = (held.order(Progress(stage, 0, 1, 0, 1)).tolist() for stage in (0, 1))
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
 # --- the unlabelled stream ---
 
 

@@ -140,16 +140,17 @@ def _scheduler(method: str) -> Any:
 
 
 def test_the_schedules_without_gradualness_keep_the_mean_of_the_gradual_one() -> None:
-    """3000 to 0 of 3136 tokens: 1500 on average."""
+    """3000 to 0 of 3136 tokens in 100 epochs: 1515 on average."""
     epochs = range(100)
     gradual, constant, drawn = (
         [float(scheduler(progress(epoch, 100), 3136)) for epoch in epochs]
         for scheduler in map(_scheduler, ("pare", "pare-constant-k", "pare-random-k"))
     )
     assert sum(gradual) / 100 == pytest.approx(1515, abs=1)
-    assert constant == [1500.0] * 100
+    assert constant == [1515.0] * 100
     assert min(drawn) < 400 < 2600 < max(drawn) <= 3000
-    assert sum(drawn) / 100 == pytest.approx(1500, abs=260)  # three standard deviations
+    assert set(drawn) <= set(gradual)
+    assert sum(drawn) / 100 == pytest.approx(1515, abs=260)  # three standard deviations
 
 
 def test_recipes_say_what_their_names_say() -> None:

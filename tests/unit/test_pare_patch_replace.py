@@ -175,6 +175,13 @@ def test_at_k_n_all_is_source():
     assert [(t.head, t.weight) for t in views[1].terms] == [("source", 1.0)]
 
 
+def test_at_k_n_without_the_sources_loss_the_plain_view_is_left_and_says_so():
+    views = mixer(4, source_term=False)(TARGET, SOURCE, at())
+    assert len(views) == 1
+    assert views[0].tokens is TARGET.tokens
+    assert views[0].log == {"k": 4.0, "lambda": 1.0}
+
+
 @pytest.mark.parametrize("match", ["position", "score"])
 def test_a_source_with_fewer_tokens(match):
     notes: list[str] = []

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 
 from xmodal.batch import Progress
 from xmodal.interfaces import BackboneFacts, Context, Facts, Target, TaskFacts
-from xmodal_pare.schedulers import Constant, Exponential, Linear, Piecewise, RandomK
+from xmodal_pare.schedulers import (
+    Constant,
+    Exponential,
+    Linear,
+    LinearMean,
+    Piecewise,
+    RandomK,
+)
 
 FACTS = Facts(
     TaskFacts("toy", (1, 4, 4), Target("classification", 2), {"train": 8}),
@@ -111,15 +118,26 @@ def test_constant():
     assert {build(Constant, value=40)(at(epoch, 9), 64) for epoch in range(9)} == {40}
 
 
-def test_random_k_covers_its_range_and_repeats_from_its_state():
-    schedule = build(RandomK, low=3, high=6)
-    values = [schedule(at(0, 1), 100) for _ in range(400)]
-    assert set(values) == {3, 4, 5, 6}
+@pytest.mark.parametrize("ends", [{}, {"start": 7, "stop": 3}, {"unit": "share", "start": 0.9}])
+@pytest.mark.parametrize(("tokens", "epochs"), [(3136, 60), (25, 5), (6, 4), (6, 12)])
+def test_the_mean_is_that_of_the_gradual_schedule(ends, tokens, epochs):
+    linear, fixed = build(Linear, **ends), build(LinearMean, **ends)
+    gradual = [linear(at(epoch, epochs), tokens) for epoch in range(epochs)]
+    constant = {fixed(at(epoch, epochs), tokens) for epoch in range(epochs)}
+    assert constant == {round(sum(gradual) / epochs)}
+
+
+def test_random_k_has_the_values_of_the_gradual_schedule_and_repeats_from_its_state():
+    gradual = [build(Linear, start=7, stop=3)(at(epoch, 4), 100) for epoch in range(4)]
+    assert gradual == [7, 6, 5, 4]
+    schedule = build(RandomK, start=7, stop=3)
+    values = [schedule(at(0, 4), 100) for _ in range(400)]
+    assert set(values) == set(gradual)
     # 400 draws of four values: each about 100 times (standard deviation 9).
-    assert all(60 < values.count(value) < 140 for value in (3, 4, 5, 6))
-    again = build(RandomK, low=3, high=6)
-    assert values == [again(at(0, 1), 100) for _ in range(400)]
-    assert build(RandomK, low=50, high=3000)(at(0, 1), 10) == 10
+    assert all(60 < values.count(value) < 140 for value in gradual)
+    again = build(RandomK, start=7, stop=3)
+    assert values == [again(at(0, 4), 100) for _ in range(400)]
+    assert build(RandomK)(at(0, 1), 10) == 10
 
 
 @given(
@@ -146,7 +164,7 @@ def test_k_stays_within_the_tokens_and_is_monotone(kind, start, stop, tokens, ep
         (Linear, {"unit": "share"}, "start is 3000"),
         (Linear, {"begin": 3}, "begin"),
         (Constant, {"unit": "share", "value": 1.5}, "value is 1.5"),
-        (RandomK, {"low": 5, "high": 4}, "above high"),
+        (RandomK, {"low": 5}, "low"),
         (Piecewise, {"steps": []}, "begin at t = 0"),
         (Piecewise, {"steps": [[0.1, 5]]}, "begin at t = 0"),
         (Piecewise, {"steps": [[0, 5], [0.5, 4], [0.5, 3]]}, "rise"),

@@ -59,10 +59,15 @@ class Session:
         return loader.count(self.data.train)
 
     def order(self, progress: Progress) -> Tensor:
-        """The order of the training samples in this epoch: a function of seed, stage and epoch."""
-        return randomness.permutation(
-            self.train_size, self.seed, "order", progress.stage, progress.epoch
-        )
+        """The order of the training samples in this epoch: a function of seed, stage and epoch.
+
+        The n-th stage that is scored has the same order in every recipe, whatever prepares it:
+        comparisons pair methods by seed.
+        """
+        name, stage = "order of preparation", progress.stage
+        if self.stages[stage].evaluates:
+            name, stage = "order", sum(earlier.evaluates for earlier in self.stages[:stage])
+        return randomness.permutation(self.train_size, self.seed, name, stage, progress.epoch)
 
     @property
     def rank(self) -> int:
