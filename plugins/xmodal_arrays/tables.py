@@ -41,12 +41,17 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
     bounds = np.cumsum([len(frame) for frame in frames])[:-1]
     whole = pd.concat(frames, ignore_index=True)
     where = _Where([path for _, path in files], [0, *bounds])
-    notes: list[str] = []
+    notes = [_doubt(path, frame) for (_, path), frame in zip(files, frames, strict=True)]
+    notes = [note for note in notes if note]
     columns, levels = [], []
     for name in x_names:
         values_N, found = _column(whole[name], name, name in settings.categories, where, notes)
         columns.append(values_N)
         levels.append(found)
+    plain = [name for name, found in zip(x_names, levels, strict=True) if not found]
+    if plain:
+        shown = ", ".join(plain[:12]) + ", ..." * (len(plain) > 12)
+        notes.append(f"arrays: read as numbers: {shown} (list codes in task.categories to change)")
     x_parts = np.split(np.stack(columns, axis=1), bounds)
     parts = []
     for (role, path), frame, x_NF in zip(files, frames, x_parts, strict=True):
@@ -89,11 +94,43 @@ def _read(path: Path) -> Any:
 
 
 def _is_name(text: str) -> bool:
+    return not (_is_number(text) or text.startswith("Unnamed: "))
+
+
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return not text.startswith("Unnamed: ")
-    return False
+        return False
+    return True
+
+
+def _doubt(path: Path, frame: Any) -> str:
+    """What to note of a CSV file whose first line may be its first row; else nothing.
+
+    Whole numbers that count on, such as 0, 1, 2 or years, are names that programs give.
+    """
+    if path.suffix.lower() != ".csv":
+        return ""
+    numbers = [name for name in frame.columns if _is_number(name)]
+    whole = [int(name) for name in numbers if name.isdecimal()]
+    counts = len(whole) == len(numbers) and bool((np.diff(whole) == 1).all())
+    counted = set(numbers) if counts else set()
+    own = [name for name in frame.columns if name not in counted and _holds(frame[name], name)]
+    names, are = (own, "are values of theirs") if own else (numbers, "look like numbers")
+    if not own and (counted or len(numbers) < 2):
+        return ""
+    shown = ", ".join(f"'{name}'" for name in names[:6]) + ", ..." * (len(names) > 6)
+    return (
+        f"arrays: {path}: the names of columns {shown} {are}: does the file lack a line of names?"
+    )
+
+
+def _holds(series: Any, name: str) -> bool:
+    """Whether a column holds its own name, as text or as the number that it is."""
+    if series.dtype.kind in "iuf":
+        return _is_number(name) and bool((series == float(name)).any())
+    return bool((series.astype(str) == name).any())
 
 
 def _labels(path: Path, frame: Any, settings: DataSettings) -> list[str]:

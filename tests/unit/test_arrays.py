@@ -308,6 +308,42 @@ def test_complaints_about_files(tmp_path: Path, name: str, message: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("first", "noted"),
+    [
+        ("30.5,True,7,no", "columns 'True', 'no' are values of theirs: does the file lack a line"),
+        ("30.5,7.5,17,sick", "columns '30.5', '7.5', '17' look like numbers: does the file lack"),
+        ("0,1,2,sick", None),
+        ("2001,2002,2003,y", None),
+        ("age,fit,7,sick", None),
+        ("age,fit,visits,sick", None),
+    ],
+)
+def test_a_first_row_taken_for_names_is_doubted(
+    tmp_path: Path, first: str, noted: str | None
+) -> None:
+    rows = "\n".join(f"{i}.25,{i % 3 == 0},{i % 5},{'no' if i % 2 else 'yes'}" for i in range(30))
+    (tmp_path / "t.csv").write_text(f"{first}\n{rows}\n")
+    data = make(path=tmp_path / "t.csv").load(0)
+    doubts = [note for note in data.notes if "line of names" in note]
+    assert len(doubts) == (noted is not None)
+    assert all(note.startswith("arrays: ") and str(noted) in note for note in doubts)
+    assert "30 samples" in data.notes[0]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_columns_read_as_numbers_are_noted(tmp_path: Path, wide: bool) -> None:
+    frame = pd.DataFrame({f"c{i}": np.arange(20) for i in range(14 if wide else 1)})
+    frame["zip"], frame["town"], frame["y"] = "00003", ["a", "b"] * 10, [0, 1] * 10
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    shown = ", ".join(f"c{i}" for i in range(12)) + ", ..." if wide else "c0, zip"
+    noted = f"arrays: read as numbers: {shown} (list codes in task.categories to change)"
+    assert noted in make(path=tmp_path / "t.csv").load(0).notes
+    if not wide:
+        notes = make(path=tmp_path / "t.csv", categories=["zip", "c0"]).load(0).notes
+        assert not any("read as numbers" in note for note in notes)
+
+
+@pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
         ("a,b,y\n", {}, r"t\.csv: needs a row and two columns, has \(0, 3\)"),
