@@ -223,9 +223,9 @@ def same(root: Path, name: str, digest: str) -> list[Run]:
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
     """Find a run by its directory, or by a name under ``root`` (the newest of that name)."""
     path = Path(reference)
-    if (path / "manifest.json").is_file():
-        return Run(path)
     for folder in (path, root / reference):
+        if (folder / "manifest.json").is_file():
+            return Run(folder)
         inside = sorted(p.parent for p in folder.glob("*/manifest.json"))
         if inside:
             return Run(inside[-1])

@@ -44,6 +44,8 @@ def test_a_run_its_repetition_and_its_result(xmodal: Cli) -> None:
     by_name = xmodal("resume", folder.parent.name, "--quiet")
     assert by_name.code == 0
     assert by_name.err.strip() == "already done; --force repeats it"
+    for reference in (f"{folder.parent.name}/{folder.name}", str(folder)):
+        assert xmodal("resume", reference, "--quiet").code == 0
 
     # As if it had been begun on another machine.
     resolved = folder / "resolved.yaml"

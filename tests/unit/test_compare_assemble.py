@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from xmodal.cli.verdicts import show
+from xmodal.cli.compare import _live
+from xmodal.cli.verdicts import problems, show
 from xmodal.compare.assemble import assemble
 from xmodal.compare.cells import Cell, Request
-from xmodal.compare.queue import DONE, FAILED, QUEUED, State
+from xmodal.compare.queue import DONE, FAILED, QUEUED, SKIPPED, Queue, State
 from xmodal.compare.request import Requested
 from xmodal.compare.table import Table
 from xmodal.compare.tables import cells_csv, latex, pairs_csv, write_tables
@@ -243,3 +244,32 @@ def test_json_has_no_infinities(tmp_path: Path) -> None:
     table = assemble(asked(), cells, [State(FAILED), *[State(DONE)] * 5])
     text = json.dumps(table.as_dict(), allow_nan=False)
     assert json.loads(text)["verdicts"]["pairs"][0]["verdict"]["word"] == "refused"
+
+
+def test_what_is_not_done_is_said_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell(tmp_path, m, t, s) for m in ("x", "y") for t in ("b", "c") for s in range(2)]
+    states = [State(QUEUED)] * 4 + [State(FAILED, detail="boom")] * 2 + [State(DONE)] * 2
+    problems(cells, states)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["not run: x on b", "not run: x on c", "failed: y on b", "    boom"]
+
+
+def test_an_interruption_says_how_far_it_came(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell(tmp_path, "x", task, 0) for task in TASKS[:3]]
+    queue = Queue(cells, None)
+    states = [State(SKIPPED, detail="no data"), State(DONE), State(QUEUED)]
+
+    def interrupted() -> None:
+        with _live() as watch:
+            watch(queue, states)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    said = capsys.readouterr().err
+    assert said.startswith("skipped: x on a_1\n    no data\n")
+    assert said.endswith("1 of 3 cells are done; the same command goes on from here\n")

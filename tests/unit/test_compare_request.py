@@ -11,6 +11,7 @@ import pytest
 from xmodal.compare import suites
 from xmodal.compare.cells import Contender, grid
 from xmodal.compare.request import Wanted, launcher_block, requested
+from xmodal.compare.running import compare
 from xmodal.data.store import Store
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
@@ -156,3 +157,9 @@ def test_launchers_by_name_block_and_file(tmp_path: Path) -> None:
         launcher_block(str(file), {}, registry())
     with pytest.raises(UsageError, match="did you mean 'local'"):
         launcher_block("locl", {}, registry())
+
+
+def test_nothing_starts_where_only_the_trivial_answer_could_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no cell can run\n.*did you mean 'epochs'"):
+        compare(["nft"], ["openml/car"], settings=["training.epoch=1"], root=tmp_path)
+    assert list(tmp_path.iterdir()) == []

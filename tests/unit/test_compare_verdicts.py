@@ -390,3 +390,9 @@ def test_a_comparison_is_plain_values():
     assert set(again["overview"]["ranks"]) == {"a", "c"}  # the trivial answer does not compete
     assert len(again["overview"]["pair_profiles"]) == 1
     assert next(iter(again["overview"]["ranks"])) == "a"
+
+
+def test_only_the_trivial_answer_is_there_yet():
+    found = weigh(Scores.of(cells({"b": 0.0})), pairs=[], rule=QUICK, trivial="b")
+    assert found.overview is None
+    assert found.pairs == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,9 +116,41 @@ def compare(
         raise typer.Exit(6)
 
 
+Watch = Callable[["Queue", "list[State]"], None]
+
+
 @contextmanager
-def _live() -> Iterator[Callable[[Queue, list[State]], None]]:
-    """A live table, or one line a change where nobody looks."""
+def _live() -> Iterator[Watch]:
+    """A live table, or one line a change where nobody looks. An interruption says what is done."""
+    words: dict[int, str] = {}
+    with _shown(words) as show:
+
+        def tell(queue: Queue, states: list[State]) -> None:
+            if not words:  # what cannot run is said before hours have passed
+                _skipped(queue, states)
+            show(queue, states)
+            words.update(enumerate(state.word for state in states))
+
+        try:
+            yield tell
+        except KeyboardInterrupt:
+            done = sum(word == "done" for word in words.values())
+            text = f"{done} of {len(words)} cells are done; the same command goes on from here"
+            output.stderr().print(text, markup=False)
+            raise
+
+
+def _skipped(queue: Queue, states: list[State]) -> None:
+    from xmodal.cli import verdicts
+
+    pairs = zip(queue.cells, states, strict=True)
+    chosen = [(cell, state) for cell, state in pairs if state.word == "skipped"]
+    verdicts.problems([cell for cell, _ in chosen], [state for _, state in chosen])
+
+
+@contextmanager
+def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
+    """``words`` are those of the cells when they were shown last."""
     from rich.live import Live
 
     console = output.stderr()
@@ -126,15 +158,13 @@ def _live() -> Iterator[Callable[[Queue, list[State]], None]]:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             yield lambda queue, states: live.update(_table(queue, states))
         return
-    before: dict[int, str] = {}
 
-    def tell(queue: Queue, states: list[State]) -> None:
+    def lines(queue: Queue, states: list[State]) -> None:
         for number, state in enumerate(states):
-            if before.get(number) != state.word and state.word not in ("queued", "skipped"):
+            if words.get(number) != state.word and state.word not in ("queued", "skipped"):
                 console.print(f"{state.word}: {queue.cells[number].name}", markup=False)
-            before[number] = state.word
 
-    yield tell
+    yield lines
 
 
 @contextmanager

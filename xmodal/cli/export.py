@@ -41,6 +41,8 @@ def export(
         tuple(plugin or ()),
         note=lambda line: console.print(f"note: {line}", markup=False),
     )
+    if str(model.run.path) != reference:
+        console.print(f"run: {model.run.path}", markup=False)
     with console.status(f"exporting to {to}"):
         done = write(model, to, out, registry, _settings(set_ or []), force)
     files = sorted(path for path in out.rglob("*") if path.is_file())

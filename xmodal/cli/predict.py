@@ -52,6 +52,8 @@ def predict(
     from xmodal.errors import UsageError
 
     model = trained.load(reference, device, tuple(plugin or ()), note=_noting())
+    if str(model.run.path) != reference:
+        output.stderr().print(f"run: {model.run.path}", markup=False)
     flat = model.kind != "dense"
     if out is not None:
         writing.check(out, force, flat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,15 @@ from xmodal.cli import output
 from xmodal.engine.checkpoint import write_atomically
 
 if TYPE_CHECKING:
+    from xmodal.compare.cells import Cell
     from xmodal.compare.fairness import Flag
+    from xmodal.compare.queue import State
     from xmodal.compare.results import PairResult, TaskResult
     from xmodal.compare.statistics import Interval
     from xmodal.compare.table import Table
 
 SHOWN = 3
+WORDS = {"queued": "not run"}
 JSON, REPORT = "comparison.json", "report.html"
 
 
@@ -35,7 +38,7 @@ def write(folder: Path, table: Table) -> list[Path]:
 
 def show(table: Table, files: Sequence[Path]) -> None:
     """Print a comparison: results on stdout, everything else on stderr."""
-    _problems(table)
+    problems(table.cells, table.states)
     _means(table)
     if table.comparison is not None:
         _verdicts(table)
@@ -61,15 +64,16 @@ def _doubts(flags: Sequence[Flag]) -> None:
             )
 
 
-def _problems(table: Table) -> None:
-    """What was skipped or failed: each reason once, with all whom it concerns."""
+def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
+    """What is not done: each reason once, with all whom it concerns."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for cell, state in zip(table.cells, table.states, strict=True):
-        if state.detail:
+    for cell, state in zip(cells, states, strict=True):
+        if state.word != "done":
             concerned = reasons.setdefault((state.word, cell.task, state.detail), [])
             concerned += [cell.method] if cell.method not in concerned else []
     for (word, task, detail), methods in reasons.items():
-        text = f"{word}: {', '.join(methods)} on {task}\n    " + detail.replace("\n", "\n    ")
+        text = f"{WORDS.get(word, word)}: {', '.join(methods)} on {task}"
+        text += "\n    " + detail.replace("\n", "\n    ") if detail else ""
         output.stderr().print(text, markup=False)
 
 

@@ -175,8 +175,10 @@ class Overview:
 def overview(scores: Scores, alpha: float = 0.05) -> Overview | None:
     """Ranks, cliques and profiles; None if there is one method, or no task that all have."""
     methods = scores.methods
+    if len(methods) < 2:
+        return None
     tasks, level_MT = levels(scores)
-    if len(methods) < 2 or not tasks:
+    if not tasks:
         return None
     ranks_M = average_ranks(level_MT)
     by_rank = [int(m) for m in np.argsort(ranks_M, kind="stable")]

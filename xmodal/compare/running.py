@@ -7,13 +7,15 @@ from pathlib import Path
 
 from xmodal import plugins
 from xmodal.compare.assemble import assemble
-from xmodal.compare.cells import grid
+from xmodal.compare.cells import Cell, grid
 from xmodal.compare.queue import Queue, State
-from xmodal.compare.request import Wanted, launcher_block, requested
+from xmodal.compare.request import TRIVIAL, Wanted, launcher_block, requested
 from xmodal.compare.table import Table
 from xmodal.data.store import Store
+from xmodal.errors import UsageError
 
 CELLS = Path("runs/cells")
+SHOWN = 8
 Watch = Callable[[Queue, list[State]], None]
 
 
@@ -59,6 +61,7 @@ def compare(
     asked = requested(wanted, registry)
     cells = grid(asked.request, registry, Store(), Path(root))
     asked.check_against(cells)
+    _check_any_runs(cells)
     runner = None
     if launcher is not None:
         extra = {} if jobs is None else {"jobs": jobs}
@@ -68,3 +71,13 @@ def compare(
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))
     return assemble(asked, cells, queue.states())
+
+
+def _check_any_runs(cells: Sequence[Cell]) -> None:
+    """Raise UsageError, before anything runs, if only the trivial answer could."""
+    reasons = dict.fromkeys(f"{c.method} on {c.task}: {c.skipped}" for c in cells if c.skipped)
+    able = [cell for cell in cells if cell.directory is not None]
+    if reasons and all(cell.resolved["role"] == TRIVIAL for cell in able):
+        shown = "\n".join(list(reasons)[:SHOWN])
+        more = f"\nand {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        raise UsageError(f"no cell can run\n{shown}{more}")
