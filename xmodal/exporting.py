@@ -43,9 +43,8 @@ def export(
         exporter = component(component.Config.model_validate(dict(settings or {})))
     except ValidationError as error:
         wrong = error.errors()[0]
-        hint = str(wrong.get("ctx", {}).get("hint", ""))
         key = ".".join(map(str, wrong["loc"]))
-        raise UsageError(f"exporter '{to}': {key}: {wrong['msg']}{hint}") from None
+        raise UsageError(f"exporter '{to}': {key}: {wrong['msg']}") from None
     out = out.absolute()
     _check(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
