@@ -207,7 +207,8 @@ def _described(recipe: Recipe, run: runs.Run) -> Tracked:
     resolved = recipe.model_dump(mode="json", exclude={"trackers"})
     tags = {
         "name": folder.parent.name,
-        "task": recipe.task.name,
+        # Not what reads the data, but what they are called: arrays/clinic, say.
+        "task": str(manifest.get("facts", {}).get("task", {}).get("name", recipe.task.name)),
         "metric": recipe.task.config.metric.name,
         "seed": str(recipe.seed),
         "protocol": recipe.protocol,
