@@ -38,6 +38,7 @@ _CHOICES = {
     "form": ("auto", "row", "sequence", "grid"),
     "channels": ("first", "last"),
 }
+_LABELS = {"dtype": None, "ensure_2d": False, "allow_nd": True, "ensure_all_finite": "allow-nan"}
 _PROBABLE = ("auto", "classification", "multi-label")
 
 
@@ -203,7 +204,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             shape = X.shape[1:]
         else:
             validate_data(self, X, reset=reset, skip_check_array=True)
-            numbers = frame.select_dtypes("number").to_numpy(float).reshape(len(frame), -1)
+            numbers = frame.select_dtypes("number").to_numpy(float)
             check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
             shape = frame.shape[1:]
         if reset:
@@ -251,9 +252,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        y = check_array(
-            y, dtype=None, ensure_2d=False, allow_nd=True, input_name="y", estimator=self
-        )
+        y = check_array(y, input_name="y", estimator=self, **_LABELS)
         return given.plain_labels(y)
 
     def _validation(self, X: Any, y: Any, labels: given.Labels) -> tuple[Any, Array]:

@@ -147,6 +147,8 @@ def test_tables_with_text() -> None:
         model.predict(TABLE.drop(columns="size"))
     with pytest.raises(ValueError, match="'size' must hold numbers; row 0 has 'big'"):
         model.predict(TABLE.assign(size="big"))
+    with pytest.raises(ValueError, match=r"Found array with 0 sample\(s\).* minimum of 1 is"):
+        model.predict(TABLE.iloc[:0])
 
 
 def test_arrays_of_text_are_tables() -> None:
@@ -157,6 +159,8 @@ def test_arrays_of_text_are_tables() -> None:
     expected = named.predict_proba(TABLE[["colour", "size"]])
     np.testing.assert_array_equal(plain.predict_proba(cells), expected)
     np.testing.assert_array_equal(plain.predict_proba(cells[:2].tolist()), expected[:2])
+    with pytest.raises(ValueError, match=r"Found array with 0 sample\(s\)"):
+        plain.predict(cells[:0])
 
 
 CELLS = np.array([["02139", 1.5], ["K1A", 2.0], ["1.50", 0.5], ["1e3", 1.0]] * 10, dtype=object)
@@ -278,6 +282,10 @@ WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
     ({}, TABLE.assign(day=pd.Timestamp("2020")), LIKES, "'day' holds dates"),
     ({}, np.where(SIGNALS > 2, np.nan, SIGNALS), np.arange(40) % 2, "X contains NaN"),
     ({}, ROWS, np.where(NAMES == "low", None, NAMES), "y contains NaN"),
+    ({}, ROWS, pd.Series(NAMES).mask(np.arange(60) == 7), "y contains NaN: row 7 has no label"),
+    ({}, ROWS, pd.Series(NAMES, dtype="string").mask(np.arange(60) == 7), "NaN: row 7 has no"),
+    ({}, ROWS, np.where(np.arange(60) == 9, np.nan, ROWS[:, 0]), "y contains NaN: row 9 has"),
+    ({}, ROWS, np.where(np.arange(60) == 9, np.inf, ROWS[:, 0]), "Input y contains infinity"),
     ({}, ROWS, NAMES[:5], "inconsistent numbers of samples"),
     ({}, ROWS, np.array(["a"] * 60), "one class only"),
     ({"kind": "regression"}, ROWS, np.ones(60), "^y is constant"),

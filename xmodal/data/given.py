@@ -227,12 +227,13 @@ def _kind(y: Array, length: int | None) -> Kind:
 
 def plain_labels(y: Array) -> Array:
     """Labels without Python objects, except text. ValueError for missing and unknown ones."""
-    if y.dtype.kind != "O":
-        return y
     import pandas as pd
 
-    if pd.isna(y).any():
-        raise ValueError("Input y contains NaN.")
+    missing = np.argwhere(pd.isna(y))
+    if len(missing):
+        raise ValueError(f"Input y contains NaN: row {missing[0, 0]} has no label")
+    if y.dtype.kind != "O":
+        return y
     if all(isinstance(value, str) for value in y.flat):
         return y
     plain = np.array(y.tolist())
