@@ -144,7 +144,16 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
         (("table", "objects.npz"), 4, "holds Python objects, which are never unpickled"),
         (("table", "cut.npz"), 4, "cannot be read as .npz"),
         (("table", "text.npy"), 4, "cannot be read as .npy"),
-        (("table", "one.csv"), 4, "no column 'b'; expected a, b; got a"),
+        (("table", "one.csv"), 4, "one.csv: no column 'b'; expected a, b; got a"),
+        (("table", "one.parquet"), 4, "one.parquet: no column 'b'; expected a, b; got a"),
+        (
+            ("table", "semicolon.csv"),
+            4,
+            "semicolon.csv: no column 'a', 'b'; is it separated by ';'?",
+        ),
+        (("table", "tabs.csv"), 4, "tabs.csv: no column 'a', 'b'; is it separated by tabs?"),
+        (("table", "nameless.csv"), 4, "no column 'a', 'b'; does the file lack a line of names?"),
+        (("table", "void.csv"), 4, "void.csv: the file is empty"),
         (("table", "words.csv"), 4, "column 'a' must hold numbers; row 1 has 'tall'"),
         (("table", "strange.csv"), 4, "y: row 0 is 'zero'; expected one of minus, plus"),
         (("table", "empty.csv"), 4, "empty.csv: no samples; expected [n, 2]"),
@@ -183,6 +192,11 @@ def _wrong_files() -> None:
     np.savez("objects.npz", x=np.array([[1], [1, 2]], dtype=object))
     Path("cut.npz").write_bytes(Path("x.npz").read_bytes()[:100])
     Path("one.csv").write_text("a\n1\n")
+    pd.DataFrame({"a": [1.0]}).to_parquet("one.parquet")
+    Path("semicolon.csv").write_text("a;b\n1;u\n")
+    Path("tabs.csv").write_text("a\tb\n1\tu\n")
+    Path("nameless.csv").write_text("1.5,u\n2.5,v\n")
+    Path("void.csv").touch()
     Path("words.csv").write_text("a,b\n1,u\ntall,v\n")
     Path("strange.csv").write_text("a,b,kind\n1,u,zero\n")
     Path("empty.csv").write_text("a,b,kind\n")

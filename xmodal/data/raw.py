@@ -153,7 +153,7 @@ class RawForm:
         """
         frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
         columns = self.columns or tuple(frame.columns)
-        require(frame, columns)
+        require(tuple(frame.columns), columns)
         if len(columns) != prod(self.shape):
             raise DataError(
                 f"x: expected {prod(self.shape)} columns and training had no names to choose by; "
@@ -167,15 +167,15 @@ class RawForm:
         return np.stack(coded, axis=1).reshape(len(frame), *self.shape)
 
 
-def require(frame: Any, columns: Sequence[str]) -> None:
-    """Raise DataError naming every column that a table lacks."""
-    known = [str(name) for name in frame.columns]
+def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint: str = "") -> None:
+    """Raise DataError naming every one of ``columns`` that a table with columns ``known`` lacks."""
     missing = [name for name in columns if name not in known]
     if missing:
-        hint = did_you_mean(missing[0], known)
+        hint = hint or did_you_mean(missing[0], known)
         shown = ", ".join(f"'{name}'" for name in missing)
         raise DataError(
-            f"x: no column {shown}{hint}; expected {', '.join(columns)}; got {', '.join(known)}"
+            f"{where}: no column {shown}{hint}; expected {', '.join(columns)}; got "
+            f"{', '.join(known)}"
         )
 
 

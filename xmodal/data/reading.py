@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal.data.raw import RawForm
+from xmodal.data.names import are_numbers
+from xmodal.data.raw import RawForm, require
 from xmodal.errors import DataError, did_you_mean
 
 Array = NDArray[Any]
@@ -39,6 +40,8 @@ def read(path: Path, form: RawForm, batch: int) -> Samples:
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
     readers = {".npz": _npz, ".npy": _npy, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -125,6 +128,7 @@ def _csv(path: Path, form: RawForm, batch: int) -> Samples:
 
     try:
         header = [str(name) for name in pd.read_csv(path, nrows=0).columns]
+        require(header, form.columns, str(path), _layout_hint(form, header))
         labels = _label_names(form, header)
         # A batch alone does not tell what its columns are: names and labels stay as written.
         codes = [name for name, levels in zip(form.columns, form.levels, strict=False) if levels]
@@ -144,6 +148,7 @@ def _parquet(path: Path, form: RawForm, batch: int) -> Samples:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+    require(file.schema_arrow.names, form.columns, str(path))
     labels = _label_names(form, file.schema_arrow.names)
     frames = _pages(path, file, batch)
     return Samples(file.metadata.num_rows, bool(labels), _frames(path, frames, labels))
@@ -157,6 +162,19 @@ def _pages(path: Path, file: Any, batch: int) -> Iterator[Any]:
             yield piece.to_pandas()
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def _layout_hint(form: RawForm, header: list[str]) -> str:
+    """What may be wrong with a CSV file that has none of the columns; else nothing."""
+    if {*form.columns} & {*header}:
+        return ""
+    for sign, name in ((";", "';'"), ("\t", "tabs")):
+        if len(header) == 1 and sign in header[0]:
+            return f"; is it separated by {name}?"
+    values = {name for levels in form.levels for name in levels}
+    if any(name in values or are_numbers([name]) for name in header):
+        return "; does the file lack a line of names?"
+    return ""
 
 
 def _label_names(form: RawForm, columns: list[str]) -> list[str]:
