@@ -144,6 +144,8 @@ def card(trained: Trained, facts: Mapping[str, Any], exported: Exported) -> str:
             codes = given["categories"].get(name, ())
             values = ", ".join(f"{code} = {value}" for code, value in enumerate(codes))
             lines += [f"| {name} | {values or 'a number'} |"]
+    if given["categories"]:
+        lines += ["", "A number that is none of a category's codes counts as missing, like NaN."]
     lines += ["", "## Output", ""]
     sizes = ", ".join(map(str, output["shape"]))
     lines += [f"`[n, {sizes}]`, float32: {_OUTPUTS[output['kind']]}."]

@@ -196,6 +196,7 @@ def test_the_card_says_what_the_model_reads_and_where_it_is_from(made: dict[str,
     for part in (
         "`x`: `[n, 6]`",
         "| safety | 0 = low, 1 = med, 2 = high |",
+        "A number that is none of a category's codes counts as missing, like NaN.",
         "Classes: 0 = unacc, 1 = acc, 2 = good, 3 = vgood.",
         str(result["test"]["metric"]),
         str(one.trained.run.read("manifest.json")["hash"]),
@@ -222,6 +223,11 @@ def test_onnx_agrees_for_any_batch(made: dict[str, Made], tmp_path: Path) -> Non
     for count in (1, 7, 12):
         (y,) = session.run(["y"], {"x": table[:count]})
         assert np.allclose(y, one.trained.outputs(table[:count]), atol=1e-5)
+    # No code of a category, also between two of them, counts as missing.
+    strange = table[[1] * 5]
+    strange[:, 2] = [np.nan, 0.5, -0.5, -1, 4]
+    (y,) = session.run(["y"], {"x": strange})
+    assert (y == y[0]).all()
 
 
 # --- what goes wrong ---

@@ -383,6 +383,16 @@ def test_preparation_can_be_undone(form: RawForm) -> None:
     assert RawForm.of(form.state()) == form
 
 
+def test_what_is_no_code_of_a_category_counts_as_missing() -> None:
+    form = RawForm((2,), (2,), columns=("a", "b"), levels=((), ("u", "v")), missing=True)
+    a = torch.tensor([0.5, -1.0, 7.0, 0.0, 1.0, torch.nan], dtype=torch.float64)
+    prepared = form.apply(torch.stack([a, a], dim=1))
+    assert torch.equal(prepared[:5, 0], a[:5].float())
+    assert prepared[:, 1].isnan().tolist() == [True, True, True, False, False, True]
+    whole = torch.tensor([[3, 0], [4, 1]])
+    assert torch.equal(form.apply(whole), whole.float())
+
+
 def test_kept_samples_are_raw_again(runs: dict[str, Used]) -> None:
     for name in ("nft fields", "lora dense", "pare classes", "nft numbers"):
         used = runs[name]

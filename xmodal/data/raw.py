@@ -59,8 +59,15 @@ class RawForm:
         return cls(**state)
 
     def apply(self, x: Tensor) -> Tensor:
-        """Raw samples ``[n, *shape]`` as the model reads them, float32."""
+        """Raw samples ``[n, *shape]`` as the model reads them, float32.
+
+        What is no code of a category counts as missing.
+        """
         x = x.reshape(x.shape[0], *self.laid) if self.channel is None else self._moved(x)
+        if any(self.levels) and x.is_floating_point():
+            counts_F = torch.tensor([len(names) for names in self.levels], device=x.device)
+            wrong = (x != x.round()) | (x < 0) | (x >= counts_F)
+            x = torch.where((counts_F > 0) & wrong, torch.nan, x)
         if self.mean is not None and self.scale is not None:
             x = (x.to(self.mean.dtype) - self.mean) / self.scale
         # Convolutions of another layout in memory have other last digits.
