@@ -214,7 +214,7 @@ def same(two: Any, one: Any, where: str) -> None:
         for name in one:
             same(two[name], one[name], f"{where}/{name}")
     elif isinstance(one, float):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-7), where
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5), where
     else:
         assert two == one, where
 
