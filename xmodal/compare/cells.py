@@ -98,17 +98,17 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     known = {recipe.name for recipe in library.all_recipes(registry)}
     tasks = [_named(name, "tasks", known, registry) for name in request.tasks]
     tasks = list(dict.fromkeys(tasks))
-    variants: list[tuple[Contender, _Named, tuple[str, ...]]] = []
+    variants: list[tuple[Contender, tuple[str, ...]]] = []
     for method in request.methods:
         contender = method if isinstance(method, Contender) else Contender(method)
         named = _named(contender.reference, "methods", known, registry)
-        named = replace(named, label=contender.label or named.label)
+        label = contender.label or named.label
+        contender = replace(contender, reference=named.reference, label=label)
         settings = _settings(request.settings) if contender.varied else [()]
-        found = replace(contender, reference=named.reference, label=named.label)
-        variants += [(found, named, setting) for setting in settings]
+        variants += [(contender, setting) for setting in settings]
     variants = list(dict.fromkeys(variants))
     _told_apart("tasks", (task.label for task in tasks))
-    _told_apart("methods", (_label(named, setting) for _, named, setting in variants))
+    _told_apart("methods", (_label(*variant) for variant in variants))
     contents = cache(files.contents)  # several methods read the data of one task
     cells = []
     for task, variant in itertools.product(tasks, variants):
@@ -171,23 +171,21 @@ def _split(raw: str) -> list[str]:
 def _wanted(
     request: Request,
     contender: Contender,
-    method: _Named,
     setting: tuple[str, ...],
     task: _Named,
     known: set[str],
 ) -> Cell:
     """The cell of seed 0 before it is known whether it can run."""
-    label = _label(method, setting)
     overrides = [*contender.overrides, *setting]
     if request.fraction is not None:
         overrides.append(f"fraction={request.fraction}")
-    references: tuple[str, ...] = (method.reference, task.reference)
+    references: tuple[str, ...] = (contender.reference, task.reference)
     # A recipe that was written for this pair says more than the two do together; a file is meant.
-    written = f"{Path(method.reference).stem}_{task.label}"
+    written = f"{Path(contender.reference).stem}_{task.label}"
     if written in known and not any(map(library.looks_like_path, references)):
         references = (written,)
     return Cell(
-        label,
+        _label(contender, setting),
         task.label,
         0,
         references,
@@ -198,8 +196,8 @@ def _wanted(
     )
 
 
-def _label(method: _Named, setting: tuple[str, ...]) -> str:
-    return f"{method.label} [{', '.join(setting)}]" if setting else method.label
+def _label(contender: Contender, setting: tuple[str, ...]) -> str:
+    return f"{contender.label} [{', '.join(setting)}]" if setting else contender.label
 
 
 @dataclass(frozen=True)
