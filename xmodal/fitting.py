@@ -189,9 +189,9 @@ def packed(trained: Trained) -> dict[str, Any]:
 
 def unpacked(state: Mapping[str, Any], device: str) -> Trained:
     """The trained model that ``packed`` made ``state`` of; on the CPU where ``device`` is not."""
-    from xmodal.engine.device import or_cpu
+    from xmodal.engine.device import checked, or_cpu
     from xmodal.engine.network import rebuild
-    from xmodal.trained import Trained, chosen_device
+    from xmodal.trained import Trained
 
     recipe = Recipe.model_validate(state["recipe"])
     return Trained(
@@ -201,6 +201,6 @@ def unpacked(state: Mapping[str, Any], device: str) -> Trained:
         raw=state["raw"],
         classes=state["classes"],
         run=runs.Run(Path(state["path"])),
-        device=chosen_device(or_cpu(device, warnings.warn)),
+        device=checked(or_cpu(device, warnings.warn)),
         note=warnings.warn,
     )

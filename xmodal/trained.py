@@ -203,7 +203,7 @@ def load(
     Where the run's own is not here it is the CPU, with a note. Raises UsageError where there is no
     such run or no device of that name, DataError where it holds no trained model.
     """
-    named = None if device is None else chosen_device(device)
+    named = None if device is None else devices.checked(str(device))
     run = runs.locate(str(reference))
     registry = plugins.registry(plugin_files)
     layered = compose([str(run.path / "resolved.yaml")], registry, (), None)
@@ -226,14 +226,9 @@ def load(
         raw=None if kept["raw"] is None else RawForm.of(kept["raw"]),
         classes=tuple(manifest["classes"]),
         run=run,
-        device=named or chosen_device(devices.or_cpu(recipe.device, note)),
+        device=named or devices.checked(devices.or_cpu(recipe.device, note)),
         note=note,
     )
-
-
-def chosen_device(name: str | torch.device) -> torch.device:
-    """The device a name means; ``auto`` is a GPU where there is one. Raises UsageError."""
-    return devices.checked(str(name))
 
 
 def _native(x: Array) -> Array:
