@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.compare.assemble import assemble
-from xmodal.compare.cells import Cell, Request
-from xmodal.compare.queue import DONE, FAILED, QUEUED, SKIPPED, State
-from xmodal.compare.request import Requested
-from xmodal.compare.suites import Published
-from xmodal.compare.table import Table
+from xmodal.comparison.grid import Cell, Published, Request, Requested
+from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, State
+from xmodal.comparison.table import ComparisonTable, assemble
 
 TASKS = ("car", "wine", "darcy", "psicov", "ecg", "cosmic", "crop", "satellite")
 EPOCHS = 5
@@ -36,7 +33,7 @@ def compared(
     published: Mapping[str, Published] | None = None,
     noise: float = 0.03,
     **result: Any,
-) -> Table:
+) -> ComparisonTable:
     """A comparison in which each method's error is its factor times the task's, with some noise.
 
     ``result`` replaces entries of every ``result.json``.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
 from xmodal.data.store import Store
-from xmodal.recipe import library
+from xmodal.recipe.compose import find_recipe, looks_like_path
 
 if TYPE_CHECKING:
-    from xmodal.engine.execute import Observer, Outcome
+    from xmodal.engine.run import Observer, Outcome
+    from xmodal.inference.model import Trained
     from xmodal.interfaces import Exported
-    from xmodal.trained import Trained
 
 
 def run(
@@ -33,14 +33,14 @@ def run(
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
     interrupted is resumed. Raises the kinds of ``xmodal.errors.XModalError``.
     """
-    from xmodal.engine.directory import Order
-    from xmodal.engine.execute import execute
+    from xmodal.engine.directory import RunOrder
     from xmodal.engine.plan import compose_plan
+    from xmodal.engine.run import execute
 
     registry = plugins.registry(tuple(plugin_files))
     store = Store()
     made = compose_plan(recipes, registry, store, overrides, scale)
-    order = Order(
+    order = RunOrder(
         name=name or run_name(recipes, scale),
         root=Path(root),
         directory=None if directory is None else Path(directory),
@@ -53,13 +53,13 @@ def run(
 
 def run_name(recipes: Sequence[str], scale: str | None = None) -> str:
     """The directory name of a run: the recipes' names, and the scale."""
-    parts = [Path(r).stem if library.looks_like_path(r) else r.replace("/", "-") for r in recipes]
+    parts = [Path(r).stem if looks_like_path(r) else r.replace("/", "-") for r in recipes]
     return "_".join(parts + ([scale] if scale else []))
 
 
 def source_text(recipes: Sequence[str], registry: plugins.Registry) -> str:
     """The text of the recipes as their author wrote them, for the run directory."""
-    found = [library.find(recipe, registry) for recipe in recipes]
+    found = [find_recipe(recipe, registry) for recipe in recipes]
     return "\n".join(f"# {f.name}\n{f.path.read_text(encoding='utf-8')}" for f in found)
 
 
@@ -70,9 +70,9 @@ def load(
 
     It predicts from raw samples and needs neither the training data nor the pretrained weights.
     """
-    from xmodal import trained
+    from xmodal.inference.model import load_trained
 
-    return trained.load(reference, device, tuple(plugin_files))
+    return load_trained(reference, device, tuple(plugin_files))
 
 
 def export(
@@ -87,9 +87,10 @@ def export(
 
     Compares what was written with the model; a failed export leaves nothing behind.
     """
-    from xmodal import exporting, trained
+    from xmodal.inference.export import export_trained
+    from xmodal.inference.model import load_trained
 
     registry = plugins.registry(tuple(plugin_files))
     registry.entry("exporter", to)
-    model = trained.load(reference, "cpu", tuple(plugin_files))
-    return exporting.export(model, to, Path(out), registry, settings, force)
+    model = load_trained(reference, "cpu", tuple(plugin_files))
+    return export_trained(model, to, Path(out), registry, settings, force)

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.batch import Points, Progress, Sample, Selection, Tokens, View
-from xmodal.data.raw import RawForm
+from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from xmodal.data.store import Store
     from xmodal.engine.session import Session
-    from xmodal.trained import Trained
+    from xmodal.inference.model import Trained
 
 Pair = tuple[Tensor, Tensor]
 

@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from xmodal.engine.checkpoint import write_atomically
 from xmodal.interfaces import Distance
-from xmodal.recipe.use import Use
 from xmodal.report import facts as words
 from xmodal.report.page import write_page
 from xmodal.report.text import number
 from xmodal.report.tokens import Mixing, mixing
+from xmodal.settings import Use
 from xmodal_analysis import distance_figure, landscape, maps, patches
 from xmodal_analysis.clouds import SPACES, Clouds
 from xmodal_analysis.restore import Restored

@@ -17,7 +17,7 @@ from xmodal.batch import Points
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.interfaces import Distance, Facts
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_analysis.bodies import Body, Raw, halves, of_class
 from xmodal_analysis.distances import measure
 from xmodal_analysis.drawing import Inks, bare, picture

@@ -12,14 +12,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from xmodal import randomness
 from xmodal.batch import Points, Tokens
 from xmodal.data.store import Store
-from xmodal.engine import randomness
 from xmodal.errors import UsageError, did_you_mean
 from xmodal.interfaces import Backbone, Embedder, Facts, SourceRequest, TaskFacts
-from xmodal.recipe.use import Use
+from xmodal.plugins import Registry
 from xmodal.recipe.yaml import parse_value
-from xmodal.registry import Registry
+from xmodal.settings import Use
 from xmodal_analysis.clouds import EMBEDDINGS
 from xmodal_analysis.named import NO_TASK, Named, Samples, context, load_source, load_task
 from xmodal_analysis.watch import SILENT, Watch

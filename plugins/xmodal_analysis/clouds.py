@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmodal import randomness
 from xmodal.batch import Batch, Points, Tokens
 from xmodal.data import loader
-from xmodal.engine import randomness
 from xmodal.interfaces import Target
 from xmodal_analysis.restore import Restored
 from xmodal_analysis.watch import SILENT, Watch

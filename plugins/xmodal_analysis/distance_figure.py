@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from xmodal.batch import Points
 from xmodal.interfaces import Distance
-from xmodal.recipe.use import Use
 from xmodal.report.text import number
+from xmodal.settings import Use
 from xmodal_analysis.clouds import SPACES, Cloud, Clouds
 from xmodal_analysis.distances import measure
 from xmodal_analysis.drawing import Inks, bare, picture

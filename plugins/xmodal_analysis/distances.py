@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from xmodal import randomness
 from xmodal.batch import Points
 from xmodal.data.store import Store
-from xmodal.engine import randomness
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context, Distance, Facts
-from xmodal.recipe.use import Use
+from xmodal.plugins import Registry
 from xmodal.recipe.yaml import parse_value
-from xmodal.registry import Registry
+from xmodal.settings import Use
 
 
 def choose(text: str, registry: Registry) -> Use[Distance]:

@@ -18,8 +18,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor, nn
 
+from xmodal import randomness
 from xmodal.data import loader
-from xmodal.engine import randomness
 from xmodal.engine.model import Model
 from xmodal.report.text import number
 from xmodal_analysis.drawing import Inks, bare, empty, legend, picture

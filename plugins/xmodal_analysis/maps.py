@@ -16,7 +16,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xmodal.engine import randomness
+from xmodal import randomness
 from xmodal_analysis.clouds import Cloud, Clouds
 from xmodal_analysis.drawing import Inks, empty, legend, picture, scatter_classes
 

@@ -11,9 +11,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from xmodal import randomness
 from xmodal.data import loader
 from xmodal.data.store import Store
-from xmodal.engine import randomness
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.interfaces import (
     BackboneFacts,
@@ -26,10 +26,9 @@ from xmodal.interfaces import (
     Task,
     TaskFacts,
 )
-from xmodal.recipe import library
-from xmodal.recipe.layers import compose
-from xmodal.recipe.use import Use
-from xmodal.registry import Registry
+from xmodal.plugins import Registry
+from xmodal.recipe.compose import all_recipes, compose, looks_like_path
+from xmodal.settings import Use
 
 FILES = (".npz", ".npy", ".csv", ".parquet", ".h5", ".hdf5")
 NO_BODY = BackboneFacts("none", "any", 1, 1)
@@ -69,9 +68,9 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
             raise UsageError(f"no file '{name}'{did_you_mean(name, near)}")
         block = {"use": _ARRAYS, "path": str(path), "normalize": "none"}
         return Named(name, task=_use(Use[Task], block, registry, name))
-    recipes = {one.name for one in library.all_recipes(registry)}
+    recipes = {one.name for one in all_recipes(registry)}
     for recipe in (name, f"tasks/{name}"):
-        if recipe in recipes or (recipe == name and library.looks_like_path(name)):
+        if recipe in recipes or (recipe == name and looks_like_path(name)):
             found: Any = compose([recipe], registry, (), scale).data.get("task")
             if found is None:
                 raise UsageError(f"recipe '{recipe}' names no task, so it has no data")

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from xmodal import randomness
 from xmodal.batch import Batch
 from xmodal.data import loader
-from xmodal.engine import probe, randomness
+from xmodal.engine.evaluate import PROBED_SAMPLES
 from xmodal.report.samples import as_array
 from xmodal.report.tokens import EPOCHS
 from xmodal_analysis.drawing import Inks, picture
@@ -60,7 +61,7 @@ def over_counts(restored: Restored, most: int) -> dict[str, Any] | None:
     grid = [k for k in dict.fromkeys(round(s * most) for s in SHARES) if 0 < k <= most]
     if dial is None or not grid or not session.model.mixer.needs_source:
         return None
-    x, y = (t.to(session.device) for t in loader.first(session.data.train, probe.SAMPLES))
+    x, y = (t.to(session.device) for t in loader.first(session.data.train, PROBED_SAMPLES))
     source, unlabelled = session.partners(len(x))
     if source is None:
         return None

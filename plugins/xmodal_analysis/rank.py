@@ -23,7 +23,7 @@ from xmodal.engine.loop import EpochRecord, StepRecord, Training
 from xmodal.engine.plan import Plan, compose_plan, missing_files, needs_source_head
 from xmodal.engine.session import Session
 from xmodal.errors import DataError, RecipeError, UsageError, did_you_mean
-from xmodal.registry import Registry
+from xmodal.plugins import Registry
 from xmodal_analysis import distances, scores
 from xmodal_analysis.clouds import FEATURES, Cloud, Clouds
 from xmodal_analysis.restore import DialBuilder, Restored

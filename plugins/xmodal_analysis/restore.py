@@ -20,12 +20,12 @@ from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
 from xmodal.engine.device import or_cpu
-from xmodal.engine.network import best_weights
 from xmodal.engine.plan import Plan, compose_plan
 from xmodal.engine.session import Session
 from xmodal.errors import UsageError
+from xmodal.inference.model import best_weights
 from xmodal.interfaces import Scheduler, Target
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 
 
 class Dial:

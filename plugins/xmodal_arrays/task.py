@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data.raw import RawForm
+from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Loss, Metric, Pair, Task, TaskData, TaskFacts
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import Labels, read_labels
 from xmodal_arrays.layout import Layout, layout

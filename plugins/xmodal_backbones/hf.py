@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.files import read_json
 from xmodal.data.store import Store
 from xmodal.errors import DataError
+from xmodal.files import read_json
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import text, vit, weights
 from xmodal_backbones.common import IMAGENET, ImageSettings, needs_2d, with_image_dropout

@@ -27,7 +27,7 @@ from xmodal.optimize import (
 )
 
 if TYPE_CHECKING:
-    from xmodal.engine.processes import Portion
+    from xmodal.engine.distributed import Portion
     from xmodal.engine.session import Session
 
 

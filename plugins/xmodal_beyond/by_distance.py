@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Points, Progress, Tokens
 from xmodal.interfaces import Context, Distance, Scheduler, Settings
-from xmodal.recipe.use import Use, default
+from xmodal.settings import Use, default
 
 _NEVER = -1
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer, Settings
-from xmodal.recipe.use import Use, default
+from xmodal.settings import Use, default
 
 _LOGGED = "consistency weight"
 

@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.engine.network import Network
 from xmodal.errors import DataError
+from xmodal.inference.model import Network, Trained
 from xmodal.interfaces import Exported, Exporter, LibraryModel
-from xmodal.trained import Trained
 from xmodal_export import programs, standalone
 
 _BODY_FILES = ("config.json", "model.safetensors")

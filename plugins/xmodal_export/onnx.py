@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xmodal.errors import UsageError
+from xmodal.inference.model import Trained
 from xmodal.interfaces import Exported, Exporter
-from xmodal.trained import Trained
 from xmodal_export import programs
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

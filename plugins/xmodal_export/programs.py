@@ -15,11 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.raw import RawForm
-from xmodal.engine.network import Network
+from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError
+from xmodal.inference.model import Network, Trained
 from xmodal.interfaces import Settings
-from xmodal.trained import Trained
 
 
 class Tolerance(Settings):

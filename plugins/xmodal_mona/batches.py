@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmodal import randomness
 from xmodal.data import loader
-from xmodal.engine import randomness
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session

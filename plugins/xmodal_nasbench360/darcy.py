@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data.raw import RawForm
+from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.interfaces import (
     Context,
@@ -31,7 +31,7 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_nasbench360.darcy_data import Fields, generate, published_files, read_published
 from xmodal_nasbench360.darcy_samples import Grid, Placement
 

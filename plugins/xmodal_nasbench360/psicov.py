@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from xmodal.data.raw import RawForm
+from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import (
@@ -29,7 +29,7 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_nasbench360 import psicov_files as files
 
 TRAIN, TEST = 3456, 150

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
-from xmodal.data.raw import RawForm
+from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.interfaces import (
     Context,
@@ -30,7 +30,7 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_openml import tables
 from xmodal_openml.files import read_table
 from xmodal_openml.splits import Indices, hold_out, orca_split, tabpfn_order, tabpfn_split

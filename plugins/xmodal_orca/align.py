@@ -18,14 +18,14 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xmodal import randomness
 from xmodal.batch import Points, Progress
 from xmodal.data import loader
 from xmodal.data.classes import members, target_classes
-from xmodal.engine import randomness
 from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Context, Distance, Facts, Settings, Stage
 from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
-from xmodal.recipe.use import Use, default
+from xmodal.settings import Use, default
 
 if TYPE_CHECKING:
     from xmodal.engine.session import Session

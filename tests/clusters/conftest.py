@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from xmodal.compare.cells import Contender, Request, grid
-from xmodal.compare.queue import Queue
+from xmodal.comparison.grid import Contender, Request, grid
+from xmodal.comparison.queue import Queue
 from xmodal.data.store import Store
 from xmodal.interfaces import Launcher
 from xmodal.plugins import registry

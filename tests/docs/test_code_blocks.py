@@ -20,12 +20,12 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from xmodal import plugins
-from xmodal.compare.suites import Suite
+from xmodal.comparison.grid import Suite
 from xmodal.data.store import Store
 from xmodal.engine.plan import plan
-from xmodal.recipe.explain import LAYER_KEYS
-from xmodal.recipe.layers import compose, validate
-from xmodal.recipe.model import Recipe
+from xmodal.recipe.compose import compose, validate
+from xmodal.recipe.messages import LAYER_KEYS
+from xmodal.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -16,9 +16,9 @@ import torch
 
 from xmodal import api, runs
 from xmodal.engine import checkpoint
-from xmodal.engine.execute import Silent
-from xmodal.engine.network import best_weights
-from xmodal.testing.running import StopAt, Watch, assert_same, weights
+from xmodal.engine.run import Silent
+from xmodal.inference.model import best_weights
+from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 
 from ..conftest import TINY
 
@@ -38,7 +38,7 @@ def run(directory: Path, observer: Silent | None = None, **more: Any) -> api.Out
     )
 
 
-class Started(Watch):
+class Started(RecordingObserver):
     """Also knows whether the run was resumed."""
 
     resumed = False

@@ -24,8 +24,8 @@ import torch
 from xmodal import api, runs
 from xmodal.cli.app import main
 from xmodal.engine import checkpoint
-from xmodal.engine.execute import Silent
-from xmodal.engine.processes import portions
+from xmodal.engine.distributed import portions
+from xmodal.engine.run import Silent
 from xmodal.errors import XModalError
 
 DARCY, CAR = "tasks/darcy", "tasks/openml/car"

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from xmodal import api, plugins
-from xmodal.recipe import library
+from xmodal.recipe.compose import all_recipes
 
 HERE = Path(__file__).resolve().parent
 UPDATE = os.environ.get("XMODAL_UPDATE_GOLDEN") == "1"
@@ -89,7 +89,7 @@ def test_registered_names() -> None:
 
 def test_shipped_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a folder "recipes" here would come first
-    found = library.all_recipes(plugins.registry())
+    found = all_recipes(plugins.registry())
     compare("recipes", sorted(f.name for f in found if f.origin == "xmodal"))
 
 
@@ -141,7 +141,7 @@ def first_losses(recipe: str, *more: str, scale: str) -> dict[str, Any]:
     from xmodal.engine.build import Builder
     from xmodal.engine.loop import StepRecord, Training
     from xmodal.engine.plan import plan
-    from xmodal.recipe.layers import compose, validate
+    from xmodal.recipe.compose import compose, validate
 
     registry = plugins.registry()
     recipes = [r for r in (recipe, *more) if "=" not in r]

@@ -146,7 +146,7 @@ def test_the_landscape_is_the_loss_of_moved_weights(restored: Restored) -> None:
     """One corner by another way: move the weights by hand and score the whole split."""
     session = restored.session
     numbers = landscape.compute(restored, samples=10**6, size=3, radius=0.3)
-    from xmodal.engine import randomness
+    from xmodal import randomness
 
     named = landscape.parameters(restored)
     generator = randomness.generator(session.seed, "analysis", "directions")

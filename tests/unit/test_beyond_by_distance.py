@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xmodal.batch import SOURCE, Points, Progress, Tokens
 from xmodal.interfaces import Distance, Settings
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal.testing.support import build
 from xmodal.testing.tiny import (
     WIDTH,

@@ -18,7 +18,7 @@ from torch.nn import functional
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Term, Tokens, View
 from xmodal.engine.model import Model
 from xmodal.interfaces import Mixer, Settings
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal.testing.support import build
 from xmodal.testing.tiny import (
     CLASSES,

@@ -15,12 +15,10 @@ import pytest
 
 from xmodal.cli.compare import _live
 from xmodal.cli.verdicts import problems, show
-from xmodal.compare.assemble import assemble
-from xmodal.compare.cells import Cell, Request
-from xmodal.compare.queue import DONE, FAILED, QUEUED, SKIPPED, Queue, State
-from xmodal.compare.request import Requested
-from xmodal.compare.table import Table
-from xmodal.compare.tables import cells_csv, latex, pairs_csv, write_tables
+from xmodal.comparison.grid import Cell, Request, Requested
+from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, Queue, State
+from xmodal.comparison.spreadsheets import cells_csv, latex, pairs_csv, write_tables
+from xmodal.comparison.table import ComparisonTable, assemble
 
 TASKS = ("a_1", "b", "c", "d", "e", "f")
 ROLES = {"trivial": "trivial", "longer": "control"}
@@ -66,7 +64,7 @@ def made(
     errors: Mapping[str, float],
     tasks: Sequence[str] = TASKS,
     against: str | None = None,
-) -> Table:
+) -> ComparisonTable:
     """A table in which every method has the same error on all tasks, but for a little noise."""
     cells = [
         cell(root, method, task, seed) for seed in range(3) for task in tasks for method in errors
@@ -82,7 +80,7 @@ def asked(against: str | None = None) -> Requested:
     return Requested(Request((), ()), "xmodal compare ...", "name", against)
 
 
-def kinds(table: Table) -> set[str]:
+def kinds(table: ComparisonTable) -> set[str]:
     assert table.comparison is not None
     return {flag.kind for flag in table.comparison.flags}
 

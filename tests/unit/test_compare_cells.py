@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xmodal.compare.cells import Cell, Contender, Request, grid
-from xmodal.compare.collect import by_hand
+from xmodal.comparison.grid import Cell, Contender, Request, grid
+from xmodal.comparison.table import by_hand
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.plugins import registry

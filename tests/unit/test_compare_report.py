@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from xmodal.compare.ranks import Overview, Profile, profiles
-from xmodal.compare.results import Interval, PairResult, Rule
-from xmodal.compare.suites import Published
-from xmodal.compare.table import Table
+from xmodal.comparison.grid import Published
+from xmodal.comparison.ranks import Overview, Profile, profiles
+from xmodal.comparison.table import ComparisonTable
+from xmodal.comparison.verdicts import Interval, PairResult, Rule
 from xmodal.report import compare_cost, compare_pairs, compare_words, svg, text
 from xmodal.report.compare_cells import columns, courses, scores, unfinished
 from xmodal.report.compare_charts import course, curve_chart, profile_chart, profile_plane
@@ -32,7 +32,7 @@ PROTOCOL = "Clean protocol: epoch selected on validation, tested once; seeds 0â€
 NUMBER = r"-?\d+(?:\.\d+)?"
 
 
-def written(tmp_path: Path, table: Table, **options: Any) -> str:
+def written(tmp_path: Path, table: ComparisonTable, **options: Any) -> str:
     """Write the page, assert what holds for every page, and return its text."""
     path = write_compare_report(tmp_path / "pages" / "report.html", table, **options)
     html = path.read_text(encoding="utf-8")
@@ -57,13 +57,13 @@ def written(tmp_path: Path, table: Table, **options: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Table:
+def three(tmp_path_factory: pytest.TempPathFactory) -> ComparisonTable:
     """Three methods on eight tasks: one clearly better, two alike."""
     root = tmp_path_factory.mktemp("three")
     return compared(root / "cells", {"good": 0.8, "plain": 1.0, "alike": 1.001})
 
 
-def styles(table: Table) -> dict[str, Style]:
+def styles(table: ComparisonTable) -> dict[str, Style]:
     return {method: Style(i) for i, method in enumerate(table.methods)}
 
 
@@ -83,13 +83,13 @@ def paths(picture: str, kind: str) -> list[str]:
     ]
 
 
-def overview(table: Table) -> Overview:
+def overview(table: ComparisonTable) -> Overview:
     assert table.comparison is not None
     assert table.comparison.overview is not None
     return table.comparison.overview
 
 
-def pair(table: Table, a: str, b: str) -> PairResult:
+def pair(table: ComparisonTable, a: str, b: str) -> PairResult:
     assert table.comparison is not None
     return next(p for p in table.comparison.pairs if (p.a, p.b) == (a, b))
 
@@ -97,7 +97,7 @@ def pair(table: Table, a: str, b: str) -> PairResult:
 # --- the page ----------------------------------------------------------------------------------
 
 
-def test_the_page_says_everything(tmp_path: Path, three: Table) -> None:
+def test_the_page_says_everything(tmp_path: Path, three: ComparisonTable) -> None:
     html = written(tmp_path, three)
     assert html.index('id="verdict"') < html.index('id="scores"') < html.index('id="effects"')
     assert three.command in html
@@ -114,7 +114,9 @@ def test_the_page_says_everything(tmp_path: Path, three: Table) -> None:
     assert html == written(tmp_path, three)
 
 
-def test_every_cell_has_its_recipe_once_and_its_command(tmp_path: Path, three: Table) -> None:
+def test_every_cell_has_its_recipe_once_and_its_command(
+    tmp_path: Path, three: ComparisonTable
+) -> None:
     html = written(tmp_path, three)
     for method in three.methods:
         assert html.count(f"A recipe that says {method} only once.") == len(three.tasks)
@@ -133,7 +135,9 @@ def test_a_damaged_manifest_costs_only_what_it_says(tmp_path: Path) -> None:
     assert "sum of car" not in html
 
 
-def test_links_lead_to_the_cells_unless_the_page_travels(tmp_path: Path, three: Table) -> None:
+def test_links_lead_to_the_cells_unless_the_page_travels(
+    tmp_path: Path, three: ComparisonTable
+) -> None:
     page = Page(written(tmp_path, three))
     links = [a["href"] for tag, a in page.seen if tag == "a" and not str(a["href"]).startswith("#")]
     assert len(links) == len(three.rows)
@@ -228,7 +232,7 @@ def test_selection_on_test_and_published_numbers_are_kept_apart(tmp_path: Path) 
 # --- verdicts ----------------------------------------------------------------------------------
 
 
-def test_verdict_rows_show_the_numbers_of_the_verdict(three: Table) -> None:
+def test_verdict_rows_show_the_numbers_of_the_verdict(three: ComparisonTable) -> None:
     one = compare_words.judged(pair(three, "good", "plain"))
     numbers = one.pair.numbers
     assert numbers is not None
@@ -242,7 +246,7 @@ def test_verdict_rows_show_the_numbers_of_the_verdict(three: Table) -> None:
     assert one.reasons == one.pair.verdict.reasons
 
 
-def test_what_an_inconclusive_pair_takes_stands_apart(three: Table) -> None:
+def test_what_an_inconclusive_pair_takes_stands_apart(three: ComparisonTable) -> None:
     one = compare_words.judged(pair(three, "plain", "alike"))
     assert one.word == "inconclusive"
     assert "more seeds" in one.way_out or "would settle it" in one.way_out
@@ -310,7 +314,7 @@ def share(profile: Profile, tau: float) -> float:
     return max((s for t, s in zip(profile.taus, profile.shares, strict=True) if t <= tau))
 
 
-def test_a_drawn_profile_is_the_profile(three: Table) -> None:
+def test_a_drawn_profile_is_the_profile(three: ComparisonTable) -> None:
     found = overview(three).profiles
     plane = profile_plane(found[0].tau_max)
     picture = profile_chart(found, styles(three))
@@ -343,7 +347,7 @@ def test_a_failed_run_never_enters_a_profile() -> None:
 # --- forest plots ------------------------------------------------------------------------------
 
 
-def test_a_forest_row_stands_where_its_numbers_are(three: Table) -> None:
+def test_a_forest_row_stands_where_its_numbers_are(three: ComparisonTable) -> None:
     assert three.scores is not None
     rule, result = Rule(), pair(three, "good", "plain")
     drawn = compare_pairs.forest(result, three.scores, styles(three), rule)
@@ -377,7 +381,7 @@ def test_a_forest_row_stands_where_its_numbers_are(three: Table) -> None:
     assert list(found) == pytest.approx(expected, abs=0.06)
 
 
-def test_the_mean_wears_the_sign_of_the_better_method(three: Table) -> None:
+def test_the_mean_wears_the_sign_of_the_better_method(three: ComparisonTable) -> None:
     assert three.scores is not None
     drawn = compare_pairs.forest(pair(three, "good", "plain"), three.scores, styles(three), Rule())
     assert all('<g class="m1">' in row.picture for row in drawn.rows)
@@ -406,7 +410,7 @@ def test_a_forest_axis_has_names_on_both_sides(end: float) -> None:
 # --- ranks -------------------------------------------------------------------------------------
 
 
-def test_the_ranks_are_drawn_to_scale(three: Table) -> None:
+def test_the_ranks_are_drawn_to_scale(three: ComparisonTable) -> None:
     found = overview(three)
     picture = compare_pairs.rank_chart(found, styles(three))
     strong = points(paths(picture, "axis strong")[0])
@@ -452,7 +456,7 @@ def test_a_course_is_mean_and_range_over_seeds() -> None:
     assert course("a", [{1: math.nan}]) is None
 
 
-def test_curves_end_at_the_scores_of_the_runs(three: Table) -> None:
+def test_curves_end_at_the_scores_of_the_runs(three: ComparisonTable) -> None:
     what, found, before = courses(three, "car")
     assert what == "validation error-rate, lower is better"
     assert before == {}

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from xmodal.compare import suites
-from xmodal.compare.cells import Contender, grid
-from xmodal.compare.request import Wanted, launcher_block, requested
-from xmodal.compare.running import compare
+from xmodal.comparison.grid import Contender, Wanted, find_suite, grid, launcher_block, requested
+from xmodal.comparison.run import compare
 from xmodal.data.store import Store
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
-from xmodal.recipe import library
+from xmodal.recipe.compose import all_recipes, all_suites
 
 SUITE = """
 methods:
@@ -93,12 +91,12 @@ def test_names_of_reports_tell_comparisons_apart() -> None:
 
 
 def test_every_shipped_suite_plans(tmp_path: Path) -> None:
-    found = library.all_suites(registry())
+    found = all_suites(registry())
     assert len(found) >= 6
-    assert not [f for f in library.all_recipes(registry()) if f.name.startswith("suites/")]
+    assert not [f for f in all_recipes(registry()) if f.name.startswith("suites/")]
     for one in found:
         name = one.name.removeprefix("suites/")
-        suite = suites.find(name, registry()).suite
+        suite = find_suite(name, registry()).suite
         made = requested(Wanted(suite=name, seeds=1, scale="smoke", trivial=False), registry())
         cells = grid(made.request, registry(), Store(), tmp_path)
         planned = [c for c in cells if not c.skipped]

@@ -19,8 +19,8 @@ from scikit_posthocs import _plotting
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from xmodal.compare import ranks, statistics
-from xmodal.compare.scores import Scores
+from xmodal.comparison import ranks, statistics
+from xmodal.comparison.error_table import ErrorTable
 from xmodal.errors import UsageError
 
 NAN, INF = math.nan, math.inf
@@ -29,7 +29,7 @@ NAN, INF = math.nan, math.inf
 
 
 def test_scores_are_sorted_and_leave_gaps():
-    scores = Scores.of({("b", "z"): {1: 2.0, 0: 1.0}, ("a", "y"): {1: 3.0}})
+    scores = ErrorTable.of({("b", "z"): {1: 2.0, 0: 1.0}, ("a", "y"): {1: 3.0}})
     assert (scores.methods, scores.tasks, scores.seeds) == (("b", "a"), ("y", "z"), (0, 1))
     expected_MTS = [[[NAN, NAN], [1.0, 2.0]], [[NAN, 3.0], [NAN, NAN]]]
     np.testing.assert_array_equal(scores.errors_MTS, expected_MTS)
@@ -50,13 +50,13 @@ def test_scores_are_sorted_and_leave_gaps():
 )
 def test_scores_refuse_what_has_no_ratio(cells, keywords, message):
     with pytest.raises(UsageError, match=message):
-        Scores.of({("m", "t"): cells}, **keywords)
+        ErrorTable.of({("m", "t"): cells}, **keywords)
 
 
 def test_an_error_below_half_a_step_is_half_a_step():
     """Of 50 test samples none wrong counts as half a sample wrong."""
     cells = {("m", "t"): {0: 0.0, 1: 0.02}, ("n", "t"): {0: 0.002}, ("n", "u"): {0: 0.001}}
-    scores = Scores.of(cells, steps={"t": 1 / 50})
+    scores = ErrorTable.of(cells, steps={"t": 1 / 50})
     np.testing.assert_array_equal(scores.of_method("m")[0], [0.01, 0.02])
     np.testing.assert_array_equal(scores.of_method("n")[:, 0], [0.01, 0.001])
     assert scores.floored == (("t", 2),)
@@ -286,10 +286,10 @@ def test_levels_use_shared_seeds_and_forget_the_scale():
         ("a", "v"): {0: INF},
         ("b", "v"): {0: 5.0},
     }
-    tasks, level_MT = ranks.levels(Scores.of(cells))
+    tasks, level_MT = ranks.levels(ErrorTable.of(cells))
     assert tasks == ("t", "v")  # u lacks one method
     np.testing.assert_allclose(level_MT, [[0.0, INF], [math.log(2), 0.0]])
-    assert ranks.levels(Scores.of({("a", "t"): {0: 1.0}, ("b", "u"): {0: 1.0}}))[0] == ()
+    assert ranks.levels(ErrorTable.of({("a", "t"): {0: 1.0}, ("b", "u"): {0: 1.0}}))[0] == ()
 
 
 def test_friedman_against_scipy_and_at_its_edges():

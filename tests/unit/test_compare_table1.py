@@ -15,9 +15,9 @@ import pytest
 import scikit_posthocs as posthocs
 from numpy.typing import NDArray
 
-from xmodal.compare import ranks, statistics
-from xmodal.compare.scores import Scores
-from xmodal.compare.verdicts import judge, weigh
+from xmodal.comparison import ranks, statistics
+from xmodal.comparison.error_table import ErrorTable
+from xmodal.comparison.verdicts import judge, weigh
 
 TASKS = ("CIFAR-100", "Spherical", "Darcy", "PSICOV", "Cosmic")
 TASKS += ("NinaPro", "FSD50K", "ECG", "Satellite", "DeepSEA")
@@ -61,8 +61,8 @@ def log_ratio(a: tuple[float, ...], b: tuple[float, ...]) -> NDArray[np.float64]
     return statistics.task_means(statistics.log_ratios(np.array([a]).T, np.array([b]).T))
 
 
-def scores() -> Scores:
-    return Scores.of(
+def scores() -> ErrorTable:
+    return ErrorTable.of(
         {
             (method, task): {0: error}
             for method, row in TABLE_1.items()
@@ -184,7 +184,7 @@ def test_pare_on_openml(column, counts, p_ratio, p_difference):
     cells = {
         (str(m), f"{t:02}"): {0: round(1 - auroc_TM[t, m], 4)} for m in range(4) for t in range(30)
     }
-    table = Scores.of(cells, steps={f"{t:02}": 1e-4 for t in range(30)})
+    table = ErrorTable.of(cells, steps={f"{t:02}": 1e-4 for t in range(30)})
     assert dict(table.floored)["19"] == 4  # banknote: an AUROC of 1 for everyone
     d_TS = statistics.log_ratios(table.of_method("3"), table.of_method(str(column)))
     assert statistics.win_tie_loss(statistics.task_means(d_TS)) == counts

@@ -13,13 +13,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from xmodal.compare import fairness
-from xmodal.compare.criteria import better_criteria
-from xmodal.compare.fairness import Conditions
-from xmodal.compare.results import Numbers, Rule
-from xmodal.compare.scores import Scores
-from xmodal.compare.statistics import Interval, Needed, Posterior
-from xmodal.compare.verdicts import judge, weigh
+from xmodal.comparison import fairness
+from xmodal.comparison.error_table import ErrorTable
+from xmodal.comparison.fairness import Conditions
+from xmodal.comparison.statistics import Interval, Needed, Posterior
+from xmodal.comparison.verdicts import Numbers, Rule, better_criteria, judge, weigh
 from xmodal.errors import UsageError
 
 QUICK = Rule(draws=2000)
@@ -40,7 +38,7 @@ def cells(effects, tasks=10, seeds=3, noise=0.03, between=0.05, run=0):
 
 
 def verdict(found, rule=QUICK):
-    (result,) = judge(Scores.of(found), rule=rule)
+    (result,) = judge(ErrorTable.of(found), rule=rule)
     return result
 
 
@@ -98,13 +96,13 @@ def test_inconclusive_names_what_is_missing_and_what_it_would_take():
 
 def test_too_many_pairs_for_too_few_tasks_is_said():
     effects = {"a": 0.0, "b": 0.5, "c": 1.0, "d": 1.5}
-    found = Scores.of(cells(effects, tasks=6))
+    found = ErrorTable.of(cells(effects, tasks=6))
     results = judge(found, rule=QUICK)
     assert {r.verdict.word for r in results} == {"inconclusive"}
     assert all("it takes 8 tasks, or fewer pairs" in str(r.verdict) for r in results)
     (alone,) = judge(found, [("a", "b")], QUICK)
     assert alone.verdict.word == "better"
-    eight = judge(Scores.of(cells(effects, tasks=8)), rule=QUICK)
+    eight = judge(ErrorTable.of(cells(effects, tasks=8)), rule=QUICK)
     assert {r.verdict.word for r in eight} == {"better"}
 
 
@@ -181,7 +179,7 @@ def test_methods_without_a_common_task():
 
 
 def test_pairs_are_checked():
-    scores = Scores.of(cells({"a": 0.0, "b": 0.0}))
+    scores = ErrorTable.of(cells({"a": 0.0, "b": 0.0}))
     for pairs in ([("a", "c")], [("a", "a")], [("a", "b"), ("b", "a")]):
         with pytest.raises(UsageError):
             judge(scores, pairs)
@@ -194,7 +192,7 @@ EFFECTS = [-0.3, -0.08, -0.03, 0.0, 0.05]
 
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_swapping_flips_the_verdict(effect):
-    scores = Scores.of(cells({"a": effect, "b": 0.0}))
+    scores = ErrorTable.of(cells({"a": effect, "b": 0.0}))
     (one,), (other,) = (judge(scores, [pair], QUICK) for pair in (("a", "b"), ("b", "a")))
     assert OPPOSITE.get(one.verdict.word, one.verdict.word) == other.verdict.word
     assert one.numbers.p == other.numbers.p
@@ -213,7 +211,7 @@ def test_the_order_of_tasks_and_seeds_does_not_matter(effect):
         for key in sorted(found, key=lambda key: (key[0], key[1][::-1]), reverse=False)[::-1]
     }
     pairs = [("a", "b")]
-    assert judge(Scores.of(found), pairs, QUICK) == judge(Scores.of(turned), pairs, QUICK)
+    assert judge(ErrorTable.of(found), pairs, QUICK) == judge(ErrorTable.of(turned), pairs, QUICK)
 
 
 @pytest.mark.parametrize("effect", EFFECTS)
@@ -241,7 +239,7 @@ def test_methods_without_a_difference_are_rarely_called_better(tasks, methods, b
     effects = {f"m{m}": 0.0 for m in range(methods)}
     for run in range(60):
         found = cells(effects, tasks=tasks, noise=0.05, between=between, run=run)
-        words = {r.verdict.word for r in judge(Scores.of(found), rule=Rule(draws=1000))}
+        words = {r.verdict.word for r in judge(ErrorTable.of(found), rule=Rule(draws=1000))}
         wrong += bool(words & {"better", "worse"})
     assert wrong <= 6
 
@@ -274,7 +272,7 @@ def kinds(flags):
 
 
 def test_a_clean_table_has_no_flags():
-    found = Scores.of(cells({"a": -0.5, "b": 0.0}, noise=0.001))
+    found = ErrorTable.of(cells({"a": -0.5, "b": 0.0}, noise=0.001))
     result = weigh(found, conditions(), rule=QUICK)
     assert result.flags == ()
     assert result.pairs[0].verdict.word == "better"
@@ -294,7 +292,7 @@ def test_runs_that_cannot_be_compared_refuse_every_verdict(field, value, text):
     """One run of one method on one task is enough."""
     made = conditions()
     made[5] = replace(made[5], **{field: value})
-    result = weigh(Scores.of(cells({"a": -0.5, "b": 0.0})), made, rule=QUICK)
+    result = weigh(ErrorTable.of(cells({"a": -0.5, "b": 0.0})), made, rule=QUICK)
     assert [flag.text for flag in result.flags if flag.refuses] == [text]
     assert str(result.pairs[0].verdict) == f"refused: {text}"
     assert len(result.pairs[0].tasks) == 10
@@ -302,22 +300,22 @@ def test_runs_that_cannot_be_compared_refuse_every_verdict(field, value, text):
 
 def test_a_task_may_use_a_share_of_its_data_for_all_methods() -> None:
     made = [replace(c, fraction=0.5) if c.task == "t01" else c for c in conditions()]
-    result = weigh(Scores.of(cells({"a": -0.5, "b": 0.0})), made, rule=QUICK)
+    result = weigh(ErrorTable.of(cells({"a": -0.5, "b": 0.0})), made, rule=QUICK)
     assert not [flag for flag in result.flags if flag.refuses]
 
 
 def test_a_method_worse_than_the_trivial_one_is_flagged():
     found = cells({"a": -1.0, "b": 0.0, "mean": 0.5}, noise=0.01)
     found["a", "t02"] = {s: 3 * e for s, e in found["mean", "t02"].items()}
-    (flag,) = fairness.flags(Scores.of(found), trivial="mean")
+    (flag,) = fairness.flags(ErrorTable.of(found), trivial="mean")
     assert (flag.kind, flag.methods, flag.tasks) == ("worse-than-trivial", ("a", "mean"), ("t02",))
     assert flag.numbers == pytest.approx({"t02": 3.0})
-    assert fairness.flags(Scores.of(found)) == []
+    assert fairness.flags(ErrorTable.of(found)) == []
 
 
 def test_uneven_compute_needs_a_control():
     """``long`` is ``b`` trained as long as the dearer ``a``."""
-    found = Scores.of(cells({"a": 0.0, "b": 0.0, "long": 0.0}, tasks=2))
+    found = ErrorTable.of(cells({"a": 0.0, "b": 0.0, "long": 0.0}, tasks=2))
     made = conditions(("a",), 2, encoded_samples=2e6) + conditions(("b",), 2)
     (flag,) = fairness.flags(found, made)
     assert (flag.kind, flag.methods, flag.tasks) == ("uneven-compute", ("a", "b"), ("t00", "t01"))
@@ -332,7 +330,7 @@ def test_uneven_compute_needs_a_control():
 
 @pytest.mark.parametrize(("ratio", "flagged"), [(1.1, False), (1.11, True), (0.9, True)])
 def test_a_tenth_more_compute_is_the_same(ratio, flagged):
-    found = Scores.of(cells({"a": 0.0, "b": 0.0}, tasks=1))
+    found = ErrorTable.of(cells({"a": 0.0, "b": 0.0}, tasks=1))
     made = conditions(("a",), 1, encoded_samples=ratio * 1e6) + conditions(("b",), 1)
     assert bool(fairness.flags(found, made)) == flagged
 
@@ -348,7 +346,7 @@ def test_a_tenth_more_compute_is_the_same(ratio, flagged):
     ],
 )
 def test_best_learning_rate_at_the_edge_of_the_grid(rate, searched, flagged):
-    found = Scores.of(cells({"a": 0.0}, tasks=1))
+    found = ErrorTable.of(cells({"a": 0.0}, tasks=1))
     made = conditions(("a",), 1, learning_rate=rate, searched=searched)
     assert kinds(fairness.flags(found, made)) == ["edge-of-grid"] * flagged
 
@@ -357,13 +355,13 @@ def test_a_difference_within_the_spread_is_flagged():
     found = cells({"a": 0.0, "b": 0.0}, tasks=1)
     found["a", "t00"] = {0: 1.0, 1: 1.2, 2: 1.1}
     found["b", "t00"] = {0: 1.05, 1: 1.25, 2: 1.15}  # always worse, by less than seeds differ
-    result = weigh(Scores.of(found), rule=QUICK)
+    result = weigh(ErrorTable.of(found), rule=QUICK)
     (task,) = result.pairs[0].tasks
     assert task.within_spread
     assert task.interval.high < 0  # paired, the difference is clear
     assert (kinds(result.flags), result.flags[0].tasks) == (["within-spread"], ("t00",))
     found["b", "t00"] = {0: 1.3, 1: 1.5, 2: 1.4}
-    assert weigh(Scores.of(found), rule=QUICK).flags == ()
+    assert weigh(ErrorTable.of(found), rule=QUICK).flags == ()
 
 
 def test_missing_and_failed_runs_floors_and_selection_on_test_are_flagged():
@@ -371,7 +369,7 @@ def test_missing_and_failed_runs_floors_and_selection_on_test_are_flagged():
     del found["a", "t00"][1]
     found["a", "t01"][0] = math.inf
     found["b", "t01"][0] = 0.0
-    scores = Scores.of(found, steps={"t01": 0.001})
+    scores = ErrorTable.of(found, steps={"t01": 0.001})
     flags = fairness.flags(scores, conditions(tasks=2, selected_on_test=True))
     assert kinds(flags) == ["selected-on-test", "missing-runs", "failed-runs", "floored-errors"]
     assert not any(flag.refuses for flag in flags)
@@ -382,7 +380,7 @@ def test_a_comparison_is_plain_values():
     """It can be written down as it is."""
     found = cells({"a": -0.5, "b": 0.0, "c": 0.1})
     found["c", "t03"][1] = math.inf
-    result = weigh(Scores.of(found), conditions(), rule=QUICK, trivial="b")
+    result = weigh(ErrorTable.of(found), conditions(), rule=QUICK, trivial="b")
     again = json.loads(json.dumps(asdict(result), allow_nan=False))
     assert again["pairs"][2]["tasks"][3]["failed"] == [0, 1]
     assert again["pairs"][0]["verdict"]["word"] == "better"
@@ -393,6 +391,6 @@ def test_a_comparison_is_plain_values():
 
 
 def test_only_the_trivial_answer_is_there_yet():
-    found = weigh(Scores.of(cells({"b": 0.0})), pairs=[], rule=QUICK, trivial="b")
+    found = weigh(ErrorTable.of(cells({"b": 0.0})), pairs=[], rule=QUICK, trivial="b")
     assert found.overview is None
     assert found.pairs == ()

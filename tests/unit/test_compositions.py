@@ -25,13 +25,12 @@ from xmodal.engine.plan import plan
 from xmodal.engine.session import Session
 from xmodal.errors import RecipeError, UsageError
 from xmodal.optimize import BatchSize
-from xmodal.recipe import library
-from xmodal.recipe.layers import compose, validate
-from xmodal.recipe.use import Use
+from xmodal.recipe.compose import all_recipes, compose, validate
+from xmodal.settings import Use
 
 METHODS = sorted(
     found.name.removeprefix("methods/")
-    for found in library.all_recipes(plugins.registry())
+    for found in all_recipes(plugins.registry())
     if found.name.startswith("methods/")
 )
 SAMPLES, SIDE, LENGTH, BATCH = 24, 16, 24, 4

@@ -18,7 +18,7 @@ from torch import Tensor
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Target
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_nasbench360 import darcy_data
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_nasbench360.darcy_samples import Grid, draw

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import xmodal
-from xmodal import FineTuner, api
+from xmodal import FineTuner, api, randomness
 from xmodal.cli.app import main
-from xmodal.engine import device, randomness
+from xmodal.engine import device
 from xmodal.engine.build import Builder, accelerator
 from xmodal.errors import RecipeError, UsageError
 

@@ -10,8 +10,8 @@ import torch
 
 from xmodal import api, runs
 from xmodal.engine import checkpoint
-from xmodal.engine.execute import Silent
-from xmodal.testing.running import StopAt, Watch, assert_same, weights
+from xmodal.engine.run import Silent
+from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 
 from ..conftest import TINY
 
@@ -70,7 +70,7 @@ def test_the_comparison_can_fail(pare: runs.Run) -> None:
 def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
     collected = []
     for workers in (0, 2):
-        seen = Watch()
+        seen = RecordingObserver()
         api.run(
             "methods/pare",
             "tasks/darcy",

@@ -16,18 +16,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xmodal import api, plugins, runs
+from xmodal import api, plugins, randomness, runs
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Term, Tokens, View
 from xmodal.data import loader
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint, randomness
+from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
 from xmodal.engine.model import Model
 from xmodal.engine.plan import compose_plan, plan
 from xmodal.engine.session import Session
 from xmodal.errors import RecipeError
 from xmodal.interfaces import TaskData
-from xmodal.testing.running import StopAt, Watch, assert_same, weights
+from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 from xmodal.testing.tiny import tiny_context
 
 TRAIN, CLASSES = 40, 3
@@ -532,7 +532,7 @@ def test_losses_are_those_of_a_run_without_the_other_features(folder: Path, tmp_
     """Defaults change nothing: shares of 1 and a stretch of 1 are no shares and no stretch."""
     losses = []
     for overrides in ((), ("fraction=1.0", "labelled=1.0", "stages.0.stretch=1.0")):
-        seen = Watch()
+        seen = RecordingObserver()
         run(folder, tmp_path / str(len(losses)), *overrides, observer=seen)
         losses.append(seen.losses)
     assert losses[0] == losses[1]

@@ -19,9 +19,9 @@ from torch import nn
 import xmodal
 from xmodal import api
 from xmodal.errors import DataError, UsageError
-from xmodal.exporting import FACTS
+from xmodal.inference.export import FACTS
+from xmodal.inference.model import Trained
 from xmodal.interfaces import Exported
-from xmodal.trained import Trained
 from xmodal_export import onnx, programs
 
 TEXT = {

@@ -22,9 +22,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import xmodal
-from xmodal import FineTuner, api, fitting, plugins, runs
-from xmodal.data import given
-from xmodal.engine.execute import Interrupted, Silent
+from xmodal import FineTuner, api, plugins, runs
+from xmodal.data import in_memory
+from xmodal.engine.run import Interrupted, Silent
+from xmodal.inference import finetuner
+from xmodal.inference.finetuner import overrides
 
 RNG = np.random.default_rng(0)
 TINY = {
@@ -250,7 +252,7 @@ def test_channels_and_forms() -> None:
     ids=lambda v: getattr(v, "shape", v),
 )
 def test_doubtful_shapes(x: Any, form: Any, doubt: str | None) -> None:
-    found = given.doubtful(x, form, "first")
+    found = in_memory.doubtful(x, form, "first")
     assert found is None if doubt is None else found is not None and doubt in found
 
 
@@ -393,7 +395,7 @@ def stopping_at(step: int, number: signal.Signals = signal.SIGINT) -> Iterator[A
 def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tiny(directory=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "watching", lambda verbose: stopping_at(6))
+        patch.setattr(finetuner, "watching", lambda verbose: stopping_at(6))
         with pytest.raises(KeyboardInterrupt):
             kept.fit(ROWS, NAMES)
     (run,) = tmp_path.glob("nft/*")
@@ -414,7 +416,7 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_ended_fit_says_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool, message: str
 ) -> None:
-    monkeypatch.setattr(fitting, "watching", lambda verbose: stopping_at(2, signal.SIGTERM))
+    monkeypatch.setattr(finetuner, "watching", lambda verbose: stopping_at(2, signal.SIGTERM))
     with pytest.raises(Interrupted, match=message) as ended:
         tiny(directory=tmp_path if kept else None).fit(ROWS, NAMES)
     assert ended.value.exit_code == 128 + signal.SIGTERM
@@ -424,7 +426,7 @@ def test_an_ended_fit_says_what_is_left(
 # --- the same numbers as the command line ---
 
 
-SETTINGS = fitting.overrides(TINY)
+SETTINGS = overrides(TINY)
 
 
 def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from xmodal.data import labels
-from xmodal.data.names import are_numbers, positions
-from xmodal.data.raw import RawForm
+from xmodal.data.preparation import RawForm, are_numbers, positions
 from xmodal.errors import DataError
 
 NAN = np.nan

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from xmodal import runs
-from xmodal.compare.cells import Cell
-from xmodal.compare.queue import DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STARTS, Queue, State
+from xmodal.comparison.grid import Cell
+from xmodal.comparison.queue import DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STARTS, Queue, State
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job, Launcher
 from xmodal.runs import Run

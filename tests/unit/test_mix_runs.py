@@ -14,12 +14,12 @@ from torch import nn
 from xmodal import api, runs
 from xmodal.batch import Batch
 from xmodal.data.store import Store
-from xmodal.engine.execute import Silent
 from xmodal.engine.model import Model
 from xmodal.engine.plan import compose_plan
+from xmodal.engine.run import Silent
 from xmodal.interfaces import Context, Target
 from xmodal.plugins import registry
-from xmodal.testing.running import StopAt, Watch, assert_same, weights
+from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 from xmodal.testing.support import build
 from xmodal.testing.tiny import (
     TinyBackbone,
@@ -195,7 +195,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     @functools.cache
     def make(method: str) -> tuple[runs.Run, list[float]]:
-        seen = Watch()
+        seen = RecordingObserver()
         return _run(method, tmp_path_factory.mktemp(method), seen), seen.losses
 
     return make

@@ -29,7 +29,7 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_orca.align import Align
 
 WIDTH, TOKENS, INPUT = 5, 3, 4

@@ -16,7 +16,7 @@ from torch import Tensor
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Target
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal_nasbench360 import psicov_files as files
 from xmodal_nasbench360.psicov import Psicov
 from xmodal_nasbench360.psicov_metric import LongRangeError

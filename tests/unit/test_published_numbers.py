@@ -21,7 +21,7 @@ from xmodal.engine.model import Model
 from xmodal.engine.plan import compose_plan
 from xmodal.interfaces import Context, Facts, Target, TaskFacts
 from xmodal.optimize import SGD, AdamW, Schedule, make_optimizer, make_schedule
-from xmodal.recipe.layers import compose, validate
+from xmodal.recipe.compose import compose, validate
 from xmodal.testing.tiny import TinySelector, tiny_context
 from xmodal_backbones import weights
 

@@ -8,7 +8,7 @@ import pytest
 
 from xmodal.errors import RecipeError
 from xmodal.plugins import registry
-from xmodal.recipe.layers import compose, validate
+from xmodal.recipe.compose import compose, validate
 
 
 @pytest.mark.parametrize(

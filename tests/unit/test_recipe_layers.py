@@ -9,8 +9,7 @@ import pytest
 
 from xmodal.errors import PluginError, RecipeError, UsageError
 from xmodal.plugins import Entry, Registry
-from xmodal.recipe import library
-from xmodal.recipe.layers import Layered, compose, validate
+from xmodal.recipe.compose import Layered, all_recipes, compose, validate
 from xmodal.recipe.yaml import Origin
 
 KIT = "xmodal.testing.tiny"
@@ -185,7 +184,7 @@ def test_names_are_found_in_the_working_directory_then_in_plugins(
     registry.folders = (("example", tmp_path / "packed"),)
     write(recipes__m__x="seed: 1", packed__m__x="seed: 2", packed__m__y="extends: m/x\nworkers: 1")
     assert data(registry, recipe="m/y") == {"seed": 1, "workers": 1}
-    names = [(f.name, f.origin) for f in library.all_recipes(registry)]
+    names = [(f.name, f.origin) for f in all_recipes(registry)]
     assert names == [("m/x", ""), ("m/y", "example")]
     assert data(registry, recipe="recipes/m/y.yaml") == {"seed": 1, "workers": 1}
 

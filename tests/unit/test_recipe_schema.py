@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from xmodal.plugins import registry
-from xmodal.recipe import library
-from xmodal.recipe.layers import compose, validate
-from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
+from xmodal.recipe.compose import all_recipes, compose, validate
+from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
 from xmodal.recipe.schema import component_schema, recipe_schema
 from xmodal.recipe.yaml import read
 
@@ -92,7 +91,7 @@ def test_jsonschema_accepts_the_schema_and_finds_mistakes() -> None:
 
 
 def test_recipes_are_shipped() -> None:
-    names = {found.name for found in library.all_recipes(registry())}
+    names = {found.name for found in all_recipes(registry())}
     assert {path.relative_to(ROOT / "recipes").as_posix()[:-5] for path in SHIPPED} <= names
 
 

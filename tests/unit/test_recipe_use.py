@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from xmodal.interfaces import Backbone, Scheduler, Selector, Settings
 from xmodal.plugins import Entry, Registry
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 from xmodal.testing.tiny import TinyScheduler, TinySelector, tiny_context
 
 KIT = "xmodal.testing.tiny"

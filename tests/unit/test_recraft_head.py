@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
+from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.store import Store
-from xmodal.engine import randomness
 from xmodal.engine.build import Builder
 from xmodal.engine.evaluate import evaluating
 from xmodal.engine.loop import StepRecord, Training

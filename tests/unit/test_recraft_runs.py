@@ -23,7 +23,7 @@ from xmodal.engine.session import Session
 from xmodal.errors import RecipeError
 from xmodal.interfaces import SourceFacts, Target
 from xmodal.plugins import registry
-from xmodal.testing.running import StopAt, Watch, assert_same, weights
+from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 from xmodal.testing.tiny import tiny_facts
 from xmodal_recraft.align_labels import AlignLabels
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
@@ -71,7 +71,7 @@ def test_every_kind_of_target(kind: str, method: str, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"task: {{use: arrays, path: '{tmp_path}/my.npz', kind: {kind}}}\n")
     predictor = ["source_predictor=classification"] if kind != "classification" else []
-    seen = Watch()
+    seen = RecordingObserver()
     done = run(
         tmp_path / "runs",
         *predictor,
@@ -85,7 +85,7 @@ def test_every_kind_of_target(kind: str, method: str, tmp_path: Path) -> None:
 
 def test_a_source_of_maps(tmp_path: Path) -> None:
     """Darcy's source is a map of 0 and 1: its pixels are questions; the head keeps its own loss."""
-    seen = Watch()
+    seen = RecordingObserver()
     run(tmp_path, recipes=("methods/recraft", "tasks/darcy"), observer=seen)
     head = [r for r in seen.steps if r.progress.stage == 0]
     distortion = [r.log["H(Ys|Yt)"] for r in seen.steps if r.progress.stage == 2]

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from xmodal.data import archives, download
+from xmodal.data import download
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 
@@ -273,7 +273,7 @@ def test_unpack_refuses_zip_links(store: Store, tmp_path: Path) -> None:
 def test_unpack_refuses_bombs(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(archives, "MIN_LIMIT", 2**20)
+    monkeypatch.setattr(download, "MIN_LIMIT", 2**20)
     archive, bomb = tmp_path / f"a.{kind}", bytes(8 * 2**20)
     if kind == "zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:

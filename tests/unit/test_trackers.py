@@ -22,12 +22,12 @@ import pytest
 
 from xmodal import api, plugins, runs
 from xmodal.cli.run import _tracked
-from xmodal.compare.cells import Request, grid
+from xmodal.comparison.grid import Request, grid
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, tracking
-from xmodal.engine.execute import Outcome, Silent
 from xmodal.engine.loop import StepRecord
 from xmodal.engine.plan import compose_plan
+from xmodal.engine.run import Outcome, Silent
 from xmodal.errors import RecipeError
 from xmodal.interfaces import Settings, Tracked, Tracker
 from xmodal.testing.contract import check_tracker

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import xmodal
 from xmodal import api
-from xmodal.data import reading
-from xmodal.data.raw import RawForm
+from xmodal.data import readers
+from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError, UsageError
-from xmodal.trained import Trained
+from xmodal.inference.model import Trained
 from xmodal_arrays.task import Arrays, shares, understand
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_openml import tables
@@ -187,8 +187,8 @@ def test_it_needs_neither_the_data_nor_the_pretrained_weights(
 
 
 def test_a_body_with_published_weights_is_built_without_them() -> None:
-    from xmodal.engine.network import unpretrained
-    from xmodal.recipe.use import Use
+    from xmodal.inference.model import unpretrained
+    from xmodal.settings import Use
     from xmodal_backbones.embedded import MiniLM
 
     use = Use("minilm-l6", MiniLM, MiniLM.Config(layers=1))
@@ -260,7 +260,7 @@ def test_a_table_is_read_as_training_read_it(tmp_path: Path) -> None:
     kept = load_file(outcome.run.path / "predictions.safetensors")
     read = {}
     for batch in (trained.recipe.evaluation_batch, 1):
-        samples = reading.read(new, trained.raw, batch)
+        samples = readers.read(new, trained.raw, batch)
         pieces = [(trained.prepare(x), trained.labels(y)) for x, y in samples.pieces]
         assert torch.equal(torch.cat([y for _, y in pieces]), kept["label"])
         read[batch] = torch.cat([x for x, _ in pieces])
@@ -277,7 +277,7 @@ def test_columns_without_names_are_all_taken_or_none(tmp_path: Path) -> None:
     for columns, labelled in ((("a", "b", "c"), False), (("a", "b", "c", "y"), True)):
         file = tmp_path / "t.csv"
         file.write_text(f"{','.join(columns)}\n{','.join(str(k) for k in range(len(columns)))}\n")
-        samples = reading.read(file, form, 4)
+        samples = readers.read(file, form, 4)
         ((x, y),) = samples.pieces
         assert (samples.labelled, y is not None) == (labelled, labelled)
         np.testing.assert_array_equal(form.encode(x), [[0, 1, 2]])
@@ -286,7 +286,7 @@ def test_columns_without_names_are_all_taken_or_none(tmp_path: Path) -> None:
         form.encode(frame.assign(id=0)[["id", "a", "b", "c"]])
     named = pd.DataFrame({"a": [1.0], "y": [2.0], "c": [3.0]})
     named.to_csv(file, index=False)
-    ((x, y),) = reading.read(file, form, 4).pieces
+    ((x, y),) = readers.read(file, form, 4).pieces
     assert (list(x.columns), y) == (["a", "y", "c"], None)
 
 

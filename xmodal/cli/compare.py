@@ -15,7 +15,7 @@ from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
 
 if TYPE_CHECKING:
-    from xmodal.compare.queue import Queue, State
+    from xmodal.comparison.queue import Queue, State
 
 MANY = ("--task", "--set")
 SHOWN = 24
@@ -86,11 +86,11 @@ def compare(
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
     from xmodal.cli import verdicts
-    from xmodal.compare import running
-    from xmodal.compare.queue import FAILED
+    from xmodal.comparison import run
+    from xmodal.comparison.queue import FAILED
 
     with _live() as watch, _warnings_as_notes():
-        table = running.compare(
+        table = run.compare(
             methods or (),
             task or (),
             suite=suite,

@@ -25,9 +25,9 @@ def demo(
     """
     from xmodal import plugins
     from xmodal.errors import XModalError
-    from xmodal.recipe import library
+    from xmodal.recipe.compose import all_recipes
 
-    names = [f.name for f in library.all_recipes(plugins.registry()) if f.name.startswith("demo/")]
+    names = [f.name for f in all_recipes(plugins.registry()) if f.name.startswith("demo/")]
     begun = time.monotonic()
     outcomes: list[tuple[str, dict[str, Any]]] = []
     for name in names:

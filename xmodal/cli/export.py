@@ -28,14 +28,15 @@ def export(
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """
-    from xmodal import plugins, trained
-    from xmodal.exporting import export as write
+    from xmodal import plugins
+    from xmodal.inference.export import export_trained as write
+    from xmodal.inference.model import load_trained
 
     registry = plugins.registry(tuple(plugin or ()))
     # An unknown exporter is said before anything is loaded.
     registry.entry("exporter", to)
     console = output.stderr()
-    model = trained.load(
+    model = load_trained(
         reference,
         "cpu",
         tuple(plugin or ()),

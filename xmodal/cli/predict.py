@@ -16,8 +16,8 @@ from xmodal.cli.run import AsJson, Plugins
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xmodal.data.reading import Samples
-    from xmodal.trained import Trained
+    from xmodal.data.readers import SampleReader
+    from xmodal.inference.model import Trained
 
 
 def predict(
@@ -47,19 +47,19 @@ def predict(
     Examples:  xmodal predict mine_cpu new.npz --out predictions.npz
                xmodal predict mine_cpu new.csv > predictions.csv
     """
-    from xmodal import trained
-    from xmodal.data import reading, writing
+    from xmodal.data import readers
     from xmodal.errors import UsageError
+    from xmodal.inference.model import load_trained
 
-    model = trained.load(reference, device, tuple(plugin or ()), note=_noting())
+    model = load_trained(reference, device, tuple(plugin or ()), note=_noting())
     if str(model.run.path) != reference:
         output.stderr().print(f"run: {model.run.path}", markup=False)
     flat = model.kind != "dense"
     if out is not None:
-        writing.check(out, force, flat)
+        readers.check(out, force, flat)
     elif not flat and not as_json:
         raise UsageError("a prediction is no line of text here; name a file: --out predictions.npz")
-    samples = reading.read(data, model.raw, batch or model.recipe.evaluation_batch)
+    samples = readers.read(data, model.raw, batch or model.recipe.evaluation_batch)
     scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
     count = 0
@@ -120,7 +120,7 @@ class _Scored:
 
 
 def _predicted(
-    model: Trained, samples: Samples, scored: _Scored, quiet: bool
+    model: Trained, samples: SampleReader, scored: _Scored, quiet: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """The outputs of every batch, with progress; labels are scored."""
     from rich.progress import Progress
@@ -147,18 +147,18 @@ def _writer(
     """A function that keeps a batch of outputs: in a file, on stdout, or in ``collected``."""
     import numpy as np
 
-    from xmodal.data import writing
+    from xmodal.data import readers
 
     writer: AbstractContextManager[Callable[..., None]]
     as_lines = out is None or out.suffix.lower() == ".csv"
     if out is None:
-        shown = writing.table(sys.stdout) if collected is None else lambda columns: None
+        shown = readers.table(sys.stdout) if collected is None else lambda columns: None
         writer = nullcontext(shown)
     elif as_lines:
-        writer = writing.lines(out)
+        writer = readers.lines(out)
     else:
         classes = {"classes": np.array(model.class_names)} if model.kind in _NAMED else {}
-        writer = writing.arrays(out, classes)
+        writer = readers.arrays(out, classes)
     with writer as add:
 
         def keep(outputs: Tensor) -> None:

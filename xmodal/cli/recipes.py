@@ -20,10 +20,10 @@ def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = Fal
     from fnmatch import fnmatch
 
     from xmodal import plugins
-    from xmodal.recipe import library
+    from xmodal.recipe.compose import all_recipes
     from xmodal.recipe.yaml import read
 
-    found = [f for f in library.all_recipes(plugins.registry()) if fnmatch(f.name, pattern)]
+    found = [f for f in all_recipes(plugins.registry()) if fnmatch(f.name, pattern)]
     rows = []
     for recipe in found:
         description = str(read(recipe.path).data.get("description", ""))
@@ -49,7 +49,7 @@ def show(
 ) -> None:
     """Show a composed recipe."""
     from xmodal import plugins
-    from xmodal.recipe.layers import compose, validate
+    from xmodal.recipe.compose import compose, validate
     from xmodal.recipe.yaml import dotted
 
     recipes, overrides = split_arguments(arguments)
@@ -88,9 +88,9 @@ def cp(
     """Copy a recipe to a file of your own."""
     from xmodal import plugins
     from xmodal.errors import UsageError
-    from xmodal.recipe import library
+    from xmodal.recipe.compose import find_recipe
 
-    found = library.find(recipe, plugins.registry())
+    found = find_recipe(recipe, plugins.registry())
     if destination.is_dir():
         destination = destination / found.path.name
     if destination.exists() and not force:

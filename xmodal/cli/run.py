@@ -102,7 +102,7 @@ def _tracked(
     if not names:
         return []
     from xmodal import plugins
-    from xmodal.recipe.layers import compose
+    from xmodal.recipe.compose import compose
 
     registry = plugins.registry(tuple(plugin_files or ()))
     known = compose(recipes, registry, overrides, scale).data.get("trackers") or []

@@ -11,23 +11,23 @@ from xmodal.cli import output
 from xmodal.engine.checkpoint import write_atomically
 
 if TYPE_CHECKING:
-    from xmodal.compare.cells import Cell
-    from xmodal.compare.fairness import Flag
-    from xmodal.compare.queue import State
-    from xmodal.compare.results import PairResult, TaskResult
-    from xmodal.compare.statistics import Interval
-    from xmodal.compare.table import Table
+    from xmodal.comparison.fairness import Flag
+    from xmodal.comparison.grid import Cell
+    from xmodal.comparison.queue import State
+    from xmodal.comparison.statistics import Interval
+    from xmodal.comparison.table import ComparisonTable
+    from xmodal.comparison.verdicts import PairResult, TaskResult
 
 SHOWN = 3
 WORDS = {"queued": "not run"}
 JSON, REPORT = "comparison.json", "report.html"
 
 
-def write(folder: Path, table: Table) -> list[Path]:
+def write(folder: Path, table: ComparisonTable) -> list[Path]:
     """Write everything a comparison says into a folder; the page comes first."""
     import json
 
-    from xmodal.compare.tables import write_tables
+    from xmodal.comparison.spreadsheets import write_tables
     from xmodal.report.compare_report import write_compare_report
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write(folder: Path, table: Table) -> list[Path]:
     return [page, *write_tables(folder, table), folder / JSON]
 
 
-def show(table: Table, files: Sequence[Path]) -> None:
+def show(table: ComparisonTable, files: Sequence[Path]) -> None:
     """Print a comparison: results on stdout, everything else on stderr."""
     problems(table.cells, table.states)
     _means(table)
@@ -77,7 +77,7 @@ def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
         output.stderr().print(text, markup=False)
 
 
-def _means(table: Table) -> None:
+def _means(table: ComparisonTable) -> None:
     """Mean and deviation of every method on every task, with what it cost."""
     from statistics import mean
 
@@ -110,7 +110,7 @@ def _means(table: Table) -> None:
         output.stdout().print()
 
 
-def _verdicts(table: Table) -> None:
+def _verdicts(table: ComparisonTable) -> None:
     """One line a pair; where nothing may be said over tasks, what the single tasks say."""
     assert table.comparison is not None
     pairs = table.comparison.pairs
@@ -152,7 +152,7 @@ def _undecided(pairs: Sequence[PairResult]) -> None:
 
 
 def _numbers(pair: PairResult) -> tuple[str, str, str]:
-    from xmodal.compare.criteria import percent
+    from xmodal.comparison.verdicts import percent
 
     if pair.numbers is None:
         return "", "", ""
@@ -179,13 +179,13 @@ def _single_tasks(pairs: Sequence[PairResult]) -> None:
 
 
 def _change(value: float | None) -> str:
-    from xmodal.compare.criteria import percent
+    from xmodal.comparison.verdicts import percent
 
     return "" if value is None or not math.isfinite(value) else percent(value)
 
 
 def _range(interval: Interval | None) -> str:
-    from xmodal.compare.criteria import percent
+    from xmodal.comparison.verdicts import percent
 
     return "" if interval is None else f"{percent(interval.low)} to {percent(interval.high)}"
 

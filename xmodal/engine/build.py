@@ -19,10 +19,10 @@ from accelerate.utils import patch_environment
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from xmodal import randomness
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import device as devices
-from xmodal.engine import randomness
 from xmodal.engine.model import Model
 from xmodal.engine.plan import Plan, missing_files, needs_source_head, source_users
 from xmodal.engine.session import Session
@@ -40,7 +40,7 @@ from xmodal.interfaces import (
     Task,
     TaskData,
 )
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 
 CALIBRATION_SAMPLES = 32
 

@@ -18,8 +18,8 @@ from xmodal.engine.tracking import KEPT
 from xmodal.errors import UsageError
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
-from xmodal.recipe.model import COMPONENT_FIELDS
-from xmodal.recipe.use import Use
+from xmodal.recipe.recipe import COMPONENT_FIELDS
+from xmodal.settings import Use
 
 _OF_A_PASS = (
     "manifest.json",
@@ -35,7 +35,7 @@ _OF_A_PASS = (
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOrder:
     """What to run and where: the run's name, its root, and whether to repeat a finished one."""
 
     name: str
@@ -46,7 +46,7 @@ class Order:
     report: bool = True
 
 
-def choose(order: Order, digest: str) -> tuple[runs.Run, bool]:
+def choose(order: RunOrder, digest: str) -> tuple[runs.Run, bool]:
     """The directory to run in, and whether the run in it is already done."""
     if order.directory is not None:
         order.directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def versions(plan: Plan, registry: Registry) -> dict[str, str]:
 def describe(
     run: runs.Run,
     plan: Plan,
-    order: Order,
+    order: RunOrder,
     registry: Registry,
     resolved: Mapping[str, Any],
     digest: str,

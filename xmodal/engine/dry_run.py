@@ -16,7 +16,7 @@ from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import Plan
-from xmodal.engine.result import peak_memory
+from xmodal.engine.run import peak_memory
 from xmodal.engine.session import Session
 
 SAMPLES = 2

@@ -1,4 +1,7 @@
-"""Scores a split: metric and mean loss over the whole of it, in fixed order, without randomness."""
+"""Scores a split, and looks at the tokens that a mixer keeps and takes.
+
+Both run in evaluation mode, in fixed order, and leave every random stream as it was.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from xmodal import randomness
+from xmodal.batch import Batch, Progress
 from xmodal.data import loader
-from xmodal.engine import processes
+from xmodal.engine import distributed
 from xmodal.engine.session import Session
 
 
@@ -59,7 +64,7 @@ def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Sco
     predictions = torch.cat(kept) if keep else None
     # Processes on different devices may differ in a last digit; they must choose the same epoch.
     found = (metric.compute(), total / max(1, count), metric.smallest())
-    score, loss, smallest = processes.of_the_first(found, session.world)
+    score, loss, smallest = distributed.of_the_first(found, session.world)
     return Score(score, loss, predictions, smallest)
 
 
@@ -81,3 +86,34 @@ def _predicted(session: Session, dataset: Dataset[Any]) -> Iterator[tuple[Tensor
             own = [(prediction if world == 1 else prediction.cpu(), y)]
         for prediction, y in session.gather(own):
             yield prediction.to(device), y.to(device)
+
+
+PROBED_SAMPLES = 3
+
+
+@torch.no_grad()
+def look_at_tokens(session: Session, at: Progress) -> dict[str, Any]:
+    """The origin of every token of the mixed view of the first training samples.
+
+    Returns ``{"stage", "epoch", "k", "origin": int32 [SAMPLES, N]}``; no origin where nothing is
+    mixed.
+    """
+    result: dict[str, Any] = {"stage": at.stage, "epoch": at.epoch}
+    if not session.model.mixer.needs_source:
+        return result
+    states = {name: g.get_state() for name, g in session.generators.items()}
+    outer = randomness.global_state()
+    model = session.model
+    try:
+        x, y = (t.to(session.device) for t in loader.first(session.data.train, PROBED_SAMPLES))
+        with evaluating(model), session.accelerator.autocast():
+            views = model.views(Batch(x, y, *session.partners(len(x))), at)
+    finally:
+        for name, generator in session.generators.items():
+            generator.set_state(states[name])
+        randomness.set_global_state(outer)
+    for view in views:
+        if view.origin_BN is not None:
+            result["origin"] = view.origin_BN.to(torch.int32).cpu()
+            result["k"] = view.log.get("k", 0)
+    return result

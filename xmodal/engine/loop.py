@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xmodal import randomness
 from xmodal.batch import Progress, Tokens
-from xmodal.engine import guard, probe, processes, randomness
+from xmodal.engine import distributed, guard
 from xmodal.engine.checkpoint import load_exactly
-from xmodal.engine.evaluate import evaluate
+from xmodal.engine.evaluate import evaluate, look_at_tokens
 from xmodal.engine.session import Session
 from xmodal.interfaces import Stage
 
@@ -206,7 +207,7 @@ class Training:
         assert optimizer is not None
         optimizer.zero_grad(set_to_none=True)
         if stage.divides:
-            processes.overwrite(session.model.mixer.buffers(), session.world)
+            distributed.overwrite(session.model.mixer.buffers(), session.world)
             session.draw_apart(self.snapshot.total_steps)
         tally = Tally()
         for micro in micro_batches:
@@ -218,7 +219,7 @@ class Training:
             session.accelerator.backward(loss)
         total, means = self._together(stage, tally)
         guard.check_loss(total, means, at)
-        processes.average_gradients([p for _, p in named], session.world)
+        distributed.average_gradients([p for _, p in named], session.world)
         parameters = [p for _, p in named if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         gradient_norm = float(norm)
@@ -248,11 +249,11 @@ class Training:
     ) -> EpochRecord:
         session, snapshot = self.session, self.snapshot
         score, best = None, False
-        processes.overwrite(session.model.buffers(), session.world)
+        distributed.overwrite(session.model.buffers(), session.world)
         if stage.evaluates:
             score = evaluate(session, session.evaluation_split())
             best = _better(score.metric, snapshot.best_metric, session.metric.better == "lower")
-            snapshot.probes.append(probe.look(session, at))
+            snapshot.probes.append(look_at_tokens(session, at))
         if score is not None and best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
             snapshot.best_steps = snapshot.total_steps

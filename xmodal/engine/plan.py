@@ -9,8 +9,8 @@ from xmodal.data.store import Store
 from xmodal.errors import Problem, RecipeError
 from xmodal.interfaces import Facts, Target
 from xmodal.plugins import Registry
-from xmodal.recipe.layers import Layered, compose, validate
-from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
+from xmodal.recipe.compose import Layered, compose, validate
+from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
-from xmodal.engine import processes, randomness
+from xmodal.engine import distributed
+from xmodal.engine.distributed import Portion
 from xmodal.engine.model import Model
-from xmodal.engine.processes import Portion
 from xmodal.interfaces import Facts, Metric, Stage, TaskData
 
 
@@ -82,8 +83,8 @@ class Session:
     def prepare(self) -> None:
         """Move the model to its device, and give every process the first one's weights."""
         self.model.to(self.device)
-        processes.overwrite(self.model.parameters(), self.world)
-        processes.overwrite(self.model.buffers(), self.world)
+        distributed.overwrite(self.model.parameters(), self.world)
+        distributed.overwrite(self.model.buffers(), self.world)
 
     def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The training loss of one micro-batch, in the precision of the run."""
@@ -93,7 +94,7 @@ class Session:
 
     def portions(self, count: int, micro: int) -> list[Portion]:
         """What this process takes of a step of ``count`` samples, ``micro`` at once."""
-        return processes.portions(count, micro, self.rank, self.world)
+        return distributed.portions(count, micro, self.rank, self.world)
 
     def micro_batches(self, indices: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[Batch]:
         """Fetch target micro-batches with all that the mixer wants to them, on the device.
@@ -148,14 +149,14 @@ class Session:
 
     def gather(self, own: Sequence[Any]) -> list[Any]:
         """The entries of all processes, in the order of the processes."""
-        return processes.gather(own, self.world)
+        return distributed.gather(own, self.world)
 
     def share_randomness(self) -> None:
         """Set every random stream to where the first process has it."""
         if self.world == 1:
             return
         states = {name: g.get_state() for name, g in self.generators.items()}
-        states, outer = processes.of_the_first((states, randomness.global_state()), self.world)
+        states, outer = distributed.of_the_first((states, randomness.global_state()), self.world)
         for name, generator in self.generators.items():
             generator.set_state(states[name])
         randomness.set_global_state(outer)

@@ -20,8 +20,8 @@ from xmodal import runs
 from xmodal.engine.loop import StepRecord
 from xmodal.errors import XModalError
 from xmodal.interfaces import Tracked, Tracker
-from xmodal.recipe.model import Recipe
-from xmodal.registry import reason
+from xmodal.plugins import reason
+from xmodal.recipe.recipe import Recipe
 
 KEPT = "trackers.json"
 PATIENCE = 60.0

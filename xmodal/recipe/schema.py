@@ -88,7 +88,7 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_schema() -> dict[str, Any]:
     """The schema of a whole recipe file. Nothing is required: ``extends`` may supply it."""
-    from xmodal.recipe.model import Recipe
+    from xmodal.recipe.recipe import Recipe
 
     schema = _inlined(Recipe.model_json_schema())
     schema.pop("required", None)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from xmodal.compare.cells import Cell
-from xmodal.compare.collect import Row, by_hand
-from xmodal.compare.queue import DONE, FAILED, SKIPPED, State
-from xmodal.compare.statistics import CellSummary
-from xmodal.compare.table import Table
+from xmodal.comparison.grid import Cell
+from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
+from xmodal.comparison.statistics import CellSummary
+from xmodal.comparison.table import CellResult, ComparisonTable, by_hand
 from xmodal.errors import DataError
 from xmodal.report import history, text
 from xmodal.report.compare_charts import Course, course
@@ -55,7 +54,7 @@ class Column:
     better: str
 
 
-def columns(table: Table) -> list[Column]:
+def columns(table: ComparisonTable) -> list[Column]:
     """The tasks, with the metric of their finished cells."""
     found = []
     for task in table.tasks:
@@ -65,7 +64,7 @@ def columns(table: Table) -> list[Column]:
     return found
 
 
-def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
+def scores(table: ComparisonTable, page: Path | None) -> list[tuple[str, list[Score]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
     here = _states(table)
     best = {task: table.best(task) for task in table.tasks}
@@ -76,15 +75,15 @@ def scores(table: Table, page: Path | None) -> list[tuple[str, list[Score]]]:
     return [(method, [score((method, task)) for task in table.tasks]) for method in table.methods]
 
 
-def by_cell(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+def by_cell(rows: Iterable[CellResult]) -> dict[Key, list[CellResult]]:
     """Rows by method and task."""
-    found: dict[Key, list[Row]] = {}
+    found: dict[Key, list[CellResult]] = {}
     for row in rows:
         found.setdefault((row.method, row.task), []).append(row)
     return found
 
 
-def _states(table: Table) -> dict[Key, list[tuple[Cell, State]]]:
+def _states(table: ComparisonTable) -> dict[Key, list[tuple[Cell, State]]]:
     found: dict[Key, list[tuple[Cell, State]]] = {}
     for cell, state in zip(table.cells, table.states, strict=True):
         found.setdefault((cell.method, cell.task), []).append((cell, state))
@@ -119,7 +118,7 @@ def link(cell: Cell, page: Path | None) -> str:
 # --- course of training ------------------------------------------------------------------------
 
 
-def courses(table: Table, task: str) -> tuple[str, list[Course], dict[str, int]]:
+def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[str, int]]:
     """What the curves of a task show, and one course a method, over its finished cells.
 
     Epochs count from the first that was scored; third is how many each method had before.
@@ -161,7 +160,7 @@ class Missing:
     commands: tuple[str, ...]
 
 
-def unfinished(table: Table) -> list[Missing]:
+def unfinished(table: ComparisonTable) -> list[Missing]:
     """Cells without a result: failed first, then skipped, then those still to come."""
     groups: dict[tuple[str, str, str, str, str], list[Cell]] = {}
     for cell, state in zip(table.cells, table.states, strict=True):
@@ -187,7 +186,7 @@ def unfinished(table: Table) -> list[Missing]:
     ]
 
 
-def manifests(table: Table) -> list[tuple[str, dict[str, Any]]]:
+def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
     """Task and manifest of each finished cell; damaged manifests are left out."""
     found = []
     for cell, state in zip(table.cells, table.states, strict=True):

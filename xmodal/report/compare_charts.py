@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from xmodal.compare.ranks import Profile
+from xmodal.comparison.ranks import Profile
 from xmodal.report import svg
 from xmodal.report.svg import Axis, Style
 from xmodal.report.text import number

@@ -15,9 +15,8 @@ from statistics import fmean
 import numpy as np
 from markupsafe import Markup
 
-from xmodal.compare.collect import Row
-from xmodal.compare.ranks import levels
-from xmodal.compare.table import Table
+from xmodal.comparison.ranks import levels
+from xmodal.comparison.table import CellResult, ComparisonTable
 from xmodal.report import svg, text
 from xmodal.report.compare_cells import by_cell
 from xmodal.report.compare_charts import SIZE, Plane, Styles, axes
@@ -41,10 +40,10 @@ class Cost:
     runs: int
 
 
-def costs(table: Table, tasks: Sequence[str]) -> list[Cost]:
+def costs(table: ComparisonTable, tasks: Sequence[str]) -> list[Cost]:
     """Cost of a run of each method that is done on all of ``tasks``, mean over these tasks."""
     made = by_cell(table.rows)
-    found: list[tuple[str, list[list[Row]]]] = []
+    found: list[tuple[str, list[list[CellResult]]]] = []
     for method in table.methods:
         if tasks and all((method, task) in made for task in tasks):
             found.append((method, [made[method, task] for task in tasks]))
@@ -71,14 +70,14 @@ def _parameters(counts: Sequence[int]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def common(table: Table) -> tuple[str, ...]:
+def common(table: ComparisonTable) -> tuple[str, ...]:
     """Tasks on which every method that is done anywhere is done."""
     made = {(row.method, row.task) for row in table.rows}
     methods = {row.method for row in table.rows}
     return tuple(t for t in table.tasks if made and all((m, t) in made for m in methods))
 
 
-def front(table: Table) -> tuple[list[Spot], tuple[str, ...]]:
+def front(table: ComparisonTable) -> tuple[list[Spot], tuple[str, ...]]:
     """Error against cost on the tasks that all methods share; the tasks come second."""
     if table.scores is None or not table.rows:
         return [], ()

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from xmodal.compare.criteria import percent
-from xmodal.compare.ranks import Overview
-from xmodal.compare.results import PairResult, Rule, TaskResult
-from xmodal.compare.scores import Floats, Scores
-from xmodal.compare.statistics import Interval, log_ratios
+from xmodal.comparison.error_table import ErrorTable, Floats
+from xmodal.comparison.ranks import Overview
+from xmodal.comparison.statistics import Interval, log_ratios
+from xmodal.comparison.verdicts import PairResult, Rule, TaskResult, percent
 from xmodal.report import svg
 from xmodal.report.compare_charts import Styles
 from xmodal.report.svg import Axis
@@ -73,7 +72,7 @@ def forest_axis(pair: PairResult, seeds_TS: Sequence[Floats], rule: Rule) -> Axi
     return Axis(-end, end, PAD, WIDTH - PAD)
 
 
-def forest(pair: PairResult, scores: Scores, styles: Styles, rule: Rule) -> Forest:
+def forest(pair: PairResult, scores: ErrorTable, styles: Styles, rule: Rule) -> Forest:
     """The forest plot of a pair: dots for seeds, a bar for the interval, a mark for the mean."""
     d_TS = log_ratios(scores.of_method(pair.a), scores.of_method(pair.b))
     seeds = [d_TS[scores.tasks.index(task.task)] for task in pair.tasks]

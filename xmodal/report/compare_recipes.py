@@ -9,10 +9,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from xmodal.compare.cells import Cell
-from xmodal.compare.collect import by_hand
-from xmodal.compare.request import METHOD
-from xmodal.compare.table import Table
+from xmodal.comparison.grid import METHOD, Cell
+from xmodal.comparison.table import ComparisonTable, by_hand
 from xmodal.report import facts, text
 
 Words = list[tuple[str, str]]
@@ -30,7 +28,7 @@ class Recipe:
     directories: tuple[str, ...]
 
 
-def recipes(table: Table) -> list[Recipe]:
+def recipes(table: ComparisonTable) -> list[Recipe]:
     """One entry for every method on every task that can run."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in table.cells:
@@ -111,7 +109,7 @@ def data_sums(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
     return [(task, "; ".join(values)) for task, values in found.items()]
 
 
-def design(table: Table) -> Words:
+def design(table: ComparisonTable) -> Words:
     """What was asked for."""
     cells = table.cells
     seeds = text.spans(cell.seed for cell in cells)

@@ -11,9 +11,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xmodal.compare.ranks import Overview
-from xmodal.compare.results import Rule
-from xmodal.compare.table import Table
+from xmodal.comparison.ranks import Overview
+from xmodal.comparison.table import ComparisonTable
+from xmodal.comparison.verdicts import Rule
 from xmodal.report import compare_cells as cells
 from xmodal.report import compare_charts as charts
 from xmodal.report import compare_cost as cost
@@ -41,7 +41,7 @@ class Figure:
 
 def write_compare_report(
     path: Path,
-    table: Table,
+    table: ComparisonTable,
     *,
     rule: Rule | None = None,
     single_file: bool = False,
@@ -70,7 +70,7 @@ def write_compare_report(
     return write_page(path, "compare.html.jinja", context)
 
 
-def _verdicts(table: Table) -> dict[str, Any]:
+def _verdicts(table: ComparisonTable) -> dict[str, Any]:
     comparison = table.comparison
     found = comparison.pairs if comparison else ()
     return {
@@ -82,7 +82,7 @@ def _verdicts(table: Table) -> dict[str, Any]:
     }
 
 
-def _pictures(table: Table, styles: Styles, rule: Rule) -> dict[str, Any]:
+def _pictures(table: ComparisonTable, styles: Styles, rule: Rule) -> dict[str, Any]:
     comparison, scores = table.comparison, table.scores
     overview = comparison.overview if comparison else None
     forests = []
@@ -125,7 +125,7 @@ def _small(overview: Overview, styles: Styles) -> list[dict[str, Any]]:
     ]
 
 
-def _curves(table: Table, styles: Styles) -> list[Figure]:
+def _curves(table: ComparisonTable, styles: Styles) -> list[Figure]:
     found = []
     for task in table.tasks:
         what, courses, before = cells.courses(table, task)
@@ -140,7 +140,7 @@ def _curves(table: Table, styles: Styles) -> list[Figure]:
     return found
 
 
-def _cells(table: Table, page: Path | None) -> dict[str, Any]:
+def _cells(table: ComparisonTable, page: Path | None) -> dict[str, Any]:
     common = cost.common(table)
     made = {row.task for row in table.rows}
     return {
@@ -153,7 +153,7 @@ def _cells(table: Table, page: Path | None) -> dict[str, Any]:
     }
 
 
-def _again(table: Table) -> dict[str, Any]:
+def _again(table: ComparisonTable) -> dict[str, Any]:
     made, manifests = recipes.recipes(table), cells.manifests(table)
     return {
         "recipes": [(m, [r for r in made if r.method == m]) for m in table.methods],

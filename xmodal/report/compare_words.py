@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xmodal.compare.criteria import percent
-from xmodal.compare.fairness import Flag
-from xmodal.compare.results import PairResult
-from xmodal.compare.table import Table
+from xmodal.comparison.fairness import Flag
+from xmodal.comparison.table import ComparisonTable
+from xmodal.comparison.verdicts import PairResult, percent
 from xmodal.report import text
 
 ORDER = ("better", "worse", "equivalent", "inconclusive", "refused")
@@ -94,7 +93,7 @@ class Headline:
     settled: bool = False
 
 
-def headline(table: Table) -> Headline:
+def headline(table: ComparisonTable) -> Headline:
     """The verdict in a sentence or few."""
     if table.comparison is None:
         return Headline("No verdict yet.", "Nothing is done that could be weighed.")
@@ -168,7 +167,7 @@ def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
 # --- how the numbers were made -----------------------------------------------------------------
 
 
-def caption(table: Table) -> str:
+def caption(table: ComparisonTable) -> str:
     """How every number of the page was made; part of each caption."""
     cells = [cell for cell in table.cells if cell.directory is not None] or list(table.cells)
     parts = [_selection(table)]
@@ -185,7 +184,7 @@ def caption(table: Table) -> str:
     return "; ".join(parts) + "."
 
 
-def _selection(table: Table) -> str:
+def _selection(table: ComparisonTable) -> str:
     protocols = sorted({row.protocol for row in table.rows})
     if not protocols:
         planned = {str(cell.resolved["protocol"]) for cell in table.cells if cell.resolved}
@@ -215,7 +214,7 @@ def _share(values: Sequence[float], of: str) -> list[str]:
     return [f"{shown} of the {of}"]
 
 
-def heading(table: Table) -> str:
+def heading(table: ComparisonTable) -> str:
     """``pare and nft on 2 tasks``."""
     methods, tasks = table.methods, table.tasks
     who = text.listed(methods) if len(methods) <= 3 else f"{len(methods)} methods"
@@ -223,7 +222,7 @@ def heading(table: Table) -> str:
     return f"{who or 'No method'} on {where}"
 
 
-def progress(table: Table) -> str:
+def progress(table: ComparisonTable) -> str:
     """How many cells are done, and how the others stand."""
     words = [state.word for state in table.states]
     total = text.plural(len(words), "cell")

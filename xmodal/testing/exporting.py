@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from xmodal import runs
 from xmodal.batch import Tokens
-from xmodal.data.raw import Array, RawForm
-from xmodal.engine.network import Network
+from xmodal.data.preparation import Array, RawForm
 from xmodal.errors import XModalError
+from xmodal.inference.model import Network, Trained
 from xmodal.interfaces import Exporter, Settings
 from xmodal.testing.support import Given, check_config, expect, seeded, settings
 from xmodal.testing.tiny import GRIDS, WIDTH, TinyBackbone, random, tiny_context, tiny_facts
-from xmodal.trained import Trained
 
 SAMPLES = 3
 CLOSE = 1e-3

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from xmodal import runs
 from xmodal.engine import checkpoint
-from xmodal.engine.execute import Silent
 from xmodal.engine.loop import EpochRecord, StepRecord
+from xmodal.engine.run import Silent
 from xmodal.testing.support import expect
 
 
-class Watch(Silent):
+class RecordingObserver(Silent):
     """Keeps the records of all steps."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Watch(Silent):
         return [step.loss for step in self.steps]
 
 
-class StopAt(Watch):
+class StopAt(RecordingObserver):
     """Behaves like a crash after so many records of steps and epochs."""
 
     def __init__(self, records: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from xmodal.compare.scores import Floats
+from xmodal.comparison.error_table import Floats
 
 DECIMALS = 12
 """Differences are compared after rounding to this many decimals: below is only rounding error."""

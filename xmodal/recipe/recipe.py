@@ -22,7 +22,7 @@ from xmodal.interfaces import (
     Task,
     Tracker,
 )
-from xmodal.recipe.use import Use
+from xmodal.settings import Use
 
 
 class Saving(Settings):

@@ -1,14 +1,21 @@
-"""Samples to predict, read a batch at a time from ``.npz``, ``.npy``, ``.csv`` or ``.parquet``.
+"""Reads samples to predict, and writes predictions, a batch at a time.
 
-Nothing is unpickled. An ``.npy`` file is mapped into memory, a member of an ``.npz`` is
-decompressed as it is read, and tables are read in pieces, so inputs may be larger than memory.
+Samples come from ``.npz``, ``.npy``, ``.csv`` or ``.parquet``, predictions go to ``.npz``, ``.npy``
+or ``.csv``. Nothing is unpickled. An ``.npy`` file is mapped into memory, a member of an ``.npz``
+is decompressed as it is read, and tables are read in pieces, so both may be larger than memory. A
+file of predictions appears when it is complete; one that cannot be completed leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import csv
+import os
+import shutil
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,17 +24,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal.data.names import are_numbers
-from xmodal.data.raw import RawForm, require
-from xmodal.errors import DataError, did_you_mean
+from xmodal.data.preparation import RawForm, are_numbers, require
+from xmodal.errors import DataError, UsageError, did_you_mean
 
 Array = NDArray[Any]
-SUFFIXES = (".npz", ".npy", ".csv", ".parquet")
+READABLE = (".npz", ".npy", ".csv", ".parquet")
 Piece = tuple[Any, Array | None]
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleReader:
     """Samples of a file. ``count`` is None where only reading tells; ``labelled``: with y."""
 
     count: int | None
@@ -35,7 +41,7 @@ class Samples:
     pieces: Iterator[Piece]
 
 
-def read(path: Path, form: RawForm, batch: int) -> Samples:
+def read(path: Path, form: RawForm, batch: int) -> SampleReader:
     """Raw samples and, where there are any, labels, ``batch`` at a time. Raises DataError."""
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -45,21 +51,21 @@ def read(path: Path, form: RawForm, batch: int) -> Samples:
     readers = {".npz": _npz, ".npy": _npy, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        hint = did_you_mean(path.suffix, SUFFIXES)
-        raise DataError(f"{path}: cannot read '{path.suffix}'{hint}; expected {list(SUFFIXES)}")
+        hint = did_you_mean(path.suffix, READABLE)
+        raise DataError(f"{path}: cannot read '{path.suffix}'{hint}; expected {list(READABLE)}")
     return reader(path, form, batch)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
 
 
-def _npy(path: Path, form: RawForm, batch: int) -> Samples:
+def _npy(path: Path, form: RawForm, batch: int) -> SampleReader:
     try:
         x = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as .npy: {error}") from error
     form.check_shape(x)
-    return Samples(len(x), False, ((x[i : i + batch], None) for i in range(0, len(x), batch)))
+    return SampleReader(len(x), False, ((x[i : i + batch], None) for i in range(0, len(x), batch)))
 
 
 class _Member:
@@ -92,7 +98,7 @@ class _Member:
         return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
 
 
-def _npz(path: Path, form: RawForm, batch: int) -> Samples:
+def _npz(path: Path, form: RawForm, batch: int) -> SampleReader:
     try:
         pack = zipfile.ZipFile(path)
         keys = [name.removesuffix(".npy") for name in pack.namelist()]
@@ -106,7 +112,7 @@ def _npz(path: Path, form: RawForm, batch: int) -> Samples:
     form.check_shape(np.broadcast_to(np.empty((), x.dtype), x.shape))
     if y is not None and y.shape[:1] != x.shape[:1]:
         raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
-    return Samples(x.shape[0], y is not None, _members(path, pack, x, y, batch))
+    return SampleReader(x.shape[0], y is not None, _members(path, pack, x, y, batch))
 
 
 def _members(
@@ -123,7 +129,7 @@ def _members(
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, form: RawForm, batch: int) -> Samples:
+def _csv(path: Path, form: RawForm, batch: int) -> SampleReader:
     import pandas as pd
 
     try:
@@ -137,10 +143,10 @@ def _csv(path: Path, form: RawForm, batch: int) -> Samples:
         frames = pd.read_csv(path, chunksize=batch, dtype=texts, na_values=gaps)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: cannot be read as csv: {error}") from error
-    return Samples(None, bool(labels), _frames(path, frames, labels))
+    return SampleReader(None, bool(labels), _frames(path, frames, labels))
 
 
-def _parquet(path: Path, form: RawForm, batch: int) -> Samples:
+def _parquet(path: Path, form: RawForm, batch: int) -> SampleReader:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -151,7 +157,7 @@ def _parquet(path: Path, form: RawForm, batch: int) -> Samples:
     require(file.schema_arrow.names, form.columns, str(path))
     labels = _label_names(form, file.schema_arrow.names)
     frames = _pages(path, file, batch)
-    return Samples(file.metadata.num_rows, bool(labels), _frames(path, frames, labels))
+    return SampleReader(file.metadata.num_rows, bool(labels), _frames(path, frames, labels))
 
 
 def _pages(path: Path, file: Any, batch: int) -> Iterator[Any]:
@@ -197,3 +203,96 @@ def _frames(path: Path, frames: Iterator[Any], labels: list[str]) -> Iterator[Pi
             yield frame.drop(columns=labels), y
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
+
+
+WRITABLE = (".npz", ".npy", ".csv")
+
+
+def check(path: Path, force: bool, flat: bool) -> None:
+    """Raise UsageError where ``path`` cannot be written; ``flat``: a sample is one line of text."""
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE:
+        hint = did_you_mean(path.suffix, WRITABLE)
+        raise UsageError(f"--out {path}: cannot write '{path.suffix}'{hint}; use {list(WRITABLE)}")
+    if suffix == ".csv" and not flat:
+        raise UsageError(f"--out {path}: a prediction is no line of text here; write .npz or .npy")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; --force replaces it")
+
+
+@contextmanager
+def arrays(path: Path, constant: Mapping[str, Array]) -> Iterator[Callable[..., None]]:
+    """A function that adds a batch of named arrays to ``path``; ``constant`` are added once.
+
+    An ``.npy`` file holds the first array only.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        kept: dict[str, _Growing] = {}
+
+        def add(batch: Mapping[str, Array]) -> None:
+            for name, array in batch.items():
+                if name not in kept:
+                    kept[name] = _Growing(Path(folder) / name, array)
+                kept[name].add(array)
+
+        yield add
+        whole = Path(folder) / "whole"
+        if path.suffix.lower() == ".npy":
+            with whole.open("wb") as stream:
+                next(iter(kept.values())).write(stream)
+        else:
+            with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED, allowZip64=True) as pack:
+                for name, growing in kept.items():
+                    with pack.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        growing.write(member)
+                for name, array in constant.items():
+                    with pack.open(f"{name}.npy", "w") as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+        os.replace(whole, path)
+
+
+class _Growing:
+    """An array on disk whose number of rows is known at the end."""
+
+    def __init__(self, file: Path, first: Array) -> None:
+        self.file, self.rows, self.shape, self.dtype = file, 0, first.shape[1:], first.dtype
+
+    def add(self, array: Array) -> None:
+        with self.file.open("ab") as stream:
+            stream.write(np.ascontiguousarray(array, self.dtype).tobytes())
+        self.rows += len(array)
+
+    def write(self, out: IO[bytes]) -> None:
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self.shape)}
+        np.lib.format.write_array_header_1_0(out, header)
+        with self.file.open("rb") as stream:
+            shutil.copyfileobj(stream, out, 1 << 20)
+
+
+@contextmanager
+def lines(path: Path) -> Iterator[Callable[..., None]]:
+    """A function that adds a batch of columns to the CSV file ``path``."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        whole = Path(folder) / "whole"
+        with whole.open("w", encoding="utf-8", newline="") as stream:
+            yield table(stream)
+        os.replace(whole, path)
+
+
+def table(stream: Any) -> Callable[[Mapping[str, Array]], None]:
+    """A function that writes a batch of columns to a stream as CSV, under one header."""
+    writer = csv.writer(stream, lineterminator="\n")
+    started: list[bool] = []
+
+    def add(columns: Mapping[str, Array]) -> None:
+        if not started:
+            writer.writerow(columns)
+            started.append(True)
+        # As text of their own precision: 0.1 in float32 is not 0.10000000149011612.
+        cells = [[str(value) for value in column] for column in columns.values()]
+        writer.writerows(zip(*cells, strict=True))
+
+    return add

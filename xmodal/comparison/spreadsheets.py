@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from xmodal.compare.results import PairResult
-from xmodal.compare.statistics import CellSummary
-from xmodal.compare.table import Table
+from xmodal.comparison.statistics import CellSummary
+from xmodal.comparison.table import ComparisonTable
+from xmodal.comparison.verdicts import PairResult
 from xmodal.engine.checkpoint import write_atomically
 
 CELLS, PAIRS, LATEX = "cells.csv", "pairs.csv", "table.tex"
 
 
-def write_tables(folder: Path, table: Table) -> list[Path]:
+def write_tables(folder: Path, table: ComparisonTable) -> list[Path]:
     """Write every cell, every pair and the table of a paper; returns the files."""
     contents = {CELLS: cells_csv(table), PAIRS: pairs_csv(table), LATEX: latex(table)}
     for name, content in contents.items():
@@ -23,7 +23,7 @@ def write_tables(folder: Path, table: Table) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def cells_csv(table: Table) -> str:
+def cells_csv(table: ComparisonTable) -> str:
     """One line a cell, also those that are not done; numbers in full."""
     done = {(row.method, row.task, row.seed): row.as_dict() for row in table.rows}
     lines = []
@@ -34,7 +34,7 @@ def cells_csv(table: Table) -> str:
     return str(pd.DataFrame(lines).to_csv(index=False))
 
 
-def pairs_csv(table: Table) -> str:
+def pairs_csv(table: ComparisonTable) -> str:
     """One line a pair: the word, the numbers it rests on, the reasons. Effects are log-ratios."""
     pairs = table.comparison.pairs if table.comparison is not None else ()
     columns = list(_pair(pairs[0])) if pairs else ["a", "b", "verdict"]
@@ -62,7 +62,7 @@ def _pair(pair: PairResult) -> dict[str, object]:
     }
 
 
-def latex(table: Table) -> str:
+def latex(table: ComparisonTable) -> str:
     """Mean and standard deviation of every method on every task; the best mean is bold.
 
     Needs the package booktabs. Controls and the trivial answer stand below a rule.
@@ -112,11 +112,11 @@ def _entry(found: CellSummary, best: bool, most: int) -> str:
     return f"${value}{spread}$ ({remarks})" if remarks else f"${value}{spread}$"
 
 
-def _metric(table: Table, task: str) -> str:
+def _metric(table: ComparisonTable, task: str) -> str:
     return next(row.metric for row in table.rows if row.task == task)
 
 
-def _caption(table: Table, seeds: int) -> str:
+def _caption(table: ComparisonTable, seeds: int) -> str:
     """What the numbers are and how they were made; all of it, because tables get copied."""
     score = "error" if {row.better for row in table.rows} == {"lower"} else "score"
     protocols = sorted({row.protocol for row in table.rows})

@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from xmodal import __version__
 from xmodal.errors import DataError, UsageError, XModalError
+from xmodal.inference.model import Trained
 from xmodal.interfaces import Exported, Exporter
 from xmodal.plugins import Registry
-from xmodal.trained import Trained
 
 FACTS = "xmodal.json"
 
 
-def export(
+def export_trained(
     trained: Trained,
     to: str,
     out: Path,

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xmodal import plugins
-from xmodal.compare.assemble import assemble
-from xmodal.compare.cells import Cell, grid
-from xmodal.compare.queue import Queue, State
-from xmodal.compare.request import TRIVIAL, Wanted, launcher_block, requested
-from xmodal.compare.table import Table
+from xmodal.comparison.grid import TRIVIAL, Cell, Wanted, grid, launcher_block, requested
+from xmodal.comparison.queue import Queue, State
+from xmodal.comparison.table import ComparisonTable, assemble
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
 
@@ -36,7 +34,7 @@ def compare(
     root: str | Path = CELLS,
     plugin_files: Sequence[str] = (),
     watch: Watch | None = None,
-) -> Table:
+) -> ComparisonTable:
     """Run what is not done yet of methods x tasks x settings x seeds, and weigh the results.
 
     ``settings`` holds ``key=value,value`` texts, ``launcher`` a name, a block ``{use: ...}`` or its

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
-from xmodal.compare.scores import Scores
-from xmodal.compare.statistics import log_ratios, task_means
+from xmodal.comparison.error_table import ErrorTable
+from xmodal.comparison.statistics import log_ratios, task_means
 
 Kind = Literal[
     "mixed-conditions",
@@ -70,7 +70,7 @@ class Flag:
 
 
 def flags(
-    scores: Scores,
+    scores: ErrorTable,
     conditions: Iterable[Conditions] = (),
     *,
     trivial: str | None = None,
@@ -168,7 +168,7 @@ def _edge_of_grid(known: list[Conditions]) -> list[Flag]:
 
 
 def _uneven_compute(
-    scores: Scores, known: list[Conditions], controls: Collection[str], trivial: str | None
+    scores: ErrorTable, known: list[Conditions], controls: Collection[str], trivial: str | None
 ) -> list[Flag]:
     """Pairs of contenders; that controls and the trivial answer cost something else is known."""
     passes: dict[tuple[str, str], list[float]] = {}
@@ -215,7 +215,7 @@ def _percent(ratios: Iterable[float]) -> str:
 # --- errors ------------------------------------------------------------------------------------
 
 
-def _worse_than_trivial(scores: Scores, trivial: str) -> list[Flag]:
+def _worse_than_trivial(scores: ErrorTable, trivial: str) -> list[Flag]:
     found = []
     for method in scores.methods:
         d_TS = log_ratios(scores.of_method(method), scores.of_method(trivial))
@@ -234,7 +234,7 @@ def _worse_than_trivial(scores: Scores, trivial: str) -> list[Flag]:
     return found
 
 
-def _incomplete(scores: Scores) -> list[Flag]:
+def _incomplete(scores: ErrorTable) -> list[Flag]:
     """Cells without all seeds of the table, and cells with failed runs."""
     found = []
     for method in scores.methods:
@@ -254,7 +254,7 @@ def _incomplete(scores: Scores) -> list[Flag]:
     return found
 
 
-def _floored(scores: Scores) -> list[Flag]:
+def _floored(scores: ErrorTable) -> list[Flag]:
     if not scores.floored:
         return []
     counts = {task: float(count) for task, count in scores.floored}

@@ -5,6 +5,9 @@ The only writer of a run directory while the run lasts.
 
 from __future__ import annotations
 
+import resource
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,24 +15,96 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+from torch import Tensor
 
 from xmodal import runs
+from xmodal.data import loader
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint, directory, result
+from xmodal.engine import checkpoint, directory
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder, accelerator
-from xmodal.engine.directory import Order
-from xmodal.engine.evaluate import evaluate
+from xmodal.engine.directory import RunOrder
+from xmodal.engine.evaluate import PROBED_SAMPLES, Score, evaluate
 from xmodal.engine.guard import StopRequest, watch_signals
-from xmodal.engine.loop import EpochRecord, StepRecord, Training
+from xmodal.engine.loop import EpochRecord, Snapshot, StepRecord, Training
 from xmodal.engine.plan import Plan
 from xmodal.engine.session import Session
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, TrainingError, XModalError
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
+from xmodal.recipe.recipe import Recipe
+
+SHOWN_SAMPLES = 4
+MAX_PREDICTION_BYTES = 256 * 2**20
+
+
+def keep_predictions(run: runs.Run, session: Session, predictions: Tensor) -> None:
+    """Write all test predictions, with their labels, where they are not too large."""
+    size = predictions.numel() * predictions.element_size()
+    if size <= MAX_PREDICTION_BYTES:
+        content = {"prediction": predictions, "label": loader.labels(session.data.test)}
+        tensors = {name: tensor.contiguous() for name, tensor in content.items()}
+        save_file(tensors, run.path / "predictions.safetensors")
+
+
+def keep_samples(run: runs.Run, session: Session, snapshot: Snapshot, predictions: Tensor) -> None:
+    """Keep a few samples, and what the mixer did to them, for the report."""
+    x, y = loader.first(session.data.test, SHOWN_SAMPLES)
+    kept: dict[str, Any] = {
+        "test": {"x": x, "y": y, "prediction": predictions[: len(x)]},
+        "train": {"x": loader.first(session.data.train, PROBED_SAMPLES)[0]},
+        "probes": snapshot.probes,
+        "images": dict(session.data.images),
+    }
+    if session.source is not None:
+        kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
+    shutil.rmtree(run.path / "samples", ignore_errors=True)
+    checkpoint.save(run.path / "samples", kept)
+
+
+def summarise(
+    run: runs.Run, recipe: Recipe, session: Session, snapshot: Snapshot, score: Score
+) -> Mapping[str, Any]:
+    """The content of ``result.json``; times are the caller's to add."""
+    parameters = list(session.model.parameters())
+    return {
+        "task": recipe.task.name,
+        "metric": recipe.task.config.metric.name,
+        "better": session.metric.better,
+        "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
+        "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
+        "selected_on": "test" if _selected_on_test(recipe, session) else "validation",
+        "protocol": recipe.protocol,
+        "seed": recipe.seed,
+        "steps": snapshot.total_steps,
+        "encoded_samples": snapshot.encoded,
+        "memory_bytes": int(session.agree(peak_memory())),
+        "parameters": {
+            "total": sum(p.numel() for p in parameters),
+            "trainable": max((line["trainable"] for line in run.metrics()), default=0),
+        },
+        "token_norm": {"source": session.source_norm, "target": session.target_norm},
+        "device": str(session.device),
+        "notes": list(session.notes),
+    }
+
+
+def _selected_on_test(recipe: Recipe, session: Session) -> bool:
+    """Whether the best epoch was chosen on what is tested on; a task may hold out nothing."""
+    return recipe.protocol == "published" or session.data.test is session.data.validation
+
+
+def peak_memory() -> int:
+    """Bytes: the GPU's peak allocation, or this process's peak resident memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 class Interrupted(XModalError):
@@ -76,7 +151,7 @@ class Outcome:
 
 
 def execute(
-    plan: Plan, order: Order, registry: Registry, store: Store, observer: Observer | None = None
+    plan: Plan, order: RunOrder, registry: Registry, store: Store, observer: Observer | None = None
 ) -> Outcome:
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
     # First of all: a device that is not here should not cost the time to load data.
@@ -87,7 +162,7 @@ def execute(
 
 def _execute(
     plan: Plan,
-    order: Order,
+    order: RunOrder,
     registry: Registry,
     store: Store,
     observer: Observer,
@@ -289,12 +364,12 @@ class _Execution:
         score = evaluate(session, session.data.test, keep=True)
         assert score.predictions is not None
         if self.main:
-            result.keep_predictions(self.run, session, score.predictions)
-            result.keep_samples(self.run, session, snapshot, score.predictions)
+            keep_predictions(self.run, session, score.predictions)
+            keep_samples(self.run, session, snapshot, score.predictions)
         seconds = {
             "training": snapshot.seconds,
             "this_process": time.perf_counter() - self.begun,
         }
         recipe = self.plan.recipe
-        summary = result.summarise(self.run, recipe, session, snapshot, score)
+        summary = summarise(self.run, recipe, session, snapshot, score)
         return {**summary, "seconds": seconds}

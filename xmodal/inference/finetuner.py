@@ -1,18 +1,22 @@
 """``FineTuner``: fine-tuning as a scikit-learn estimator.
 
-It composes a recipe (method, data, body) and makes the run that the command line would make. A
+It composes a recipe (method, data, backbone) and makes the run that the command line would make. A
 fitted estimator keeps its model in memory.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import (
@@ -28,9 +32,21 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from xmodal import fitting
-from xmodal.data import given
-from xmodal.errors import DataError, did_you_mean
+from xmodal import runs
+from xmodal.data import in_memory
+from xmodal.data.in_memory import Form, GivenLabels
+from xmodal.data.store import Store
+from xmodal.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
+from xmodal.interfaces import Backbone
+from xmodal.recipe.compose import COMMAND_LINE, looks_like_path
+from xmodal.recipe.recipe import Recipe
+from xmodal.settings import Use
+
+if TYPE_CHECKING:
+    from xmodal.engine.run import Observer
+
+    pass
+    from xmodal.inference.model import Trained
 
 Array = NDArray[Any]
 _CHOICES = {
@@ -68,7 +84,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     ----------
     kind_, form_, classes_ (classes and labels only), n_features_in_ (axis 1 of X),
     feature_names_in_ : what was found.
-    trained_ : the model, ``xmodal.trained.Trained``.
+    trained_ : the model, ``xmodal.inference.model.Trained``.
     history_ : one mapping an epoch.  result_ : the run's result.
     run_path_ : the run's directory; None where nothing is kept.
     """
@@ -116,17 +132,17 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             delattr(self, name)
         x = self._samples(X, reset=True)
         labels = self._labels(y, x)
-        parts = {given.TRAIN: (x, labels.values)}
+        parts = {in_memory.TRAIN: (x, labels.values)}
         if validation_data is not None:
-            parts[given.VALIDATION] = self._validation(*validation_data, labels)
+            parts[in_memory.VALIDATION] = self._validation(*validation_data, labels)
         elif 0 < len(x) * self.validation_fraction < 0.5:
             raise ValueError(
                 f"X has {len(x)} samples, too few to hold out {self.validation_fraction} of them; "
                 "with validation_fraction=0 the training samples choose the best epoch"
             )
-        with fitting.folder(self.directory) as root, fitting.undisturbed():
-            data, told = given.write(root / "data", parts)
-            with fitting.explained(data, kept=self.directory is not None):
+        with folder(self.directory) as root, undisturbed():
+            data, told = in_memory.write(root / "data", parts)
+            with explained(data, kept=self.directory is not None):
                 self._run(data, root, labels, told, held=validation_data is not None)
         return self
 
@@ -176,13 +192,13 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
         if "trained_" in state:
-            state["trained_"] = fitting.packed(state["trained_"])
+            state["trained_"] = packed(state["trained_"])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "trained_" in state:
-            self.trained_ = fitting.unpacked(state["trained_"], self.device)
+            self.trained_ = unpacked(state["trained_"], self.device)
 
     # --- reading what is given ---
 
@@ -198,7 +214,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     def _samples(self, X: Any, reset: bool) -> Any:
         """X, checked: an array with channels first, or a frame of numbers and text."""
         known = None if reset else self._columns
-        frame = given.as_frame(X, known) if reset or known else None
+        frame = in_memory.as_frame(X, known) if reset or known else None
         if frame is None:
             X = validate_data(self, X, reset=reset, allow_nd=True, **self._limits(reset))
             shape = X.shape[1:]
@@ -208,8 +224,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
             shape = frame.shape[1:]
         if reset:
-            self._columns: given.Columns | None = None if frame is None else given.columns_of(frame)
-            self.form_ = given.form_of(len(shape) + 1, self.form, text=frame is not None)
+            self._columns: in_memory.Columns | None = (
+                None if frame is None else in_memory.columns_of(frame)
+            )
+            self.form_ = in_memory.form_of(len(shape) + 1, self.form, text=frame is not None)
             self.sample_shape_ = shape
         elif shape != self.sample_shape_:
             raise ValueError(
@@ -220,16 +238,16 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             return frame
         if self.form_ != "row":
             assert_all_finite(X, input_name="X")
-        if reset and (doubt := given.doubtful(X, self.form_, self.channels)):
+        if reset and (doubt := in_memory.doubtful(X, self.form_, self.channels)):
             warnings.warn(doubt, stacklevel=3)
-        return given.channels_first(X, self.form_, self.channels)
+        return in_memory.channels_first(X, self.form_, self.channels)
 
     @staticmethod
     def _limits(reset: bool) -> dict[str, Any]:
         # One sample cannot be held out from; missing values of rows are embedded.
         return {"ensure_all_finite": "allow-nan", "ensure_min_samples": 2 if reset else 1}
 
-    def _labels(self, y: Any, x: Any) -> given.Labels:
+    def _labels(self, y: Any, x: Any) -> in_memory.GivenLabels:
         """y, checked and coded; sets what the estimator knows of its labels."""
         y = self._label_array(y)
         check_consistent_length(x, y)
@@ -237,7 +255,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             check_classification_targets(y)
         if self.kind == "classification" or (self.kind == "auto" and y.shape[1:] == (1,)):
             y = column_or_1d(y, warn=True)
-        labels = given.code_labels(y, self.kind, self.form_, x.shape[1:])
+        labels = in_memory.code_labels(y, self.kind, self.form_, x.shape[1:])
         self.kind_ = labels.kind
         self._binary = labels.binary
         self._dtype = y.dtype if labels.binary and labels.kind != "regression" else np.float64
@@ -253,34 +271,40 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         y = check_array(y, input_name="y", estimator=self, **_LABELS)
-        return given.plain_labels(y)
+        return in_memory.plain_labels(y)
 
-    def _validation(self, X: Any, y: Any, labels: given.Labels) -> tuple[Any, Array]:
+    def _validation(self, X: Any, y: Any, labels: in_memory.GivenLabels) -> tuple[Any, Array]:
         x = self._samples(X, reset=False)
         y = self._label_array(y)
         check_consistent_length(x, y)
-        return x, given.same_labels(y, labels)
+        return x, in_memory.same_labels(y, labels)
 
     # --- the run and its model ---
 
     def _run(
-        self, data: Path, root: Path, labels: given.Labels, told: dict[str, Any], held: bool
+        self,
+        data: Path,
+        root: Path,
+        labels: in_memory.GivenLabels,
+        told: dict[str, Any],
+        held: bool,
     ) -> None:
-        from xmodal import api, trained
+        from xmodal import api
+        from xmodal.inference.model import load_trained
 
-        settings = fitting.settings(self, data, told, labels, held)
-        recipes = fitting.layers(self.method, self.backbone, self.form_)
-        with fitting.watching(self.verbose) as observer:
+        given = settings(self, data, told, labels, held)
+        recipes = layers(self.method, self.backbone, self.form_)
+        with watching(self.verbose) as observer:
             outcome = api.run(
                 *recipes,
-                overrides=[*settings, *fitting.overrides(self.overrides)],
+                overrides=[*given, *overrides(self.overrides)],
                 scale=self.scale,
                 root=root,
                 name=Path(self.method).stem,
                 report=self.directory is not None,
                 observer=observer,
             )
-        self.trained_ = trained.load(outcome.run.path, self.device)
+        self.trained_ = load_trained(outcome.run.path, self.device)
         self.result_ = dict(outcome.result)
         self.history_ = outcome.run.metrics()
         self.run_path_ = None if self.directory is None else outcome.run.path
@@ -297,3 +321,178 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     def _probabilities(self, outputs: Any) -> Array:
         p_NK: Array = self.trained_.probabilities(outputs).astype(np.float64)
         return p_NK / p_NK.sum(axis=1, keepdims=True) if self.kind_ == "classification" else p_NK
+
+
+_BODIES = {"image": "bodies/vision", "text": "bodies/text"}
+
+
+def layers(method: str, backbone: Any, form: Form) -> list[str]:
+    """The recipes of a fit: the method, the caller's data, and what goes with a body of its own."""
+    named = "/" in method or looks_like_path(method)
+    recipes = [method if named else f"methods/{method}", f"arrays/{form}"]
+    body = None if backbone is None else _modality(backbone)
+    return [*recipes, _BODIES[body]] if body in _BODIES else recipes
+
+
+def _modality(backbone: Any) -> str | None:
+    """What a body was trained on, to go with a source of that; None if its settings are wrong."""
+    adapter: TypeAdapter[Use[Backbone]] = TypeAdapter(Use[Backbone])
+    try:
+        use = adapter.validate_python(backbone)
+    except ValidationError:
+        return None  # composing the recipe says what is wrong
+    modality: str = use.component.describe(use.config, Store()).modality
+    return modality
+
+
+def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+    """``key=value`` for every setting. Raises ValueError for what is neither."""
+    if isinstance(settings, Mapping):
+        return [f"{key}={json.dumps(value, default=_plain)}" for key, value in settings.items()]
+    if isinstance(settings, str):
+        raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
+    return list(settings or ())
+
+
+def settings(
+    tuner: FineTuner, data: Path, told: Mapping[str, Any], labels: GivenLabels, held: bool
+) -> list[str]:
+    """What the estimator's parameters and the data in ``data`` say, as overrides.
+
+    ``told`` is what the task has to be told of the files; ``held``: they say what validates.
+    """
+    share = 0.0 if held else float(tuner.validation_fraction)
+    task = {
+        "path": str(data),
+        "kind": labels.kind,
+        "channels": "first",
+        "split": [1 - share, share, 0.0],
+        "split_seed": None,
+        **told,
+    }
+    if labels.classes is not None:
+        task["classes"] = [_class_name(value) for value in labels.classes.tolist()]
+    chosen = {f"task.{key}": value for key, value in task.items()}
+    chosen |= {"seed": tuner.seed, "device": tuner.device, "saving.keep": 1}
+    if tuner.backbone is not None:
+        chosen["backbone"] = tuner.backbone
+    if tuner.epochs is not None:
+        chosen["training.epochs"] = tuner.epochs
+    return overrides(chosen)
+
+
+def _class_name(value: Any) -> str:
+    """A class as text: whole numbers without decimals, as they are named in files."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy, and paths, as JSON knows them."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+@contextmanager
+def folder(directory: str | Path | None) -> Iterator[Path]:
+    """Where data and runs go: ``directory``, or a folder that is removed afterwards."""
+    if directory is not None:
+        yield Path(directory).expanduser().resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="xmodal-", ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+@contextmanager
+def explained(data: Path, kept: bool) -> Iterator[None]:
+    """Turn the engine's complaints about data and settings into ValueErrors in a caller's words.
+
+    ``kept``: the run outlives the fit, so that an interrupted one can be continued.
+    """
+    from xmodal.engine.run import Interrupted
+
+    try:
+        yield
+    except RecipeError as error:
+        raise ValueError("\n".join(map(_without_place, error.problems))) from error
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    except DataError as error:
+        if str(data) not in str(error):
+            raise
+        raise ValueError(_in_arguments(str(error), data)) from error
+    except Interrupted as error:
+        if not kept:
+            error.args = ("interrupted; nothing is kept. With directory= the fit would go on.",)
+        if error.exit_code == 130:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _without_place(problem: Problem) -> str:
+    """A problem without the place that overrides seem to come from."""
+    own = problem.where.startswith(COMMAND_LINE)
+    return str(problem).removeprefix(problem.where).strip() if own else str(problem)
+
+
+def _in_arguments(text: str, data: Path) -> str:
+    """A message about files of ``data`` as one about X and y."""
+    for name in ("x", "y"):
+        text = text.replace(f"{data}/{name}_train.npy: '{name}_train'", {"x": "X"}.get(name, name))
+    return text.replace(f"{data}/", "")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Random numbers and torch's determinism are the caller's again after the block."""
+    from xmodal import randomness
+
+    state = randomness.global_state()
+    try:
+        with randomness.determinism_kept():
+            yield
+    finally:
+        randomness.set_global_state(state)
+
+
+@contextmanager
+def watching(verbose: int) -> Iterator[Observer | None]:
+    """The observer of the command line where progress is wanted."""
+    if not verbose:
+        yield None
+        return
+    from rich.console import Console
+
+    from xmodal.cli.live import Watcher
+
+    with Watcher(Console(stderr=True)) as watcher:
+        yield watcher
+
+
+def packed(trained: Trained) -> dict[str, Any]:
+    """A trained model as plain values and tensors in main memory."""
+    weights = {name: value.cpu() for name, value in trained.model.state_dict().items()}
+    return {
+        "recipe": trained.recipe.model_dump(mode="json"),
+        "facts": trained.facts,
+        "raw": trained.raw,
+        "classes": trained.classes,
+        "path": str(trained.run.path),
+        "weights": weights,
+    }
+
+
+def unpacked(state: Mapping[str, Any], device: str) -> Trained:
+    """The trained model that ``packed`` made ``state`` of; on the CPU where ``device`` is not."""
+    from xmodal.engine.device import checked, or_cpu
+    from xmodal.inference.model import Trained, rebuild
+
+    recipe = Recipe.model_validate(state["recipe"])
+    return Trained(
+        model=rebuild(recipe, state["facts"], state["weights"], "the pickled estimator"),
+        recipe=recipe,
+        facts=state["facts"],
+        raw=state["raw"],
+        classes=state["classes"],
+        run=runs.Run(Path(state["path"])),
+        device=checked(or_cpu(device, warnings.warn)),
+        note=warnings.warn,
+    )

@@ -13,11 +13,11 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from xmodal.compare.scores import Floats, Scores
-from xmodal.compare.statistics import DECIMALS, holm, signed_rank
+from xmodal.comparison.error_table import ErrorTable, Floats
+from xmodal.comparison.statistics import DECIMALS, holm, signed_rank
 
 
-def levels(scores: Scores) -> tuple[tuple[str, ...], Floats]:
+def levels(scores: ErrorTable) -> tuple[tuple[str, ...], Floats]:
     """The tasks on which all methods share a seed, and ``level_MT`` on them.
 
     The best method of a task has the level 0, so no unit and no scale of an error is left.
@@ -172,7 +172,7 @@ class Overview:
     pair_profiles: tuple[tuple[Profile, ...], ...]
 
 
-def overview(scores: Scores, alpha: float = 0.05) -> Overview | None:
+def overview(scores: ErrorTable, alpha: float = 0.05) -> Overview | None:
     """Ranks, cliques and profiles; None if there is one method, or no task that all have."""
     methods = scores.methods
     if len(methods) < 2:

@@ -20,7 +20,7 @@ DIRECTIONS = ("lower", "higher")
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class ErrorTable:
     """Errors of methods on tasks, one a seed.
 
     ``errors_MTS``: positive; NaN where there was no run, infinity where the run failed. Tasks and
@@ -41,7 +41,7 @@ class Scores:
         *,
         steps: Mapping[str, float] | None = None,
         better: Mapping[str, str] | None = None,
-    ) -> Scores:
+    ) -> ErrorTable:
         """Scores from ``errors[method, task][seed]``; cells and seeds may be missing.
 
         ``steps``: per task the smallest step of its metric (one sample of n wrong: 1 / n). Errors
@@ -62,7 +62,7 @@ class Scores:
                 errors_MTS[at] = error
         return cls(methods, tasks, seeds, *_raise_to_floor(errors_MTS, tasks, steps or {}))
 
-    def only(self, methods: Sequence[str]) -> Scores:
+    def only(self, methods: Sequence[str]) -> ErrorTable:
         """The scores of some of the methods, on all tasks."""
         errors_MTS = self.errors_MTS[[self.methods.index(method) for method in methods]]
         return replace(self, methods=tuple(methods), errors_MTS=errors_MTS)

@@ -1,5 +1,7 @@
-"""Composes a recipe from layers: ``extends``, scale, command-line overrides; every value keeps its
-origin.
+"""Finds recipes by path or by name, and composes them from layers; every value keeps its origin.
+
+A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the working directory,
+then in the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
 
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
 component it replaces. ``training:`` holds settings for every stage that knows them, so that a task
@@ -11,7 +13,8 @@ command line comes after it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,99 @@ from pydantic import ValidationError
 
 from xmodal.errors import PluginError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
-from xmodal.recipe import library
-from xmodal.recipe.explain import explain
-from xmodal.recipe.model import COMPONENT_FIELDS, Recipe
+from xmodal.recipe.messages import explain
+from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
 from xmodal.recipe.yaml import Document, Origin, Path_, dotted, parse_value, read
+
+SUFFIX = ".yaml"
+SUITES = "suites/"
+"""Files below this folder are grids of runs, not recipes."""
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe file, its name and the distribution it comes from (empty: the working directory)."""
+
+    name: str
+    path: Path
+    origin: str
+
+
+def all_recipes(registry: Registry) -> list[RecipeFile]:
+    """Every recipe that can be named, the working directory's first; a name appears once."""
+    return [found for found in _once_each(registry) if not found.name.startswith(SUITES)]
+
+
+def all_suites(registry: Registry) -> list[RecipeFile]:
+    """Every suite that can be named, with names such as ``suites/table4``."""
+    return [found for found in _once_each(registry) if found.name.startswith(SUITES)]
+
+
+def _once_each(registry: Registry) -> list[RecipeFile]:
+    seen: dict[str, RecipeFile] = {}
+    for found in _everywhere(registry):
+        seen.setdefault(found.name, found)
+    return sorted(seen.values(), key=lambda found: found.name)
+
+
+def _everywhere(registry: Registry) -> Iterator[RecipeFile]:
+    for name, path in _files_below(Path("recipes")):
+        yield RecipeFile(name, path, "")
+    for origin, folder in registry.recipe_folders():
+        for name, path in _installed(Path(str(folder))):
+            yield RecipeFile(name, path, origin)
+
+
+def _files_below(folder: Path) -> tuple[tuple[str, Path], ...]:
+    """The recipes below a folder with their names, in order."""
+    if not folder.is_dir():
+        return ()
+    paths = sorted(folder.rglob("*" + SUFFIX))
+    return tuple((p.relative_to(folder).as_posix().removesuffix(SUFFIX), p) for p in paths)
+
+
+# What is installed stays as it is while a process lasts; a grid looks hundreds of recipes up.
+_installed = functools.cache(_files_below)
+
+
+def looks_like_path(reference: str) -> bool:
+    """Whether a reference means a file rather than a recipe name."""
+    return reference.endswith((SUFFIX, ".yml")) or reference.startswith((".", "/", "~"))
+
+
+def find_recipe(reference: str, registry: Registry, base: Path | None = None) -> RecipeFile:
+    """Find a recipe. ``base`` is the folder relative paths start from (the file that says
+    ``extends``).
+
+    Raises UsageError with the nearest name or file.
+    """
+    if looks_like_path(reference):
+        path = Path(reference).expanduser()
+        candidates = [path] if base is None or path.is_absolute() else [base / path, path]
+        for candidate in candidates:
+            if candidate.is_file():
+                return RecipeFile(candidate.stem, candidate, "")
+        # "recipes/x.yaml" is how shipped recipes are usually typed, from any directory.
+        name = path.as_posix().removeprefix("recipes/").removesuffix(SUFFIX)
+    else:
+        name = reference
+    named = {found.name: found for found in all_recipes(registry)}
+    if name in named:
+        _check_rivals(named[name], registry)
+        return named[name]
+    siblings = [str(p) for p in Path(reference).parent.glob("*" + SUFFIX)]
+    hint = did_you_mean(name, named) or did_you_mean(reference, siblings)
+    what = "file" if looks_like_path(reference) else "recipe"
+    raise UsageError(f"no {what} '{reference}'{hint}\nlist them: xmodal recipes list")
+
+
+def _check_rivals(chosen: RecipeFile, registry: Registry) -> None:
+    """Raise PluginError where two plugins ship the recipe; the user's own file wins quietly."""
+    rivals = {f.path.resolve(): f.origin for f in _everywhere(registry) if f.name == chosen.name}
+    if chosen.origin and len(rivals) > 1:
+        owners = " and ".join(rivals.values())
+        raise PluginError(f"recipe '{chosen.name}' is provided by both {owners}; uninstall one")
+
 
 MAX_DEPTH = 20
 MAX_LAYERS = 200
@@ -50,7 +142,7 @@ def compose(
     """
     layered = Layered()
     for reference in references:
-        _add(layered, library.find(reference, registry), registry, ())
+        _add(layered, find_recipe(reference, registry), registry, ())
     if scale is not None:
         _add_scale(layered, scale, registry)
     _lay_always(layered)
@@ -65,17 +157,17 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
 
     The second is ``scales/<scale>/<task>``, the longest that exists for a task named with slashes.
     """
-    known = {f.name for f in library.all_recipes(registry) if f.name.startswith("scales/")}
+    known = {f.name for f in all_recipes(registry) if f.name.startswith("scales/")}
     if f"scales/{scale}" not in known:
         names = sorted(n.removeprefix("scales/") for n in known if n.count("/") == 1)
         hint = did_you_mean(scale, names)
         raise UsageError(f"no scale '{scale}'{hint}\nscales: {', '.join(names)}")
-    _add(layered, library.find(f"scales/{scale}", registry), registry, ())
+    _add(layered, find_recipe(f"scales/{scale}", registry), registry, ())
     task = layered.data.get("task")
     name = task.get("use", "") if isinstance(task, dict) else str(task or "")
     while name:
         if f"scales/{scale}/{name}" in known:
-            _add(layered, library.find(f"scales/{scale}/{name}", registry), registry, ())
+            _add(layered, find_recipe(f"scales/{scale}/{name}", registry), registry, ())
             return
         name = name.rpartition("/")[0]
 
@@ -152,9 +244,7 @@ def _unknown_training(layered: Layered, key: str, known: set[str]) -> Problem:
     return Problem(where, f"training.{key}", message, (f"known: {', '.join(sorted(known))}",))
 
 
-def _add(
-    layered: Layered, found: library.Found, registry: Registry, chain: tuple[Path, ...]
-) -> None:
+def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[Path, ...]) -> None:
     path = found.path.resolve()
     if path in chain:
         trail = " -> ".join(p.stem for p in (*chain, path))
@@ -166,7 +256,7 @@ def _add(
     parents = _parents(document)
     for parent, where in parents:
         try:
-            target = library.find(parent, registry, found.path.parent)
+            target = find_recipe(parent, registry, found.path.parent)
         except UsageError as error:
             message, *more = str(error).split("\n")
             raise RecipeError([Problem(where, "extends", message, tuple(more))]) from None
@@ -175,7 +265,7 @@ def _add(
     _merge(layered, (), document.data, document.origins, ())
 
 
-def _shown(found: library.Found) -> str:
+def _shown(found: RecipeFile) -> str:
     """The name of a recipe file in messages: short for shipped recipes, the path as typed
     otherwise.
     """

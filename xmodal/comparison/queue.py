@@ -21,7 +21,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from xmodal.compare.cells import Cell
+from xmodal.comparison.grid import Cell
 from xmodal.engine.checkpoint import write_atomically
 from xmodal.interfaces import Job, Launcher
 

@@ -1,0 +1,323 @@
+"""From finished cells to a table with verdicts: results, what counts, under which conditions.
+
+The table is the one thing that the terminal, CSV, LaTeX, JSON and the HTML page are made from.
+Verdicts are asked for pairs of contenders. Controls and the trivial answer are in the table for the
+doubts that they raise or lay to rest; a question about them would make every other answer blunter.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from statistics import mean
+from typing import Any, TypeVar
+
+import numpy as np
+
+from xmodal.comparison.error_table import ErrorTable
+from xmodal.comparison.fairness import Conditions
+from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Requested
+from xmodal.comparison.queue import FAILED, State
+from xmodal.comparison.statistics import CellSummary, summary
+from xmodal.comparison.verdicts import Comparison, weigh
+from xmodal.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """The result of one cell. ``test`` and ``validation`` are the task's metric.
+
+    ``smallest`` is the least error above 0 that the test split can show, None if there is none;
+    ``learning_rate`` that of the last stage with an optimizer.
+    """
+
+    method: str
+    task: str
+    seed: int
+    metric: str
+    better: str
+    test: float
+    validation: float
+    protocol: str
+    selected_on: str
+    encoded_samples: int
+    seconds: float
+    memory_bytes: int
+    trainable: int
+    scale: str
+    fraction: float
+    labelled: float
+    smallest: float | None
+    learning_rate: float | None
+    directory: str
+    command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def rows(cells: Iterable[Cell]) -> list[CellResult]:
+    """One row for every cell that is done."""
+    return [_row(cell) for cell in cells if cell.directory is not None and cell.run.state == "done"]
+
+
+def _row(cell: Cell) -> CellResult:
+    result = cell.run.read("result.json")
+    return CellResult(
+        method=cell.method,
+        task=cell.task,
+        seed=cell.seed,
+        metric=result["metric"],
+        better=result["better"],
+        test=float(result["test"]["metric"]),
+        validation=float(result["validation"]["metric"]),
+        protocol=result["protocol"],
+        selected_on=result["selected_on"],
+        encoded_samples=int(result["encoded_samples"]),
+        seconds=float(result["seconds"]["training"]),
+        memory_bytes=int(result["memory_bytes"]),
+        trainable=int(result["parameters"]["trainable"]),
+        scale=cell.scale or "",
+        fraction=float(cell.resolved["fraction"]),
+        labelled=float(cell.resolved["labelled"]),
+        smallest=result["test"].get("smallest"),
+        learning_rate=_learning_rate(cell.resolved),
+        directory=str(cell.directory),
+        command=by_hand(cell),
+    )
+
+
+def _learning_rate(resolved: Mapping[str, Any]) -> float | None:
+    rates = [stage["optimizer"]["lr"] for stage in resolved["stages"] if "optimizer" in stage]
+    return float(rates[-1]) if rates else None
+
+
+def by_hand(cell: Cell) -> str:
+    """What to type to get this cell alone."""
+    scale = ["--scale", cell.scale] if cell.scale else []
+    files = [word for file in cell.plugin_files for word in ("--plugin", file)]
+    return shlex.join(["xmodal", "run", *cell.references, *scale, *files, *cell.overrides])
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """A comparison.
+
+    ``command`` repeats it, ``name`` is that of the folder of its report. ``methods`` and ``tasks``
+    are labels in the order asked for, methods of every role included; ``roles`` says what each is
+    (``method``, ``control`` or ``trivial``). ``states`` belong to ``cells``, one each; ``rows`` are
+    the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
+    metric has no ratios, for example). Both ``scores`` and ``comparison`` are None where nothing is
+    done that could be weighed. ``published``: per task what others report; it stands apart and is
+    never weighed.
+    """
+
+    command: str
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    roles: Mapping[str, str]
+    cells: tuple[Cell, ...]
+    states: tuple[State, ...]
+    rows: tuple[CellResult, ...]
+    scores: ErrorTable | None = None
+    comparison: Comparison | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
+    name: str = ""
+
+    def summary(self, method: str, task: str) -> CellSummary:
+        """The scores of the runs that are done; one that is not finite, or no run, has failed."""
+        key = method, task
+        scores = [row.test for row in self.rows if (row.method, row.task) == key]
+        failed = [
+            math.inf
+            for cell, state in zip(self.cells, self.states, strict=True)
+            if (cell.method, cell.task) == key and state.word == FAILED
+        ]
+        errors_S = np.array([*scores, *failed], dtype=float)
+        return summary(np.where(np.isfinite(errors_S), errors_S, math.inf))
+
+    def best(self, task: str) -> frozenset[str]:
+        """Methods with the best mean among those with the most seeds; none if nothing competes."""
+        found = {method: self.summary(method, task) for method in self.methods}
+        most = max((one.n for one in found.values()), default=0)
+        means = {m: one.mean for m, one in found.items() if one.mean is not None and one.n == most}
+        if len(means) < 2:
+            return frozenset()
+        higher = any(row.better == "higher" for row in self.rows if row.task == task)
+        target = (max if higher else min)(means.values())
+        return frozenset(method for method, mean in means.items() if mean == target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON: infinities and NaN become texts and None."""
+        return {
+            "name": self.name,
+            "command": self.command,
+            "methods": list(self.methods),
+            "tasks": list(self.tasks),
+            "roles": dict(self.roles),
+            "cells": [_cell_as_dict(*pair) for pair in zip(self.cells, self.states, strict=True)],
+            "rows": [plain(row.as_dict()) for row in self.rows],
+            "left_out": dict(self.left_out),
+            "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
+            "published": {task: one.model_dump() for task, one in self.published.items()},
+        }
+
+
+def _cell_as_dict(cell: Cell, state: State) -> dict[str, Any]:
+    return {
+        "method": cell.method,
+        "task": cell.task,
+        "seed": cell.seed,
+        "state": state.word,
+        "detail": state.detail,
+        "directory": None if cell.directory is None else str(cell.directory),
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value of dictionaries, sequences, sets and numbers in the words of JSON."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(plain(inner) for inner in value)
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else f"{value}"
+    return value
+
+
+AS_WRITTEN = "as the recipes say"
+
+V = TypeVar("V")
+
+
+def assemble(asked: Requested, cells: Sequence[Cell], states: Sequence[State]) -> ComparisonTable:
+    """Everything the cells say so far about what was asked."""
+    methods = tuple(dict.fromkeys(cell.method for cell in cells))
+    roles = {cell.method: str(cell.resolved.get("role", METHOD)) for cell in cells if cell.resolved}
+    roles = {method: roles.get(method, METHOD) for method in methods}
+    found = rows(cells)
+    scores, left_out = _scores(cells, states, found)
+    comparison = None
+    pairs = _pairs([m for m in methods if roles[m] == METHOD], asked.against)
+    if scores is not None:
+        comparison = _weigh(scores, cells, found, roles, pairs)
+    return ComparisonTable(
+        name=asked.name,
+        command=asked.command,
+        methods=methods,
+        tasks=tuple(dict.fromkeys(cell.task for cell in cells)),
+        roles=roles,
+        cells=tuple(cells),
+        states=tuple(states),
+        rows=tuple(found),
+        scores=scores,
+        comparison=comparison,
+        left_out=left_out,
+        published=asked.published,
+    )
+
+
+def _pairs(contenders: Sequence[str], against: str | None) -> list[tuple[str, str]]:
+    if against is None:
+        return list(combinations(contenders, 2))
+    return [(method, against) for method in contenders if method != against]
+
+
+def _weigh(
+    scores: ErrorTable,
+    cells: Sequence[Cell],
+    found: Sequence[CellResult],
+    roles: Mapping[str, str],
+    pairs: Iterable[tuple[str, str]],
+) -> Comparison:
+    trivial = [method for method in scores.methods if roles[method] == TRIVIAL]
+    return weigh(
+        scores,
+        [*_conditions(found), *_searched(cells, found)],
+        pairs=[pair for pair in pairs if set(pair) <= set(scores.methods)],
+        trivial=trivial[0] if trivial else None,
+        controls=[method for method in scores.methods if roles[method] == CONTROL],
+    )
+
+
+def _scores(
+    cells: Sequence[Cell], states: Sequence[State], found: Sequence[CellResult]
+) -> tuple[ErrorTable | None, dict[str, str]]:
+    """The errors of all tasks that have ratios, and why the others have none.
+
+    A run without a finite score failed; where no method has one, the split has nothing to measure.
+    """
+    errors: dict[tuple[str, str], dict[int, float]] = {}
+    measured = {(row.task, row.seed) for row in found if math.isfinite(row.test)}
+    for row in found:
+        if (row.task, row.seed) in measured:
+            test = row.test if math.isfinite(row.test) else math.inf
+            errors.setdefault((row.method, row.task), {})[row.seed] = test
+    for cell, state in zip(cells, states, strict=True):
+        if state.word == FAILED:
+            errors.setdefault((cell.method, cell.task), {})[cell.seed] = math.inf
+    steps = {row.task: row.smallest for row in found if row.smallest}
+    better = {row.task: row.better for row in found}
+    unmeasured = {row.task for row in found} - {task for task, _ in measured}
+    left_out = dict.fromkeys(sorted(unmeasured), "no run has a finite score on its test split")
+    for task in dict.fromkeys(task for _, task in errors):
+        mine = {key: value for key, value in errors.items() if key[1] == task}
+        try:
+            ErrorTable.of(mine, steps=_of(task, steps), better=_of(task, better))
+        except UsageError as error:
+            left_out[task] = str(error)
+    kept = {key: value for key, value in errors.items() if key[1] not in left_out}
+    if not kept:
+        return None, left_out
+    return ErrorTable.of(kept, steps=steps, better=better), left_out
+
+
+def _of(task: str, values: Mapping[str, V]) -> dict[str, V]:
+    return {task: values[task]} if task in values else {}
+
+
+def _conditions(found: Iterable[CellResult]) -> list[Conditions]:
+    return [
+        Conditions(
+            method=row.method,
+            task=row.task,
+            protocol=row.protocol,
+            scale=row.scale or AS_WRITTEN,
+            fraction=row.fraction,
+            labelled=row.labelled,
+            metric=row.metric,
+            selected_on_test=row.selected_on == "test",
+            encoded_samples=row.encoded_samples,
+        )
+        for row in found
+    ]
+
+
+def _searched(cells: Sequence[Cell], found: Sequence[CellResult]) -> list[Conditions]:
+    """The learning rate that did best on validation, where variants differ in nothing else."""
+    settings = {cell.method: cell.setting for cell in cells}
+    groups: dict[tuple[str, str, tuple[str, ...]], list[CellResult]] = {}
+    for row in found:
+        setting = settings[row.method]
+        rest = tuple(text for text in setting if not text.partition("=")[0].endswith(".lr"))
+        if len(rest) < len(setting) and row.learning_rate is not None:
+            groups.setdefault((row.method.split(" [")[0], row.task, rest), []).append(row)
+    chosen = []
+    for members in groups.values():
+        by_method = {row.method: [r for r in members if r.method == row.method] for row in members}
+        score = {name: mean(r.validation for r in mine) for name, mine in by_method.items()}
+        pick = min if members[0].better == "lower" else max
+        best = by_method[pick(score, key=lambda name: score[name])][0]
+        rates = tuple(sorted({row.learning_rate for row in members if row.learning_rate}))
+        (conditions,) = _conditions([best])
+        chosen.append(replace(conditions, learning_rate=best.learning_rate, searched=rates))
+    return chosen
