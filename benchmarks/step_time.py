@@ -22,13 +22,13 @@ from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 
 STEPS = 30
 WARM_UP = 3
 
 
-def session(recipe: str, overrides: list[str]) -> Session:
+def session(recipe: str, overrides: list[str]) -> RunSession:
     """Build the session of a recipe."""
     registry = plugins.registry()
     store = Store()
@@ -37,14 +37,14 @@ def session(recipe: str, overrides: list[str]) -> Session:
     return builder.session(builder.data())
 
 
-def engine(s: Session) -> Iterator[None]:
+def engine(s: RunSession) -> Iterator[None]:
     """Steps of the engine; validation between epochs is not timed."""
     for record in Training(s).run():
         if not isinstance(record, EpochRecord):
             yield
 
 
-def bare(s: Session) -> Iterator[None]:
+def bare(s: RunSession) -> Iterator[None]:
     """The same training written by hand: same model, batches, optimizer and clipping."""
     model = copy.deepcopy(s.model)
     stage = s.stages[0]
@@ -91,7 +91,7 @@ def compare(name: str, floor: float, a: Iterator[None], b: Iterator[None]) -> No
 def main(overrides: list[str]) -> None:
     """Run both comparisons on the demo's recipes."""
     common = ["training.epochs=100", *overrides]
-    make: Callable[[str], Session] = lambda name: session(f"demo/{name}", common)  # noqa: E731
+    make: Callable[[str], RunSession] = lambda name: session(f"demo/{name}", common)  # noqa: E731
     compare("PaRe over NFT", 2.0, engine(make("pare")), engine(make("nft")))
     nft = make("nft")
     compare("engine over a bare loop (NFT)", 1.0, engine(nft), bare(make("nft")))

@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from xmodal._version import __version__
 from xmodal.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from xmodal.api import export, load, run
     from xmodal.inference.finetuner import FineTuner
 
-__version__ = "0.1.0"
 __all__ = ["FineTuner", "__version__", "export", "hookimpl", "load", "run"]
 
 _LAZY = {

@@ -12,7 +12,7 @@ from xmodal.recipe.compose import find_recipe, looks_like_path
 
 if TYPE_CHECKING:
     from xmodal.engine.run import Observer, Outcome
-    from xmodal.inference.model import Trained
+    from xmodal.inference.model import TrainedModel
     from xmodal.interfaces import Exported
 
 
@@ -65,7 +65,7 @@ def source_text(recipes: Sequence[str], registry: plugins.Registry) -> str:
 
 def load(
     reference: str | Path, device: str | None = None, plugin_files: Sequence[str] = ()
-) -> Trained:
+) -> TrainedModel:
     """The trained model of a run: a directory, or a name under ``runs`` (the newest).
 
     It predicts from raw samples and needs neither the training data nor the pretrained weights.

@@ -1,23 +1,82 @@
-"""``Use[Selector]``: the recipe field that picks a component.
+"""Settings of components, and the recipe field that picks one. Imports no torch.
 
-Accepts ``gate`` or ``{use: gate, temperature: 0.5}``, imports only that class, and validates the
-other keys with its ``Config``. The registry arrives in pydantic's validation context under
-``registry``; without one, the process-wide registry is used.
+``Settings`` is the base of every ``Config``. ``Use[Selector]`` accepts ``gate`` or
+``{use: gate, temperature: 0.5}``, imports only that class, and validates the other keys with its
+``Config``. The registry arrives in pydantic's validation context under ``registry``; without one,
+the process-wide registry is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar, get_args
+from contextvars import ContextVar
+from typing import Any, Generic, Self, TypeVar, get_args
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import (
+    CoreSchema,
+    InitErrorDetails,
+    PydanticCustomError,
+    PydanticKnownError,
+    core_schema,
+)
 
 from xmodal import plugins
-from xmodal.errors import PluginError, UsageError, nearest
-from xmodal.interfaces import Component, Context, Settings
+from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
 
-C = TypeVar("C", bound=Component)
+C = TypeVar("C")
+
+
+class Settings(BaseModel):
+    """Base of every ``Config``: unknown keys are errors that name the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_nearest_key(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _with_nearest_keys(cls, error) from None
+
+
+def _with_nearest_keys(model: type[BaseModel], error: ValidationError) -> ValidationError:
+    """Rewrite this model's own unknown-key errors; errors of nested parts pass unchanged."""
+    known = sorted(field.alias or name for name, field in model.model_fields.items())
+    details: list[InitErrorDetails] = []
+    for item in error.errors(include_url=False):
+        if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+            hint = did_you_mean(str(item["loc"][0]), known)
+            context = {"hint": hint, "known": ", ".join(known)}
+            kind = PydanticCustomError("unknown_key", "unknown setting{hint}", context)
+        else:
+            details.append(_same_error(item))
+            continue
+        details.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
+    return ValidationError.from_exception_data(error.title, details)
+
+
+def _same_error(item: Any) -> InitErrorDetails:
+    """The error ``item`` describes, in the form pydantic wants errors made of."""
+    details = InitErrorDetails(type=item["type"], loc=item["loc"], input=item["input"])
+    if "ctx" in item:
+        details["ctx"] = item["ctx"]
+    try:
+        PydanticKnownError(item["type"], item.get("ctx"))
+    except KeyError:
+        # Braces in a message (paths, types) would be read as fields of the template.
+        message = item["msg"].replace("{", "(").replace("}", ")")
+        details["type"] = PydanticCustomError(item["type"], message, item.get("ctx"))
+    return details
 
 
 class Use(Generic[C]):
@@ -37,9 +96,11 @@ class Use(Generic[C]):
     def __hash__(self) -> int:
         return hash((self.name, self.component))
 
-    def build(self, context: Context) -> C:
+    def build(self, context: Any) -> C:
         """Construct the component."""
-        return self.component(self.config, context)
+        make: Any = self.component
+        built: C = make(self.config, context)
+        return built
 
     def dump(self) -> dict[str, Any]:
         """The recipe block that selects exactly this, with every setting spelled out."""
@@ -62,8 +123,6 @@ class Use(Generic[C]):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        from xmodal.recipe.schema import component_schema
-
         return component_schema(schema["metadata"]["xmodal_kind"])
 
 
@@ -107,3 +166,81 @@ def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: A
         ) from None
     config = component.Config.model_validate(settings, context=context)
     return Use(name, component, config)
+
+
+# --- JSON Schema ---
+
+_around: ContextVar[frozenset[str]] = ContextVar("kinds being described", default=frozenset())
+
+
+def component_schema(kind: str, registry: plugins.Registry | None = None) -> dict[str, Any]:
+    """``oneOf`` over every component of a kind; those that fail to import are left out.
+
+    Inside a component of the same kind only the names are listed, or there would be no end.
+    """
+    registry = registry or plugins.registry()
+    if kind in _around.get():
+        named = {"use": {"enum": registry.names(kind)}}
+        block = {"type": "object", "properties": named, "required": ["use"]}
+        return {"oneOf": [{"type": "string", "enum": registry.names(kind)}, block]}
+    token = _around.set(_around.get() | {kind})
+    try:
+        return _component_schema(kind, registry)
+    finally:
+        _around.reset(token)
+
+
+def _component_schema(kind: str, registry: plugins.Registry) -> dict[str, Any]:
+    options: list[dict[str, Any]] = []
+    names = []
+    for name in registry.names(kind):
+        try:
+            config = registry.load(kind, name).Config
+        except PluginError:
+            continue
+        names.append(name)
+        options.append(_block(name, registry.entry(kind, name), config))
+    short = {"type": "string", "enum": names, "description": f"The name of a {kind}."}
+    return {"oneOf": [short, *options, _partial(kind, options)]}
+
+
+def _partial(kind: str, options: list[dict[str, Any]]) -> dict[str, Any]:
+    """Settings for the component that an extended recipe names: any that some component knows."""
+    known = sorted({key for option in options for key in option["properties"]} - {"use"})
+    return {
+        "type": "object",
+        "title": f"settings of the {kind} named elsewhere",
+        "minProperties": 1,
+        "propertyNames": {"enum": known},
+    }
+
+
+def _block(name: str, entry: plugins.Entry, config: type[BaseModel]) -> dict[str, Any]:
+    schema = inlined(config.model_json_schema())
+    properties = {"use": {"const": name}, **schema.get("properties", {})}
+    return {
+        "type": "object",
+        "title": f"{name} ({entry.origin})",
+        "properties": properties,
+        # Other settings may come from an extended recipe.
+        "required": ["use"],
+        "additionalProperties": False,
+    }
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Replace local references, which would not resolve once the schema is nested in another."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                name = node["$ref"].rpartition("/")[2]
+                rest = {k: v for k, v in node.items() if k != "$ref"}
+                return {**walk(definitions[name]), **rest}
+            return {key: walk(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(item) for item in node]
+        return node
+
+    return walk(schema)  # type: ignore[no-any-return]

@@ -126,7 +126,7 @@ class Clouds:
         embeddings, features, labels = [], [], []
         count = len(torch.split(index, self.batch))
         for tokens, y in self.watch.steps(f"encoding {what}", batches, count):
-            with self.session.accelerator.autocast():
+            with self.session.autocast():
                 encoded = self.session.model.backbone(tokens)
             embeddings.append(tokens.x_BND.float().mean(dim=1).cpu())
             features.append(encoded.x_BND.float().mean(dim=1).cpu())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from xmodal import randomness
 from xmodal.data import loader
-from xmodal.engine.model import Model
+from xmodal.engine.model import TrainingModel
 from xmodal.report.text import number
 from xmodal_analysis.drawing import Inks, bare, empty, legend, picture
 from xmodal_analysis.restore import Restored
@@ -81,7 +81,7 @@ def moved(named: Named) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def mean_loss(model: Model, batches: list[tuple[Tensor, Tensor]]) -> float:
+def mean_loss(model: TrainingModel, batches: list[tuple[Tensor, Tensor]]) -> float:
     """The target's mean loss over batches."""
     total = sum(float(model.loss(model.predict(x), y).sum()) for x, y in batches)
     return total / sum(len(x) for x, _ in batches)

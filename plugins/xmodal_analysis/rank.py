@@ -21,7 +21,7 @@ from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import EpochRecord, StepRecord, Training
 from xmodal.engine.plan import Plan, compose_plan, missing_files, needs_source_head
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import DataError, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 from xmodal_analysis import distances, scores
@@ -153,7 +153,7 @@ def _score(
     }
 
 
-def _unfinished(plan: Plan, session: Session, builder: DialBuilder) -> Restored:
+def _unfinished(plan: Plan, session: RunSession, builder: DialBuilder) -> Restored:
     """A session that has not been trained, in the form ``Clouds`` reads."""
     nowhere = runs.Run(Path())
     source = builder.proxy(session)

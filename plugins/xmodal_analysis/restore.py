@@ -21,7 +21,7 @@ from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
 from xmodal.engine.device import or_cpu
 from xmodal.engine.plan import Plan, compose_plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import UsageError
 from xmodal.inference.model import best_weights
 from xmodal.interfaces import Scheduler, Target
@@ -69,7 +69,7 @@ class DialBuilder(Builder):
         self.dial = part
         return part
 
-    def proxy(self, session: Session) -> Dataset[Any] | None:
+    def proxy(self, session: RunSession) -> Dataset[Any] | None:
         """The recipe's source, also where training did not read it; None where there is none."""
         if session.source is not None or self.recipe.source is None:
             return session.source
@@ -85,7 +85,7 @@ class Restored:
 
     run: runs.Run
     plan: Plan
-    session: Session
+    session: RunSession
     store: Store
     start: Mapping[str, Tensor]
     best: Mapping[str, Tensor]

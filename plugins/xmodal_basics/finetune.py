@@ -27,8 +27,7 @@ from xmodal.optimize import (
 )
 
 if TYPE_CHECKING:
-    from xmodal.engine.distributed import Portion
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Portion, Session
 
 
 class Finetune(OptimizingStage):

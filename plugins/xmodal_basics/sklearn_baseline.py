@@ -24,7 +24,7 @@ from xmodal.interfaces import Context, Facts, Predictor, Settings, Stage, Target
 from xmodal_basics.sklearn_models import BoostedTrees, LinearModel, logistic, ridge
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 LARGEST_GB = 8.0
 BATCH = 256

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Tokens
 from xmodal.errors import DataError
-from xmodal.inference.model import Network, Trained
-from xmodal.interfaces import Exported, Exporter, LibraryModel
+from xmodal.interfaces import Exported, Exporter, LibraryModel, Network, Trained
 from xmodal_export import programs, standalone
 
 _BODY_FILES = ("config.json", "model.safetensors")

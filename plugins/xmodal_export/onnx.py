@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from xmodal.errors import UsageError
-from xmodal.inference.model import Trained
-from xmodal.interfaces import Exported, Exporter
+from xmodal.interfaces import Exported, Exporter, Trained
 from xmodal_export import programs
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

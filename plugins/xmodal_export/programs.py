@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from xmodal.batch import Tokens
 from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError
-from xmodal.inference.model import Network, Trained
-from xmodal.interfaces import Settings
+from xmodal.interfaces import Network, Settings, Trained
 
 
 class Tolerance(Settings):

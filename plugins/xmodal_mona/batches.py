@@ -17,7 +17,7 @@ from xmodal import randomness
 from xmodal.data import loader
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -69,9 +69,7 @@ def mean_over_processes(session: Session, tensors: list[Tensor]) -> list[Tensor]
     """What the gradients are over all processes' samples."""
     if session.world == 1:
         return tensors
-    reduced: list[Tensor] = [
-        session.accelerator.reduce(tensor, reduction="mean") for tensor in tensors
-    ]
+    reduced: list[Tensor] = [session.average(tensor) for tensor in tensors]
     return reduced
 
 

@@ -42,7 +42,7 @@ from xmodal_mona.paths import repeatable, source_features, target_loss
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 
 class MetaAlign(OptimizingStage):
@@ -214,7 +214,7 @@ class MetaAlign(OptimizingStage):
                 if exact:
                     # Fused attention kernels have no second derivative.
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                    stack.enter_context(session.accelerator.autocast())
+                    stack.enter_context(session.autocast())
                 return share * target_loss(session.model, phi, x, y)
 
         return repeatable(loss_of, session.device)
@@ -224,7 +224,7 @@ class MetaAlign(OptimizingStage):
         x, y = source
 
         def loss_of(phi: Weights) -> Tensor:
-            with session.accelerator.autocast():
+            with session.autocast():
                 z_BF = source_features(session.model, phi, x)
             divided = self._divides_source(session)
             z_BF, labels = rows_of_all(session, z_BF, y) if divided else (z_BF, y)

@@ -18,7 +18,7 @@ from xmodal_mona.bilevel import LossOf, Weights
 from xmodal_mona.terms import unit_features
 
 if TYPE_CHECKING:
-    from xmodal.engine.model import Model
+    from xmodal.interfaces import Model
 
 _BODY = "model.backbone."
 

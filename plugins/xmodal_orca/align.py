@@ -22,13 +22,13 @@ from xmodal import randomness
 from xmodal.batch import Points, Progress
 from xmodal.data import loader
 from xmodal.data.classes import members, target_classes
-from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Context, Distance, Facts, Settings, Stage
+from xmodal.ops import evaluating
 from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
 from xmodal.settings import Use, default
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 GENTLE = 1e-3
 """Only learning rates up to this one are multiplied, as published."""

@@ -21,15 +21,15 @@ from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.classes import target_classes
-from xmodal.engine.evaluate import evaluating
 from xmodal.interfaces import Facts
+from xmodal.ops import evaluating
 from xmodal.optimize import StageSettings
 from xmodal_recraft.chunks import class_chunks
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
 from xmodal_recraft.preparing import Prepare
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 Micro = tuple[list[Tensor], float]
 
@@ -151,5 +151,5 @@ class AlignLabels(Prepare):
         model = session.model
         head = model.predictor if model.share_head else model.source_predictor
         assert head is not None
-        with evaluating(model.backbone, head), session.accelerator.autocast():
+        with evaluating(model.backbone, head), session.autocast():
             return model.apply_head(SOURCE, model.backbone(model.embedder(x)))

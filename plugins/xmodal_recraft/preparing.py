@@ -14,7 +14,7 @@ from xmodal.errors import UsageError
 from xmodal.optimize import OptimizingStage
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 
 class Prepare(OptimizingStage):

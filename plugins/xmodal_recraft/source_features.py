@@ -12,9 +12,8 @@ from torch import Tensor
 
 from xmodal.batch import SOURCE, Tokens
 from xmodal.data import loader
-from xmodal.engine.evaluate import evaluating
-from xmodal.engine.session import Session
-from xmodal.interfaces import Pair
+from xmodal.interfaces import Pair, Session
+from xmodal.ops import evaluating
 
 PROBED = 8
 
@@ -23,7 +22,7 @@ PROBED = 8
 def encode(session: Session, x: Tensor) -> Tokens:
     """Features of source samples on the device, without drop-out, in float32."""
     model = session.model
-    with evaluating(model.backbone), session.accelerator.autocast():
+    with evaluating(model.backbone), session.autocast():
         features = model.backbone(model.embed_source(x))
     return Tokens(features.x_BND.float(), features.grid)
 

@@ -23,13 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress, Tokens
 from xmodal.data import loader
-from xmodal.engine.evaluate import evaluating
+from xmodal.ops import evaluating
 from xmodal.optimize import BatchSize, StageSettings
 from xmodal_recraft.preparing import Prepare, is_frozen
 from xmodal_recraft.source_features import SourceFeatures, mean_token, reads_the_mean
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.interfaces import Session
 
 Micro = tuple[Tensor | Tokens, Tensor, float]
 
@@ -126,7 +126,7 @@ class SourceHead(Prepare):
         punished = self._punished(progress)
         # Fused attention has no second derivative.
         kernels = sdpa_kernel(SDPBackend.MATH) if punished else nullcontext()
-        with session.accelerator.autocast(), kernels:
+        with session.autocast(), kernels:
             z, prediction = self._predict(session, x, punished)
             loss_B = self.source_loss(session, prediction, y)
             total = loss_B.mean()

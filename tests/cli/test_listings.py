@@ -22,7 +22,7 @@ def test_help_names_every_command(xmodal: Cli) -> None:
 
 
 def test_version(xmodal: Cli) -> None:
-    from xmodal import __version__
+    from xmodal._version import __version__
 
     assert xmodal("--version").out == f"xmodal {__version__}\n"
 

@@ -17,7 +17,7 @@ import pytest
 
 import xmodal as package
 from xmodal import api
-from xmodal.inference.model import Trained
+from xmodal.inference.model import TrainedModel
 
 Call = Callable[..., Any]
 
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def table(made: Path) -> Trained:
+def table(made: Path) -> TrainedModel:
     """The loaded run on a table."""
     return package.load(made / "table")
 
@@ -55,7 +55,9 @@ def _rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_csv_on_stdout_and_the_score_beside_it(xmodal: Call, made: Path, table: Trained) -> None:
+def test_csv_on_stdout_and_the_score_beside_it(
+    xmodal: Call, made: Path, table: TrainedModel
+) -> None:
     done = xmodal("predict", made / "table", made / "table.csv", "--batch", 7)
     assert done.code == 0, done.err
     frame = pd.read_csv(made / "table.csv")
@@ -68,7 +70,7 @@ def test_csv_on_stdout_and_the_score_beside_it(xmodal: Call, made: Path, table: 
     assert f"samples 60, error-rate {score:.4g}" in done.err
 
 
-def test_every_format_gives_the_same(xmodal: Call, made: Path, table: Trained) -> None:
+def test_every_format_gives_the_same(xmodal: Call, made: Path, table: TrainedModel) -> None:
     x = table.raw.encode(pd.read_csv(made / "table.csv"))
     np.save("x.npy", x)
     np.savez("stored.npz", x=x)
@@ -101,7 +103,7 @@ def test_fields_are_streamed_into_a_file(xmodal: Call, made: Path) -> None:
         assert np.array_equal(found, model.predict(data["x"]))
 
 
-def test_json_holds_the_predictions(xmodal: Call, made: Path, table: Trained) -> None:
+def test_json_holds_the_predictions(xmodal: Call, made: Path, table: TrainedModel) -> None:
     done = xmodal("predict", made / "table", made / "table.parquet", "--json")
     said = json.loads(done.out)
     assert said["metric"] is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from xmodal import __version__
+from xmodal._version import __version__
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Term, Tokens, View
-from xmodal.engine.model import Model
+from xmodal.engine.model import TrainingModel
 from xmodal.interfaces import Mixer, Settings
 from xmodal.settings import Use
 from xmodal.testing.support import build
@@ -248,7 +248,7 @@ def test_the_models_loss_and_gradient_are_the_formula(back):
     torch.manual_seed(0)
     head = Logits()
     parts: Any = [Body(), Body(), FixedViews(views), head, build(CrossEntropy), nn.Identity()]
-    model = Model(*parts)
+    model = TrainingModel(*parts)
     loss, log = model(Batch(sample.tokens.x_BND, sample.y), at())
     loss.backward()
     found = head.layer.weight.grad.clone()

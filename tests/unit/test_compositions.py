@@ -22,7 +22,7 @@ from xmodal.engine.build import Builder
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.plan import plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError, UsageError
 from xmodal.optimize import BatchSize
 from xmodal.recipe.compose import all_recipes, compose, validate
@@ -103,7 +103,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def session_of(method: str, kind: str, files: Path, *overrides: str) -> Session:
+def session_of(method: str, kind: str, files: Path, *overrides: str) -> RunSession:
     """A run of a method cut down to two steps a stage, ready to train."""
     (path,) = files.glob(f"{kind}.*")
     # The method comes last: the baseline names a body of its own.

@@ -22,9 +22,9 @@ from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
-from xmodal.engine.model import Model
+from xmodal.engine.model import TrainingModel
 from xmodal.engine.plan import compose_plan, plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError
 from xmodal.interfaces import TaskData
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
@@ -277,12 +277,12 @@ def test_a_stage_that_prepares_has_an_order_of_its_own(folder: Path) -> None:
 # --- the unlabelled stream ---
 
 
-def session(folder: Path, *overrides: str, **more: Any) -> Session:
+def session(folder: Path, *overrides: str, **more: Any) -> RunSession:
     made = builder(folder, *overrides, **more)
     return made.session(made.data())
 
 
-def stream(session: Session, sizes: list[int], drawn: int) -> list[Batch]:
+def stream(session: RunSession, sizes: list[int], drawn: int) -> list[Batch]:
     """Batches of those sizes, whichever labelled samples they hold."""
     places = torch.split(drawn + torch.arange(sum(sizes)), sizes)
     return list(session.micro_batches([torch.arange(size) for size in sizes], places))
@@ -477,7 +477,7 @@ def loss_named(name: str, **given: Any) -> Any:
 
 def by_hand_model(views: Callable[[Tensor], tuple[View, ...]]) -> Any:
     parts: list[Any] = [Embed(), Through(), Fixed(views), Read(), loss_named("mse"), nn.Identity()]
-    return Model(*parts)
+    return TrainingModel(*parts)
 
 
 def test_a_term_compares_with_another_view_without_gradient_to_it() -> None:

@@ -20,7 +20,7 @@ import xmodal
 from xmodal import api
 from xmodal.errors import DataError, UsageError
 from xmodal.inference.export import FACTS
-from xmodal.inference.model import Trained
+from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Exported
 from xmodal_export import onnx, programs
 
@@ -64,12 +64,12 @@ AS_PROGRAMS = ("nft on swin, small grid", "linear model")
 class Made:
     """A run, loaded, and its export."""
 
-    trained: Trained
+    trained: TrainedModel
     folder: Path
     exported: Exported
 
 
-def _run(root: Path, config: dict[str, Any] | None, *recipes: str) -> Trained:
+def _run(root: Path, config: dict[str, Any] | None, *recipes: str) -> TrainedModel:
     body = root / "body"
     body.mkdir(parents=True)
     (body / "config.json").write_text(json.dumps(config))

@@ -14,7 +14,7 @@ from torch import nn
 from xmodal import api, runs
 from xmodal.batch import Batch
 from xmodal.data.store import Store
-from xmodal.engine.model import Model
+from xmodal.engine.model import TrainingModel
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.run import Silent
 from xmodal.interfaces import Context, Target
@@ -56,7 +56,7 @@ def part(kind: str, name: str, context: Context, **config: Any) -> Any:
     return build(registry().load(kind, name), config, context)
 
 
-def tiny_model(mixer: str, target: Target, form: str) -> Model:
+def tiny_model(mixer: str, target: Target, form: str) -> TrainingModel:
     facts = tiny_facts(form, target)  # type: ignore[arg-type]
     body = build(TinyBackbone, None, tiny_context(facts))
     parts = {
@@ -64,7 +64,7 @@ def tiny_model(mixer: str, target: Target, form: str) -> Model:
         "scheduler": build(TinyScheduler, {"k": 3}),
     }
     wanted = facts.source.target if facts.source else target
-    return Model(
+    return TrainingModel(
         part("embedder", "auto", tiny_context(facts, {"backbone": body})),
         body,
         part("mixer", mixer, tiny_context(facts, parts, seed=2), **MIXERS[mixer]),

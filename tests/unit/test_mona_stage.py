@@ -17,7 +17,7 @@ from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
 from xmodal_mona.batches import Problem, source_order
@@ -31,7 +31,7 @@ MODES = ("exact", "finite-difference")
 DROPOUT = "backbone={use: tiny, dropout: 0.3}"
 
 
-def session(*overrides: str, recipes: tuple[str, ...] = CAR) -> Session:
+def session(*overrides: str, recipes: tuple[str, ...] = CAR) -> RunSession:
     given = [f"training.batch={{size: {BATCH}}}", f"stages.0.source_batch={SOURCE}", *overrides]
     made = compose_plan(recipes, registry(), Store(), given, "smoke")
     builder = Builder(made, Store(), lambda line: None)
@@ -42,13 +42,13 @@ def at(epoch: int = 1, step: int = 0) -> Progress:
     return Progress(0, epoch, 6, step, 2)
 
 
-def problem(made: Session, epoch: int = 1, step: int = 0) -> Problem:
+def problem(made: RunSession, epoch: int = 1, step: int = 0) -> Problem:
     stage = made.stages[0]
     (found,) = next(iter(stage.steps(made, at(epoch, step))))
     return found
 
 
-def backward(made: Session, epoch: int = 1, seed: int = 0) -> dict[str, Tensor]:
+def backward(made: RunSession, epoch: int = 1, seed: int = 0) -> dict[str, Tensor]:
     """The gradients of one step, by parameter name."""
     stage = made.stages[0]
     named = made.model.select_trainable(stage.train)

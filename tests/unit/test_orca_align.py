@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, TensorDataset
 from xmodal.batch import Points, Progress, Tokens
 from xmodal.data.store import Store
 from xmodal.engine.loop import EpochRecord, Training
-from xmodal.engine.model import Model
-from xmodal.engine.session import Session
+from xmodal.engine.model import TrainingModel
+from xmodal.engine.session import RunSession
 from xmodal.interfaces import (
     BackboneFacts,
     Context,
@@ -95,11 +95,11 @@ def session(
     sources: int = 20,
     seed: int = 0,
     batch: int = 64,
-) -> Session:
+) -> RunSession:
     """A run in memory of the parts above: ``len(y)`` samples with those labels."""
     generator = torch.Generator().manual_seed(17)
     torch.manual_seed(5)
-    model = Model(LinearEmbedder(), Body(), None, nn.Identity(), None, nn.Identity())  # type: ignore[arg-type]
+    model = TrainingModel(LinearEmbedder(), Body(), None, nn.Identity(), None, nn.Identity())  # type: ignore[arg-type]
     x = torch.randn(len(y), INPUT, generator=generator)
     data = TensorDataset(x, y)
     source = torch.randn(sources, 2, generator=generator) + 2, labels(source_target, sources)
@@ -108,7 +108,7 @@ def session(
         BackboneFacts("body", "image", WIDTH, WIDTH),
         SourceFacts("toy-source", "image", source_target),
     )
-    return Session(
+    return RunSession(
         model=model,
         data=TaskData(data, data, data, "none"),
         facts=facts,
@@ -137,7 +137,7 @@ def at(epoch: int = 0, step: int = 0) -> Progress:
     return Progress(0, epoch, 60, step, 1)
 
 
-def step(align: Align, session: Session, epoch: int = 0) -> list[tuple[Tensor, float]]:
+def step(align: Align, session: RunSession, epoch: int = 0) -> list[tuple[Tensor, float]]:
     """The losses of all classes of one step, and the distances that were logged."""
     (parts,) = align.steps(session, at(epoch))
     found = []

@@ -17,7 +17,7 @@ from torch import nn
 from xmodal import plugins
 from xmodal.batch import Progress, Sample, Tokens
 from xmodal.data.store import Store
-from xmodal.engine.model import Model
+from xmodal.engine.model import TrainingModel
 from xmodal.engine.plan import compose_plan
 from xmodal.interfaces import Context, Facts, Target, TaskFacts
 from xmodal.optimize import SGD, AdamW, Schedule, make_optimizer, make_schedule
@@ -86,7 +86,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
     context = replace(context, components={"backbone": backbone})
     parts = [kinds[1](kinds[1].Config(**how), context), backbone, nn.Identity()]
     parts += [kinds[2](kinds[2].Config(**settings), context), nn.Identity(), nn.Identity()]
-    return request.param, Model(*parts)  # type: ignore[arg-type]
+    return request.param, TrainingModel(*parts)  # type: ignore[arg-type]
 
 
 def size(parameters: Any) -> int:

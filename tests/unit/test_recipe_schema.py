@@ -13,8 +13,9 @@ import pytest
 from xmodal.plugins import registry
 from xmodal.recipe.compose import all_recipes, compose, validate
 from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
-from xmodal.recipe.schema import component_schema, recipe_schema
+from xmodal.recipe.schema import recipe_schema
 from xmodal.recipe.yaml import read
+from xmodal.settings import component_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "suites")

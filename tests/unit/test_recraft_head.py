@@ -16,11 +16,11 @@ from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
-from xmodal.engine.evaluate import evaluating
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import UsageError
+from xmodal.ops import evaluating
 from xmodal.plugins import registry
 from xmodal.testing.tiny import random
 from xmodal_recraft import source_features
@@ -29,13 +29,13 @@ from xmodal_recraft.source_head import SourceHead, gradient_penalty
 RECIPES = ("methods/recraft", "tasks/openml/car")
 
 
-def session(tmp_path: Path, *overrides: str, recipes: tuple[str, ...] = RECIPES) -> Session:
+def session(tmp_path: Path, *overrides: str, recipes: tuple[str, ...] = RECIPES) -> RunSession:
     plan = compose_plan(recipes, registry(), Store(tmp_path), overrides, "smoke")
     builder = Builder(plan, Store(tmp_path), lambda line: None)
     return builder.session(builder.data())
 
 
-def train(given: Session, stage: int = 0) -> list[StepRecord]:
+def train(given: RunSession, stage: int = 0) -> list[StepRecord]:
     """All steps of one stage."""
     given.stages = given.stages[stage : stage + 1]
     return [r for r in Training(given).run() if isinstance(r, StepRecord)]
@@ -140,7 +140,7 @@ def test_loss_against_gradients_of_single_samples(place: str, tmp_path: Path) ->
     assert float(total) == pytest.approx(sum(losses) / 4 + 100 * penalty, rel=1e-3)
 
 
-def _order(run: Session, epoch: int) -> Tensor:
+def _order(run: RunSession, epoch: int) -> Tensor:
     count = loader.count(run.source)  # type: ignore[arg-type]
     return randomness.permutation(count, run.seed, "source head", 0, epoch)
 
@@ -216,7 +216,7 @@ def test_only_what_should_train_changes(stage: int, prefix: str, tmp_path: Path)
     assert all(name.startswith(prefix) for name in changed)
 
 
-def accuracy(run: Session) -> float:
+def accuracy(run: RunSession) -> float:
     x, y = loader.first(run.source, 10_000)  # type: ignore[arg-type]
     with torch.no_grad():
         prediction = run.model.apply_head(SOURCE, run.model.backbone(run.model.embed_source(x)))
@@ -240,7 +240,7 @@ def test_the_head_learns_digits_and_the_penalty_flattens_it(tmp_path: Path) -> N
     assert steepness[1] < 0.7 * steepness[0]
 
 
-def _steepness(run: Session) -> float:
+def _steepness(run: RunSession) -> float:
     stage: Any = run.stages[0]
     probe = SourceHead(stage.config.model_copy(update={"rho": 1.0}), None)  # type: ignore[arg-type]
     x, y = loader.first(run.source, 100)  # type: ignore[arg-type]

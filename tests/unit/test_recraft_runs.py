@@ -19,7 +19,7 @@ from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError
 from xmodal.interfaces import SourceFacts, Target
 from xmodal.plugins import registry
@@ -44,7 +44,7 @@ def run(root: Path, *overrides: str, recipes: tuple[str, ...] = CAR, **more: Any
     return api.run(*recipes, root=root, **settings, **more)
 
 
-def session(tmp_path: Path, *overrides: str) -> Session:
+def session(tmp_path: Path, *overrides: str) -> RunSession:
     plan = compose_plan(CAR, registry(), Store(tmp_path), [*SHORT, *overrides], "smoke")
     builder = Builder(plan, Store(tmp_path), lambda line: None)
     return builder.session(builder.data())

@@ -19,7 +19,7 @@ from xmodal import api
 from xmodal.data import readers
 from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError, UsageError
-from xmodal.inference.model import Trained
+from xmodal.inference.model import TrainedModel
 from xmodal_arrays.task import Arrays, shares, understand
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_openml import tables
@@ -30,7 +30,7 @@ from xmodal_openml.task import Car, _parts
 class Used:
     """A finished run, loaded, with its raw test samples, their raw labels, and what it kept."""
 
-    trained: Trained
+    trained: TrainedModel
     x: Any
     y: Any
     kept: Tensor

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from xmodal import __version__
+from xmodal._version import __version__
 from xmodal.cli import demo, doctor, export, plugins, predict, recipes, run
 from xmodal.cli.compare import Spread, compare
 from xmodal.errors import XModalError

@@ -20,7 +20,7 @@ from xmodal.cli.output import number, seconds
 from xmodal.engine.loop import EpochRecord, StepRecord
 
 if TYPE_CHECKING:
-    from xmodal.engine.session import Session
+    from xmodal.engine.session import RunSession
     from xmodal.runs import Run
 
 
@@ -57,7 +57,7 @@ class Watcher:
         """Show a note."""
         self.say(f"note: {line}")
 
-    def started(self, run: Run, session: Session, resumed: bool) -> None:
+    def started(self, run: Run, session: RunSession, resumed: bool) -> None:
         """Say where the run lives and, on a terminal, start the bars."""
         self.log = logging.getLogger(f"xmodal.run.{run.path.name}")
         self.log.setLevel(logging.INFO)

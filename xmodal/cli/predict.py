@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.data.readers import SampleReader
-    from xmodal.inference.model import Trained
+    from xmodal.inference.model import TrainedModel
 
 
 def predict(
@@ -88,7 +88,7 @@ def _noting() -> Callable[[str], None]:
 class _Scored:
     """The metric over all batches. Labels may be missing if all are; else a gap is an error."""
 
-    def __init__(self, model: Trained, labelled: bool) -> None:
+    def __init__(self, model: TrainedModel, labelled: bool) -> None:
         self.model = model
         self.metric = model.metric() if labelled else None
         self.known = False
@@ -120,7 +120,7 @@ class _Scored:
 
 
 def _predicted(
-    model: Trained, samples: SampleReader, scored: _Scored, quiet: bool
+    model: TrainedModel, samples: SampleReader, scored: _Scored, quiet: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """The outputs of every batch, with progress; labels are scored."""
     from rich.progress import Progress
@@ -142,7 +142,7 @@ def _predicted(
 
 @contextmanager
 def _writer(
-    out: Path | None, model: Trained, collected: list[Any] | None
+    out: Path | None, model: TrainedModel, collected: list[Any] | None
 ) -> Iterator[Callable[[Tensor], None]]:
     """A function that keeps a batch of outputs: in a file, on stdout, or in ``collected``."""
     import numpy as np
@@ -174,7 +174,7 @@ _NAMED = ("classification", "multi-label")
 _COMPLETE = ("classification", "regression")
 
 
-def _arrays(model: Trained, outputs: Tensor) -> Mapping[str, Any]:
+def _arrays(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
     """What an ``.npz`` holds of a batch; classes as numbers."""
     found = {"prediction": model.decide(outputs)}
     if model.kind in _NAMED:
@@ -182,7 +182,7 @@ def _arrays(model: Trained, outputs: Tensor) -> Mapping[str, Any]:
     return found
 
 
-def _columns(model: Trained, outputs: Tensor) -> Mapping[str, Any]:
+def _columns(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
     """What a CSV file holds of a batch; classes as names."""
     decided = model.decide(outputs, names=True)
     decided = decided.reshape(len(decided), -1)
@@ -199,7 +199,7 @@ def _columns(model: Trained, outputs: Tensor) -> Mapping[str, Any]:
 
 
 def _tell(
-    model: Trained,
+    model: TrainedModel,
     count: int,
     out: Path | None,
     score: tuple[str, float] | None,

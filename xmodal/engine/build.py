@@ -23,9 +23,9 @@ from xmodal import randomness
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import device as devices
-from xmodal.engine.model import Model
+from xmodal.engine.model import TrainingModel
 from xmodal.engine.plan import Plan, missing_files, needs_source_head, source_users
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import (
     Adapter,
@@ -136,7 +136,7 @@ class Builder:
         self.note(f"training on {seen} of {total} samples with labels, {used - seen} without")
         return replace(data, train=train, unlabelled=unlabelled)
 
-    def session(self, data: TaskData) -> Session:
+    def session(self, data: TaskData) -> RunSession:
         """Load the weights, build the model and calibrate the embedder."""
         recipe = self.recipe
         if recipe.deterministic:
@@ -167,7 +167,7 @@ class Builder:
             source = self._source(backbone)
             if needs_source_head(recipe):
                 source_predictor, source_loss = self._source_head(backbone, source)
-        model = Model(
+        model = TrainingModel(
             embedder,
             backbone,
             mixer,
@@ -178,7 +178,7 @@ class Builder:
             source_loss,
             share_head=recipe.source_head == "target",
         )
-        session = Session(
+        session = RunSession(
             model=model,
             data=data,
             facts=self.facts,
@@ -239,7 +239,7 @@ class Builder:
         return tuple(side * body.patch for side in grid)
 
     @torch.no_grad()
-    def _calibrate(self, session: Session) -> None:
+    def _calibrate(self, session: RunSession) -> None:
         """Show the embedder a first batch and the norm of the body's own tokens.
 
         The body's own word on that norm counts before a measurement on the proxy, which is only a

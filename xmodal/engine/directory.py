@@ -11,7 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from xmodal import __version__, runs
+from xmodal import runs
+from xmodal._version import __version__
 from xmodal.engine import checkpoint
 from xmodal.engine.plan import Plan
 from xmodal.engine.tracking import KEPT

@@ -8,28 +8,16 @@ nothing here moves or copies anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from xmodal.interfaces import Portion
+
 BUCKET = 2**24
 """Numbers that travel at once: few enough to need little memory, enough to hide the latency."""
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A micro-batch, or the part of one, that a process takes of a step.
-
-    ``places`` counts the samples from the start of the step. The mean loss over them times
-    ``share`` is the process's part of the step's mean loss, when averaged over all processes.
-    """
-
-    places: Tensor
-    part: float
-    share: float
 
 
 def portions(count: int, micro: int, rank: int, world: int) -> list[Portion]:

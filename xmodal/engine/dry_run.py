@@ -17,7 +17,7 @@ from xmodal.engine.build import Builder
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import Plan
 from xmodal.engine.run import peak_memory
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 
 SAMPLES = 2
 
@@ -49,7 +49,7 @@ def _shape(tensor: torch.Tensor) -> str:
     return " x ".join(str(side) for side in tensor.shape)
 
 
-def _data(plan: Plan, session: Session) -> dict[str, str]:
+def _data(plan: Plan, session: RunSession) -> dict[str, str]:
     x, y = loader.first(session.data.train, 1)
     samples = ", ".join(f"{split} {n}" for split, n in plan.facts.task.samples.items())
     finite = x[x.isfinite()].float()
@@ -62,7 +62,7 @@ def _data(plan: Plan, session: Session) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _shapes(session: Session) -> dict[str, str]:
+def _shapes(session: RunSession) -> dict[str, str]:
     model = session.model.eval()
     x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
     batch = Batch(x, y, *session.partners(len(x)))
@@ -89,7 +89,7 @@ def _terms(view: View) -> str:
     return terms + (f" ({log})" if log else "")
 
 
-def _cost(session: Session) -> dict[str, str]:
+def _cost(session: RunSession) -> dict[str, str]:
     """Measure the second optimizer step of every stage (the first one warms up)."""
     rows: dict[str, str] = {}
     total = 0.0
@@ -107,7 +107,7 @@ def _cost(session: Session) -> dict[str, str]:
     return rows
 
 
-def _second_step(session: Session, stage: int) -> float | None:
+def _second_step(session: RunSession, stage: int) -> float | None:
     """The seconds of a stage's second step, or of its only one; None if it takes none."""
     training = Training(session)
     training.snapshot.stage = stage
@@ -125,7 +125,7 @@ def _second_step(session: Session, stage: int) -> float | None:
     return taken[-1] if taken else None
 
 
-def _parameters(session: Session) -> dict[str, str]:
+def _parameters(session: RunSession) -> dict[str, str]:
     rows: dict[str, str] = {}
     for number, stage in enumerate(session.stages):
         chosen = session.model.select_trainable(stage.train)

@@ -6,19 +6,19 @@ Both run in evaluation mode, in fixed order, and leave every random stream as it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import distributed
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
+from xmodal.ops import evaluating
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,8 @@ class Score:
     smallest: float | None = None
 
 
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without drop-out, inside the block; the modes from before after it."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.train(training)
-
-
 @torch.no_grad()
-def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Score:
+def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> Score:
     """Score ``dataset`` with the model as it is."""
     model, metric = session.model, session.metric
     metric.reset()
@@ -68,7 +55,7 @@ def evaluate(session: Session, dataset: Dataset[Any], keep: bool = False) -> Sco
     return Score(score, loss, predictions, smallest)
 
 
-def _predicted(session: Session, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Predictions and labels of all batches, in order, on the device.
 
     Of several processes each predicts every so-many-th batch and hears of all the others: the
@@ -92,7 +79,7 @@ PROBED_SAMPLES = 3
 
 
 @torch.no_grad()
-def look_at_tokens(session: Session, at: Progress) -> dict[str, Any]:
+def look_at_tokens(session: RunSession, at: Progress) -> dict[str, Any]:
     """The origin of every token of the mixed view of the first training samples.
 
     Returns ``{"stage", "epoch", "k", "origin": int32 [SAMPLES, N]}``; no origin where nothing is

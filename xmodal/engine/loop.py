@@ -25,7 +25,7 @@ from xmodal.batch import Progress, Tokens
 from xmodal.engine import distributed, guard
 from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.evaluate import evaluate, look_at_tokens
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.interfaces import Stage
 
 
@@ -94,7 +94,7 @@ class EpochRecord:
 class Training:
     """The loop's state: session, snapshot, and the optimizer and schedule of the current stage."""
 
-    def __init__(self, session: Session, restored: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, session: RunSession, restored: Mapping[str, Any] | None = None) -> None:
         self.session = session
         self.snapshot = Snapshot()
         self.optimizer: torch.optim.Optimizer | None = None

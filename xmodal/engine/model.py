@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Tokens, View
-from xmodal.interfaces import Backbone, Embedder, Loss, Mixer, Predictor
+from xmodal.interfaces import Backbone, Embedder, Loss, Mixer, Model, Predictor
 
 
-class Model(nn.Module):
+class TrainingModel(Model):
     """Everything that is trained or evaluated."""
 
     def __init__(

@@ -32,7 +32,7 @@ from xmodal.engine.evaluate import PROBED_SAMPLES, Score, evaluate
 from xmodal.engine.guard import StopRequest, watch_signals
 from xmodal.engine.loop import EpochRecord, Snapshot, StepRecord, Training
 from xmodal.engine.plan import Plan
-from xmodal.engine.session import Session
+from xmodal.engine.session import RunSession
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, TrainingError, XModalError
 from xmodal.interfaces import TaskData
@@ -43,7 +43,7 @@ SHOWN_SAMPLES = 4
 MAX_PREDICTION_BYTES = 256 * 2**20
 
 
-def keep_predictions(run: runs.Run, session: Session, predictions: Tensor) -> None:
+def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
     """Write all test predictions, with their labels, where they are not too large."""
     size = predictions.numel() * predictions.element_size()
     if size <= MAX_PREDICTION_BYTES:
@@ -52,7 +52,9 @@ def keep_predictions(run: runs.Run, session: Session, predictions: Tensor) -> No
         save_file(tensors, run.path / "predictions.safetensors")
 
 
-def keep_samples(run: runs.Run, session: Session, snapshot: Snapshot, predictions: Tensor) -> None:
+def keep_samples(
+    run: runs.Run, session: RunSession, snapshot: Snapshot, predictions: Tensor
+) -> None:
     """Keep a few samples, and what the mixer did to them, for the report."""
     x, y = loader.first(session.data.test, SHOWN_SAMPLES)
     kept: dict[str, Any] = {
@@ -68,7 +70,7 @@ def keep_samples(run: runs.Run, session: Session, snapshot: Snapshot, prediction
 
 
 def summarise(
-    run: runs.Run, recipe: Recipe, session: Session, snapshot: Snapshot, score: Score
+    run: runs.Run, recipe: Recipe, session: RunSession, snapshot: Snapshot, score: Score
 ) -> Mapping[str, Any]:
     """The content of ``result.json``; times are the caller's to add."""
     parameters = list(session.model.parameters())
@@ -94,7 +96,7 @@ def summarise(
     }
 
 
-def _selected_on_test(recipe: Recipe, session: Session) -> bool:
+def _selected_on_test(recipe: Recipe, session: RunSession) -> bool:
     """Whether the best epoch was chosen on what is tested on; a task may hold out nothing."""
     return recipe.protocol == "published" or session.data.test is session.data.validation
 
@@ -121,7 +123,7 @@ class Observer(Protocol):
     def note(self, line: str) -> None:
         """One line for the user."""
 
-    def started(self, run: runs.Run, session: Session, resumed: bool) -> None:
+    def started(self, run: runs.Run, session: RunSession, resumed: bool) -> None:
         """Everything is loaded; training is about to begin."""
 
     def record(self, record: StepRecord | EpochRecord) -> None:
@@ -134,7 +136,7 @@ class Silent:
     def note(self, line: str) -> None:
         """Ignore."""
 
-    def started(self, run: runs.Run, session: Session, resumed: bool) -> None:
+    def started(self, run: runs.Run, session: RunSession, resumed: bool) -> None:
         """Ignore."""
 
     def record(self, record: StepRecord | EpochRecord) -> None:

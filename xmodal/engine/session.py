@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +16,15 @@ from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import distributed
-from xmodal.engine.distributed import Portion
-from xmodal.engine.model import Model
-from xmodal.interfaces import Facts, Metric, Stage, TaskData
+from xmodal.engine.model import TrainingModel
+from xmodal.interfaces import Facts, Metric, Portion, Stage, TaskData
 
 
 @dataclass
-class Session:
+class RunSession:
     """A run in memory. Built by ``engine.build``; stages read it and call ``forward``."""
 
-    model: Model
+    model: TrainingModel
     data: TaskData
     facts: Facts
     metric: Metric
@@ -86,9 +86,14 @@ class Session:
         distributed.overwrite(self.model.parameters(), self.world)
         distributed.overwrite(self.model.buffers(), self.world)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A block in the precision of the run."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
     def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The training loss of one micro-batch, in the precision of the run."""
-        with self.accelerator.autocast():
+        with self.autocast():
             result: tuple[Tensor, dict[str, Tensor | float]] = self.model(batch, progress)
         return result
 
@@ -150,6 +155,11 @@ class Session:
     def gather(self, own: Sequence[Any]) -> list[Any]:
         """The entries of all processes, in the order of the processes."""
         return distributed.gather(own, self.world)
+
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes of the run."""
+        mean: Tensor = self.accelerator.reduce(value, reduction="mean")
+        return mean
 
     def share_randomness(self) -> None:
         """Set every random stream to where the first process has it."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xmodal import __version__
+from xmodal._version import __version__
 from xmodal.errors import DataError, UsageError, XModalError
-from xmodal.inference.model import Trained
+from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Exported, Exporter
 from xmodal.plugins import Registry
 
@@ -25,7 +25,7 @@ FACTS = "xmodal.json"
 
 
 def export_trained(
-    trained: Trained,
+    trained: TrainedModel,
     to: str,
     out: Path,
     registry: Registry,
@@ -79,7 +79,7 @@ def _check(out: Path, force: bool) -> None:
         raise UsageError(f"{out} exists; --force replaces it")
 
 
-def _parts(trained: Trained) -> str:
+def _parts(trained: TrainedModel) -> str:
     recipe = trained.recipe
     return (
         f"embedder '{recipe.embedder.name}', backbone '{recipe.backbone.name}', predictor "
@@ -87,7 +87,7 @@ def _parts(trained: Trained) -> str:
     )
 
 
-def described(trained: Trained) -> dict[str, Any]:
+def described(trained: TrainedModel) -> dict[str, Any]:
     """Inputs, outputs and origin of a trained model, as plain values."""
     raw, recipe, target = trained.raw, trained.recipe, trained.facts.task.target
     result = trained.run.read("result.json")
@@ -128,7 +128,7 @@ _OUTPUTS = {
 }
 
 
-def card(trained: Trained, facts: Mapping[str, Any], exported: Exported) -> str:
+def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) -> str:
     """The model card ``README.md``."""
     given, output = facts["input"], facts["output"]
     shape = ", ".join(map(str, given["shape"]))

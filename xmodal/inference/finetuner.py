@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from xmodal.engine.run import Observer
 
     pass
-    from xmodal.inference.model import Trained
+    from xmodal.inference.model import TrainedModel
 
 Array = NDArray[Any]
 _CHOICES = {
@@ -467,7 +467,7 @@ def watching(verbose: int) -> Iterator[Observer | None]:
         yield watcher
 
 
-def packed(trained: Trained) -> dict[str, Any]:
+def packed(trained: TrainedModel) -> dict[str, Any]:
     """A trained model as plain values and tensors in main memory."""
     weights = {name: value.cpu() for name, value in trained.model.state_dict().items()}
     return {
@@ -480,13 +480,13 @@ def packed(trained: Trained) -> dict[str, Any]:
     }
 
 
-def unpacked(state: Mapping[str, Any], device: str) -> Trained:
+def unpacked(state: Mapping[str, Any], device: str) -> TrainedModel:
     """The trained model that ``packed`` made ``state`` of; on the CPU where ``device`` is not."""
     from xmodal.engine.device import checked, or_cpu
-    from xmodal.inference.model import Trained, rebuild
+    from xmodal.inference.model import TrainedModel, rebuild
 
     recipe = Recipe.model_validate(state["recipe"])
-    return Trained(
+    return TrainedModel(
         model=rebuild(recipe, state["facts"], state["weights"], "the pickled estimator"),
         recipe=recipe,
         facts=state["facts"],

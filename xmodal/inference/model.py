@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from xmodal import plugins, randomness, runs
 from xmodal.data import labels as labelling
@@ -28,13 +28,11 @@ from xmodal.engine.build import Builder
 from xmodal.engine.plan import Plan
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Backbone,
     BackboneFacts,
     Context,
-    Embedder,
     Facts,
     Metric,
-    Predictor,
+    Network,
     SourceFacts,
     Target,
     TaskFacts,
@@ -45,25 +43,6 @@ from xmodal.settings import Use
 
 PARTS = ("embedder", "backbone", "predictor", "decode")
 _TUPLES = ("shape", "levels", "grid")
-
-
-class Network(nn.Module):
-    """Embedder, body, head and decoding: samples to predictions in the unit of the labels."""
-
-    def __init__(
-        self, embedder: Embedder, backbone: Backbone, predictor: Predictor, decode: nn.Module
-    ) -> None:
-        super().__init__()
-        self.embedder = embedder
-        self.backbone = backbone
-        self.predictor = predictor
-        self.decode = decode
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Predict ``[B, K]`` or ``[B, K, *shape]`` from standardised samples, float32."""
-        prediction = self.predictor(self.backbone(self.embedder(x)))
-        decoded: Tensor = self.decode(prediction.float())
-        return decoded
 
 
 def facts_of(document: Mapping[str, Any]) -> Facts:
@@ -137,7 +116,7 @@ def best_weights(run: runs.Run) -> tuple[dict[str, Tensor], str]:
 Array = NDArray[Any]
 
 
-class Trained:
+class TrainedModel:
     """A trained model.
 
     ``model`` maps prepared samples to predictions; ``facts``, ``recipe`` and ``classes`` say what
@@ -302,7 +281,7 @@ def load_trained(
     device: str | None = None,
     plugin_files: tuple[str, ...] = (),
     note: Callable[[str], None] = warnings.warn,
-) -> Trained:
+) -> TrainedModel:
     """The trained model of a run, with its best weights; ``device`` is the run's unless named.
 
     Where the run's own is not here it is the CPU, with a note. Raises UsageError where there is no
@@ -324,7 +303,7 @@ def load_trained(
         note(f"{run.path} is not finished (state: {run.state}); these are its best weights so far")
     manifest = run.read("manifest.json")
     facts = facts_of(manifest["facts"])
-    return Trained(
+    return TrainedModel(
         model=rebuild(recipe, facts, weights, where),
         recipe=recipe,
         facts=facts,

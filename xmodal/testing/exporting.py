@@ -17,8 +17,8 @@ from xmodal import runs
 from xmodal.batch import Tokens
 from xmodal.data.preparation import Array, RawForm
 from xmodal.errors import XModalError
-from xmodal.inference.model import Network, Trained
-from xmodal.interfaces import Exporter, Settings
+from xmodal.inference.model import TrainedModel
+from xmodal.interfaces import Exporter, Network, Settings
 from xmodal.testing.support import Given, check_config, expect, seeded, settings
 from xmodal.testing.tiny import GRIDS, WIDTH, TinyBackbone, random, tiny_context, tiny_facts
 
@@ -45,7 +45,7 @@ class _Head(nn.Module):
         return prediction
 
 
-class _Example(Trained):
+class _Example(TrainedModel):
     """A model of images ``[n, 16, 24, 2]``, channels last, that no run has trained."""
 
     kept = SAMPLES
@@ -54,7 +54,7 @@ class _Example(Trained):
         return random(self.kept, *self.raw.shape).double().numpy()
 
 
-def tiny_trained(folder: Path) -> Trained:
+def tiny_trained(folder: Path) -> TrainedModel:
     """A classifier with random weights whose run lies in ``folder``."""
     facts = tiny_facts()
     scale = torch.tensor([2.0, 3.0], dtype=torch.float64).reshape(2, 1, 1)

@@ -1,0 +1,102 @@
+"""The abstract parts of a cross-modal fine-tuning run, all from one name.
+
+Every part is one class with a nested pydantic ``Config``: the recipe block of that part *is* its
+``Config``. A part learns about its surroundings from ``Facts`` (plain numbers, known before any
+weight or sample is loaded) and receives run-time objects in a ``Context``.
+"""
+
+from __future__ import annotations
+
+from xmodal.interfaces.component import Component, Context
+from xmodal.interfaces.data import Pair, Source, SourceRequest, Task, TaskData
+from xmodal.interfaces.facts import BackboneFacts, Facts, SourceFacts, Target, TaskFacts
+from xmodal.interfaces.model import (
+    Adapter,
+    Backbone,
+    Distance,
+    Embedder,
+    LibraryModel,
+    Loss,
+    Metric,
+    Mixer,
+    Predictor,
+    Scheduler,
+    Selector,
+)
+from xmodal.interfaces.run import (
+    Exported,
+    Exporter,
+    Job,
+    Launcher,
+    Model,
+    Network,
+    Portion,
+    Session,
+    Stage,
+    Tracked,
+    Tracker,
+    Trained,
+)
+from xmodal.settings import Settings, Use, default
+
+__all__ = [
+    "INTERFACES",
+    "Adapter",
+    "Backbone",
+    "BackboneFacts",
+    "Component",
+    "Context",
+    "Distance",
+    "Embedder",
+    "Exported",
+    "Exporter",
+    "Facts",
+    "Job",
+    "Launcher",
+    "LibraryModel",
+    "Loss",
+    "Metric",
+    "Mixer",
+    "Model",
+    "Network",
+    "Pair",
+    "Portion",
+    "Predictor",
+    "Scheduler",
+    "Selector",
+    "Session",
+    "Settings",
+    "Source",
+    "SourceFacts",
+    "SourceRequest",
+    "Stage",
+    "Target",
+    "Task",
+    "TaskData",
+    "TaskFacts",
+    "Tracked",
+    "Tracker",
+    "Trained",
+    "Use",
+    "default",
+]
+
+INTERFACES: tuple[type[Component], ...] = (
+    Embedder,
+    Mixer,
+    Selector,
+    Scheduler,
+    Predictor,
+    Backbone,
+    Adapter,
+    Stage,
+    Distance,
+    Launcher,
+    Tracker,
+    Exporter,
+    Task,
+    Source,
+    Loss,
+    Metric,
+)
+"""Every kind of component this version knows, in the order a recipe names them."""

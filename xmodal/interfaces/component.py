@@ -1,0 +1,67 @@
+"""What every part has in common: a nested ``Config``, a ``Context``, and what it can say early.
+
+The recipe block of a part *is* its ``Config``. A part learns about its surroundings from ``Facts``
+and receives run-time objects in a ``Context``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from xmodal.data.store import Store
+from xmodal.interfaces.facts import Facts, Target
+from xmodal.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a component is built with.
+
+    ``generator`` is the component's own source of randomness (on the CPU); its state is saved with
+    every checkpoint. ``components`` holds the parts given to it (a mixer gets ``selector`` and
+    ``scheduler``, an embedder gets ``backbone``). ``output`` is what a predictor must predict.
+    ``note`` records one line for the user.
+    """
+
+    facts: Facts
+    generator: torch.Generator
+    store: Store
+    components: Mapping[str, Any] = field(default_factory=dict)
+    output: Target | None = None
+    note: Callable[[str], None] = lambda line: None
+
+
+class Component(ABC):
+    """A named, configurable part. Concrete classes nest a ``Config`` that derives from
+    ``Settings``.
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[Settings]] = Settings
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not (inspect.isclass(cls.Config) and issubclass(cls.Config, Settings)):
+            raise TypeError(
+                f"{cls.__qualname__}.Config must derive from xmodal.interfaces.Settings"
+            )
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """What is wrong with this choice here, knowable before any weight is loaded."""
+        return ()
+
+    @classmethod
+    def missing(cls, config: Any, store: Store) -> Iterable[str]:
+        """Files the user must fetch first: what, how large, from where, where to put them."""
+        return ()
