@@ -53,12 +53,12 @@ def xmodal_predictors() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def xmodal_backbones() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Backbones: pretrained bodies."""
+    """Backbones: pretrained backbones."""
 
 
 @hookspec
 def xmodal_adapters() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Adapters: changes to a pretrained body, such as low-rank updates."""
+    """Adapters: changes to a pretrained backbone, such as low-rank updates."""
 
 
 @hookspec

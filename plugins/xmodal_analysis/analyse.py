@@ -121,7 +121,7 @@ class Analysis:
 
     def _source_needed(self) -> None:
         if self.restored.source is None:
-            raise NotDrawn("the recipe names no source that this body reads")
+            raise NotDrawn("the recipe names no source that this backbone reads")
 
     # --- the figures ---
 

@@ -18,10 +18,10 @@ from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.interfaces import Distance, Facts
 from xmodal.settings import Use
-from xmodal_analysis.bodies import Body, Raw, halves, of_class
 from xmodal_analysis.distances import measure
 from xmodal_analysis.drawing import Inks, bare, picture
-from xmodal_analysis.named import NO_BODY, NO_TASK, Named
+from xmodal_analysis.embedded import Embedded, Raw, halves, of_class
+from xmodal_analysis.named import NO_BACKBONE, NO_TASK, Named
 from xmodal_analysis.watch import SILENT, Watch
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ class Between:
     """Two data sets and the distance to measure them with."""
 
     def __init__(
-        self, use: Use[Distance], reader: Raw | Body, store: Store, seed: int, watch: Watch = SILENT
+        self,
+        use: Use[Distance],
+        reader: Raw | Embedded,
+        store: Store,
+        seed: int,
+        watch: Watch = SILENT,
     ) -> None:
         self.use, self.reader, self.store, self.seed, self.watch = use, reader, store, seed, watch
-        self.facts = Facts(NO_TASK, getattr(reader, "facts", NO_BODY))
+        self.facts = Facts(NO_TASK, getattr(reader, "facts", NO_BACKBONE))
 
     def far(self, first: Points, second: Points) -> float:
         """The distance between two sets of points."""

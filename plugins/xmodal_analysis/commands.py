@@ -27,7 +27,9 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
-    sources = typer.Typer(help="Proxies of what a body was pretrained on.", no_args_is_help=True)
+    sources = typer.Typer(
+        help="Proxies of what a backbone was pretrained on.", no_args_is_help=True
+    )
     sources.callback()(_sources)
     sources.command("rank")(rank)
     app.add_typer(sources, name="sources")
@@ -125,10 +127,11 @@ def distance(
     metric: DistanceName = DISTANCE,
     samples: Annotated[int, typer.Option(min=2, help="Samples of each set.")] = 200,
     embed: Annotated[
-        str, typer.Option(help="raw (samples of one shape), or a body: what it makes of samples.")
+        str,
+        typer.Option(help="raw (samples of one shape), or a backbone: what it makes of samples."),
     ] = "raw",
     space: Annotated[
-        str, typer.Option(help="With a body: embeddings (its input) or features (its output).")
+        str, typer.Option(help="With a backbone: embeddings (its input) or features (its output).")
     ] = "embeddings",
     classes: Annotated[
         Path | None, typer.Option(help="Draw the distances of the classes into this PNG.")
@@ -146,24 +149,24 @@ def distance(
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
     from xmodal import plugins
     from xmodal.data.store import Store
-    from xmodal_analysis import between, bodies, distances, named
+    from xmodal_analysis import between, distances, embedded, named
     from xmodal_analysis.watch import Watch
 
     registry, store = plugins.registry(tuple(plugin or ())), Store()
     use = distances.choose(metric, registry)
-    body = bodies.choose(embed, registry)
+    backbone = embedded.choose(embed, registry)
     sets = named.find(first, registry, scale), named.find(second, registry, scale)
-    reader: bodies.Raw | bodies.Body = bodies.Raw(store, seed)
+    reader: embedded.Raw | embedded.Embedded = embedded.Raw(store, seed)
     with Watch(output.stderr(), quiet) as watch:
-        if body is not None:
-            reader = bodies.Body(body, registry, store, seed, wanted, watch)
+        if backbone is not None:
+            reader = embedded.Embedded(backbone, registry, store, seed, wanted, watch)
         measured = between.Between(use, reader, store, seed, watch)
         numbers = measured.compute(sets, samples, classes is not None)
     if classes is not None:
         between.draw(numbers, classes.with_suffix(".png"))
         numbers["picture"] = str(classes.with_suffix(".png"))
     if as_json:
-        output.print_json({**numbers, "embed": embed, "space": wanted if body else "raw"})
+        output.print_json({**numbers, "embed": embed, "space": wanted if backbone else "raw"})
         return
     rows = [
         (f"{first} to {second}", output.number(numbers["distance"])),
@@ -181,7 +184,7 @@ def rank(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")
     ] = None,
     sources: Annotated[
-        str, typer.Option(help="Sources to rank; default: all of the body's modality.")
+        str, typer.Option(help="Sources to rank; default: all of the backbone's modality.")
     ] = "",
     scale: Annotated[
         str | None, typer.Option(help="Put a scale layer last: paper, cpu, smoke.")
@@ -189,7 +192,7 @@ def rank(
     method: Annotated[str, typer.Option(help="The method that is to use it.")] = "methods/pare",
     samples: Annotated[int, typer.Option(min=8, help="Samples of source and target.")] = 200,
     space: Annotated[
-        str, typer.Option(help="embeddings (the body's input) or features (its output).")
+        str, typer.Option(help="embeddings (the backbone's input) or features (its output).")
     ] = "features",
     by: Annotated[str, typer.Option(help="The score to sort by.")] = "bures_otdd",
     probe: Annotated[

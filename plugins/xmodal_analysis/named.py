@@ -31,7 +31,7 @@ from xmodal.recipe.compose import all_recipes, compose, looks_like_path
 from xmodal.settings import Use
 
 FILES = (".npz", ".npy", ".csv", ".parquet", ".h5", ".hdf5")
-NO_BODY = BackboneFacts("none", "any", 1, 1)
+NO_BACKBONE = BackboneFacts("none", "any", 1, 1)
 NO_TASK = TaskFacts("none", (1, 1, 1), Target("regression", 1), {})
 _ARRAYS = "arrays"
 
@@ -110,7 +110,7 @@ def load_task(named: Named, samples: int, store: Store, seed: int) -> Samples:
     assert use is not None
     _available(use, store)
     facts = use.component.describe(use.config, store)
-    given = context(Facts(facts, NO_BODY), store, seed, "task")
+    given = context(Facts(facts, NO_BACKBONE), store, seed, "task")
     with randomness.seeded(seed, "initialise", "task"):
         data = use.component(use.config, given).load(seed)
     x, y = _drawn(data.train, samples, seed)
@@ -125,7 +125,7 @@ def load_source(
     assert use is not None
     _available(use, store)
     facts = use.component.describe(use.config)
-    given = context(Facts(NO_TASK, NO_BODY, facts), store, seed, "source")
+    given = context(Facts(NO_TASK, NO_BACKBONE, facts), store, seed, "source")
     config = use.config
     if "samples" in type(config).model_fields:
         # Sources make all their samples at once; thousands of large images fill the memory.

@@ -1,9 +1,9 @@
 """``xmodal sources rank``: which proxy suits a task, by cheap scores and one epoch of training.
 
-Between the source's and the target's points in the body (means over tokens, as at the start of a
-run): Bures-OTDD and s-OTDD, lower is better. Of the source alone, how well the body already knows
-its labels: LogME, H-score and GBC, higher is better. The probe is the validation score after the
-first epoch of the run itself.
+Between the source's and the target's points in the backbone (means over tokens, as at the start of
+a run): Bures-OTDD and s-OTDD, lower is better. Of the source alone, how well the backbone already
+knows its labels: LogME, H-score and GBC, higher is better. The probe is the validation score after
+the first epoch of the run itself.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Question:
 
 
 def candidates(question: Question, registry: Registry, wanted: Sequence[str]) -> list[str]:
-    """The sources to rank: those named, else all of the body's modality. Raises UsageError."""
+    """The sources to rank: those named, else all of the backbone's modality. Raises UsageError."""
     known = registry.names("source")
     for name in wanted:
         if name not in known:
@@ -72,7 +72,7 @@ def rank(
 ) -> tuple[list[Candidate], Plan | None]:
     """Score every candidate; the best come first, those without scores last.
 
-    Sources of another modality than the body's are left out unless they were asked for.
+    Sources of another modality than the backbone's are left out unless they were asked for.
     """
     found, plan = [], None
     for name in candidates(question, registry, wanted):
@@ -198,7 +198,7 @@ def _probe(plan: Plan, watch: Watch) -> float | None:
 def with_finished(found: Sequence[Candidate], plan: Plan, root: Path) -> None:
     """Fill in the mean test scores of finished runs of this task, by source.
 
-    Counted are runs under ``root`` with the same task, samples, body and mixer.
+    Counted are runs under ``root`` with the same task, samples, backbone and mixer.
     """
     mixer = f"mixer:{plan.recipe.mixer.name}"
     by_source: dict[str, list[float]] = {}

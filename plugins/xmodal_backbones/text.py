@@ -22,7 +22,7 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import Body, BodySettings
+from xmodal_backbones.common import BackboneSettings, BuiltinBackbone
 
 KNOWN = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "electra", "albert")
 
@@ -43,7 +43,7 @@ def fits(model: Any) -> bool:
     return hasattr(model, "embeddings") and "inputs_embeds" in named
 
 
-class TextBody(Body):
+class TextBackbone(BuiltinBackbone):
     """A text encoder without its word embeddings, which stay frozen beside it."""
 
     _tokenizer: Any = None
@@ -167,10 +167,12 @@ def with_dropout(hf_config: Any, dropout: float | None) -> Any:
     return hf_config
 
 
-class Roberta(TextBody):
-    """RoBERTa-base, from the hub or a local folder: the text body of the ORCA and PaRe papers."""
+class Roberta(TextBackbone):
+    """RoBERTa-base, from the hub or a local folder: the text backbone of the ORCA and PaRe
+    papers.
+    """
 
-    class Config(BodySettings):
+    class Config(BackboneSettings):
         """Settings of ``roberta``."""
 
         weights: str | None = Field(

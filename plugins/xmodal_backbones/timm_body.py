@@ -19,7 +19,7 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBody, ImageSettings, needs_2d, seeded
+from xmodal_backbones.common import ImageBackbone, ImageSettings, needs_2d, seeded
 
 
 class _Embedding(nn.Module):
@@ -50,7 +50,7 @@ class _Embedding(nn.Module):
         return x_BND if positions_ND is None else x_BND + positions_ND, grid
 
 
-class Timm(ImageBody):
+class Timm(ImageBackbone):
     """Any timm VisionTransformer or SwinTransformer by its model name."""
 
     class Config(ImageSettings):
@@ -121,10 +121,15 @@ class Timm(ImageBody):
         layers, norm = (
             ("layers", "norm") if self.facts.reduction > 1 else ("blocks", self.norm_name)
         )
-        body = {layers: self.stages if self.facts.reduction > 1 else self.blocks, norm: self.norm}
+        backbone = {
+            layers: self.stages if self.facts.reduction > 1 else self.blocks,
+            norm: self.norm,
+        }
         if layers == "blocks":
-            body["norm_pre"] = self.norm_pre
-        state = {f"{n}.{k}": v for n, part in body.items() for k, v in part.state_dict().items()}
+            backbone["norm_pre"] = self.norm_pre
+        state = {
+            f"{n}.{k}": v for n, part in backbone.items() for k, v in part.state_dict().items()
+        }
         return LibraryModel("timm", {"architecture": self.config.name}, state)
 
     def embed(self, x: Tensor) -> Tokens:

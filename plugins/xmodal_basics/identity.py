@@ -1,4 +1,4 @@
-"""The ``identity`` backbone: no body at all, for baselines that read the samples themselves."""
+"""The ``identity`` backbone: no backbone at all, for baselines that read the samples themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Identity(Backbone):
 
     @classmethod
     def describe(cls, config: Settings, store: Store) -> BackboneFacts:
-        """The facts of no body."""
+        """The facts of no backbone."""
         return BackboneFacts(name="identity", modality="any", width=0, feature_width=0)
 
     def forward(self, tokens: Tokens) -> Tokens:

@@ -23,7 +23,7 @@ def xmodal_embedders() -> Mapping[str, str]:
 
 @hookimpl
 def xmodal_backbones() -> Mapping[str, str]:
-    """No body at all."""
+    """No backbone at all."""
     return {"identity": "xmodal_basics.identity:Identity"}
 
 

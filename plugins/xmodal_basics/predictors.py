@@ -93,8 +93,8 @@ class Regression(Pooled):
 class Dense2d(_Head):
     """Every token predicts ``maps`` squares of R x R pixels; the image is fitted to the output.
 
-    R fits the output exactly where the tokens divide it; otherwise it is the body's patch side
-    times its reduction (Swin: 32), which gives the image the resolution of the body's input. A
+    R fits the output exactly where the tokens divide it; otherwise it is the backbone's patch side
+    times its reduction (Swin: 32), which gives the image the resolution of the backbone's input. A
     native-size sample was padded at the right and the bottom: the image is then less than one token
     too large and is cropped; otherwise it is resized. ``maps: 3, upscale: 32, resize:
     adaptive-pool`` on Swin is the published head (1 x 1 convolution, pixel shuffle, pooling).
@@ -253,18 +253,18 @@ def refinement(maps: int, layers: int, generator: torch.Generator) -> nn.Sequent
 
 
 def feature_grid(facts: Facts) -> tuple[int, ...]:
-    """The grid of the target's features: the tokens' grid, coarser by the body's reduction."""
+    """The grid of the target's features: the tokens' grid, coarser by the backbone's reduction."""
     return tuple(ceil(side / facts.backbone.reduction) for side in facts.grid)
 
 
 def upscale_2d(facts: Facts, shape: tuple[int, ...]) -> int:
     """Pixels of the output that a feature covers along each side, by the rule of ``Dense2d``."""
-    body = facts.backbone
+    backbone = facts.backbone
     pairs = list(zip(shape, feature_grid(facts), strict=True))
     covered = {ceil(side / count) for side, count in pairs}
     divides = all(side % count == 0 for side, count in pairs)
-    if body.patch is not None and not (divides and len(covered) == 1):
-        return body.patch * body.reduction
+    if backbone.patch is not None and not (divides and len(covered) == 1):
+        return backbone.patch * backbone.reduction
     return max(covered)
 
 

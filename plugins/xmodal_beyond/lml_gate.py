@@ -39,7 +39,7 @@ class LMLGate(Selector):
         standardise: bool = Field(
             True,
             description="Centre and scale the tokens of every sample before they are scored, so "
-            "that noise and temperature mean the same on every body.",
+            "that noise and temperature mean the same on every backbone.",
         )
         temperature: float = Field(
             1.0, gt=0, description="τ of the relaxed mask, in units of the logits."

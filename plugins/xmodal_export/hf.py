@@ -1,4 +1,4 @@
-"""Exports to plain PyTorch: the body as a model of its library, embedder and head as programs.
+"""Exports to plain PyTorch: the backbone as a model of its library, embedder and head as programs.
 
 Whoever has torch and transformers can run the result; nothing in it needs xmodal.
 """
@@ -37,16 +37,16 @@ y = model(torch.tensor(x, dtype=torch.{dtype}))
 |---|---|
 | `modeling.py` | runs the model; read it, it is short |
 | `embed.pt2` | samples to tokens, standardisation included (`torch.export`) |
-{body}| `head.pt2` | features to predictions in the unit of the labels (`torch.export`) |
+{backbone}| `head.pt2` | features to predictions in the unit of the labels (`torch.export`) |
 | `xmodal.json` | all of this page for programs |
 
 `.pt2` files are meant for the version of torch that wrote them; later ones usually read them.
 """
 _HF_ROWS = (
-    "| `config.json`, `model.safetensors` | the adapted body; "
+    "| `config.json`, `model.safetensors` | the adapted backbone; "
     '`AutoModel.from_pretrained(".")` loads it |\n'
 )
-_PROGRAM_ROWS = "| `body.pt2` | the adapted body (`torch.export`) |\n"
+_PROGRAM_ROWS = "| `body.pt2` | the adapted backbone (`torch.export`) |\n"
 _TIMM_ROWS = (
     '| `timm.safetensors` | its weights for timm: `timm.create_model("{name}", pretrained=False, '
     "num_classes=0).load_state_dict(weights, strict=False)`; patches, positions and prefix tokens "
@@ -55,7 +55,7 @@ _TIMM_ROWS = (
 
 
 class HuggingFace(Exporter):
-    """The body for transformers or timm, embedder and head for torch alone."""
+    """The backbone for transformers or timm, embedder and head for torch alone."""
 
     class Config(programs.Tolerance):
         """Settings of ``hf``."""
@@ -69,7 +69,7 @@ class HuggingFace(Exporter):
         library = network.backbone.library_model()
         notes = programs.half_precision_note(trained)
         if trained.recipe.adapter is not None:
-            notes += ("the adapter's updates are merged into the matrices of the body",)
+            notes += ("the adapter's updates are merged into the matrices of the backbone",)
         form, apart, size = "", float("inf"), 0.0
         if library is not None and library.library == "transformers":
             form = "transformers"
@@ -81,7 +81,7 @@ class HuggingFace(Exporter):
                 reason = " ".join(str(error).split())[:150]
             if not apart <= programs.allowed(size, self.config.tolerance):
                 # Swin's layers of the library fail on grids smaller than their window.
-                notes += (f"transformers cannot run this body ({reason}), so it is a program",)
+                notes += (f"transformers cannot run this backbone ({reason}), so it is a program",)
                 form = ""
                 for name in _BODY_FILES:
                     (folder / name).unlink()
@@ -95,7 +95,7 @@ class HuggingFace(Exporter):
             rows += _TIMM_ROWS.format(name=library.config["architecture"])
         if form:
             notes += (
-                "the body's own embedding layer (and pooler) is empty: it reads the tokens of "
+                "the backbone's own embedding layer (and pooler) is empty: it reads the tokens of "
                 "`embed.pt2`, not words or images",
             )
         usage = _USAGE.format(
@@ -110,7 +110,7 @@ class HuggingFace(Exporter):
 def _write(
     trained: Trained, network: Network, x: Tensor, folder: Path, library: LibraryModel | None
 ) -> None:
-    """The programs, and the body: of a library, or as a program too."""
+    """The programs, and the backbone: of a library, or as a program too."""
     grid = trained.facts.grid
     prefix = None if library is None else library.prefix
     embed = programs.Embed(network, trained.raw, prefix)
@@ -126,7 +126,7 @@ def _write(
     _save(embed, x, folder / "embed.pt2")
     _save(programs.Head(network, features.grid), h_BMF, folder / "head.pt2")
     if library is None:
-        _save(programs.Body(network, grid), tokens, folder / "body.pt2")
+        _save(programs.Encode(network, grid), tokens, folder / "body.pt2")
     else:
         config = dict(library.config)
         if trained.facts.backbone.reduction > 1:

@@ -58,7 +58,7 @@ class Onnx(Exporter):
         programs.agree(apart, size, self.config.tolerance, "the ONNX graph")
         notes = programs.half_precision_note(trained)
         if trained.recipe.adapter is not None:
-            notes += ("the adapter's updates are merged into the matrices of the body",)
+            notes += ("the adapter's updates are merged into the matrices of the backbone",)
         usage = _USAGE.format(
             dtype="float64" if x.dtype == torch.float64 else "float32",
             opset=opset,

@@ -9,5 +9,5 @@ from xmodal.hookspecs import hookimpl
 
 @hookimpl
 def xmodal_exporters() -> Mapping[str, str]:
-    """Plain PyTorch with the libraries the body is from, and ONNX."""
+    """Plain PyTorch with the libraries the backbone is from, and ONNX."""
     return {"hf": "xmodal_export.hf:HuggingFace", "onnx": "xmodal_export.onnx:Onnx"}

@@ -42,7 +42,9 @@ class Whole(nn.Module):
 
 
 class Embed(nn.Module):
-    """Raw samples to what the body's layers read: the body's own prefix tokens, then the tokens."""
+    """Raw samples to what the backbone's layers read: the backbone's own prefix tokens, then the
+    tokens.
+    """
 
     def __init__(self, network: Network, raw: RawForm, prefix_1PD: Tensor | None) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class Embed(nn.Module):
         return torch.cat([self.prefix_1PD.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
 
 
-class Body(nn.Module):
+class Encode(nn.Module):
     """Tokens of a grid to features."""
 
     def __init__(self, network: Network, grid: tuple[int, ...]) -> None:
@@ -71,7 +73,7 @@ class Body(nn.Module):
 
 
 class Head(nn.Module):
-    """Features of the body's layers to outputs; the features of the prefix are dropped."""
+    """Features of the backbone's layers to outputs; the features of the prefix are dropped."""
 
     def __init__(self, network: Network, grid: tuple[int, ...]) -> None:
         super().__init__()

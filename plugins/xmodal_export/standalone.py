@@ -1,12 +1,12 @@
-"""Runs this model: raw samples in, predictions out. Needs torch, and transformers for its body.
+"""Runs this model: raw samples in, predictions out. Needs torch, and transformers for its backbone.
 
     model = load("FOLDER")
     y = model(x)  # x: a tensor as README.md describes it
 
-embed.pt2 makes tokens of samples, the body encodes them, head.pt2 makes predictions of what comes
-out. The body is a model of transformers whose own embedding layer is not used (config.json and
-model.safetensors), or body.pt2 where transformers has no such model. The .pt2 files are programs of
-torch.export.
+embed.pt2 makes tokens of samples, the backbone encodes them, head.pt2 makes predictions of what
+comes out. The backbone is a model of transformers whose own embedding layer is not used
+(config.json and model.safetensors), or body.pt2 where transformers has no such model. The .pt2
+files are programs of torch.export.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Model(nn.Module):
         if self.programmed:
             self.body: Any = torch.export.load(folder / "body.pt2").module()
         else:
-            self.body = library_body(folder)
+            self.body = library_backbone(folder)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict raw samples."""
@@ -45,8 +45,8 @@ def load(folder: str | Path) -> Model:
     return Model(folder).requires_grad_(False)
 
 
-def library_body(folder: Path) -> Any:
-    """The body, whose embedding layer hands on the tokens that it is given."""
+def library_backbone(folder: Path) -> Any:
+    """The backbone, whose embedding layer hands on the tokens that it is given."""
     from transformers import AutoModel
 
     body = AutoModel.from_pretrained(folder, local_files_only=True).eval()

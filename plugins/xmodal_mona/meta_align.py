@@ -69,7 +69,8 @@ class MetaAlign(OptimizingStage):
         inner: tuple[str, ...] = Field(
             ("backbone.*",),
             min_length=1,
-            description="What the virtual step changes: patterns over the body's parameter names.",
+            description="What the virtual step changes: patterns over names of the backbone's "
+            "parameters.",
         )
         alpha: float = Field(0.01, gt=0, description="Learning rate of the virtual step (SGD).")
         weight: float = Field(1.0, gt=0, description="Lambda, the weight of the outer loss.")
@@ -91,18 +92,18 @@ class MetaAlign(OptimizingStage):
 
         @field_validator("train")
         @classmethod
-        def _outside_the_body(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        def _outside_the_backbone(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
             for pattern in patterns:
                 if pattern.split(".")[0] not in ("embedder", "predictor"):
                     raise ValueError(
-                        f"'{pattern}': this stage trains the embedder and leaves the body as it "
-                        "is; patterns start with 'embedder.' or 'predictor.'"
+                        f"'{pattern}': this stage trains the embedder and leaves the backbone as "
+                        "it is; patterns start with 'embedder.' or 'predictor.'"
                     )
             return patterns
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """A body without features has nothing to keep."""
+        """A backbone without features has nothing to keep."""
         if facts.backbone.feature_width == 0:
             yield f"backbone '{facts.backbone.name}' has no weights for a virtual step"
 
@@ -115,7 +116,7 @@ class MetaAlign(OptimizingStage):
         """Check the patterns. Raises UsageError if the virtual step would change nothing."""
         if not self._phi(session):
             shown = ", ".join(self.config.inner)
-            raise UsageError(f"no parameter of the body matches meta-align's inner: {shown}")
+            raise UsageError(f"no parameter of the backbone matches meta-align's inner: {shown}")
         source = session.facts.source
         if source is not None and source.target.kind != "classification":
             session.note(
@@ -195,7 +196,7 @@ class MetaAlign(OptimizingStage):
         return _with_gradient(weight * found.outer + found.inner, embedder, g_e), log
 
     def _phi(self, session: Session) -> Weights:
-        """The encoder's weights that the virtual step changes, by their names in the body."""
+        """The encoder's weights that the virtual step changes, by their names in the backbone."""
         model = session.model
         return {
             name: weight

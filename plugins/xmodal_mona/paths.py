@@ -1,7 +1,7 @@
 """The two ways through a model that MoNA differentiates, as functions of the encoder's weights.
 
 The model's own weights and statistics stay as they are: other weights are lent to it for one call.
-The body is called as a module, so the engine counts every sample that goes through it.
+The backbone is called as a module, so the engine counts every sample that goes through it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _TargetLoss(nn.Module):
 
 
 class _SourceFeatures(nn.Module):
-    """Features of source samples, read with the body's own frozen embedding."""
+    """Features of source samples, read with the backbone's own frozen embedding."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def source_features(model: Model, phi: Weights, x: Tensor) -> Tensor:
 
 
 def _call(path: nn.Module, phi: Weights, *inputs: Tensor) -> Tensor:
-    # Copies of the running statistics: a virtual step must leave none behind in body or head.
+    # Copies of the running statistics: a virtual step must leave none behind in backbone or head.
     lent = {
         name: buffer.clone()
         for name, buffer in path.named_buffers()

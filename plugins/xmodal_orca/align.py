@@ -104,7 +104,7 @@ class Align(Stage):
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """A body without tokens of its own, and what the distance finds wrong."""
+        """A backbone without tokens of its own, and what the distance finds wrong."""
         if facts.backbone.width == 0:
             yield (
                 f"stage 'align' needs a backbone with an embedding of its own; "

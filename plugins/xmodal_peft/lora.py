@@ -1,4 +1,4 @@
-"""Low-rank updates of a body's linear layers (LoRA, Hu et al., ICLR 2022), by the peft library.
+"""Low-rank updates of a backbone's linear layers (LoRA, Hu et al., ICLR 2022), by the peft library.
 
 Peft puts the layers in; this module decides which ones and refuses those whose update would be
 ignored. What trains is the stage's to say: the new parameters have ``lora_`` in their names.
@@ -27,7 +27,7 @@ one outside training): an update of such a layer would have no effect."""
 class Lora(Adapter):
     """h = W x + scale B A x for every chosen linear layer, scale = α/r (Eq. 3).
 
-    A starts at random and B at zero, so that the body starts as it was (section 4.1).
+    A starts at random and B at zero, so that the backbone starts as it was (section 4.1).
     """
 
     class Config(Settings):
@@ -42,7 +42,7 @@ class Lora(Adapter):
         dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the input of A.")
         targets: Literal["all-linear"] | tuple[str, ...] = Field(
             "all-linear",
-            description="Which linear layers of the body: all of them, or patterns over their "
+            description="Which linear layers of the backbone: all of them, or patterns over their "
             "names, such as *attention*.",
         )
         rslora: bool = Field(
@@ -69,12 +69,12 @@ class Lora(Adapter):
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """A body without tokens of its own has no layers to adapt."""
+        """A backbone without tokens of its own has no layers to adapt."""
         if facts.backbone.width == 0:
             yield f"backbone '{facts.backbone.name}' has no linear layers for adapter 'lora'"
 
     def apply(self, backbone: Backbone) -> None:
-        """Put the updates into the body. Raises UsageError where no linear layer is chosen."""
+        """Put the updates into the backbone. Raises UsageError where no linear layer is chosen."""
         # Imported late: checking a recipe needs no peft.
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -89,7 +89,7 @@ class Lora(Adapter):
             use_rslora=config.rslora,
             use_dora=config.dora,
         )
-        # Held in a module without a config: peft would take the body's settings for a config of
+        # Held in a module without a config: peft would take the backbone's settings for a config of
         # its own, and would not adapt a model that is itself one linear layer.
         holder = nn.ModuleDict({"body": backbone})
         trains = {name: p.requires_grad for name, p in backbone.named_parameters()}
@@ -101,7 +101,7 @@ class Lora(Adapter):
             # Peft freezes all else for good; what trains is the stage's to say.
             parameter.requires_grad_(True if before is None else before)
         for name in chosen:
-            # Peft's layers begin in training mode, in a body that is not as well.
+            # Peft's layers begin in training mode, in a backbone that is not as well.
             backbone.get_submodule(name).train(layers[name].training)
         self._note(
             f"lora: rank {config.rank} in {len(chosen)} linear layers, {added:,} parameters more"
@@ -111,8 +111,9 @@ class Lora(Adapter):
 
 
 def linear_layers(backbone: Backbone) -> tuple[dict[str, nn.Linear], tuple[str, ...]]:
-    """The linear layers of a body that can be adapted by name, and the names of those that cannot
-    because a fused module holds them. Layers of the frozen source embedding are not among them.
+    """The linear layers of a backbone that can be adapted by name, and the names of those that
+    cannot because a fused module holds them. Layers of the frozen source embedding are not among
+    them.
     """
     source = {id(parameter) for parameter in backbone.embedding_parameters()}
     fused = tuple(name for name, module in backbone.named_modules() if isinstance(module, FUSED))
@@ -143,7 +144,9 @@ def _chosen(
                 f"update would be ignored: {_some(fused)}"
             )
         names = f"; its linear layers: {_some(list(layers))}" if layers else ""
-        raise UsageError(f"adapter.targets: '{pattern}' fits no linear layer of the body{names}")
+        raise UsageError(
+            f"adapter.targets: '{pattern}' fits no linear layer of the backbone{names}"
+        )
     return [n for n in layers if any(fnmatchcase(n, pattern) for pattern in patterns)]
 
 

@@ -9,5 +9,5 @@ from xmodal.hookspecs import hookimpl
 
 @hookimpl
 def xmodal_adapters() -> Mapping[str, str]:
-    """Low-rank updates of a body's linear layers."""
+    """Low-rank updates of a backbone's linear layers."""
     return {"lora": "xmodal_peft.lora:Lora"}

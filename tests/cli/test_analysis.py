@@ -52,8 +52,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     mine = [f"task={{use: arrays, path: {root / 'mine.npz'}}}"]
     for name, recipes, overrides in (
         ("pare", ("methods/pare", "tasks/darcy"), []),
-        ("series", ("methods/pare", "bodies/vision"), mine),
-        ("nft", ("methods/nft", "bodies/vision"), mine),
+        ("series", ("methods/pare", "backbones/vision"), mine),
+        ("nft", ("methods/nft", "backbones/vision"), mine),
     ):
         outcome = api.run(*recipes, overrides=overrides, scale="smoke", root=root, name=name)
         made[name] = outcome.run.path
@@ -119,7 +119,7 @@ def test_a_method_without_source_or_training(
         "analyse", finished["baseline"], *QUICK, *_energy(finished), "--output", tmp_path / "out"
     )
     assert done.code == 0, done.err
-    assert "distance: the recipe names no source that this body reads" in done.err
+    assert "distance: the recipe names no source that this backbone reads" in done.err
     assert "landscape: no matrix of this run's model was trained" in done.err
     assert (tmp_path / "out" / "analysis.html").is_file()
     assert not (finished["baseline"] / "analysis").exists()
@@ -204,7 +204,7 @@ def test_distance_of_files_by_hand(xmodal: Cli, finished: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("space", ["embeddings", "features"])
-def test_distance_through_a_body(xmodal: Cli, finished: dict[str, Path], space: str) -> None:
+def test_distance_through_a_backbone(xmodal: Cli, finished: dict[str, Path], space: str) -> None:
     done = xmodal(
         "distance", "darcy", "digits", "--scale", "smoke", "--samples", 8, "--embed", "tiny",
         "--space", space, *_energy(finished),
@@ -223,7 +223,11 @@ def test_distance_through_a_body(xmodal: Cli, finished: dict[str, Path], space: 
         (("methods/nft", "digits"), 2, "recipe 'methods/nft' names no task"),
         (("digits", "cifar10"), 4, "source cifar10 needs files"),
         (("digits", "conll-2003"), 2, "is text, which has no raw values"),
-        (("digits", "digits", "--embed", "tinny"), 2, "unknown body 'tinny'; did you mean 'tiny'?"),
+        (
+            ("digits", "digits", "--embed", "tinny"),
+            2,
+            "unknown backbone 'tinny'; did you mean 'tiny'?",
+        ),
         (("digits", "digits", "--space", "feature"), 2, "did you mean 'features'?"),
         (("darcy", "openml/car", "--scale", "smoke"), 2, "raw values cannot be compared"),
     ],
@@ -267,7 +271,7 @@ def test_rank_scores_what_is_there_and_says_what_is_missing(
 
 def test_rank_of_sources_with_classes(xmodal: Cli, tmp_path: Path, mine: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(f"extends: bodies/vision\ntask: {{use: arrays, path: {mine}}}\n")
+    recipe.write_text(f"extends: backbones/vision\ntask: {{use: arrays, path: {mine}}}\n")
     done = xmodal(
         "sources", "rank", "--task", "mine.yaml", "--scale", "smoke", "--samples", 32,
         "--sources", "digits", "--no-probe", "--by", "log_me",

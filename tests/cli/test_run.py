@@ -17,7 +17,7 @@ import pytest
 Cli = Callable[..., Any]
 SMOKE = ("methods/pare", "tasks/darcy", "--scale", "smoke")
 THREE_LINES = """\
-extends: [methods/pare, bodies/text]
+extends: [methods/pare, backbones/text]
 task: {use: arrays, path: mine.npz}
 seed: 1
 """
@@ -97,11 +97,11 @@ def test_a_dry_run_shows_both_norms_and_leaves_nothing(xmodal: Cli, as_json: boo
             for line in done.out.splitlines()
             if line.strip()
         }
-        source = lines["source (what the body was trained on)"]
+        source = lines["source (what the backbone was trained on)"]
         target = lines["target (after calibration)"]
         for section in ("data", "shapes", "token norms", "cost", "parameters"):
             assert section in done.out
-    # The demo's kind of body has no LayerNorm to copy, so calibration makes the norms equal.
+    # The demo's kind of backbone has no LayerNorm to copy, so calibration makes the norms equal.
     assert float(source) == pytest.approx(float(target), rel=1e-3)
 
 

@@ -38,7 +38,7 @@ WITHOUT_FILES = {
     ("task", "openml/wdbc"),
     ("source", "digits"),
 }
-NO_BODY = BackboneFacts("example-nothing", "any", width=0, feature_width=0)
+NO_BACKBONE = BackboneFacts("example-nothing", "any", width=0, feature_width=0)
 MAPS = replace(tiny_facts(), task=replace(tiny_facts().task, target=Target("dense", 1, (48, 48))))
 
 # Settings and surroundings beyond the defaults, so that the other branches keep the contract too.
@@ -87,7 +87,7 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"unit": "share", "start": 1, "distance": "bures"}, {}),
     ],
     ("scheduler", "linear"): [({}, {}), ({"per": "step"}, {}), ({"unit": "share", "start": 1}, {})],
-    ("embedder", "flat"): [({}, {"body": NO_BODY})],
+    ("embedder", "flat"): [({}, {"backbone": NO_BACKBONE})],
     ("embedder", "patch"): [({}, {}), ({"size": 8, "init": "random"}, {}), ({"patch": 8}, {})],
     ("loss", "cross-entropy"): [
         ({}, {}),

@@ -31,7 +31,7 @@ from xmodal.interfaces import (
     TaskFacts,
 )
 from xmodal.testing import contract
-from xmodal.testing.tiny import WIDTH, TinyBackbone, TinyScheduler, TinySelector, tiny_body
+from xmodal.testing.tiny import WIDTH, TinyBackbone, TinyScheduler, TinySelector, tiny_backbone
 
 
 def fails(component: type[Component], reason: str) -> None:
@@ -365,7 +365,7 @@ def test_a_mixer_that_needs_equal_lengths() -> None:
         contract.check(Assuming)
 
 
-# --- embedders, predictors, bodies ---
+# --- embedders, predictors, backbones ---
 
 
 class Rows(Embedder):
@@ -456,26 +456,26 @@ class Frozen(Mean):
 class WrongWidth(TinyBackbone):
     @classmethod
     def describe(cls, config: Settings, store: Store) -> BackboneFacts:
-        return replace(tiny_body(), width=8)
+        return replace(tiny_backbone(), width=8)
 
     def __init__(self, config: Settings, context: Context) -> None:
         super().__init__(config, context)
-        self.facts = replace(tiny_body(), width=8)
+        self.facts = replace(tiny_backbone(), width=8)
 
 
 class OtherFacts(TinyBackbone):
     @classmethod
     def describe(cls, config: Settings, store: Store) -> BackboneFacts:
-        return replace(tiny_body(), name="renamed")
+        return replace(tiny_backbone(), name="renamed")
 
 
-class BatchBody(TinyBackbone):
+class BatchBackbone(TinyBackbone):
     def forward(self, tokens: Tokens) -> Tokens:
         features = super().forward(tokens)
         return Tokens(features.x_BND - features.x_BND.mean(0), features.grid)
 
 
-class NoisyBody(TinyBackbone):
+class NoisyBackbone(TinyBackbone):
     def forward(self, tokens: Tokens) -> Tokens:
         features = super().forward(tokens)
         return Tokens(features.x_BND + torch.randn(()), features.grid)
@@ -505,12 +505,12 @@ def test_right_ones_pass(component: type[Component]) -> None:
         (Frozen, "no gradient reaches parameter"),
         (WrongWidth, "must have shape"),
         (OtherFacts, "facts differ from describe"),
-        (BatchBody, "depend on the other samples"),
-        (NoisyBody, "differs between two calls"),
+        (BatchBackbone, "depend on the other samples"),
+        (NoisyBackbone, "differs between two calls"),
         (NoNorm, "embedding_norm"),
     ],
 )
-def test_embedders_predictors_bodies(component: type[Component], reason: str) -> None:
+def test_embedders_predictors_backbones(component: type[Component], reason: str) -> None:
     fails(component, reason)
 
 

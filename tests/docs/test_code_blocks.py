@@ -300,7 +300,7 @@ def test_every_method_and_task_has_a_card() -> None:
 
 
 @pytest.mark.parametrize("kind", ["backbone", "source"])
-def test_every_body_and_source_is_described(kind: str) -> None:
+def test_every_backbone_and_source_is_described(kind: str) -> None:
     text = (ROOT / "docs" / f"{kind}s.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE))
     assert set(plugins.registry().names(kind)) <= named

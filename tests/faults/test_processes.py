@@ -107,7 +107,9 @@ def xmodal_losses():
 
 
 def write_bad_data(folder: Path) -> None:
-    """Two problems of numbers: one sample is too large for a body, one label too large to fit."""
+    """Two problems of numbers: one sample is too large for a backbone, one label too large
+    to fit.
+    """
     for name in BAD:
         random = np.random.default_rng(0)
         x = random.uniform(-1, 1, (60, 2, 12)).astype(np.float32)

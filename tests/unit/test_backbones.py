@@ -1,4 +1,6 @@
-"""Backbones: embedding and body together equal the library's own model, keys are accounted for."""
+"""Backbones: embedding and backbone together equal the library's own model, keys are
+accounted for.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ def make(kind: str, seed: int = 0, notes: list[str] | None = None, **settings: A
     facts = Facts(TASK, cls.describe(config, store))
     lines = [] if notes is None else notes
     generator = torch.Generator().manual_seed(seed)
-    body = cls(config, Context(facts, generator, store, note=lines.append))
-    assert body.facts == facts.backbone
-    return body.eval()
+    backbone = cls(config, Context(facts, generator, store, note=lines.append))
+    assert backbone.facts == facts.backbone
+    return backbone.eval()
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -92,12 +94,12 @@ def test_image_families_equal_the_library(
 ) -> None:
     model = save(tmp_path, small_config(family))
     notes: list[str] = []
-    body = make("hf", name=str(tmp_path), notes=notes)
+    backbone = make("hf", name=str(tmp_path), notes=notes)
     x = images(2, *size)
     options = {} if family.startswith("dinov2") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         expected = model(x, **options).last_hidden_state
-        found = body(body.embed(x))
+        found = backbone(backbone.embed(x))
     prefix = 0 if family == "swin" else expected.shape[1] - found.x_BND.shape[1]
     assert found.x_BND.shape[1] == found.grid[0] * found.grid[1]
     torch.testing.assert_close(found.x_BND, expected[:, prefix:], rtol=0, atol=1e-5)
@@ -110,13 +112,13 @@ FAMILIES = ["bert", "roberta", "mpnet", "distilbert", "electra", "albert"]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_families_equal_the_library(tmp_path: Path, family: str) -> None:
     model = save(tmp_path, small_config(family))
-    body = make("hf", name=str(tmp_path))
+    backbone = make("hf", name=str(tmp_path))
     ids = torch.randint(5, 99, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        tokens = body.embed(body.prepare_source(ids))
+        tokens = backbone.embed(backbone.prepare_source(ids))
         expected = model(ids).last_hidden_state
-        found = body(tokens)
-    assert tokens.x_BND.shape == (2, 12, body.facts.width)
+        found = backbone(tokens)
+    assert tokens.x_BND.shape == (2, 12, backbone.facts.width)
     assert found.grid == (12,)
     torch.testing.assert_close(found.x_BND, expected, rtol=0, atol=1e-5)
 
@@ -143,11 +145,11 @@ def test_timm_equals_timm(name: str, size: tuple[int, int] | None, tmp_path: Pat
     model = timm.create_model(name, num_classes=7, **options).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     notes: list[str] = []
-    body = make("timm", name=name, weights=str(tmp_path / "model.safetensors"), notes=notes)
+    backbone = make("timm", name=name, weights=str(tmp_path / "model.safetensors"), notes=notes)
     x = images(1, *size)
     with torch.no_grad():
         expected = model.forward_features(x)
-        found = body(body.embed(x)).x_BND
+        found = backbone(backbone.embed(x)).x_BND
     expected = expected.flatten(1, 2) if expected.ndim == 4 else expected[:, 1:]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert "2 head keys aside" in notes[0]
@@ -157,21 +159,25 @@ def test_timm_equals_timm(name: str, size: tuple[int, int] | None, tmp_path: Pat
 
 
 def test_swin_base_has_the_published_size() -> None:
-    body = make("swin", pretrained=False)
-    embedding = count(body.patch_projection()) + count(body.embedding_norm())
-    total = count(body) + embedding + (1024 + 1) * 100
+    backbone = make("swin", pretrained=False)
+    embedding = count(backbone.patch_projection()) + count(backbone.embedding_norm())
+    total = count(backbone) + embedding + (1024 + 1) * 100
     assert round(total / 1e6, 2) == 86.85
-    assert (body.facts.width, body.facts.feature_width, body.facts.reduction) == (128, 1024, 8)
+    assert (backbone.facts.width, backbone.facts.feature_width, backbone.facts.reduction) == (
+        128,
+        1024,
+        8,
+    )
 
 
 def test_swin_grid_changes_leave_no_trace(tmp_path: Path) -> None:
     save(tmp_path, small_config("swin"))
-    body = make("hf", name=str(tmp_path))
+    backbone = make("hf", name=str(tmp_path))
     x = images(1, 32, 32)
     with torch.no_grad():
-        before = body(body.embed(x)).x_BND
-        small = body(body.embed(images(1, 8, 12)))
-        after = body(body.embed(x)).x_BND
+        before = backbone(backbone.embed(x)).x_BND
+        small = backbone(backbone.embed(images(1, 8, 12)))
+        after = backbone(backbone.embed(x)).x_BND
     assert small.grid == (1, 2)
     assert torch.isfinite(small.x_BND).all()
     assert torch.equal(before, after)
@@ -184,27 +190,30 @@ def test_swin_small_grid_equals_a_small_window(tmp_path: Path) -> None:
     settings = {"image_size": 8, "embed_dim": 8, "depths": [1], "num_heads": [2]}
     hf_config = AutoConfig.for_model("swin", **settings, window_size=4)
     model = save(tmp_path, hf_config)
-    body = make("hf", name=str(tmp_path))
+    backbone = make("hf", name=str(tmp_path))
     small = AutoModel.from_config(AutoConfig.for_model("swin", **settings, window_size=2)).eval()
     state = model.state_dict()
     for key in [key for key in state if key.endswith("bias_table")]:
         nn.init.normal_(state[key])
-        table = body.get_parameter(key.replace("encoder.", "body.encoder.", 1))
+        table = backbone.get_parameter(key.replace("encoder.", "backbone.encoder.", 1))
         table.data.copy_(state[key])
         state[key] = state[key].view(7, 7, -1)[2:5, 2:5].reshape(9, -1)
     small.load_state_dict(state)
     x = images(1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(
-            body(body.embed(x)).x_BND, small(x).last_hidden_state, rtol=0, atol=1e-5
+            backbone(backbone.embed(x)).x_BND, small(x).last_hidden_state, rtol=0, atol=1e-5
         )
 
 
-# --- what all bodies promise ----------------------------------------------------------------------
+# --- what all backbones promise
+# ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny-text", "vit", "swin", "roberta", "timm"])
-def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def backbone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     kind = request.param
     if kind.startswith("tiny"):
         yield make("tiny", modality="text" if kind == "tiny-text" else "image")
@@ -216,55 +225,55 @@ def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield make("hf", name=str(folder))
 
 
-def source(body: Any) -> Tensor:
-    if body.facts.modality == "text":
-        return body.prepare_source(torch.arange(5, 21).view(2, 8))
-    return body.prepare_source(images(2, 8 * body.facts.patch, 8 * body.facts.patch))
+def source(backbone: Any) -> Tensor:
+    if backbone.facts.modality == "text":
+        return backbone.prepare_source(torch.arange(5, 21).view(2, 8))
+    return backbone.prepare_source(images(2, 8 * backbone.facts.patch, 8 * backbone.facts.patch))
 
 
-def test_every_parameter_gets_a_gradient(body: Any) -> None:
-    tokens = body.embed(source(body))
-    assert tokens.x_BND.shape[1:] == (int(np.prod(tokens.grid)), body.facts.width)
+def test_every_parameter_gets_a_gradient(backbone: Any) -> None:
+    tokens = backbone.embed(source(backbone))
+    assert tokens.x_BND.shape[1:] == (int(np.prod(tokens.grid)), backbone.facts.width)
     assert not tokens.x_BND.requires_grad
     learnt = nn.Parameter(tokens.x_BND)
-    features = body(Tokens(learnt, tokens.grid))
-    assert features.x_BND.shape[2] == body.facts.feature_width
-    assert features.grid[0] == -(-tokens.grid[0] // body.facts.reduction)
+    features = backbone(Tokens(learnt, tokens.grid))
+    assert features.x_BND.shape[2] == backbone.facts.feature_width
+    assert features.grid[0] == -(-tokens.grid[0] // backbone.facts.reduction)
     weight = torch.randn(features.x_BND.shape, generator=torch.Generator().manual_seed(1))
     (features.x_BND * weight).sum().backward()
-    silent = [name for name, p in body.named_parameters() if p.grad is None]
+    silent = [name for name, p in backbone.named_parameters() if p.grad is None]
     assert silent == []
     assert learnt.grad is not None
 
 
-def test_state_and_moves(body: Any) -> None:
-    twin = copy.deepcopy(body)
+def test_state_and_moves(backbone: Any) -> None:
+    twin = copy.deepcopy(backbone)
     assert all(
-        torch.equal(twin.state_dict()[key], value) for key, value in body.state_dict().items()
+        torch.equal(twin.state_dict()[key], value) for key, value in backbone.state_dict().items()
     )
-    assert not [name for name in body.state_dict() if "word" in name or "patch_embed" in name]
+    assert not [name for name in backbone.state_dict() if "word" in name or "patch_embed" in name]
     twin.double()
     assert (
         twin.embed(
-            source(body) if body.facts.modality == "text" else source(body).double()
+            source(backbone) if backbone.facts.modality == "text" else source(backbone).double()
         ).x_BND.dtype
         == torch.float64
     )
 
 
-def test_positions_and_norm_fit_the_tokens(body: Any) -> None:
-    tokens = body.embed(source(body))
-    positions = body.positions(tokens.grid)
+def test_positions_and_norm_fit_the_tokens(backbone: Any) -> None:
+    tokens = backbone.embed(source(backbone))
+    positions = backbone.positions(tokens.grid)
     if positions is not None:
         assert positions.shape == tokens.x_BND.shape[1:]
-    norm = body.embedding_norm()
-    assert (norm is not None) == body.facts.embedding_norm
+    norm = backbone.embedding_norm()
+    assert (norm is not None) == backbone.facts.embedding_norm
     if norm is not None:
-        assert norm.normalized_shape == (body.facts.width,)
-    projection = body.patch_projection()
-    assert (projection is not None) == (body.facts.modality == "image")
-    if projection is not None and positions is not None and body.facts.name != "tiny":
-        flat = projection(source(body)).flatten(2).transpose(1, 2)
+        assert norm.normalized_shape == (backbone.facts.width,)
+    projection = backbone.patch_projection()
+    assert (projection is not None) == (backbone.facts.modality == "image")
+    if projection is not None and positions is not None and backbone.facts.name != "tiny":
+        flat = projection(source(backbone)).flatten(2).transpose(1, 2)
         torch.testing.assert_close(flat + positions, tokens.x_BND)
 
 
@@ -276,38 +285,38 @@ def test_random_weights_follow_the_generator_only(tmp_path: Path) -> None:
     first, same = make("hf", 3, **settings), make("hf", 3, **settings)
     assert torch.equal(before, torch.random.get_rng_state())
     other = make("hf", 4, **settings)
-    key = "body.layers.0.mlp.fc1.weight"
+    key = "backbone.layers.0.mlp.fc1.weight"
     assert torch.equal(first.state_dict()[key], same.state_dict()[key])
     assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
 
 
-def test_dropout_settings_reach_the_body(tmp_path: Path) -> None:
+def test_dropout_settings_reach_the_backbone(tmp_path: Path) -> None:
     save(tmp_path, small_config("swin"))
-    body = make("hf", name=str(tmp_path), dropout=0.3, drop_path=0.2).train()
-    assert {m.p for m in body.modules() if isinstance(m, nn.Dropout)} == {0.3}
-    tokens = body.embed(images(1, 32, 32))
-    assert not torch.equal(body(tokens).x_BND, body(tokens).x_BND)
+    backbone = make("hf", name=str(tmp_path), dropout=0.3, drop_path=0.2).train()
+    assert {m.p for m in backbone.modules() if isinstance(m, nn.Dropout)} == {0.3}
+    tokens = backbone.embed(images(1, 32, 32))
+    assert not torch.equal(backbone(tokens).x_BND, backbone(tokens).x_BND)
 
 
 def test_roberta_positions_are_the_rows_after_the_padding_rows() -> None:
-    body = make("roberta", pretrained=False)
-    table = body.embedding.position_embeddings.weight
-    assert torch.equal(body.positions((50,)), table[2:52])
-    assert torch.equal(body.positions((5, 4)), table[2:22])
-    assert body.positions((512,)).shape == (512, 768)
+    backbone = make("roberta", pretrained=False)
+    table = backbone.embedding.position_embeddings.weight
+    assert torch.equal(backbone.positions((50,)), table[2:52])
+    assert torch.equal(backbone.positions((5, 4)), table[2:22])
+    assert backbone.positions((512,)).shape == (512, 768)
     with pytest.raises(UsageError, match="positions for 512 tokens, not 513"):
-        body.positions((513,))
+        backbone.positions((513,))
     # Upstream: 85.47 M trainable for ECG, with its own embedder and head.
     embedder = (20 * 768 + 768) + 2 * 768 + 514 * 768
-    assert round((count(body) + embedder + 769 * 4) / 1e6, 2) == 85.47
-    facts = Facts(TASK, body.facts, grid=(600,))
-    assert "at most 512 tokens" in next(iter(type(body).problems(body.config, facts)))
+    assert round((count(backbone) + embedder + 769 * 4) / 1e6, 2) == 85.47
+    facts = Facts(TASK, backbone.facts, grid=(600,))
+    assert "at most 512 tokens" in next(iter(type(backbone).problems(backbone.config, facts)))
 
 
 NAMED = ["swin", "roberta", "vit-s14", "minilm-l6", "mpnet-base", "tiny"]
 
 
-def test_describing_a_named_body_imports_no_model_library() -> None:
+def test_describing_a_named_backbone_imports_no_model_library() -> None:
     code = f"""
 import sys
 from xmodal.data.store import Store
@@ -320,7 +329,7 @@ assert not {{"transformers", "timm"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_text_bodies_refuse_stochastic_depth(tmp_path: Path) -> None:
+def test_text_backbones_refuse_stochastic_depth(tmp_path: Path) -> None:
     save(tmp_path, small_config("bert"))
     cls = registry().load("backbone", "hf")
     config = cls.Config(name=str(tmp_path), drop_path=0.1)
@@ -410,15 +419,16 @@ def test_onnx_reader_names_a_damaged_file(tmp_path: Path) -> None:
             onnx_reader.read_weights(tmp_path / "a.onnx")
 
 
-# --- the bodies out of the package registry -------------------------------------------------------
+# --- the backbones out of the package registry
+# -------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def vit() -> Any:
     notes: list[str] = []
-    body = make("vit-s14", notes=notes)
+    backbone = make("vit-s14", notes=notes)
     assert notes == ["vit-s14: 22,056,192 parameters, 0 missing, 0 unexpected"]
-    return body
+    return backbone
 
 
 @pytest.mark.network
@@ -481,10 +491,10 @@ def test_vit_features_beat_random_ones(vit: Any) -> None:
     norm = vit.embed(vit.prepare_source(x[:50])).x_BND.norm(dim=-1).mean().item()
     assert norm == pytest.approx(vit.reference_norm(), rel=0.25)
     scores = []
-    for body in (vit, make("vit-s14", pretrained=False)):
+    for backbone in (vit, make("vit-s14", pretrained=False)):
         with torch.no_grad():
             features = [
-                body(body.embed(body.prepare_source(part))).x_BND.mean(dim=1)
+                backbone(backbone.embed(backbone.prepare_source(part))).x_BND.mean(dim=1)
                 for part in x.split(50)
             ]
         scores.append(probe(torch.cat(features).numpy(), y, 400))
@@ -506,18 +516,18 @@ CONLL = "c02eb19809eafb83998326a0481942eb37d96f31826ae387cfe8773699969f5b"
 @pytest.mark.slow
 def test_minilm_features_beat_random_ones() -> None:
     notes: list[str] = []
-    bodies = [make("minilm-l6", notes=notes), make("minilm-l6", pretrained=False)]
+    backbones = [make("minilm-l6", notes=notes), make("minilm-l6", pretrained=False)]
     assert notes == ["minilm-l6: 22,713,216 parameters, 0 missing, 0 unexpected"]
     sentences = conll()
     scores = []
-    for body in bodies:
+    for backbone in backbones:
         rows, labels = [], []
         for words, tags in sentences:
-            pieces = body.tokenize(words)
+            pieces = backbone.tokenize(words)
             ids = torch.tensor([[piece for word in pieces for piece in word]])
             ends = np.cumsum([len(word) for word in pieces])
             with torch.no_grad():
-                rows.append(body(body.embed(ids)).x_BND[0, ends - 1].numpy())
+                rows.append(backbone(backbone.embed(ids)).x_BND[0, ends - 1].numpy())
             labels += tags
         scores.append(probe(np.concatenate(rows), np.array(labels), len(labels) * 2 // 3))
     assert scores[0] > scores[1] + 0.05, scores
@@ -537,21 +547,21 @@ def conll() -> list[tuple[list[str], list[str]]]:
 
 @pytest.mark.network
 def test_minilm_prepares_words() -> None:
-    body = make("minilm-l6", pretrained=False)
-    pieces = body.tokenize(["Hello", "electroencephalography"])
+    backbone = make("minilm-l6", pretrained=False)
+    pieces = backbone.tokenize(["Hello", "electroencephalography"])
     assert len(pieces) == 2
     assert len(pieces[1]) > 1
     rows = [["a", "b", "c"], ["electroencephalography", "b", "c"]]
-    ids = body.prepare_source(rows)
+    ids = backbone.prepare_source(rows)
     assert ids.shape == (2, 3)
     assert ids.dtype == torch.int64
-    assert body.prepare_source(ids) is ids
+    assert backbone.prepare_source(ids) is ids
 
 
-def test_text_bodies_can_be_cut_short() -> None:
-    body = make("minilm-l6", pretrained=False, layers=2)
-    assert len(body.model.encoder.layer) == 2
-    kind = type(body)
+def test_text_backbones_can_be_cut_short() -> None:
+    backbone = make("minilm-l6", pretrained=False, layers=2)
+    assert len(backbone.model.encoder.layer) == 2
+    kind = type(backbone)
     assert not list(kind.problems(kind.Config(layers=6), tiny_facts()))
     (line,) = kind.problems(kind.Config(layers=7), tiny_facts())
     assert line == "layers is 7; backbone 'minilm-l6' has 6"

@@ -159,8 +159,8 @@ def test_style(path: Path) -> None:
             assert node.type is not None, f"bare except in line {node.lineno}"
 
 
-def _undocumented(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
-    for node in body:
+def _undocumented(backbone: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in backbone:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         overload = any("overload" in ast.unparse(d) for d in node.decorator_list)

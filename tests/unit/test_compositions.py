@@ -1,7 +1,7 @@
 """Every method with every kind of data and label trains; what cannot work says so in one line.
 
 Methods are found, not listed, so a new one is covered as soon as its recipe exists. Two steps on
-the tiny body; whether a method is right is for its own tests.
+the tiny backbone; whether a method is right is for its own tests.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_of(method: str, kind: str, files: Path, *overrides: str) -> RunSession:
     """A run of a method cut down to two steps a stage, ready to train."""
     (path,) = files.glob(f"{kind}.*")
-    # The method comes last: the baseline names a body of its own.
+    # The method comes last: the baseline names a backbone of its own.
     layers = ["scales/smoke", f"methods/{method}"]
     task = {"use": "arrays", "path": str(path)}
     if "rows" not in kind:

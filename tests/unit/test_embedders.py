@@ -20,7 +20,7 @@ WIDTH, SIDE = 12, 4
 
 
 class Body:
-    """A random stand-in for a pretrained body: patch projection, LayerNorm, positions."""
+    """A random stand-in for a pretrained backbone: patch projection, LayerNorm, positions."""
 
     def __init__(self, norm: bool = True, positions: bool = True) -> None:
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Body:
         return tokens if positions is None else tokens + positions
 
 
-BODY_FACTS = BackboneFacts("stub", "image", WIDTH, WIDTH, patch=SIDE, grid=(8, 8))
+BACKBONE_FACTS = BackboneFacts("stub", "image", WIDTH, WIDTH, patch=SIDE, grid=(8, 8))
 
 
 def task(*shape: int, levels: tuple[int, ...] = ()) -> TaskFacts:
@@ -60,17 +60,17 @@ def task(*shape: int, levels: tuple[int, ...] = ()) -> TaskFacts:
 def build(
     cls: type[Any],
     facts: TaskFacts,
-    body: Body | None = None,
-    body_facts: BackboneFacts = BODY_FACTS,
+    backbone: Body | None = None,
+    backbone_facts: BackboneFacts = BACKBONE_FACTS,
     notes: list[str] | None = None,
     **settings: Any,
 ) -> Any:
     lines = [] if notes is None else notes
     context = Context(
-        Facts(facts, body_facts),
+        Facts(facts, backbone_facts),
         torch.Generator().manual_seed(1),
         store=SimpleNamespace(),  # type: ignore[arg-type]
-        components={"backbone": body or Body()},
+        components={"backbone": backbone or Body()},
         note=lines.append,
     )
     return cls(cls.Config(**settings), context)
@@ -85,23 +85,23 @@ def mean_norm(tokens: Tensor) -> float:
 
 @pytest.mark.parametrize(("norm", "positions"), [(True, True), (True, False), (False, True)])
 def test_source_init_equals_the_pretrained_embedding_on_rgb(norm: bool, positions: bool) -> None:
-    body = Body(norm, positions)
-    embedder = build(Patch, task(3, 32, 24), body)
+    backbone = Body(norm, positions)
+    embedder = build(Patch, task(3, 32, 24), backbone)
     x = torch.randn(2, 3, 32, 24)
     tokens = embedder(x)
-    assert tokens.grid == (8, 6) == Patch.grid(Patch.Config(), task(3, 32, 24), BODY_FACTS)
-    torch.testing.assert_close(tokens.x_BND, body.embed(x), rtol=0, atol=0)
+    assert tokens.grid == (8, 6) == Patch.grid(Patch.Config(), task(3, 32, 24), BACKBONE_FACTS)
+    torch.testing.assert_close(tokens.x_BND, backbone.embed(x), rtol=0, atol=0)
     assert all(p.requires_grad for p in embedder.parameters())
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 57])
 def test_source_kernel_is_tiled_along_channels(channels: int) -> None:
-    body = Body()
-    plain = build(Patch, task(channels, 8, 8), body).projection
+    backbone = Body()
+    plain = build(Patch, task(channels, 8, 8), backbone).projection
     for channel in range(channels):
-        assert torch.equal(plain.weight[:, channel], body.projection.weight[:, channel % 3])
-    assert torch.equal(plain.bias, body.projection.bias)
-    scaled = build(Patch, task(channels, 8, 8), body, channel_rescale=True).projection
+        assert torch.equal(plain.weight[:, channel], backbone.projection.weight[:, channel % 3])
+    assert torch.equal(plain.bias, backbone.projection.bias)
+    scaled = build(Patch, task(channels, 8, 8), backbone, channel_rescale=True).projection
     torch.testing.assert_close(scaled.weight, plain.weight * 3 / channels)
 
 
@@ -128,27 +128,27 @@ def test_sizes(size: Any, grid: tuple[int, int]) -> None:
 
 def test_other_patch_side_resamples_the_kernel() -> None:
     """FlexiViT's property: a patch resized with its kernel keeps its response."""
-    body = Body(norm=False, positions=False)
-    embedder = build(Patch, task(3, 8, 8), body, patch=8)
+    backbone = Body(norm=False, positions=False)
+    embedder = build(Patch, task(3, 8, 8), backbone, patch=8)
     small = torch.randn(2, 3, 4, 4)
     large = nn.functional.interpolate(small, (8, 8), mode="bicubic", antialias=True)
-    expected = body.projection(small).flatten(1)
+    expected = backbone.projection(small).flatten(1)
     torch.testing.assert_close(embedder(large).x_BND[:, 0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_random_init_ignores_the_kernel_but_keeps_positions() -> None:
-    body = Body()
-    embedder = build(Patch, task(3, 8, 8), body, init="random")
+    backbone = Body()
+    embedder = build(Patch, task(3, 8, 8), backbone, init="random")
     assert embedder.projection.weight.std() < 0.03
     assert not embedder.projection.bias.any()
     assert torch.equal(embedder.norm.weight, torch.ones(WIDTH))
-    assert torch.equal(embedder.positions, body.positions((2, 2)))
+    assert torch.equal(embedder.positions, backbone.positions((2, 2)))
 
 
 def test_body_without_patch_projection_is_noted() -> None:
-    body, notes = Body(), []
-    body.patch_projection = lambda: None  # type: ignore[method-assign]
-    build(Patch, task(3, 8, 8), body, notes=notes)
+    backbone, notes = Body(), []
+    backbone.patch_projection = lambda: None  # type: ignore[method-assign]
+    build(Patch, task(3, 8, 8), backbone, notes=notes)
     assert "no patch projection" in notes[0]
 
 
@@ -194,10 +194,10 @@ def test_prime_length_is_padded_and_said() -> None:
 
 
 def test_conv1d_copies_norm_and_positions() -> None:
-    body = Body()
-    embedder = build(Conv1d, task(2, 40), body, target_length=10)
+    backbone = Body()
+    embedder = build(Conv1d, task(2, 40), backbone, target_length=10)
     x = torch.randn(3, 2, 40)
-    expected = body.norm(embedder.projection(x).transpose(1, 2)) + body.positions((10,))
+    expected = backbone.norm(embedder.projection(x).transpose(1, 2)) + backbone.positions((10,))
     torch.testing.assert_close(embedder(x).x_BND, expected)
     bound = 2**0.5 * (6 / ((2 + WIDTH) * 4)) ** 0.5
     assert embedder.projection.weight.abs().max() <= bound
@@ -205,12 +205,12 @@ def test_conv1d_copies_norm_and_positions() -> None:
 
 
 def test_a_sequence_is_one_row_to_a_body_of_images() -> None:
-    body = Body()
-    known = body.positions
-    body.positions = lambda grid: known(grid) if len(grid) == 2 else None  # type: ignore[method-assign]
-    embedder = build(Conv1d, task(2, 40), body, target_length=10)
+    backbone = Body()
+    known = backbone.positions
+    backbone.positions = lambda grid: known(grid) if len(grid) == 2 else None  # type: ignore[method-assign]
+    embedder = build(Conv1d, task(2, 40), backbone, target_length=10)
     assert torch.equal(embedder.positions, known((1, 10)))
-    assert build(Conv1d, task(2, 40), body, positions=False).positions is None
+    assert build(Conv1d, task(2, 40), backbone, positions=False).positions is None
 
 
 # --- columns -------------------------------------------------------------------------------------
@@ -323,10 +323,10 @@ def test_flat_is_one_token() -> None:
 )
 def test_wrong_forms_are_refused(cls: Any, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cls.grid(cls.Config(), task(*shape), BODY_FACTS)
+        cls.grid(cls.Config(), task(*shape), BACKBONE_FACTS)
 
 
-def test_bodies_without_patch_or_width_are_refused() -> None:
+def test_backbones_without_patch_or_width_are_refused() -> None:
     text = BackboneFacts("words", "text", WIDTH, WIDTH)
     with pytest.raises(ValueError, match="has none"):
         Patch.grid(Patch.Config(), task(1, 8, 8), text)

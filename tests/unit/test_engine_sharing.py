@@ -438,7 +438,7 @@ def test_a_recipe_that_only_prepares_is_refused(folder: Path, extra: str) -> Non
 
 
 class Fixed(nn.Module):
-    """A mixer, body and head of almost nothing, so that a loss can be worked out by hand."""
+    """A mixer, backbone and head of almost nothing, so that a loss can be worked out by hand."""
 
     def __init__(self, views: Callable[[Tensor], tuple[View, ...]]) -> None:
         super().__init__()

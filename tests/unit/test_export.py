@@ -70,12 +70,12 @@ class Made:
 
 
 def _run(root: Path, config: dict[str, Any] | None, *recipes: str) -> TrainedModel:
-    body = root / "body"
-    body.mkdir(parents=True)
-    (body / "config.json").write_text(json.dumps(config))
+    backbone = root / "body"
+    backbone.mkdir(parents=True)
+    (backbone / "config.json").write_text(json.dumps(config))
     overrides = ["source=null"]
     if config is not None:
-        overrides.append(f"backbone={{use: hf, name: {body}, pretrained: false}}")
+        overrides.append(f"backbone={{use: hf, name: {backbone}, pretrained: false}}")
     api.run(
         *recipes,
         scale="smoke",
@@ -88,7 +88,7 @@ def _run(root: Path, config: dict[str, Any] | None, *recipes: str) -> TrainedMod
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
-    """Every kind of body, exported to plain PyTorch."""
+    """Every kind of backbone, exported to plain PyTorch."""
     root = tmp_path_factory.mktemp("exports")
     found = {}
     for number, (name, (config, *recipes)) in enumerate(CASES.items()):
@@ -150,14 +150,14 @@ def test_transformers_loads_the_adapted_body(made: dict[str, Made], name: str) -
     from transformers import AutoModel
 
     one = made[name]
-    body, info = AutoModel.from_pretrained(one.folder, output_loading_info=True)
+    backbone, info = AutoModel.from_pretrained(one.folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert body.config.model_type == (CASES[name][0] or {})["model_type"]
+    assert backbone.config.model_type == (CASES[name][0] or {})["model_type"]
     own = dict(programs.plain(one.trained).backbone.named_parameters())
-    loaded = dict(body.named_parameters())
+    loaded = dict(backbone.named_parameters())
     matched = sum(1 for value in own.values() if any(_same(value, v) for v in loaded.values()))
-    # The prefix of an image body travels with the embedder.
+    # The prefix of an image backbone travels with the embedder.
     assert matched == len(own) - any("prefix" in key for key in own)
 
 
@@ -165,20 +165,20 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def test_bodies_that_no_library_runs_rightly_are_programs(made: dict[str, Made]) -> None:
+def test_backbones_that_no_library_runs_rightly_are_programs(made: dict[str, Made]) -> None:
     for name in CASES:
         files = {path.name for path in made[name].folder.iterdir()}
         assert ("body.pt2" in files) == (name in AS_PROGRAMS), name
         assert ("config.json" in files) != (name in AS_PROGRAMS), name
     notes = " ".join(made["nft on swin, small grid"].exported.notes)
-    assert "transformers cannot run this body" in notes
+    assert "transformers cannot run this backbone" in notes
 
 
 def test_low_rank_updates_are_merged(made: dict[str, Made]) -> None:
     one = made["lora on roberta"]
     kept = load_file(one.folder / "model.safetensors")
     assert not any("lora" in key or "base_layer" in key for key in kept)
-    layer = one.trained.model.backbone.get_submodule("body.model.encoder.layer.0.output.dense")
+    layer = one.trained.model.backbone.get_submodule("backbone.model.encoder.layer.0.output.dense")
     update = layer.get_delta_weight("default")
     merged = kept["encoder.layer.0.output.dense.weight"]
     assert update.abs().max() > 0

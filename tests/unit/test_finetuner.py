@@ -451,7 +451,7 @@ def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:
 
 def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> None:
     """Breast cancer (OpenML wdbc), split by its task; its rows reach the fit as raw numbers."""
-    recipes = ("methods/pare", "bodies/text", "tasks/openml/wdbc")
+    recipes = ("methods/pare", "backbones/text", "tasks/openml/wdbc")
     outcome = api.run(
         *recipes, overrides=[*SETTINGS, "training.epochs=2", "task.metric=error-rate"],
         scale="smoke", root=tmp_path, report=False,

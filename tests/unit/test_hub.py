@@ -53,18 +53,18 @@ def load(name, config, out):
         task = TaskFacts("t", (3, 32, 32), Target("classification", 2), {})
         context = Context(Facts(task, facts), torch.Generator().manual_seed(1), Store(),
                           note=notes.append)
-        body = cls(chosen, context).eval()
+        backbone = cls(chosen, context).eval()
     except XModalError as error:
         answer = {"error": str(error), "exit": error.exit_code}
     else:
-        tensors = dict(body.state_dict())
+        tensors = dict(backbone.state_dict())
         if facts.modality == "image":
             with torch.no_grad():
                 x = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-                tensors["features"] = body(body.embed(x)).x_BND
-            answer = {"projection": list(body.patch_projection().weight.shape)}
+                tensors["features"] = backbone(backbone.embed(x)).x_BND
+            answer = {"projection": list(backbone.patch_projection().weight.shape)}
         else:
-            answer = {"pieces": body.tokenize(["hello", "world"])}
+            answer = {"pieces": backbone.tokenize(["hello", "world"])}
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, out)
     return answer | {"seconds": time.monotonic() - begun, "notes": notes}
 
@@ -92,10 +92,10 @@ class Hub:
                 """Say nothing."""
 
             def do_HEAD(self) -> None:
-                hub.answer(self, body=False)
+                hub.answer(self, backbone=False)
 
             def do_GET(self) -> None:
-                hub.answer(self, body=True)
+                hub.answer(self, backbone=True)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -106,7 +106,7 @@ class Hub:
         folder = self.root / repository
         return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.is_dir() else {}
 
-    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, backbone: bool) -> None:
         path = unquote(request.path.partition("?")[0])
         self.requests.append((request.command, path))
         if "hang/" in path:
@@ -116,11 +116,11 @@ class Hub:
         files = self.files(repository)
         if not files:
             gone = {"X-Error-Code": "RepoNotFound"}
-            self.send(request, 404, b'{"error":"Repository not found"}', gone, body)
+            self.send(request, 404, b'{"error":"Repository not found"}', gone, backbone)
         elif path.startswith("/api/models/"):
-            self.send(request, 200, self.about(path, repository, files), {}, body)
+            self.send(request, 200, self.about(path, repository, files), {}, backbone)
         else:
-            self.file(request, path, files, body)
+            self.file(request, path, files, backbone)
 
     def about(self, path: str, repository: str, files: dict[str, bytes]) -> bytes:
         """The description of a repository, or the tree of its files."""
@@ -144,30 +144,34 @@ class Hub:
         return json.dumps(entries).encode()
 
     def file(
-        self, request: BaseHTTPRequestHandler, path: str, files: dict[str, bytes], body: bool
+        self, request: BaseHTTPRequestHandler, path: str, files: dict[str, bytes], backbone: bool
     ) -> None:
         _, _, name = path.partition("/resolve/")[2].partition("/")
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name not in files:
-            self.send(request, 404, b"", {**headers, "X-Error-Code": "EntryNotFound"}, body)
+            self.send(request, 404, b"", {**headers, "X-Error-Code": "EntryNotFound"}, backbone)
             return
         data = files[name]
         headers["ETag"] = f'"{_sha1(data)}"'
         if name.endswith(".safetensors"):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(data).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(data))
-        self.send(request, 200, data, headers, body)
+        self.send(request, 200, data, headers, backbone)
 
     @staticmethod
     def send(
-        request: BaseHTTPRequestHandler, code: int, data: bytes, headers: dict[str, str], body: bool
+        request: BaseHTTPRequestHandler,
+        code: int,
+        data: bytes,
+        headers: dict[str, str],
+        backbone: bool,
     ) -> None:
         request.send_response(code)
         for name, value in headers.items():
             request.send_header(name, value)
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
-        if body:
+        if backbone:
             request.wfile.write(data)
 
     def close(self) -> None:
@@ -313,7 +317,7 @@ def test_swin_by_hub_id(hub: Hub, folder: Path, first: dict[str, Loaded]) -> Non
     }
     assert len(state) > 20
     for key, value in state.items():
-        assert torch.equal(loaded[f"body.{key.replace('layernorm.', 'norm.')}"], value), key
+        assert torch.equal(loaded[f"backbone.{key.replace('layernorm.', 'norm.')}"], value), key
     x = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     with torch.no_grad():
         expected = model(x).last_hidden_state
@@ -353,7 +357,7 @@ def test_a_text_body_brings_its_tokenizer(first: dict[str, Loaded]) -> None:
     assert answer.get("pieces") == [[5], [6, 7]], answer
 
 
-def test_named_bodies_take_weights_by_hub_id(hub: Hub, first: dict[str, Loaded]) -> None:
+def test_named_backbones_take_weights_by_hub_id(hub: Hub, first: dict[str, Loaded]) -> None:
     """``swin`` fixes the architecture, so tiny weights are refused with the keys that differ."""
     answer, _ = first["named"]
     assert answer["exit"] == 4

@@ -1,4 +1,4 @@
-"""LoRA against its definition, with every kind of body, and through whole runs."""
+"""LoRA against its definition, with every kind of backbone, and through whole runs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ BODIES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
 """Settings, a token grid, and the number of linear layers."""
 
 
-def adapted(body: Any, notes: list[str] | None = None, **settings: Any) -> Any:
-    """The body with updates of those settings; the random start is always the same."""
+def adapted(backbone: Any, notes: list[str] | None = None, **settings: Any) -> Any:
+    """The backbone with updates of those settings; the random start is always the same."""
     note = (lambda line: None) if notes is None else notes.append
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Lora(Lora.Config(**settings), replace(tiny_context(), note=note)).apply(body)
-    return body
+        Lora(Lora.Config(**settings), replace(tiny_context(), note=note)).apply(backbone)
+    return backbone
 
 
 def tiny() -> Any:
@@ -50,14 +50,14 @@ def tiny() -> Any:
     return kind(kind.Config(), tiny_context()).eval()
 
 
-def updates(body: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in body.named_parameters() if "lora_" in name}
+def updates(backbone: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in backbone.named_parameters() if "lora_" in name}
 
 
-def shake(body: nn.Module) -> None:
+def shake(backbone: nn.Module) -> None:
     """Make every update a real one: B starts at zero."""
     generator = torch.Generator().manual_seed(1)
-    for parameter in updates(body).values():
+    for parameter in updates(backbone).values():
         with torch.no_grad():
             parameter.normal_(0, 0.1, generator=generator)
 
@@ -78,9 +78,9 @@ def test_output_and_gradients_are_those_of_the_definition(
     settings: dict[str, Any], scale: float
 ) -> None:
     """h = W x + b + scale B A x, by plain matrices in float64."""
-    body = adapted(tiny(), **settings).double()
-    shake(body)
-    layer = body.layers[0].qkv
+    backbone = adapted(tiny(), **settings).double()
+    shake(backbone)
+    layer = backbone.layers[0].qkv
     x_BD = random(5, 32, seed=2).double()
     out = layer(x_BD)
     out.square().sum().backward()
@@ -101,13 +101,13 @@ def test_output_and_gradients_are_those_of_the_definition(
 
 def test_dora_is_its_definition() -> None:
     """m (W + BA) / ||W + BA||, row by row (Liu et al. 2024, Eq. 5)."""
-    body = adapted(tiny(), rank=4, dora=True).double()
-    layer = body.layers[0].out
+    backbone = adapted(tiny(), rank=4, dora=True).double()
+    layer = backbone.layers[0].out
     x_BD = random(5, 32, seed=2).double()
     own = {name: p.detach() for name, p in layer.named_parameters()}
     start = x_BD @ own["base_layer.weight"].T + own["base_layer.bias"]
     torch.testing.assert_close(layer(x_BD), start, rtol=1e-6, atol=1e-6)
-    shake(body)
+    shake(backbone)
     moved = own["base_layer.weight"] + own["lora_B.default.weight"] @ own["lora_A.default.weight"]
     length_O1 = own["lora_magnitude_vector.default.weight"][:, None]
     expected = length_O1 * moved / moved.norm(dim=1, keepdim=True)
@@ -116,9 +116,9 @@ def test_dora_is_its_definition() -> None:
 
 
 def test_dropout_is_of_the_updates_input_and_only_in_training() -> None:
-    body = adapted(tiny(), rank=4, dropout=0.5)
-    shake(body)
-    layer, x_BD = body.layers[0].qkv, random(64, 32, seed=2)
+    backbone = adapted(tiny(), rank=4, dropout=0.5)
+    shake(backbone)
+    layer, x_BD = backbone.layers[0].qkv, random(64, 32, seed=2)
     assert torch.equal(layer(x_BD), layer(x_BD))
     base_BO = layer.base_layer(x_BD)
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def test_dropout_is_of_the_updates_input_and_only_in_training() -> None:
     torch.testing.assert_close(update_BO, kept_BD @ (b_OR @ a_RD).T, rtol=1e-4, atol=1e-5)
 
 
-# --- bodies ---
+# --- backbones ---
 
 
 def body_of(name: str) -> Any:
@@ -138,44 +138,44 @@ def body_of(name: str) -> Any:
     return kind(kind.Config(**settings), tiny_context()).eval()
 
 
-def tokens_for(body: Any, grid: tuple[int, ...]) -> Tokens:
+def tokens_for(backbone: Any, grid: tuple[int, ...]) -> Tokens:
     count = grid[0] * (grid[1] if len(grid) > 1 else 1)
-    return Tokens(random(2, count, body.facts.width), grid)
+    return Tokens(random(2, count, backbone.facts.width), grid)
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_every_body(name: str) -> None:
     """The same start, r(in + out) parameters a layer, and a gradient in every one of them."""
     _, grid, count = BODIES[name]
-    body = body_of(name)
-    layers, fused = linear_layers(body)
+    backbone = body_of(name)
+    layers, fused = linear_layers(backbone)
     assert not fused
     assert len(layers) == count
     wanted = sum(3 * (layer.in_features + layer.out_features) for layer in layers.values())
-    tokens = tokens_for(body, grid)
+    tokens = tokens_for(backbone, grid)
     with torch.no_grad():
-        before: Tensor = body(tokens).x_BND
+        before: Tensor = backbone(tokens).x_BND
     notes: list[str] = []
-    adapted(body, notes, rank=3)
-    added = updates(body)
+    adapted(backbone, notes, rank=3)
+    added = updates(backbone)
     assert sum(p.numel() for p in added.values()) == wanted
     assert len(added) == 2 * count
     assert notes == [f"lora: rank 3 in {count} linear layers, {wanted:,} parameters more"]
     with torch.no_grad():
-        assert torch.equal(body(tokens).x_BND, before)
-    shake(body)
-    body(tokens).x_BND.square().sum().backward()
+        assert torch.equal(backbone(tokens).x_BND, before)
+    shake(backbone)
+    backbone(tokens).x_BND.square().sum().backward()
     idle = [n for n, p in added.items() if p.grad is None or not p.grad.abs().max() > 0]
     assert not idle
-    assert not any("lora" in n for n, _ in body.embedding.named_parameters())
+    assert not any("lora" in n for n, _ in backbone.embedding.named_parameters())
 
 
 def test_what_was_frozen_stays_frozen_and_what_trained_still_can() -> None:
-    body = tiny()
-    body.norm.requires_grad_(False)
-    adapted(body)
-    assert not any(p.requires_grad for p in body.norm.parameters())
-    others = [p for n, p in body.named_parameters() if not n.startswith("norm.")]
+    backbone = tiny()
+    backbone.norm.requires_grad_(False)
+    adapted(backbone)
+    assert not any(p.requires_grad for p in backbone.norm.parameters())
+    others = [p for n, p in backbone.named_parameters() if not n.startswith("norm.")]
     assert all(p.requires_grad for p in others)
 
 
@@ -188,13 +188,13 @@ def test_layers_of_the_source_embedding_are_left_alone() -> None:
         def embedding_parameters(self) -> list[nn.Parameter]:
             return [*super().embedding_parameters(), *self.mixing.parameters()]
 
-    body = adapted(Embeds())
-    assert type(body.mixing) is nn.Linear
-    assert {n.split(".lora")[0] for n in updates(body)} == {"encoder.1"}
+    backbone = adapted(Embeds())
+    assert type(backbone.mixing) is nn.Linear
+    assert {n.split(".lora")[0] for n in updates(backbone)} == {"encoder.1"}
 
 
 class Fused(TinyBackbone):
-    """A body with torch's own attention, which never calls its output layer."""
+    """A backbone with torch's own attention, which never calls its output layer."""
 
     def __init__(self) -> None:
         super().__init__(TinyBackbone.Config(), tiny_context())
@@ -204,18 +204,18 @@ class Fused(TinyBackbone):
 
 def test_updates_that_would_be_ignored_are_not_made() -> None:
     notes: list[str] = []
-    body = adapted(Fused(), notes)
-    assert {name.split(".lora")[0] for name in updates(body)} == {"encoder.1"}
+    backbone = adapted(Fused(), notes)
+    assert {name.split(".lora")[0] for name in updates(backbone)} == {"encoder.1"}
     assert "fused layers stay as they are: attention.out_proj, block.self_attn" in notes[1]
     with pytest.raises(UsageError, match=r"'attention\.\*' fits only layers inside fused"):
         adapted(Fused(), targets=["attention.*"])
 
 
 def test_patterns_choose_layers() -> None:
-    body = adapted(tiny(), targets=["*.qkv", "layers.1.out"])
-    names = {name.split(".lora")[0] for name in updates(body)}
+    backbone = adapted(tiny(), targets=["*.qkv", "layers.1.out"])
+    names = {name.split(".lora")[0] for name in updates(backbone)}
     assert names == {"layers.0.qkv", "layers.1.qkv", "layers.1.out"}
-    assert len(updates(body)) == 6
+    assert len(updates(backbone)) == 6
 
 
 def test_a_pattern_for_nothing_says_what_there_is() -> None:

@@ -58,20 +58,20 @@ def part(kind: str, name: str, context: Context, **config: Any) -> Any:
 
 def tiny_model(mixer: str, target: Target, form: str) -> TrainingModel:
     facts = tiny_facts(form, target)  # type: ignore[arg-type]
-    body = build(TinyBackbone, None, tiny_context(facts))
+    backbone = build(TinyBackbone, None, tiny_context(facts))
     parts = {
         "selector": build(TinySelector),
         "scheduler": build(TinyScheduler, {"k": 3}),
     }
     wanted = facts.source.target if facts.source else target
     return TrainingModel(
-        part("embedder", "auto", tiny_context(facts, {"backbone": body})),
-        body,
+        part("embedder", "auto", tiny_context(facts, {"backbone": backbone})),
+        backbone,
         part("mixer", mixer, tiny_context(facts, parts, seed=2), **MIXERS[mixer]),
-        part("predictor", target.kind, tiny_context(facts, {"backbone": body}, target)),
+        part("predictor", target.kind, tiny_context(facts, {"backbone": backbone}, target)),
         part("loss", LOSSES[target.kind], tiny_context(facts, output=target)),
         nn.Identity(),
-        part("predictor", "classification", tiny_context(facts, {"backbone": body}, wanted)),
+        part("predictor", "classification", tiny_context(facts, {"backbone": backbone}, wanted)),
         part("loss", "cross-entropy", tiny_context(facts, output=wanted)),
     )
 

@@ -1,6 +1,6 @@
 """The bi-level gradient against brute force in float64, and its first-order reading.
 
-e: a linear embedder and its shift; phi: a two-layer encoder, or the tiny transformer body.
+e: a linear embedder and its shift; phi: a two-layer encoder, or the tiny transformer backbone.
 """
 
 from __future__ import annotations
@@ -195,15 +195,15 @@ def test_transformer_body_against_brute_force_along_directions() -> None:
     component = registry().load("backbone", "tiny")
     facts: Facts = tiny_facts()
     context = Context(facts, torch.Generator().manual_seed(0), Store())
-    body = component(component.Config(), context).double()
-    weights = {n: p.detach() for n, p in body.named_parameters()}
+    backbone = component(component.Config(), context).double()
+    weights = {n: p.detach() for n, p in backbone.named_parameters()}
     e = draw(3, 32, seed=1).requires_grad_()
     x, y = draw(4, 6, 3, seed=2), draw(4, 32, seed=3)
     source, labels = draw(5, 6, 32, seed=4), torch.tensor([0, 1, 0, 1, 1])
 
     def encode(phi: Weights, tokens: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
-            out: Tensor = functional_call(body, phi, (Tokens(tokens, (6,)),)).x_BND
+            out: Tensor = functional_call(backbone, phi, (Tokens(tokens, (6,)),)).x_BND
         return out.mean(dim=1)
 
     def inner(phi: Weights) -> Tensor:

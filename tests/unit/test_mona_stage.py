@@ -1,4 +1,6 @@
-"""The stage ``meta-align`` in sessions on the tiny body: what it computes, and what it leaves."""
+"""The stage ``meta-align`` in sessions on the tiny backbone: what it computes, and what it
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -89,14 +91,14 @@ def test_gradient_is_that_of_the_objective_written_out() -> None:
     model, step = made.model, problem(made)
     ((x, y), share), (source, labels) = step.target[0], step.source
     assert share == 1
-    body = model.backbone
-    phi = {n: p.detach().clone().requires_grad_() for n, p in body.named_parameters()}
+    backbone = model.backbone
+    phi = {n: p.detach().clone().requires_grad_() for n, p in backbone.named_parameters()}
     with sdpa_kernel(SDPBackend.MATH):
-        features: Tokens = functional_call(body, phi, (model.embedder(x),))
+        features: Tokens = functional_call(backbone, phi, (model.embedder(x),))
         inner = model.loss(model.predictor(features), y).mean()
         steps = torch.autograd.grad(inner, list(phi.values()), create_graph=True)
         adapted = {n: p - 0.5 * g for (n, p), g in zip(phi.items(), steps, strict=True)}
-        read: Tokens = functional_call(body, adapted, (body.embed(source),))
+        read: Tokens = functional_call(backbone, adapted, (backbone.embed(source),))
     z = functional.normalize(read.x_BND.mean(dim=1), dim=1)
     outer = alignment(z, positive_pairs(labels)) + uniformity(z)
     embedder = dict(model.embedder.named_parameters())
@@ -143,15 +145,15 @@ def test_micro_batches_change_nothing(mode: str, micro: int) -> None:
 
 
 @pytest.mark.parametrize("micro", ["null", "4"])
-@pytest.mark.parametrize("body", ["backbone=tiny", DROPOUT])
-def test_finite_differences_against_exact(micro: str, body: str) -> None:
+@pytest.mark.parametrize("backbone", ["backbone=tiny", DROPOUT])
+def test_finite_differences_against_exact(micro: str, backbone: str) -> None:
     """With dropout they can only agree if all passes see the same masks."""
-    given = (body, f"training.batch.micro={micro}", "stages.0.alpha=0.3")
+    given = (backbone, f"training.batch.micro={micro}", "stages.0.alpha=0.3")
     exact = second_order(*given)
     rough = second_order(*given, "stages.0.gradient=finite-difference")
     assert cosine(exact, rough) > 0.999
     assert float(rough.norm() / exact.norm()) == pytest.approx(1, abs=0.01)
-    if body == DROPOUT:
+    if backbone == DROPOUT:
         other = second_order(*given, seed=1)
         assert cosine(exact, other) < 0.99  # other masks would have been noticed
 
@@ -295,9 +297,9 @@ def test_every_encoder_pass_is_counted(mode: str, micro: str, passes: int) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train": ["*"]}, "leaves the body as it is"),
-        ({"train": ["norms"]}, "leaves the body as it is"),
-        ({"train": ["backbone.norm.*"]}, "leaves the body as it is"),
+        ({"train": ["*"]}, "leaves the backbone as it is"),
+        ({"train": ["norms"]}, "leaves the backbone as it is"),
+        ({"train": ["backbone.norm.*"]}, "leaves the backbone as it is"),
         ({"train": []}, "at least 1 item"),
         ({"alpha": 0}, "greater than 0"),
         ({"weight": 0}, "greater than 0"),
@@ -316,7 +318,7 @@ def test_hostile_settings_are_named(given: dict[str, Any], message: str) -> None
 
 def test_an_inner_pattern_without_parameters_is_refused() -> None:
     made = session("stages.0.inner=[backbone.lora*]")
-    with pytest.raises(UsageError, match=r"no parameter of the body matches .*backbone\.lora"):
+    with pytest.raises(UsageError, match=r"no parameter of the backbone matches .*backbone\.lora"):
         made.stages[0].begin(made)
 
 

@@ -191,7 +191,7 @@ def test_orca_s_split_is_90_to_10_and_says_what_is_ours() -> None:
 
 
 ARFF = """@relation pets
-@attribute 'body weight' numeric
+@attribute 'backbone weight' numeric
 @attribute colour {black,'dark red'}
 @attribute class {cat,dog}
 @data
@@ -207,7 +207,7 @@ def test_arff_and_csv_give_the_same_table(tmp_path: Path) -> None:
     rows = pet_rows(40)
     rows[3] = "?,?,dog"
     (tmp_path / "pets.arff").write_text(ARFF + "\n".join(rows) + "\n")
-    header = "body weight,colour,class\n"
+    header = "backbone weight,colour,class\n"
     (tmp_path / "pets.csv").write_text(header + "\n".join(rows).replace("'", "") + "\n")
     read = [make(task.OpenML, path=tmp_path / f"pets.{end}") for end in ("arff", "csv")]
     arff, csv = (one.table(one.config) for one in read)

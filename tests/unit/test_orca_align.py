@@ -63,7 +63,7 @@ class LinearEmbedder(nn.Module):
 
 
 class Body(nn.Module):
-    """A body whose embedding has drop-out, and whose encoder must not be run."""
+    """A backbone whose embedding has drop-out, and whose encoder must not be run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,8 +33,8 @@ def build(
     width: int = 10,
     **settings: Any,
 ) -> Any:
-    body = BackboneFacts("stub", "any", width, width, patch=patch, reduction=reduction)
-    facts = Facts(TaskFacts("toy", (1, 8, 8), output, {}), body, grid=grid)
+    backbone = BackboneFacts("stub", "any", width, width, patch=patch, reduction=reduction)
+    facts = Facts(TaskFacts("toy", (1, 8, 8), output, {}), backbone, grid=grid)
     context = Context(
         facts,
         torch.Generator().manual_seed(0),
@@ -87,7 +87,7 @@ def test_what_heads_support() -> None:
         ((56, 56), 4, 8, (85, 85), 32),  # Swin, resized to 224
         ((22, 22), 4, 8, (85, 85), 32),  # Swin, native: features 3 x 3, image 96
         ((8, 8), 16, 1, (128, 128), 16),
-        ((16, 16), 16, 1, (64, 64), 4),  # smaller patches than the body's: an exact division
+        ((16, 16), 16, 1, (64, 64), 4),  # smaller patches than the backbone's: an exact division
         ((5, 9), 4, 1, (17, 33), 4),
         ((5, 5), None, 1, (33, 33), 7),
         ((56, 56), 4, 8, (512, 512), 32),

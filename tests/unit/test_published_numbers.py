@@ -1,7 +1,7 @@
 """Numbers of the papers and of their released code, against what the same settings give here.
 
 Parameters and tensors that train, schedules of k and of the learning rate, and weights of the loss
-terms. Token counts of the series are in test_embedders.py. Bodies are built without memory.
+terms. Token counts of the series are in test_embedders.py. Backbones are built without memory.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _without_memory(hf_config: Any, generator: torch.Generator) -> Any:
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model of a task on its published body, with the task's name."""
+    """The model of a task on its published backbone, with the task's name."""
     monkeypatch.setattr(weights, "random_model", _without_memory)
     shape, target = MODELS[request.param]["task"]
     task = TaskFacts(request.param, shape, target, {})
@@ -369,7 +369,7 @@ def test_momentum_of_sgd_is_that_of_cifar() -> None:
     assert built.defaults["momentum"] == 0.9
 
 
-def test_the_paper_runs_are_planned_on_the_published_bodies(tmp_path: Path) -> None:
+def test_the_paper_runs_are_planned_on_the_published_backbones(tmp_path: Path) -> None:
     """3136 tokens on Swin-B: what k and λ above count in."""
     store = Store(tmp_path)
     for task in ("darcy", "psicov"):

@@ -353,7 +353,7 @@ def problems(registry: Registry, *overrides: str) -> list[str]:
 def test_every_problem_at_once_in_the_order_of_the_file(registry: Registry) -> None:
     write(
         r="selector:\n  use: sun\nscheduler:\n  use: fixed\n  kk: 3\nsead: 1\nworkers: many\n"
-        "backbone: [body]\nsaving: {keep: 0, everysteps: 1}\n"
+        "backbone: [backbone]\nsaving: {keep: 0, everysteps: 1}\n"
     )
     text = "\n".join(problems(registry))
     expected = [
@@ -364,7 +364,7 @@ def test_every_problem_at_once_in_the_order_of_the_file(registry: Registry) -> N
         "r.yaml:7:1  workers\n    should be a valid integer, unable to parse string as an integer, "
         "not 'many'",
         "r.yaml:8:1  backbone\n    expected the name of a backbone, or a block with 'use:'\n"
-        "    installed: body",
+        "    installed: backbone",
         "r.yaml:9:10  saving.keep\n    should be greater than or equal to 1, not 0",
         "r.yaml:9:19  saving.everysteps\n    unknown setting; did you mean 'every_steps'?",
     ]

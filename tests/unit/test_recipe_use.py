@@ -19,7 +19,7 @@ KIT = "xmodal.testing.tiny"
 class Holder(Settings):
     selector: Use[Selector]
     scheduler: Use[Scheduler] | None = None
-    bodies: tuple[Use[Backbone], ...] = ()
+    backbones: tuple[Use[Backbone], ...] = ()
 
 
 @pytest.fixture
@@ -64,12 +64,12 @@ def test_settings_are_validated(registry: Registry) -> None:
 
 
 def test_dump_spells_everything_out_and_reads_back(registry: Registry) -> None:
-    holder = hold(registry, scheduler="fixed", bodies=["body"])
+    holder = hold(registry, scheduler="fixed", backbones=["body"])
     dumped = holder.model_dump(mode="json")
     assert dumped == {
         "selector": {"use": "sum"},
         "scheduler": {"use": "fixed", "k": 1},
-        "bodies": [{"use": "body"}],
+        "backbones": [{"use": "body"}],
     }
     assert hold(registry, **dumped) == holder
 
@@ -99,7 +99,7 @@ def test_only_the_named_class_is_imported(registry: Registry) -> None:
         ({"selector": {"use": "sum", "x": 1}}, "selector.x", "unknown setting"),
         ({"scheduler": {"use": "fixed", "kk": 1}}, "scheduler.kk", "did you mean 'k'?"),
         ({"scheduler": {"use": "fixed", "k": -1}}, "scheduler.k", "greater than or equal to 0"),
-        ({"bodies": ["body", "bod"]}, "bodies.1", "did you mean 'body'?"),
+        ({"backbones": ["body", "bod"]}, "backbones.1", "did you mean 'body'?"),
     ],
 )
 def test_refusals(registry: Registry, data: Any, place: str, reason: str) -> None:

@@ -237,6 +237,6 @@ def test_stage_fits_the_whole_model() -> None:
 
 def test_identity_takes_any_width() -> None:
     assert Identity.describe(Settings(), NONE) == BackboneFacts("identity", "any", 0, 0)
-    body = Identity(Settings(), context((3,), Target("regression", 1)))
-    assert body(tokens(torch.ones(2, 3))).x_BND.shape == (2, 1, 3)
-    assert body.embed(torch.ones(2, 3, 4, 4)).x_BND.shape == (2, 1, 48)
+    backbone = Identity(Settings(), context((3,), Target("regression", 1)))
+    assert backbone(tokens(torch.ones(2, 3))).x_BND.shape == (2, 1, 3)
+    assert backbone.embed(torch.ones(2, 3, 4, 4)).x_BND.shape == (2, 1, 48)

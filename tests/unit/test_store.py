@@ -60,23 +60,23 @@ class Server:
         if self.codes or handler.path.startswith("/missing"):
             handler.send_error(self.codes.pop(0) if self.codes else 404)
             return
-        body, start = self.content, 0
+        backbone, start = self.content, 0
         match = re.fullmatch(r"bytes=(\d+)-", asked or "")
         if match and handler.headers.get("If-Range", self.etag) == self.etag:
             start = int(match[1])
-            if start >= len(body):
+            if start >= len(backbone):
                 handler.send_error(416)
                 return
         handler.send_response(206 if start else 200)
         if start:
-            span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            span = f"bytes {start}-{len(backbone) - 1}/{len(backbone)}"
             handler.send_header("Content-Range", span)
         if self.etag:
             handler.send_header("ETag", self.etag)
-        handler.send_header("Content-Length", str(len(body) - start))
+        handler.send_header("Content-Length", str(len(backbone) - start))
         handler.end_headers()
-        end = start + self.cut_after.pop(0) if self.cut_after else len(body)
-        handler.wfile.write(body[start:end])
+        end = start + self.cut_after.pop(0) if self.cut_after else len(backbone)
+        handler.wfile.write(backbone[start:end])
 
 
 @pytest.fixture

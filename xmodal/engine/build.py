@@ -230,21 +230,21 @@ class Builder:
 
     def _source_size(self) -> tuple[int, ...]:
         """Images with the target's token grid; for sequences, the smallest square with as many."""
-        body, grid = self.facts.backbone, self.facts.grid
-        if len(grid) != 2 and body.patch is not None:
+        backbone, grid = self.facts.backbone, self.facts.grid
+        if len(grid) != 2 and backbone.patch is not None:
             side = math.isqrt(max(0, self.facts.num_tokens - 1)) + 1
-            grid = tuple(min(side, most) for most in body.grid) or (side, side)
-        if body.patch is None:
+            grid = tuple(min(side, most) for most in backbone.grid) or (side, side)
+        if backbone.patch is None:
             return grid
-        return tuple(side * body.patch for side in grid)
+        return tuple(side * backbone.patch for side in grid)
 
     @torch.no_grad()
     def _calibrate(self, session: RunSession) -> None:
-        """Show the embedder a first batch and the norm of the body's own tokens.
+        """Show the embedder a first batch and the norm of the backbone's own tokens.
 
-        The body's own word on that norm counts before a measurement on the proxy, which is only a
-        stand-in for what the body was trained on. Methods that do not mix measure on the recipe's
-        source too, so that every method starts from the same embedder.
+        The backbone's own word on that norm counts before a measurement on the proxy, which is only
+        a stand-in for what the backbone was trained on. Methods that do not mix measure on the
+        recipe's source too, so that every method starts from the same embedder.
         """
         model = session.model
         norm = model.backbone.reference_norm()

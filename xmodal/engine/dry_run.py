@@ -33,7 +33,7 @@ def describe(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str,
             stage.begin(session)
     sections = {"data": _data(plan, session), "shapes": _shapes(session)}
     sections["token norms"] = {
-        "source (what the body was trained on)": _norm(session.source_norm),
+        "source (what the backbone was trained on)": _norm(session.source_norm),
         "target (after calibration)": _norm(session.target_norm),
     }
     sections["cost"] = _cost(session)

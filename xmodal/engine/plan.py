@@ -95,20 +95,20 @@ def _structure(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     if recipe.source is None:
         for who in source_users(recipe):
             yield "source", f"is missing; {who} needs one"
-    body, task = facts.backbone, facts.task
+    backbone, task = facts.backbone, facts.task
     if source_users(recipe) and recipe.source and facts.source:
-        modalities = {body.modality, facts.source.modality}
+        modalities = {backbone.modality, facts.source.modality}
         if len(modalities) > 1 and "any" not in modalities:
             yield (
                 "source",
                 f"'{recipe.source.name}' holds {facts.source.modality}, but backbone "
-                f"'{recipe.backbone.name}' was trained on {body.modality}",
+                f"'{recipe.backbone.name}' was trained on {backbone.modality}",
             )
-    if body.max_tokens and facts.num_tokens > body.max_tokens:
+    if backbone.max_tokens and facts.num_tokens > backbone.max_tokens:
         yield (
             "embedder",
             f"makes {facts.num_tokens} tokens; backbone '{recipe.backbone.name}' reads at most "
-            f"{body.max_tokens}",
+            f"{backbone.max_tokens}",
         )
     yield from _heads(recipe, facts, task.target)
 

@@ -59,26 +59,23 @@ _PROBABLE = ("auto", "classification", "multi-label")
 
 
 class FineTuner(BaseEstimator):  # type: ignore[misc]
-    """Fine-tune a pretrained body on arrays or tables, with any method that has a recipe.
+    """Fine-tune a pretrained backbone on arrays or tables, with any method that has a recipe.
 
     Parameters
     ----------
     method : a method's name such as ``pare`` or ``nft``, or the name or path of a recipe.
-    backbone : a body's name or settings; by default MiniLM-L6 for rows and sequences, ViT-S/14 for
-        images, whose weights are fetched on first use.
-    kind : what y is: ``classification``, ``multi-label``, ``regression``, ``dense``; or ``auto``.
-    form : what a sample is: ``row``, ``sequence``, ``grid``; ``auto`` goes by the axes of X.
-    channels : ``first`` or ``last``, for sequences and grids.
-    scale : a scale such as ``cpu`` or ``smoke``; None is the method's own settings.
-    epochs : passes over the training samples; None is the recipe's.
-    overrides : further settings of the recipe, ``{"training.optimizer.lr": 1e-3}`` or
-        ``["training.optimizer.lr=1e-3"]``.
-    validation_fraction : share of the samples that is held out to choose the best epoch; 0 chooses
-        it by the training samples.
-    seed : draws the held-out samples, the order, new weights.
-    device : ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-    directory : where runs are kept and interrupted fits go on; None keeps nothing on disk.
-    verbose : 0 is silent, 1 shows progress on stderr.
+    backbone : a backbone's name or settings; by default MiniLM-L6 for rows and sequences, ViT-S/14
+    for images, whose weights are fetched on first use. kind : what y is: ``classification``,
+    ``multi-label``, ``regression``, ``dense``; or ``auto``. form : what a sample is: ``row``,
+    ``sequence``, ``grid``; ``auto`` goes by the axes of X. channels : ``first`` or ``last``, for
+    sequences and grids. scale : a scale such as ``cpu`` or ``smoke``; None is the method's own
+    settings. epochs : passes over the training samples; None is the recipe's. overrides : further
+    settings of the recipe, ``{"training.optimizer.lr": 1e-3}`` or
+    ``["training.optimizer.lr=1e-3"]``. validation_fraction : share of the samples that is held out
+    to choose the best epoch; 0 chooses it by the training samples. seed : draws the held-out
+    samples, the order, new weights. device : ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    directory : where runs are kept and interrupted fits go on; None keeps nothing on disk. verbose
+    : 0 is silent, 1 shows progress on stderr.
 
     Attributes
     ----------
@@ -323,19 +320,23 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         return p_NK / p_NK.sum(axis=1, keepdims=True) if self.kind_ == "classification" else p_NK
 
 
-_BODIES = {"image": "bodies/vision", "text": "bodies/text"}
+_BACKBONES = {"image": "backbones/vision", "text": "backbones/text"}
 
 
 def layers(method: str, backbone: Any, form: Form) -> list[str]:
-    """The recipes of a fit: the method, the caller's data, and what goes with a body of its own."""
+    """The recipes of a fit: the method, the caller's data, and what goes with a backbone of its
+    own.
+    """
     named = "/" in method or looks_like_path(method)
     recipes = [method if named else f"methods/{method}", f"arrays/{form}"]
-    body = None if backbone is None else _modality(backbone)
-    return [*recipes, _BODIES[body]] if body in _BODIES else recipes
+    modality = None if backbone is None else _modality(backbone)
+    return [*recipes, _BACKBONES[modality]] if modality in _BACKBONES else recipes
 
 
 def _modality(backbone: Any) -> str | None:
-    """What a body was trained on, to go with a source of that; None if its settings are wrong."""
+    """What a backbone was trained on, to go with a source of that; None if its settings are
+    wrong.
+    """
     adapter: TypeAdapter[Use[Backbone]] = TypeAdapter(Use[Backbone])
     try:
         use = adapter.validate_python(backbone)

@@ -98,7 +98,7 @@ def rebuild(
 
 
 def unpretrained(use: Use[Any]) -> Use[Any]:
-    """A body that reads no pretrained weights, where its settings can say so."""
+    """A backbone that reads no pretrained weights, where its settings can say so."""
     if "pretrained" not in type(use.config).model_fields:
         return use
     return Use(use.name, use.component, use.config.model_copy(update={"pretrained": False}))

@@ -57,7 +57,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """A pretrained body.
+    """A pretrained backbone.
 
     ``modality`` is what it was trained on (``image``, ``text`` or ``any``). ``patch`` is the side
     of its patches in pixels, ``grid`` the token grid it was trained with. ``max_tokens`` limits N.

@@ -109,10 +109,10 @@ class Predictor(Component, nn.Module):
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A body as a model of a public library, for exports.
+    """A backbone as a model of a public library, for exports.
 
-    ``config`` and ``state`` are the library's own. ``prefix`` ``[1, P, D]`` are tokens of the body
-    that go in front of an embedder's, and whose features are dropped.
+    ``config`` and ``state`` are the library's own. ``prefix`` ``[1, P, D]`` are tokens of the
+    backbone that go in front of an embedder's, and whose features are dropped.
     """
 
     library: Literal["transformers", "timm"]
@@ -122,10 +122,10 @@ class LibraryModel:
 
 
 class Backbone(Component, nn.Module):
-    """A pretrained body: its own embedding of source samples, and its encoder.
+    """A pretrained backbone: its own embedding of source samples, and its encoder.
 
-    ``licence`` is that of the pretrained weights, as exports state it. A body whose ``Config`` has
-    a field ``pretrained`` is built without its weights where a run's own replace them.
+    ``licence`` is that of the pretrained weights, as exports state it. A backbone whose ``Config``
+    has a field ``pretrained`` is built without its weights where a run's own replace them.
     """
 
     kind = "backbone"
@@ -135,7 +135,7 @@ class Backbone(Component, nn.Module):
     @classmethod
     @abstractmethod
     def describe(cls, config: Any, store: Store) -> BackboneFacts:
-        """The body's facts, without loading weights."""
+        """The backbone's facts, without loading weights."""
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> Tokens:
@@ -158,11 +158,11 @@ class Backbone(Component, nn.Module):
         return ()
 
     def tokenize(self, words: list[str]) -> list[list[int]]:
-        """Word pieces of each word; only text bodies have them."""
+        """Word pieces of each word; only text backbones have them."""
         raise NotImplementedError(f"{type(self).__name__} does not read text")
 
     def reference_norm(self) -> float | None:
-        """The mean norm of this body's own tokens, where it is known without source samples."""
+        """The mean norm of this backbone's own tokens, where it is known without source samples."""
         return None
 
     def patch_projection(self) -> nn.Conv2d | None:
@@ -178,12 +178,13 @@ class Backbone(Component, nn.Module):
         return None
 
     def library_model(self) -> LibraryModel | None:
-        """This body as a model of a public library; None where no library has it."""
+        """This backbone as a model of a public library; None where no library has it."""
         return None
 
 
 class Adapter(Component):
-    """Changes a pretrained body in place before anything trains, for example adds low-rank parts.
+    """Changes a pretrained backbone in place before anything trains, for example adds low-rank
+    parts.
 
     Which of its parameters train is the stage's to say, by their names.
     """
@@ -192,7 +193,7 @@ class Adapter(Component):
 
     @abstractmethod
     def apply(self, backbone: Backbone) -> None:
-        """Change the body. Must give the same parameter names every time."""
+        """Change the backbone. Must give the same parameter names every time."""
 
 
 class Loss(Component, nn.Module):

@@ -39,7 +39,7 @@ class Portion:
 
 
 class Network(nn.Module):
-    """Embedder, body, head and decoding: samples to predictions in the unit of the labels."""
+    """Embedder, backbone, head and decoding: samples to predictions in the unit of the labels."""
 
     def __init__(
         self, embedder: Embedder, backbone: Backbone, predictor: Predictor, decode: nn.Module

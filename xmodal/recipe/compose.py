@@ -184,8 +184,8 @@ def validate(layered: Layered, registry: Registry) -> Recipe:
 def _lay_always(layered: Layered) -> None:
     """Lay what stands under ``always:`` over everything else.
 
-    A method that starts from random weights does not know the body. In the body's own block the
-    setting would be dropped as soon as a later layer names another body.
+    A method that starts from random weights does not know the backbone. In the backbone's own block
+    the setting would be dropped as soon as a later layer names another backbone.
     """
     settings = layered.data.pop("always", {})
     origins = dict(layered.origins)

@@ -55,9 +55,9 @@ class Recipe(Settings):
     source: Use[Source] | None = Field(
         None, description="Labelled proxy of the modality the backbone was pretrained on."
     )
-    backbone: Use[Backbone] = Field(description="The pretrained body.")
+    backbone: Use[Backbone] = Field(description="The pretrained backbone.")
     adapter: Use[Adapter] | None = Field(
-        None, description="Changes the body in place, such as low-rank updates."
+        None, description="Changes the backbone in place, such as low-rank updates."
     )
     embedder: Use[Embedder] = Field(description="Turns target samples into tokens.")
     mixer: Use[Mixer] = Field(description="Builds the views a step trains on.")

@@ -83,7 +83,7 @@ def trained(parameters: Mapping[str, int]) -> str:
 def setting(facts: Mapping[str, Any]) -> Words:
     """Task, source and backbone in words."""
     words: Words = []
-    task, source, body = (facts.get(name) or {} for name in ("task", "source", "backbone"))
+    task, source, backbone = (facts.get(name) or {} for name in ("task", "source", "backbone"))
     if task:
         target = task["target"]
         label = f"{target['kind']}, {text.plural(target['size'], 'output')}"
@@ -93,8 +93,10 @@ def setting(facts: Mapping[str, Any]) -> Words:
         words += [("Sample", _sides(task["shape"])), ("Label", label), ("Samples", counts)]
     if facts.get("grid"):
         words.append(("Target tokens", _sides(facts["grid"])))
-    if body:
-        words.append(("Backbone", f"{body['name']} ({body['modality']}, width {body['width']})"))
+    if backbone:
+        words.append(
+            ("Backbone", f"{backbone['name']} ({backbone['modality']}, width {backbone['width']})")
+        )
     if source:
         words.append(("Source", f"{source['name']} ({source['modality']})"))
     return words

@@ -40,7 +40,7 @@ from xmodal.testing.tiny import (
     GRIDS,
     TinyBackbone,
     random,
-    tiny_body,
+    tiny_backbone,
     tiny_context,
     tiny_facts,
     tiny_samples,
@@ -55,7 +55,7 @@ def check_embedder(
     component: type[Embedder],
     given: Given = None,
     task: TaskFacts | None = None,
-    body: BackboneFacts | None = None,
+    backbone: BackboneFacts | None = None,
 ) -> None:
     """An embedder makes the grid it announces, sample by sample, and all of it can be trained.
 
@@ -63,12 +63,16 @@ def check_embedder(
     """
     expect(issubclass(component, Embedder), f"{component.__name__} must derive from Embedder")
     check_config(component, given)
-    name, body, config = component.__name__, body or tiny_body(), settings(component, given)
+    name, backbone, config = (
+        component.__name__,
+        backbone or tiny_backbone(),
+        settings(component, given),
+    )
     refused = []
     tasks = [task] if task else [tiny_task(form) for form in ("grid", "sequence", "row")]
     for facts in tasks:
         try:
-            grid = component.grid(config, facts, body)
+            grid = component.grid(config, facts, backbone)
         except ValueError as error:
             expect(bool(str(error)), f"{name}.grid refuses a task without a reason")
             refused.append(str(error))
@@ -77,7 +81,7 @@ def check_embedder(
             isinstance(grid, tuple) and all(type(side) is int and side > 0 for side in grid),
             f"{name}.grid must be a tuple of positive ints, not {grid!r}",
         )
-        _embed(component, given, Facts(facts, body, grid=grid))
+        _embed(component, given, Facts(facts, backbone, grid=grid))
     expect(len(refused) < len(tasks), f"{name} refuses every task: {refused}")
 
 
@@ -174,7 +178,7 @@ def check_backbone(
     limit = facts.max_tokens
     fits = limit is None or embedded.x_BND.shape[1] <= limit
     expect(fits, f"{name}.embed makes more tokens than max_tokens = {limit}")
-    _body(backbone, embedded, name)
+    _backbone(backbone, embedded, name)
     _embedding(backbone, name)
 
 
@@ -185,7 +189,7 @@ def _raw(facts: BackboneFacts) -> Any:
     return random(2, 3, grid[0] * patch, grid[1] * patch).sigmoid()
 
 
-def _body(backbone: Backbone, embedded: Tokens, name: str) -> None:
+def _backbone(backbone: Backbone, embedded: Tokens, name: str) -> None:
     facts = backbone.facts
     batch = len(embedded.x_BND)
     tokens = Tokens(embedded.x_BND.detach(), embedded.grid)

@@ -1,4 +1,4 @@
-"""Contract checks of distances between point sets and of adapters of a body.
+"""Contract checks of distances between point sets and of adapters of a backbone.
 
 Shapes: n source points, m target points, D their width.
 """
@@ -64,30 +64,34 @@ def _distance(component: type[Distance], given: Given, source: Points, target: P
 
 
 def check_adapter(component: type[Adapter], given: Given = None) -> None:
-    """An adapter leaves a body a body, gives the same names every time, and adds what can train."""
+    """An adapter leaves a backbone a backbone, gives the same names every time, and adds what can
+    train.
+    """
     expect(issubclass(component, Adapter), f"{component.__name__} must derive from Adapter")
     check_config(component, given)
     name = component.__name__
-    plain = _body()
-    bodies = [_body(), _body()]
-    for body in bodies:
+    plain = _backbone()
+    backbones = [_backbone(), _backbone()]
+    for backbone in backbones:
         with seeded(0):
-            build(component, given).apply(body)
-    names = [[key for key, _ in body.named_parameters()] for body in bodies]
+            build(component, given).apply(backbone)
+    names = [[key for key, _ in backbone.named_parameters()] for backbone in backbones]
     expect(names[0] == names[1], f"{name} must give the same parameter names every time")
     expect(len(names[0]) == len(set(names[0])), f"{name}: two parameters have one name")
     changed = set(names[0]) != {key for key, _ in plain.named_parameters()}
-    expect(changed, f"{name} changes no parameter of the body")
+    expect(changed, f"{name} changes no parameter of the backbone")
     tokens = tiny_tokens(GRIDS["grid"])
-    outputs = [body.eval()(tokens) for body in (*bodies, plain)]
-    expect(all(isinstance(o, Tokens) for o in outputs), f"{name}: the body must still give Tokens")
+    outputs = [backbone.eval()(tokens) for backbone in (*backbones, plain)]
+    expect(
+        all(isinstance(o, Tokens) for o in outputs), f"{name}: the backbone must still give Tokens"
+    )
     shaped(outputs[0].x_BND, tuple(outputs[2].x_BND.shape), f"{name}: the features")
     finite(outputs[0].x_BND, f"{name}: the features")
     same(outputs[0].x_BND.detach(), outputs[1].x_BND.detach(), f"{name} differs between two uses")
     image = random(2, 3, 16, 24)
-    kept = [body.embed(image).x_BND.detach() for body in (bodies[0], plain)]
+    kept = [backbone.embed(image).x_BND.detach() for backbone in (backbones[0], plain)]
     same(kept[0], kept[1], f"{name} changes the frozen source embedding")
 
 
-def _body() -> TinyBackbone:
+def _backbone() -> TinyBackbone:
     return build(TinyBackbone)  # type: ignore[no-any-return]

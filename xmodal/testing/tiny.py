@@ -1,4 +1,4 @@
-"""Small stand-ins for everything a component meets: facts, tokens, samples, labels, a body.
+"""Small stand-ins for everything a component meets: facts, tokens, samples, labels, a backbone.
 
 Nothing here is registered under a name, and nothing reads files. All of it is a function of its
 arguments: the same call gives the same numbers.
@@ -66,10 +66,10 @@ def tiny_task(form: Form = "grid", target: Target | None = None) -> TaskFacts:
     )
 
 
-def tiny_body() -> BackboneFacts:
+def tiny_backbone() -> BackboneFacts:
     """Facts of ``TinyBackbone``."""
     return BackboneFacts(
-        name="example-body",
+        name="example-backbone",
         modality="image",
         width=WIDTH,
         feature_width=WIDTH,
@@ -82,7 +82,7 @@ def tiny_body() -> BackboneFacts:
 def tiny_facts(form: Form = "grid", target: Target | None = None) -> Facts:
     """Facts of a whole run on samples of that form, with a source of images."""
     source = SourceFacts("example-source", "image", Target("classification", CLASSES))
-    return Facts(tiny_task(form, target), tiny_body(), source, GRIDS[form])
+    return Facts(tiny_task(form, target), tiny_backbone(), source, GRIDS[form])
 
 
 def tiny_context(
@@ -141,11 +141,11 @@ def progress(epoch: int = 0, epochs: int = 4, step: int = 0, steps: int = 2) -> 
 
 
 class TinyBackbone(Backbone):
-    """A random body: every token meets the mean of all tokens of its sample."""
+    """A random backbone: every token meets the mean of all tokens of its sample."""
 
     def __init__(self, config: Settings, context: Context) -> None:
         super().__init__(config, context)
-        self.facts = tiny_body()
+        self.facts = tiny_backbone()
         self.projection = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
         self.input_norm = nn.LayerNorm(WIDTH)
         self.encoder = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh())
@@ -153,7 +153,7 @@ class TinyBackbone(Backbone):
     @classmethod
     def describe(cls, config: Settings, store: Store) -> BackboneFacts:
         """The facts."""
-        return tiny_body()
+        return tiny_backbone()
 
     def embed(self, x: Tensor) -> Tokens:
         """Cut images ``[B, 3, H, W]`` into patches."""

@@ -1,1 +1,1 @@
-"""Embedders: raw samples of any form to tokens of a pretrained body's width."""
+"""Embedders: raw samples of any form to tokens of a pretrained backbone's width."""

@@ -1,8 +1,8 @@
 """What all trainable embedders share: the end of the embedding, and its calibration.
 
-A subclass projects raw samples to tokens; this base adds what the pretrained body's own embedding
-ends in: its LayerNorm (if it has one) and its positions, both trainable copies. ``calibrate``
-brings the tokens to the norm that the body's encoder is used to.
+A subclass projects raw samples to tokens; this base adds what the pretrained backbone's own
+embedding ends in: its LayerNorm (if it has one) and its positions, both trainable copies.
+``calibrate`` brings the tokens to the norm that the backbone's encoder is used to.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -24,27 +24,28 @@ from xmodal.interfaces import Backbone, BackboneFacts, Context, Embedder, Settin
 
 SMALLEST_SHARE = 0.1
 """Calibration never shrinks the projection below this share of the wanted norm: where the positions
-alone are longer than the body's tokens, the closest norm would otherwise hide the input."""
+alone are longer than the backbone's tokens, the closest norm would otherwise hide the input."""
 
 
 class TokenSettings(Settings):
     """Settings of every trainable embedder."""
 
     init: Literal["source", "random"] = Field(
-        "source", description="Start from the body's own embedding as far as it fits, or at random."
+        "source",
+        description="Start from the backbone's own embedding as far as it fits, or at random.",
     )
     scale: Literal["auto", "source", "none"] = Field(
         "auto",
-        description="Scale the first tokens to the norm of the body's own: 'auto' where the body "
-        "has no embedding LayerNorm to copy.",
+        description="Scale the first tokens to the norm of the backbone's own: 'auto' where the "
+        "backbone has no embedding LayerNorm to copy.",
     )
     positions: bool = Field(
-        True, description="Add a trainable copy of the body's pretrained positions."
+        True, description="Add a trainable copy of the backbone's pretrained positions."
     )
 
 
 class TokenEmbedder(Embedder):
-    """A projection, then the body's LayerNorm where it has one, then its positions."""
+    """A projection, then the backbone's LayerNorm where it has one, then its positions."""
 
     norm: nn.LayerNorm | None
     positions: nn.Parameter | None
@@ -96,7 +97,7 @@ class TokenEmbedder(Embedder):
             return
         if source_norm is None:
             self._note(
-                "embedder: the norm of the body's own tokens is unknown; scale left as it is"
+                "embedder: the norm of the backbone's own tokens is unknown; scale left as it is"
             )
             return
         factor = scale_to_norm(self.content(x), self.positions, source_norm)
@@ -107,7 +108,9 @@ class TokenEmbedder(Embedder):
 
 
 def pretrained_positions(backbone: Backbone, grid: tuple[int, ...]) -> Tensor | None:
-    """The body's positions ``[N, D]`` for a grid; to a body of images a sequence is one row."""
+    """The backbone's positions ``[N, D]`` for a grid; to a backbone of images a sequence is one
+    row.
+    """
     found = backbone.positions(grid)
     return backbone.positions((1, *grid)) if found is None and len(grid) == 1 else found
 

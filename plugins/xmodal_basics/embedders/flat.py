@@ -1,4 +1,4 @@
-"""The ``flat`` embedder: a whole sample as one token, for bodies that take any width."""
+"""The ``flat`` embedder: a whole sample as one token, for backbones that take any width."""
 
 from __future__ import annotations
 

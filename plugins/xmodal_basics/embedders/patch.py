@@ -35,10 +35,10 @@ class Patch(TokenEmbedder):
         size: PositiveInt | tuple[PositiveInt, PositiveInt] | Literal["native", "backbone"] = Field(
             "native",
             description="Resize samples first (bilinear, antialiased): pixels, height and width, "
-            "'backbone' for the size the body was trained with, or 'native' for no resizing.",
+            "'backbone' for the size the backbone was trained with, or 'native' for no resizing.",
         )
         patch: PositiveInt | None = Field(
-            None, description="Side of a patch in pixels; the body's own where null."
+            None, description="Side of a patch in pixels; the backbone's own where null."
         )
         channel_rescale: bool = Field(
             False,
@@ -48,10 +48,10 @@ class Patch(TokenEmbedder):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        task, body = context.facts.task, context.facts.backbone
-        self.size = _size(config, task, body)
+        task, backbone = context.facts.task, context.facts.backbone
+        self.size = _size(config, task, backbone)
         self.resize = self.size != task.shape[1:]
-        side = _patch(config, body)
+        side = _patch(config, backbone)
         self.padding = (0, -self.size[1] % side, 0, -self.size[0] % side)
         self.projection = nn.Conv2d(task.shape[0], self.width, side, stride=side)
         pretrained = context.components["backbone"].patch_projection()
@@ -59,7 +59,7 @@ class Patch(TokenEmbedder):
             copy_projection(pretrained, self.projection, config.channel_rescale)
             return
         if config.init == "source":
-            context.note(f"embedder: {body.name} has no patch projection; it starts at random")
+            context.note(f"embedder: {backbone.name} has no patch projection; it starts at random")
         nn.init.trunc_normal_(self.projection.weight, std=0.02, generator=context.generator)
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
 
@@ -106,7 +106,9 @@ def copy_projection(pretrained: nn.Conv2d, projection: nn.Conv2d, rescale: bool)
 
 
 def _patch(config: Patch.Config, backbone: BackboneFacts) -> int:
-    """The patch side in pixels. Raises ValueError where neither the recipe nor the body has one."""
+    """The patch side in pixels. Raises ValueError where neither the recipe nor the backbone has
+    one.
+    """
     side = config.patch or backbone.patch
     if side is None:
         raise ValueError(

@@ -49,11 +49,11 @@ def test_weakest_tokens_are_swapped_in_place() -> None:
     assert [term.weight for term in mixed.terms] == [1 - 1 / 24, 1 / 24]
 
 
-def test_mixer_declines_sequences_for_an_image_body() -> None:
+def test_mixer_declines_sequences_for_an_image_backbone() -> None:
     problems = list(SwapWeakest.problems(SwapWeakest.Config(), tiny_facts("sequence")))
     assert problems == [
-        "swaps tokens position by position, but backbone 'example-body' has a 2-D grid and task "
-        "'example-sequence' a 1-D one"
+        "swaps tokens position by position, but backbone 'example-backbone' has a 2-D grid and "
+        "task 'example-sequence' a 1-D one"
     ]
 
 

@@ -38,11 +38,12 @@ class SwapWeakest(Mixer):
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
         """Positions can be compared only where source and target have the same kind of grid."""
-        body = facts.backbone
-        if body.grid and facts.grid and len(body.grid) != len(facts.grid):
+        backbone = facts.backbone
+        if backbone.grid and facts.grid and len(backbone.grid) != len(facts.grid):
             yield (
-                f"swaps tokens position by position, but backbone '{body.name}' has a "
-                f"{len(body.grid)}-D grid and task '{facts.task.name}' a {len(facts.grid)}-D one"
+                f"swaps tokens position by position, but backbone '{backbone.name}' has a "
+                f"{len(backbone.grid)}-D grid and task '{facts.task.name}' "
+                f"a {len(facts.grid)}-D one"
             )
 
     def forward(

@@ -1,7 +1,7 @@
-"""Points of data sets: their raw values, or what a frozen body makes of them.
+"""Points of data sets: their raw values, or what a frozen backbone makes of them.
 
-A body reads sources through its own pretrained embedding and tasks through the embedder that fits
-them, initialised from that embedding, as at the start of a run. Points are means over tokens.
+A backbone reads sources through its own pretrained embedding and tasks through the embedder that
+fits them, initialised from that embedding, as at the start of a run. Points are means over tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EMBEDDER = "auto"
 
 
 def choose(text: str, registry: Registry) -> Use[Backbone] | None:
-    """The body that ``--embed`` names, by name or block; None for raw values."""
+    """The backbone that ``--embed`` names, by name or block; None for raw values."""
     if text == RAW:
         return None
     value = parse_value(text, f"--embed '{text}'")
@@ -39,7 +39,7 @@ def choose(text: str, registry: Registry) -> Use[Backbone] | None:
     if isinstance(value, str) and value not in names:
         hint = did_you_mean(value, [RAW, *names])
         raise UsageError(
-            f"unknown body '{value}'{hint}\n--embed takes {RAW} or one of: {', '.join(names)}"
+            f"unknown backbone '{value}'{hint}\n--embed takes {RAW} or one of: {', '.join(names)}"
         )
     try:
         return TypeAdapter(Use[Backbone]).validate_python(value, context={"registry": registry})
@@ -75,7 +75,7 @@ class Raw:
             shapes = [" x ".join(map(str, s.x.shape[1:])) for s in (first, second)]
             raise UsageError(
                 f"samples of '{first.name}' are {shapes[0]}, those of '{second.name}' {shapes[1]}: "
-                "raw values cannot be compared; give a body with --embed"
+                "raw values cannot be compared; give a backbone with --embed"
             )
         return first, second
 
@@ -84,8 +84,8 @@ class Raw:
         return Points(samples.x.flatten(1).float(), samples.classes_N)
 
 
-class Body:
-    """A frozen pretrained body."""
+class Embedded:
+    """A frozen pretrained backbone."""
 
     def __init__(
         self,
@@ -104,13 +104,13 @@ class Body:
             self.backbone = use.build(given).eval()
 
     def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
-        """Both data sets, sources of the size this body was trained on."""
+        """Both data sets, sources of the size this backbone was trained on."""
         for one in named:
             if one.source is not None:
                 modality = one.source.component.describe(one.source.config).modality
                 if self.facts.modality not in (modality, "any"):
                     raise UsageError(
-                        f"source '{one.name}' holds {modality}, but body '{self.use.name}' was "
+                        f"source '{one.name}' holds {modality}, but backbone '{self.use.name}' was "
                         f"trained on {self.facts.modality}"
                     )
         return self._load(named[0], samples), self._load(named[1], samples)
