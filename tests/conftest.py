@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .paths import DATA
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -24,7 +26,7 @@ TINY = [
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of packed real data sets beside the checkout; skips where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = DATA
     if not folder.is_dir():
         pytest.skip(f"no folder {folder.parent.name}/{folder.name} beside the checkout")
     return folder

@@ -28,13 +28,15 @@ from xmodal.optimize import BatchSize
 from xmodal.recipe.compose import all_recipes, compose, validate
 from xmodal.settings import Use
 
+from ..paths import ROOT
+
 METHODS = sorted(
     found.name.removeprefix("methods/")
     for found in all_recipes(plugins.registry())
     if found.name.startswith("methods/")
 )
 SAMPLES, SIDE, LENGTH, BATCH = 24, 16, 24, 4
-INDEX = Path(__file__).resolve().parents[2] / "docs" / "methods" / "index.md"
+INDEX = ROOT / "docs" / "methods" / "index.md"
 
 KINDS = (
     "classes of grids",

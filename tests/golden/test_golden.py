@@ -21,6 +21,8 @@ from pydantic import BaseModel
 from xmodal import api, plugins
 from xmodal.recipe.compose import all_recipes
 
+from ..paths import ROOT
+
 HERE = Path(__file__).resolve().parent
 UPDATE = os.environ.get("XMODAL_UPDATE_GOLDEN") == "1"
 PUBLIC = (
@@ -170,7 +172,7 @@ def _one_thread() -> Any:
 
 def methods() -> list[str]:
     """Every shipped method recipe."""
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "methods"
+    folder = ROOT / "recipes" / "methods"
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 

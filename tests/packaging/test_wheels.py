@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from ..paths import ROOT
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "xmodal-topnorm"
 
 

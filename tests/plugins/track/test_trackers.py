@@ -32,7 +32,7 @@ from xmodal.errors import RecipeError
 from xmodal.interfaces import Settings, Tracked, Tracker
 from xmodal.testing.contract import check_tracker
 
-from ..conftest import TINY
+from ...conftest import TINY
 
 ALL = ("tensorboard", "mlflow", "wandb")
 PACKAGES = ("tensorboard", "mlflow", "wandb")
