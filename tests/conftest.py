@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from .paths import DATA
 
@@ -23,13 +25,28 @@ TINY = [
 """Overrides of ``methods/pare tasks/darcy --scale smoke``: 9 steps, micro-batches, drop-out."""
 
 
+def _build_once() -> None:
+    """Let Typer build the command line once, not at every call of it, which takes half a second."""
+    build, built = typer.main.get_command, {}
+
+    def get_command(app: typer.Typer) -> Any:
+        key = (id(app), len(app.registered_commands), len(app.registered_groups))
+        if key not in built:
+            built[key] = (build(app), app)  # the app too, so that its id stays its own
+        return built[key][0]
+
+    typer.main.get_command = get_command
+
+
+_build_once()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of packed real data sets beside the checkout; skips where it is absent."""
-    folder = DATA
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder.parent.name}/{folder.name} beside the checkout")
-    return folder
+    if not DATA.is_dir():
+        pytest.skip(f"no folder {DATA.parent.name}/{DATA.name} beside the checkout")
+    return DATA
 
 
 @pytest.fixture
