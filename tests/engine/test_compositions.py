@@ -135,8 +135,16 @@ def _short(recipe: Any) -> Any:
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS)
+def combinations() -> list[Any]:
+    """Every method with every kind; among the fast tests is one kind a method, in turn."""
+    return [
+        pytest.param(method, kind, marks=[pytest.mark.slow] if (m + k) % len(KINDS) else [])
+        for m, method in enumerate(METHODS)
+        for k, kind in enumerate(KINDS)
+    ]
+
+
+@pytest.mark.parametrize(("method", "kind"), combinations())
 def test_every_method_trains_on_every_kind(method: str, kind: str, files: Path) -> None:
     session = session_of(method, kind, files)
     training = Training(session)
