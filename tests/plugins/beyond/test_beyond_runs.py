@@ -16,6 +16,8 @@ from xmodal.testing.running import StopAt, assert_same, weights
 
 from ...conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 SAVING = ["saving.every_steps=1", "saving.keep=50", "saving.finished=50"]
 SETTINGS = {
     "pare-lml": ["selector.network=mlp"],

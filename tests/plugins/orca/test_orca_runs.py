@@ -18,6 +18,8 @@ from xmodal.testing.running import StopAt, assert_same, weights
 
 from ...conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 COMMON = [o for o in TINY if not o.startswith("selector")]
 EPOCHS = 4
 SAVING = "saving.every_steps=1"
