@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
+from xmodal.plugins import add_commands
 
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
+from ..processes import Done
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +24,21 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@functools.cache
+def _add_commands(app: Any) -> list[str]:
+    return add_commands(app)
+
+
 @pytest.fixture
 def xmodal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
     """Call the console script's entry point; anything but SystemExit escapes and fails the test."""
+    from xmodal import plugins
     from xmodal.cli.app import main
+
+    # A process adds them once.
+    monkeypatch.setattr(plugins, "add_commands", _add_commands)
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["xmodal", *map(str, arguments)])
@@ -50,7 +56,7 @@ def xmodal(
 
 @pytest.fixture
 def process() -> Callable[..., Done]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a new Python, which costs seconds: for what a fork cannot show."""
 
     def call(*arguments: object, **environment: str) -> Done:
         done = subprocess.run(

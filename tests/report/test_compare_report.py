@@ -26,6 +26,7 @@ from xmodal.report.svg import Axis, Style
 
 from ..comparisons import TASKS, compared
 from ..pages import Page
+from ..paths import ROOT
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}$\""
 PROTOCOL = "Clean protocol: epoch selected on validation, tested once; seeds 0–2; all training"
@@ -606,7 +607,7 @@ def lab(rgb: Any) -> Any:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_are_told_apart_by_all_readers(theme: int) -> None:
-    style = Path(__file__).parents[2].joinpath(*OWN.split("."), "templates", "report.css")
+    style = ROOT.joinpath(*OWN.split("."), "templates", "report.css")
     found = re.findall(r"--(method-\d|surface): (#[0-9a-f]{6})", style.read_text())
     named = dict(found[theme * 9 : theme * 9 + 9])
     assert len(named) == 9

@@ -122,6 +122,7 @@ assert not any(name.startswith("xmodal") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_exports_run_without_xmodal(made: dict[str, Made], tmp_path: Path) -> None:
     for one in made.values():
         x = programs.real_samples(one.trained)
@@ -145,6 +146,7 @@ def test_exports_run_without_xmodal(made: dict[str, Made], tmp_path: Path) -> No
         assert apart <= 1e-5 * max(1, np.abs(wanted).max()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in AS_PROGRAMS])
 def test_transformers_loads_the_adapted_body(made: dict[str, Made], name: str) -> None:
     from transformers import AutoModel
@@ -165,6 +167,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_backbones_that_no_library_runs_rightly_are_programs(made: dict[str, Made]) -> None:
     for name in CASES:
         files = {path.name for path in made[name].folder.iterdir()}
@@ -174,6 +177,7 @@ def test_backbones_that_no_library_runs_rightly_are_programs(made: dict[str, Mad
     assert "transformers cannot run this backbone" in notes
 
 
+@pytest.mark.slow
 def test_low_rank_updates_are_merged(made: dict[str, Made]) -> None:
     one = made["lora on roberta"]
     kept = load_file(one.folder / "model.safetensors")
@@ -188,6 +192,7 @@ def test_low_rank_updates_are_merged(made: dict[str, Made]) -> None:
     assert "merged" in (one.folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_model_reads_and_where_it_is_from(made: dict[str, Made]) -> None:
     one = made["lora on roberta"]
     text = (one.folder / "README.md").read_text()
@@ -210,6 +215,7 @@ def test_the_card_says_what_the_model_reads_and_where_it_is_from(made: dict[str,
     assert facts["difference"] == one.exported.difference
 
 
+@pytest.mark.slow
 def test_onnx_agrees_for_any_batch(made: dict[str, Made], tmp_path: Path) -> None:
     import onnxruntime
 
@@ -233,6 +239,7 @@ def test_onnx_agrees_for_any_batch(made: dict[str, Made], tmp_path: Path) -> Non
 # --- what goes wrong ---
 
 
+@pytest.mark.slow
 def test_what_does_not_agree_leaves_nothing(
     made: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +276,7 @@ def test_difference_is_the_largest_and_wrong_shapes_never_agree() -> None:
             programs.agree(apart, 10.0, 0.05, "it")
 
 
+@pytest.mark.slow
 def test_trees_cannot_be_traced(tmp_path: Path) -> None:
     trained = _run(tmp_path / "trees", None, "methods/baseline", "tasks/openml/car")
     with pytest.raises(DataError, match=r"cannot be exported to 'hf': .*predictor 'sklearn'") as e:
@@ -277,6 +285,7 @@ def test_trees_cannot_be_traced(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_missing_packages_are_named(
     made: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +295,7 @@ def test_missing_packages_are_named(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_folders_of_others_are_never_replaced(made: dict[str, Made], tmp_path: Path) -> None:
     one = made["linear model"]
     run = one.trained.run.path

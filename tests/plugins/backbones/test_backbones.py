@@ -26,6 +26,8 @@ from xmodal.testing.tiny import tiny_facts
 from xmodal_backbones import embedded, onnx_reader, weights
 from xmodal_backbones.common import count
 
+from ...paths import DATA
+
 TASK = TaskFacts("demo", (3, 32, 32), Target("classification", 10), {"train": 1})
 
 
@@ -484,7 +486,7 @@ def probe(features: np.ndarray, labels: np.ndarray, train: int) -> float:
 @pytest.mark.network
 @pytest.mark.slow
 def test_vit_features_beat_random_ones(vit: Any) -> None:
-    file = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10_6000.npz"
+    file = DATA / "cifar10_6000.npz"
     if not file.is_file():
         pytest.skip(f"needs {file.name} in a folder 'shared/data' beside the repository")
     x, y = cifar(file, 600)

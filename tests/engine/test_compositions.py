@@ -28,13 +28,15 @@ from xmodal.optimize import BatchSize
 from xmodal.recipe.compose import all_recipes, compose, validate
 from xmodal.settings import Use
 
+from ..paths import ROOT
+
 METHODS = sorted(
     found.name.removeprefix("methods/")
     for found in all_recipes(plugins.registry())
     if found.name.startswith("methods/")
 )
 SAMPLES, SIDE, LENGTH, BATCH = 24, 16, 24, 4
-INDEX = Path(__file__).resolve().parents[2] / "docs" / "methods" / "index.md"
+INDEX = ROOT / "docs" / "methods" / "index.md"
 
 KINDS = (
     "classes of grids",
@@ -133,8 +135,16 @@ def _short(recipe: Any) -> Any:
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS)
+def combinations() -> list[Any]:
+    """Every method with every kind; among the fast tests is one kind a method, in turn."""
+    return [
+        pytest.param(method, kind, marks=[pytest.mark.slow] if (m + k) % len(KINDS) else [])
+        for m, method in enumerate(METHODS)
+        for k, kind in enumerate(KINDS)
+    ]
+
+
+@pytest.mark.parametrize(("method", "kind"), combinations())
 def test_every_method_trains_on_every_kind(method: str, kind: str, files: Path) -> None:
     session = session_of(method, kind, files)
     training = Training(session)

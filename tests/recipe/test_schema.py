@@ -17,7 +17,8 @@ from xmodal.recipe.schema import recipe_schema
 from xmodal.recipe.yaml import read
 from xmodal.settings import component_schema
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..paths import ROOT
+
 SHIPPED = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "suites")
 
 

@@ -18,9 +18,11 @@ from xmodal_arrays.layout import layout
 from xmodal_arrays.splits import split
 from xmodal_arrays.task import Arrays
 
+from ...paths import DATA
+
 h5py = pytest.importorskip("h5py")
 pd = pytest.importorskip("pandas")
-CROP = Path(__file__).resolve().parents[3] / "shared" / "data" / "ucr_crop.npz"
+CROP = DATA / "ucr_crop.npz"
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 3, 20)).astype(np.float32) * 4 + 7
 Y = np.arange(60) % 3

@@ -12,6 +12,8 @@ import torch
 from xmodal import api, runs
 from xmodal.testing.running import StopAt, assert_same, weights
 
+pytestmark = pytest.mark.slow
+
 DROPOUT = "backbone={use: tiny, dropout: 0.2}"
 PREPARING = 3
 """Epochs of ``meta-align`` here: one of warm-up, two bi-level."""

@@ -37,6 +37,7 @@ def pare(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     return run("pare", tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_crash_in_the_middle_of_an_epoch_changes_nothing(
     method: str, pare: runs.Run, tmp_path: Path
@@ -52,7 +53,10 @@ def test_crash_in_the_middle_of_an_epoch_changes_nothing(
     assert whole.read("result.json")["test"] == resumed.read("result.json")["test"]
 
 
-@pytest.mark.parametrize("records", [0, 1, 3, 4, 8, 11])
+@pytest.mark.parametrize(
+    "records",
+    [pytest.param(n, marks=[pytest.mark.slow] if n != 8 else []) for n in (0, 1, 3, 4, 8, 11)],
+)
 def test_every_place_to_stop(records: int, pare: runs.Run, tmp_path: Path) -> None:
     """At the start, mid-epoch, on the last step before an epoch's end, at its end, near the end."""
     with pytest.raises(RuntimeError, match="crash"):
@@ -67,6 +71,7 @@ def test_the_comparison_can_fail(pare: runs.Run) -> None:
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
     collected = []
     for workers in (0, 2):

@@ -75,6 +75,7 @@ EXPECTED_FAILURES = {
 }
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [tiny(kind=kind, device="cpu") for kind in ("classification", "regression")],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES,

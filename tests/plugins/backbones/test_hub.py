@@ -24,6 +24,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TIMM = "vit_tiny_patch16_224.augreg_in21k"
 FAILURES = [

@@ -15,7 +15,9 @@ from xmodal.errors import DataError
 from xmodal_openml import tables, task
 from xmodal_openml.splits import hold_out, orca_split, tabpfn_order, tabpfn_split
 
-PACK = Path(__file__).resolve().parents[3] / "shared" / "data" / "cc18_30.npz"
+from ...paths import DATA
+
+PACK = DATA / "cc18_30.npz"
 needs_pack = pytest.mark.skipif(not PACK.is_file(), reason=f"no published tables at {PACK}")
 BUILT = {
     11: task.BalanceScale,

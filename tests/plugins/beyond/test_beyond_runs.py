@@ -14,7 +14,9 @@ from xmodal import api, runs
 from xmodal.engine.run import Silent
 from xmodal.testing.running import StopAt, assert_same, weights
 
-from ..conftest import TINY
+from ...conftest import TINY
+
+pytestmark = pytest.mark.slow
 
 SAVING = ["saving.every_steps=1", "saving.keep=50", "saving.finished=50"]
 SETTINGS = {

@@ -34,6 +34,8 @@ from xmodal.testing.tiny import (
     tiny_target,
 )
 
+pytestmark = pytest.mark.slow
+
 MIXERS: dict[str, dict[str, Any]] = {
     "mixup": {},
     "cutmix": {},

@@ -16,7 +16,9 @@ from xmodal.engine.run import Silent
 from xmodal.plugins import registry
 from xmodal.testing.running import StopAt, assert_same, weights
 
-from ..conftest import TINY
+from ...conftest import TINY
+
+pytestmark = pytest.mark.slow
 
 COMMON = [o for o in TINY if not o.startswith("selector")]
 EPOCHS = 4

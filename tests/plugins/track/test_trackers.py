@@ -32,7 +32,7 @@ from xmodal.errors import RecipeError
 from xmodal.interfaces import Settings, Tracked, Tracker
 from xmodal.testing.contract import check_tracker
 
-from ..conftest import TINY
+from ...conftest import TINY
 
 ALL = ("tensorboard", "mlflow", "wandb")
 PACKAGES = ("tensorboard", "mlflow", "wandb")
@@ -214,6 +214,7 @@ def epochs(run_: runs.Run) -> Points:
     return points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_tracker_holds_every_number_once(name: str, followed: Followed) -> None:
     """Steps 4 and 5 were told before the crash and came again after it."""
@@ -233,6 +234,7 @@ def test_a_tracker_holds_every_number_once(name: str, followed: Followed) -> Non
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_tracker_holds_the_result(name: str, followed: Followed) -> None:
     result, found = followed.tracked.result, READ[name](followed)
@@ -250,6 +252,7 @@ def test_a_tracker_holds_the_result(name: str, followed: Followed) -> None:
         assert kept == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_recipe_and_hyperparameters(followed: Followed) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import metadata
@@ -262,6 +265,7 @@ def test_tensorboard_has_recipe_and_hyperparameters(followed: Followed) -> None:
     assert start.hparams["seed"].number_value == 0
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_with_tags_and_parameters(followed: Followed) -> None:
     _, found = mlflow_run(followed)
     assert found.info.status == "FINISHED"
@@ -273,6 +277,7 @@ def test_mlflow_has_one_run_with_tags_and_parameters(followed: Followed) -> None
     assert (found.data.tags["seed"], found.data.tags["protocol"]) == ("0", "clean")
 
 
+@pytest.mark.slow
 def test_wandb_continues_one_run(followed: Followed) -> None:
     begun = [r.run for r in wandb_records(followed) if r.WhichOneof("record_type") == "run"]
     assert len({r.run_id for r in begun}) == 1
@@ -290,6 +295,7 @@ def test_wandb_continues_one_run(followed: Followed) -> None:
 # --- the run ---
 
 
+@pytest.mark.slow
 def test_a_tracked_run_is_the_same_run(followed: Followed) -> None:
     tracked, plain = followed.tracked, followed.plain
     assert tracked.run.read("manifest.json")["hash"] == plain.run.read("manifest.json")["hash"]
@@ -299,6 +305,7 @@ def test_a_tracked_run_is_the_same_run(followed: Followed) -> None:
     assert all(bool((one[name] == other[name]).all()) for name in one)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(followed: Followed) -> None:
     assert followed.services == [[], []]
     assert not [line for line in followed.notes if "tracker" in line]
@@ -311,6 +318,7 @@ def test_nothing_is_left_behind(followed: Followed) -> None:
             assert file.read_bytes()[:1] != b"\x80", f"{file} looks like a pickle"
 
 
+@pytest.mark.slow
 def test_one_that_joins_late_is_told_all_epochs_and_is_quiet(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +408,7 @@ for _place in PLACES:
 '''
 
 
+@pytest.mark.slow
 def test_a_broken_tracker_costs_a_note_and_nothing_else(
     followed: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +518,7 @@ def test_a_mere_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(absent("json", "x"))
 
 
+@pytest.mark.slow
 def test_without_trackers_their_packages_are_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

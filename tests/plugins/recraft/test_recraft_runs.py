@@ -28,6 +28,8 @@ from xmodal.testing.tiny import tiny_facts
 from xmodal_recraft.align_labels import AlignLabels
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
 
+pytestmark = pytest.mark.slow
+
 CAR = ("methods/recraft", "tasks/openml/car")
 SHORT = [
     "training.epochs=1",

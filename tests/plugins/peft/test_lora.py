@@ -23,7 +23,7 @@ from xmodal.testing.running import StopAt, assert_same
 from xmodal.testing.tiny import TinyBackbone, random, tiny_context, tiny_facts
 from xmodal_peft.lora import Lora, linear_layers
 
-from ..conftest import TINY
+from ...conftest import TINY
 
 SMALL = [o for o in TINY if not o.startswith("selector")]
 BODIES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {

@@ -41,12 +41,14 @@ def restored(run: Run) -> Restored:
 # --- the dial ---
 
 
+@pytest.mark.slow
 def test_a_restored_run_scores_as_the_run_did(restored: Restored) -> None:
     session = restored.session
     score = evaluate(session, session.data.test)
     assert score.metric == restored.run.read("result.json")["test"]["metric"]
 
 
+@pytest.mark.slow
 def test_the_dial_replaces_exactly_k_tokens(restored: Restored) -> None:
     clouds = Clouds(restored, samples=8)
     most = clouds.most()
@@ -61,6 +63,7 @@ def test_the_dial_replaces_exactly_k_tokens(restored: Restored) -> None:
     assert 0 < moved[0] < moved[1]
 
 
+@pytest.mark.slow
 def test_all_tokens_replaced_is_the_source(restored: Restored) -> None:
     """k = N leaves nothing of the target: the means are those of the source's tokens."""
     clouds = Clouds(restored, samples=8)
@@ -68,11 +71,13 @@ def test_all_tokens_replaced_is_the_source(restored: Restored) -> None:
     torch.testing.assert_close(mixed.embeddings_ND, source.embeddings_ND)
 
 
+@pytest.mark.slow
 def test_the_same_every_time(run: Run) -> None:
     first, second = (Clouds(restore(run), samples=8).mixed(5) for _ in range(2))
     assert torch.equal(first.features_NF, second.features_NF)
 
 
+@pytest.mark.slow
 def test_the_dial_does_not_reach_beyond_a_mixers_tokens(restored: Restored) -> None:
     dial = restored.dial
     assert isinstance(dial, Scheduler)
@@ -129,6 +134,7 @@ def test_weights_are_restored_bit_for_bit() -> None:
     assert torch.equal(layer.weight, before)
 
 
+@pytest.mark.slow
 def test_the_centre_is_the_validation_loss(restored: Restored) -> None:
     session = restored.session
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
@@ -142,6 +148,7 @@ def test_the_centre_is_the_validation_loss(restored: Restored) -> None:
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.slow
 def test_the_landscape_is_the_loss_of_moved_weights(restored: Restored) -> None:
     """One corner by another way: move the weights by hand and score the whole split."""
     session = restored.session
@@ -158,6 +165,7 @@ def test_the_landscape_is_the_loss_of_moved_weights(restored: Restored) -> None:
     assert numbers["losses"][2][0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_only_what_was_trained_moves(run: Run) -> None:
     names = [name for name, _ in landscape.parameters(restore(run))]
     assert any(name.startswith("backbone.") for name in names)
@@ -194,6 +202,7 @@ def test_a_map_is_the_same_every_time_and_keeps_groups_apart() -> None:
 # --- patches ---
 
 
+@pytest.mark.slow
 def test_epochs_are_the_kept_probes(run: Run) -> None:
     samples: dict[str, Any] = kept_samples(run)
     numbers = patches.over_epochs(samples)
@@ -205,6 +214,7 @@ def test_epochs_are_the_kept_probes(run: Run) -> None:
     assert patches.over_epochs({**samples, "probes": []}) is None
 
 
+@pytest.mark.slow
 def test_random_tokens_are_k_different_ones(restored: Restored) -> None:
     numbers = patches.over_counts(restored, Clouds(restored, samples=8).most())
     assert numbers is not None
