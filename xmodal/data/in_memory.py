@@ -181,7 +181,7 @@ def doubtful(x: Array, form: Form, channels: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class GivenLabels:
+class CodedLabels:
     """Labels as files hold them: classes as int64 ``[n]``, anything else as numbers.
 
     ``classes`` are the values of classes 0, 1, ...; ``binary``: all values are 0 or 1.
@@ -193,7 +193,7 @@ class GivenLabels:
     binary: bool = False
 
 
-def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> GivenLabels:
+def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> CodedLabels:
     """What labels ``[n, ...]`` of samples of ``shape`` are. Raises ValueError."""
     if kind == "auto":
         kind = _kind(y, shape[-1] if form == "sequence" else None)
@@ -202,7 +202,7 @@ def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> Give
         classes, codes_N = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has one class only ({classes[0]}); at least 2 classes are needed")
-        return GivenLabels("classification", codes_N.astype(np.int64), classes)
+        return CodedLabels("classification", codes_N.astype(np.int64), classes)
     if y.dtype.kind not in "iufb":
         raise ValueError(f"Unknown label type: y holds {y.dtype}, {kind} labels are numbers")
     if kind == "multi-label" and not (binary and y.ndim == 2):
@@ -213,7 +213,7 @@ def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> Give
         raise ValueError(f"y has shape {y.shape}; a field has a value at every place of a sample")
     if kind == "dense" and form == "row":
         raise ValueError("rows of a table have no places to predict at; set form= or kind=")
-    return GivenLabels(kind, y if y.dtype.kind == "f" else y.astype(np.float64), binary=binary)  # type: ignore[arg-type]
+    return CodedLabels(kind, y if y.dtype.kind == "f" else y.astype(np.float64), binary=binary)  # type: ignore[arg-type]
 
 
 def _kind(y: Array, length: int | None) -> Kind:
@@ -241,7 +241,7 @@ def plain_labels(y: Array) -> Array:
     return plain
 
 
-def same_labels(y: Array, labels: GivenLabels) -> Array:
+def same_labels(y: Array, labels: CodedLabels) -> Array:
     """Further labels, coded as ``labels`` are. Raises ValueError for a class that is new."""
     if labels.classes is None:
         shape = labels.values.shape[1:]

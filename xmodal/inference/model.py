@@ -145,6 +145,33 @@ class TrainedModel:
         self.device = device
         self.note = note
 
+    def state(self) -> dict[str, Any]:
+        """The model as plain values and tensors in main memory, to be pickled."""
+        weights = {name: value.cpu() for name, value in self.model.state_dict().items()}
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "facts": self.facts,
+            "raw": self.raw,
+            "classes": self.classes,
+            "path": str(self.run.path),
+            "weights": weights,
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device, where: str) -> TrainedModel:
+        """The model that ``state`` describes; ``where`` it comes from, for errors."""
+        recipe = Recipe.model_validate(state["recipe"])
+        return cls(
+            model=rebuild(recipe, state["facts"], state["weights"], where),
+            recipe=recipe,
+            facts=state["facts"],
+            raw=state["raw"],
+            classes=state["classes"],
+            run=runs.Run(Path(state["path"])),
+            device=device,
+            note=warnings.warn,
+        )
+
     @property
     def kind(self) -> str:
         """What it predicts: ``classification``, ``multi-label``, ``regression`` or ``dense``."""
