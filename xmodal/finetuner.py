@@ -370,9 +370,7 @@ def _modality(backbone: Any) -> str | None:
 def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
     """Settings as ``key=value``. Raises ValueError for a single text."""
     if isinstance(settings, Mapping):
-        return [
-            f"{key}={json.dumps(value, default=_as_json)}" for key, value in settings.items()
-        ]
+        return [f"{key}={json.dumps(value, default=_as_json)}" for key, value in settings.items()]
     if isinstance(settings, str):
         raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
     return list(settings or ())
