@@ -13,7 +13,7 @@ from xmodal.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from xmodal.api import export, load, run
-    from xmodal.inference.finetuner import FineTuner
+    from xmodal.finetuner import FineTuner
 
 __all__ = ["FineTuner", "__version__", "export", "hookimpl", "load", "run"]
 
@@ -21,7 +21,7 @@ _LAZY = {
     "run": "xmodal.api",
     "load": "xmodal.api",
     "export": "xmodal.api",
-    "FineTuner": "xmodal.inference.finetuner",
+    "FineTuner": "xmodal.finetuner",
 }
 
 

@@ -1,26 +1,21 @@
-"""Small filesystem steps of the store: hashing, locking, and writing that is whole or absent.
-
-Nothing here knows about networks or archives.
-"""
+"""Files that are whole or absent, digests of files, and JSON files that may be missing."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from xmodal.errors import DataError
 
-log = logging.getLogger("xmodal.data")
-CACHE = "XMODAL_CACHE"
+PARTIAL = ".partial-"
+"""How the names of unfinished files and folders start. A process that is killed leaves them."""
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -29,15 +24,71 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
 def contents(path: Path) -> str:
     """One digest of a file, or of all names and files of a folder; empty if there is neither."""
     if path.is_file():
         return digest(path)
     if not path.is_dir():
         return ""
-    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
-    lines = (f"{digest(path / name)} {name.as_posix()}\n" for name in names)
+    lines = (f"{sha256} {name}\n" for name, sha256 in digests(path).items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomically(path: Path, *, durable: bool = True, sole: bool = False) -> Iterator[Path]:
+    """A place to write a file or a folder, which becomes ``path`` when the block ends well.
+
+    Readers see what was at ``path`` before, or all of the new content. If the block fails, nothing
+    is left behind. The folder around the place is the block's own and vanishes with it.
+
+    durable: the content is on the disk before it gets its name, so that it survives a power
+        failure. Without it a caller saves time on what is checked when it is used, or not missed.
+    sole: the caller holds a lock, so leftovers of a killed process are removed first.
+    """
+    if sole:
+        scratch = path.with_name(PARTIAL + path.name)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+    else:
+        scratch = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+    try:
+        # Named unlike any file of ours: a search for manifest.json must not find an unfinished one.
+        new = scratch / "new"
+        yield new
+        if durable:
+            for inside_new in new.rglob("*"):
+                _sync(inside_new)
+            _sync(new)
+        if path.is_dir():
+            # A folder is replaced in two steps. A crash between them leaves both in ``scratch``.
+            path.replace(scratch / "old")
+        new.replace(path)
+        if durable:
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Create or replace a file in one step; see ``atomically``. Text is written as UTF-8."""
+    with atomically(path, durable=durable) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -50,81 +101,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that readers see the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    """Create or replace a JSON file in one step."""
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True))
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder / name``, refusing names that lead outside. Raises DataError."""
+    """``folder / name``. Raises DataError for names that lead outside the folder."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if not name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
         raise DataError(f"refusing the path '{name}': it leads outside {folder}")
     return folder.joinpath(*parts.parts)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder of the cache. Raises DataError naming the variable that moves the cache."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot create the cache folder {folder}: {error.strerror}\n"
-            f"way out: set {CACHE} to a folder you can write to"
-        ) from error
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; says so when it has to wait for another one."""
-    make_folder(path.parent)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=5)
-    except Timeout:
-        log.info("waiting for another process that is preparing %s", path.stem)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def fresh_folder(target: Path) -> Iterator[Path]:
-    """An empty folder that becomes ``target`` when the block ends well and vanishes otherwise.
-
-    The caller holds the lock of ``target``, so what an interrupted process left behind is removed.
-    """
-    temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    make_folder(temporary)
-    try:
-        yield temporary
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.replace(old)
-        temporary.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raise DataError unless ``needed`` bytes and a little more are free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed * 1.02:
-        raise DataError(
-            f"{what} needs {needed / 2**20:,.0f} MiB but only {free / 2**20:,.0f} MiB are free in "
-            f"{folder}\nways out: free some space, or set {CACHE} to a folder on another disk"
-        )
-
-
-def ways(lines: list[str]) -> str:
-    """Render ways out, one a line."""
-    return "\n".join(["ways out:"] + [f"  - {line}" for line in lines])

@@ -24,8 +24,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from xmodal.engine.checkpoint import write_atomically
 from xmodal.errors import DataError, UsageError, did_you_mean
+from xmodal.files import write_atomically
 
 DEFAULT_ROOT = Path("runs")
 JOB = "XMODAL_JOB"

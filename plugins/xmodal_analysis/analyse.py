@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xmodal.engine.checkpoint import write_atomically
+from xmodal.files import write_atomically
 from xmodal.interfaces import Distance
 from xmodal.report import facts as words
 from xmodal.report.page import write_page

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from xmodal.engine.checkpoint import write_atomically
+from xmodal.files import write_atomically
 
 LIST = "jobs.json"
 ENDED = ".ended"

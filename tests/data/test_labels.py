@@ -67,7 +67,7 @@ def test_classes_named_by_numbers_are_no_positions(names: tuple[str, ...], y: An
     ("y", "message"),
     [
         (np.array([[0.2, 0.8], [1, 0]]), r"row 5 is \[0.2, 0.8\]; expected a single 1 among 0"),
-        (np.zeros((2, 3)), r"expected one class a sample, \[n\]; got \[2, 3\]"),
+        (np.zeros((2, 3)), r"expected one class for each sample, \[n\]; got \[2, 3\]"),
         (np.array(["a", "c"]), "row 6 is 'c'; expected one of a, b, or a number 0 to 1"),
     ],
 )

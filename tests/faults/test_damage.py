@@ -14,6 +14,7 @@ import torch
 from xmodal.engine import checkpoint
 from xmodal.engine.run import Silent
 from xmodal.errors import DataError, TrainingError
+from xmodal.files import digest
 
 
 class Notes(Silent):
@@ -75,7 +76,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "c" / "state.json").read_text())
     (tmp_path / "c" / "state.json").write_text(json.dumps({**document, "format": 99}))
     sums = json.loads((tmp_path / "c" / checkpoint.SUMS).read_text())
-    sums["state.json"] = checkpoint.file_digest(tmp_path / "c" / "state.json")
+    sums["state.json"] = digest(tmp_path / "c" / "state.json")
     (tmp_path / "c" / checkpoint.SUMS).write_text(json.dumps(sums))
     with pytest.raises(DataError, match="format 99; this version reads 1"):
         checkpoint.load(tmp_path / "c")

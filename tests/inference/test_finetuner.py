@@ -22,11 +22,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import xmodal
-from xmodal import FineTuner, api, plugins, runs
+from xmodal import FineTuner, api, finetuner, plugins, runs
 from xmodal.data import in_memory
 from xmodal.engine.run import Interrupted, Silent
-from xmodal.inference import finetuner
-from xmodal.inference.finetuner import overrides
+from xmodal.finetuner import overrides
 
 RNG = np.random.default_rng(0)
 TINY = {

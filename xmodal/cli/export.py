@@ -24,7 +24,7 @@ def export(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a trained model, and compare what was written with it.
+    """Export a trained model, and check that the export predicts the same.
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """
@@ -33,7 +33,7 @@ def export(
     from xmodal.inference.model import load_trained
 
     registry = plugins.registry(tuple(plugin or ()))
-    # An unknown exporter is said before anything is loaded.
+    # An unknown exporter is reported before anything is loaded.
     registry.entry("exporter", to)
     console = output.stderr()
     model = load_trained(

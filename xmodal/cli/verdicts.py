@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmodal.cli import output
-from xmodal.engine.checkpoint import write_atomically
+from xmodal.files import write_atomically
 
 if TYPE_CHECKING:
     from xmodal.comparison.fairness import Flag

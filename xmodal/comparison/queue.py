@@ -22,7 +22,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from xmodal.comparison.grid import Cell
-from xmodal.engine.checkpoint import write_atomically
+from xmodal.files import write_atomically
 from xmodal.interfaces import Job, Launcher
 
 QUEUED, RUNNING, DONE, FAILED, SKIPPED = "queued", "running", "done", "failed", "skipped"

@@ -10,7 +10,7 @@ import pandas as pd
 from xmodal.comparison.statistics import CellSummary
 from xmodal.comparison.table import ComparisonTable
 from xmodal.comparison.verdicts import PairResult
-from xmodal.engine.checkpoint import write_atomically
+from xmodal.files import write_atomically
 
 CELLS, PAIRS, LATEX = "cells.csv", "pairs.csv", "table.tex"
 

@@ -1,9 +1,9 @@
-"""Fetches files over HTTP, resumable and checked, and unpacks archives that nobody vouches for.
+"""Downloads files over HTTP, and unpacks archives from strangers safely.
 
-Only ``http`` and ``https`` are followed. What arrived before a cut is kept and continued, also in a
-later run and on another mirror when a checksum will decide. Paths and links that leave the folder,
-device files and size bombs are refused before anything of them is written. Nothing is executed or
-unpickled.
+A download that was cut continues where it stopped, also in a later run, and on another mirror if a
+checksum is known. Only ``http`` and ``https`` addresses are accepted. Archives may not write or
+link outside their folder, make device files, or unpack to far more than their own size. Nothing is
+executed or unpickled.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import bz2
 import contextlib
 import gzip
 import http.client
+import logging
 import lzma
 import shutil
 import stat
@@ -27,12 +28,25 @@ from pathlib import Path
 from typing import IO, Any
 
 from xmodal.errors import DataError
-from xmodal.files import CACHE, check_space, digest, inside, log, read_json, ways, write_json
+from xmodal.files import digest, inside, read_json, write_json
+
+log = logging.getLogger("xmodal.data")
+CACHE = "XMODAL_CACHE"
+"""The environment variable that moves the cache."""
 
 _CHUNK = 2**18
 _TIMEOUT = 30.0
 _ROUNDS = 4
-_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
+_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+"""Status codes of servers that are busy or down for a moment."""
+
+
+def suggest(lines: Sequence[str]) -> str:
+    """The end of an error message: what the user can do, one way a line."""
+    return "\n".join(["ways out:"] + [f"  - {line}" for line in lines])
+
+
+# --- downloads ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -58,55 +72,69 @@ class Expected:
         return None
 
 
+def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 1.0) -> Path:
+    """Download to ``target`` from the first mirror that works. Raises DataError.
+
+    Mirrors are tried in turn, several times, with growing pauses.
+    """
+    part = target.with_name(f"{target.name}.part")
+    alive, reasons = list(urls), dict.fromkeys(urls, "not tried")
+    for number in range(_ROUNDS):
+        for url in tuple(alive):
+            log.info("downloading %s", url)
+            try:
+                reason = _attempt(url, part, expected)
+            except _Refused as error:
+                reason = str(error)
+                alive.remove(url)
+            if reason is None and (reason := expected.wrong(part)) is not None:
+                part.unlink()  # continuing a wrong file is useless: the next attempt starts at zero
+            if reason is None:
+                part.replace(target)
+                _origin(part).unlink(missing_ok=True)
+                return target
+            reasons[url] = reason
+        if not alive or number == _ROUNDS - 1:
+            break
+        time.sleep(pause * 2**number)
+    tried = "\n".join(f"  {url}: {reason}" for url, reason in reasons.items())
+    advice = [
+        "check the network and repeat: the download continues where it stopped",
+        f"place the file at {target} by hand",
+        f"set {CACHE} to a cache that has it",
+    ]
+    raise DataError(f"cannot download {target.name}:\n{tried}\n{suggest(advice)}")
+
+
 class _Unfinished(Exception):
     """The connection ended early; what arrived is kept."""
 
 
 class _Refused(Exception):
-    """The mirror will not give the file; trying it again is pointless."""
+    """The mirror will not give the file, however often it is asked."""
 
 
-@contextlib.contextmanager
-def _progress(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told of every chunk; draws a bar where a person watches."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=total, completed=start)
-        yield lambda count: progress.advance(task, count)
-
-
-def _request(url: str, part: Path, expected: Expected) -> urllib.request.Request:
-    """The request for the rest of the file, or for all of it where continuing is not safe."""
-    if not url.lower().startswith(("http://", "https://")):
-        raise _Refused("only http and https are supported")
-    request = urllib.request.Request(url, headers={"User-Agent": "xmodal"})
-    have = part.stat().st_size if part.is_file() else 0
-    record = read_json(_record_path(part))
-    same = record.get("url") == url and record.get("validator")
-    if have and (same or expected.checksum):
-        request.add_header("Range", f"bytes={have}-")
-        if same:
-            request.add_header("If-Range", str(record["validator"]))
-    return request
-
-
-def _record_path(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def _whole_size(response: http.client.HTTPResponse, start: int) -> int | None:
-    length = response.headers.get("Content-Length")
-    return start + int(length) if length and length.isdigit() else None
+def _attempt(url: str, part: Path, expected: Expected) -> str | None:
+    """Try a mirror once: None on success, else the reason. _Refused: do not try it again."""
+    try:
+        _receive(url, part, expected)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the part is whole or damaged
+            if part.is_file() and expected.checksum and expected.wrong(part) is None:
+                return None
+            part.unlink(missing_ok=True)
+            return "the partial file did not fit and was dropped"
+        if error.code in _TRY_AGAIN:
+            return f"HTTP {error.code}"
+        raise _Refused(f"HTTP {error.code} {error.reason}") from error
+    except (_Unfinished, OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        return str(reason) or type(reason).__name__
+    return None
 
 
 def _receive(url: str, part: Path, expected: Expected) -> None:
-    """Add to the ``.part`` file until the mirror's end of file. Raises the two private errors."""
+    """Download what is missing of the ``.part`` file. Raises _Unfinished and _Refused."""
     request = _request(url, part, expected)
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         start = part.stat().st_size if response.status == 206 else 0
@@ -116,13 +144,38 @@ def _receive(url: str, part: Path, expected: Expected) -> None:
         total = _whole_size(response, start)
         if expected.size is not None and total is not None and total != expected.size:
             raise _Refused(f"it offers {total} bytes, expected {expected.size}")
-        check_space(part.parent, (total or expected.size or 0) - start, f"downloading {part.stem}")
+        _check_space(part.parent, (total or expected.size or 0) - start, f"downloading {part.stem}")
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         # A weak ETag must not be used to continue a download (RFC 9110, 13.1.5).
         strong = None if validator is None or validator.startswith("W/") else validator
-        write_json(_record_path(part), {"url": url, "validator": strong})
+        write_json(_origin(part), {"url": url, "validator": strong})
         limit = expected.size if expected.size is not None else total
         _write(response, part, start, total, limit)
+
+
+def _request(url: str, part: Path, expected: Expected) -> urllib.request.Request:
+    """The request for the rest of the file, or for all of it if continuing is not safe."""
+    if not url.lower().startswith(("http://", "https://")):
+        raise _Refused("only http and https are supported")
+    request = urllib.request.Request(url, headers={"User-Agent": "xmodal"})
+    have = part.stat().st_size if part.is_file() else 0
+    record = read_json(_origin(part))
+    same = record.get("url") == url and record.get("validator")
+    if have and (same or expected.checksum):
+        request.add_header("Range", f"bytes={have}-")
+        if same:
+            request.add_header("If-Range", str(record["validator"]))
+    return request
+
+
+def _origin(part: Path) -> Path:
+    """Where it is kept from which address, and which version, a partial file comes."""
+    return part.with_name(f"{part.name}.json")
+
+
+def _whole_size(response: http.client.HTTPResponse, start: int) -> int | None:
+    length = response.headers.get("Content-Length")
+    return start + int(length) if length and length.isdigit() else None
 
 
 def _write(
@@ -144,147 +197,51 @@ def _write(
         raise _Unfinished(f"the connection ended after {count} of {total} bytes")
 
 
-def _attempt(url: str, part: Path, expected: Expected) -> str | None:
-    """Try one mirror once. Returns None on success, else the reason; _Refused is final."""
-    try:
-        _receive(url, part, expected)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the part is whole or damaged
-            if part.is_file() and expected.checksum and expected.wrong(part) is None:
-                return None
-            part.unlink(missing_ok=True)
-            return "the partial file did not fit and was dropped"
-        if error.code in _TEMPORARY:
-            return f"HTTP {error.code}"
-        raise _Refused(f"HTTP {error.code} {error.reason}") from error
-    except (_Unfinished, OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        return str(reason) or type(reason).__name__
-    return None
+@contextlib.contextmanager
+def _progress(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
+    """A function to call with the size of every chunk; it moves a bar if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=total, completed=start)
+        yield lambda count: progress.advance(task, count)
 
 
-def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 1.0) -> Path:
-    """Download to ``target``. Tries every mirror in turn, several rounds. Raises DataError."""
-    part = target.with_name(f"{target.name}.part")
-    alive, reasons = list(urls), dict.fromkeys(urls, "not tried")
-    for number in range(_ROUNDS):
-        for url in tuple(alive):
-            log.info("downloading %s", url)
-            try:
-                reason = _attempt(url, part, expected)
-            except _Refused as error:
-                reason = str(error)
-                alive.remove(url)
-            if reason is None and (reason := expected.wrong(part)) is not None:
-                # Whatever was continued is worthless now; the next attempt starts at zero.
-                part.unlink()
-            if reason is None:
-                part.replace(target)
-                _record_path(part).unlink(missing_ok=True)
-                return target
-            reasons[url] = reason
-        if not alive or number == _ROUNDS - 1:
-            break
-        time.sleep(pause * 2**number)
-    tried = "\n".join(f"  {url}: {reason}" for url, reason in reasons.items())
-    advice = ways(
-        [
-            "check the network and repeat: the download continues where it stopped",
-            f"place the file at {target} by hand",
-            f"set {CACHE} to a cache that has it",
-        ]
-    )
-    raise DataError(f"cannot download {target.name}:\n{tried}\n{advice}")
+def _check_space(folder: Path, needed: int, what: str) -> None:
+    """Raise DataError unless ``needed`` bytes and a little more are free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.02:
+        raise DataError(
+            f"{what} needs {needed / 2**20:,.0f} MiB but only {free / 2**20:,.0f} MiB are free in "
+            f"{folder}\nways out: free some space, or set {CACHE} to a folder on another disk"
+        )
 
+
+# --- archives -------------------------------------------------------------------------------------
 
 # Deflate cannot exceed 1032:1; honest numerical data stays far below 200:1.
 MAX_RATIO = 200
 MIN_LIMIT = 64 * 2**20
 MAX_MEMBERS = 5_000_000
+"""An archive of more bytes a byte of its own, above MIN_LIMIT, or more files is refused."""
 _PIECE = 2**20
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {
+_SINGLE: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
 
 
-def size_limit(archive: Path) -> int:
-    """How many bytes an archive of this size may unpack to."""
-    return max(MIN_LIMIT, MAX_RATIO * archive.stat().st_size)
-
-
-def _bomb(archive: Path, limit: int) -> DataError:
-    return DataError(
-        f"{archive} would unpack to more than {limit / 2**20:,.0f} MiB or {MAX_MEMBERS:,} files, "
-        "far beyond its own size; refusing it\nway out: unpack it by hand if you trust it"
-    )
-
-
-def copy_limited(source: IO[bytes], target: Path, limit: int, archive: Path) -> int:
-    """Copy at most ``limit`` bytes into a new file and return their number. Raises DataError."""
-    count = 0
-    with target.open("wb") as out:
-        while chunk := source.read(_PIECE):
-            count += len(chunk)
-            if count > limit:
-                raise _bomb(archive, limit)
-            out.write(chunk)
-    return count
-
-
-def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        if sum(member.file_size for member in members) > limit or len(members) > MAX_MEMBERS:
-            raise _bomb(archive, limit)
-        left = limit
-        for member in members:
-            target = inside(folder, member.filename)
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise DataError(f"{archive}: refusing the link '{member.filename}'")
-            if member.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with opened.open(member) as stream:
-                # The directory may lie about sizes, so the bytes are counted too.
-                left -= copy_limited(stream, target, left, archive)
-
-
-def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
-    total = count = 0
-    with tarfile.open(archive) as opened:
-        for member in opened:
-            total, count = total + member.size, count + 1
-            if total > limit or count > MAX_MEMBERS:
-                raise _bomb(archive, limit)
-            opened.extract(member, folder, filter="data")
-
-
-def _is_tar(archive: Path) -> bool:
-    """Whether this is a tar with members; tarfile takes any run of zeros for an empty one."""
-    if not tarfile.is_tarfile(archive):
-        return False
-    with tarfile.open(archive) as opened:
-        return opened.next() is not None
-
-
-def _unpack_single(archive: Path, folder: Path, limit: int) -> None:
-    with archive.open("rb") as raw:
-        head = raw.read(6)
-    opener = next((o for magic, o in _OPENERS.items() if head.startswith(magic)), None)
-    if opener is None:
-        raise DataError(f"{archive} is not a tar, zip, gz, bz2 or xz archive")
-    with opener(archive) as stream:
-        copy_limited(stream, folder / archive.stem, limit, archive)
-
-
 def unpack_archive(archive: Path, folder: Path) -> None:
     """Unpack a tar, zip, gz, bz2 or xz file into an empty folder. Raises DataError."""
     if not archive.is_file():
         raise DataError(f"{archive}: no such file")
-    limit = size_limit(archive)
+    limit = max(MIN_LIMIT, MAX_RATIO * archive.stat().st_size)
     try:
         if zipfile.is_zipfile(archive):
             _unpack_zip(archive, folder, limit)
@@ -313,3 +270,69 @@ def take_members(archive: Path, members: list[str], folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened.open(name) as source, target.open("wb") as out:
                 shutil.copyfileobj(source, out, _PIECE)
+
+
+def _bomb(archive: Path, limit: int) -> DataError:
+    return DataError(
+        f"{archive} would unpack to more than {limit / 2**20:,.0f} MiB or {MAX_MEMBERS:,} files, "
+        "far beyond its own size; refusing it\nway out: unpack it by hand if you trust it"
+    )
+
+
+def _copy_limited(source: IO[bytes], target: Path, limit: int, archive: Path) -> int:
+    """Copy at most ``limit`` bytes into a new file and return their number. Raises DataError."""
+    count = 0
+    with target.open("wb") as out:
+        while chunk := source.read(_PIECE):
+            count += len(chunk)
+            if count > limit:
+                raise _bomb(archive, limit)
+            out.write(chunk)
+    return count
+
+
+def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        if sum(member.file_size for member in members) > limit or len(members) > MAX_MEMBERS:
+            raise _bomb(archive, limit)
+        left = limit
+        for member in members:
+            target = inside(folder, member.filename)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise DataError(f"{archive}: refusing the link '{member.filename}'")
+            if member.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with opened.open(member) as stream:
+                # The directory may lie about sizes, so the bytes are counted too.
+                left -= _copy_limited(stream, target, left, archive)
+
+
+def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
+    total = count = 0
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            total, count = total + member.size, count + 1
+            if total > limit or count > MAX_MEMBERS:
+                raise _bomb(archive, limit)
+            opened.extract(member, folder, filter="data")
+
+
+def _is_tar(archive: Path) -> bool:
+    """Whether this is a tar with members; tarfile takes any run of zeros for an empty one."""
+    if not tarfile.is_tarfile(archive):
+        return False
+    with tarfile.open(archive) as opened:
+        return opened.next() is not None
+
+
+def _unpack_single(archive: Path, folder: Path, limit: int) -> None:
+    with archive.open("rb") as raw:
+        head = raw.read(6)
+    opener = next((o for magic, o in _SINGLE.items() if head.startswith(magic)), None)
+    if opener is None:
+        raise DataError(f"{archive} is not a tar, zip, gz, bz2 or xz archive")
+    with opener(archive) as stream:
+        _copy_limited(stream, folder / archive.stem, limit, archive)

@@ -7,10 +7,8 @@ folder with a final name is complete; damage after that is found by its checksum
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xmodal.errors import DataError
+from xmodal.files import PARTIAL, atomically, digest, digests
 
 FORMAT = 1
 SUMS = "SHA256.json"
 STEP, BEST = "step-", "best-"
-_TEMPORARY = ".partial-"
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
@@ -34,29 +32,14 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     ``folder``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f"{_TEMPORARY}{os.getpid()}-{folder.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     tensors: dict[str, Tensor] = {}
     skeleton = _split(dict(state), "", tensors)
-    save_file(tensors, temporary / "tensors.safetensors", metadata={"format": "pt"})
-    document = {"format": FORMAT, "state": skeleton}
-    (temporary / "state.json").write_text(json.dumps(document), encoding="utf-8")
-    sums = {f.name: file_digest(f) for f in sorted(temporary.iterdir())}
-    (temporary / SUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for file in temporary.iterdir():
-        _sync(file)
-    _sync(temporary)
-    if folder.exists():
-        # Replacing needs two renames; the leftover is removed or, after a crash between, ignored.
-        old = folder.parent / f"{_TEMPORARY}old-{folder.name}"
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(temporary, folder)
-    _sync(folder.parent)
+    with atomically(folder) as new:
+        new.mkdir()
+        save_file(tensors, new / "tensors.safetensors", metadata={"format": "pt"})
+        document = {"format": FORMAT, "state": skeleton}
+        (new / "state.json").write_text(json.dumps(document), encoding="utf-8")
+        (new / SUMS).write_text(json.dumps(digests(new), indent=1), encoding="utf-8")
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -64,7 +47,7 @@ def load(folder: Path) -> dict[str, Any]:
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
         for name, expected in sums.items():
-            if file_digest(folder / name) != expected:
+            if digest(folder / name) != expected:
                 raise DataError(f"checkpoint is damaged: {folder / name}")
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "tensors.safetensors")
@@ -96,32 +79,8 @@ def sweep(newest: Path, prefix: str, keep: int) -> None:
     for old in found:
         if old not in kept:
             shutil.rmtree(old, ignore_errors=True)
-    for partial in newest.parent.glob(_TEMPORARY + "*"):
+    for partial in newest.parent.glob(PARTIAL + "*"):
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

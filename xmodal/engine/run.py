@@ -5,7 +5,6 @@ The only writer of a run directory while the run lasts.
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -105,6 +105,10 @@ def peak_memory() -> int:
     """Bytes: the GPU's peak allocation, or this process's peak resident memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource  # Unix only. psutil knows the peak on Windows alone.
+    except ImportError:
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

@@ -7,7 +7,6 @@ lacks and nothing twice; a tracker that joins late is told all epochs from ``met
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from xmodal import runs
 from xmodal.engine.loop import StepRecord
 from xmodal.errors import XModalError
+from xmodal.files import write_atomically
 from xmodal.interfaces import Tracked, Tracker
 from xmodal.plugins import reason
 from xmodal.recipe.recipe import Recipe
@@ -194,12 +194,13 @@ class _Kept:
         return known
 
     def keep(self, name: str, **facts: Any) -> None:
-        """Add facts. Not synced to disk as checkpoints are: it is written at every number."""
+        """Add facts."""
         with self._lock:
             self._content[name] = {**self._content.get(name, {}), **facts}
-            partial_ = self._path.with_name(f".partial-{KEPT}")
-            partial_.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial_, self._path)
+            # Written at every number, so it does not wait for the disk. What a power failure
+            # takes is told to the tracker a second time.
+            text = json.dumps(self._content, indent=1) + "\n"
+            write_atomically(self._path, text, durable=False)
 
 
 def _described(recipe: Recipe, run: runs.Run) -> Tracked:
@@ -219,7 +220,7 @@ def _described(recipe: Recipe, run: runs.Run) -> Tracked:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Without what is not known."""
+    """The values that are known, as floats."""
     return {key: float(value) for key, value in values.items() if value is not None}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from xmodal.engine.checkpoint import write_atomically
+from xmodal.files import write_atomically
 from xmodal.report import text
 
 TEMPLATES = "templates"

@@ -1,7 +1,7 @@
 """``FineTuner``: fine-tuning as a scikit-learn estimator.
 
-It composes a recipe (method, data, backbone) and makes the run that the command line would make. A
-fitted estimator keeps its model in memory.
+A fit writes the arrays to files, composes a recipe of method, data and backbone, and makes the run
+that the command line would make. A fitted estimator keeps its model in memory.
 """
 
 from __future__ import annotations
@@ -32,20 +32,16 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from xmodal import runs
 from xmodal.data import in_memory
-from xmodal.data.in_memory import Form, GivenLabels
+from xmodal.data.in_memory import CodedLabels, Form
 from xmodal.data.store import Store
 from xmodal.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.interfaces import Backbone
 from xmodal.recipe.compose import COMMAND_LINE, looks_like_path
-from xmodal.recipe.recipe import Recipe
 from xmodal.settings import Use
 
 if TYPE_CHECKING:
     from xmodal.engine.run import Observer
-
-    pass
     from xmodal.inference.model import TrainedModel
 
 Array = NDArray[Any]
@@ -54,8 +50,15 @@ _CHOICES = {
     "form": ("auto", "row", "sequence", "grid"),
     "channels": ("first", "last"),
 }
-_LABELS = {"dtype": None, "ensure_2d": False, "allow_nd": True, "ensure_all_finite": "allow-nan"}
-_PROBABLE = ("auto", "classification", "multi-label")
+_LABEL_CHECKS = {
+    "dtype": None,
+    "ensure_2d": False,
+    "allow_nd": True,
+    "ensure_all_finite": "allow-nan",
+}
+_HAVE_PROBABILITIES = ("auto", "classification", "multi-label")
+_BACKBONE_RECIPES = {"image": "backbones/vision", "text": "backbones/text"}
+"""What a backbone of one's own needs besides: a source of its modality."""
 
 
 class FineTuner(BaseEstimator):  # type: ignore[misc]
@@ -63,27 +66,31 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    method : a method's name such as ``pare`` or ``nft``, or the name or path of a recipe.
-    backbone : a backbone's name or settings; by default MiniLM-L6 for rows and sequences, ViT-S/14
-    for images, whose weights are fetched on first use. kind : what y is: ``classification``,
-    ``multi-label``, ``regression``, ``dense``; or ``auto``. form : what a sample is: ``row``,
-    ``sequence``, ``grid``; ``auto`` goes by the axes of X. channels : ``first`` or ``last``, for
-    sequences and grids. scale : a scale such as ``cpu`` or ``smoke``; None is the method's own
-    settings. epochs : passes over the training samples; None is the recipe's. overrides : further
-    settings of the recipe, ``{"training.optimizer.lr": 1e-3}`` or
-    ``["training.optimizer.lr=1e-3"]``. validation_fraction : share of the samples that is held out
-    to choose the best epoch; 0 chooses it by the training samples. seed : draws the held-out
-    samples, the order, new weights. device : ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-    directory : where runs are kept and interrupted fits go on; None keeps nothing on disk. verbose
-    : 0 is silent, 1 shows progress on stderr.
+    method : name of a method such as ``pare`` or ``nft``, or the name or path of a recipe.
+    backbone : name or settings of a backbone. By default MiniLM-L6 for rows and sequences, and
+        ViT-S/14 for images; their weights are fetched on first use.
+    kind : what y is: ``classification``, ``multi-label``, ``regression``, ``dense``, or ``auto``.
+    form : what a sample is: ``row``, ``sequence``, ``grid``; ``auto`` goes by the axes of X.
+    channels : where sequences and grids have their channels, ``first`` or ``last``.
+    scale : a scale such as ``cpu`` or ``smoke``; None keeps the method's own settings.
+    epochs : passes over the training samples; None keeps the recipe's.
+    overrides : more settings of the recipe, ``{"training.optimizer.lr": 1e-3}`` or
+        ``["training.optimizer.lr=1e-3"]``.
+    validation_fraction : share of the samples that is held out to choose the best epoch. With 0
+        the training samples choose it.
+    seed : decides the held-out samples, their order, and new weights.
+    device : ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    directory : where runs are kept, and where interrupted fits continue. None keeps nothing.
+    verbose : 0 is silent, 1 shows progress on stderr.
 
     Attributes
     ----------
     kind_, form_, classes_ (classes and labels only), n_features_in_ (axis 1 of X),
-    feature_names_in_ : what was found.
-    trained_ : the model, ``xmodal.inference.model.Trained``.
-    history_ : one mapping an epoch.  result_ : the run's result.
-    run_path_ : the run's directory; None where nothing is kept.
+    feature_names_in_ : what the data turned out to be.
+    trained_ : the model, an ``xmodal.inference.model.TrainedModel``.
+    history_ : one mapping for each epoch.
+    result_ : the result of the run.
+    run_path_ : the directory of the run; None if nothing is kept.
     """
 
     def __init__(
@@ -122,7 +129,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         width)`` and labels ``y``.
 
         ``validation_data`` (X, y) chooses the best epoch instead of held-out samples. Raises
-        ValueError for data and settings that do not work, and kinds of ``xmodal.errors``.
+        ValueError for data and settings that do not work, and the errors of ``xmodal.errors``.
         """
         self._check_settings()
         for name in [name for name in vars(self) if name.endswith("_")]:
@@ -137,14 +144,15 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 f"X has {len(x)} samples, too few to hold out {self.validation_fraction} of them; "
                 "with validation_fraction=0 the training samples choose the best epoch"
             )
-        with folder(self.directory) as root, undisturbed():
-            data, told = in_memory.write(root / "data", parts)
-            with explained(data, kept=self.directory is not None):
-                self._run(data, root, labels, told, held=validation_data is not None)
+        with run_root(self.directory) as root, random_state_kept():
+            data, layout = in_memory.write(root / "data", parts)
+            share = 0.0 if validation_data is not None else float(self.validation_fraction)
+            with as_value_errors(data, kept=self.directory is not None):
+                self._run(root, self._settings(data, layout, labels, share))
         return self
 
     def predict(self, X: Any) -> Array:
-        """Predictions in the form of ``y``: classes, 0/1 labels, numbers or fields."""
+        """Predictions like ``y``: classes, 0/1 labels, numbers or fields."""
         outputs = self._outputs(X)
         if self.kind_ == "classification":
             classes: Array = self.classes_[self._probabilities(outputs).argmax(axis=1)]
@@ -154,13 +162,13 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         values = self.trained_.raw.raw_labels(outputs).numpy()
         return np.asarray(values, dtype=self._dtype)
 
-    @available_if(lambda self: getattr(self, "kind_", self.kind) in _PROBABLE)  # type: ignore[untyped-decorator]
+    @available_if(lambda self: getattr(self, "kind_", self.kind) in _HAVE_PROBABILITIES)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> Array:
         """The probability of every class, or of every label, ``(n, K)``."""
         return self._probabilities(self._outputs(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy (of whole rows for several labels, of places for 0/1 fields), else R²."""
+        """Accuracy of classes, of whole rows of labels, or of the places of 0/1 fields; else R²."""
         predicted = self.predict(X)
         if self.kind_ in ("classification", "multi-label"):
             return float(accuracy_score(y, predicted, sample_weight=sample_weight))
@@ -189,15 +197,15 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
         if "trained_" in state:
-            state["trained_"] = packed(state["trained_"])
+            state["trained_"] = state["trained_"].state()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "trained_" in state:
-            self.trained_ = unpacked(state["trained_"], self.device)
+            self.trained_ = _trained_of(state["trained_"], self.device)
 
-    # --- reading what is given ---
+    # --- checking X and y ---
 
     def _check_settings(self) -> None:
         for name, choices in _CHOICES.items():
@@ -209,7 +217,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"validation_fraction={self.validation_fraction!r}; not in [0, 1)")
 
     def _samples(self, X: Any, reset: bool) -> Any:
-        """X, checked: an array with channels first, or a frame of numbers and text."""
+        """X, checked: an array with channels first, or a frame of numbers and text.
+
+        ``reset``: X decides what samples are, else it must be like the X of ``fit``.
+        """
         known = None if reset else self._columns
         frame = in_memory.as_frame(X, known) if reset or known else None
         if frame is None:
@@ -244,8 +255,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         # One sample cannot be held out from; missing values of rows are embedded.
         return {"ensure_all_finite": "allow-nan", "ensure_min_samples": 2 if reset else 1}
 
-    def _labels(self, y: Any, x: Any) -> in_memory.GivenLabels:
-        """y, checked and coded; sets what the estimator knows of its labels."""
+    def _labels(self, y: Any, x: Any) -> CodedLabels:
+        """y, checked and coded; sets the attributes that say what labels are."""
         y = self._label_array(y)
         check_consistent_length(x, y)
         if self.kind == "classification":
@@ -263,14 +274,16 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         return labels
 
     def _label_array(self, y: Any) -> Array:
+        """y as an array of text, numbers or booleans, without gaps."""
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        y = check_array(y, input_name="y", estimator=self, **_LABELS)
+        y = check_array(y, input_name="y", estimator=self, **_LABEL_CHECKS)
         return in_memory.plain_labels(y)
 
-    def _validation(self, X: Any, y: Any, labels: in_memory.GivenLabels) -> tuple[Any, Array]:
+    def _validation(self, X: Any, y: Any, labels: CodedLabels) -> tuple[Any, Array]:
+        """Samples and labels that choose the best epoch, read as those of ``fit`` were."""
         x = self._samples(X, reset=False)
         y = self._label_array(y)
         check_consistent_length(x, y)
@@ -278,36 +291,51 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     # --- the run and its model ---
 
-    def _run(
-        self,
-        data: Path,
-        root: Path,
-        labels: in_memory.GivenLabels,
-        told: dict[str, Any],
-        held: bool,
-    ) -> None:
-        from xmodal import api
-        from xmodal.inference.model import load_trained
+    def _settings(
+        self, data: Path, layout: Mapping[str, Any], labels: CodedLabels, share: float
+    ) -> list[str]:
+        """The estimator's parameters and its data as settings of the recipe.
 
-        given = settings(self, data, told, labels, held)
-        recipes = layers(self.method, self.backbone, self.form_)
+        ``layout`` says how the files in ``data`` are to be read; ``share`` of them is held out.
+        """
+        task = {
+            "path": str(data),
+            "kind": labels.kind,
+            "channels": "first",
+            "split": [1 - share, share, 0.0],
+            "split_seed": None,
+            **layout,
+        }
+        if labels.classes is not None:
+            task["classes"] = [_class_name(value) for value in labels.classes.tolist()]
+        chosen = {f"task.{key}": value for key, value in task.items()}
+        chosen |= {"seed": self.seed, "device": self.device, "saving.keep": 1}
+        if self.backbone is not None:
+            chosen["backbone"] = self.backbone
+        if self.epochs is not None:
+            chosen["training.epochs"] = self.epochs
+        return [*overrides(chosen), *overrides(self.overrides)]
+
+    def _run(self, root: Path, settings: Sequence[str]) -> None:
+        from xmodal import api
+
         with watching(self.verbose) as observer:
             outcome = api.run(
-                *recipes,
-                overrides=[*given, *overrides(self.overrides)],
+                *recipes(self.method, self.backbone, self.form_),
+                overrides=settings,
                 scale=self.scale,
                 root=root,
                 name=Path(self.method).stem,
                 report=self.directory is not None,
                 observer=observer,
             )
-        self.trained_ = load_trained(outcome.run.path, self.device)
+        self.trained_ = api.load(outcome.run.path, self.device)
         self.result_ = dict(outcome.result)
         self.history_ = outcome.run.metrics()
         self.run_path_ = None if self.directory is None else outcome.run.path
 
     def _outputs(self, X: Any) -> Any:
-        """What the model gives for X, on the CPU: ``[n, K]`` or ``[n, K, *shape]``."""
+        """The outputs of the model for X, on the CPU: ``[n, K]`` or ``[n, K, *shape]``."""
         check_is_fitted(self, "trained_")
         x = self._samples(X, reset=False)
         try:
@@ -320,80 +348,46 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         return p_NK / p_NK.sum(axis=1, keepdims=True) if self.kind_ == "classification" else p_NK
 
 
-_BACKBONES = {"image": "backbones/vision", "text": "backbones/text"}
-
-
-def layers(method: str, backbone: Any, form: Form) -> list[str]:
-    """The recipes of a fit: the method, the caller's data, and what goes with a backbone of its
-    own.
-    """
+def recipes(method: str, backbone: Any, form: Form) -> list[str]:
+    """The recipes of a fit: the method, the form of the data, and what the backbone needs."""
     named = "/" in method or looks_like_path(method)
-    recipes = [method if named else f"methods/{method}", f"arrays/{form}"]
+    found = [method if named else f"methods/{method}", f"arrays/{form}"]
     modality = None if backbone is None else _modality(backbone)
-    return [*recipes, _BACKBONES[modality]] if modality in _BACKBONES else recipes
+    return [*found, _BACKBONE_RECIPES[modality]] if modality in _BACKBONE_RECIPES else found
 
 
 def _modality(backbone: Any) -> str | None:
-    """What a backbone was trained on, to go with a source of that; None if its settings are
-    wrong.
-    """
+    """What a backbone was trained on: text or images. None if its settings are wrong."""
     adapter: TypeAdapter[Use[Backbone]] = TypeAdapter(Use[Backbone])
     try:
         use = adapter.validate_python(backbone)
     except ValidationError:
-        return None  # composing the recipe says what is wrong
+        return None  # an error that composing the recipe reports better
     modality: str = use.component.describe(use.config, Store()).modality
     return modality
 
 
 def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
-    """``key=value`` for every setting. Raises ValueError for what is neither."""
+    """Settings as ``key=value``. Raises ValueError for a single text."""
     if isinstance(settings, Mapping):
-        return [f"{key}={json.dumps(value, default=_plain)}" for key, value in settings.items()]
+        return [f"{key}={json.dumps(value, default=_as_json)}" for key, value in settings.items()]
     if isinstance(settings, str):
         raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
     return list(settings or ())
 
 
-def settings(
-    tuner: FineTuner, data: Path, told: Mapping[str, Any], labels: GivenLabels, held: bool
-) -> list[str]:
-    """What the estimator's parameters and the data in ``data`` say, as overrides.
-
-    ``told`` is what the task has to be told of the files; ``held``: they say what validates.
-    """
-    share = 0.0 if held else float(tuner.validation_fraction)
-    task = {
-        "path": str(data),
-        "kind": labels.kind,
-        "channels": "first",
-        "split": [1 - share, share, 0.0],
-        "split_seed": None,
-        **told,
-    }
-    if labels.classes is not None:
-        task["classes"] = [_class_name(value) for value in labels.classes.tolist()]
-    chosen = {f"task.{key}": value for key, value in task.items()}
-    chosen |= {"seed": tuner.seed, "device": tuner.device, "saving.keep": 1}
-    if tuner.backbone is not None:
-        chosen["backbone"] = tuner.backbone
-    if tuner.epochs is not None:
-        chosen["training.epochs"] = tuner.epochs
-    return overrides(chosen)
-
-
 def _class_name(value: Any) -> str:
-    """A class as text: whole numbers without decimals, as they are named in files."""
+    """A class as text: whole numbers without decimals, as files name them."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers of NumPy, and paths, as JSON knows them."""
+def _as_json(value: Any) -> Any:
+    """A NumPy number or a path as a value of JSON."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 @contextmanager
-def folder(directory: str | Path | None) -> Iterator[Path]:
+def run_root(directory: str | Path | None) -> Iterator[Path]:
     """Where data and runs go: ``directory``, or a folder that is removed afterwards."""
     if directory is not None:
         yield Path(directory).expanduser().resolve()
@@ -403,8 +397,8 @@ def folder(directory: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(data: Path, kept: bool) -> Iterator[None]:
-    """Turn the engine's complaints about data and settings into ValueErrors in a caller's words.
+def as_value_errors(data: Path, kept: bool) -> Iterator[None]:
+    """Turn errors about data and settings into ValueErrors that speak of X, y and parameters.
 
     ``kept``: the run outlives the fit, so that an interrupted one can be continued.
     """
@@ -429,7 +423,7 @@ def explained(data: Path, kept: bool) -> Iterator[None]:
 
 
 def _without_place(problem: Problem) -> str:
-    """A problem without the place that overrides seem to come from."""
+    """A problem; without its place if that is the command line, which the caller has not used."""
     own = problem.where.startswith(COMMAND_LINE)
     return str(problem).removeprefix(problem.where).strip() if own else str(problem)
 
@@ -442,8 +436,8 @@ def _in_arguments(text: str, data: Path) -> str:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Random numbers and torch's determinism are the caller's again after the block."""
+def random_state_kept() -> Iterator[None]:
+    """Restore the caller's random numbers and torch's determinism after the block."""
     from xmodal import randomness
 
     state = randomness.global_state()
@@ -456,7 +450,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def watching(verbose: int) -> Iterator[Observer | None]:
-    """The observer of the command line where progress is wanted."""
+    """Progress on stderr as on the command line, if it is wanted."""
     if not verbose:
         yield None
         return
@@ -468,32 +462,9 @@ def watching(verbose: int) -> Iterator[Observer | None]:
         yield watcher
 
 
-def packed(trained: TrainedModel) -> dict[str, Any]:
-    """A trained model as plain values and tensors in main memory."""
-    weights = {name: value.cpu() for name, value in trained.model.state_dict().items()}
-    return {
-        "recipe": trained.recipe.model_dump(mode="json"),
-        "facts": trained.facts,
-        "raw": trained.raw,
-        "classes": trained.classes,
-        "path": str(trained.run.path),
-        "weights": weights,
-    }
-
-
-def unpacked(state: Mapping[str, Any], device: str) -> TrainedModel:
-    """The trained model that ``packed`` made ``state`` of; on the CPU where ``device`` is not."""
+def _trained_of(state: Mapping[str, Any], device: str) -> TrainedModel:
+    """The model of a pickled estimator; on the CPU if ``device`` is not here."""
     from xmodal.engine.device import checked, or_cpu
-    from xmodal.inference.model import TrainedModel, rebuild
+    from xmodal.inference.model import TrainedModel
 
-    recipe = Recipe.model_validate(state["recipe"])
-    return TrainedModel(
-        model=rebuild(recipe, state["facts"], state["weights"], "the pickled estimator"),
-        recipe=recipe,
-        facts=state["facts"],
-        raw=state["raw"],
-        classes=state["classes"],
-        run=runs.Run(Path(state["path"])),
-        device=checked(or_cpu(device, warnings.warn)),
-        note=warnings.warn,
-    )
+    return TrainedModel.of(state, checked(or_cpu(device, warnings.warn)), "the pickled estimator")
