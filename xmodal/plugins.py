@@ -132,6 +132,11 @@ class Registry:
         answers = self.manager.subset_hook_caller(hook, others)(**arguments)
         return answers[0] if answers else None
 
+    def offering(self, hook: str) -> list[LoadedPlugin]:
+        """The plugins that implement a hook."""
+        modules = [impl.plugin for impl in getattr(self.manager.hook, hook).get_hookimpls()]
+        return [plugin for plugin in self.plugins if plugin.module in modules]
+
     def hooks(self, plugin: LoadedPlugin) -> list[str]:
         """The hooks a plugin implements."""
         return [caller.name for caller in self.manager.get_hookcallers(plugin.module) or ()]
@@ -139,20 +144,23 @@ class Registry:
     def recipe_folders(self) -> list[tuple[str, Traversable]]:
         """Recipe folders of all plugins, as (distribution, folder)."""
         folders = []
-        for plugin in self.plugins:
+        for plugin in self.offering("xmodal_recipes"):
             try:
-                folder = self.call("xmodal_recipes", plugin)
+                folders.append((plugin.distribution, self.call("xmodal_recipes", plugin)))
             except Exception as error:
                 broken = BrokenPlugin(plugin.plugin, plugin.distribution, reason(error))
                 self.broken += [] if broken in self.broken else [broken]
-            else:
-                folders += [] if folder is None else [(plugin.distribution, folder)]
         return folders
+
+
+def torch_is_loaded() -> bool:
+    """Whether importing a component costs next to nothing, because torch is there already."""
+    return "torch" in sys.modules
 
 
 def announce_loading() -> None:
     """Log, once a process, that torch is about to be imported: the wait may take many seconds."""
-    if "torch" not in sys.modules:
+    if not torch_is_loaded():
         log.info("loading torch and the parts that are needed ...")
 
 
@@ -372,7 +380,7 @@ def find_kind(name: str) -> str:
 def add_commands(app: Any) -> list[str]:
     """Let plugins add commands to the CLI; returns one line for each that failed."""
     found, failures = registry(), []
-    for plugin in found.plugins:
+    for plugin in found.offering("xmodal_commands"):
         try:
             found.call("xmodal_commands", plugin, app=app)
         except (Exception, SystemExit) as error:

@@ -14,6 +14,7 @@ import torch
 from xmodal.errors import UsageError
 from xmodal.recipe.recipe import well_formed
 
+
 def here() -> list[str]:
     """The devices of this machine."""
     names = ["cpu"]

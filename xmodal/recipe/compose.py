@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from xmodal import plugins
 from xmodal.errors import PluginError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 from xmodal.recipe.messages import explain
@@ -176,9 +177,10 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
 def validate(layered: Layered, registry: Registry) -> Recipe:
     """Validate a composed recipe. Raises RecipeError with every problem and its position.
 
-    Names, and keys outside the parts, come first: where they are wrong no part is imported.
+    Where torch is not loaded yet, names come first: nobody waits seconds for it to learn of a typo.
     """
-    check_names(layered, registry)
+    if not plugins.torch_is_loaded():
+        check_names(layered, registry)
     return _validated(_spread_training(layered, registry), {"registry": registry})
 
 
@@ -187,12 +189,10 @@ def check_names(layered: Layered, registry: Registry) -> None:
     are missing, and the recipe's own keys. Raises RecipeError with every such problem.
     """
     data = {key: value for key, value in layered.data.items() if key != "training"}
-    _validated(replace(layered, data=data), {"registry": registry, NAMES_ONLY: True})
-    settings = layered.data.get("training") or {}
-    if not isinstance(settings, dict):
-        where = str(layered.origins.get(("training",), "recipe"))
-        message = "expected a block of settings, such as {epochs: 3}"
-        raise RecipeError([Problem(where, "training", message)])
+    try:
+        _validated(replace(layered, data=data), {"registry": registry, NAMES_ONLY: True})
+    except RecipeError as error:
+        raise RecipeError(error.problems, "the settings of the parts") from None
 
 
 def _validated(layered: Layered, context: dict[str, Any]) -> Recipe:
@@ -228,6 +228,10 @@ def _spread_training(layered: Layered, registry: Registry) -> Layered:
         return layered
     spread = copy.deepcopy(layered)
     settings = spread.data.pop("training") or {}
+    if not isinstance(settings, dict):
+        where = str(layered.origins.get(("training",), "recipe"))
+        message = "expected a block of settings, such as {epochs: 3}"
+        raise RecipeError([Problem(where, "training", message)])
     stages = spread.data.get("stages")
     stages = [{"use": s} if isinstance(s, str) else s for s in stages or []]
     known: set[str] = set()
