@@ -33,13 +33,15 @@ def run(
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
     interrupted is resumed. Raises the kinds of ``xmodal.errors.XModalError``.
     """
-    from xmodal.engine.directory import RunOrder
     from xmodal.engine.plan import compose_plan
-    from xmodal.engine.run import execute
 
     registry = plugins.registry(tuple(plugin_files))
     store = Store()
     made = compose_plan(recipes, registry, store, overrides, scale)
+    # Imported only now: what is wrong with a recipe is said before torch is loaded.
+    from xmodal.engine.directory import RunOrder
+    from xmodal.engine.run import execute
+
     order = RunOrder(
         name=name or run_name(recipes, scale),
         root=Path(root),

@@ -60,13 +60,14 @@ class Problem:
 
 
 class RecipeError(UsageError):
-    """A recipe has problems; all of them are listed at once."""
+    """A recipe has problems; all of them are listed at once. ``unchecked``: what comes later."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], unchecked: str = "") -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
         lines = [str(problem) for problem in self.problems]
-        lines.append(f"{count} problem{'s' if count > 1 else ''} (exit {self.exit_code})")
+        later = f"; not checked yet: {unchecked}" if unchecked else ""
+        lines.append(f"{count} problem{'s' if count > 1 else ''} (exit {self.exit_code}){later}")
         super().__init__("\n".join(lines))
 
 

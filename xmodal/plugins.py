@@ -2,15 +2,16 @@
 
 The only module that touches pluggy. Entry points of the group ``xmodal`` are loaded one by one,
 each in its own ``try``; what they list goes into a ``Registry``, which holds names only: a class is
-imported when ``Registry.load`` is asked for it.
+imported when ``Registry.load`` is asked for it. Hooks are called through pluggy, one plugin at a
+time, so that each answers (or fails) for itself.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import sys
 import types
@@ -20,15 +21,13 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 
 from xmodal import hookspecs
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Component
+from xmodal.files import digest
 
 ALLOW = "XMODAL_PLUGINS"
 
@@ -70,10 +69,17 @@ class LoadedPlugin:
     digest: str = ""
 
 
+def _manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
 @dataclass
 class Registry:
-    """Every component that is installed, by kind and name."""
+    """Every component that is installed, by kind and name, and the plugins they come from."""
 
+    manager: pluggy.PluginManager = field(default_factory=_manager)
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     collisions: dict[tuple[str, str], tuple[Entry, ...]] = field(default_factory=dict)
     broken: list[BrokenPlugin] = field(default_factory=list)
@@ -106,9 +112,10 @@ class Registry:
     def _of(self, kind: str) -> list[Entry]:
         return [self.entries[key] for key in sorted(self.entries) if key[0] == kind]
 
-    def load(self, kind: str, name: str) -> type[Component]:
+    def load(self, kind: str, name: str) -> type[Any]:
         """Import the class behind a name and check that it implements the interface of its kind."""
         entry = self.entry(kind, name)
+        announce_loading()
         module_name, _, attribute = entry.target.partition(":")
         try:
             loaded = getattr(importlib.import_module(module_name), attribute)
@@ -119,29 +126,50 @@ class Registry:
             ) from error
         return checked(entry, loaded)
 
+    def call(self, hook: str, plugin: LoadedPlugin, **arguments: Any) -> Any:
+        """What one plugin answers to a hook; None where it says nothing."""
+        others = [module for module in self.manager.get_plugins() if module is not plugin.module]
+        answers = self.manager.subset_hook_caller(hook, others)(**arguments)
+        return answers[0] if answers else None
+
+    def offering(self, hook: str) -> list[LoadedPlugin]:
+        """The plugins that implement a hook."""
+        modules = [impl.plugin for impl in getattr(self.manager.hook, hook).get_hookimpls()]
+        return [plugin for plugin in self.plugins if plugin.module in modules]
+
+    def hooks(self, plugin: LoadedPlugin) -> list[str]:
+        """The hooks a plugin implements."""
+        return [caller.name for caller in self.manager.get_hookcallers(plugin.module) or ()]
+
     def recipe_folders(self) -> list[tuple[str, Traversable]]:
         """Recipe folders of all plugins, as (distribution, folder)."""
         folders = []
-        for plugin in self.plugins:
-            hook = getattr(plugin.module, "xmodal_recipes", None)
-            if hook is not None:
-                try:
-                    folders.append((plugin.distribution, hook()))
-                except Exception as error:
-                    broken = BrokenPlugin(plugin.plugin, plugin.distribution, reason(error))
-                    self.broken += [] if broken in self.broken else [broken]
+        for plugin in self.offering("xmodal_recipes"):
+            try:
+                folders.append((plugin.distribution, self.call("xmodal_recipes", plugin)))
+            except Exception as error:
+                broken = BrokenPlugin(plugin.plugin, plugin.distribution, reason(error))
+                self.broken += [] if broken in self.broken else [broken]
         return folders
 
 
-def checked(entry: Entry, loaded: Any) -> type[Component]:
-    """What was loaded, if it is a complete class of its kind. Raises PluginError."""
-    from xmodal.interfaces import INTERFACES
+def torch_is_loaded() -> bool:
+    """Whether importing a component costs next to nothing, because torch is there already."""
+    return "torch" in sys.modules
 
-    base = next(interface for interface in INTERFACES if interface.kind == entry.kind)
-    if not (inspect.isclass(loaded) and issubclass(loaded, base)):
+
+def announce_loading() -> None:
+    """Log, once a process, that torch is about to be imported: the wait may take many seconds."""
+    if not torch_is_loaded():
+        log.info("loading torch and the parts that are needed ...")
+
+
+def checked(entry: Entry, loaded: Any) -> type[Any]:
+    """What was loaded, if it is a complete class of its kind. Raises PluginError."""
+    if not (inspect.isclass(loaded) and any(_is_interface(c, entry.kind) for c in loaded.mro())):
         raise PluginError(
             f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} is not a subclass of "
-            f"xmodal.interfaces.{base.__name__}"
+            f"{INTERFACES}.{entry.kind.capitalize()}"
         )
     if inspect.isabstract(loaded):
         missing = ", ".join(sorted(loaded.__abstractmethods__))
@@ -149,6 +177,11 @@ def checked(entry: Entry, loaded: Any) -> type[Component]:
             f"{entry.kind} '{entry.name}' of {entry.origin} does not implement: {missing}"
         )
     return loaded
+
+
+def _is_interface(base: type, kind: str) -> bool:
+    """Whether a class is the interface of a kind: known by its module, which needs no import."""
+    return base.__module__.startswith(f"{INTERFACES}.") and vars(base).get("kind") == kind
 
 
 def reason(error: BaseException) -> str:
@@ -172,7 +205,9 @@ __all__ = [
     "registry",
 ]
 
+log = logging.getLogger(__name__)
 GROUP = "xmodal"
+INTERFACES = "xmodal.interfaces"
 STRICT = "XMODAL_STRICT_PLUGINS"
 _SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_commands")
 
@@ -188,6 +223,9 @@ def _plural_hooks() -> dict[str, str]:
 
 
 HOOKS = _plural_hooks()
+"""The hook of each kind of component."""
+KINDS = {hook: kind for kind, hook in HOOKS.items()}
+"""The kind of component that each hook is for."""
 
 
 def _load_entry_point(point: EntryPoint) -> types.ModuleType:
@@ -210,8 +248,9 @@ def _unknown_hooks(module: types.ModuleType) -> list[str]:
     return found
 
 
-def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedPlugin) -> None:
+def _register(registry: Registry, loaded: LoadedPlugin) -> None:
     """Register one module; on any failure list it as broken and leave nothing behind."""
+    manager = registry.manager
     try:
         unknown = _unknown_hooks(loaded.module)
         if unknown:
@@ -219,15 +258,11 @@ def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedP
         # Two distributions may call their plugins the same; only their components must differ.
         manager.register(loaded.module, loaded.module.__name__)
         manager.check_pending()
-        contents = {
-            kind: getattr(loaded.module, hook)()
-            for kind, hook in HOOKS.items()
-            if hasattr(loaded.module, hook)
-        }
         entries = [
-            Entry(kind, name, target, loaded.plugin, loaded.distribution, loaded.version)
-            for kind, table in contents.items()
-            for name, target in _table(kind, table).items()
+            Entry(KINDS[hook], name, target, loaded.plugin, loaded.distribution, loaded.version)
+            for hook in registry.hooks(loaded)
+            if hook in KINDS
+            for name, target in _table(hook, registry.call(hook, loaded)).items()
         ]
     except Exception as error:
         if manager.is_registered(loaded.module):
@@ -246,13 +281,13 @@ def _register(registry: Registry, manager: pluggy.PluginManager, loaded: LoadedP
             registry.entries[key] = entry
 
 
-def _table(kind: str, table: Any) -> Mapping[str, str]:
+def _table(hook: str, table: Any) -> Mapping[str, str]:
     if not isinstance(table, Mapping):
-        raise PluginError(f"hook '{HOOKS[kind]}' must return a mapping, not {type(table).__name__}")
+        raise PluginError(f"hook '{hook}' must return a mapping, not {type(table).__name__}")
     for name, target in table.items():
         if not (isinstance(name, str) and isinstance(target, str) and target.count(":") == 1):
             raise PluginError(
-                f"hook '{HOOKS[kind]}': {name!r} must map to 'package.module:Class', not {target!r}"
+                f"hook '{hook}': {name!r} must map to 'package.module:Class', not {target!r}"
             )
     return table
 
@@ -261,9 +296,9 @@ def _from_file(path: str) -> LoadedPlugin:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"--plugin {path}: no such file")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    content = digest(file)
     # The digest keeps two files of one name apart; plugins write f"{__name__}:Class".
-    name = f"xmodal_plugin_{file.stem}_{digest[:12]}"
+    name = f"xmodal_plugin_{file.stem}_{content[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file (.py)")
@@ -275,13 +310,11 @@ def _from_file(path: str) -> LoadedPlugin:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"--plugin {path}: {reason(error)}") from error
-    return LoadedPlugin(file.name, file.name, digest[:12], module, digest)
+    return LoadedPlugin(file.name, file.name, content[:12], module, content)
 
 
 def discover(files: tuple[str, ...] = ()) -> Registry:
     """Walk the entry points once and build a registry. ``files`` are single-file plugins."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
     registry = Registry()
     allowed = os.environ.get(ALLOW)
     wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
@@ -302,10 +335,10 @@ def discover(files: tuple[str, ...] = ()) -> Registry:
         except (Exception, SystemExit) as error:
             registry.broken.append(BrokenPlugin(point.name, distribution, reason(error)))
             continue
-        _register(registry, manager, LoadedPlugin(point.name, distribution, version, module))
+        _register(registry, LoadedPlugin(point.name, distribution, version, module))
     for path in files:
         before = len(registry.broken)
-        _register(registry, manager, _from_file(path))
+        _register(registry, _from_file(path))
         if len(registry.broken) > before:
             raise PluginError(f"--plugin {path}: {registry.broken[-1].reason}")
     if registry.broken and os.environ.get(STRICT) == "1":
@@ -314,10 +347,22 @@ def discover(files: tuple[str, ...] = ()) -> Registry:
     return registry
 
 
-@lru_cache(maxsize=8)
 def registry(files: tuple[str, ...] = ()) -> Registry:
-    """The registry of this process; discovery runs once for each set of plugin files."""
+    """The registry of this process; discovery runs once for each set of plugin files.
+
+    A file that was edited since is read again.
+    """
+    return _discovered(files, tuple(map(_content, files)))
+
+
+@lru_cache(maxsize=8)
+def _discovered(files: tuple[str, ...], contents: tuple[str, ...]) -> Registry:
     return discover(files)
+
+
+def _content(path: str) -> str:
+    """The digest of a plugin file; empty where there is none, which discovery will complain of."""
+    return digest(Path(path)) if Path(path).is_file() else ""
 
 
 def find_kind(name: str) -> str:
@@ -334,12 +379,10 @@ def find_kind(name: str) -> str:
 
 def add_commands(app: Any) -> list[str]:
     """Let plugins add commands to the CLI; returns one line for each that failed."""
-    failures = []
-    for plugin in registry().plugins:
-        hook = getattr(plugin.module, "xmodal_commands", None)
-        if hook is not None:
-            try:
-                hook(app)
-            except (Exception, SystemExit) as error:
-                failures.append(f"plugin '{plugin.plugin}': {reason(error)}")
+    found, failures = registry(), []
+    for plugin in found.offering("xmodal_commands"):
+        try:
+            found.call("xmodal_commands", plugin, app=app)
+        except (Exception, SystemExit) as error:
+            failures.append(f"plugin '{plugin.plugin}': {reason(error)}")
     return failures

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, get_args
 
 from pydantic import (
@@ -79,6 +80,17 @@ def _same_error(item: Any) -> InitErrorDetails:
     return details
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Stands for the interface of a kind in ``Use[...]`` where importing it would import torch."""
+
+    kind: str
+
+
+NAMES_ONLY = "names_only"
+"""Set in the validation context, it lets names be checked without importing any component."""
+
+
 class Use(Generic[C]):
     """A chosen component: its registered name, its class and its validated settings."""
 
@@ -111,8 +123,7 @@ class Use(Generic[C]):
         (interface,) = get_args(source)
 
         def validate(value: Any, info: core_schema.ValidationInfo) -> Use[Any]:
-            context = info.context or {}
-            return _choose(interface.kind, value, context.get("registry"), info.context)
+            return _choose(interface.kind, value, info.context or {})
 
         serialize = core_schema.plain_serializer_function_ser_schema(lambda use: use.dump())
         return core_schema.with_info_plain_validator_function(
@@ -131,10 +142,10 @@ def default(name: str) -> Any:
     return name
 
 
-def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: Any) -> Use[Any]:
+def _choose(kind: str, value: Any, context: Mapping[str, Any]) -> Use[Any]:
     if isinstance(value, Use):
         return value
-    registry = registry or plugins.registry()
+    registry: plugins.Registry = context.get("registry") or plugins.registry()
     names = ", ".join(registry.names(kind)) or "none"
     if isinstance(value, str):
         value = {"use": value}
@@ -154,6 +165,9 @@ def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: A
             {"kind": kind, "known": names, **({"at": misspelt} if misspelt else {})},
         )
     try:
+        if context.get(NAMES_ONLY):
+            registry.entry(kind, name)
+            return Use(name, object, Settings())
         component = registry.load(kind, name)
     except UsageError as error:
         # The message may hold braces (paths, types), which a template would read as fields.

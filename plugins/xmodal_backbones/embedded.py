@@ -129,6 +129,10 @@ class VitS14(VisionBackbone):
 # --- text -----------------------------------------------------------------------------------------
 
 
+_LIBRARY_LAYERS = 12
+"""What the configurations of transformers say where these do not; asking it costs its import."""
+
+
 class _EmbeddedText(TextBackbone):
     """A text encoder whose folder comes out of the store."""
 
@@ -162,7 +166,7 @@ class _EmbeddedText(TextBackbone):
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
         """No more layers than there are."""
         yield from super().problems(config, facts)
-        most = cls._hf_config().num_hidden_layers
+        most = cls.hf_settings.get("num_hidden_layers", _LIBRARY_LAYERS)
         if config.layers is not None and config.layers > most:
             yield f"layers is {config.layers}; backbone '{cls.name}' has {most}"
 

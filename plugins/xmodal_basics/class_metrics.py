@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from xmodal.interfaces import Settings
@@ -152,6 +151,8 @@ class AUROCError(_Ranking):
 
     def score(self, p_BK: NDArray[np.float64], y: NDArray[np.generic]) -> float:
         """The area, by scikit-learn."""
+        from sklearn.metrics import roc_auc_score
+
         if self.target.kind == "multi-label":
             return _mean_over_columns(roc_auc_score, p_BK, y, both=True)
         if len(np.unique(y)) < 2:
@@ -178,6 +179,8 @@ class AveragePrecisionError(_Ranking):
 
     def score(self, p_BK: NDArray[np.float64], y: NDArray[np.generic]) -> float:
         """The mean average precision, by scikit-learn."""
+        from sklearn.metrics import average_precision_score
+
         if self.target.kind == "classification":
             y = np.eye(p_BK.shape[1])[y.astype(int)]
         return _mean_over_columns(average_precision_score, p_BK, y, both=False)

@@ -14,9 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
 from torch import Tensor, nn
 
 from xmodal.errors import UsageError
@@ -87,6 +84,8 @@ class LinearModel(_Fitted):
 
         ``own_scales``: a scale for each number instead of one for all.
         """
+        from sklearn.decomposition import PCA
+
         count_P = (~np.isnan(x_NP)).sum(0).clip(1)
         shift_P = np.nansum(x_NP, 0) / count_P
         x_NP = np.nan_to_num(x_NP - shift_P)
@@ -105,6 +104,8 @@ def ridge(z_NR: Array, y_NK: Array, penalties: tuple[float, ...]) -> tuple[Array
 
     The penalty is the one with the least leave-one-out error.
     """
+    from sklearn.linear_model import RidgeCV
+
     missing_NK = np.isnan(y_NK)
     if missing_NK.any():
         mean_K = np.where(missing_NK, 0.0, y_NK).sum(0) / (~missing_NK).sum(0).clip(1)
@@ -120,6 +121,8 @@ def logistic(
 
     Labels ``[n, K]`` get one binary model each.
     """
+    from sklearn.linear_model import LogisticRegression
+
     weight_KR = np.zeros((outputs, z_NR.shape[1]))
     bias_K = np.full(outputs, LEAST_LOG_ODDS)
     if y.ndim == 2:
@@ -166,6 +169,8 @@ class BoostedTrees(_Fitted):
 
     def grow(self) -> None:
         """Fit one model an output; a constant output stands for itself."""
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
         self.check(self.train_x_NF)
         rows, y = self.train_x_NF.cpu().numpy(), self.train_y.cpu().numpy()
         numbers = self.kind == "regression"

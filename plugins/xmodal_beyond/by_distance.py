@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
 from xmodal.batch import Points, Progress, Tokens
@@ -175,6 +174,8 @@ class ByDistance(Scheduler, nn.Module):
 
 def monotone(counts: Sequence[int], distances: Sequence[float]) -> np.ndarray:
     """The nearest distances, in squares, that never rise with k (isotonic regression)."""
+    from sklearn.isotonic import IsotonicRegression
+
     fit = IsotonicRegression(increasing=False)
     fitted: np.ndarray = fit.fit_transform(np.asarray(counts, float), np.asarray(distances, float))
     return fitted

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from scipy.special import betaincinv
 from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
@@ -49,6 +48,8 @@ class Drawn(Betas):
 
     def draw(self, progress: Progress, generator: torch.Generator) -> float:
         """λ in [0, 1], the share of the partner (Zhang et al., 2018, write 1 − λ for it)."""
+        from scipy.special import betaincinv
+
         uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
         lam = float(betaincinv(self.alpha, self.alpha, uniform))
         return lam * (1 - progress.share) if self.fade == "linear" else lam

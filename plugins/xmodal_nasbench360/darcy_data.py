@@ -15,13 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import load_file, save_file
-from scipy.io import loadmat
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
@@ -156,6 +154,9 @@ def published_files(folder: Path) -> tuple[Path, Path]:
 
 def _matlab(file: Path, name: str, samples: int) -> npt.NDArray[Any]:
     """The first ``samples`` entries of a MATLAB array ``[N, s, s]``, from either file version."""
+    import h5py
+    from scipy.io import loadmat
+
     if h5py.is_hdf5(file):
         with h5py.File(file, "r") as handle:
             # HDF5 sees MATLAB's column-major arrays with the axes reversed.

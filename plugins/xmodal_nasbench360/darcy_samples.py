@@ -12,8 +12,6 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy.fft import dctn
-from scipy.interpolate import CubicSpline
 
 from xmodal_nasbench360.elliptic import Array, solve
 
@@ -65,6 +63,8 @@ def mode_scales(count: int) -> Array:
 
 def _sum_cosines(coefficients: Array, grid: Grid) -> Array:
     """Sum c_k phi_k at the grid's points, phi_k = cos(pi k x) times 1 (k = 0) or sqrt 2 (k > 0)."""
+    from scipy.fft import dctn
+
     n = grid.solver_grid
     count = min(n, coefficients.shape[0])
     # scipy's unnormalised cosine transforms count every mode twice but the first (and, on the
@@ -87,6 +87,8 @@ def gaussian_field(rng: np.random.Generator, grid: Grid) -> Array:
 @lru_cache(maxsize=8)
 def _resampling(n: int, to_nodes: bool) -> Array:
     """The matrix ``[n, n]`` of spline interpolation between cell centres and nodes of one axis."""
+    from scipy.interpolate import CubicSpline
+
     nodes = np.linspace(0.0, 1.0, n)
     centres = (np.arange(n) + 0.5) / n
     source, wanted = (centres, nodes) if to_nodes else (nodes, centres)

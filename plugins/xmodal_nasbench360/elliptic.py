@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dstn
 
 Array = npt.NDArray[np.float64]
 
@@ -56,6 +55,8 @@ def _inverse_eigenvalues(n: int) -> Array:
 
 def _precondition(r_mm: Array, inverse: Array) -> Array:
     # The orthonormal sine transform is its own inverse.
+    from scipy.fft import dstn
+
     spectrum = dstn(r_mm, type=1, norm="ortho")
     return np.asarray(dstn(spectrum * inverse, type=1, norm="ortho"))
 

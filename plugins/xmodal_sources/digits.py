@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -41,6 +40,8 @@ SMOOTH = 64
 
 def _digits() -> tuple[Tensor, list[int]]:
     """The 1,797 digits of scikit-learn: float ``[n, 1, 8, 8]`` in [0, 1], and labels 0 .. 9."""
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     images = torch.from_numpy(data.images).float().div_(16)[:, None]
     return images, [int(label) for label in data.target]

@@ -7,7 +7,6 @@ crop is a slice: no interpolation a sample, hence fast and exact.
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from xmodal_sources.images import integer, resize, uniform
@@ -40,6 +39,8 @@ class Photos:
 
 
 def _photo(name: str) -> Tensor:
+    from sklearn.datasets import load_sample_image
+
     return torch.from_numpy(load_sample_image(name).copy()).movedim(-1, 0).float().div_(255)
 
 

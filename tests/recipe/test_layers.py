@@ -32,7 +32,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         ("selector", "sum", f"{KIT}:TinySelector"),
         ("selector", "sum-two", f"{KIT}:TinySelector"),
         ("scheduler", "fixed", f"{KIT}:TinyScheduler"),
-        ("backbone", "body", f"{KIT}:TinyBackbone"),
+        ("backbone", "backbone", f"{KIT}:TinyBackbone"),
     ):
         found.entries[kind, name] = Entry(kind, name, target, "kit", "example", "1.0")
     return found

@@ -6,6 +6,7 @@ and the exit code of its kind.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -53,10 +54,19 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(plugins.app, name="plugins")
 
 
+class _Words(logging.Handler):
+    """What the registry has to say, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
+
+
 def main() -> None:
     """Run the command line; the console script's entry point."""
-    from xmodal.plugins import add_commands
+    from xmodal.plugins import add_commands, log
 
+    log.handlers = [_Words()]
+    log.setLevel(logging.INFO)
     try:
         for line in add_commands(app):
             typer.secho(f"warning: {line}", err=True)

@@ -24,6 +24,9 @@ class Finding(NamedTuple):
 
 def doctor(as_json: AsJson = False) -> None:
     """Check libraries, device, cache and plugins; say how to mend what is wrong."""
+    from xmodal import plugins
+
+    plugins.announce_loading()
     findings = [finding for check in _CHECKS for finding in check()]
     if as_json:
         output.print_json([finding._asdict() for finding in findings])

@@ -28,13 +28,16 @@ def export(
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """
-    from xmodal import plugins
+    from xmodal import plugins, runs
+
+    registry = plugins.registry(tuple(plugin or ()))
+    # An unknown exporter or run is said before anything is loaded.
+    registry.entry("exporter", to)
+    runs.locate(reference)
+    plugins.announce_loading()
     from xmodal.inference.export import export_trained as write
     from xmodal.inference.model import load_trained
 
-    registry = plugins.registry(tuple(plugin or ()))
-    # An unknown exporter is reported before anything is loaded.
-    registry.entry("exporter", to)
     console = output.stderr()
     model = load_trained(
         reference,

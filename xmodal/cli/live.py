@@ -17,9 +17,9 @@ from rich.progress import (
 )
 
 from xmodal.cli.output import number, seconds
-from xmodal.engine.loop import EpochRecord, StepRecord
 
 if TYPE_CHECKING:
+    from xmodal.engine.loop import EpochRecord, StepRecord
     from xmodal.engine.session import RunSession
     from xmodal.runs import Run
 
@@ -82,6 +82,8 @@ class Watcher:
 
     def record(self, record: StepRecord | EpochRecord) -> None:
         """Advance the bars, or print an epoch's line."""
+        from xmodal.engine.loop import EpochRecord  # imports torch, which the command names first
+
         if isinstance(record, EpochRecord):
             self.say(_epoch_line(record))
             return

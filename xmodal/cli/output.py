@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ def stderr() -> Console:
     """The console everything else goes to; lines are not wrapped where it is no terminal."""
     console = Console(stderr=True, highlight=False)
     return console if console.is_terminal else Console(stderr=True, highlight=False, width=500)
+
+
+def hush() -> None:
+    """Do not say that torch is being loaded."""
+    logging.getLogger("xmodal.plugins").setLevel(logging.WARNING)
 
 
 def print_json(content: Any) -> None:

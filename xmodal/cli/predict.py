@@ -52,8 +52,14 @@ def predict(
     Examples:  xmodal predict mine_cpu new.npz --out predictions.npz
                xmodal predict mine_cpu new.csv > predictions.csv
     """
-    from xmodal.data import readers
+    from xmodal import plugins, runs
     from xmodal.errors import UsageError
+
+    if quiet:
+        output.hush()
+    runs.locate(reference)
+    plugins.announce_loading()
+    from xmodal.data import readers
     from xmodal.inference.model import load_trained
 
     model = load_trained(reference, device, tuple(plugin or ()), note=_noting())

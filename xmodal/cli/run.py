@@ -64,6 +64,8 @@ def run(
 
     Examples:  xmodal run demo/pare   |   xmodal run methods/pare tasks/darcy --scale cpu seed=1
     """
+    if quiet or not _is_first_process():
+        output.hush()
     recipes, overrides = split_arguments(arguments)
     if seed is not None:
         overrides.append(f"seed={seed}")
@@ -132,6 +134,8 @@ def resume(
     from xmodal import api, runs
     from xmodal.cli.live import Watcher
 
+    if quiet or not _is_first_process():
+        output.hush()
     found = runs.locate(reference, root)
     recipe = str(found.path / "resolved.yaml")
     first = _is_first_process()
@@ -183,12 +187,13 @@ def _dry_run(
 ) -> None:
     from xmodal import plugins
     from xmodal.data.store import Store
-    from xmodal.engine.dry_run import describe
     from xmodal.engine.plan import compose_plan
 
     registry = plugins.registry(plugin_files)
     store = Store()
     made = compose_plan(recipes, registry, store, overrides, scale)
+    from xmodal.engine.dry_run import describe  # imports torch, for which a plan has waited
+
     console = output.stderr()
     facts = describe(made, store, lambda line: console.print(f"note: {line}", markup=False))
     if as_json:

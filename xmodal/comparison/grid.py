@@ -16,21 +16,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from xmodal import files, runs
 from xmodal.data.store import Store
-from xmodal.engine.directory import versions
 from xmodal.engine.plan import compose_plan, missing_files
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
-from xmodal.interfaces import Launcher, Settings
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import SUITES, all_recipes, all_suites, find_recipe, looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import Origin, Path_, parse_value, read
-from xmodal.settings import Use
+from xmodal.settings import Kind, Settings, Use
+
+if TYPE_CHECKING:
+    from xmodal.interfaces import Launcher
+else:  # the interfaces import torch; names and options are checked without it
+    Launcher = Kind("launcher")
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,8 @@ def _plan(cell: Cell, registry: Registry, store: Store, contents: Callable[[Path
         return _Plan(str(error))
     if absent:
         return _Plan("\n".join(absent))
+    from xmodal.engine.directory import versions
+
     data = {key: contents(path) for key, path in _paths(made.recipe.task.config.model_dump())}
     return _Plan("", made.recipe.model_dump(mode="json"), versions(made, registry), data)
 

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
 from xmodal.comparison.grid import Cell
 from xmodal.files import write_atomically
-from xmodal.interfaces import Job, Launcher
+
+if TYPE_CHECKING:
+    from xmodal.interfaces import Job, Launcher
 
 QUEUED, RUNNING, DONE, FAILED, SKIPPED = "queued", "running", "done", "failed", "skipped"
 INTERRUPTED = "interrupted"
@@ -155,6 +157,8 @@ class Queue:
 
     def _job(self, name: str) -> Job:
         """``python -m xmodal run <resolved.yaml> --directory <dir>``, which works by hand too."""
+        from xmodal.interfaces import Job
+
         cell = self._jobs[name]
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmodal import plugins
 from xmodal.comparison.grid import TRIVIAL, Cell, Wanted, grid, launcher_block, requested
 from xmodal.comparison.queue import Queue, State
-from xmodal.comparison.table import ComparisonTable, assemble
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
+
+if TYPE_CHECKING:
+    from xmodal.comparison.table import ComparisonTable
 
 CELLS = Path("runs/cells")
 SHOWN = 8
@@ -68,6 +71,8 @@ def compare(
     queue = Queue(cells, runner, budget, tuple(plugin_files))
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))
+    from xmodal.comparison.table import assemble
+
     return assemble(asked, cells, queue.states())
 
 

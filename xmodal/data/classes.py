@@ -18,10 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.random_projection import SparseRandomProjection
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -97,6 +93,10 @@ def pseudo_classes(
 
 def _cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
     """The k-means cluster of each row, in batches if there are many. May overwrite the rows."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     clusters = min(clusters, max(1, len(rows_NR) // 2))
     settings: dict[str, Any] = {"n_clusters": clusters, "random_state": seed % 2**32}
     if len(rows_NR) <= MANY:
@@ -147,6 +147,8 @@ def kept_width(width: int, count: int, memory: int = MEMORY) -> int:
 def _reduction(
     width: int, count: int, seed: int, memory: int
 ) -> tuple[Callable[[Array], Array], int]:
+    from sklearn.random_projection import SparseRandomProjection
+
     kept = kept_width(width, count, memory)
     if kept == width:
         return (lambda y_BE: y_BE), width

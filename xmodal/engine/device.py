@@ -6,25 +6,13 @@ than one that does not start. GPUs are numbered as torch numbers those that the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from xmodal.errors import UsageError, did_you_mean
-
-_FORM = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?")
-
-
-def well_formed(name: str) -> str:
-    """``name``, if devices are called so. Raises ValueError with the nearest name."""
-    if _FORM.fullmatch(name):
-        return name
-    meant = re.sub(r"^gpu", "cuda", name.strip().lower())
-    known = (meant,) if _FORM.fullmatch(meant) else ("auto", "cpu", "cuda", "cuda:0", "mps")
-    hint = did_you_mean(meant, known)
-    raise ValueError(f"'{name}' is no device; expected auto, cpu, cuda, cuda:N or mps{hint}")
+from xmodal.errors import UsageError
+from xmodal.recipe.recipe import well_formed
 
 
 def here() -> list[str]:

@@ -15,17 +15,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from xmodal import plugins
 from xmodal.errors import PluginError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 from xmodal.recipe.messages import explain
 from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
 from xmodal.recipe.yaml import Document, Origin, Path_, dotted, parse_value, read
+from xmodal.settings import NAMES_ONLY
 
 SUFFIX = ".yaml"
 SUITES = "suites/"
@@ -173,10 +175,29 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
 
 
 def validate(layered: Layered, registry: Registry) -> Recipe:
-    """Validate a composed recipe. Raises RecipeError with every problem and its position."""
-    layered = _spread_training(layered, registry)
+    """Validate a composed recipe. Raises RecipeError with every problem and its position.
+
+    Where torch is not loaded yet, names come first: nobody waits seconds for it to learn of a typo.
+    """
+    if not plugins.torch_is_loaded():
+        check_names(layered, registry)
+    return _validated(_spread_training(layered, registry), {"registry": registry})
+
+
+def check_names(layered: Layered, registry: Registry) -> None:
+    """Check all that can be known without importing a part: the names of the parts, which parts
+    are missing, and the recipe's own keys. Raises RecipeError with every such problem.
+    """
+    data = {key: value for key, value in layered.data.items() if key != "training"}
     try:
-        return Recipe.model_validate(layered.data, context={"registry": registry})
+        _validated(replace(layered, data=data), {"registry": registry, NAMES_ONLY: True})
+    except RecipeError as error:
+        raise RecipeError(error.problems, "the settings of the parts") from None
+
+
+def _validated(layered: Layered, context: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(layered.data, context=context)
     except ValidationError as error:
         raise RecipeError(explain(error, layered.data, layered.origins, layered.files)) from None
 
@@ -207,6 +228,10 @@ def _spread_training(layered: Layered, registry: Registry) -> Layered:
         return layered
     spread = copy.deepcopy(layered)
     settings = spread.data.pop("training") or {}
+    if not isinstance(settings, dict):
+        where = str(layered.origins.get(("training",), "recipe"))
+        message = "expected a block of settings, such as {epochs: 3}"
+        raise RecipeError([Problem(where, "training", message)])
     stages = spread.data.get("stages")
     stages = [{"use": s} if isinstance(s, str) else s for s in stages or []]
     known: set[str] = set()

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from xmodal.engine.device import well_formed
-from xmodal.interfaces import (
-    Adapter,
-    Backbone,
-    Embedder,
-    Loss,
-    Mixer,
-    Predictor,
-    Scheduler,
-    Selector,
-    Settings,
-    Source,
-    Stage,
-    Task,
-    Tracker,
-)
-from xmodal.settings import Use
+from xmodal.errors import did_you_mean
+from xmodal.settings import Kind, Settings, Use
+
+if TYPE_CHECKING:
+    from xmodal.interfaces import (
+        Adapter,
+        Backbone,
+        Embedder,
+        Loss,
+        Mixer,
+        Predictor,
+        Scheduler,
+        Selector,
+        Source,
+        Stage,
+        Task,
+        Tracker,
+    )
+else:  # the interfaces import torch; names and keys are checked without it
+    Adapter, Backbone, Embedder = Kind("adapter"), Kind("backbone"), Kind("embedder")
+    Loss, Mixer, Predictor = Kind("loss"), Kind("mixer"), Kind("predictor")
+    Scheduler, Selector, Source = Kind("scheduler"), Kind("selector"), Kind("source")
+    Stage, Task, Tracker = Kind("stage"), Kind("task"), Kind("tracker")
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?")
+
+
+def well_formed(device: str) -> str:
+    """``device``, if devices are called so. Raises ValueError with the nearest name."""
+    if _DEVICE.fullmatch(device):
+        return device
+    meant = re.sub(r"^gpu", "cuda", device.strip().lower())
+    known = (meant,) if _DEVICE.fullmatch(meant) else ("auto", "cpu", "cuda", "cuda:0", "mps")
+    hint = did_you_mean(meant, known)
+    raise ValueError(f"'{device}' is no device; expected auto, cpu, cuda, cuda:N or mps{hint}")
 
 
 class Saving(Settings):

@@ -16,7 +16,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
@@ -136,6 +135,8 @@ def scale_to_norm(content_BND: Tensor, positions_ND: Tensor | None, wanted: floa
     The mean norm is convex in s, so the root right of its minimum is unique; where the minimum is
     already above ``wanted`` it is the closest value. s stays above ``SMALLEST_SHARE``.
     """
+    from scipy.optimize import brentq, minimize_scalar
+
     content_BND = content_BND.detach().double().cpu()
     square_BN = content_BND.square().sum(-1)
     length = square_BN.sqrt().mean().item()

@@ -5,7 +5,6 @@ Shapes: n source points, m target points, D their width.
 
 from __future__ import annotations
 
-import ot
 from pydantic import Field
 from torch import Tensor
 
@@ -28,6 +27,8 @@ def exact_transport(cost_NM: Tensor, a_N: Tensor, b_M: Tensor) -> Tensor:
 
     Differentiable in the costs; the gradient is the plan.
     """
+    import ot
+
     value: Tensor = ot.emd2(a_N, b_M, cost_NM, numItermax=_PIVOTS, check_marginals=False)
     return value
 

@@ -5,7 +5,6 @@ Shapes: n source points, m target points, D their width, R lines.
 
 from __future__ import annotations
 
-import ot
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -44,6 +43,8 @@ class Sliced(Distance):
 
     def __call__(self, target: Points) -> Tensor:
         """The squared distance of ``target`` ``[m, D]``."""
+        import ot
+
         z_MD = matching(target.x_ND, self._lines_DR.T)
         sorted_MR = (z_MD @ self._lines_DR).sort(dim=0).values
         # POT's sliced distance sorts both sets again, and its root has no gradient at 0.
