@@ -164,7 +164,10 @@ def _choose(kind: str, value: Any, registry: plugins.Registry | None, context: A
         raise PydanticCustomError(
             "component_broken", "{message}", {"message": str(error), "at": "use"}
         ) from None
-    config = component.Config.model_validate(settings, context=context)
+    today, renamed = component.renamed(name, settings)
+    if today != name:
+        return _choose(kind, {"use": today, **renamed}, registry, context)
+    config = component.Config.model_validate(renamed, context=context)
     return Use(name, component, config)
 
 

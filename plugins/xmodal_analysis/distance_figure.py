@@ -34,7 +34,7 @@ def counts(most: int, points: int) -> list[int]:
 
 def compute(clouds: Clouds, use: Use[Distance], points: int) -> dict[str, Any]:
     """The numbers of the figure; ``k`` is empty where the method counts no replaced tokens."""
-    restored = clouds.restored
+    restored = clouds.opened
     source, target = clouds.source(), clouds.target()
 
     def far(first: Points, second: Points) -> float:

@@ -9,19 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from xmodal import randomness
+from xmodal import randomness, workbench
 from xmodal.batch import Points, Tokens
-from xmodal.data.store import Store
-from xmodal.errors import UsageError, did_you_mean
-from xmodal.interfaces import Backbone, Embedder, Facts, SourceRequest, TaskFacts
-from xmodal.plugins import Registry
-from xmodal.recipe.yaml import parse_value
+from xmodal.data import Store
+from xmodal.errors import UsageError
+from xmodal.interfaces import NO_FACTS, Backbone, Context, Embedder, Facts, SourceRequest, TaskFacts
 from xmodal.settings import Use
+from xmodal.workbench import Registry
 from xmodal_analysis.clouds import EMBEDDINGS
-from xmodal_analysis.named import NO_TASK, Named, Samples, context, load_source, load_task
+from xmodal_analysis.named import Named, Samples, load_source, load_task
 from xmodal_analysis.watch import SILENT, Watch
 
 RAW = "raw"
@@ -34,18 +32,7 @@ def choose(text: str, registry: Registry) -> Use[Backbone] | None:
     """The backbone that ``--embed`` names, by name or block; None for raw values."""
     if text == RAW:
         return None
-    value = parse_value(text, f"--embed '{text}'")
-    names = registry.names("backbone")
-    if isinstance(value, str) and value not in names:
-        hint = did_you_mean(value, [RAW, *names])
-        raise UsageError(
-            f"unknown backbone '{value}'{hint}\n--embed takes {RAW} or one of: {', '.join(names)}"
-        )
-    try:
-        return TypeAdapter(Use[Backbone]).validate_python(value, context={"registry": registry})
-    except ValidationError as error:
-        reasons = "; ".join(item["msg"] for item in error.errors(include_url=False))
-        raise UsageError(f"--embed '{text}': {reasons}") from None
+    return workbench.choose("backbone", text, registry, f"--embed (a backbone, or {RAW})")
 
 
 class Raw:
@@ -99,9 +86,8 @@ class Embedded:
         self.use, self.registry, self.store, self.seed = use, registry, store, seed
         self.space, self.watch = space, watch
         self.facts = use.component.describe(use.config, store)
-        given = context(Facts(NO_TASK, self.facts), store, seed, "backbone")
-        with randomness.seeded(seed, "initialise", "backbone"):
-            self.backbone = use.build(given).eval()
+        facts = Facts(NO_FACTS.task, self.facts)
+        self.backbone = workbench.build(use, "backbone", seed, facts, store).eval()
 
     def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
         """Both data sets, sources of the size this backbone was trained on."""
@@ -145,14 +131,13 @@ class Embedded:
     def _embedder(self, samples: Samples) -> Any:
         task: TaskFacts | None = samples.task
         assert task is not None
-        choice = {"registry": self.registry}
-        use: Use[Embedder] = TypeAdapter(Use[Embedder]).validate_python(_EMBEDDER, context=choice)
+        use: Use[Embedder] = workbench.chosen("embedder", _EMBEDDER, self.registry, "--embed")
         try:
             grid = use.component.grid(use.config, task, self.facts)
         except ValueError as error:
             raise UsageError(f"'{samples.name}' does not fit '{self.use.name}': {error}") from None
-        parts = {"backbone": self.backbone}
-        given = context(Facts(task, self.facts, None, grid), self.store, self.seed, "e", **parts)
+        facts = Facts(task, self.facts, None, grid)
+        given = Context.outside(self.store, "e", self.seed, facts, backbone=self.backbone)
         with randomness.seeded(self.seed, "initialise", "embedder"):
             embedder = use.build(given).eval()
         embedder.calibrate(samples.x[:BATCH], self.backbone.reference_norm())

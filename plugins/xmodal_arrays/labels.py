@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from xmodal.data.labels import infer_kind
+from xmodal.data import infer_kind
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import Target
 from xmodal_arrays.containers import Array, ArrayRows, Rows

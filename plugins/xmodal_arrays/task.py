@@ -18,8 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data.preparation import RawForm
-from xmodal.data.store import Store
+from xmodal.data import RawForm, Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.files import read_json
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel

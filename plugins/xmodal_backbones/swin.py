@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
 from xmodal_backbones.common import ImageBackbone, ImageSettings, needs_2d, with_image_dropout

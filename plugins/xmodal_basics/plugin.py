@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from xmodal.hookspecs import hookimpl
+from xmodal import hookimpl
 
 
 @hookimpl

@@ -19,7 +19,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from xmodal.errors import PluginError, UsageError
-from xmodal.interfaces import Job, Launcher, Settings
+from xmodal.interfaces import Context, Job, Launcher, Settings
 from xmodal_launch.arrays import Arrays
 from xmodal_launch.controller import PREFIX, Controller, Found, is_transient
 from xmodal_launch.process import Order
@@ -88,7 +88,7 @@ class Slurm(Launcher):
 
     config: Config
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         _check()
         self._arrays = Arrays(config.folder.expanduser().absolute())

@@ -20,8 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xmodal import randomness
 from xmodal.batch import Points, Progress
-from xmodal.data import loader
-from xmodal.data.classes import members, target_classes
+from xmodal.data import loader, members, target_classes
 from xmodal.interfaces import Context, Distance, Facts, Settings, Stage
 from xmodal.ops import evaluating
 from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
