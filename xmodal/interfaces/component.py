@@ -71,12 +71,6 @@ class Component(ABC):
             raise TypeError(
                 f"{cls.__qualname__}.Config must derive from xmodal.interfaces.Settings"
             )
-        try:
-            inspect.signature(cls.__init__).bind(None, None, None)
-        except TypeError:
-            raise TypeError(
-                f"{cls.__qualname__}.__init__ must take (self, config, context)"
-            ) from None
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
