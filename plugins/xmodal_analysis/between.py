@@ -20,7 +20,7 @@ from xmodal.interfaces import NO_FACTS, Distance, Facts
 from xmodal.settings import Use
 from xmodal_analysis.distances import measure
 from xmodal_analysis.drawing import Inks, bare, picture
-from xmodal_analysis.embedded import Embedded, Raw, halves, of_class
+from xmodal_analysis.embedded import EmbeddedReader, RawReader, halves, of_class
 from xmodal_analysis.named import Named
 from xmodal_analysis.watch import SILENT, Watch
 
@@ -37,7 +37,7 @@ class Between:
     def __init__(
         self,
         use: Use[Distance],
-        reader: Raw | Embedded,
+        reader: RawReader | EmbeddedReader,
         store: Store,
         seed: int,
         watch: Watch = SILENT,

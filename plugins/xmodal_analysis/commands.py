@@ -156,10 +156,10 @@ def distance(
     use = workbench.choose("distance", metric, registry, "--distance")
     backbone = embedded.choose(embed, registry)
     sets = named.find(first, registry, scale), named.find(second, registry, scale)
-    reader: embedded.Raw | embedded.Embedded = embedded.Raw(store, seed)
+    reader: embedded.RawReader | embedded.EmbeddedReader = embedded.RawReader(store, seed)
     with Watch(output.stderr(), quiet) as watch:
         if backbone is not None:
-            reader = embedded.Embedded(backbone, registry, store, seed, wanted, watch)
+            reader = embedded.EmbeddedReader(backbone, registry, store, seed, wanted, watch)
         measured = between.Between(use, reader, store, seed, watch)
         numbers = measured.compute(sets, samples, classes is not None)
     if classes is not None:

@@ -19,7 +19,7 @@ from xmodal.interfaces import NO_FACTS, Backbone, Context, Embedder, Facts, Sour
 from xmodal.settings import Use
 from xmodal.workbench import Registry
 from xmodal_analysis.clouds import EMBEDDINGS
-from xmodal_analysis.named import Named, Samples, load_source, load_task
+from xmodal_analysis.named import LoadedSamples, Named, load_source, load_task
 from xmodal_analysis.watch import SILENT, Watch
 
 RAW = "raw"
@@ -35,15 +35,15 @@ def choose(text: str, registry: Registry) -> Use[Backbone] | None:
     return workbench.choose("backbone", text, registry, f"--embed (a backbone, or {RAW})")
 
 
-class Raw:
+class RawReader:
     """Raw values, which need samples of one shape."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store, self.seed = store, seed
 
-    def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
+    def load(self, named: tuple[Named, Named], samples: int) -> tuple[LoadedSamples, LoadedSamples]:
         """Both data sets; sources are made as large as the other's images. Raises UsageError."""
-        loaded: dict[int, Samples] = {}
+        loaded: dict[int, LoadedSamples] = {}
         side: tuple[int, ...] = (SIDE, SIDE)
         for i, one in enumerate(named):
             if one.task is not None:
@@ -66,12 +66,12 @@ class Raw:
             )
         return first, second
 
-    def points(self, samples: Samples) -> Points:
+    def points(self, samples: LoadedSamples) -> Points:
         """Every sample as one long row."""
         return Points(samples.x.flatten(1).float(), samples.classes_N)
 
 
-class Embedded:
+class EmbeddedReader:
     """A frozen pretrained backbone."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Embedded:
         facts = Facts(NO_FACTS.task, self.facts)
         self.backbone = workbench.build(use, "backbone", seed, facts, store).eval()
 
-    def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
+    def load(self, named: tuple[Named, Named], samples: int) -> tuple[LoadedSamples, LoadedSamples]:
         """Both data sets, sources of the size this backbone was trained on."""
         for one in named:
             if one.source is not None:
@@ -101,7 +101,7 @@ class Embedded:
                     )
         return self._load(named[0], samples), self._load(named[1], samples)
 
-    def _load(self, one: Named, samples: int) -> Samples:
+    def _load(self, one: Named, samples: int) -> LoadedSamples:
         if one.task is not None:
             return load_task(one, samples, self.store, self.seed)
         patch, sides = self.facts.patch, self.facts.grid[:2] or (PATCHES, PATCHES)
@@ -116,7 +116,7 @@ class Embedded:
         return load_source(one, samples, self.store, self.seed, request)
 
     @torch.no_grad()
-    def points(self, samples: Samples) -> Points:
+    def points(self, samples: LoadedSamples) -> Points:
         """Mean tokens, before the encoder or after it."""
         embed = self.backbone.embed if samples.task is None else self._embedder(samples)
         parts = torch.split(samples.x, BATCH)
@@ -128,7 +128,7 @@ class Embedded:
             pooled.append(tokens.x_BND.float().mean(dim=1))
         return Points(torch.cat(pooled), samples.classes_N)
 
-    def _embedder(self, samples: Samples) -> Any:
+    def _embedder(self, samples: LoadedSamples) -> Any:
         task: TaskFacts | None = samples.task
         assert task is not None
         use: Use[Embedder] = workbench.chosen("embedder", _EMBEDDER, self.registry, "--embed")

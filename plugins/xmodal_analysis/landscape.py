@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Named = list[tuple[str, nn.Parameter]]
+NamedParameters = list[tuple[str, nn.Parameter]]
 PARTS = ("embedder.", "backbone.", "predictor.")
 _LOG_RATIO = 30
 
 
-def parameters(restored: OpenedRun) -> Named:
+def parameters(restored: OpenedRun) -> NamedParameters:
     """What the best epoch's stage trained and a prediction uses, of more than one dimension."""
     stage = restored.session.stages[restored.at[0]]
     named = restored.session.model.select_trainable(stage.train)
     return [(name, p) for name, p in named if p.ndim > 1 and name.startswith(PARTS)]
 
 
-def direction(named: Named, generator: torch.Generator) -> list[Tensor]:
+def direction(named: NamedParameters, generator: torch.Generator) -> list[Tensor]:
     """A random direction, filter-normalised: every filter as long as the weights' own."""
     return [_normalised(torch.randn(p.shape, generator=generator), p.detach()) for _, p in named]
 
@@ -58,7 +58,7 @@ def _normalised(drawn: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def moved(named: Named) -> Iterator[Any]:
+def moved(named: NamedParameters) -> Iterator[Any]:
     """Gives a function that moves the weights by sums of directions; afterwards they are as before.
 
     Every move starts from the kept weights, so nothing drifts.

@@ -41,7 +41,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Samples:
+class LoadedSamples:
     """Loaded samples of a task (in its own shape) or of a source (as asked for)."""
 
     name: str
@@ -83,7 +83,7 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
     )
 
 
-def load_task(named: Named, samples: int, store: Store, seed: int) -> Samples:
+def load_task(named: Named, samples: int, store: Store, seed: int) -> LoadedSamples:
     """The first training samples of a task, in a random order that depends on ``seed`` alone."""
     use = named.task
     assert use is not None
@@ -93,12 +93,12 @@ def load_task(named: Named, samples: int, store: Store, seed: int) -> Samples:
     with randomness.seeded(seed, "initialise", "task"):
         data = use.build(given).load(seed)
     x, y = _drawn(data.train, samples, seed)
-    return Samples(named.name, x, _classes(y, facts.target), task=facts)
+    return LoadedSamples(named.name, x, _classes(y, facts.target), task=facts)
 
 
 def load_source(
     named: Named, samples: int, store: Store, seed: int, request: SourceRequest
-) -> Samples:
+) -> LoadedSamples:
     """Samples of a source, made as ``request`` says."""
     use = named.source
     assert use is not None
@@ -111,7 +111,7 @@ def load_source(
     with randomness.seeded(seed, "initialise", "source"):
         dataset = use.build(given).load(request, randomness.derive(seed, "source") % 2**31)
     x, y = _drawn(dataset, samples, seed)
-    return Samples(named.name, x, _classes(y, facts.target), source=facts)
+    return LoadedSamples(named.name, x, _classes(y, facts.target), source=facts)
 
 
 def _available(use: Use[Any], store: Store) -> None:
