@@ -103,9 +103,14 @@ class AlignmentStage(Stage):
         for line in distance.component.problems(distance.config, facts):
             yield f"distance '{distance.name}': {line}"
 
+    @classmethod
+    def learning_rate(cls, config: AlignmentSettings) -> float:
+        """The learning rate as the settings say it, before it is multiplied."""
+        return config.optimizer.lr
+
     def sets(self, session: Session) -> list[Tensor]:
         """The indices of the training samples of each set; by default all are one set."""
-        return [torch.arange(session.train_size)]
+        return [torch.arange(loader.count(session.data.train))]
 
     def sets_text(self, count: int) -> str:
         """So many sets in words, for a note."""

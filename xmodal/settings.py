@@ -33,6 +33,8 @@ from pydantic_core import (
 from xmodal import plugins
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
 
+__all__ = ["Settings", "TokenCounts", "Use", "component_schema", "default", "inlined"]
+
 C = TypeVar("C")
 
 
