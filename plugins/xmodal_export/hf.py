@@ -54,7 +54,7 @@ _TIMM_ROWS = (
 )
 
 
-class HuggingFace(Exporter):
+class HuggingFaceExport(Exporter):
     """The backbone for transformers or timm, embedder and head for torch alone."""
 
     class Config(programs.Tolerance):

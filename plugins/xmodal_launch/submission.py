@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xmodal_launch.slurm_job import Cell
+from xmodal_launch.slurm_job import ClusterCell
 
 if TYPE_CHECKING:
     from xmodal_launch.slurm import Slurm
 
 
-def submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[Cell]) -> str:
+def submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[ClusterCell]) -> str:
     """Why Slurm did not take the array of this ``name``; empty if it did.
 
     submitit keeps its files in ``folder``.

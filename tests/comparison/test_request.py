@@ -5,15 +5,18 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from xmodal.comparison.grid import Contender, Wanted, find_suite, grid, launcher_block, requested
+from xmodal.comparison.grid import Contender, Wanted, find_suite, grid, requested
 from xmodal.comparison.run import compare
 from xmodal.data.store import Store
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
+from xmodal.recipe.choice import choose
 from xmodal.recipe.compose import all_recipes, all_suites
+from xmodal.settings import Use
 
 SUITE = """
 methods:
@@ -144,17 +147,23 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_launchers_by_name_block_and_file(tmp_path: Path) -> None:
-    component, config = launcher_block("local", {}, registry())
-    assert (component.__name__, config.jobs) == ("Local", None)
-    assert launcher_block("{use: local, grace: 5}", {"jobs": 3}, registry())[1].grace == 5
+    def launcher(text: str, **settings: Any) -> Use[Any]:
+        return choose("launcher", text, registry(), "--launcher", settings)
+
+    assert launcher("local").dump() == {"use": "local", "jobs": None, "grace": 120.0}
+    assert launcher("{use: local, grace: 5}", jobs=3).dump() == {
+        "use": "local",
+        "jobs": 3,
+        "grace": 5.0,
+    }
     file = tmp_path / "where.yaml"
     file.write_text("use: local\njobs: 2\n")
-    assert launcher_block(str(file), {}, registry())[1].jobs == 2
+    assert launcher(str(file)).config.jobs == 2
     file.write_text("use: local\njob: 2\n")
     with pytest.raises(RecipeError, match=r"where\.yaml:2"):
-        launcher_block(str(file), {}, registry())
+        launcher(str(file))
     with pytest.raises(UsageError, match="did you mean 'local'"):
-        launcher_block("locl", {}, registry())
+        launcher("locl")
 
 
 def test_nothing_starts_where_only_the_trivial_answer_could_run(tmp_path: Path) -> None:

@@ -22,19 +22,10 @@ from xmodal import api, plugins
 from xmodal.recipe.compose import all_recipes
 
 from ..paths import ROOT
+from ..public import PUBLIC
 
 HERE = Path(__file__).resolve().parent
 UPDATE = os.environ.get("XMODAL_UPDATE_GOLDEN") == "1"
-PUBLIC = (
-    "xmodal",
-    "xmodal.hookspecs",
-    "xmodal.interfaces",
-    "xmodal.batch",
-    "xmodal.optimize",
-    "xmodal.errors",
-    "xmodal.testing",
-    "xmodal.testing.contract",
-)
 RELATIVE = 1e-4
 CAR = ("tasks/openml/car", "backbone=tiny", "source={use: digits, samples: 32}")
 

@@ -97,8 +97,8 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ("stage", "align"): [
         ({}, {}),
         ({"distance": "otdd", "decay": {"after": []}}, {}),
-        ({"per_class": False}, {}),
     ],
+    ("stage", "align-features"): [({}, {}), ({"distance": "mmd", "samples": 2}, {})],
     ("stage", "source-head"): [({}, {}), ({"lipschitz_in": "tokens", "label_smoothing": None}, {})],
     ("stage", "align-labels"): [({}, {}), ({"chunks": 4, "subtract_marginal": True}, {})],
     ("stage", "meta-align"): [({}, {}), ({"gradient": "finite-difference"}, {})],

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import loader
-from xmodal.interfaces import TaskFacts
+from xmodal.facts import TaskFacts
 
 Array = npt.NDArray[np.float32]
 

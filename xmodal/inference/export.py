@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from xmodal._version import __version__
+from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError, XModalError
 from xmodal.files import atomically
 from xmodal.inference.model import TrainedModel
-from xmodal.interfaces import Exported, Exporter
+from xmodal.interfaces import Context, Exported, Exporter
 from xmodal.plugins import Registry
+from xmodal.recipe.choice import chosen
+from xmodal.settings import Use
 
 FACTS = "xmodal.json"
 
@@ -35,14 +36,8 @@ def export_trained(
     Raises UsageError if the exporter or the folder cannot be used, and DataError if the model
     cannot be exported or what was written does not agree with it.
     """
-    component = registry.load("exporter", to)
-    assert issubclass(component, Exporter)
-    try:
-        exporter = component(component.Config.model_validate(dict(settings or {})))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(map(str, wrong["loc"]))
-        raise UsageError(f"exporter '{to}': {key}: {wrong['msg']}") from None
+    use: Use[Exporter] = chosen("exporter", to, registry, "--to", settings)
+    exporter = use.build(Context.outside(Store(), "exporter"))
     out = out.absolute()
     _check(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)

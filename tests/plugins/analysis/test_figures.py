@@ -17,11 +17,13 @@ from xmodal.errors import UsageError
 from xmodal.interfaces import Scheduler
 from xmodal.report.facts import kept_samples
 from xmodal.runs import Run
+from xmodal.workbench import OpenedRun
 from xmodal_analysis import landscape, maps, patches
 from xmodal_analysis.clouds import Clouds
 from xmodal_analysis.distance_figure import counts
 from xmodal_analysis.grounds import of_source, of_target
-from xmodal_analysis.restore import Restored, restore
+from xmodal_analysis.restore import dial as dial_of
+from xmodal_analysis.restore import restore
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def restored(run: Run) -> Restored:
+def restored(run: Run) -> OpenedRun:
     """The run in memory."""
     return restore(run)
 
@@ -42,14 +44,14 @@ def restored(run: Run) -> Restored:
 
 
 @pytest.mark.slow
-def test_a_restored_run_scores_as_the_run_did(restored: Restored) -> None:
+def test_a_restored_run_scores_as_the_run_did(restored: OpenedRun) -> None:
     session = restored.session
     score = evaluate(session, session.data.test)
     assert score.metric == restored.run.read("result.json")["test"]["metric"]
 
 
 @pytest.mark.slow
-def test_the_dial_replaces_exactly_k_tokens(restored: Restored) -> None:
+def test_the_dial_replaces_exactly_k_tokens(restored: OpenedRun) -> None:
     clouds = Clouds(restored, samples=8)
     most = clouds.most()
     assert most == np.prod(restored.session.facts.grid)
@@ -64,7 +66,7 @@ def test_the_dial_replaces_exactly_k_tokens(restored: Restored) -> None:
 
 
 @pytest.mark.slow
-def test_all_tokens_replaced_is_the_source(restored: Restored) -> None:
+def test_all_tokens_replaced_is_the_source(restored: OpenedRun) -> None:
     """k = N leaves nothing of the target: the means are those of the source's tokens."""
     clouds = Clouds(restored, samples=8)
     mixed, source = clouds.mixed(clouds.most()), clouds.source()
@@ -78,8 +80,8 @@ def test_the_same_every_time(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_dial_does_not_reach_beyond_a_mixers_tokens(restored: Restored) -> None:
-    dial = restored.dial
+def test_the_dial_does_not_reach_beyond_a_mixers_tokens(restored: OpenedRun) -> None:
+    dial = dial_of(restored)
     assert isinstance(dial, Scheduler)
     dial.wanted = 10**6
     assert dial(Progress(0, 0, 1, 0, 1), 7) == 7
@@ -135,7 +137,7 @@ def test_weights_are_restored_bit_for_bit() -> None:
 
 
 @pytest.mark.slow
-def test_the_centre_is_the_validation_loss(restored: Restored) -> None:
+def test_the_centre_is_the_validation_loss(restored: OpenedRun) -> None:
     session = restored.session
     before = {name: value.clone() for name, value in session.model.state_dict().items()}
     numbers = landscape.compute(restored, samples=10**6, size=4, radius=0.5)
@@ -149,7 +151,7 @@ def test_the_centre_is_the_validation_loss(restored: Restored) -> None:
 
 
 @pytest.mark.slow
-def test_the_landscape_is_the_loss_of_moved_weights(restored: Restored) -> None:
+def test_the_landscape_is_the_loss_of_moved_weights(restored: OpenedRun) -> None:
     """One corner by another way: move the weights by hand and score the whole split."""
     session = restored.session
     numbers = landscape.compute(restored, samples=10**6, size=3, radius=0.3)
@@ -215,7 +217,7 @@ def test_epochs_are_the_kept_probes(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_random_tokens_are_k_different_ones(restored: Restored) -> None:
+def test_random_tokens_are_k_different_ones(restored: OpenedRun) -> None:
     numbers = patches.over_counts(restored, Clouds(restored, samples=8).most())
     assert numbers is not None
     for k, drawn in zip(numbers["k"], numbers["random"], strict=True):

@@ -29,8 +29,11 @@ EVERY = [
     (losses.Focal, CLASSES, {"alpha": 0.5}),
     (losses.BinaryCrossEntropy, LABELS, {}),
     (losses.BinaryCrossEntropy, MAPS, {"pos_weight": 3.0}),
-    *((kind, MAPS, {}) for kind in (losses.SquaredError, losses.AbsoluteError, losses.RelativeL2)),
-    *((kind, MAPS, {}) for kind in (losses.NormalisedRMSE, losses.RootMeanSquaredError)),
+    *(
+        (kind, MAPS, {})
+        for kind in (losses.SquaredError, losses.AbsoluteError, losses.RelativeL2Loss)
+    ),
+    *((kind, MAPS, {}) for kind in (losses.NormalisedRMSELoss, losses.RootMeanSquaredErrorLoss)),
 ]
 
 

@@ -31,9 +31,9 @@ CLASSES = Target("classification", 4)
 NUMERIC = [
     losses.SquaredError,
     losses.AbsoluteError,
-    losses.RelativeL2,
-    losses.NormalisedRMSE,
-    losses.RootMeanSquaredError,
+    losses.RelativeL2Loss,
+    losses.NormalisedRMSELoss,
+    losses.RootMeanSquaredErrorLoss,
 ]
 
 
@@ -88,13 +88,13 @@ def test_numeric_losses_by_hand() -> None:
     rmse = error.square().mean(1).sqrt()
     torch.testing.assert_close(build(losses.SquaredError)(p, y), error.square().mean(1))
     torch.testing.assert_close(build(losses.AbsoluteError)(p, y), error.abs().mean(1))
-    torch.testing.assert_close(build(losses.RootMeanSquaredError)(p, y), rmse)
-    torch.testing.assert_close(build(losses.NormalisedRMSE)(p, y), rmse / rms)
+    torch.testing.assert_close(build(losses.RootMeanSquaredErrorLoss)(p, y), rmse)
+    torch.testing.assert_close(build(losses.NormalisedRMSELoss)(p, y), rmse / rms)
     relative = error.norm(dim=1) / y.flatten(1).norm(dim=1)
-    torch.testing.assert_close(build(losses.RelativeL2)(p, y), relative)
+    torch.testing.assert_close(build(losses.RelativeL2Loss)(p, y), relative)
 
 
-@pytest.mark.parametrize("cls", [losses.RelativeL2, losses.RootMeanSquaredError])
+@pytest.mark.parametrize("cls", [losses.RelativeL2Loss, losses.RootMeanSquaredErrorLoss])
 def test_gradients(cls: Any) -> None:
     p = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     y = torch.randn(2, 1, 3, 3, dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_all_losses_keep_the_batch_and_refuse_to_broadcast(cls: Any) -> None:
 
 
 def test_zero_label_stays_finite() -> None:
-    assert build(losses.RelativeL2)(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).isfinite()
+    assert build(losses.RelativeL2Loss)(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).isfinite()
 
 
 def test_supports() -> None:
@@ -147,7 +147,7 @@ def test_supports() -> None:
         losses.Focal: "1000",
         losses.BinaryCrossEntropy: "0101",
         losses.SquaredError: "0011",
-        losses.RelativeL2: "0011",
+        losses.RelativeL2Loss: "0011",
     }
     for cls, row in table.items():
         assert "".join(str(int(cls.supports(Target(k, 2)))) for k in kinds) == row  # type: ignore[arg-type]

@@ -131,7 +131,7 @@ def test_dense_numeric_metrics_and_unknown_labels() -> None:
     output = Target("dense", 2, (4, 4))
     p, y = numbers(2, 4, 4)
     relative = ((p - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)).mean().item()
-    assert score(metrics.RelativeL2, output, p, y) == pytest.approx(relative, rel=1e-5)
+    assert score(metrics.RelativeL2Error, output, p, y) == pytest.approx(relative, rel=1e-5)
     rms = y.flatten(1).square().mean(1).sqrt()
     ratio = ((p - y).flatten(1).square().mean(1).sqrt() / rms).mean().item()
     assert score(metrics.NormalisedRMSE, output, p, y) == pytest.approx(ratio, rel=1e-5)
@@ -140,7 +140,7 @@ def test_dense_numeric_metrics_and_unknown_labels() -> None:
         metrics.MeanAbsoluteError,
         metrics.RootMeanSquaredError,
         metrics.R2Error,
-        metrics.RelativeL2,
+        metrics.RelativeL2Error,
     ):
         known = score(cls, output, p[..., 2:], y[..., 2:])
         assert score(cls, output, p, y) == pytest.approx(known, rel=1e-9)

@@ -18,9 +18,10 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from xmodal.batch import Progress, Tokens
+from xmodal.ops import gumbel_noise
 from xmodal.testing.tiny import WIDTH, tiny_context, tiny_tokens
 from xmodal_beyond.capped_simplex import capped_simplex, top_k
-from xmodal_beyond.lml_gate import LMLGate, gumbel, spread
+from xmodal_beyond.lml_gate import LMLGate, spread
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -263,14 +264,16 @@ def test_keys_are_scores_plus_scaled_noise():
     module, tokens = gate(seed=5, noise_start=0.5), tiny_tokens()
     selection = module(tokens, 4, at())
     scores_BN = module.score(tokens.x_BND)
-    noise_BN = gumbel(scores_BN, torch.Generator().manual_seed(5))
+    noise_BN = gumbel_noise(scores_BN, torch.Generator().manual_seed(5), exponential=True)
     torch.testing.assert_close(selection.scores_BN, scores_BN + 0.5 * noise_BN)
     chosen = selection.scores_BN.topk(4).indices.sort(dim=1).values
     assert torch.equal(selection.indices_BK, chosen)
 
 
 def test_noise_is_standard_gumbel():
-    noise_BN = gumbel(torch.zeros(200, 500), torch.Generator().manual_seed(0))
+    noise_BN = gumbel_noise(
+        torch.zeros(200, 500), torch.Generator().manual_seed(0), exponential=True
+    )
     # Mean: Euler's constant; variance: π²/6. 1e5 draws: four standard errors.
     assert float(noise_BN.mean()) == pytest.approx(0.5772, abs=4 * 1.283 / 1e5**0.5)
     assert float(noise_BN.var()) == pytest.approx(1.6449, abs=0.04)

@@ -182,7 +182,7 @@ def test_low_rank_updates_are_merged(made: dict[str, Made]) -> None:
     one = made["lora on roberta"]
     kept = load_file(one.folder / "model.safetensors")
     assert not any("lora" in key or "base_layer" in key for key in kept)
-    layer = one.trained.model.backbone.get_submodule("backbone.model.encoder.layer.0.output.dense")
+    layer = one.trained.model.backbone.get_submodule("body.model.encoder.layer.0.output.dense")
     update = layer.get_delta_weight("default")
     merged = kept["encoder.layer.0.output.dense.weight"]
     assert update.abs().max() > 0

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from xmodal.data.store import Store
 from xmodal.errors import PluginError, UsageError
-from xmodal.interfaces import Job
+from xmodal.interfaces import Context, Job
 from xmodal.plugins import registry
+from xmodal.recipe.choice import chosen
 from xmodal.testing.contract import check_config
 from xmodal_launch import process
 from xmodal_launch import slurm as slurm_launcher
@@ -28,8 +30,8 @@ ALL = ("slurm", "ray")
 
 
 def build(name: str, **settings: Any) -> Any:
-    component = registry().load("launcher", name)
-    return component(component.Config(**settings))  # type: ignore[call-arg]
+    use = chosen("launcher", name, registry(), "here", settings)
+    return use.build(Context.outside(Store()))
 
 
 @pytest.mark.parametrize("name", ALL)

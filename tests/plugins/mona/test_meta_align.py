@@ -22,7 +22,7 @@ from xmodal.engine.plan import compose_plan
 from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
-from xmodal_mona.batches import Problem, source_order
+from xmodal_mona.batches import BilevelStep, source_order
 from xmodal_mona.meta_align import MetaAlign
 from xmodal_mona.paths import repeatable
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
@@ -44,7 +44,7 @@ def at(epoch: int = 1, step: int = 0) -> Progress:
     return Progress(0, epoch, 6, step, 2)
 
 
-def problem(made: RunSession, epoch: int = 1, step: int = 0) -> Problem:
+def problem(made: RunSession, epoch: int = 1, step: int = 0) -> BilevelStep:
     stage = made.stages[0]
     (found,) = next(iter(stage.steps(made, at(epoch, step))))
     return found

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from xmodal.alignment import AlignmentStage
 from xmodal.batch import Points, Progress, Tokens
 from xmodal.data.store import Store
 from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.model import TrainingModel
 from xmodal.engine.session import RunSession
+from xmodal.errors import RecipeError
 from xmodal.interfaces import (
     BackboneFacts,
     Context,
@@ -29,8 +31,11 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
+from xmodal.plugins import registry
+from xmodal.recipe.choice import chosen
 from xmodal.settings import Use
 from xmodal_orca.align import Align
+from xmodal_recraft.align_features import AlignFeatures
 
 WIDTH, TOKENS, INPUT = 5, 3, 4
 IMAGES = Target("classification", 3)
@@ -121,7 +126,7 @@ def session(
     )
 
 
-def stage(**settings: Any) -> Align:
+def stage(cls: type[AlignmentStage] = Align, **settings: Any) -> AlignmentStage:
     given = {"distance": Use("means", MeanDistance, Settings()), **settings}
     context = Context(
         facts=Facts(
@@ -130,14 +135,14 @@ def stage(**settings: Any) -> Align:
         generator=torch.Generator().manual_seed(0),
         store=Store(),
     )
-    return Align(Align.Config(**given), context)
+    return cls(cls.Config(**given), context)
 
 
 def at(epoch: int = 0, step: int = 0) -> Progress:
     return Progress(0, epoch, 60, step, 1)
 
 
-def step(align: Align, session: RunSession, epoch: int = 0) -> list[tuple[Tensor, float]]:
+def step(align: AlignmentStage, session: RunSession, epoch: int = 0) -> list[tuple[Tensor, float]]:
     """The losses of all classes of one step, and the distances that were logged."""
     (parts,) = align.steps(session, at(epoch))
     found = []
@@ -345,7 +350,7 @@ def test_classes_come_in_a_random_order() -> None:
 def test_one_set_is_a_plain_distance_of_all_samples(batch: int) -> None:
     """Classes of one sample count like any other, and no point has a class."""
     y = torch.tensor([0, 0, 0, 1, 2, 2, 4])
-    align, place = stage(per_class=False), session(y, Target("classification", 5), batch=batch)
+    align, place = stage(AlignFeatures), session(y, Target("classification", 5), batch=batch)
     align.begin(place)
     ((loss, logged),) = step(align, place)
     with torch.no_grad():
@@ -360,7 +365,7 @@ def test_one_set_is_a_plain_distance_of_all_samples(batch: int) -> None:
 
 
 def test_the_distance_of_one_set_sees_the_mean_tokens_of_few_samples_drawn_anew() -> None:
-    align = stage(per_class=False, samples=6, source_samples=9)
+    align = stage(AlignFeatures, samples=6, source_samples=9)
     place = session(torch.arange(80) % 4, Target("classification", 4))
     align.begin(place)
     every = place.model.embedder(place.data.train.tensors[0]).x_BND.mean(1)  # type: ignore[attr-defined]
@@ -378,7 +383,7 @@ def test_the_distance_of_one_set_sees_the_mean_tokens_of_few_samples_drawn_anew(
 
 def test_one_set_reads_no_labels() -> None:
     y = labels(Target("regression", 2), 60)
-    align, place = stage(per_class=False, samples=5), session(y, Target("regression", 2))
+    align, place = stage(AlignFeatures, samples=5), session(y, Target("regression", 2))
     reads = Reads(*place.data.train.tensors)  # type: ignore[attr-defined]
     place.data = replace(place.data, train=reads)
     align.begin(place)
@@ -393,11 +398,27 @@ def test_labels_of_a_target_make_no_difference_to_one_set() -> None:
         (CLASSES, Target("classification", 3)),
         (torch.full((10, 2), float("nan")), Target("regression", 2)),
     ):
-        align, place = stage(per_class=False), session(y, target)
+        align, place = stage(AlignFeatures), session(y, target)
         align.begin(place)
         ((loss, _),) = step(align, place)
         found.append(loss)
     assert torch.equal(*found)
+
+
+def test_recipes_of_the_first_name_keep_working() -> None:
+    """One set of all samples was ``align`` with ``per_class: false``."""
+
+    def meant(block: dict[str, Any]) -> dict[str, Any]:
+        return chosen("stage", block, registry(), "here").dump()
+
+    assert meant({"use": "align", "per_class": True, "samples": 3}) == meant(
+        {"use": "align", "samples": 3}
+    )
+    assert "per_class" not in meant({"use": "align"})
+    old = {"use": "align", "per_class": False, "classes": 10, "lr_factor": 1, "epochs": 2}
+    assert meant(old) == meant({"use": "align-features", "lr_factor": 1, "epochs": 2})
+    with pytest.raises(RecipeError, match="did you mean 'epochs'"):
+        meant({"use": "align", "per_class": False, "epoch": 2})
 
 
 @pytest.mark.parametrize(("lr", "expected"), [(1e-4, 1e-3), (1e-3, 1e-2), (2e-3, 2e-3), (0.1, 0.1)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from xmodal_orca.align import draw
+from xmodal.alignment import drawn as draw
 
 
 def test_draws_respect_the_cap_and_come_from_the_class() -> None:

@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xmodal_pare.draw import (
-    gumbel_noise,
-    hard_subset,
-    relaxed_subset,
-    relaxed_subset_exact,
-    straight_through,
-)
+from xmodal.ops import gumbel_noise, hard_subset, straight_through
+from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
 
 def noisy_keys(

@@ -12,7 +12,8 @@ from torch import nn
 
 from xmodal.batch import Progress, Tokens
 from xmodal.interfaces import BackboneFacts, Context, Facts, Target, TaskFacts
-from xmodal_pare.draw import gumbel_noise, relaxed_subset
+from xmodal.ops import gumbel_noise
+from xmodal_pare.draw import relaxed_subset
 from xmodal_pare.gate import Gate
 from xmodal_pare.random_selector import RandomSelector
 

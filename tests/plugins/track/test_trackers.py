@@ -31,6 +31,7 @@ from xmodal.engine.run import Outcome, Silent
 from xmodal.errors import RecipeError
 from xmodal.interfaces import Settings, Tracked, Tracker
 from xmodal.testing.contract import check_tracker
+from xmodal.testing.tiny import tiny_context
 
 from ...conftest import TINY
 
@@ -343,7 +344,7 @@ def test_a_number_told_but_not_noted_down_is_not_doubled(name: str, tmp_path: Pa
     run_ = Tracked("example/run", tmp_path, {}, {"name": "example", "task": "darcy"})
     memory = None
     for steps in ((1, 2), (2, 3)):
-        tracker = component(component.Config(**settings))
+        tracker = component(component.Config(**settings), tiny_context())
         memory = tracker.start(replace(run_, memory=memory, step=steps[0] - 1))
         for step in steps:
             tracker.log(step, {"step/loss": step / 2})

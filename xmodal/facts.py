@@ -92,3 +92,9 @@ class Facts:
         for side in self.grid:
             count *= side
         return count if self.grid else 0
+
+
+NO_FACTS = Facts(
+    TaskFacts("none", (1, 1, 1), Target("regression", 1), {}), BackboneFacts("none", "any", 1, 1)
+)
+"""The facts of a part that is made outside of a run, where there is no task and no backbone."""
