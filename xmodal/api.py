@@ -11,7 +11,8 @@ from xmodal.data.store import Store
 from xmodal.recipe.compose import find_recipe, looks_like_path
 
 if TYPE_CHECKING:
-    from xmodal.engine.run import Observer, Outcome
+    from xmodal.engine.observe import Observer
+    from xmodal.engine.run import Outcome
     from xmodal.inference.model import TrainedModel
     from xmodal.interfaces import Exported
 
@@ -25,21 +26,22 @@ def run(
     name: str | None = None,
     force: bool = False,
     plugin_files: Sequence[str] = (),
+    trackers: Sequence[str] = (),
     report: bool = True,
     observer: Observer | None = None,
 ) -> Outcome:
     """Run recipes (names or paths, later ones win) and return the outcome.
 
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
-    interrupted is resumed. Raises the kinds of ``xmodal.errors.XModalError``.
+    interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes. Raises
+    the kinds of ``xmodal.errors.XModalError``.
     """
-    from xmodal.engine.directory import RunOrder
     from xmodal.engine.plan import compose_plan
-    from xmodal.engine.run import execute
+    from xmodal.engine.run import RunOrder, execute
 
     registry = plugins.registry(tuple(plugin_files))
     store = Store()
-    made = compose_plan(recipes, registry, store, overrides, scale)
+    made = compose_plan(recipes, registry, store, overrides, scale, trackers)
     order = RunOrder(
         name=name or run_name(recipes, scale),
         root=Path(root),

@@ -132,10 +132,15 @@ class Align(Stage):
     def _sets(self, session: Session) -> list[Tensor]:
         """The training samples of each class, or all of them as one set."""
         if not self.config.per_class:
-            return [torch.arange(session.train_size)]
+            return [torch.arange(loader.count(session.data.train))]
         seed = randomness.derive(session.seed, "align", "pseudo-classes")
         data, task = session.data.train, session.facts.task
         return members(target_classes(data, task, self.config.classes, seed, session.workers))
+
+    @classmethod
+    def learning_rate(cls, config: Config) -> float:
+        """The learning rate as the settings say it, before it is multiplied."""
+        return config.optimizer.lr
 
     def steps_per_epoch(self, session: Session) -> int:
         """One."""

@@ -25,7 +25,7 @@ from xmodal import api, runs
 from xmodal.cli.app import main
 from xmodal.engine import checkpoint
 from xmodal.engine.distributed import portions
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.errors import XModalError
 
 DARCY, CAR = "tasks/darcy", "tasks/openml/car"

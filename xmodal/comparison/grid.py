@@ -22,8 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from xmodal import files, runs
 from xmodal.data.store import Store
-from xmodal.engine.directory import versions
-from xmodal.engine.plan import compose_plan, missing_files
+from xmodal.engine.plan import compose_plan, missing_files, versions
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
 from xmodal.interfaces import Launcher, Settings
 from xmodal.plugins import Registry

@@ -43,7 +43,7 @@ from xmodal.recipe.recipe import Recipe
 from xmodal.settings import Use
 
 if TYPE_CHECKING:
-    from xmodal.engine.run import Observer
+    from xmodal.engine.observe import Observer
 
     pass
     from xmodal.inference.model import TrainedModel
