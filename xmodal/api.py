@@ -48,9 +48,15 @@ def run(
         directory=None if directory is None else Path(directory),
         force=force,
         source_text=source_text(recipes, registry),
-        report=report,
+        report=_write_report if report else None,
     )
     return execute(made, order, registry, store, observer)
+
+
+def _write_report(done: runs.Run) -> None:
+    from xmodal.report.run_report import write_report  # drawing is slow to import
+
+    write_report(done)
 
 
 def run_name(recipes: Sequence[str], scale: str | None = None) -> str:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from xmodal import api, plugins, runs
-from xmodal.comparison.grid import Request, grid
+from xmodal.comparison.grid import Request, Suite, grid
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, tracking
 from xmodal.engine.loop import StepRecord
@@ -526,11 +526,11 @@ def test_without_trackers_their_packages_are_not_imported(
 
 
 def test_comparisons_with_and_without_trackers_share_their_cells(tmp_path: Path) -> None:
-    request = Request(("nft",), ("openml/car",), seeds=1, scale="smoke")
-    (plain,) = grid(request, plugins.registry(), Store(), tmp_path)
+    suite = Suite(methods=("nft",), tasks=("openml/car",), seeds=1, scale="smoke")
+    (plain,) = grid(Request(suite), plugins.registry(), Store(), tmp_path)
     settings = ("trackers=[tensorboard],[{use: wandb, project: p}]",)
     tracked = grid(
-        Request(**{**vars(request), "settings": settings}), plugins.registry(), Store(), tmp_path
+        Request(suite.model_copy(update={"set": settings})), plugins.registry(), Store(), tmp_path
     )
     assert [c.resolved["trackers"][0]["use"] for c in tracked] == ["tensorboard", "wandb"]
     assert {c.directory for c in tracked} == {plain.directory}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from xmodal import plugins
-from xmodal.comparison.grid import TRIVIAL, Cell, Wanted, grid, launcher_block, requested
+from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.comparison.table import ComparisonTable, assemble
 from xmodal.data.store import Store
-from xmodal.errors import UsageError
+from xmodal.errors import PluginError, RecipeError, UsageError
+from xmodal.interfaces import Launcher, Settings
+from xmodal.recipe.compose import looks_like_path
+from xmodal.recipe.messages import explain
+from xmodal.recipe.yaml import Origin, Path_, parse_value, read
+from xmodal.settings import Use
 
 CELLS = Path("runs/cells")
+DEFAULT_LAUNCHER = ""
 SHOWN = 8
 Watch = Callable[[Queue, list[State]], None]
 
@@ -28,7 +37,7 @@ def compare(
     fraction: float | None = None,
     trivial: bool = True,
     against: str | None = None,
-    launcher: str | None = "local",
+    launcher: str | None = DEFAULT_LAUNCHER,
     jobs: int | None = None,
     budget: float | None = None,
     root: str | Path = CELLS,
@@ -37,38 +46,39 @@ def compare(
 ) -> ComparisonTable:
     """Run what is not done yet of methods x tasks x settings x seeds, and weigh the results.
 
-    ``settings`` holds ``key=value,value`` texts, ``launcher`` a name, a block ``{use: ...}`` or its
-    file; None runs nothing and reads what is there. ``budget``: seconds after which no further cell
-    is started. ``watch`` is shown the queue and all states about twice a second. Raises UsageError
-    and RecipeError before anything runs; what goes wrong in a cell is in the table.
+    ``settings`` holds ``key=value,value`` texts. ``launcher`` is a name, a block ``{use: ...}`` or
+    its file; the empty text stands for the default one, and None runs nothing and reads what is
+    there. ``budget``: seconds after which no further cell is started. ``watch`` is shown the queue
+    and all states about twice a second. Raises UsageError and RecipeError before anything runs;
+    what goes wrong in a cell is in the table.
     """
     registry = plugins.registry(tuple(plugin_files))
-    wanted = Wanted(
-        methods=tuple(dict.fromkeys(methods)),
-        tasks=tuple(dict.fromkeys(tasks)),
+    request = requested(
+        registry,
+        methods,
+        tasks,
         suite=suite,
         seeds=seeds,
-        settings=tuple(settings),
+        settings=settings,
         scale=scale,
         fraction=fraction,
         trivial=trivial,
         against=against,
         root="" if Path(root) == CELLS else str(root),
-        plugin_files=tuple(plugin_files),
+        plugin_files=plugin_files,
     )
-    asked = requested(wanted, registry)
-    cells = grid(asked.request, registry, Store(), Path(root))
-    asked.check_against(cells)
+    cells = grid(request, registry, Store(), Path(root))
+    request.check_against(cells)
     _check_any_runs(cells)
     runner = None
     if launcher is not None:
         extra = {} if jobs is None else {"jobs": jobs}
-        component, config = launcher_block(launcher, extra, registry)
+        component, config = launcher_block(launcher or default_launcher(registry), extra, registry)
         runner = component(config)
     queue = Queue(cells, runner, budget, tuple(plugin_files))
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))
-    return assemble(asked, cells, queue.states())
+    return assemble(request, cells, queue.states())
 
 
 def _check_any_runs(cells: Sequence[Cell]) -> None:
@@ -79,3 +89,46 @@ def _check_any_runs(cells: Sequence[Cell]) -> None:
         shown = "\n".join(list(reasons)[:SHOWN])
         more = f"\nand {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         raise UsageError(f"no cell can run\n{shown}{more}")
+
+
+def default_launcher(registry: plugins.Registry) -> str:
+    """The launcher that says it is the default one. Raises UsageError if none does."""
+    names = registry.names("launcher")
+    for name in names:
+        try:
+            launcher: Any = registry.load("launcher", name)
+        except PluginError:
+            continue  # whoever names it is told what is wrong with it
+        if launcher.default:
+            return name
+    raise UsageError(f"no launcher is the default one; name one: {', '.join(names) or 'none'}")
+
+
+class _Launching(Settings):
+    launcher: Use[Launcher]
+
+
+def launcher_block(
+    text: str, extra: Mapping[str, Any], registry: plugins.Registry
+) -> tuple[type[Launcher], Any]:
+    """The class and settings of a launcher, given as a name, a block ``{use: ...}`` or its file.
+
+    ``extra`` settings are added. Raises RecipeError with every problem.
+    """
+    where = "--launcher"
+    value = parse_value(text, where)
+    origins: dict[Path_, Origin] = {}
+    if isinstance(value, str) and looks_like_path(value):
+        document = read(Path(value).expanduser())
+        where, value = value, document.data
+        origins = {("launcher", *path): origin for path, origin in document.origins.items()}
+    if isinstance(value, str):
+        value = {"use": value}
+    if isinstance(value, dict):
+        value = {**value, **extra}
+    data = {"launcher": value}
+    try:
+        chosen = _Launching.model_validate(data, context={"registry": registry}).launcher
+    except ValidationError as error:
+        raise RecipeError(explain(error, data, origins, [where])) from None
+    return chosen.component, chosen.config

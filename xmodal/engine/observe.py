@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import Protocol, Self, TextIO
 
 from xmodal.engine.loop import EpochRecord, StepRecord
+from xmodal.engine.session import RunSession
+from xmodal.runs import Run
 from xmodal.text import duration, number
-
-if TYPE_CHECKING:
-    from xmodal.engine.session import RunSession
-    from xmodal.runs import Run
 
 LOG = "log.txt"
 

@@ -49,14 +49,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What to run and where: the run's name, its root, and whether to repeat a finished one."""
+    """Where to run, whether to repeat a finished run, and what draws the report of this one."""
 
     name: str
     root: Path = runs.DEFAULT_ROOT
     directory: Path | None = None
     force: bool = False
     source_text: str = ""
-    report: bool = True
+    report: Callable[[runs.Run], object] | None = None
 
 
 class Interrupted(XModalError):
@@ -120,8 +120,8 @@ def _execute(
             if main:
                 run.write("result.json", outcome)
                 tracking.done(outcome)
-                if order.report:
-                    _report(run, observer.note)
+                if order.report is not None:
+                    _draw(order.report, run, observer.note)
         if main:
             # Not earlier: a run that is killed before it is done resumes from one of these.
             execution.sweep(plan.recipe.saving.finished, 1)
@@ -221,11 +221,9 @@ def _ending(error: BaseException) -> tuple[str, str]:
     return "failed", f"{type(error).__name__}: {error}"
 
 
-def _report(run: runs.Run, note: Callable[[str], None]) -> None:
-    from xmodal.report.run_report import write_report
-
+def _draw(report: Callable[[runs.Run], object], run: runs.Run, note: Callable[[str], None]) -> None:
     try:
-        write_report(run)
+        report(run)
     except Exception as error:  # a picture must never cost a finished run its result
         note(f"the report could not be drawn: {type(error).__name__}: {error}")
 
