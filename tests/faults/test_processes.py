@@ -253,6 +253,16 @@ def test_draws_differ_between_processes_and_the_weights_do_not(two: Path) -> Non
     assert first["result"]["test"] == second["result"]["test"]
 
 
+def test_every_line_of_the_log_stands_once(two: Path) -> None:
+    log = (made(two / "pare").path / "log.txt").read_text().splitlines()
+    lines = [line.split(" ", 2)[2] for line in log]  # without the time
+    assert [line.partition("  ")[0] for line in lines if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ]
+    assert len(lines) == len(set(lines))
+
+
 # --- the same ends ---
 
 

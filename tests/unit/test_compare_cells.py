@@ -61,6 +61,17 @@ def test_settings_make_variants_of_a_method(tmp_path: Path) -> None:
     assert found[0].directory == found[2].directory
 
 
+def test_stages_say_what_a_cell_will_take(tmp_path: Path) -> None:
+    settings = (
+        "training.epochs=4",
+        "stages.1.stretch=1.5",
+        "stages.0={epochs: 7, optimizer: {lr: 0.5}}",
+        "stages.1.optimizer.lr=0.003",
+    )
+    (cell,) = cells(changed(methods=("orca",), set=settings, seeds=1), tmp_path)
+    assert (cell.epochs, cell.learning_rate) == (7 + 6, 0.003)
+
+
 @pytest.mark.parametrize("text", ["mixer.beta_mix", "=1", "a="])
 def test_settings_must_be_assignments(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not of the form key=value"):

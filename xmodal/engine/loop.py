@@ -32,7 +32,11 @@ from xmodal.interfaces import Stage
 
 @dataclass
 class Snapshot:
-    """How far a run has come; plain values only. Weights are read from the session when saving."""
+    """How far a run has come; plain values only. Weights are read from the session when saving.
+
+    ``encoded`` counts the samples that went through the encoder, ``trainable`` is the most
+    parameters that trained at once.
+    """
 
     stage: int = 0
     epoch: int = 0
@@ -43,6 +47,7 @@ class Snapshot:
     best_at: tuple[int, int] | None = None
     best_steps: int = 0
     encoded: int = 0
+    trainable: int = 0
     seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -193,6 +198,7 @@ class Training:
         snapshot.epoch, snapshot.step = snapshot.epoch + 1, 0
         snapshot.seconds += seconds
         trainable = sum(p.numel() for _, p in self.trainable)
+        snapshot.trainable = max(snapshot.trainable, trainable)
         metric, loss = (None, None) if score is None else (score.metric, score.loss)
         return EpochRecord(at, means, metric, loss, best, seconds, trainable)
 

@@ -247,7 +247,6 @@ class _Execution:
         self.session = builder.session(data)
         self.training = Training(self.session, self._restored())
         self.main = self.session.accelerator.is_main_process
-        self.trainable = 0
         self.saved_at = time.monotonic()
         self.begun = time.perf_counter()
 
@@ -257,7 +256,8 @@ class _Execution:
         if self.main:
             snapshot = self.training.snapshot
             before = self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
-            self.trainable = max((line["trainable"] for line in before), default=0)
+            # Checkpoints that earlier versions wrote lack this number.
+            snapshot.trainable = max([snapshot.trainable, *(line["trainable"] for line in before)])
         self.observer.started(self.run, self.session, resumed)
         if self.main:
             self.tracking.start(before)
@@ -309,7 +309,6 @@ class _Execution:
         snapshot = self.training.snapshot
         if not self.main:
             return
-        self.trainable = max(self.trainable, record.trainable)
         line = {
             "stage": record.progress.stage,
             "epoch": record.progress.epoch,
@@ -363,8 +362,7 @@ class _Execution:
             "training": snapshot.seconds,
             "this_process": time.perf_counter() - self.begun,
         }
-        summary = summarise(self.plan.recipe, session, snapshot, score, self.trainable)
-        return {**summary, "seconds": seconds}
+        return {**summarise(self.plan.recipe, session, snapshot, score), "seconds": seconds}
 
 
 # --- what a finished run keeps ---
@@ -397,12 +395,9 @@ def keep_samples(
 
 
 def summarise(
-    recipe: Recipe, session: RunSession, snapshot: Snapshot, score: SplitScore, trainable: int
+    recipe: Recipe, session: RunSession, snapshot: Snapshot, score: SplitScore
 ) -> Mapping[str, Any]:
-    """The content of ``result.json``, to which the caller adds times.
-
-    ``trainable``: the most parameters that trained in one stage.
-    """
+    """The content of ``result.json``, to which the caller adds times."""
     parameters = list(session.model.parameters())
     return {
         "task": recipe.task.name,
@@ -418,7 +413,7 @@ def summarise(
         "memory_bytes": int(session.agree(peak_memory())),
         "parameters": {
             "total": sum(p.numel() for p in parameters),
-            "trainable": trainable,
+            "trainable": snapshot.trainable,
         },
         "token_norm": {"source": session.source_norm, "target": session.target_norm},
         "device": str(session.device),

@@ -45,7 +45,7 @@ class RunSession:
     def device(self) -> torch.device:
         """Where the model lives."""
         device: torch.device = self.accelerator.device
-        # Of several processes each is told its number, which on the processor means nothing.
+        # accelerate numbers the processes, and the CPU has no numbers.
         return torch.device("cpu") if device.type == "cpu" else device
 
     def note(self, line: str) -> None:
@@ -133,7 +133,7 @@ class RunSession:
             )
 
     def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """What the mixer wants beside ``number`` labelled target samples: always the first ones."""
+        """The source and unlabelled samples for a look at ``number`` target samples: the first."""
         mixer, source, further = self.model.mixer, None, None
         if mixer.needs_source and self.source is not None:
             x, y = loader.first(self.source, number)
@@ -159,7 +159,7 @@ class RunSession:
         return tensor.to(self.device, non_blocking=True)
 
     def agree(self, value: float) -> float:
-        """The largest ``value`` of all processes, so that all of them stop when one must."""
+        """The largest ``value`` of all processes, so that all stop when one must."""
         return float(max(self.gather([value])))
 
     def gather(self, own: Sequence[Any]) -> list[Any]:
@@ -172,7 +172,7 @@ class RunSession:
         return mean
 
     def share_randomness(self) -> None:
-        """Set every random stream to where the first process has it."""
+        """Give every random stream the state that it has in the first process."""
         if self.world == 1:
             return
         states = {name: g.get_state() for name, g in self.generators.items()}
@@ -182,9 +182,9 @@ class RunSession:
         randomness.set_global_state(outer)
 
     def draw_apart(self, step: int) -> None:
-        """Give each process but the first random streams of its own for one step.
+        """Give every process except the first random streams of its own for one step.
 
-        They are functions of process and step: a checkpoint need only hold those of the first.
+        They depend on process and step alone, so a checkpoint holds only those of the first one.
         """
         if self.rank == 0:
             return
