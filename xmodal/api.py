@@ -37,11 +37,13 @@ def run(
     the kinds of ``xmodal.errors.XModalError``.
     """
     from xmodal.engine.plan import compose_plan
-    from xmodal.engine.run import RunOrder, execute
 
     registry = plugins.registry(tuple(plugin_files))
     store = Store()
     made = compose_plan(recipes, registry, store, overrides, scale, trackers)
+    # Imported only now: what is wrong with a recipe is said before torch is loaded.
+    from xmodal.engine.run import RunOrder, execute
+
     order = RunOrder(
         name=name or run_name(recipes, scale),
         root=Path(root),

@@ -14,10 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from xmodal.engine.loop import EpochRecord, StepRecord
-from xmodal.engine.observe import epoch_line, start_line
-
 if TYPE_CHECKING:
+    from xmodal.engine.loop import EpochRecord, StepRecord
     from xmodal.engine.session import RunSession
     from xmodal.runs import Run
 
@@ -49,6 +47,8 @@ class Watcher:
 
     def started(self, run: Run, session: RunSession, resumed: bool) -> None:
         """Say where the run lives and, on a terminal, start the bars."""
+        from xmodal.engine.observe import start_line
+
         self.say(start_line(run, session, resumed))
         if self.console.is_terminal and not self.quiet:
             self.bars = Progress(
@@ -64,6 +64,9 @@ class Watcher:
 
     def record(self, record: StepRecord | EpochRecord) -> None:
         """Advance the bars, or print an epoch's line."""
+        from xmodal.engine.loop import EpochRecord  # imports torch, as does the next
+        from xmodal.engine.observe import epoch_line
+
         if isinstance(record, EpochRecord):
             self.say(epoch_line(record))
             return

@@ -24,11 +24,11 @@ from xmodal import files, runs
 from xmodal.data.store import Store
 from xmodal.engine.plan import compose_plan, missing_files, versions
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
-from xmodal.interfaces import Settings
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import SUITES, all_recipes, all_suites, find_recipe, looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import parse_value, read
+from xmodal.settings import Settings
 
 METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
 MAX_NAME = 60

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from xmodal import plugins
 from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
-from xmodal.comparison.table import ComparisonTable, assemble
 from xmodal.data.store import Store
 from xmodal.errors import PluginError, RecipeError, UsageError
-from xmodal.interfaces import Launcher, Settings
+from xmodal.interfaces import Launcher
 from xmodal.recipe.compose import looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import Origin, Path_, parse_value, read
-from xmodal.settings import Use
+from xmodal.settings import Settings, Use
+
+if TYPE_CHECKING:
+    from xmodal.comparison.table import ComparisonTable
 
 CELLS = Path("runs/cells")
 DEFAULT_LAUNCHER = ""
@@ -78,6 +80,8 @@ def compare(
     queue = Queue(cells, runner, budget, tuple(plugin_files))
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))
+    from xmodal.comparison.table import assemble  # statistics are slow to import
+
     return assemble(request, cells, queue.states())
 
 

@@ -303,6 +303,7 @@ def _searched(cells: Sequence[Cell], found: Sequence[CellResult]) -> list[Condit
     groups: dict[tuple[str, str, tuple[str, ...]], list[CellResult]] = {}
     for row in found:
         setting = settings[row.method]
+        # Settings of an optimizer (xmodal.optimize) call the rate lr, wherever they stand.
         rest = tuple(text for text in setting if not text.partition("=")[0].endswith(".lr"))
         if len(rest) < len(setting) and row.learning_rate is not None:
             groups.setdefault((row.method.split(" [")[0], row.task, rest), []).append(row)
