@@ -27,9 +27,7 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
-    sources = typer.Typer(
-        help="Proxies of what a backbone was pretrained on.", no_args_is_help=True
-    )
+    sources = typer.Typer(help="Proxies of what a backbone was pretrained on.", no_args_is_help=True)
     sources.callback()(_sources)
     sources.command("rank")(rank)
     app.add_typer(sources, name="sources")
@@ -127,8 +125,8 @@ def distance(
     metric: DistanceName = DISTANCE,
     samples: Annotated[int, typer.Option(min=2, help="Samples of each set.")] = 200,
     embed: Annotated[
-        str,
-        typer.Option(help="raw (samples of one shape), or a backbone: what it makes of samples."),
+        str, typer.Option(help="raw (samples of one shape), or a backbone: what it makes of
+        samples.")
     ] = "raw",
     space: Annotated[
         str, typer.Option(help="With a backbone: embeddings (its input) or features (its output).")
@@ -149,7 +147,7 @@ def distance(
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
     from xmodal import plugins
     from xmodal.data.store import Store
-    from xmodal_analysis import between, distances, embedded, named
+    from xmodal_analysis import between, embedded, distances, named
     from xmodal_analysis.watch import Watch
 
     registry, store = plugins.registry(tuple(plugin or ())), Store()

@@ -14,6 +14,8 @@ from xmodal.interfaces import Context, Mixer
 from xmodal_mix.objective import Drawn, needed, plain_and_changed
 from xmodal_mix.places import counterparts, layout
 
+_CITATION = "Zhang, Cissé, Dauphin, Lopez-Paz: mixup: Beyond Empirical Risk Minimization, ICLR 2018"
+
 
 class Mixup(Mixer):
     """x^m = (1 − λ) x^t + λ x^s, token by token, with the losses of Eq. 1-2.
@@ -21,6 +23,8 @@ class Mixup(Mixer):
     Target tokens without a source token at their place stay; λ in the loss is then smaller by the
     share of the tokens that were mixed.
     """
+
+    citation = _CITATION
 
     class Config(Drawn):
         """Settings of the mixer."""
@@ -63,6 +67,8 @@ class TargetMixup(Mixer):
     kind of label. The partner of a sample is its neighbour in the micro-batch, whose order is
     random.
     """
+
+    citation = _CITATION
 
     class Config(Drawn):
         """Settings of the mixer."""

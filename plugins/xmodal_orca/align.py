@@ -63,6 +63,11 @@ class Align(Stage):
     labels are not looked at: the feature alignment of RECRAFT.
     """
 
+    citation = (
+        "Shen, Li, Dery, Staten, Khodak, Neubig, Talwalkar: Cross-Modal Fine-Tuning: Align "
+        "then Refine (ORCA), ICML 2023"
+    )
+
     needs_source = True
     evaluates = False
 
