@@ -27,9 +27,8 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
-    sources = typer.Typer(
-        help="Proxies of what a backbone was pretrained on.", no_args_is_help=True
-    )
+    about = "Proxies of what a backbone was pretrained on."
+    sources = typer.Typer(help=about, no_args_is_help=True)
     sources.callback()(_sources)
     sources.command("rank")(rank)
     app.add_typer(sources, name="sources")

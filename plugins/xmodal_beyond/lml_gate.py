@@ -30,6 +30,10 @@ class LMLGate(Selector):
     ``scores_BN`` are the keys. In evaluation the mask is the plain top k of s, without a gradient.
     """
 
+    citation = (
+        "Amos, Koltun, Kolter: The Limited Multi-Label Projection Layer, 2019, arXiv 1906.08707"
+    )
+
     class Config(Settings):
         """Settings of the gate."""
 
