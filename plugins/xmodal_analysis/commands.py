@@ -10,6 +10,7 @@ import typer
 
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.report import number
 
 NAMES = ("distance", "embeddings", "landscape", "patches")
 DISTANCE = "otdd"
@@ -27,9 +28,7 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
-    sources = typer.Typer(
-        help="Proxies of what a backbone was pretrained on.", no_args_is_help=True
-    )
+    sources = typer.Typer(help="Proxies of what a backbone was pretrained on.", no_args_is_help=True)
     sources.callback()(_sources)
     sources.command("rank")(rank)
     app.add_typer(sources, name="sources")
@@ -127,8 +126,8 @@ def distance(
     metric: DistanceName = DISTANCE,
     samples: Annotated[int, typer.Option(min=2, help="Samples of each set.")] = 200,
     embed: Annotated[
-        str,
-        typer.Option(help="raw (samples of one shape), or a backbone: what it makes of samples."),
+        str, typer.Option(help="raw (samples of one shape), or a backbone: what it makes of
+        samples.")
     ] = "raw",
     space: Annotated[
         str, typer.Option(help="With a backbone: embeddings (its input) or features (its output).")
@@ -149,7 +148,7 @@ def distance(
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
     from xmodal import plugins
     from xmodal.data.store import Store
-    from xmodal_analysis import between, distances, embedded, named
+    from xmodal_analysis import between, embedded, distances, named
     from xmodal_analysis.watch import Watch
 
     registry, store = plugins.registry(tuple(plugin or ())), Store()
@@ -169,9 +168,9 @@ def distance(
         output.print_json({**numbers, "embed": embed, "space": wanted if backbone else "raw"})
         return
     rows = [
-        (f"{first} to {second}", output.number(numbers["distance"])),
-        (f"within {first}", output.number(numbers["within_first"])),
-        (f"within {second}", output.number(numbers["within_second"])),
+        (f"{first} to {second}", number(numbers["distance"])),
+        (f"within {first}", number(numbers["within_first"])),
+        (f"within {second}", number(numbers["within_second"])),
     ]
     output.print_table((use.name, ""), rows)
     if classes is not None:
@@ -244,12 +243,12 @@ def _show_ranking(found: Sequence[Any], agreement: dict[str, float], better: str
     high = ("log_me", "h_score", "gbc", *(("probe",) if better == "higher" else ()))
     heads = [f"{name} {'↑' if name in high else '↓'}" for name in SCORES]
     rows = [
-        (one.source, *(output.number(one.scores.get(name)) for name in SCORES),
-         output.number(one.final), one.runs or "")
+        (one.source, *(number(one.scores.get(name)) for name in SCORES),
+         number(one.final), one.runs or "")
         for one in found if one.scores
     ]  # fmt: skip
     if agreement:
-        agreed = [output.number(agreement.get(name)) for name in SCORES]
+        agreed = [number(agreement.get(name)) for name in SCORES]
         rows.append(("Spearman with final", *agreed, "", ""))
     if rows:
         output.print_table(("source", *heads, "final", "runs"), rows)

@@ -16,8 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from xmodal.cli.output import number, seconds
 from xmodal.engine.loop import EpochRecord, StepRecord
+from xmodal.text import duration, number
 
 if TYPE_CHECKING:
     from xmodal.engine.session import RunSession
@@ -109,5 +109,5 @@ def _epoch_line(record: EpochRecord) -> str:
         parts.append(f"validation {number(record.metric)}{' (best)' if record.best else ''}")
     if "k" in record.train:
         parts.append(f"k {record.train['k']:.0f}")
-    parts.append(seconds(record.seconds))
+    parts.append(duration(record.seconds))
     return "  ".join(parts)

@@ -232,7 +232,7 @@ def _ending(error: BaseException) -> tuple[str, str]:
 
 
 def _report(run: runs.Run, note: Callable[[str], None]) -> None:
-    from xmodal.report.run_report import write_report
+    from xmodal.report import write_report
 
     try:
         write_report(run)

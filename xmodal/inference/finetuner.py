@@ -324,8 +324,8 @@ _BACKBONES = {"image": "backbones/vision", "text": "backbones/text"}
 
 
 def layers(method: str, backbone: Any, form: Form) -> list[str]:
-    """The recipes of a fit: the method, the caller's data, and what goes with a backbone of its
-    own.
+    """The recipes of a fit: the method, the caller's data, and what goes with a backbone of
+    its own.
     """
     named = "/" in method or looks_like_path(method)
     recipes = [method if named else f"methods/{method}", f"arrays/{form}"]

@@ -64,8 +64,8 @@ def _distance(component: type[Distance], given: Given, source: Points, target: P
 
 
 def check_adapter(component: type[Adapter], given: Given = None) -> None:
-    """An adapter leaves a backbone a backbone, gives the same names every time, and adds what can
-    train.
+    """An adapter leaves a backbone a backbone, gives the same names every time, and adds
+    what can train.
     """
     expect(issubclass(component, Adapter), f"{component.__name__} must derive from Adapter")
     check_config(component, given)

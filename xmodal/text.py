@@ -1,4 +1,7 @@
-"""Numbers as people read them: four significant digits, units, and a dash for what is missing."""
+"""Numbers and lists as people read them, the same on the terminal, in reports and in figures.
+
+Four significant digits, units, and a dash for what is missing.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +52,15 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def size(value: int | None) -> str:
-    """Bytes as MiB or GiB."""
+def size(value: float | None) -> str:
+    """Bytes with three digits, in units of 1000: ``1.36 GB``; a dash for None and 0."""
     if not value:
         return MISSING
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # What would be shown as 1000 of a unit is 1 of the next.
+        if value >= 0.9995 * unit:
+            return f"{number(max(value / unit, 1.0), 3)} {name}"
+    return f"{value:.0f} B"
 
 
 def plural(amount: int, one: str) -> str:
