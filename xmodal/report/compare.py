@@ -1,15 +1,27 @@
-"""What a comparison says in words: its verdicts, its doubts, and how its numbers were made."""
+"""The page of a comparison: the verdict first, then what it rests on, down to every recipe.
+
+It shows what ``Table`` holds and what the run directories of its cells say, and decides nothing.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from xmodal import text
 from xmodal.comparison.fairness import Flag
 from xmodal.comparison.table import ComparisonTable
-from xmodal.comparison.verdicts import PairResult, percent
-from xmodal.report import text
+from xmodal.comparison.verdicts import PairResult, Rule, percent
+from xmodal.report import compare_cells as cells
+from xmodal.report import compare_figures as figures
+from xmodal.report.charts import Chart, MethodStyle, save
+from xmodal.report.page import write_page
 
+OPEN = 3
+"""So many pairs or kinds are unfolded; more are closed to begin with."""
 ORDER = ("better", "worse", "equivalent", "inconclusive", "refused")
 KINDS = {
     "mixed-conditions": "Different conditions",
@@ -25,6 +37,175 @@ KINDS = {
 }
 MATRIX = 4
 """From this many methods on, the words are also shown as a matrix."""
+
+
+def write_compare_report(
+    path: Path,
+    table: ComparisonTable,
+    *,
+    rule: Rule | None = None,
+    single_file: bool = False,
+    figures_folder: Path | None = None,
+) -> Path:
+    """Write the page of a comparison to ``path`` and return it.
+
+    ``rule`` is the one that decided the verdicts (default: the default rule).
+    ``single_file`` leaves out the links to the cells, for a page that is sent somewhere.
+    ``figures_folder`` gets every figure as SVG and PDF.
+    """
+    rule = rule or Rule()
+    drawn = comparison_figures(table, rule)
+    styles = method_styles(table)
+    overview = table.comparison.overview if table.comparison else None
+    spots, spot_tasks = cells.front(table)
+    context = {
+        "title": heading(table),
+        "table": table,
+        "styles": styles,
+        "caption": caption(table),
+        "progress": progress(table),
+        "rule": rule,
+        "open": OPEN,
+        "published": table.published,
+        "charts": drawn,
+        "learning": [chart for name, chart in drawn.items() if name.startswith("curves-")],
+        "overview": overview,
+        "friedman": _friedman(overview.friedman_p if overview else None),
+        "profiles": sorted(overview.profiles, key=lambda p: -p.area) if overview else (),
+        "small_profiles": _small_profiles(table, styles),
+        "front": spots,
+        "front_tasks": spot_tasks,
+        "forests": _forests(table, drawn, rule),
+        "fields": cells.compared_fields(table),
+        **_verdicts(table),
+        **_cells(table, None if single_file else path),
+        **_again(table),
+    }
+    written = write_page(path, "compare.html.jinja", context)
+    if figures_folder is not None:
+        for name, chart in drawn.items():
+            for kind in ("svg", "pdf"):
+                save(chart.figure, figures_folder / f"{name}.{kind}")
+    return written
+
+
+def method_styles(table: ComparisonTable) -> dict[str, MethodStyle]:
+    """How each method looks, everywhere on the page and in every figure."""
+    return {method: MethodStyle(i) for i, method in enumerate(table.methods)}
+
+
+def comparison_figures(table: ComparisonTable, rule: Rule | None = None) -> dict[str, Chart]:
+    """Every figure of a comparison by the name of its file, as far as the results allow it.
+
+    ``effects-A-B`` for each pair, ``profiles``, ``ranks``, ``cost``, and ``curves-TASK``.
+    """
+    rule, styles = rule or Rule(), method_styles(table)
+    found: dict[str, Chart] = {}
+    if table.comparison and table.scores:
+        for pair in table.comparison.pairs:
+            if pair.tasks:
+                found[_effects(table, pair)] = figures.effects(pair, table.scores, styles, rule)
+        overview = table.comparison.overview
+        if overview:
+            found["profiles"] = figures.profiles(overview.profiles, styles)
+            found["ranks"] = figures.ranks(overview, styles)
+    cost = figures.cost(cells.front(table)[0], styles)
+    if cost is not None:
+        found["cost"] = cost
+    files = _files(table.tasks)
+    for task in table.tasks:
+        what, courses, before = cells.courses(table, task)
+        if any(len(c.epochs) > 1 for c in courses):
+            found[f"curves-{files[task]}"] = figures.learning_curves(
+                task, what, courses, styles, before
+            )
+    return found
+
+
+def _effects(table: ComparisonTable, pair: PairResult) -> str:
+    files = _files(table.methods)
+    return f"effects-{files[pair.a]}-{files[pair.b]}"
+
+
+def _files(names: Sequence[str]) -> dict[str, str]:
+    """A piece of a file name for each name, all different, without what file systems refuse."""
+    found: dict[str, str] = {}
+    for position, name in enumerate(names):
+        piece = re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-.") or "method"
+        piece = piece if len(piece) <= 60 else f"{piece[:29]}--{piece[-29:]}"
+        taken = {other.lower() for other in found.values()}
+        found[name] = f"{piece}-{position + 1}" if piece.lower() in taken else piece
+    return found
+
+
+def _forests(table: ComparisonTable, drawn: dict[str, Chart], rule: Rule) -> list[dict[str, Any]]:
+    """Pairs with a figure of their effects, the settled ones first, and the same as a table."""
+    if table.comparison is None:
+        return []
+    return [
+        {
+            "word": one.word,
+            "pair": one.pair,
+            "chart": drawn[_effects(table, one.pair)],
+            "rows": figures.effect_rows(one.pair, rule),
+        }
+        for one in by_word(table.comparison.pairs)
+        if _effects(table, one.pair) in drawn
+    ]
+
+
+def _verdicts(table: ComparisonTable) -> dict[str, Any]:
+    comparison = table.comparison
+    found = comparison.pairs if comparison else ()
+    return {
+        "headline": headline(table),
+        "judged": by_word(found),
+        "numbered": any(pair.numbers for pair in found),
+        "matrix": matrix(found),
+        "doubts": doubts(comparison.flags if comparison else ()),
+    }
+
+
+def _friedman(p: float | None) -> str:
+    shown = "" if p is None else text.probability(p)
+    return shown if not shown or shown.startswith("<") else f"= {shown}"
+
+
+def _small_profiles(table: ComparisonTable, styles: figures.Styles) -> list[dict[str, Any]]:
+    """Profiles of pairs; with two methods that would be the large one again."""
+    overview = table.comparison.overview if table.comparison else None
+    if overview is None or len(overview.profiles) < 3:
+        return []
+    return [
+        {"pair": pair, "chart": figures.profiles(pair, styles, small=True)}
+        for pair in overview.pair_profiles
+    ]
+
+
+def _cells(table: ComparisonTable, page: Path | None) -> dict[str, Any]:
+    common = cells.common(table)
+    made = {row.task for row in table.rows}
+    return {
+        "heads": cells.columns(table),
+        "scores": cells.scores(table, page),
+        "unfinished": cells.unfinished(table),
+        "costs": cells.costs(table, common),
+        "cost_tasks": common,
+        "task_costs": [(t, cells.costs(table, (t,))) for t in table.tasks if t in made],
+    }
+
+
+def _again(table: ComparisonTable) -> dict[str, Any]:
+    made, manifests = cells.recipes(table), cells.manifests(table)
+    return {
+        "recipes": [(m, [r for r in made if r.method == m]) for m in table.methods],
+        "design": cells.design(table),
+        "surroundings": cells.surroundings(manifests),
+        "data_sums": cells.data_sums(manifests),
+    }
+
+
+# --- what it says in words ---
 
 
 @dataclass(frozen=True)
@@ -164,7 +345,7 @@ def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
     ]
 
 
-# --- how the numbers were made -----------------------------------------------------------------
+# --- how the numbers were made ---
 
 
 def caption(table: ComparisonTable) -> str:
