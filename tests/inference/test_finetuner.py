@@ -128,6 +128,7 @@ def test_predictions_have_the_form_of_the_labels(
     assert np.isfinite(model.score(x, y))
 
 
+@pytest.mark.slow
 def test_it_learns_and_names_classes() -> None:
     model = tiny("pare", epochs=6).fit(ROWS, NAMES)
     assert model.score(ROWS, NAMES) > 0.8
@@ -349,6 +350,7 @@ def test_pickles_outlive_their_files(x: Any) -> None:
     assert clone(again).get_params() == model.get_params()
 
 
+@pytest.mark.slow
 def test_with_other_tools() -> None:
     search = GridSearchCV(
         make_pipeline(StandardScaler(), tiny(kind="classification")),
