@@ -1,17 +1,20 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
 #   make demo    install, then adapt a pretrained vision transformer to a solved PDE
-#   make test    install with the test tools, then run the tests
+#   make test    install with the test tools, then run the tests (make test-fast: a selection)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types docs install clean
+.PHONY: demo test test-fast lint types docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/xmodal demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not network"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

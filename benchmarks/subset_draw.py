@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xmodal_pare.draw import gumbel_noise, relaxed_subset, relaxed_subset_exact, straight_through
+from xmodal.ops import gumbel_noise, straight_through
+from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
 TEMPERATURE = 0.9
 Draw = Callable[[Tensor, int, float], Tensor]

@@ -15,12 +15,12 @@ from xmodal.hookspecs import hookimpl
 if TYPE_CHECKING:
     from xmodal.api import export, load, run
     from xmodal.comparison.run import compare
-    from xmodal.inference.finetuner import FineTuner
+    from xmodal.finetuner import FineTuner
 
 __all__ = ["FineTuner", "__version__", "compare", "export", "hookimpl", "load", "run"]
 
 _LAZY = {
-    "FineTuner": "xmodal.inference.finetuner",
+    "FineTuner": "xmodal.finetuner",
     "compare": "xmodal.comparison.run",
     "export": "xmodal.api",
     "load": "xmodal.api",

@@ -43,7 +43,6 @@ MODULES = {
     "xmodal.engine.processes": "xmodal.engine.distributed",
     "xmodal.engine.randomness": "xmodal.randomness",
     "xmodal.exporting": "xmodal.inference.export",
-    "xmodal.finetuner": "xmodal.inference.finetuner",
     "xmodal.recipe.explain": "xmodal.recipe.messages",
     "xmodal.recipe.layers": "xmodal.recipe.compose",
     "xmodal.recipe.library": "xmodal.recipe.compose",

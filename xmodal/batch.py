@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -123,6 +124,10 @@ class Progress:
     def share(self) -> float:
         """The fraction of epochs already finished, in [0, 1)."""
         return self.epoch / self.epochs
+
+    def done(self, per: Literal["epoch", "step"]) -> float:
+        """The fraction of the stage already finished, counted in whole epochs or in steps."""
+        return self.share if per == "epoch" else self.share_of_steps
 
     @property
     def share_of_steps(self) -> float:

@@ -1,11 +1,35 @@
-"""Operations on tensors and modules that components of several kinds share."""
+"""Operations on tensors, modules, samples and views that components of several kinds share.
+
+Shapes: B samples, N tokens, D width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-from torch import nn
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from xmodal.batch import Sample, Term, Tokens, View
+from xmodal.errors import UsageError
+from xmodal.settings import Settings
+
+__all__ = [
+    "ViewWeights",
+    "evaluating",
+    "full_precision",
+    "grid_text",
+    "gumbel_noise",
+    "hard_subset",
+    "mean_tokens",
+    "plain_and_changed",
+    "source_needed",
+    "straight_through",
+]
 
 
 @contextmanager
@@ -19,3 +43,123 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, training in zip(modules, before, strict=True):
             module.train(training)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is if it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def mean_tokens(x_BND: Tensor) -> Tensor:
+    """A sample as one point: the mean of its tokens ``[B, D]``, float32."""
+    return x_BND.float().mean(dim=1)
+
+
+def grid_text(grid: Iterable[int]) -> str:
+    """A grid as text: ``4×6``."""
+    return "×".join(map(str, grid))
+
+
+# --- drawing k of N tokens ---
+
+
+def gumbel_noise(like_BN: Tensor, generator: torch.Generator, exponential: bool = False) -> Tensor:
+    """Standard Gumbel noise ``[B, N]`` on the device of ``like_BN``, float32 (or float64 as it is).
+
+    Drawn on the CPU from ``generator``, so that a run gives the same draw on every device. Made of
+    uniform numbers as −log(−log u), or of ``exponential`` ones as −log e, which has more digits:
+    one distribution, but other numbers from the same generator.
+    """
+    dtype = like_BN.dtype if like_BN.dtype == torch.float64 else torch.float32
+    tiny = torch.finfo(dtype).tiny
+    drawn_BN = torch.empty(like_BN.shape, dtype=dtype)
+    # A drawn 0 would make the noise infinite.
+    if exponential:
+        drawn_BN.exponential_(generator=generator).clamp_min_(tiny)
+    else:
+        drawn_BN.uniform_(generator=generator).clamp_(tiny, 1 - torch.finfo(dtype).eps)
+        drawn_BN.log_().neg_()
+    noise_BN = drawn_BN.log_().neg_()
+    if like_BN.device.type == "cuda":
+        # From pinned memory the copy does not wait for the kernels queued before it.
+        return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
+    return noise_BN.to(like_BN.device)
+
+
+def hard_subset(ranking_BN: Tensor, k: int) -> Tensor:
+    """The mask ``[B, N]``, 1 on the k largest of each row and 0 elsewhere, without a gradient."""
+    indices_BK = ranking_BN.detach().topk(k, dim=1).indices
+    return torch.zeros_like(full_precision(ranking_BN.detach())).scatter_(1, indices_BK, 1.0)
+
+
+def straight_through(soft_BN: Tensor, k: int, ranking_BN: Tensor | None = None) -> Tensor:
+    """``hard_subset`` with the gradient of ``soft_BN``, the relaxed membership ``[B, N]``.
+
+    ``ranking_BN`` says what is largest (by default ``soft_BN``). Give the scores where the
+    membership rises with them: rounding can make it tie, or even swap, where two are nearly equal.
+    """
+    ranking_BN = soft_BN if ranking_BN is None else ranking_BN
+    mask_BN: Tensor = _StraightThrough.apply(soft_BN, ranking_BN, k)
+    return mask_BN
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the hard mask; backward as if it were the relaxed one.
+
+    ``hard - soft.detach() + soft`` can miss 0 and 1 by a rounding error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, soft_BN: Tensor, ranking_BN: Tensor, k: int) -> Tensor:
+        return hard_subset(ranking_BN, k).to(soft_BN.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
+        return grad_BN, None, None
+
+
+# --- a plain view and a changed one ---
+
+
+class ViewWeights(Settings):
+    """Settings of a mixer that gives a plain view and a changed one: their weights in the loss."""
+
+    beta_target: float = Field(1.0, ge=0, description="β1, the weight of the plain view's loss.")
+    beta_mix: float = Field(1.0, ge=0, description="β2, the weight of the changed view's loss.")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> ViewWeights:
+        if self.beta_target == 0 and self.beta_mix == 0:
+            raise ValueError("beta_target and beta_mix are both 0: there is no loss to train on")
+        return self
+
+
+def plain_and_changed(
+    target: Sample,
+    weights: ViewWeights,
+    changed: Tokens | None,
+    terms: Iterable[Term] = (),
+    log: Mapping[str, float] | None = None,
+    origin_BN: Tensor | None = None,
+) -> tuple[View, ...]:
+    """The plain view of ``target`` at weight β1, and the changed one with ``terms`` times β2.
+
+    Where nothing was changed (``changed`` is None) or β2 is 0 there is the plain view alone, at
+    weight β1 + β2, so that the encoder runs once. Terms of weight 0, and views without terms, are
+    left out. The last view has the ``log``, the changed one ``origin_BN``.
+    """
+    beta_1, beta_2, log = weights.beta_target, weights.beta_mix, log or {}
+    if changed is None or beta_2 == 0:
+        return (View(target.tokens, (Term(target.head, target.y, beta_1 + beta_2),), log=log),)
+    weighted = tuple(Term(t.head, t.y, beta_2 * t.weight) for t in terms if t.weight > 0)
+    plain = (Term(target.head, target.y, beta_1),) if beta_1 > 0 else ()
+    both = (View(target.tokens, plain), View(changed, weighted, origin_BN))
+    *before, last = [view for view in both if view.terms]
+    return (*before, replace(last, log=log))
+
+
+def source_needed(source: Sample | None, name: str) -> Sample:
+    """The source that mixer ``name`` was given. Raises UsageError where there is none."""
+    if source is None:
+        raise UsageError(f"mixer '{name}' needs source samples; set 'source' in the recipe")
+    return source

@@ -176,6 +176,13 @@ def checked(entry: Entry, loaded: Any) -> type[Any]:
         raise PluginError(
             f"{entry.kind} '{entry.name}' of {entry.origin} does not implement: {missing}"
         )
+    try:
+        inspect.signature(loaded).bind(None, None)
+    except TypeError:
+        raise PluginError(
+            f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} must be made with "
+            "(config, context); write __init__(self, config, context)"
+        ) from None
     return loaded
 
 

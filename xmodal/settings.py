@@ -8,14 +8,15 @@ the process-wide registry is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar, get_args
+from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
@@ -32,6 +33,8 @@ from pydantic_core import (
 
 from xmodal import plugins
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
+
+__all__ = ["Settings", "TokenCounts", "Use", "component_schema", "default", "inlined"]
 
 C = TypeVar("C")
 
@@ -178,8 +181,46 @@ def _choose(kind: str, value: Any, context: Mapping[str, Any]) -> Use[Any]:
         raise PydanticCustomError(
             "component_broken", "{message}", {"message": str(error), "at": "use"}
         ) from None
-    config = component.Config.model_validate(settings, context=context)
+    today, renamed = component.renamed(name, settings)
+    if today != name:
+        return _choose(kind, {"use": today, **renamed}, registry, context)
+    config = component.Config.model_validate(renamed, context=context)
     return Use(name, component, config)
+
+
+class TokenCounts(Settings):
+    """Settings that hold numbers of tokens, all in one unit."""
+
+    unit: Literal["patches", "share"] = Field(
+        "patches",
+        description="patches: counts are numbers of tokens. share: counts are fractions of the "
+        "tokens, 0 to 1.",
+    )
+
+    def counts(self) -> dict[str, float]:
+        """The settings that are counts, by name."""
+        return {}
+
+    def in_tokens(
+        self, count: float, num_tokens: int, note: Callable[[str], None] = lambda line: None
+    ) -> float:
+        """One of the counts in tokens, at most ``num_tokens``; ``note`` hears if it was more."""
+        if self.unit == "share":
+            return count * num_tokens
+        if count > num_tokens:
+            note(f"schedule: {count:g} patches wanted, {num_tokens} there; counts are clipped")
+        return min(count, float(num_tokens))
+
+    @model_validator(mode="after")
+    def _in_unit(self) -> Self:
+        for name, value in self.counts().items():
+            if self.unit == "share" and value > 1:
+                raise ValueError(f"{name} is {value:g}, but with unit 'share' it must be 0 to 1")
+            if self.unit == "patches" and value != int(value):
+                raise ValueError(
+                    f"{name} is {value:g}; for fractions of the tokens set unit: share"
+                )
+        return self
 
 
 # --- JSON Schema ---

@@ -19,9 +19,9 @@ from xmodal.report.page import write_page
 from xmodal.report.text import number
 from xmodal.report.tokens import Mixing, mixing
 from xmodal.settings import Use
+from xmodal.workbench import OpenedRun
 from xmodal_analysis import distance_figure, landscape, maps, patches
 from xmodal_analysis.clouds import SPACES, Clouds
-from xmodal_analysis.restore import Restored
 from xmodal_analysis.watch import SILENT, Watch
 
 FOLDER, PAGE = "analysis", "analysis.html"
@@ -61,7 +61,9 @@ class Section:
 class Analysis:
     """Draws the figures of one restored run into a folder."""
 
-    def __init__(self, restored: Restored, folder: Path, wish: Wish, watch: Watch = SILENT) -> None:
+    def __init__(
+        self, restored: OpenedRun, folder: Path, wish: Wish, watch: Watch = SILENT
+    ) -> None:
         self.restored, self.folder, self.wish, self.watch = restored, folder, wish, watch
         self.clouds = Clouds(restored, wish.samples, watch)
         self.manifest = restored.run.read("manifest.json")

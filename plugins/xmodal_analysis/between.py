@@ -14,14 +14,14 @@ import torch
 from markupsafe import Markup
 
 from xmodal.batch import Points
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import UsageError
-from xmodal.interfaces import Distance, Facts
+from xmodal.interfaces import NO_FACTS, Distance, Facts
 from xmodal.settings import Use
 from xmodal_analysis.distances import measure
 from xmodal_analysis.drawing import Inks, bare, picture
-from xmodal_analysis.embedded import Embedded, Raw, halves, of_class
-from xmodal_analysis.named import NO_BACKBONE, NO_TASK, Named
+from xmodal_analysis.embedded import EmbeddedReader, RawReader, halves, of_class
+from xmodal_analysis.named import Named
 from xmodal_analysis.watch import SILENT, Watch
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class Between:
     def __init__(
         self,
         use: Use[Distance],
-        reader: Raw | Embedded,
+        reader: RawReader | EmbeddedReader,
         store: Store,
         seed: int,
         watch: Watch = SILENT,
     ) -> None:
         self.use, self.reader, self.store, self.seed, self.watch = use, reader, store, seed, watch
-        self.facts = Facts(NO_TASK, getattr(reader, "facts", NO_BACKBONE))
+        self.facts = Facts(NO_FACTS.task, getattr(reader, "facts", NO_FACTS.backbone))
 
     def far(self, first: Points, second: Points) -> float:
         """The distance between two sets of points."""

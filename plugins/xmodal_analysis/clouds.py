@@ -18,7 +18,8 @@ from xmodal import randomness
 from xmodal.batch import Batch, Points, Tokens
 from xmodal.data import loader
 from xmodal.interfaces import Target
-from xmodal_analysis.restore import Restored
+from xmodal.workbench import Opened
+from xmodal_analysis.restore import dial
 from xmodal_analysis.watch import SILENT, Watch
 
 EMBEDDINGS, FEATURES = "embeddings", "features"
@@ -40,17 +41,17 @@ class Cloud:
 
 
 class Clouds:
-    """Reads a restored run's samples and runs its model on them."""
+    """Reads the samples of a run in memory and runs its model on them."""
 
-    def __init__(self, restored: Restored, samples: int, watch: Watch = SILENT) -> None:
-        self.restored = restored
-        self.session = restored.session
+    def __init__(self, opened: Opened, samples: int, watch: Watch = SILENT) -> None:
+        self.opened, self.dial = opened, dial(opened)
+        self.session = opened.session
         self.watch = watch
         self.target_index = self._chosen(self.session.data.train, samples, "target")
         self.source_index = (
-            None if restored.source is None else self._chosen(restored.source, samples, "source")
+            None if opened.source is None else self._chosen(opened.source, samples, "source")
         )
-        self.batch = restored.plan.recipe.evaluation_batch
+        self.batch = opened.plan.recipe.evaluation_batch
 
     def target(self) -> Cloud:
         """Training samples of the target."""
@@ -71,13 +72,12 @@ class Clouds:
 
     def most(self) -> int:
         """N, the most tokens the mixer can replace; 0 where no schedule counts tokens."""
-        dial = self.restored.dial
-        if dial is None:
+        if self.dial is None:
             return 0
-        if dial.most < 0:
+        if self.dial.most < 0:
             with torch.no_grad():
                 next(self._mixed_tokens(0))
-        return max(0, dial.most)
+        return max(0, self.dial.most)
 
     def _chosen(self, dataset: Dataset[Any], samples: int, name: str) -> Tensor:
         order = randomness.permutation(loader.count(dataset), self.session.seed, "analysis", name)
@@ -92,15 +92,15 @@ class Clouds:
             yield self.session.model.embedder(x), y
 
     def _source_tokens(self) -> Iterator[tuple[Tokens, Tensor]]:
-        assert self.restored.source is not None
+        assert self.opened.source is not None
         assert self.source_index is not None
-        for x, y in self._pieces(self.restored.source, self.source_index):
+        for x, y in self._pieces(self.opened.source, self.source_index):
             yield self.session.model.embed_source(x), y
 
     def _mixed_tokens(self, k: int) -> Iterator[tuple[Tokens, Tensor]]:
-        dial, model, progress = self.restored.dial, self.session.model, self.restored.progress()
-        assert dial is not None
-        dial.wanted = k
+        model, progress = self.session.model, self.opened.progress()
+        assert self.dial is not None
+        self.dial.wanted = k
         partners = self._partners()
         for x, y in self._pieces(self.session.data.train, self.target_index):
             unlabelled = self.session.partners(len(x))[1]
@@ -111,12 +111,12 @@ class Clouds:
     def _partners(self) -> Iterator[tuple[Tensor, Tensor] | None]:
         """As many source samples as a batch has target samples, the chosen ones over and over."""
         sizes = [len(part) for part in torch.split(self.target_index, self.batch)]
-        if not self.session.model.mixer.needs_source or self.restored.source is None:
+        if not self.session.model.mixer.needs_source or self.opened.source is None:
             yield from (None for _ in sizes)
             return
         assert self.source_index is not None
         index = self.source_index[torch.arange(sum(sizes)) % len(self.source_index)]
-        for x, y in loader.batches(self.restored.source, torch.split(index, sizes)):
+        for x, y in loader.batches(self.opened.source, torch.split(index, sizes)):
             yield x.to(self.session.device), y.to(self.session.device)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xmodal.cli import output
-from xmodal.cli.run import AsJson, Plugins
+from xmodal.cli.output import AsJson, Plugins
 
 NAMES = ("distance", "embeddings", "landscape", "patches")
 DISTANCE = "otdd"
@@ -85,16 +85,16 @@ def analyse(
     Example:  xmodal analyse runs/demo-pare --figures landscape,patches
     """
     wanted = chosen(figures, NAMES, "figure")
-    from xmodal import plugins, runs
-    from xmodal_analysis import distances
+    from xmodal import workbench
     from xmodal_analysis.analyse import FOLDER, Analysis, Wish
-    from xmodal_analysis.restore import finished, restore
+    from xmodal_analysis.restore import restore
     from xmodal_analysis.watch import Watch
 
     files = tuple(plugin or ())
-    found = [finished(runs.locate(reference, root)) for reference in references]
-    measured = NAMES[0] in wanted
-    use = distances.choose(metric, plugins.registry(files)) if measured else None
+    found = [workbench.finished(workbench.locate(reference, root)) for reference in references]
+    use = None
+    if NAMES[0] in wanted:
+        use = workbench.choose("distance", metric, workbench.registry(files), "--distance")
     wish = Wish(wanted, use, samples, points, grid, radius, landscape_samples)
     done = []
     with Watch(output.stderr(), quiet) as watch:
@@ -147,19 +147,19 @@ def distance(
     Example:  xmodal distance digits fashion-mnist --embed vit-s14 --distance sliced
     """
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
-    from xmodal import plugins
-    from xmodal.data.store import Store
-    from xmodal_analysis import between, distances, embedded, named
+    from xmodal import workbench
+    from xmodal.data import Store
+    from xmodal_analysis import between, embedded, named
     from xmodal_analysis.watch import Watch
 
-    registry, store = plugins.registry(tuple(plugin or ())), Store()
-    use = distances.choose(metric, registry)
+    registry, store = workbench.registry(tuple(plugin or ())), Store()
+    use = workbench.choose("distance", metric, registry, "--distance")
     backbone = embedded.choose(embed, registry)
     sets = named.find(first, registry, scale), named.find(second, registry, scale)
-    reader: embedded.Raw | embedded.Embedded = embedded.Raw(store, seed)
+    reader: embedded.RawReader | embedded.EmbeddedReader = embedded.RawReader(store, seed)
     with Watch(output.stderr(), quiet) as watch:
         if backbone is not None:
-            reader = embedded.Embedded(backbone, registry, store, seed, wanted, watch)
+            reader = embedded.EmbeddedReader(backbone, registry, store, seed, wanted, watch)
         measured = between.Between(use, reader, store, seed, watch)
         numbers = measured.compute(sets, samples, classes is not None)
     if classes is not None:
@@ -211,11 +211,11 @@ def rank(
     """
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
     (key,) = chosen(by, SCORES, "score")
-    from xmodal import plugins
+    from xmodal import workbench
     from xmodal_analysis import rank as ranking
     from xmodal_analysis.watch import Watch
 
-    registry = plugins.registry(tuple(plugin or ()))
+    registry = workbench.registry(tuple(plugin or ()))
     names = [name.strip() for name in sources.split(",") if name.strip()]
     overrides = tuple(arguments or ())
     question = ranking.Question((method, task), overrides, scale, samples, wanted, probe)

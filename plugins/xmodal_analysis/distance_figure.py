@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from xmodal.batch import Points
+from xmodal.data import Store
 from xmodal.interfaces import Distance
 from xmodal.report.text import number
 from xmodal.settings import Use
@@ -34,12 +35,12 @@ def counts(most: int, points: int) -> list[int]:
 
 def compute(clouds: Clouds, use: Use[Distance], points: int) -> dict[str, Any]:
     """The numbers of the figure; ``k`` is empty where the method counts no replaced tokens."""
-    restored = clouds.restored
+    opened = clouds.opened
     source, target = clouds.source(), clouds.target()
 
     def far(first: Points, second: Points) -> float:
-        store, seed = restored.store, restored.session.seed
-        return measure(use, restored.session.facts, store, seed, first, second)
+        session = opened.session
+        return measure(use, session.facts, Store(), session.seed, first, second)
 
     grid = counts(clouds.most(), points)
     spaces: dict[str, dict[str, Any]] = {

@@ -1,43 +1,15 @@
-"""Chooses a registered distance by name and measures it between sets of points."""
+"""Measures a distance between two sets of points."""
 
 from __future__ import annotations
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from xmodal import randomness
 from xmodal.batch import Points
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context, Distance, Facts
-from xmodal.plugins import Registry
-from xmodal.recipe.yaml import parse_value
 from xmodal.settings import Use
-
-
-def choose(text: str, registry: Registry) -> Use[Distance]:
-    """A distance from its name, or from a block such as ``{use: NAME, setting: 1}``.
-
-    Raises UsageError with the nearest right name.
-    """
-    value = parse_value(text, f"--distance '{text}'")
-    if isinstance(value, str):
-        registry.entry("distance", value)
-    try:
-        return TypeAdapter(Use[Distance]).validate_python(value, context={"registry": registry})
-    except ValidationError as error:
-        lines = [
-            ".".join(str(part) for part in item["loc"])
-            + (": " if item["loc"] else "")
-            + _hinted(item["msg"], item.get("ctx", {}))
-            for item in error.errors(include_url=False)
-        ]
-        raise UsageError(f"--distance '{text}': " + "; ".join(lines)) from None
-
-
-def _hinted(message: str, context: object) -> str:
-    known = context.get("known") if isinstance(context, dict) else None
-    return f"{message} (known: {known})" if known and "known" not in message else message
 
 
 def measure(

@@ -9,19 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from xmodal import randomness
+from xmodal import randomness, workbench
 from xmodal.batch import Points, Tokens
-from xmodal.data.store import Store
-from xmodal.errors import UsageError, did_you_mean
-from xmodal.interfaces import Backbone, Embedder, Facts, SourceRequest, TaskFacts
-from xmodal.plugins import Registry
-from xmodal.recipe.yaml import parse_value
+from xmodal.data import Store
+from xmodal.errors import UsageError
+from xmodal.interfaces import NO_FACTS, Backbone, Context, Embedder, Facts, SourceRequest, TaskFacts
 from xmodal.settings import Use
+from xmodal.workbench import Registry
 from xmodal_analysis.clouds import EMBEDDINGS
-from xmodal_analysis.named import NO_TASK, Named, Samples, context, load_source, load_task
+from xmodal_analysis.named import LoadedSamples, Named, load_source, load_task
 from xmodal_analysis.watch import SILENT, Watch
 
 RAW = "raw"
@@ -34,29 +32,18 @@ def choose(text: str, registry: Registry) -> Use[Backbone] | None:
     """The backbone that ``--embed`` names, by name or block; None for raw values."""
     if text == RAW:
         return None
-    value = parse_value(text, f"--embed '{text}'")
-    names = registry.names("backbone")
-    if isinstance(value, str) and value not in names:
-        hint = did_you_mean(value, [RAW, *names])
-        raise UsageError(
-            f"unknown backbone '{value}'{hint}\n--embed takes {RAW} or one of: {', '.join(names)}"
-        )
-    try:
-        return TypeAdapter(Use[Backbone]).validate_python(value, context={"registry": registry})
-    except ValidationError as error:
-        reasons = "; ".join(item["msg"] for item in error.errors(include_url=False))
-        raise UsageError(f"--embed '{text}': {reasons}") from None
+    return workbench.choose("backbone", text, registry, f"--embed (a backbone, or {RAW})")
 
 
-class Raw:
+class RawReader:
     """Raw values, which need samples of one shape."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store, self.seed = store, seed
 
-    def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
+    def load(self, named: tuple[Named, Named], samples: int) -> tuple[LoadedSamples, LoadedSamples]:
         """Both data sets; sources are made as large as the other's images. Raises UsageError."""
-        loaded: dict[int, Samples] = {}
+        loaded: dict[int, LoadedSamples] = {}
         side: tuple[int, ...] = (SIDE, SIDE)
         for i, one in enumerate(named):
             if one.task is not None:
@@ -79,12 +66,12 @@ class Raw:
             )
         return first, second
 
-    def points(self, samples: Samples) -> Points:
+    def points(self, samples: LoadedSamples) -> Points:
         """Every sample as one long row."""
         return Points(samples.x.flatten(1).float(), samples.classes_N)
 
 
-class Embedded:
+class EmbeddedReader:
     """A frozen pretrained backbone."""
 
     def __init__(
@@ -99,11 +86,10 @@ class Embedded:
         self.use, self.registry, self.store, self.seed = use, registry, store, seed
         self.space, self.watch = space, watch
         self.facts = use.component.describe(use.config, store)
-        given = context(Facts(NO_TASK, self.facts), store, seed, "backbone")
-        with randomness.seeded(seed, "initialise", "backbone"):
-            self.backbone = use.build(given).eval()
+        facts = Facts(NO_FACTS.task, self.facts)
+        self.backbone = workbench.build(use, "backbone", seed, facts, store).eval()
 
-    def load(self, named: tuple[Named, Named], samples: int) -> tuple[Samples, Samples]:
+    def load(self, named: tuple[Named, Named], samples: int) -> tuple[LoadedSamples, LoadedSamples]:
         """Both data sets, sources of the size this backbone was trained on."""
         for one in named:
             if one.source is not None:
@@ -115,7 +101,7 @@ class Embedded:
                     )
         return self._load(named[0], samples), self._load(named[1], samples)
 
-    def _load(self, one: Named, samples: int) -> Samples:
+    def _load(self, one: Named, samples: int) -> LoadedSamples:
         if one.task is not None:
             return load_task(one, samples, self.store, self.seed)
         patch, sides = self.facts.patch, self.facts.grid[:2] or (PATCHES, PATCHES)
@@ -130,7 +116,7 @@ class Embedded:
         return load_source(one, samples, self.store, self.seed, request)
 
     @torch.no_grad()
-    def points(self, samples: Samples) -> Points:
+    def points(self, samples: LoadedSamples) -> Points:
         """Mean tokens, before the encoder or after it."""
         embed = self.backbone.embed if samples.task is None else self._embedder(samples)
         parts = torch.split(samples.x, BATCH)
@@ -142,17 +128,16 @@ class Embedded:
             pooled.append(tokens.x_BND.float().mean(dim=1))
         return Points(torch.cat(pooled), samples.classes_N)
 
-    def _embedder(self, samples: Samples) -> Any:
+    def _embedder(self, samples: LoadedSamples) -> Any:
         task: TaskFacts | None = samples.task
         assert task is not None
-        choice = {"registry": self.registry}
-        use: Use[Embedder] = TypeAdapter(Use[Embedder]).validate_python(_EMBEDDER, context=choice)
+        use: Use[Embedder] = workbench.chosen("embedder", _EMBEDDER, self.registry, "--embed")
         try:
             grid = use.component.grid(use.config, task, self.facts)
         except ValueError as error:
             raise UsageError(f"'{samples.name}' does not fit '{self.use.name}': {error}") from None
-        parts = {"backbone": self.backbone}
-        given = context(Facts(task, self.facts, None, grid), self.store, self.seed, "e", **parts)
+        facts = Facts(task, self.facts, None, grid)
+        given = Context.outside(self.store, "e", self.seed, facts, backbone=self.backbone)
         with randomness.seeded(self.seed, "initialise", "embedder"):
             embedder = use.build(given).eval()
         embedder.calibrate(samples.x[:BATCH], self.backbone.reference_norm())

@@ -20,29 +20,29 @@ from torch import Tensor, nn
 
 from xmodal import randomness
 from xmodal.data import loader
-from xmodal.engine.model import TrainingModel
+from xmodal.interfaces import Model
 from xmodal.report.text import number
+from xmodal.workbench import OpenedRun
 from xmodal_analysis.drawing import Inks, bare, empty, legend, picture
-from xmodal_analysis.restore import Restored
 from xmodal_analysis.watch import SILENT, Watch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Named = list[tuple[str, nn.Parameter]]
+NamedParameters = list[tuple[str, nn.Parameter]]
 PARTS = ("embedder.", "backbone.", "predictor.")
 _LOG_RATIO = 30
 
 
-def parameters(restored: Restored) -> Named:
+def parameters(restored: OpenedRun) -> NamedParameters:
     """What the best epoch's stage trained and a prediction uses, of more than one dimension."""
     stage = restored.session.stages[restored.at[0]]
     named = restored.session.model.select_trainable(stage.train)
     return [(name, p) for name, p in named if p.ndim > 1 and name.startswith(PARTS)]
 
 
-def direction(named: Named, generator: torch.Generator) -> list[Tensor]:
+def direction(named: NamedParameters, generator: torch.Generator) -> list[Tensor]:
     """A random direction, filter-normalised: every filter as long as the weights' own."""
     return [_normalised(torch.randn(p.shape, generator=generator), p.detach()) for _, p in named]
 
@@ -58,7 +58,7 @@ def _normalised(drawn: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def moved(named: Named) -> Iterator[Any]:
+def moved(named: NamedParameters) -> Iterator[Any]:
     """Gives a function that moves the weights by sums of directions; afterwards they are as before.
 
     Every move starts from the kept weights, so nothing drifts.
@@ -81,14 +81,14 @@ def moved(named: Named) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def mean_loss(model: TrainingModel, batches: list[tuple[Tensor, Tensor]]) -> float:
+def mean_loss(model: Model, batches: list[tuple[Tensor, Tensor]]) -> float:
     """The target's mean loss over batches."""
     total = sum(float(model.loss(model.predict(x), y).sum()) for x, y in batches)
     return total / sum(len(x) for x, _ in batches)
 
 
 def compute(
-    restored: Restored, samples: int, size: int, radius: float, watch: Watch = SILENT
+    restored: OpenedRun, samples: int, size: int, radius: float, watch: Watch = SILENT
 ) -> dict[str, Any]:
     """Losses on a ``size`` x ``size`` grid over [-radius, radius]²; row α, column β.
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from xmodal import randomness
-from xmodal.data import loader
-from xmodal.data.store import Store
+from xmodal import randomness, workbench
+from xmodal.data import Store, loader
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.interfaces import (
-    BackboneFacts,
+    NO_FACTS,
     Context,
     Facts,
     Source,
@@ -26,13 +24,10 @@ from xmodal.interfaces import (
     Task,
     TaskFacts,
 )
-from xmodal.plugins import Registry
-from xmodal.recipe.compose import all_recipes, compose, looks_like_path
 from xmodal.settings import Use
+from xmodal.workbench import Registry, chosen
 
 FILES = (".npz", ".npy", ".csv", ".parquet", ".h5", ".hdf5")
-NO_BACKBONE = BackboneFacts("none", "any", 1, 1)
-NO_TASK = TaskFacts("none", (1, 1, 1), Target("regression", 1), {})
 _ARRAYS = "arrays"
 
 
@@ -46,7 +41,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Samples:
+class LoadedSamples:
     """Loaded samples of a task (in its own shape) or of a source (as asked for)."""
 
     name: str
@@ -67,18 +62,18 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
             near = [str(p) for p in path.parent.glob("*") if p.suffix in FILES]
             raise UsageError(f"no file '{name}'{did_you_mean(name, near)}")
         block = {"use": _ARRAYS, "path": str(path), "normalize": "none"}
-        return Named(name, task=_use(Use[Task], block, registry, name))
-    recipes = {one.name for one in all_recipes(registry)}
+        return Named(name, task=chosen("task", block, registry, name))
+    recipes = workbench.recipe_names(registry)
     for recipe in (name, f"tasks/{name}"):
-        if recipe in recipes or (recipe == name and looks_like_path(name)):
-            found: Any = compose([recipe], registry, (), scale).data.get("task")
+        if recipe in recipes or (recipe == name and workbench.looks_like_path(name)):
+            found: Any = workbench.compose([recipe], registry, (), scale).get("task")
             if found is None:
                 raise UsageError(f"recipe '{recipe}' names no task, so it has no data")
-            return Named(name, task=_use(Use[Task], found, registry, name))
+            return Named(name, task=chosen("task", found, registry, name))
     if name in registry.names("task"):
-        return Named(name, task=_use(Use[Task], name, registry, name))
+        return Named(name, task=chosen("task", name, registry, name))
     if name in registry.names("source"):
-        return Named(name, source=_use(Use[Source], name, registry, name))
+        return Named(name, source=chosen("source", name, registry, name))
     tasks = [r.removeprefix("tasks/") for r in recipes if r.startswith("tasks/")]
     known = sorted({*tasks, *registry.names("source")})
     raise UsageError(
@@ -88,53 +83,35 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
     )
 
 
-def _use(kind: Any, block: Any, registry: Registry, name: str) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(block, context={"registry": registry})
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip()
-            for item in error.errors(include_url=False)
-        ]
-        raise UsageError(f"'{name}': {'; '.join(lines)}") from None
-
-
-def context(facts: Facts, store: Store, seed: int, name: str, **parts: Any) -> Context:
-    """A context for a component that is built outside a run."""
-    return Context(facts, randomness.generator(seed, "component", name), store, components=parts)
-
-
-def load_task(named: Named, samples: int, store: Store, seed: int) -> Samples:
+def load_task(named: Named, samples: int, store: Store, seed: int) -> LoadedSamples:
     """The first training samples of a task, in a random order that depends on ``seed`` alone."""
     use = named.task
     assert use is not None
     _available(use, store)
     facts = use.component.describe(use.config, store)
-    given = context(Facts(facts, NO_BACKBONE), store, seed, "task")
+    given = Context.outside(store, "task", seed, Facts(facts, NO_FACTS.backbone))
     with randomness.seeded(seed, "initialise", "task"):
-        data = use.component(use.config, given).load(seed)
+        data = use.build(given).load(seed)
     x, y = _drawn(data.train, samples, seed)
-    return Samples(named.name, x, _classes(y, facts.target), task=facts)
+    return LoadedSamples(named.name, x, _classes(y, facts.target), task=facts)
 
 
 def load_source(
     named: Named, samples: int, store: Store, seed: int, request: SourceRequest
-) -> Samples:
+) -> LoadedSamples:
     """Samples of a source, made as ``request`` says."""
     use = named.source
     assert use is not None
     _available(use, store)
     facts = use.component.describe(use.config)
-    given = context(Facts(NO_TASK, NO_BACKBONE, facts), store, seed, "source")
-    config = use.config
-    if "samples" in type(config).model_fields:
+    given = Context.outside(store, "source", seed, replace(NO_FACTS, source=facts))
+    if "samples" in type(use.config).model_fields:
         # Sources make all their samples at once; thousands of large images fill the memory.
-        config = config.model_copy(update={"samples": samples})
+        use = Use(use.name, use.component, use.config.model_copy(update={"samples": samples}))
     with randomness.seeded(seed, "initialise", "source"):
-        source = use.component(config, given)
-        dataset = source.load(request, randomness.derive(seed, "source") % 2**31)
+        dataset = use.build(given).load(request, randomness.derive(seed, "source") % 2**31)
     x, y = _drawn(dataset, samples, seed)
-    return Samples(named.name, x, _classes(y, facts.target), source=facts)
+    return LoadedSamples(named.name, x, _classes(y, facts.target), source=facts)
 
 
 def _available(use: Use[Any], store: Store) -> None:

@@ -18,12 +18,12 @@ from markupsafe import Markup
 from xmodal import randomness
 from xmodal.batch import Batch
 from xmodal.data import loader
-from xmodal.engine.evaluate import PROBED_SAMPLES
 from xmodal.report.samples import as_array
 from xmodal.report.tokens import EPOCHS
+from xmodal.workbench import PROBED_SAMPLES, OpenedRun
 from xmodal_analysis.drawing import Inks, picture
 from xmodal_analysis.grounds import Array, Ground, mark, of_source, of_target
-from xmodal_analysis.restore import Restored
+from xmodal_analysis.restore import dial as dial_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,9 @@ def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def over_counts(restored: Restored, most: int) -> dict[str, Any] | None:
+def over_counts(restored: OpenedRun, most: int) -> dict[str, Any] | None:
     """The same for the trained model and several k, and as many source tokens at random."""
-    session, dial = restored.session, restored.dial
+    session, dial = restored.session, dial_of(restored)
     grid = [k for k in dict.fromkeys(round(s * most) for s in SHARES) if 0 < k <= most]
     if dial is None or not grid or not session.model.mixer.needs_source:
         return None

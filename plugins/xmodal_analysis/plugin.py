@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from xmodal.hookspecs import hookimpl
+from xmodal import hookimpl
 
 
 @hookimpl

@@ -9,24 +9,20 @@ the first epoch of the run itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from xmodal import runs
-from xmodal.data.store import Store
-from xmodal.engine.build import Builder
-from xmodal.engine.loop import EpochRecord, StepRecord, Training
-from xmodal.engine.plan import Plan, compose_plan, missing_files, needs_source_head
-from xmodal.engine.session import RunSession
+from xmodal import workbench
+from xmodal.data import Store
 from xmodal.errors import DataError, RecipeError, UsageError, did_you_mean
-from xmodal.plugins import Registry
+from xmodal.workbench import Plan, Registry
 from xmodal_analysis import distances, scores
 from xmodal_analysis.clouds import FEATURES, Cloud, Clouds
-from xmodal_analysis.restore import DialBuilder, Restored
+from xmodal_analysis.restore import untrained
 from xmodal_analysis.watch import SILENT, Watch
 
 GAUSSIAN_OTDD = "{use: otdd, labels: gaussian}"
@@ -90,7 +86,7 @@ def rank(
             one.absent = str(error)
             found.append(one)
             continue
-        one.absent = "; ".join(missing_files(made, Store())) or _unfit(made)
+        one.absent = "; ".join(workbench.missing_files(made, Store())) or _unfit(made)
         found.append(one)
         if not one.absent:
             watch.say(f"scoring {name}")
@@ -120,7 +116,7 @@ def _unfit(plan: Plan) -> str:
         label is not None
         and label.kind == "dense"
         and not label.shape
-        and needs_source_head(plan.recipe)
+        and workbench.needs_source_head(plan.recipe)
     ):
         return f"its labels are dense, those of task '{plan.facts.task.name}' are not"
     return ""
@@ -128,21 +124,19 @@ def _unfit(plan: Plan) -> str:
 
 def _plan(question: Question, source: str, registry: Registry) -> Plan:
     overrides = [f"source={source}", *question.overrides]
-    return compose_plan(question.recipes, registry, Store(), overrides, question.scale)
+    return workbench.plan(question.recipes, registry, Store(), overrides, question.scale)
 
 
 def _score(
     question: Question, plan: Plan, registry: Registry, watch: Watch
 ) -> dict[str, float | None]:
-    builder = DialBuilder(plan, Store(), lambda line: None)
-    session = builder.session(builder.data())
-    session.model.eval()
-    clouds = Clouds(_unfinished(plan, session, builder), question.samples, watch)
+    opened = untrained(plan)
+    clouds = Clouds(opened, question.samples, watch)
     source, target = clouds.source(), clouds.target()
     found: dict[str, float | None] = {}
-    use = distances.choose(GAUSSIAN_OTDD, registry)
+    use = workbench.choose("distance", GAUSSIAN_OTDD, registry, "Bures-OTDD")
     points = source.points(question.space), target.points(question.space)
-    far = distances.measure(use, plan.facts, Store(), session.seed, *points)
+    far = distances.measure(use, plan.facts, Store(), opened.session.seed, *points)
     found["bures_otdd"] = far
     found["s_otdd"] = scores.sliced_otdd(*_labelled(source, question), *_labelled(target, question))
     found.update(_of_labels(source, question))
@@ -151,13 +145,6 @@ def _score(
         name: value if value is None or math.isfinite(value) else None
         for name, value in found.items()
     }
-
-
-def _unfinished(plan: Plan, session: RunSession, builder: DialBuilder) -> Restored:
-    """A session that has not been trained, in the form ``Clouds`` reads."""
-    nowhere = runs.Run(Path())
-    source = builder.proxy(session)
-    return Restored(nowhere, plan, session, Store(), {}, {}, builder.dial, source, (0, 0))
 
 
 def _labelled(cloud: Cloud, question: Question) -> tuple[Any, Any]:
@@ -182,13 +169,12 @@ def _of_labels(source: Cloud, question: Question) -> dict[str, float | None]:
 
 def _probe(plan: Plan, watch: Watch) -> float | None:
     """The validation score after the first scored epoch of the run."""
-    builder = Builder(plan, Store(), lambda line: None)
-    session = builder.session(builder.data())
-    training = cast("Generator[StepRecord | EpochRecord, None, None]", Training(session).run())
-    steps = session.stages[0].steps_per_epoch(session)
+    opened = workbench.open_plan(plan)
+    training = workbench.train(opened)
+    steps = opened.session.stages[0].steps_per_epoch(opened.session)
     try:
         for record in watch.steps("one epoch of training", training, steps + 1):
-            if isinstance(record, EpochRecord) and record.metric is not None:
+            if isinstance(record, workbench.EpochRecord) and record.metric is not None:
                 return record.metric
     finally:
         training.close()
@@ -203,7 +189,7 @@ def with_finished(found: Sequence[Candidate], plan: Plan, root: Path) -> None:
     mixer = f"mixer:{plan.recipe.mixer.name}"
     by_source: dict[str, list[float]] = {}
     for file in sorted(root.glob("*/*/result.json")):
-        run = runs.Run(file.parent)
+        run = workbench.Run(file.parent)
         manifest, facts = run.read("manifest.json"), run.read("manifest.json").get("facts", {})
         source, task = facts.get("source") or {}, facts.get("task") or {}
         alike = (

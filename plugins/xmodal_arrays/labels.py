@@ -13,19 +13,19 @@ from typing import NoReturn
 
 import numpy as np
 
-from xmodal.data.labels import infer_kind
+from xmodal.data import infer_kind
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import Target
 from xmodal_arrays.containers import Array, ArrayRows, Rows
 from xmodal_arrays.layout import Layout
-from xmodal_arrays.locate import Part
+from xmodal_arrays.locate import FilePart
 from xmodal_arrays.settings import DataSettings, Kind
 
 _CHUNK = 1 << 26
 
 
 @dataclass(frozen=True)
-class Labels:
+class FileLabels:
     """The labels of every part. ``layout`` brings dense ones to ``[n, size, *shape]``.
 
     ``binary``: dense labels are all 0 or 1. ``read_as`` is what a note says about them.
@@ -49,7 +49,7 @@ def chunks(rows: Rows) -> Iterator[tuple[slice, Array]]:
         yield at, rows.read(at)
 
 
-def read_labels(parts: Sequence[Part], settings: DataSettings, x: Layout) -> Labels:
+def read_labels(parts: Sequence[FilePart], settings: DataSettings, x: Layout) -> FileLabels:
     """Read, check and code the labels of all parts. Raises DataError naming file and row."""
     kind: Kind = settings.kind
     shape = parts[0].y.shape[1:]
@@ -70,11 +70,11 @@ def read_labels(parts: Sequence[Part], settings: DataSettings, x: Layout) -> Lab
     return _numbers(parts, raw, kind)
 
 
-def _fail(part: Part, message: str) -> NoReturn:
+def _fail(part: FilePart, message: str) -> NoReturn:
     raise DataError(f"{part.y_name} {message}")
 
 
-def _checked(part: Part) -> Array:
+def _checked(part: FilePart) -> Array:
     """Labels ``[n]`` or ``[n, K]`` as they are in the file, without missing values."""
     y_N = part.y.read(slice(None))
     if y_N.ndim == 2 and y_N.shape[1] == 1:
@@ -92,7 +92,7 @@ def _checked(part: Part) -> Array:
     return y_N
 
 
-def _classes(parts: Sequence[Part], raw: list[Array], settings: DataSettings) -> Labels:
+def _classes(parts: Sequence[FilePart], raw: list[Array], settings: DataSettings) -> FileLabels:
     names = settings.classes
     if raw[0].ndim == 2:
         for part, y_NK in zip(parts, raw, strict=True):
@@ -112,7 +112,7 @@ def _classes(parts: Sequence[Part], raw: list[Array], settings: DataSettings) ->
     target = Target("classification", len(values))
     rows = tuple(ArrayRows(y_N) for y_N in coded)
     read_as = f"{parts[0].y.dtype} with {len(values)} values read as classification"
-    return Labels(target, rows, read_as, tuple(values), notes=tuple(notes))
+    return FileLabels(target, rows, read_as, tuple(values), notes=tuple(notes))
 
 
 def _shown(values: Sequence[object]) -> str:
@@ -120,7 +120,7 @@ def _shown(values: Sequence[object]) -> str:
     return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "...", shown[-1]])
 
 
-def _coded(part: Part, y_N: Array, values: list[str]) -> Array:
+def _coded(part: FilePart, y_N: Array, values: list[str]) -> Array:
     code = {value: index for index, value in enumerate(values)}
     for row, value in enumerate(y_N):
         if str(value) not in code:
@@ -130,7 +130,7 @@ def _coded(part: Part, y_N: Array, values: list[str]) -> Array:
 
 
 def _counted(
-    parts: Sequence[Part], raw: list[Array], names: tuple[str, ...]
+    parts: Sequence[FilePart], raw: list[Array], names: tuple[str, ...]
 ) -> tuple[list[Array], list[str], list[str]]:
     """Code whole numbers 0 .. m-1: as they are with ``names`` or without gaps, mapped otherwise."""
     whole = []
@@ -163,7 +163,7 @@ def _counted(
 
 
 def _require_trained(
-    parts: Sequence[Part], coded: list[Array], values: list[str], tests: bool
+    parts: Sequence[FilePart], coded: list[Array], values: list[str], tests: bool
 ) -> None:
     """Every class needs one sample to train on, and a second one if a split has to test it."""
     roles = {part.role for part in parts}
@@ -181,7 +181,7 @@ def _require_trained(
                 )
 
 
-def _numbers(parts: Sequence[Part], raw: list[Array], kind: Kind) -> Labels:
+def _numbers(parts: Sequence[FilePart], raw: list[Array], kind: Kind) -> FileLabels:
     coded = []
     for part, y_N in zip(parts, raw, strict=True):
         if y_N.dtype.kind == "U":
@@ -201,10 +201,10 @@ def _numbers(parts: Sequence[Part], raw: list[Array], kind: Kind) -> Labels:
     read_as = " ".join(f"{parts[0].y.dtype} {shown} read as {kind}".split())
     notes = [f"{parts[0].y_name}: label {k} never varies" for k in constant]
     rows = tuple(ArrayRows(y_NK) for y_NK in coded)
-    return Labels(Target(kind, size), rows, read_as, notes=tuple(notes))  # type: ignore[arg-type]
+    return FileLabels(Target(kind, size), rows, read_as, notes=tuple(notes))  # type: ignore[arg-type]
 
 
-def _dense(parts: Sequence[Part], x: Layout) -> Labels:
+def _dense(parts: Sequence[FilePart], x: Layout) -> FileLabels:
     shape = parts[0].y.shape[1:]
     if x.form == "row" or not 1 <= len(shape) <= 3 or parts[0].y.dtype.kind not in "fiub":
         _fail(parts[0], f"has {parts[0].y.dtype} labels of shape {shape}, which are no field")
@@ -221,7 +221,7 @@ def _dense(parts: Sequence[Part], x: Layout) -> Labels:
     read_as = f"{parts[0].y.dtype} of shape {shape} read as {'0/1 ' if binary else ''}dense labels"
     target = Target("dense", layout.shape[0], layout.shape[1:])
     rows = tuple(part.y for part in parts)
-    return Labels(target, rows, read_as, layout=layout, binary=binary)
+    return FileLabels(target, rows, read_as, layout=layout, binary=binary)
 
 
 def _field(shape: tuple[int, ...], x: Layout) -> Layout:

@@ -35,7 +35,7 @@ _Y = ("y", "labels", "label", "targets", "target")
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """Samples and labels that belong together. ``role`` ``all``: still to be split.
 
     ``x_name`` and ``y_name`` are how messages call the arrays.
@@ -89,7 +89,7 @@ def _known(path: Path) -> Path:
     return path
 
 
-def array_parts(settings: DataSettings) -> list[Part]:
+def array_parts(settings: DataSettings) -> list[FilePart]:
     """The parts of a task whose data are arrays. Raises DataError."""
     parts = [part for role, path in sources(settings) for part in _parts_of(role, path, settings)]
     for part in parts:
@@ -108,7 +108,7 @@ def array_parts(settings: DataSettings) -> list[Part]:
     return parts
 
 
-def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[Part]:
+def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[FilePart]:
     x, y = _key(settings.x, "x"), _key(settings.y, "y")
     container = open_container(path if path.suffix != ".npy" else path.parent)
     if path.suffix == ".npy":
@@ -173,7 +173,7 @@ def _with_word(container: Container, name: str, role: Role) -> str:
     return next((key for key in keys if key in container.arrays), keys[0])
 
 
-def _part(role: Role, container: Container, x: str, y: str, group: str | None) -> Part:
+def _part(role: Role, container: Container, x: str, y: str, group: str | None) -> FilePart:
     keys = [x, y, *([group] if group else [])]
     rows = [container.get(key, name) for key, name in zip(keys, ("x", "y", "group"), strict=False)]
     files = tuple(dict.fromkeys(container.files[key] for key in keys))
@@ -181,4 +181,4 @@ def _part(role: Role, container: Container, x: str, y: str, group: str | None) -
     group_N = rows[2].read(slice(None)) if group else None
     if group_N is not None and group_N.shape != rows[0].shape[:1]:
         raise DataError(f"{names[2]} has shape {group_N.shape}; expected ({rows[0].shape[0]},)")
-    return Part(role, rows[0], rows[1], names[0], names[1], files, group_N)
+    return FilePart(role, rows[0], rows[1], names[0], names[1], files, group_N)

@@ -25,7 +25,7 @@ MEMORY = 1 << 31
 
 
 @dataclass(frozen=True)
-class Scale:
+class SampleScale:
     """Mean and deviation, broadcastable to ``[n, *shape]``."""
 
     mean: NDArray[np.float64]
@@ -61,7 +61,7 @@ class Moments:
         self.count = self.count + count
         self.binary &= (~known | np.isin(x_N, (0, 1))).all(axis=axes)
 
-    def scale(self, keep: NDArray[np.bool_] | None = None) -> Scale:
+    def scale(self, keep: NDArray[np.bool_] | None = None) -> SampleScale:
         """The scale; channels in ``keep`` stay as they are, constant ones are only centred."""
         deviation = np.sqrt(self.squares / np.maximum(self.count, 1))
         flat = deviation <= 1e-12 * np.maximum(np.abs(self.mean), 1)
@@ -70,7 +70,7 @@ class Moments:
         if keep is not None:
             mean, deviation = np.where(keep, 0.0, mean), np.where(keep, 1.0, deviation)
         shape = (-1, *(1,) * (len(self.layout.shape) - 1))
-        return Scale(mean.reshape(shape), deviation.reshape(shape))
+        return SampleScale(mean.reshape(shape), deviation.reshape(shape))
 
 
 def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool = False) -> Moments:
@@ -97,7 +97,7 @@ def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool 
 
 
 @dataclass(frozen=True, eq=False)
-class Samples(Dataset[Pair]):
+class FileSamples(Dataset[Pair]):
     """Chosen rows of samples and labels, read when they are asked for."""
 
     x: Rows
@@ -105,7 +105,7 @@ class Samples(Dataset[Pair]):
     index: Indices
     x_layout: Layout
     y_layout: Layout | None
-    scale: Scale | None
+    scale: SampleScale | None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -147,7 +147,7 @@ class Affine(nn.Module):
         self.register_buffer("deviation", deviation)
 
     @classmethod
-    def of(cls, scale: Scale) -> Affine:
+    def of(cls, scale: SampleScale) -> Affine:
         """The inverse of standardising with ``scale``."""
         mean, deviation = (torch.from_numpy(v).float() for v in (scale.mean, scale.deviation))
         return cls(mean, deviation)

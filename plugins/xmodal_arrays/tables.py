@@ -10,7 +10,7 @@ import numpy as np
 
 from xmodal.errors import DataError, did_you_mean
 from xmodal_arrays.containers import Array, ArrayRows
-from xmodal_arrays.locate import Part, Role
+from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
 
 
@@ -21,7 +21,7 @@ class Encoded:
     ``columns`` are the names of x, ``names`` the categories of each, ``labels`` the columns of y.
     """
 
-    parts: list[Part]
+    parts: list[FilePart]
     levels: tuple[int, ...]
     notes: tuple[str, ...]
     columns: tuple[str, ...]
@@ -59,7 +59,7 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
         group_N = _plain(frame[settings.group]) if settings.group else None
         y_name = f"{path}: column '{', '.join(y_names)}'"
         parts.append(
-            Part(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
+            FilePart(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
         )
     counts = tuple(map(len, levels))
     return Encoded(parts, counts, tuple(notes), tuple(x_names), tuple(levels), tuple(y_names))

@@ -18,16 +18,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data.preparation import RawForm
-from xmodal.data.store import Store
+from xmodal.data import RawForm, Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
 from xmodal_arrays.containers import Indices
-from xmodal_arrays.labels import Labels, read_labels
+from xmodal_arrays.labels import FileLabels, read_labels
 from xmodal_arrays.layout import Layout, layout
-from xmodal_arrays.locate import TABLES, Part, Role, array_parts, sources
-from xmodal_arrays.samples import Affine, Samples, Scale, scan
+from xmodal_arrays.locate import TABLES, FilePart, Role, array_parts, sources
+from xmodal_arrays.samples import Affine, FileSamples, SampleScale, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
 from xmodal_arrays.tables import Encoded, read_tables
@@ -43,12 +42,12 @@ _ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Plan:
+class FilePlan:
     """Everything known without reading samples: parts, layout, labels, notes."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     layout: Layout
-    labels: Labels
+    labels: FileLabels
     levels: tuple[int, ...]
     notes: tuple[str, ...]
     table: Encoded | None = None
@@ -62,7 +61,7 @@ class Share:
     rows: Indices
 
 
-def understand(settings: DataSettings) -> Plan:
+def understand(settings: DataSettings) -> FilePlan:
     """Locate the data and infer what they are from headers and labels. Raises DataError."""
     files, table = sources(settings), None
     tabular = {path.suffix.lower() in TABLES for _, path in files}
@@ -87,10 +86,10 @@ def understand(settings: DataSettings) -> Plan:
         f"arrays: {count:,} samples of shape {found.shape} read as {found.form} (set form: or "
         f"channels: to change); y {labels.read_as} (set kind: to change)"
     )
-    return Plan(tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table)
+    return FilePlan(tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table)
 
 
-def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
+def shares(plan: FilePlan, settings: DataSettings, seed: int) -> dict[str, Share]:
     """Who trains, validates and tests. Raises DataError where a part would be empty."""
     by_role = {part.role: index for index, part in enumerate(plan.parts)}
     result: dict[str, Share] = {
@@ -108,7 +107,11 @@ def shares(plan: Plan, settings: DataSettings, seed: int) -> dict[str, Share]:
 
 
 def _cut(
-    plan: Plan, settings: DataSettings, seed: int, by_role: Mapping[Role, int], missing: list[Role]
+    plan: FilePlan,
+    settings: DataSettings,
+    seed: int,
+    by_role: Mapping[Role, int],
+    missing: list[Role],
 ) -> dict[str, Share]:
     """Cut one file into all parts, or training samples into those to train and to validate."""
     index = by_role.get("all", by_role.get("train", 0))
@@ -181,7 +184,7 @@ class Arrays(Task):
         def samples(share: Share) -> Dataset[Pair]:
             rows = plan.labels.rows[share.part]
             layouts = plan.layout, plan.labels.layout
-            return Samples(plan.parts[share.part].x, rows, share.rows, *layouts, scale).fitted()
+            return FileSamples(plan.parts[share.part].x, rows, share.rows, *layouts, scale).fitted()
 
         sets = {role: samples(share) for role, share in split_of.items()}
         sizes = ", ".join(f"{len(split_of[role].rows):,}" for role in _ROLES)
@@ -205,7 +208,7 @@ class Arrays(Task):
         """The scale of the labels, where there is one."""
         return Affine(state["mean"], state["deviation"]) if state else nn.Identity()
 
-    def _input_scale(self, plan: Plan, train: Share) -> Scale | None:
+    def _input_scale(self, plan: FilePlan, train: Share) -> SampleScale | None:
         """Scan all samples; the scale of the training ones, or None if it is not wanted."""
         row = plan.layout.form == "row"
         scale = None
@@ -218,7 +221,7 @@ class Arrays(Task):
         return scale
 
 
-def _raw_form(plan: Plan, scale: Scale | None) -> RawForm:
+def _raw_form(plan: FilePlan, scale: SampleScale | None) -> RawForm:
     """How samples were laid out, coded and standardised."""
     table, y, part = plan.table, plan.labels.layout, plan.parts[0]
     return RawForm(
@@ -236,7 +239,7 @@ def _raw_form(plan: Plan, scale: Scale | None) -> RawForm:
     )
 
 
-def _label_scale(plan: Plan, train: Share) -> nn.Module:
+def _label_scale(plan: FilePlan, train: Share) -> nn.Module:
     """Check dense labels; for numbers, what turns standardised predictions into their unit."""
     labels = plan.labels
     numbers = labels.target.kind == "regression" or labels.layout is not None
@@ -252,7 +255,7 @@ def _label_scale(plan: Plan, train: Share) -> nn.Module:
     return decode
 
 
-def _class_notes(plan: Plan, split_of: Mapping[str, Share]) -> list[str]:
+def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:
     """Classes that a part lacks, groups that files share. DataError if training lacks a class."""
     notes = []
     if plan.labels.target.kind == "classification":
@@ -279,7 +282,7 @@ def _class_notes(plan: Plan, split_of: Mapping[str, Share]) -> list[str]:
     return notes
 
 
-def _checksum(parts: tuple[Part, ...]) -> str:
+def _checksum(parts: tuple[FilePart, ...]) -> str:
     """SHA-256 over the contents of all files, in reading order."""
     digest = hashlib.sha256()
     for path in dict.fromkeys(path for part in parts for path in part.files):

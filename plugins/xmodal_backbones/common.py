@@ -28,7 +28,7 @@ class BackboneSettings(Settings):
     )
 
 
-class ImageSettings(BackboneSettings):
+class ImageBackboneSettings(BackboneSettings):
     """Settings of image backbones."""
 
     drop_path: float | None = Field(
@@ -96,7 +96,7 @@ def needs_2d(facts: Facts) -> Iterable[str]:
         )
 
 
-def with_image_dropout(hf_config: Any, config: ImageSettings) -> Any:
+def with_image_dropout(hf_config: Any, config: ImageBackboneSettings) -> Any:
     """Set dropout (hidden and attention) and stochastic depth where the recipe does."""
     if config.dropout is not None:
         hf_config.hidden_dropout_prob = config.dropout

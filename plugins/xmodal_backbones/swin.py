@@ -13,10 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBackbone, ImageSettings, needs_2d, with_image_dropout
+from xmodal_backbones.common import (
+    ImageBackbone,
+    ImageBackboneSettings,
+    needs_2d,
+    with_image_dropout,
+)
 
 
 class SwinBackbone(ImageBackbone):
@@ -103,7 +108,7 @@ _SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 class Swin(SwinBackbone):
     """Swin-B (ImageNet-22k) or Swin-T (ImageNet-1k), from the hub or a local folder."""
 
-    class Config(ImageSettings):
+    class Config(ImageBackboneSettings):
         """Settings of ``swin``."""
 
         size: Literal["base", "tiny"] = Field("base", description="Swin-B or Swin-T.")

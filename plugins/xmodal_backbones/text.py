@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBackbone, ImageSettings, needs_2d, seeded
+from xmodal_backbones.common import ImageBackbone, ImageBackboneSettings, needs_2d, seeded
 
 
 class _Embedding(nn.Module):
@@ -53,7 +53,7 @@ class _Embedding(nn.Module):
 class Timm(ImageBackbone):
     """Any timm VisionTransformer or SwinTransformer by its model name."""
 
-    class Config(ImageSettings):
+    class Config(ImageBackboneSettings):
         """Settings of ``timm``."""
 
         name: str = Field(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.interfaces import BackboneFacts, Context
 from xmodal_backbones.common import BackboneSettings, BuiltinBackbone, count, seeded
 

@@ -9,7 +9,7 @@ from xmodal.interfaces import Context, Predictor, Settings
 from xmodal_basics.predictors import Dense, Pooled, wanted
 
 
-class Auto(Predictor):
+class AutoPredictor(Predictor):
     """``dense`` for labels on a grid or along a sequence, ``pooled`` for everything else."""
 
     def __init__(self, config: Settings, context: Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Settings
 
 

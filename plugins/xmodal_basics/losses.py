@@ -156,7 +156,7 @@ class AbsoluteError(_Elementwise):
         return (prediction - y).abs()
 
 
-class RelativeL2(Loss):
+class RelativeL2Loss(Loss):
     """||p - y|| / ||y|| of a sample (Li et al. 2021, Darcy flow)."""
 
     @classmethod
@@ -169,11 +169,11 @@ class RelativeL2(Loss):
         return relative_l2(prediction, y)
 
 
-class NormalisedRMSE(RelativeL2):
+class NormalisedRMSELoss(RelativeL2Loss):
     """RMSE / RMS(y) of a sample: the relative L2 error under PDEBench's name."""
 
 
-class RootMeanSquaredError(RelativeL2):
+class RootMeanSquaredErrorLoss(RelativeL2Loss):
     """The root of a sample's mean squared error."""
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:

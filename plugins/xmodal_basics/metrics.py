@@ -85,7 +85,7 @@ class ErrorRate(_Mean):
         return 1 / self.count if self.count else None
 
 
-class RelativeL2(_Mean):
+class RelativeL2Error(_Mean):
     """The mean over samples of ||p - y|| / ||y||."""
 
     kinds = NUMBERS
@@ -95,7 +95,7 @@ class RelativeL2(_Mean):
         return relative_l2(prediction, y)
 
 
-class NormalisedRMSE(RelativeL2):
+class NormalisedRMSE(RelativeL2Error):
     """The mean over samples of RMSE / RMS(y): the relative L2 error under PDEBench's name."""
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from xmodal.hookspecs import hookimpl
+from xmodal import hookimpl
 
 
 @hookimpl
 def xmodal_embedders() -> Mapping[str, str]:
     """Grids, sequences, tables, and whole samples."""
     return {
-        "auto": "xmodal_basics.embedders.auto:Auto",
+        "auto": "xmodal_basics.embedders.auto:AutoEmbedder",
         "patch": "xmodal_basics.embedders.patch:Patch",
         "conv-1d": "xmodal_basics.embedders.conv1d:Conv1d",
         "columns": "xmodal_basics.embedders.columns:Columns",
@@ -37,7 +37,7 @@ def xmodal_mixers() -> Mapping[str, str]:
 def xmodal_predictors() -> Mapping[str, str]:
     """Heads for every kind of label, and scikit-learn models."""
     return {
-        "auto": "xmodal_basics.auto:Auto",
+        "auto": "xmodal_basics.auto:AutoPredictor",
         "pooled": "xmodal_basics.predictors:Pooled",
         "classification": "xmodal_basics.predictors:Classification",
         "multi-label": "xmodal_basics.predictors:MultiLabel",
@@ -67,9 +67,9 @@ def xmodal_losses() -> Mapping[str, str]:
         "bce": "xmodal_basics.losses:BinaryCrossEntropy",
         "mse": "xmodal_basics.losses:SquaredError",
         "l1": "xmodal_basics.losses:AbsoluteError",
-        "rmse": "xmodal_basics.losses:RootMeanSquaredError",
-        "relative-l2": "xmodal_basics.losses:RelativeL2",
-        "nrmse": "xmodal_basics.losses:NormalisedRMSE",
+        "rmse": "xmodal_basics.losses:RootMeanSquaredErrorLoss",
+        "relative-l2": "xmodal_basics.losses:RelativeL2Loss",
+        "nrmse": "xmodal_basics.losses:NormalisedRMSELoss",
     }
 
 
@@ -85,7 +85,7 @@ def xmodal_metrics() -> Mapping[str, str]:
         "mae": "xmodal_basics.metrics:MeanAbsoluteError",
         "rmse": "xmodal_basics.metrics:RootMeanSquaredError",
         "nrmse": "xmodal_basics.metrics:NormalisedRMSE",
-        "relative-l2": "xmodal_basics.metrics:RelativeL2",
+        "relative-l2": "xmodal_basics.metrics:RelativeL2Error",
         "r2-error": "xmodal_basics.metrics:R2Error",
     }
 

@@ -25,7 +25,7 @@ from xmodal.interfaces import Context, Facts, Predictor, Settings, Target
 REFINE_WIDTH = 32
 
 
-class _Head(Predictor):
+class _Linear(Predictor):
     """A head on features of a known width."""
 
     def __init__(self, config: Settings, context: Context) -> None:
@@ -39,7 +39,7 @@ class _Head(Predictor):
             yield f"backbone '{facts.backbone.name}' has features of no fixed width for a head"
 
 
-class Pooled(_Head):
+class Pooled(_Linear):
     """The mean over all tokens, then one linear layer: ``[B, K]``."""
 
     class Config(Settings):
@@ -90,7 +90,7 @@ class Regression(Pooled):
         return output.kind == "regression"
 
 
-class Dense2d(_Head):
+class Dense2d(_Linear):
     """Every token predicts ``maps`` squares of R x R pixels; the image is fitted to the output.
 
     R fits the output exactly where the tokens divide it; otherwise it is the backbone's patch side
@@ -158,7 +158,7 @@ class Dense2d(_Head):
         return resized(image, dim, side, self.config.resize)
 
 
-class Dense1d(_Head):
+class Dense1d(_Linear):
     """Every token predicts R consecutive values of each output; the sequence is cut to length.
 
     ``head: pool`` is the published head without parameters: the features are pooled over their own
@@ -201,7 +201,7 @@ class Dense1d(_Head):
         return resized(sequence_BKL, 2, length, "bilinear")
 
 
-class Dense(_Head):
+class Dense(_Linear):
     """``dense-2d`` or ``dense-1d``, whichever fits; the other's settings are not used."""
 
     class Config(Dense2d.Config, Dense1d.Config):

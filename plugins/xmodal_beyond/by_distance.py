@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from xmodal.batch import Points, Progress, Tokens
-from xmodal.interfaces import Context, Distance, Scheduler, Settings
-from xmodal.settings import Use, default
+from xmodal.interfaces import Context, Distance, Scheduler
+from xmodal.ops import mean_tokens
+from xmodal.settings import TokenCounts, Use, default
 
 _NEVER = -1
 
@@ -34,14 +35,9 @@ class ByDistance(Scheduler, nn.Module):
     nothing, k = int(start − (start − stop)·t), as in ``linear``.
     """
 
-    class Config(Settings):
+    class Config(TokenCounts):
         """Settings of the schedule."""
 
-        unit: Literal["patches", "share"] = Field(
-            "patches",
-            description="patches: counts are numbers of tokens. share: counts are fractions of the "
-            "tokens, 0 to 1.",
-        )
         start: float = Field(3000, ge=0, description="Count at the beginning of the training.")
         stop: float = Field(0, ge=0, description="Count approached at the end; below start.")
         per: Literal["epoch", "step"] = Field(
@@ -72,18 +68,12 @@ class ByDistance(Scheduler, nn.Module):
             None, ge=1, description="Steps between measurements; null for once an epoch."
         )
 
+        def counts(self) -> dict[str, float]:
+            """The settings that are counts, by name."""
+            return {"start": self.start, "stop": self.stop}
+
         @model_validator(mode="after")
-        def _counts(self) -> ByDistance.Config:
-            for name in ("start", "stop"):
-                value = getattr(self, name)
-                if self.unit == "share" and value > 1:
-                    raise ValueError(
-                        f"{name} is {value:g}, but with unit 'share' it must be 0 to 1"
-                    )
-                if self.unit == "patches" and value != int(value):
-                    raise ValueError(
-                        f"{name} is {value:g}; for fractions of the tokens set unit: share"
-                    )
+        def _falls(self) -> ByDistance.Config:
             if self.stop >= self.start:
                 raise ValueError(f"stop ({self.stop:g}) must be below start ({self.start:g})")
             return self
@@ -107,7 +97,7 @@ class ByDistance(Scheduler, nn.Module):
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training."""
         start, stop = self._range(num_tokens)
-        t = _share(progress, self.config.per)
+        t = progress.done(self.config.per)
         k = start - (start - stop) * t
         distances = self.distance_G.tolist()
         if distances[0] != _NEVER:
@@ -130,11 +120,11 @@ class ByDistance(Scheduler, nn.Module):
             return
         start, stop = self._range(min(target.x_BND.shape[1], source.x_BND.shape[1]))
         counts = _counts(start, stop, self.config.values)
-        mixed = {k: _means(mix(k)) for k in dict.fromkeys(counts)}
+        mixed = {k: mean_tokens(mix(k).x_BND) for k in dict.fromkeys(counts)}
         new = min(self.config.points - filled, len(target.x_BND))
         for row, k in enumerate(counts):
             self.mixed_GPD[row, filled : filled + new] = mixed[k][:new]
-        self.source_PD[filled : filled + new] = _means(source)[:new]
+        self.source_PD[filled : filled + new] = mean_tokens(source.x_BND)[:new]
         filled += new
         if filled == self.config.points:
             self._measure(counts)
@@ -162,14 +152,9 @@ class ByDistance(Scheduler, nn.Module):
 
     def _range(self, num_tokens: int) -> tuple[float, float]:
         """Start and stop in tokens, at most N."""
-        start, stop = self.config.start, self.config.stop
-        if self.config.unit == "share":
-            return start * num_tokens, stop * num_tokens
-        if start > num_tokens:
-            self._context.note(
-                f"schedule: {start:g} patches wanted, {num_tokens} there; counts are clipped"
-            )
-        return min(start, num_tokens), min(stop, num_tokens)
+        config, note = self.config, self._context.note
+        start = config.in_tokens(config.start, num_tokens, note)
+        return start, config.in_tokens(config.stop, num_tokens)
 
 
 def monotone(counts: Sequence[int], distances: Sequence[float]) -> np.ndarray:
@@ -202,13 +187,3 @@ def k_at(t: float, counts: Sequence[float], distances: Sequence[float]) -> float
     before = after - 1
     part = (wanted - distances[before]) / (distances[after] - distances[before])
     return float(counts[before] + (counts[after] - counts[before]) * part)
-
-
-def _means(tokens: Tokens) -> Tensor:
-    """The mean over the tokens of every sample, ``[B, D]``."""
-    return tokens.x_BND.float().mean(dim=1)
-
-
-def _share(progress: Progress, per: str) -> float:
-    """t, the finished share of the training, counted in whole epochs or in steps."""
-    return progress.share if per == "epoch" else progress.share_of_steps

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xmodal.ops import full_precision, straight_through
+
 # The bracket below is at most ln k + ln(N − k) plus the gap between the k-th and the next score
 # wide. Normal, exponential, Cauchy and two-cluster scores, whatever their scale, needed 6 steps.
 _STEPS = 8
@@ -28,7 +30,7 @@ def capped_simplex(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
     float32 (float64 for float64 scores).
     """
     _check(scores_BN, k, temperature)
-    scores_BN = _full_precision(scores_BN)
+    scores_BN = full_precision(scores_BN)
     if k in (0, scores_BN.shape[1]):
         return torch.full_like(scores_BN, float(k > 0))
     y_BN: Tensor = _Relaxed.apply(scores_BN, k, temperature)
@@ -38,15 +40,10 @@ def capped_simplex(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
 def top_k(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
     """A mask ``[B, N]``, exactly 1 on the k largest of each row; gradient of ``capped_simplex``."""
     _check(scores_BN, k, temperature)
-    scores_BN = _full_precision(scores_BN)
+    scores_BN = full_precision(scores_BN)
     if k in (0, scores_BN.shape[1]):
         return torch.full_like(scores_BN, float(k > 0))
-    mask_BN: Tensor = _StraightThrough.apply(scores_BN, k, temperature)
-    return mask_BN
-
-
-def _full_precision(scores_BN: Tensor) -> Tensor:
-    return scores_BN if scores_BN.dtype == torch.float64 else scores_BN.float()
+    return straight_through(capped_simplex(scores_BN, k, temperature), k, scores_BN)
 
 
 def _check(scores_BN: Tensor, k: int, temperature: float) -> None:
@@ -56,16 +53,16 @@ def _check(scores_BN: Tensor, k: int, temperature: float) -> None:
         raise ValueError(f"the temperature must be positive, not {temperature}")
 
 
-def _solve(scores_BN: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """x ``[B, N]`` with Σ σ(x) = k, 0 < k < N, and the positions ``[B, K]`` of the k largest.
+def _solve(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+    """x ``[B, N]`` with Σ σ(x) = k, 0 < k < N.
 
     A fixed number of steps, so that nothing waits for the device: Newton's on the log-odds of the
     mean (straight while the scores lie within a temperature), where that leaves the bracket
     Newton's on the sum, else bisection.
     """
     total = scores_BN.shape[1]
-    top = scores_BN.topk(k + 1, dim=1)
-    kth_B1, next_B1 = top.values[:, k - 1 : k], top.values[:, k:]
+    top_BK = scores_BN.topk(k + 1, dim=1).values
+    kth_B1, next_B1 = top_BK[:, k - 1 : k], top_BK[:, k:]
     # The smaller of the two sides is summed, since the other's sum has fewer digits left: for
     # k > N/2 those left out, whose sigmoids are σ(−x).
     sign, few = (1, k) if 2 * k <= total else (-1, total - k)
@@ -93,7 +90,7 @@ def _solve(scores_BN: Tensor, k: int, temperature: float) -> tuple[Tensor, Tenso
             inside_B1 = (newton_B1 >= low_B1) & (newton_B1 <= high_B1)
             next_B1 = torch.where(inside_B1, newton_B1, next_B1)
         shift_B1 = next_B1
-    return sign * (z_BN + shift_B1), top.indices[:, :k]
+    return sign * (z_BN + shift_B1)
 
 
 def _slopes(x_BN: Tensor, temperature: float) -> Tensor:
@@ -101,40 +98,19 @@ def _slopes(x_BN: Tensor, temperature: float) -> Tensor:
     return torch.sigmoid(x_BN) * torch.sigmoid(-x_BN) / temperature
 
 
-def _backward(r_BN: Tensor, grad_BN: Tensor) -> Tensor:
-    """The gradient of the scores: (diag(r) − r rᵀ / Σ r) times the gradient of y."""
-    tiny = torch.finfo(r_BN.dtype).tiny
-    sum_B1 = r_BN.sum(1, keepdim=True).clamp_min(tiny)
-    return r_BN * (grad_BN - (r_BN * grad_BN).sum(1, keepdim=True) / sum_B1)
-
-
 class _Relaxed(torch.autograd.Function):
     """y of ``capped_simplex`` for 0 < k < N, with its exact gradient."""
 
     @staticmethod
     def forward(ctx: Any, scores_BN: Tensor, k: int, temperature: float) -> Tensor:
-        x_BN, _ = _solve(scores_BN, k, temperature)
+        x_BN = _solve(scores_BN, k, temperature)
         ctx.save_for_backward(_slopes(x_BN, temperature))
         return torch.sigmoid(x_BN)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
+        # The gradient of the scores is (diag(r) − r rᵀ / Σ r) times that of y.
         (r_BN,) = ctx.saved_tensors
-        return _backward(r_BN, grad_BN), None, None
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the hard mask; backward as if it were y. One ``topk`` serves both."""
-
-    @staticmethod
-    def forward(ctx: Any, scores_BN: Tensor, k: int, temperature: float) -> Tensor:
-        x_BN, indices_BK = _solve(scores_BN, k, temperature)
-        ctx.save_for_backward(_slopes(x_BN, temperature))
-        return torch.zeros_like(scores_BN).scatter_(1, indices_BK, 1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
-        (r_BN,) = ctx.saved_tensors
-        return _backward(r_BN, grad_BN), None, None
+        sum_B1 = r_BN.sum(1, keepdim=True).clamp_min(torch.finfo(r_BN.dtype).tiny)
+        return r_BN * (grad_BN - (r_BN * grad_BN).sum(1, keepdim=True) / sum_B1), None, None

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
+from xmodal.ops import gumbel_noise, hard_subset
 from xmodal_beyond.capped_simplex import top_k
 
 # Mean square below which the tokens of a sample count as equal.
@@ -72,11 +73,11 @@ class LMLGate(Selector):
         if not self.training:
             with torch.no_grad():
                 scores_BN = self.score(tokens.x_BND)
-                return Selection(top_k(scores_BN, k, self.config.temperature), scores_BN, k)
+                return Selection(hard_subset(scores_BN, k), scores_BN, k)
         keys_BN = self.score(tokens.x_BND)
         scale = self.noise(progress)
         if scale > 0:
-            keys_BN = keys_BN + scale * gumbel(keys_BN, self._generator)
+            keys_BN = keys_BN + scale * gumbel_noise(keys_BN, self._generator, exponential=True)
         return Selection(top_k(keys_BN, k, self.config.temperature), keys_BN.detach(), k)
 
     def score(self, x_BND: Tensor) -> Tensor:
@@ -108,15 +109,3 @@ def spread(x_BND: Tensor) -> Tensor:
     count = x_BND.shape[1] * x_BND.shape[2]
     total_B11: Tensor = torch.linalg.vector_norm(x_BND, dim=(1, 2), keepdim=True).square() / count
     return (total_B11 - mean_B1D.square().mean(dim=2, keepdim=True)).clamp_min(_EQUAL).sqrt()
-
-
-def gumbel(like_BN: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise ``[B, N]``, drawn on the CPU so that every device gets the same."""
-    noise_BN = torch.empty(like_BN.shape, dtype=like_BN.dtype)
-    # −log E with E standard exponential; E = 0 would give infinite noise.
-    noise_BN.exponential_(generator=generator).clamp_min_(torch.finfo(like_BN.dtype).tiny)
-    noise_BN.log_().neg_()
-    if like_BN.device.type == "cuda":
-        # From pinned memory the copy does not wait for the kernels queued before it.
-        return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
-    return noise_BN.to(like_BN.device)

@@ -54,7 +54,7 @@ _TIMM_ROWS = (
 )
 
 
-class HuggingFace(Exporter):
+class HuggingFaceExport(Exporter):
     """The backbone for transformers or timm, embedder and head for torch alone."""
 
     class Config(programs.Tolerance):
@@ -102,7 +102,7 @@ class HuggingFace(Exporter):
             torch=torch.__version__.partition("+")[0],
             transformers=" and transformers" if form else "",
             dtype="float64" if x.dtype == torch.float64 else "float32",
-            body=rows,
+            backbone=rows,
         )
         return Exported(usage, apart, len(x), notes)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from xmodal.hookspecs import hookimpl
+from xmodal import hookimpl
 
 
 @hookimpl
 def xmodal_exporters() -> Mapping[str, str]:
     """Plain PyTorch with the libraries the backbone is from, and ONNX."""
-    return {"hf": "xmodal_export.hf:HuggingFace", "onnx": "xmodal_export.onnx:Onnx"}
+    return {"hf": "xmodal_export.hf:HuggingFaceExport", "onnx": "xmodal_export.onnx:Onnx"}

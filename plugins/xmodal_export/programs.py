@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data.preparation import RawForm
+from xmodal.data import RawForm
 from xmodal.errors import DataError
 from xmodal.interfaces import Network, Settings, Trained
 

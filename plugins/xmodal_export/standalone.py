@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Model(nn.Module):
+class ExportedModel(nn.Module):
     """Embed, encode, predict."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -40,9 +40,9 @@ class Model(nn.Module):
         return outputs
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path) -> ExportedModel:
     """The model in a folder, ready to predict."""
-    return Model(folder).requires_grad_(False)
+    return ExportedModel(folder).requires_grad_(False)
 
 
 def library_backbone(folder: Path) -> Any:

@@ -20,7 +20,7 @@ ENDED = ".ended"
 LAST_LINES = 20
 
 
-class Arrays:
+class ArrayFolder:
     """The arrays of a folder that other comparisons may share. Keys are unique."""
 
     def __init__(self, folder: Path) -> None:

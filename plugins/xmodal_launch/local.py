@@ -11,7 +11,7 @@ from typing import IO
 
 from pydantic import Field
 
-from xmodal.interfaces import Job, Launcher, Settings
+from xmodal.interfaces import Context, Job, Launcher, Settings
 
 CORES_A_JOB = 4
 """Without a GPU: more cores than that hardly speed up one small run."""
@@ -39,7 +39,7 @@ class Local(Launcher):
 
     config: Config
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self._gpus = _gpus()
         self._slots = config.jobs or len(self._gpus) or max(1, _cores() // CORES_A_JOB)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from xmodal.errors import PluginError, UsageError
-from xmodal.interfaces import Job, Launcher, Settings
+from xmodal.interfaces import Context, Job, Launcher, Settings
 from xmodal_launch.process import Order
 from xmodal_launch.ray_task import run
 
@@ -60,7 +60,7 @@ class Ray(Launcher):
 
     config: Config
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self._ray = _connect(config.address)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

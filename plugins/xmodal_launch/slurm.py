@@ -21,11 +21,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from xmodal.errors import PluginError, UsageError
-from xmodal.interfaces import Job, Launcher, Settings
-from xmodal_launch.arrays import Arrays
+from xmodal.interfaces import Context, Job, Launcher, Settings
+from xmodal_launch.arrays import ArrayFolder
 from xmodal_launch.controller import PREFIX, Controller, Found, is_transient
 from xmodal_launch.process import Order
-from xmodal_launch.slurm_job import Cell
+from xmodal_launch.slurm_job import ClusterCell
 
 TRIES = 3
 AGAIN = 30.0
@@ -89,10 +89,10 @@ class Slurm(Launcher):
 
     config: Config
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         _check()
-        self._arrays = Arrays(config.folder.expanduser().absolute())
+        self._arrays = ArrayFolder(config.folder.expanduser().absolute())
         self._slurm = Controller(config.poll)
         self._mine: dict[str, Job] = {}
         self._found: dict[str, Found] = {}
@@ -212,11 +212,11 @@ class Slurm(Launcher):
         self._refresh(now=True)
         return ""
 
-    def _cell(self, job: Job, ended: Path) -> Cell:
+    def _cell(self, job: Job, ended: Path) -> ClusterCell:
         log = job.log.absolute()
         log.parent.mkdir(parents=True, exist_ok=True)
         order = Order(tuple(job.command), str(log), os.getcwd(), f"slurm {ended}")
-        return Cell(order, str(ended), self.config.grace)
+        return ClusterCell(order, str(ended), self.config.grace)
 
     def _refresh(self, now: bool = False, must: bool = False) -> None:
         """Learn which jobs are in the queue. Without an answer nothing is known to have ended.
@@ -280,7 +280,7 @@ def _check() -> None:
         )
 
 
-def _submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[Cell]) -> str:
+def _submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[ClusterCell]) -> str:
     """Why Slurm did not take the array of this ``name``; empty if it did.
 
     submitit keeps its files in ``folder``.

@@ -20,7 +20,7 @@ from xmodal_launch.process import Order, end, start, wait
 SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-class Cell:
+class ClusterCell:
     """The function that submitit calls on the node. ``ended`` is the file that says how it ended.
 
     ``grace`` are the seconds from the warning to the time limit.
@@ -57,7 +57,7 @@ class Cell:
         if self._process is not None:
             # A little earlier than Slurm would: what is killed here is at least queued again.
             end(self._process, max(1.0, self.grace - 10))
-        return DelayedSubmission(Cell(self.order, self.ended, self.grace))
+        return DelayedSubmission(ClusterCell(self.order, self.ended, self.grace))
 
 
 def _threads() -> int:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer
-from xmodal_mix.objective import Drawn, needed, plain_and_changed
-from xmodal_mix.places import Grid, common, counterparts, layout
+from xmodal.ops import grid_text, plain_and_changed, source_needed
+from xmodal_mix.objective import Drawn
+from xmodal_mix.places import Grid, common, counterparts
 
 Box = tuple[tuple[int, int], ...]
 """From (inclusive) and to (exclusive) on every axis of the grid."""
@@ -42,7 +43,7 @@ class CutMix(Mixer):
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
         """Cut and paste."""
-        partner = needed(source, "cutmix")
+        partner = source_needed(source, "cutmix")
         box = self._box(target.tokens.grid, partner.tokens.grid, progress)
         k = prod(stop - start for start, stop in box)
         lam = k / target.tokens.x_BND.shape[1]
@@ -59,8 +60,8 @@ class CutMix(Mixer):
         if region != target and not self._noted:
             self._noted = True
             self._note(
-                f"cutmix: {layout(source)} source tokens for {layout(target)} target tokens; "
-                f"blocks lie in the first {layout(region)}"
+                f"cutmix: {grid_text(source)} source tokens for {grid_text(target)} target tokens; "
+                f"blocks lie in the first {grid_text(region)}"
             )
         lam = self.config.draw(progress, self._generator)
         centre = [int(torch.randint(side, (), generator=self._generator)) for side in region]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer
-from xmodal_mix.objective import Drawn, needed, plain_and_changed
-from xmodal_mix.places import counterparts, layout
+from xmodal.ops import grid_text, plain_and_changed, source_needed
+from xmodal_mix.objective import Drawn
+from xmodal_mix.places import counterparts
 
 
 class Mixup(Mixer):
@@ -36,7 +37,7 @@ class Mixup(Mixer):
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
         """Mix."""
-        partner = needed(source, "mixup")
+        partner = source_needed(source, "mixup")
         mixed, lam = mix(target.tokens, partner.tokens, self.config.draw(progress, self._generator))
         self._warn(target.tokens, partner.tokens)
         # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s)
@@ -51,8 +52,8 @@ class Mixup(Mixer):
         self._noted = True
         count = int((counterparts(target.grid, source.grid) >= 0).sum())
         self._note(
-            f"mixup: {layout(source.grid)} source tokens meet {layout(target.grid)} target tokens; "
-            f"{count} of {target.x_BND.shape[1]} are mixed"
+            f"mixup: {grid_text(source.grid)} source tokens meet {grid_text(target.grid)} target "
+            f"tokens; {count} of {target.x_BND.shape[1]} are mixed"
         )
 
 

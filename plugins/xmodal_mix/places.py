@@ -39,8 +39,3 @@ def common(target: Grid, source: Grid) -> Grid:
     if len(target) > 1 and covered < row:
         return (1, *common(target[1:], (covered,)))
     return (min(target[0], covered // row), *target[1:])
-
-
-def layout(grid: Grid) -> str:
-    """A grid as text: ``4×6``."""
-    return "×".join(map(str, grid))

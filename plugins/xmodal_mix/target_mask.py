@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer, Scheduler, Selector
-from xmodal_mix.objective import Betas, plain_and_changed
+from xmodal.ops import ViewWeights, plain_and_changed
 
 
 class TargetMask(Mixer):
@@ -23,7 +23,7 @@ class TargetMask(Mixer):
     through the factors of kept and masked tokens, as in PaRe's Algorithm 1.
     """
 
-    class Config(Betas):
+    class Config(ViewWeights):
         """Settings of the mixer."""
 
         beta_target: float = Field(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Facts, Mixer
-from xmodal_mix.objective import Betas, plain_and_changed
+from xmodal.ops import ViewWeights, plain_and_changed
 
 
 class TokenAugment(Mixer):
@@ -24,7 +24,7 @@ class TokenAugment(Mixer):
     The label stays as it is. A strength of 0 turns an operation off.
     """
 
-    class Config(Betas):
+    class Config(ViewWeights):
         """Settings of the mixer."""
 
         difference: float = Field(

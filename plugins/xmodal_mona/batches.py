@@ -23,7 +23,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Problem:
+class BilevelStep:
     """One step: micro-batches of target samples with their shares, and source samples (or none).
 
     Without source samples only L_inner is minimised.
@@ -35,10 +35,10 @@ class Problem:
 
 def problem(
     target: Iterator[Labelled], shares: Sequence[float], source: Iterator[Labelled] | None
-) -> Iterator[Problem]:
+) -> Iterator[BilevelStep]:
     """The one piece of a step; reads its samples when it is asked for."""
     samples = tuple((next(target), share) for share in shares)
-    yield Problem(samples, None if source is None else next(source))
+    yield BilevelStep(samples, None if source is None else next(source))
 
 
 def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:

@@ -28,8 +28,8 @@ from xmodal.errors import UsageError
 from xmodal.interfaces import Facts
 from xmodal.optimize import BatchSize, OptimizingStage, Schedule, StageSettings
 from xmodal_mona.batches import (
+    BilevelStep,
     Labelled,
-    Problem,
     draw,
     mean_over_processes,
     own_part,
@@ -128,7 +128,7 @@ class MetaAlign(OptimizingStage):
         """Optimizer steps an epoch; the last, smaller batch counts."""
         return self.at_most(math.ceil(session.train_size / self.config.batch.size))
 
-    def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Problem]]:
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[BilevelStep]]:
         """One problem a step, from ``progress.step`` on."""
         batch: BatchSize = self.config.batch
         steps = torch.split(session.order(progress), batch.size)[progress.step : progress.steps]
@@ -170,7 +170,7 @@ class MetaAlign(OptimizingStage):
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """weight * L_outer(phi'(e)) + L_inner(phi, e) with its gradient at what trains."""
-        step: Problem = micro
+        step: BilevelStep = micro
         embedder = [p for p in session.model.parameters() if p.requires_grad]
         inner = [self._inner(session, samples, share) for samples, share in step.target]
         mean = partial(mean_over_processes, session)

@@ -18,8 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data.preparation import RawForm
-from xmodal.data.store import Store
+from xmodal.data import RawForm, Store
 from xmodal.interfaces import (
     Context,
     Loss,

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import load_file, save_file
 
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal_nasbench360.darcy_samples import Grid, draw
 

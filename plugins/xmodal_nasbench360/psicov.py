@@ -15,8 +15,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from xmodal.data.preparation import RawForm
-from xmodal.data.store import Store
+from xmodal.data import RawForm, Store
 from xmodal.errors import DataError
 from xmodal.interfaces import (
     Context,

@@ -17,8 +17,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
-from xmodal.data.preparation import RawForm
-from xmodal.data.store import Store
+from xmodal.data import RawForm, Store
 from xmodal.interfaces import (
     Context,
     Loss,

@@ -1,236 +1,56 @@
-"""The ``align`` stage of ORCA: brings the embedded target near the embedded source, class by class.
-
-Trains the embedder alone, on a distance between two sets of mean tokens; the encoder is not run and
-nothing is predicted. What is fixed (the source's points, the classes) is worked out once in
-``begin``, the same way when a run resumes.
-
-Shapes: B samples of a batch, M of a class, N source samples (or tokens, in ``x_BND``), D width.
-"""
+"""The ``align`` stage of ORCA: brings the embedded target near the embedded source, by class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from pydantic import Field, NonNegativeInt
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from pydantic import Field
+from torch import Tensor
 
 from xmodal import randomness
-from xmodal.batch import Points, Progress
-from xmodal.data import loader
-from xmodal.data.classes import members, target_classes
-from xmodal.interfaces import Context, Distance, Facts, Settings, Stage
-from xmodal.ops import evaluating
-from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
-from xmodal.settings import Use, default
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
-
-GENTLE = 1e-3
-"""Only learning rates up to this one are multiplied, as published."""
-FEWEST = 2
-"""Smaller classes are left out, as published."""
+from xmodal.alignment import FEWEST, AlignmentSettings, AlignmentStage
+from xmodal.data import members, target_classes
+from xmodal.interfaces import Distance, Session, Use, default
 
 
-class Decay(Settings):
-    """A learning rate that falls in steps."""
-
-    after: tuple[NonNegativeInt, ...] = Field(
-        (20, 40, 60), description="Epochs (from 0) after which the rate falls."
-    )
-    factor: float = Field(0.2, gt=0, le=1, description="What it is multiplied by each time.")
-
-
-@dataclass(frozen=True)
-class Part:
-    """The samples drawn of one class: its share n_c/n of the loss, and where to fetch them."""
-
-    share: float
-    batches: int
-    stream: Iterator[tuple[Tensor, Tensor]]
-
-
-class Align(Stage):
+class Align(AlignmentStage):
     """Minimises the distance between source and target in the embedding (ORCA, stage 2).
 
-    A sample is the mean of its tokens. One optimizer step an epoch:
-    sum over classes c of n_c/n times distance(source, samples of class c). Targets without classes
-    get pseudo-classes by k-means on their labels. Without ``per_class`` all samples are one set and
-    labels are not looked at: the feature alignment of RECRAFT.
+    One optimizer step an epoch: sum over classes c of n_c/n times distance(source, samples of class
+    c). Targets without classes get pseudo-classes by k-means on their labels. The whole class has
+    one label, and classes of one sample are left out, as published.
     """
 
-    needs_source = True
-    evaluates = False
-
-    class Config(Settings):
+    class Config(AlignmentSettings):
         """Settings of the alignment stage."""
 
-        epochs: int = Field(60, ge=0, description="Optimizer steps; 0 leaves the stage out.")
         distance: Use[Distance] = Field(
             default("sinkhorn"), description="The distance between source and target features."
         )
-        per_class: bool = Field(
-            True,
-            description="false: all samples are one set, their classes not looked at: a plain "
-            "distance between two sets of embeddings.",
-        )
-        samples: int = Field(
-            128, ge=FEWEST, description="Samples of a class (or of the one set) in a step, at most."
-        )
-        source_samples: int = Field(5000, ge=1, description="Source samples, at most.")
         classes: int = Field(
             10, ge=1, description="Pseudo-classes of targets whose labels are not classes, at most."
         )
-        optimizer: OptimizerSettings = Field(
-            AdamW(), description="adam, adamw or sgd, with its own settings."
-        )
-        lr_factor: float = Field(
-            10.0, gt=0, description="Multiplies learning rates of at most 1e-3."
-        )
-        decay: Decay = Field(Decay(), description="Steps in which the learning rate falls.")
-        train: tuple[str, ...] = Field(
-            ("embedder.*",), description="Patterns over parameter names; only the embedder is used."
-        )
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.distance: Distance = config.distance.build(context)
-        self._members: list[Tensor] = []
-        self._total = 1
+    title = stream = "align"
+    labelled = True
 
     @classmethod
-    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """A backbone without tokens of its own, and what the distance finds wrong."""
-        if facts.backbone.width == 0:
-            yield (
-                f"stage 'align' needs a backbone with an embedding of its own; "
-                f"'{facts.backbone.name}' has none"
-            )
-        distance = config.distance
-        for line in distance.component.problems(distance.config, facts):
-            yield f"distance '{distance.name}': {line}"
+    def renamed(cls, name: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """``per_class: false`` has become the stage ``align-features``."""
+        if "per_class" not in settings:
+            return name, settings
+        plain = settings["per_class"] is False
+        gone = {"per_class", "classes"} if plain else {"per_class"}
+        kept = {key: value for key, value in settings.items() if key not in gone}
+        return ("align-features" if plain else name), kept
 
-    def begin(self, session: Session) -> None:
-        """Embed the source once, and list the target samples of every class."""
-        if self.epochs == 0:
-            return
-        found = self._sets(session)
-        self._total = max(1, sum(len(index) for index in found))
-        self._members = [index for index in found if len(index) >= FEWEST]
-        source = source_points(session, self.config.source_samples)
-        self.distance.fit(source if self.config.per_class else Points(source.x_ND))
-        sets = f"{len(self._members)} classes of at least {FEWEST}"
-        session.note(
-            f"align: {sets if self.config.per_class else 'one set'} of {self._total} training "
-            f"samples, {len(source.x_ND)} source samples"
-        )
-
-    def _sets(self, session: Session) -> list[Tensor]:
-        """The training samples of each class, or all of them as one set."""
-        if not self.config.per_class:
-            return [torch.arange(session.train_size)]
+    def sets(self, session: Session) -> list[Tensor]:
+        """The training samples of each class."""
         seed = randomness.derive(session.seed, "align", "pseudo-classes")
         data, task = session.data.train, session.facts.task
         return members(target_classes(data, task, self.config.classes, seed, session.workers))
 
-    def steps_per_epoch(self, session: Session) -> int:
-        """One."""
-        return 1
-
-    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The task's optimizer, with a larger learning rate where that is small."""
-        settings = self.config.optimizer
-        factor = self.config.lr_factor if settings.lr <= GENTLE else 1.0
-        return make_optimizer(settings.model_copy(update={"lr": settings.lr * factor}), named)
-
-    def schedule(
-        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The rate times factor^m after m of the epochs in ``decay.after``."""
-        decay: Decay = self.config.decay
-        return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: decay.factor ** sum(epoch > after for after in decay.after)
-        )
-
-    def steps(self, session: Session, progress: Progress) -> Iterator[list[Part]]:
-        """The one step of the epoch: a part for each class, in random order."""
-        if progress.step:
-            return
-        at = (session.seed, "align", progress.stage, progress.epoch)
-        drawn, shares = [], []
-        for number in randomness.permutation(len(self._members), *at, "order").tolist():
-            index = self._members[number]
-            shares.append(len(index) / self._total)
-            chosen = draw(index, self.config.samples, *at, number)
-            drawn.append(torch.split(chosen, session.evaluation_batch))
-        pieces = [piece for parts in drawn for piece in parts]
-        stream = loader.batches(session.data.train, pieces, session.workers)
-        yield [Part(s, len(parts), stream) for s, parts in zip(shares, drawn, strict=True)]
-
-    def loss(
-        self, session: Session, micro: Part, progress: Progress
-    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """n_c/n times the distance of one class (or of the one set), and the distance itself."""
-        batches = [next(micro.stream)[0] for _ in range(micro.batches)]
-        x_MD = target_features(session, batches)
-        classes_M = None
-        if self.config.per_class:  # the whole class has one label, as published
-            classes_M = torch.zeros(len(x_MD), dtype=torch.int64, device=x_MD.device)
-        distance = self.distance(Points(x_MD, classes_M))
-        return micro.share * distance, {"distance": distance.detach()}
-
-
-def draw(index: Tensor, most: int, seed: int, *names: str | int) -> Tensor:
-    """At most ``most`` entries of ``index``, without repetition, in their order there."""
-    if len(index) <= most:
-        return index
-    chosen = randomness.permutation(len(index), seed, *names)[:most]
-    return index[chosen.sort().values]
-
-
-def mean_tokens(x_BND: Tensor) -> Tensor:
-    """A sample as one point: the mean of its tokens ``[B, D]``, in single precision."""
-    return x_BND.float().mean(dim=1)
-
-
-def target_features(session: Session, batches: list[Tensor]) -> Tensor:
-    """The mean tokens ``[M, D]`` of raw target samples, with a gradient to the embedder.
-
-    Of several batches each is embedded again for the backward pass, so that the tokens of one batch
-    at most are in memory. The encoder is not run, so half precision would save nothing: the whole
-    stage computes in single precision.
-    """
-    embedder, device = session.model.embedder, session.device
-
-    def embed(x: Tensor) -> Tensor:
-        return mean_tokens(embedder(x.to(device, non_blocking=True)).x_BND)
-
-    if len(batches) == 1:
-        return embed(batches[0])
-    return torch.cat([checkpoint(embed, x, use_reentrant=False) for x in batches])
-
-
-def source_points(session: Session, most: int) -> Points:
-    """The mean tokens of at most ``most`` source samples, with their classes where they have any.
-
-    Other labels of the source are not made into pseudo-classes: with a target of one label they
-    would only add a constant to the distance.
-    """
-    assert session.source is not None
-    assert session.facts.source is not None
-    everything = torch.arange(loader.count(session.source))
-    index = draw(everything, most, session.seed, "align", "source")
-    features, labels = [], []
-    # A source embedded with drop-out would be another one after a resume.
-    with evaluating(session.model):
-        pieces = torch.split(index, session.evaluation_batch)
-        for x, y in loader.batches(session.source, pieces, session.workers):
-            features.append(mean_tokens(session.model.embed_source(x.to(session.device)).x_BND))
-            labels.append(y)
-    has_classes = session.facts.source.target.kind == "classification"
-    classes_N = torch.cat(labels).to(session.device) if has_classes else None
-    return Points(torch.cat(features), classes_N)
+    def sets_text(self, count: int) -> str:
+        """How many classes count."""
+        return f"{count} classes of at least {FEWEST}"

@@ -1,4 +1,4 @@
-"""Drawing k of N tokens so that a gradient reaches the scores: pure functions on tensors.
+"""A relaxed draw of k of N tokens, whose gradient reaches the scores: pure functions on tensors.
 
 The relaxed draw of Xie & Ermon (IJCAI 2019) takes k softmaxes one after the other. Its limit for
 many tokens has a closed form, which ``relaxed_subset`` computes; ``relaxed_subset_exact`` keeps the
@@ -18,25 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from xmodal.ops import full_precision
+
 # Scores plus Gumbel noise are solved to float64 accuracy in 6 steps; the rest serves keys that lie
 # thousands of temperatures apart.
 _NEWTON_STEPS = 10
-
-
-def gumbel_noise(like_BN: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise ``[B, N]`` on the device of ``like_BN``.
-
-    Drawn on the CPU from ``generator``, so that a run gives the same draw on every device.
-    """
-    dtype = like_BN.dtype if like_BN.dtype == torch.float64 else torch.float32
-    u_BN = torch.rand(like_BN.shape, generator=generator, dtype=dtype)
-    # torch.rand can return 0, whose noise would be minus infinity.
-    u_BN.clamp_(torch.finfo(dtype).tiny, 1 - torch.finfo(dtype).eps)
-    noise_BN = -torch.log(-torch.log(u_BN))
-    if like_BN.device.type == "cuda":
-        # From pinned memory the copy does not wait for the kernels queued before it.
-        return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
-    return noise_BN.to(like_BN.device)
 
 
 def relaxed_subset(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
@@ -48,8 +34,8 @@ def relaxed_subset(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
     """
     _check(keys_BN, k, temperature)
     if k == 0:
-        return torch.zeros_like(_full_precision(keys_BN))
-    khot_BN: Tensor = _ClosedForm.apply(_full_precision(keys_BN), k, temperature)
+        return torch.zeros_like(full_precision(keys_BN))
+    khot_BN: Tensor = _ClosedForm.apply(full_precision(keys_BN), k, temperature)
     return khot_BN
 
 
@@ -59,7 +45,7 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
     Time and memory of the gradient grow as k·N a row: gigabytes for thousands of tokens.
     """
     _check(keys_BN, k, temperature)
-    alpha_BN = _full_precision(keys_BN)
+    alpha_BN = full_precision(keys_BN)
     tiny = torch.finfo(alpha_BN.dtype).tiny
     khot_BN = torch.zeros_like(alpha_BN)
     for _ in range(k):
@@ -68,28 +54,6 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
         # α^{j+1} = α^j + log(1 − p^j): what was drawn is lowered before the next draw.
         alpha_BN = alpha_BN + (1 - p_BN).clamp_min(tiny).log()
     return khot_BN
-
-
-def straight_through(khot_BN: Tensor, k: int, ranking_BN: Tensor | None = None) -> Tensor:
-    """A mask ``[B, N]``, exactly 1 on the k largest of each row and 0 elsewhere; gradient of khot.
-
-    ``ranking_BN`` says what is largest (by default ``khot_BN``). Give the keys where khot
-    rises with them: rounding can make khot tie, or even swap, where two keys are nearly equal.
-    """
-    mask_BN: Tensor = _StraightThrough.apply(
-        khot_BN, khot_BN if ranking_BN is None else ranking_BN, k
-    )
-    return mask_BN
-
-
-def hard_subset(ranking_BN: Tensor, k: int) -> Tensor:
-    """The mask ``[B, N]`` of the k largest of each row, without a gradient."""
-    indices_BK = ranking_BN.detach().topk(k, dim=1).indices
-    return torch.zeros_like(_full_precision(ranking_BN.detach())).scatter_(1, indices_BK, 1.0)
-
-
-def _full_precision(keys_BN: Tensor) -> Tensor:
-    return keys_BN if keys_BN.dtype == torch.float64 else keys_BN.float()
 
 
 def _check(keys_BN: Tensor, k: int, temperature: float) -> None:
@@ -152,18 +116,3 @@ class _ClosedForm(torch.autograd.Function):
         (r_BN,) = ctx.saved_tensors
         mean_B1 = (r_BN * grad_BN).sum(1, keepdim=True) / r_BN.sum(1, keepdim=True)
         return r_BN * (grad_BN - mean_B1), None, None
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the hard mask; backward as if it were khot.
-
-    ``hard - khot.detach() + khot`` can miss 0 and 1 by a rounding error.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, khot_BN: Tensor, ranking_BN: Tensor, k: int) -> Tensor:
-        return hard_subset(ranking_BN, k).to(khot_BN.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor, None, None]:
-        return grad_BN, None, None

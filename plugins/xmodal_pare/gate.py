@@ -13,13 +13,8 @@ from torch import Tensor, nn
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
-from xmodal_pare.draw import (
-    gumbel_noise,
-    hard_subset,
-    relaxed_subset,
-    relaxed_subset_exact,
-    straight_through,
-)
+from xmodal.ops import gumbel_noise, hard_subset, straight_through
+from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
 
 class Gate(Selector):

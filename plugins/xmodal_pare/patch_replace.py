@@ -5,7 +5,6 @@ Shapes: B samples, N target tokens, M source tokens, K replaced tokens, D width.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from xmodal.batch import Progress, Sample, Selection, Term, Tokens, View
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context, Facts, Mixer, Scheduler, Selector, Settings
+from xmodal.ops import ViewWeights, grid_text, plain_and_changed, source_needed
 
 Replace = Literal["lowest", "highest"]
 Match = Literal["position", "score", "same-position"]
@@ -43,13 +43,9 @@ class PatchReplace(Mixer):
     k = 0 the two are the same and become one view, so that the encoder runs once.
     """
 
-    class Config(Settings):
+    class Config(ViewWeights):
         """Settings of the mixer."""
 
-        beta_target: float = Field(
-            1.0, ge=0, description="β1, the weight of the target loss (Eq. 2)."
-        )
-        beta_mix: float = Field(1.0, ge=0, description="β2, the weight of the mixed loss (Eq. 2).")
         source_term: bool = Field(
             True,
             description="Whether the mixed view also predicts the source label (Eq. 1); false is "
@@ -62,11 +58,7 @@ class PatchReplace(Mixer):
         )
 
         @model_validator(mode="after")
-        def _some_loss(self) -> PatchReplace.Config:
-            if self.beta_target == 0 and self.beta_mix == 0:
-                raise ValueError(
-                    "beta_target and beta_mix are both 0: there is no loss to train on"
-                )
+        def _loss_at_any_k(self) -> PatchReplace.Config:
             if self.beta_target == 0 and not self.source_term:
                 raise ValueError(
                     "beta_target is 0 and source_term false: nothing would be left at k = N"
@@ -92,18 +84,15 @@ class PatchReplace(Mixer):
         if "same-position" in rules and target and source and len(target) != len(source):
             yield (
                 f"match 'same-position' needs source and target tokens on one grid; the tokens of "
-                f"backbone '{facts.backbone.name}' are {_layout(source)}, those of task "
-                f"'{facts.task.name}' {_layout(target)}; use 'position' or 'score'"
+                f"backbone '{facts.backbone.name}' are {grid_text(source)}, those of task "
+                f"'{facts.task.name}' {grid_text(target)}; use 'position' or 'score'"
             )
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
         """Mix. Raises UsageError where ``same-position`` meets two different grids."""
-        if source is None:
-            raise UsageError(
-                "mixer 'patch-replace' needs source samples; set 'source' in the recipe"
-            )
+        source = source_needed(source, "patch-replace")
         tokens, partner = target.tokens, source.tokens
         total = tokens.x_BND.shape[1]
         if self.training:
@@ -113,18 +102,16 @@ class PatchReplace(Mixer):
         k = self._scheduler(progress, self._replaceable(tokens, partner))
         lam = k / total  # λ = k/N, section 3.3
         log = {"k": float(k), "lambda": lam}
-        beta_1, beta_2 = self.config.beta_target, self.config.beta_mix
-        if k == 0 or beta_2 == 0:
-            return (View(target.tokens, _terms((target, beta_1 + beta_2)), log=log),)
+        if k == 0 or self.config.beta_mix == 0:
+            return plain_and_changed(target, self.config, None, log=log)
         mixed, origin_BN = self._mix(tokens, partner, k, progress)
-        # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s)
-        source_weight = beta_2 * lam if self.config.source_term else 0.0
-        terms = _terms((target, beta_2 * (1 - lam)), (source, source_weight))
+        # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s); without the source's term
+        # nothing is left to learn from the mixed view at k = N.
+        terms = [Term(target.head, target.y, 1 - lam)]
+        if self.config.source_term:
+            terms.append(Term(source.head, source.y, lam))
         # Eq. 2: L_total = β1 L_tar(p^t, y^t) + β2 L_mix
-        views = (View(target.tokens, _terms((target, beta_1))), View(mixed, terms, origin_BN))
-        # At k = N without the source's term nothing is left to learn from the mixed view.
-        *before, last = [view for view in views if view.terms]
-        return (*before, dataclasses.replace(last, log=log))
+        return plain_and_changed(target, self.config, mixed, terms, log, origin_BN)
 
     def _replaceable(self, target: Tokens, source: Tokens) -> int:
         """How many tokens can be replaced at most: as many as the smaller side has."""
@@ -147,7 +134,7 @@ class PatchReplace(Mixer):
             if target.grid != source.grid:
                 raise UsageError(
                     f"match 'same-position' needs equal grids; the source has "
-                    f"{_layout(source.grid)} tokens, the target {_layout(target.grid)}"
+                    f"{grid_text(source.grid)} tokens, the target {grid_text(target.grid)}"
                 )
             slots_BK = _ascending(1 - keep_BN, k)
             inserted_BKD, picks_BK = _pick(source.x_BND, slots_BK), slots_BK
@@ -184,11 +171,6 @@ class PatchReplace(Mixer):
         return stay.mask_BN, stay.scores_BN
 
 
-def _terms(*weighted: tuple[Sample, float]) -> tuple[Term, ...]:
-    """Terms of the loss; those of weight 0 are left out, so that none is computed for nothing."""
-    return tuple(Term(sample.head, sample.y, weight) for sample, weight in weighted if weight)
-
-
 def _weigh(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
     """``x_BND`` times its mask of ones, needed only where the mask carries a gradient."""
     return x_BND * mask_BN.unsqueeze(-1).to(x_BND.dtype) if mask_BN.requires_grad else x_BND
@@ -214,7 +196,3 @@ def _highest_first(chosen: Selection) -> Tensor:
     """The chosen positions ``[B, K]``, in descending order of their scores."""
     ranked_BM = chosen.scores_BN.detach().masked_fill(chosen.mask_BN.detach() < 0.5, -torch.inf)
     return ranked_BM.topk(chosen.k, dim=1).indices
-
-
-def _layout(grid: tuple[int, ...]) -> str:
-    return "×".join(map(str, grid))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from xmodal.hookspecs import hookimpl
+from xmodal import hookimpl
 
 
 @hookimpl

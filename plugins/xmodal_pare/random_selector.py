@@ -9,7 +9,7 @@ import torch
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
-from xmodal_pare.draw import hard_subset
+from xmodal.ops import hard_subset
 
 
 class RandomSelector(Selector):

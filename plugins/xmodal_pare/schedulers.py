@@ -16,34 +16,13 @@ import torch
 from pydantic import Field, model_validator
 
 from xmodal.batch import Progress
-from xmodal.interfaces import Context, Scheduler, Settings
+from xmodal.interfaces import Context, Scheduler
+from xmodal.settings import TokenCounts
 
-_UNIT = "patches: counts are numbers of tokens. share: counts are fractions of the tokens, 0 to 1."
 _PER = "epoch: k changes between epochs, as in the paper. step: after every optimizer step."
 
 
-class Counts(Settings):
-    """Settings that contain token counts, all in one unit."""
-
-    unit: Literal["patches", "share"] = Field("patches", description=_UNIT)
-
-    def counts(self) -> dict[str, float]:
-        """The settings that are counts, by name."""
-        return {}
-
-    @model_validator(mode="after")
-    def _in_unit(self) -> Counts:
-        for name, value in self.counts().items():
-            if self.unit == "share" and value > 1:
-                raise ValueError(f"{name} is {value:g}, but with unit 'share' it must be 0 to 1")
-            if self.unit == "patches" and value != int(value):
-                raise ValueError(
-                    f"{name} is {value:g}; for fractions of the tokens set unit: share"
-                )
-        return self
-
-
-class Ends(Counts):
+class Ends(TokenCounts):
     """Settings of a line from a start to a stop."""
 
     start: float = Field(3000, ge=0, description="Count at the beginning of the training.")
@@ -63,21 +42,19 @@ class Falling(Ends):
 class _Counting(Scheduler):
     """Turns configured counts into tokens, noting once where there are fewer tokens."""
 
-    def __init__(self, config: Counts, context: Context) -> None:
+    def __init__(self, config: TokenCounts, context: Context) -> None:
         super().__init__(config, context)
         self._note = context.note
         self._noted = False
 
     def _tokens(self, count: float, num_tokens: int) -> float:
         """A configured count in tokens, at most N."""
-        if self.config.unit == "share":
-            return count * num_tokens
-        if count > num_tokens and not self._noted:
+        return self.config.in_tokens(count, num_tokens, self._note_once)
+
+    def _note_once(self, line: str) -> None:
+        if not self._noted:
             self._noted = True
-            self._note(
-                f"schedule: {count:g} patches wanted, {num_tokens} there; counts are clipped"
-            )
-        return min(count, float(num_tokens))
+            self._note(line)
 
     def _floor(self, value: float) -> int:
         """k = int(value). Shares such as 0.29 of 100 must not lose a token to rounding."""
@@ -108,7 +85,7 @@ class Linear(_Line):
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training."""
-        return self._line(_share(progress, self.config.per), num_tokens)
+        return self._line(progress.done(self.config.per), num_tokens)
 
 
 class Exponential(_Counting):
@@ -126,7 +103,7 @@ class Exponential(_Counting):
         """k at this point of the training."""
         start = self._tokens(self.config.start, num_tokens)
         stop = self._tokens(self.config.stop, num_tokens)
-        left = math.exp(-self.config.rate * _share(progress, self.config.per))
+        left = math.exp(-self.config.rate * progress.done(self.config.per))
         return self._floor(stop + (start - stop) * left)
 
 
@@ -169,7 +146,7 @@ class Piecewise(_Counting):
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training."""
-        t, config = _share(progress, self.config.per), self.config
+        t, config = progress.done(self.config.per), self.config
         if config.steps is not None:
             count = [count for at, count in config.steps if at <= t][-1]
             return self._floor(self._tokens(count, num_tokens))
@@ -182,7 +159,7 @@ class Piecewise(_Counting):
 class Constant(_Counting):
     """k = value: PaRe's "non-gradual" variant (Table 4)."""
 
-    class Config(Counts):
+    class Config(TokenCounts):
         """Settings of the constant schedule."""
 
         value: float = Field(3000, ge=0, description="Count in every epoch.")
@@ -230,8 +207,3 @@ class RandomK(_Line):
         """k for this micro-batch."""
         epoch = int(torch.randint(progress.epochs, (1,), generator=self._generator))
         return self._line(epoch / progress.epochs, num_tokens)
-
-
-def _share(progress: Progress, per: str) -> float:
-    """t, the finished share of the training, counted in whole epochs or in steps."""
-    return progress.share if per == "epoch" else progress.share_of_steps

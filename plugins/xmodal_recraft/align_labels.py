@@ -19,8 +19,7 @@ from torch import Tensor
 
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
-from xmodal.data import loader
-from xmodal.data.classes import target_classes
+from xmodal.data import loader, target_classes
 from xmodal.interfaces import Facts
 from xmodal.ops import evaluating
 from xmodal.optimize import StageSettings

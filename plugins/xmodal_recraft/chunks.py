@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xmodal.data.classes import members
+from xmodal.data import members
 
 
 def class_chunks(classes: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch.utils.data import Dataset
 
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest, Target
 from xmodal_sources.images import (

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest
 from xmodal_sources.files import FileSettings, missing

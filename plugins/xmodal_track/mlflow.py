@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 from pydantic import Field
 
-from xmodal.interfaces import Facts, Tracked, Tracker
+from xmodal.interfaces import Context, Facts, Tracked, Tracker
 from xmodal_track.common import TrackerSettings, absent, flat
 
 FOLDER = "mlruns"
@@ -43,7 +43,7 @@ class MLflow(Tracker):
         """Whether the package is there."""
         yield from absent("mlflow", "mlflow")
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         # MLflow reports its use to its makers unless told otherwise before it is imported.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xmodal.interfaces import Facts, Tracked, Tracker
+from xmodal.interfaces import Context, Facts, Tracked, Tracker
 from xmodal_track.common import TrackerSettings, absent, flat
 
 FOLDER = "tensorboard"
@@ -25,7 +25,7 @@ class TensorBoard(Tracker):
         """Whether the package is there."""
         yield from absent("tensorboard", "tensorboard")
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         from torch.utils.tensorboard import SummaryWriter
 

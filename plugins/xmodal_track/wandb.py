@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from xmodal.interfaces import Facts, Tracked, Tracker
+from xmodal.interfaces import Context, Facts, Tracked, Tracker
 from xmodal_track.common import TrackerSettings, absent
 
 AXIS = "step"
@@ -45,7 +45,7 @@ class WandB(Tracker):
         """Whether the package is there."""
         yield from absent("wandb", "wandb")
 
-    def __init__(self, config: Config, context: None = None) -> None:
+    def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         # W&B reports its own errors to its makers unless told otherwise before it is imported.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

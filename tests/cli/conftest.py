@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
+from xmodal.plugins import add_commands
 
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
+from ..processes import Done
 
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own, where no recipe of the checkout hides."""
     monkeypatch.chdir(tmp_path)
+
+
+@functools.cache
+def _add_commands(app: Any) -> list[str]:
+    return add_commands(app)
 
 
 @pytest.fixture
@@ -34,7 +36,11 @@ def xmodal(
     """Call the console script's entry point; anything but SystemExit escapes and fails the test."""
     import torch  # noqa: F401  so that no command says that it is loading it
 
+    from xmodal import plugins
     from xmodal.cli.app import main
+
+    # A process adds them once.
+    monkeypatch.setattr(plugins, "add_commands", _add_commands)
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["xmodal", *map(str, arguments)])
@@ -52,7 +58,7 @@ def xmodal(
 
 @pytest.fixture
 def process() -> Callable[..., Done]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a new Python, which costs seconds: for what a fork cannot show."""
 
     def call(*arguments: object, **environment: str) -> Done:
         done = subprocess.run(

@@ -69,6 +69,7 @@ def _energy(finished: dict[str, Path]) -> tuple[object, ...]:
     return ("--plugin", finished["plugin"], "--distance", "energy-of-a-test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pare", "series"])
 def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name: str) -> None:
     done = xmodal("analyse", finished[name], *QUICK, *_energy(finished), "--json")
@@ -102,6 +103,7 @@ def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name
     assert "var(--series-1)" in html
 
 
+@pytest.mark.slow
 def test_a_method_without_mixing_says_why(xmodal: Cli, finished: dict[str, Path]) -> None:
     done = xmodal("analyse", "nft", "--root", finished["root"], *QUICK, *_energy(finished))
     assert done.code == 0, done.err
@@ -112,6 +114,7 @@ def test_a_method_without_mixing_says_why(xmodal: Cli, finished: dict[str, Path]
     assert numbers["embeddings"]["between"] > 0
 
 
+@pytest.mark.slow
 def test_a_method_without_source_or_training(
     xmodal: Cli, finished: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_method_without_source_or_training(
     assert not (finished["baseline"] / "analysis").exists()
 
 
+@pytest.mark.slow
 def test_several_runs_in_one_folder(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
     runs = finished["pare"], finished["nft"]
     done = xmodal("analyse", *runs, "--figures", "patches", "--output", tmp_path, "--json", *QUICK)
@@ -134,6 +138,7 @@ def test_several_runs_in_one_folder(xmodal: Cli, finished: dict[str, Path], tmp_
     assert len(set(pages)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,6 +158,7 @@ def test_bad_wishes(
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_analysed(
     xmodal: Cli, finished: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -175,6 +181,7 @@ def test_help_is_light(process: Cli) -> None:
 # --- distance ---
 
 
+@pytest.mark.slow
 def test_distance_of_two_sources(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
     energy, picture = _energy(finished), tmp_path / "classes.png"
     few = ("--samples", 30, *energy)
@@ -191,6 +198,7 @@ def test_distance_of_two_sources(xmodal: Cli, finished: dict[str, Path], tmp_pat
     assert json.loads(again.out)["distance"] == numbers["distance"]
 
 
+@pytest.mark.slow
 def test_distance_of_files_by_hand(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
     """Two files of two points each, apart by 3: the energy distance is 2·3 - 0 - 0."""
     for name, value in (("a", 0.0), ("b", 3.0)):
@@ -203,6 +211,7 @@ def test_distance_of_files_by_hand(xmodal: Cli, finished: dict[str, Path], tmp_p
     assert numbers["within_first"] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["embeddings", "features"])
 def test_distance_through_a_backbone(xmodal: Cli, finished: dict[str, Path], space: str) -> None:
     done = xmodal(
@@ -214,6 +223,7 @@ def test_distance_through_a_backbone(xmodal: Cli, finished: dict[str, Path], spa
     assert "within darcy" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -245,6 +255,7 @@ def test_bad_data_sets(
 RANK = ("sources", "rank", "--task", "tasks/darcy", "--scale", "smoke", "--samples", 16)
 
 
+@pytest.mark.slow
 def test_rank_scores_what_is_there_and_says_what_is_missing(
     xmodal: Cli, finished: dict[str, Path]
 ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..processes import Command
 
 GRID = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells", "--no-trivial")
 WRECK = "training.optimizer.lr=1e-3,1e30"
@@ -19,14 +19,13 @@ WRECK = "training.optimizer.lr=1e-3,1e30"
 
 def compare(folder: Path, *arguments: str) -> tuple[int, Any, str]:
     """Exit code, parsed output and messages."""
-    done = subprocess.run(
-        [sys.executable, "-m", "xmodal", "compare", *arguments, "--json"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+    code, out, err = begin(folder, *arguments, "--json").wait()
+    return code, json.loads(out) if out else None, err
+
+
+def begin(folder: Path, *arguments: str) -> Command:
+    """Start a comparison; its cells are processes that it starts in turn."""
+    return Command("compare", *arguments, streams=folder / "streams", cwd=folder)
 
 
 @pytest.mark.slow
@@ -66,13 +65,12 @@ def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
 def test_a_stopped_comparison_goes_on(tmp_path: Path, number: int) -> None:
     """Ctrl-C stops the cells softly; after SIGKILL the cell goes on alone and is waited for."""
     arguments = ("nft", *GRID, "--seeds", "1", "--set", "training.epochs=40")
-    command = [sys.executable, "-m", "xmodal", "compare", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = begin(tmp_path, *arguments)
     metrics = wait_for(tmp_path, "cells/**/metrics.jsonl")
     time.sleep(0.2)
     process.send_signal(number)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode in (130, -number), said
+    ended, _, said = process.wait(200)
+    assert ended in (130, -number), said
     lines = metrics.read_text().count("\n")
     assert 0 < lines < 40
     if number == signal.SIGINT:

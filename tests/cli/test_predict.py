@@ -127,7 +127,7 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
     assert done.code == 0, done.err
     said = json.loads(done.out)
     assert (said["metric"], said["samples"]) == (None, 60)
-    assert done.err.count("y holds no label, so the predictions are not scored") == 1
+    assert done.err.count("y has no labels, so the predictions are not scored") == 1
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
     [
         (("table", "pages.parquet"), 4, "pages.parquet: cannot be read as parquet"),
         (("table", "gap.csv"), 4, "y: row 2 has no label"),
-        (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, others have"),
+        (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, but others have"),
         (("field", "wide.csv", "--out", "w.npz"), 4, "expected 256 columns and training had no"),
         (("table", "nothing.npz"), 4, "nothing.npz: no such file"),
         (("table", "x.txt"), 4, "cannot read '.txt'"),
@@ -160,7 +160,11 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
         (("table", "strange.csv"), 4, "y: row 0 is 'zero'; expected one of minus, plus"),
         (("table", "empty.csv"), 4, "empty.csv: no samples; expected [n, 2]"),
         (("field", "gap.npy"), 4, "row 70 holds NaN or an infinite value"),
-        (("field", "gap.npy"), 2, "no line of text here; name a file"),
+        (
+            ("field", "gap.npy"),
+            2,
+            "which do not fit into lines of text; name a file",
+        ),
         (("field", "gap.npy", "--out", "p.csv"), 2, "write .npz or .npy"),
         (("table", "x.npy", "--out", "p.txt"), 2, "cannot write '.txt'"),
         (("table", "x.npy", "--out", "no/p.npz"), 2, "there is no folder no"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from ..processes import Command
 
 Cli = Callable[..., Any]
 SMOKE = ("methods/pare", "tasks/darcy", "--scale", "smoke")
@@ -174,19 +174,15 @@ def test_a_damaged_status_file_is_one_message(xmodal: Cli) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, process: Cli) -> None:
-    command = [sys.executable, "-m", "xmodal", "run", *SMOKE, "training.epochs=100000", "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None
-    try:
-        for line in child.stderr:
-            if line.startswith("epoch 2/"):
-                break
-        child.send_signal(number)
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == 128 + number
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    arguments = ("run", *SMOKE, "training.epochs=100000", "--json")
+    child = Command(*arguments, streams=tmp_path / "streams")
+    until = time.monotonic() + 120
+    while "\nepoch 2/" not in child.err.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    child.send_signal(number)
+    code, out, err = child.wait(60)
+    assert code == 128 + number
     assert out == ""
     assert "Traceback" not in err
     assert "interrupted; state saved. Continue with: xmodal resume" in err.replace("\n", " ")

@@ -15,7 +15,8 @@ from xmodal import plugins
 from xmodal.errors import RecipeError
 from xmodal.recipe.compose import compose, validate
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..paths import ROOT
+
 DEMO = "demo/pare"
 
 

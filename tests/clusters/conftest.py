@@ -18,6 +18,8 @@ from xmodal.comparison.queue import Queue
 from xmodal.data.store import Store
 from xmodal.interfaces import Launcher
 from xmodal.plugins import registry
+from xmodal.recipe.choice import choose
+from xmodal.testing.tiny import tiny_context
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 REQUEST = Request(
@@ -59,8 +61,7 @@ def wait_for(done: Callable[[], Any], what: str, seconds: float = PATIENCE) -> A
 @pytest.fixture(scope="session")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What the two cells measure on the local launcher."""
-    component = registry().load("launcher", "local")
-    launcher: Any = component(component.Config(jobs=2))  # type: ignore[call-arg]
+    launcher = choose("launcher", "{use: local, jobs: 2}", registry(), "here").build(tiny_context())
     queue = two_cells(tmp_path_factory.mktemp("local"), launcher)
     queue.work(lambda states: None)
     assert [state.word for state in queue.states()] == ["done", "done"]

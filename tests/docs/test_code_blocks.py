@@ -27,7 +27,8 @@ from xmodal.recipe.compose import compose, validate
 from xmodal.recipe.messages import LAYER_KEYS
 from xmodal.recipe.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..paths import ROOT
+
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = ROOT / "docs" / "examples"
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *```", re.M | re.S)

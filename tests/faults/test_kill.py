@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,24 +16,14 @@ from xmodal import runs
 from xmodal.engine import checkpoint
 
 from ..conftest import TINY
+from ..processes import Command
 
-COMMAND = [sys.executable, "-m", "xmodal", "run", "methods/pare", "tasks/darcy", "--scale", "smoke"]
+RUN = ["run", "methods/pare", "tasks/darcy", "--scale", "smoke"]
 SETTINGS = [*TINY, "training.epochs=6", "saving.every_steps=1"]
 
 
-def start(root: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *SETTINGS, "--root", str(root), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def start(root: Path, *more: str) -> Command:
+    return Command(*RUN, *SETTINGS, "--root", root, *more, streams=root.with_name("streams"))
 
 
 def directory(root: Path) -> Path:
@@ -43,7 +31,7 @@ def directory(root: Path) -> Path:
     return found
 
 
-def wait_for_steps(root: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(root: Path, count: int, process: Command) -> None:
     """Wait until ``count`` checkpoints have been written (or the process has ended)."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
@@ -60,8 +48,8 @@ def final(root: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    root = tmp_path_factory.mktemp("whole")
-    code, _, err = finish(start(root))
+    root = tmp_path_factory.mktemp("whole") / "runs"
+    code, _, err = start(root).wait()
     assert code == 0, err
     return final(root)
 
@@ -70,15 +58,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 def test_killed_three_times_ends_bit_equal(tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     chance = random.Random()
     for steps in (2, 7, 12):
-        process = start(tmp_path)
-        wait_for_steps(tmp_path, steps, process)
+        process = start(tmp_path / "runs")
+        wait_for_steps(tmp_path / "runs", steps, process)
         time.sleep(chance.uniform(0, 0.1))  # anywhere, also inside a save
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-    code, _, err = finish(start(tmp_path))
+        assert process.wait().code == -signal.SIGKILL
+    code, _, err = start(tmp_path / "runs").wait()
     assert code == 0, err
     assert "resuming" in err
-    resumed = final(tmp_path)
+    resumed = final(tmp_path / "runs")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -88,20 +76,20 @@ def test_killed_three_times_ends_bit_equal(tmp_path: Path, whole: dict[str, torc
 def test_signals_save_and_exit(
     number: signal.Signals, tmp_path: Path, whole: dict[str, torch.Tensor]
 ) -> None:
-    process = start(tmp_path)
-    wait_for_steps(tmp_path, 5, process)
+    root = tmp_path / "runs"
+    process = start(root)
+    wait_for_steps(root, 5, process)
     process.send_signal(number)
-    code, _, err = finish(process)
+    code, _, err = process.wait()
     assert code == 128 + number
     assert "xmodal resume" in err
     assert "Traceback" not in err
-    status = json.loads((directory(tmp_path) / "status.json").read_text())
+    status = json.loads((directory(root) / "status.json").read_text())
     assert status["state"] == "interrupted"
-    command = [sys.executable, "-m", "xmodal", "resume", str(directory(tmp_path)), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 18
-    assert all(torch.equal(whole[n], t) for n, t in final(tmp_path).items())
+    done = Command("resume", directory(root), "--json", streams=tmp_path / "streams").wait()
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["steps"] == 18
+    assert all(torch.equal(whole[n], t) for n, t in final(root).items())
 
 
 @pytest.mark.slow
@@ -110,7 +98,7 @@ def test_two_processes_one_directory(tmp_path: Path) -> None:
     held.path.mkdir()
     with held.lock():  # this process is the first of the two
         held.set_state("running")
-        code, _, err = finish(start(tmp_path, "--directory", str(held.path)))
+        code, _, err = start(tmp_path / "runs", "--directory", str(held.path)).wait()
     assert code == 2, err
     assert f"is being run by process {os.getpid()}" in err
     assert "Traceback" not in err

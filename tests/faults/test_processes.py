@@ -234,6 +234,7 @@ def compare(two: runs.Run, one: runs.Run) -> None:
             torch.testing.assert_close(weights[0][name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_train_as_one(name: str, two: Path, tmp_path: Path) -> None:
     """Losses and their parts, gradient norms, scores, counts and the best epoch."""
@@ -247,6 +248,7 @@ def test_two_processes_train_as_one(name: str, two: Path, tmp_path: Path) -> Non
     assert first["result"]["memory_bytes"] > 2**20
 
 
+@pytest.mark.slow
 def test_draws_differ_between_processes_and_the_weights_do_not(two: Path) -> None:
     first, second = end(two, "noisy")
     assert first["random"] != second["random"]
@@ -256,6 +258,7 @@ def test_draws_differ_between_processes_and_the_weights_do_not(two: Path) -> Non
 # --- the same ends ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["noisy", "still"])
 def test_a_signal_to_one_process_stops_both(name: str, two: Path) -> None:
     cuts = end(two, f"{name} stopped")
@@ -264,6 +267,7 @@ def test_a_signal_to_one_process_stops_both(name: str, two: Path) -> None:
     assert all("xmodal resume" in cut["message"] for cut in cuts)
 
 
+@pytest.mark.slow
 def test_resumed_on_two_processes_it_ends_bit_equal(two: Path) -> None:
     """With noise and drop-out in the gate: only the first process's streams are saved."""
     whole, cut = made(two / "noisy"), made(two / "noisy cut")
@@ -274,6 +278,7 @@ def test_resumed_on_two_processes_it_ends_bit_equal(two: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_resumed_on_one_process_it_ends_the_same(two: Path, tmp_path: Path) -> None:
     shutil.copytree(two / "still cut", tmp_path / "cut")
     watch = Watch()
@@ -282,6 +287,7 @@ def test_resumed_on_one_process_it_ends_the_same(two: Path, tmp_path: Path) -> N
     compare(resumed.run, made(two / "pare"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_not_finite_in_one_process_stops_both(name: str, two: Path) -> None:
     first, second = end(two, name)
@@ -310,11 +316,13 @@ def test_every_sample_has_one_process(world: int, count: int, micro: int) -> Non
 # --- from the command line ---
 
 
+@pytest.mark.slow
 def test_one_process_speaks(two: Path) -> None:
     assert json.loads((two / "out0").read_text())["fresh"]
     assert not (two / "out1").read_text()
 
 
+@pytest.mark.slow
 def test_one_process_where_several_were_asked_for_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,18 +21,11 @@ from pydantic import BaseModel
 from xmodal import api, plugins
 from xmodal.recipe.compose import all_recipes
 
+from ..paths import ROOT
+from ..public import PUBLIC
+
 HERE = Path(__file__).resolve().parent
 UPDATE = os.environ.get("XMODAL_UPDATE_GOLDEN") == "1"
-PUBLIC = (
-    "xmodal",
-    "xmodal.hookspecs",
-    "xmodal.interfaces",
-    "xmodal.batch",
-    "xmodal.optimize",
-    "xmodal.errors",
-    "xmodal.testing",
-    "xmodal.testing.contract",
-)
 RELATIVE = 1e-4
 CAR = ("tasks/openml/car", "backbone=tiny", "source={use: digits, samples: 32}")
 
@@ -168,10 +161,11 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def methods() -> list[str]:
-    """Every shipped method recipe."""
-    folder = Path(__file__).resolve().parents[2] / "recipes" / "methods"
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+def methods() -> list[Any]:
+    """Every shipped method recipe; a few are among the fast tests."""
+    names = sorted(file.stem for file in (ROOT / "recipes" / "methods").glob("*.yaml"))
+    fast = ("nft", "orca", "pare")
+    return [pytest.param(n, marks=[] if n in fast else [pytest.mark.slow]) for n in names]
 
 
 @pytest.mark.usefixtures("_one_thread")

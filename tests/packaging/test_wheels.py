@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
+from ..paths import ROOT
+
 EXAMPLE = ROOT / "docs" / "examples" / "xmodal-topnorm"
 
 
@@ -24,6 +24,7 @@ def _project() -> Any:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_recipe(wheels: dict[str, Path]) -> None:
     names = _names(wheels["xmodal"])
     packages = _project()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -50,6 +51,7 @@ def test_every_plugin_folder_is_packaged_and_announced() -> None:
     assert {point.partition(".")[0] for point in points.values()} == folders
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_nothing_else(wheels: dict[str, Path]) -> None:
     tops = {name.partition("/")[0] for name in _names(wheels["xmodal"])}
     packages = _project()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -58,6 +60,7 @@ def test_the_wheel_holds_nothing_else(wheels: dict[str, Path]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_entry_points_and_licence(wheels: dict[str, Path]) -> None:
     with zipfile.ZipFile(wheels["xmodal"]) as opened:
         info = next(n.partition("/")[0] for n in opened.namelist() if ".dist-info/" in n)
@@ -69,6 +72,7 @@ def test_entry_points_and_licence(wheels: dict[str, Path]) -> None:
     assert f"{info}/licenses/LICENSE" in names
 
 
+@pytest.mark.slow
 def test_the_example_wheel_holds_its_recipes(wheels: dict[str, Path]) -> None:
     names = _names(wheels["xmodal_topnorm"])
     shipped = {p.relative_to(EXAMPLE).as_posix() for p in EXAMPLE.glob("*/recipes/**/*.yaml")}
@@ -76,6 +80,7 @@ def test_the_example_wheel_holds_its_recipes(wheels: dict[str, Path]) -> None:
     assert shipped <= names
 
 
+@pytest.mark.slow
 def test_the_source_tree_does_not_leak_in(environment: Any, tmp_path: Path) -> None:
     done = environment.execute(
         "-c",
@@ -86,6 +91,7 @@ def test_the_source_tree_does_not_leak_in(environment: Any, tmp_path: Path) -> N
     assert str(ROOT) not in done.out
 
 
+@pytest.mark.slow
 def test_installed_plugins_are_listed(environment: Any, tmp_path: Path) -> None:
     done = environment.run("plugins", "list", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -99,6 +105,7 @@ def test_installed_plugins_are_listed(environment: Any, tmp_path: Path) -> None:
     assert owners == {"xmodal-topnorm 0.2.0", f"xmodal {_project()['project']['version']}"}
 
 
+@pytest.mark.slow
 def test_installed_recipes_are_listed(environment: Any, tmp_path: Path) -> None:
     done = environment.run("recipes", "list", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -107,6 +114,7 @@ def test_installed_recipes_are_listed(environment: Any, tmp_path: Path) -> None:
     assert found["methods/pare"] == "xmodal"
 
 
+@pytest.mark.slow
 def test_plugin_info(environment: Any, tmp_path: Path) -> None:
     done = environment.run("plugins", "info", "selector", "top-norm", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -114,6 +122,7 @@ def test_plugin_info(environment: Any, tmp_path: Path) -> None:
     assert "xmodal-topnorm 0.2.0" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["methods/pare-topnorm", "methods/swap-weakest"])
 def test_a_recipe_of_the_plugin_runs(environment: Any, tmp_path: Path, method: str) -> None:
     done = environment.run(
@@ -133,6 +142,7 @@ def test_a_recipe_of_the_plugin_runs(environment: Any, tmp_path: Path, method: s
     assert result["test"]["metric"] > 0
 
 
+@pytest.mark.slow
 def test_the_example_passes_its_own_tests(environment: Any, tmp_path: Path) -> None:
     arguments = ("-q", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={tmp_path}")
     done = environment.execute(

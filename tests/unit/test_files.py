@@ -29,9 +29,14 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, sole: bool) -> None:
 @pytest.mark.parametrize("sole", [False, True])
 def test_a_failed_block_changes_and_leaves_nothing(tmp_path: Path, sole: bool) -> None:
     write_atomically(tmp_path / "a", "old")
-    with pytest.raises(ValueError, match="stop"), atomically(tmp_path / "a", sole=sole) as new:
-        new.write_text("half")
-        raise ValueError("stop")
+
+    def fail() -> None:
+        with atomically(tmp_path / "a", sole=sole) as new:
+            new.write_text("half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
 

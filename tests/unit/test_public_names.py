@@ -19,7 +19,6 @@ DOCUMENTED = [
     ("xmodal.compare.scores", "Scores", "xmodal.comparison.error_table", "ErrorTable"),
     ("xmodal.compare.table", "Table", "xmodal.comparison.table", "ComparisonTable"),
     ("xmodal.compare.verdicts", "weigh", "xmodal.comparison.verdicts", "weigh"),
-    ("xmodal.finetuner", "FineTuner", "xmodal.inference.finetuner", "FineTuner"),
     ("xmodal.recipe.use", "Use", "xmodal.settings", "Use"),
     ("xmodal.registry", "Registry", "xmodal.plugins", "Registry"),
     ("xmodal.trained", "Trained", "xmodal.inference.model", "TrainedModel"),

@@ -24,7 +24,7 @@ def export(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a trained model, and compare what was written with it.
+    """Export a trained model, and check that the export predicts the same.
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """

@@ -1,16 +1,26 @@
-"""Tables and JSON on stdout, notes on stderr."""
+"""Tables and JSON on stdout, notes on stderr, and the options that commands share.
+
+Public, for plugins that add commands; imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="Load a single-file plugin; can be repeated.")
+]
+"""The option ``--plugin FILE``."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+"""The option ``--json``."""
 
 
 def stdout() -> Console:

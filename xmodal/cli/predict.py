@@ -1,4 +1,4 @@
-"""``xmodal predict``: a trained model on new samples."""
+"""``xmodal predict``: predictions of a trained model for new samples."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from xmodal.data.readers import SampleReader
     from xmodal.inference.model import TrainedModel
+
+_PROBABLE = ("classification", "multi-label")
+"""Kinds of labels that have probabilities."""
+_COMPLETE = ("classification", "regression")
+"""Kinds of labels that are scored only if none is missing."""
 
 
 def predict(
@@ -40,7 +45,7 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict new samples with a trained model; score it where labels are given.
+    """Predict new samples with a trained model, and score them if the file has labels.
 
     Needs neither the training data nor the pretrained weights.
 
@@ -62,9 +67,9 @@ def predict(
         output.stderr().print(f"run: {model.run.path}", markup=False)
     flat = model.kind != "dense"
     if out is not None:
-        readers.check(out, force, flat)
+        readers.check_writable(out, force, flat)
     elif not flat and not as_json:
-        raise UsageError("a prediction is no line of text here; name a file: --out predictions.npz")
+        raise UsageError(f"{readers.NOT_FLAT}; name a file: --out predictions.npz")
     samples = readers.read(data, model.raw, batch or model.recipe.evaluation_batch)
     scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
@@ -75,11 +80,11 @@ def predict(
             add(outputs)
         if count == 0:
             raise model.raw.empty(str(data))
-    _tell(model, count, out, scored.result(), collected, as_json)
+    _report(model, count, out, scored.result(), collected, as_json)
 
 
 def _noting() -> Callable[[str], None]:
-    """Notes on stderr, each column's once."""
+    """A function that prints notes on stderr, one for each column."""
     said: set[str] = set()
 
     def note(line: str) -> None:
@@ -92,7 +97,7 @@ def _noting() -> Callable[[str], None]:
 
 
 class _Scored:
-    """The metric over all batches. Labels may be missing if all are; else a gap is an error."""
+    """The metric over all batches. Either no label is missing, or all are."""
 
     def __init__(self, model: TrainedModel, labelled: bool) -> None:
         self.model = model
@@ -101,7 +106,7 @@ class _Scored:
         self.gap: int | None = None
 
     def add(self, outputs: Tensor, y: Any, first: int) -> None:
-        """Labels of a batch whose first sample has the number ``first``."""
+        """Score a batch whose first sample has the number ``first``."""
         from xmodal.data.labels import absent, as_labels
         from xmodal.errors import DataError
 
@@ -111,16 +116,16 @@ class _Scored:
         if nothing and self.gap is None:
             self.gap = first
         if complete and self.known and self.gap is not None:
-            raise DataError(f"y: row {self.gap} has no label, others have")
+            raise DataError(f"y: row {self.gap} has no label, but others have")
         if self.metric is not None and not (complete and nothing):
             self.metric.update(outputs, self.model.labels(y, first))
 
     def result(self) -> tuple[str, float] | None:
-        """The name and the value of the metric; None where no label is known."""
+        """The name and the value of the metric; None if no label is known."""
         if self.metric is None:
             return None
         if not self.known:
-            self.model.note("y holds no label, so the predictions are not scored")
+            self.model.note("y has no labels, so the predictions are not scored")
             return None
         return self.model.recipe.task.config.metric.name, self.metric.compute()
 
@@ -128,7 +133,7 @@ class _Scored:
 def _predicted(
     model: TrainedModel, samples: SampleReader, scored: _Scored, quiet: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """The outputs of every batch, with progress; labels are scored."""
+    """The number and the outputs of the samples of every batch, with progress."""
     from rich.progress import Progress
 
     console = output.stderr()
@@ -150,7 +155,7 @@ def _predicted(
 def _writer(
     out: Path | None, model: TrainedModel, collected: list[Any] | None
 ) -> Iterator[Callable[[Tensor], None]]:
-    """A function that keeps a batch of outputs: in a file, on stdout, or in ``collected``."""
+    """A function that writes a batch of outputs to a file, to stdout, or to ``collected``."""
     import numpy as np
 
     from xmodal.data import readers
@@ -158,13 +163,13 @@ def _writer(
     writer: AbstractContextManager[Callable[..., None]]
     as_lines = out is None or out.suffix.lower() == ".csv"
     if out is None:
-        shown = readers.table(sys.stdout) if collected is None else lambda columns: None
+        shown = readers.csv_writer(sys.stdout) if collected is None else lambda columns: None
         writer = nullcontext(shown)
     elif as_lines:
-        writer = readers.lines(out)
+        writer = readers.csv_file(out)
     else:
-        classes = {"classes": np.array(model.class_names)} if model.kind in _NAMED else {}
-        writer = readers.arrays(out, classes)
+        classes = {"classes": np.array(model.class_names)} if model.kind in _PROBABLE else {}
+        writer = readers.array_file(out, classes)
     with writer as add:
 
         def keep(outputs: Tensor) -> None:
@@ -176,20 +181,16 @@ def _writer(
         yield keep
 
 
-_NAMED = ("classification", "multi-label")
-_COMPLETE = ("classification", "regression")
-
-
 def _arrays(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
-    """What an ``.npz`` holds of a batch; classes as numbers."""
+    """The arrays of a batch in an ``.npz`` file; classes as numbers."""
     found = {"prediction": model.decide(outputs)}
-    if model.kind in _NAMED:
+    if model.kind in _PROBABLE:
         found["probability"] = model.probabilities(outputs)
     return found
 
 
 def _columns(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
-    """What a CSV file holds of a batch; classes as names."""
+    """The columns of a batch in a CSV file; classes as names."""
     decided = model.decide(outputs, names=True)
     decided = decided.reshape(len(decided), -1)
     names = model.raw.label_columns or tuple(f"y{k}" for k in range(decided.shape[1]))
@@ -198,13 +199,13 @@ def _columns(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
     else:
         names = model.classes or names
         columns = {name: decided[:, k] for k, name in enumerate(names)}
-    if model.kind in _NAMED:
+    if model.kind in _PROBABLE:
         shares = model.probabilities(outputs)
         columns |= {f"p({name})": shares[:, k] for k, name in enumerate(model.class_names)}
     return columns
 
 
-def _tell(
+def _report(
     model: TrainedModel,
     count: int,
     out: Path | None,
@@ -212,7 +213,7 @@ def _tell(
     collected: list[Any],
     as_json: bool,
 ) -> None:
-    """Say what was done: a table on stdout, or beside the predictions on stderr."""
+    """Report on stdout, or on stderr if the predictions went to stdout."""
     if as_json:
         content = {
             "run": str(model.run.path),

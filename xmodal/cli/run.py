@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from xmodal.cli import output
+from xmodal.cli.output import AsJson as AsJson
+from xmodal.cli.output import Plugins as Plugins
 
 Recipes = Annotated[
     list[str],
@@ -19,16 +21,12 @@ Recipes = Annotated[
         "stages.0.epochs=5."
     ),
 ]
-Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", help="Load a single-file plugin; can be repeated.")
-]
 Track = Annotated[
     list[str] | None,
     typer.Option(
         "--track", help="Also send the numbers to this tracker (plugins list); can be repeated."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

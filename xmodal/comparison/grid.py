@@ -27,8 +27,8 @@ from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_y
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import SUITES, all_recipes, all_suites, find_recipe, looks_like_path
 from xmodal.recipe.messages import explain
-from xmodal.recipe.yaml import Origin, Path_, parse_value, read
-from xmodal.settings import Kind, Settings, Use
+from xmodal.recipe.yaml import parse_value, read
+from xmodal.settings import Kind, Settings
 
 if TYPE_CHECKING:
     from xmodal.interfaces import Launcher
@@ -464,36 +464,3 @@ def trivial_method(registry: Registry) -> Contender | None:
         if found.name.startswith("methods/") and read(found.path).data.get("role") == TRIVIAL:
             return Contender(found.name.removeprefix("methods/"), varied=False)
     return None
-
-
-# --- the launcher ------------------------------------------------------------------------------
-
-
-class _Where(Settings):
-    launcher: Use[Launcher]
-
-
-def launcher_block(
-    text: str, extra: Mapping[str, Any], registry: Registry
-) -> tuple[type[Launcher], Any]:
-    """The class and settings of a launcher, given as a name, a block ``{use: ...}`` or its file.
-
-    ``extra`` settings are added. Raises RecipeError with every problem.
-    """
-    where = "--launcher"
-    value = parse_value(text, where)
-    origins: dict[Path_, Origin] = {}
-    if isinstance(value, str) and looks_like_path(value):
-        document = read(Path(value).expanduser())
-        where, value = value, document.data
-        origins = {("launcher", *path): origin for path, origin in document.origins.items()}
-    if isinstance(value, str):
-        value = {"use": value}
-    if isinstance(value, dict):
-        value = {**value, **extra}
-    data = {"launcher": value}
-    try:
-        chosen = _Where.model_validate(data, context={"registry": registry}).launcher
-    except ValidationError as error:
-        raise RecipeError(explain(error, data, origins, [where])) from None
-    return chosen.component, chosen.config

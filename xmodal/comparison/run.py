@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmodal import plugins
-from xmodal.comparison.grid import TRIVIAL, Cell, Wanted, grid, launcher_block, requested
+from xmodal.comparison.grid import TRIVIAL, Cell, Wanted, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
+from xmodal.interfaces import Context
+from xmodal.recipe.choice import choose
 
 if TYPE_CHECKING:
     from xmodal.comparison.table import ComparisonTable
@@ -66,8 +68,8 @@ def compare(
     runner = None
     if launcher is not None:
         extra = {} if jobs is None else {"jobs": jobs}
-        component, config = launcher_block(launcher, extra, registry)
-        runner = component(config)
+        use = choose("launcher", launcher, registry, "--launcher", extra)
+        runner = use.build(Context.outside(Store(), "launcher"))
     queue = Queue(cells, runner, budget, tuple(plugin_files))
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))

@@ -1,11 +1,11 @@
 """Classes of the target samples, for methods that work class by class.
 
 Labels that are not classes get pseudo-classes by k-means. They are read once, batch by batch, and
-kept as at most 256 MB: labels too wide for that are projected to fewer numbers at random, which
-keeps their distances nearly as they are (Johnson and Lindenstrauss 1984; the sparse projection of
-Li, Hastie and Church 2006).
+take at most 256 MB in memory. Wider labels are projected at random to fewer numbers, which nearly
+keeps their distances (Johnson and Lindenstrauss 1984; the sparse projection of Li, Hastie and
+Church 2006).
 
-Shapes: N samples, B of one batch, E numbers a label, R of them kept.
+Shapes: N samples, B of one batch, E numbers in a label, R of them kept.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import loader
-from xmodal.interfaces import TaskFacts
+from xmodal.facts import TaskFacts
 
 Array = npt.NDArray[np.float32]
 
 MEMORY = 256 * 2**20
-"""Bytes that all labels may take, reduced or not."""
+"""Bytes that all labels may take, projected or not."""
 PROJECTED = 1024
-"""Numbers that are left of a label that is projected at all, where they fit."""
+"""Numbers that a projected label has, if they fit into the memory."""
 MANY = 10_000
 """Above so many samples k-means works on batches of this size, as ORCA does."""
 BATCH_BYTES = 64 * 2**20
-"""What is read at a time."""
+"""Bytes of samples that are read at a time."""
 LARGEST_BATCH = 1024
 NONE = -1
 """The class of a sample that is in no class."""
@@ -42,10 +42,9 @@ NONE = -1
 def target_classes(
     dataset: Dataset[Any], task: TaskFacts, clusters: int, seed: int, workers: int = 0
 ) -> Tensor:
-    """The class of every sample, int64 ``[N]`` on the CPU; NONE where its label is unknown.
+    """The class of every sample, int64 ``[N]`` on the CPU; NONE if its label is unknown.
 
-    Its label where labels are classes, else one of at most ``clusters`` pseudo-classes, which
-    depend on ``seed``.
+    If labels are not classes, there are at most ``clusters`` pseudo-classes, drawn by ``seed``.
     """
     labels = label_batches(dataset, task, workers)
     if task.target.kind == "classification":
@@ -54,7 +53,7 @@ def target_classes(
 
 
 def members(classes_N: Tensor) -> list[Tensor]:
-    """The ascending indices of each class that occurs, by class; negative classes are no class."""
+    """The ascending indices of the samples of each class that occurs; negative is no class."""
     order_N = torch.argsort(classes_N, stable=True)
     found, counts = torch.unique_consecutive(classes_N[order_N], return_counts=True)
     parts = torch.split(order_N, counts.tolist())
@@ -67,7 +66,7 @@ def label_batches(dataset: Dataset[Any], task: TaskFacts, workers: int = 0) -> I
     if isinstance(dataset, TensorDataset):
         yield from torch.split(dataset.tensors[1], _batch(numbers))
         return
-    # Such data sets give a label only together with its sample.
+    # Other data sets give a label only together with its sample.
     for _, y in loader.in_order(dataset, _batch(numbers + prod(task.shape)), workers):
         yield y
 
@@ -81,8 +80,8 @@ def pseudo_classes(
 ) -> Tensor:
     """The k-means cluster of each of ``count`` labels, int64 ``[N]``; NONE for unknown ones.
 
-    There are fewer clusters where each could not have two samples. An unknown (NaN) entry counts as
-    the mean of that entry over the first batch.
+    There are at most half as many clusters as labels. An unknown (NaN) entry counts as the mean of
+    that entry over the first batch.
     """
     rows_NR, known_N = _rows(labels, count, seed, memory)
     classes_N = np.full(count, NONE, dtype=np.int64)
@@ -93,7 +92,7 @@ def pseudo_classes(
 
 
 def _cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
-    """k-means of the rows, which may be overwritten; in batches where there are many."""
+    """The k-means cluster of each row, in batches if there are many. May overwrite the rows."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -104,9 +103,9 @@ def _cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
         model = KMeans(n_init=10, copy_x=False, **settings)
     else:
         model = MiniBatchKMeans(n_init=3, batch_size=MANY, **settings)
-    # Threads add their sums in any order: the last digits, and with them ties, would vary.
+    # Threads add up in any order: the last digits, and with them ties, would vary.
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        # Fewer different labels than clusters simply give fewer classes.
+        # If there are fewer different labels than clusters, there are fewer classes.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return np.asarray(model.fit_predict(rows_NR), dtype=np.int64)
 
@@ -114,7 +113,7 @@ def _cluster(rows_NR: Array, clusters: int, seed: int) -> npt.NDArray[np.int64]:
 def _rows(
     labels: Iterable[Tensor], count: int, seed: int, memory: int
 ) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """All labels as rows of at most ``memory`` bytes, and of which anything is known."""
+    """All labels as rows, in at most ``memory`` bytes, and which of them are known at all."""
     rows_NR: Array = np.empty((0, 0), np.float32)
     known_N = np.zeros(count, dtype=np.bool_)
     start = 0
@@ -140,7 +139,7 @@ def _means(y_BE: Array, unknown_BE: npt.NDArray[np.bool_]) -> Array:
 
 
 def kept_width(width: int, count: int, memory: int = MEMORY) -> int:
-    """R: all E numbers of a label where N of them fit into ``memory``, else at most 1024."""
+    """R: all E numbers of a label if N labels fit into ``memory``, else at most 1024."""
     fitting = max(1, memory // (4 * count))
     return width if width <= fitting else min(PROJECTED, fitting)
 

@@ -1,17 +1,15 @@
-"""Samples and labels that a caller holds in memory: what they are, and files a task can read.
+"""Samples and labels that a caller holds in memory: how they are read, and files to train from.
 
 Tables whose columns are not all numbers become Parquet files, everything else ``.npy`` files.
-Values are checked by the caller; nothing is split, coded or standardised here, except classes,
-which are numbered.
+Nothing is split, encoded or standardised here, except that classes are numbered. The caller checks
+the values.
 
-Shapes: n samples, F columns, C channels.
+Shapes: n samples, F columns, C channels, K outputs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from xmodal.data.labels import Kind, infer_kind
 from xmodal.data.preparation import numbers, positions
 from xmodal.errors import DataError
+from xmodal.files import PARTIAL, contents
 
 Array = NDArray[Any]
 Form = Literal["row", "sequence", "grid"]
@@ -31,21 +30,19 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 def as_frame(x: Any, known: Columns | None = None) -> Any | None:
-    """A pandas frame of a table with text or categories; None where ``x`` is numbers alone.
+    """``x`` as a pandas frame if it is a table with text or categories; None if it is all numbers.
 
-    Text stays text where it comes in a frame; in arrays of text and numbers, columns that are all
-    numbers become numbers. ``known`` are the ``columns_of`` an earlier frame: then ``x`` is read
-    as that was, column by column, and is a frame too where it is numbers alone. Raises ValueError
-    for columns of dates, for names given twice, and for text in a known column of numbers.
+    Text in a frame stays text. In arrays of text and numbers, columns that are all numbers become
+    numbers. ``known``, the ``columns_of`` an earlier frame, makes ``x`` a frame in any case, read
+    column by column as the earlier one was. Raises ValueError for columns of dates, for names that
+    occur twice, and for text in a known column of numbers.
     """
     import pandas as pd
-
-    always = known is not None
 
     if hasattr(x, "to_pandas"):
         x = x.to_pandas()
     if isinstance(x, pd.DataFrame):
-        if not always and not any(_is_text(x.iloc[:, i]) for i in range(x.shape[1])):
+        if known is None and not any(_is_text(x.iloc[:, i]) for i in range(x.shape[1])):
             _refuse_dates(x)
             return None
         frame = x.set_axis([str(name) for name in x.columns], axis=1).reset_index(drop=True)
@@ -53,37 +50,39 @@ def as_frame(x: Any, known: Columns | None = None) -> Any | None:
             twice = frame.columns[frame.columns.duplicated()][0]
             raise ValueError(f"X has two columns named '{twice}'")
         _refuse_dates(frame)
-        return frame.apply(_plain) if known is None else _like(frame, known)
+        return frame.apply(_plain) if known is None else _as_before(frame, known)
     if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
         x = np.asarray(x, dtype=object)
-    if always and not hasattr(x, "dtype"):
+    if known is not None and not hasattr(x, "dtype"):
         x = np.asarray(x)
-    if not isinstance(x, np.ndarray) or x.ndim != 2 or not (always or _has_text(x)):
+    if not isinstance(x, np.ndarray) or x.ndim != 2:
+        return None
+    if known is None and not _has_text(x):
         return None
     if known is not None and len(known) == x.shape[1]:
-        return _like(pd.DataFrame({name: x[:, i] for i, name in enumerate(known)}), known)
+        return _as_before(pd.DataFrame({name: x[:, i] for i, name in enumerate(known)}), known)
     return pd.DataFrame({f"x{i}": _number_if_all(pd.Series(x[:, i])) for i in range(x.shape[1])})
 
 
 def columns_of(frame: Any) -> dict[str, tuple[str, ...]]:
-    """The columns that ``as_frame`` made, each with its texts; none for numbers."""
+    """The columns of a frame, each with the texts that occur; no texts for numbers."""
     return {
         name: tuple(series.dropna().unique()) if _is_text(series) else ()
         for name, series in frame.items()
     }
 
 
-def _like(frame: Any, known: Columns) -> Any:
-    """A frame as one was read before: text in the words of then, and numbers."""
+def _as_before(frame: Any, known: Columns) -> Any:
+    """A frame read as an earlier one was: the same spelling of texts, numbers as numbers."""
     import pandas as pd
 
     columns = {}
     for name, series in frame.items():
         if known.get(name):
-            words = np.array([*known[name], None], dtype=object)
+            texts = np.array([*known[name], None], dtype=object)
             place = np.nan_to_num(positions(series, known[name]), nan=-1).astype(int)
             new = series.astype(object).map(str).where(series.notna(), None)
-            columns[name] = pd.Series(words[place], dtype=object).where(place >= 0, new)
+            columns[name] = pd.Series(texts[place], dtype=object).where(place >= 0, new)
         else:
             columns[name] = _numbers(series) if name in known else _plain(series)
     return pd.DataFrame(columns)
@@ -117,7 +116,7 @@ def _is_text(series: Any) -> bool:
 def _refuse_dates(frame: Any) -> None:
     for name, dtype in frame.dtypes.items():
         if getattr(dtype, "kind", "O") in "mM":
-            raise ValueError(f"X: column '{name}' holds dates; make numbers of them or drop it")
+            raise ValueError(f"X: column '{name}' holds dates; turn them into numbers or drop it")
 
 
 def _number_if_all(series: Any) -> Any:
@@ -128,16 +127,16 @@ def _number_if_all(series: Any) -> Any:
 
 
 def _plain(series: Any) -> Any:
-    """Text where there is text, else float64; what is missing stays missing."""
+    """A column as text if it has any, else as float64. Missing values stay missing."""
     if _is_text(series):
         return series.astype(object).map(str).where(series.notna(), None)
     return series.astype(float)
 
 
 def form_of(ndim: int, form: str, text: bool = False) -> Form:
-    """The form of samples in an array of ``ndim`` axes, or in a table with ``text``.
+    """The form of samples in an array of ``ndim`` axes; ``text``: in a table with text.
 
-    Raises ValueError where ``form`` does not fit.
+    Raises ValueError if the user's ``form`` does not fit.
     """
     if text and form not in ("auto", "row"):
         raise ValueError(f"form='{form}' needs numbers, but X has columns of text or categories")
@@ -165,7 +164,7 @@ def channels_first(x: Array, form: Form, channels: str) -> Array:
 
 
 def doubtful(x: Array, form: Form, channels: str) -> str | None:
-    """What looks wrong about the way that samples are read, if anything does."""
+    """A warning if the axes of ``x`` look as if they meant something else, or None."""
     if form == "row" or x.ndim != {"sequence": 3, "grid": 4}[form] or channels == "last":
         return None
     first, last = x.shape[1], x.shape[-1]
@@ -181,10 +180,10 @@ def doubtful(x: Array, form: Form, channels: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class GivenLabels:
-    """Labels as files hold them: classes as int64 ``[n]``, anything else as numbers.
+class CodedLabels:
+    """Labels as they are written to files: classes as int64 ``[n]``, anything else as numbers.
 
-    ``classes`` are the values of classes 0, 1, ...; ``binary``: all values are 0 or 1.
+    ``classes`` are the user's values of the classes 0, 1, ...; ``binary``: all values are 0 or 1.
     """
 
     kind: Kind
@@ -193,8 +192,8 @@ class GivenLabels:
     binary: bool = False
 
 
-def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> GivenLabels:
-    """What labels ``[n, ...]`` of samples of ``shape`` are. Raises ValueError."""
+def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> CodedLabels:
+    """Labels ``[n, ...]`` of samples of ``shape``, with their kind. Raises ValueError."""
     if kind == "auto":
         kind = _kind(y, shape[-1] if form == "sequence" else None)
     binary = y.dtype.kind in "iufb" and bool(np.isin(y, (0, 1)).all())
@@ -202,7 +201,7 @@ def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> Give
         classes, codes_N = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has one class only ({classes[0]}); at least 2 classes are needed")
-        return GivenLabels("classification", codes_N.astype(np.int64), classes)
+        return CodedLabels("classification", codes_N.astype(np.int64), classes)
     if y.dtype.kind not in "iufb":
         raise ValueError(f"Unknown label type: y holds {y.dtype}, {kind} labels are numbers")
     if kind == "multi-label" and not (binary and y.ndim == 2):
@@ -213,11 +212,11 @@ def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> Give
         raise ValueError(f"y has shape {y.shape}; a field has a value at every place of a sample")
     if kind == "dense" and form == "row":
         raise ValueError("rows of a table have no places to predict at; set form= or kind=")
-    return GivenLabels(kind, y if y.dtype.kind == "f" else y.astype(np.float64), binary=binary)  # type: ignore[arg-type]
+    return CodedLabels(kind, y if y.dtype.kind == "f" else y.astype(np.float64), binary=binary)  # type: ignore[arg-type]
 
 
 def _kind(y: Array, length: int | None) -> Kind:
-    """As for files, but rows of 0/1 are several labels even if each has a single 1."""
+    """The kind as of files, but rows of 0/1 are always several labels, not one class each."""
     if y.dtype.kind == "O":
         return "classification"
     kind = infer_kind(y, length)
@@ -225,7 +224,7 @@ def _kind(y: Array, length: int | None) -> Kind:
 
 
 def plain_labels(y: Array) -> Array:
-    """Labels without Python objects, except text. ValueError for missing and unknown ones."""
+    """Labels as numbers, booleans or text. Raises ValueError for gaps and for anything else."""
     import pandas as pd
 
     missing = np.argwhere(pd.isna(y))
@@ -241,8 +240,8 @@ def plain_labels(y: Array) -> Array:
     return plain
 
 
-def same_labels(y: Array, labels: GivenLabels) -> Array:
-    """Further labels, coded as ``labels`` are. Raises ValueError for a class that is new."""
+def same_labels(y: Array, labels: CodedLabels) -> Array:
+    """More labels, coded as ``labels`` are. Raises ValueError for a new class."""
     if labels.classes is None:
         shape = labels.values.shape[1:]
         if [size for size in y.shape[1:] if size > 1] != [size for size in shape if size > 1]:
@@ -257,43 +256,34 @@ def same_labels(y: Array, labels: GivenLabels) -> Array:
 
 
 def write(root: Path, parts: Mapping[str, tuple[Any, Array]]) -> tuple[Path, dict[str, Any]]:
-    """Write samples (an array or a frame) and labels of each part below ``root``.
+    """Write samples (an array or a frame) and labels of each part into a folder below ``root``.
 
-    Returns the folder, whose name is made of its contents, and what a task that reads it has to be
-    told. Equal contents are kept once.
+    The folder's name is a digest of its content, so equal content is kept once. Also returns the
+    settings that a task needs to read it.
     """
-    folder = root / f".partial-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    told: dict[str, Any] = {}
-    for part, (x, y) in parts.items():
-        if isinstance(x, np.ndarray):
-            np.save(folder / f"x_{part}.npy", x)
-            np.save(folder / f"y_{part}.npy", y)
-            continue
-        y_NK = y.reshape(len(y), -1)
-        names = [_free(f"y{k}" if y_NK.shape[1] > 1 else "y", x) for k in range(y_NK.shape[1])]
-        frame = x.assign(**dict(zip(names, y_NK.T, strict=True)))
-        frame.to_parquet(folder / f"{part}.parquet", index=False)
-        told["y"] = names if len(names) > 1 else names[0]
-    return _named(folder), told
+    root.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL) as scratch:
+        folder = Path(scratch) / "new"
+        folder.mkdir()
+        for part, (x, y) in parts.items():
+            if isinstance(x, np.ndarray):
+                np.save(folder / f"x_{part}.npy", x)
+                np.save(folder / f"y_{part}.npy", y)
+                continue
+            y_NK = y.reshape(len(y), -1)
+            names = [_free(f"y{k}" if y_NK.shape[1] > 1 else "y", x) for k in range(y_NK.shape[1])]
+            frame = x.assign(**dict(zip(names, y_NK.T, strict=True)))
+            frame.to_parquet(folder / f"{part}.parquet", index=False)
+            settings["y"] = names if len(names) > 1 else names[0]
+        kept = root / contents(folder)[:16]
+        if not kept.is_dir():
+            folder.replace(kept)
+    return kept, settings
 
 
 def _free(name: str, frame: Any) -> str:
+    """A name that no column has."""
     while name in frame.columns:
         name = f"_{name}"
     return name
-
-
-def _named(folder: Path) -> Path:
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    kept = folder.parent / digest.hexdigest()[:16]
-    if kept.is_dir():
-        shutil.rmtree(folder)
-    else:
-        os.replace(folder, kept)
-    return kept

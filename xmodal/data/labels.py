@@ -1,8 +1,8 @@
-"""Labels as users have them, made those that a metric reads: classes, numbers, fields.
+"""Turns labels as users have them into labels that a metric reads: classes, numbers, fields.
 
-They come from arrays, tensors and tables: as names, numbers or text of numbers, with and without
-axes of size 1. What cannot be meant is refused. ``infer_kind`` says what labels are where nobody
-does: classes, numbers, several 0/1 labels, or a field.
+Labels come from arrays, tensors and tables: as names, numbers or text of numbers, with and without
+axes of size 1. Labels that cannot be right are refused. ``infer_kind`` guesses what labels are if
+nobody says it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from xmodal.errors import DataError
 Kind = Literal["classification", "multi-label", "regression", "dense"]
 
 FEW = 20
-"""Up to so many whole numbers are classes, wherever they lie."""
+"""Up to this many different whole numbers are taken for classes."""
 
 
 def infer_kind(y_N: NDArray[Any], length: int | None = None) -> Kind:
-    """The kind of labels ``[n, ...]``; ``length`` is that of samples that are sequences.
+    """The kind of labels ``[n, ...]``; ``length``: of samples that are sequences.
 
-    Text, booleans, up to 20 whole numbers, and whole numbers that fill 0 .. m-1 or 1 .. m are
-    classes, and so are rows of 0/1 with a single 1 each; other rows of 0/1 are several labels;
-    labels as long as the samples, or with two or more axes, are a field; all else is numbers.
+    Classes: text, booleans, up to 20 different whole numbers, whole numbers that fill 0 .. m-1 or
+    1 .. m, and rows of 0/1 with a single 1 each. Several labels: other rows of 0/1. A field: labels
+    as long as the samples, or with two or more axes. Everything else is numbers.
     """
     if y_N.ndim > 2:
         return "dense"
@@ -56,10 +56,10 @@ Shape = tuple[int, ...]
 
 
 def as_labels(y: Any) -> Array:
-    """Labels as an array ``[n, ...]``. DataError for a single value."""
+    """Labels as an array ``[n, ...]``. Raises DataError for a single value."""
     array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
     if array.ndim == 0:
-        raise DataError(f"y: expected a label a sample, [n], got {array}")
+        raise DataError(f"y: expected one label for each sample, [n], got {array}")
     return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
@@ -71,7 +71,7 @@ def absent(y: Array) -> NDArray[np.bool_]:
 
 
 def require_all(y: Array, first: int) -> None:
-    """Raise DataError for the first sample that lacks a label, or one of several."""
+    """Raise DataError for the first sample that lacks a label, or one of its labels."""
     import pandas as pd
 
     rows = np.flatnonzero(pd.isna(y).any(axis=tuple(range(1, y.ndim))))
@@ -82,7 +82,7 @@ def require_all(y: Array, first: int) -> None:
 def class_numbers(y: Array, names: Sequence[str], first: int) -> NDArray[np.int64]:
     """The class 0 .. K-1 of each label: a name, a number, or a row with a single 1.
 
-    Names that are numbers are what the user's labels were, so with them numbers are no positions.
+    If the names are numbers themselves, a number is a name, not a position.
     Raises DataError naming the row.
     """
     if y.ndim == 2 and y.shape[1] == 1:
@@ -90,7 +90,7 @@ def class_numbers(y: Array, names: Sequence[str], first: int) -> NDArray[np.int6
     if y.ndim == 2 and y.shape[1] == len(names) and y.dtype.kind in "fiub":
         return _places_of_ones(y, first)
     if y.ndim != 1:
-        raise DataError(f"y: expected one class a sample, [n]; got {list(y.shape)}")
+        raise DataError(f"y: expected one class for each sample, [n]; got {list(y.shape)}")
     index_N = positions(y, names)
     more = ""
     if not are_numbers(names):
@@ -116,7 +116,7 @@ def _places_of_ones(y_NK: Array, first: int) -> NDArray[np.int64]:
 
 
 def fields(y: Array, form: RawForm, shape: Shape, first: int) -> NDArray[np.float32]:
-    """Labels in the user's layout or in the model's, as ``[n, *shape]``. Raises DataError."""
+    """Labels, in the user's layout or the model's, as ``[n, *shape]``. Raises DataError."""
     kept = form.label_shape or shape
     layouts: dict[Shape, Shape] = {_squeezed(shape): shape, _squeezed(kept): kept}
     layouts |= {shape: shape, kept: kept}
@@ -135,7 +135,7 @@ def _squeezed(shape: Shape) -> Shape:
 
 
 def _numbers(y: Array, first: int) -> Array:
-    """Numbers, also where they are written as text; NaN for what is missing."""
+    """Labels as numbers, also if they are written as text; NaN for gaps."""
     if y.dtype.kind in "fiub":
         return y
     import pandas as pd

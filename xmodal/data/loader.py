@@ -1,7 +1,7 @@
-"""Fetches batches by index. Which indices, and in what order, is decided elsewhere.
+"""Fetches batches by index; the caller decides which, and in what order.
 
-Tensor data sets are indexed directly; anything else goes through torch's DataLoader, whose worker
-count cannot change the result because samples are functions of their index.
+Tensor data sets are indexed directly. Anything else goes through torch's DataLoader. Its number of
+workers cannot change the result, because a sample depends on its index alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def first(dataset: Dataset[Any], number: int) -> Batch:
 
 
 def labels(dataset: Dataset[Any]) -> Tensor:
-    """Every label, in order. Tensor data sets give it for free."""
+    """Every label, in order. For tensor data sets this costs nothing."""
     tensors = _tensors(dataset)
     if tensors is not None:
         return tensors[1]
@@ -60,13 +60,13 @@ def labels(dataset: Dataset[Any]) -> Tensor:
 
 
 def flattened(dataset: Dataset[Any]) -> Dataset[Any]:
-    """The same samples as one tensor data set where they are tensors anyway, else unchanged."""
+    """The data set as one tensor data set if it consists of tensors, else unchanged."""
     tensors = _tensors(dataset)
     return dataset if tensors is None else TensorDataset(*tensors)
 
 
 def _tensors(dataset: Dataset[Any]) -> Sequence[Tensor] | None:
-    """The tensors behind a data set that is nothing but tensors."""
+    """The tensors of a data set that consists of tensors, else None."""
     if isinstance(dataset, TensorDataset):
         return dataset.tensors
     if isinstance(dataset, ConcatDataset):

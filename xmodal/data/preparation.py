@@ -1,9 +1,11 @@
-"""What a raw sample is, and what makes it a sample that a model reads.
+"""How raw samples, as users have them, become the samples that a model reads.
 
-A task describes here, in plain values, how it lays out, standardises and encodes its samples. The
-description is kept with a run, so that a trained model can be used when its data are gone. Names
-of categories are the text of a value as training read it; what is read later may be written
-otherwise: pandas makes ``True`` of TRUE, 0.5 of 0.50, 2139 of 02139, 1.0 of 1 beside gaps.
+A task describes in plain values how it lays out, standardises and encodes its samples. The
+description is kept with a run, so that its model works when the data are gone.
+
+Categories are named by their text as training read it. Later the same value may be written another
+way: pandas turns TRUE into ``True``, 0.50 into 0.5, 02139 into 2139, and 1 into 1.0 if the column
+has gaps.
 
 Shapes: n samples, C channels, F columns, K outputs.
 """
@@ -28,9 +30,9 @@ Array = NDArray[Any]
 def positions(values: Any, names: Sequence[str]) -> Array:
     """The index of each value ``[n]`` in ``names``, float64; NaN if it is missing or not there.
 
-    Values are looked up as they are written. What is not found so is found by its meaning: a truth
-    value where all names are, a number where all names are, a whole number elsewhere. A meaning
-    that several names share finds none of them.
+    Values are looked up as they are written. A value that is not found so is compared by meaning:
+    as a truth value if all names are, as a number if all names are, else as a whole number. A
+    meaning that several names share finds none of them.
     """
     import pandas as pd
 
@@ -62,14 +64,14 @@ def _is_number(name: str) -> bool:
 
 
 def _meaning(names: Sequence[str]) -> Callable[[Any], Any]:
-    """What makes values of a series comparable with ``names``."""
+    """A function that turns a series into values to compare, for these ``names``."""
     if set(names) <= {"True", "False"}:
         return lambda series: series.map(lambda value: str(value).casefold())
     return _as_numbers if are_numbers(names) else _whole
 
 
 def _as_numbers(series: Any) -> Any:
-    """Values as float64, NaN where they are none."""
+    """Values as float64; NaN for what is no number."""
     import pandas as pd
 
     return pd.to_numeric(series, errors="coerce").astype(float)
@@ -87,14 +89,17 @@ def _plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class RawForm:
-    """How raw samples ``[n, *shape]`` become those of the model, ``[n, *laid]`` and more channels.
+    """How raw samples ``[n, *shape]`` become those of the model, ``[n, *laid]`` plus ``extra``.
 
-    ``channel`` is the axis of a raw sample that holds its channels; None where they come first or
-    there are none. Then ``(x - mean) / scale`` in the precision of ``mean``, cast to float32, and
-    the constant channels ``extra`` are added. For tables ``columns`` names the columns and
-    ``levels`` the categories of each, in the order of their codes (empty for numbers).
-    ``missing``: NaN is allowed. ``label_shape`` and ``label_channel`` say the same of raw labels,
-    which stay in their unit; ``label_columns`` are a table's.
+    channel: the axis of a raw sample that holds its channels. None: they come first, or there are
+        none.
+    mean, scale: then ``(x - mean) / scale``, in the precision of ``mean``, cast to float32.
+    extra: constant channels that are added last.
+    columns, levels: for tables, the names of the columns, and the categories of each in the order
+        of their codes (empty for numbers).
+    missing: NaN is allowed.
+    label_shape, label_channel: as ``shape`` and ``channel``, of raw labels. Labels keep their unit.
+    label_columns: the label columns of a table.
     """
 
     shape: tuple[int, ...]
@@ -111,7 +116,7 @@ class RawForm:
     label_columns: tuple[str, ...] = ()
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, for ``checkpoint.save``."""
+        """The form as tensors and plain values, for ``checkpoint.save``."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
@@ -122,7 +127,7 @@ class RawForm:
     def apply(self, x: Tensor) -> Tensor:
         """Raw samples ``[n, *shape]`` as the model reads them, float32.
 
-        What is no code of a category counts as missing.
+        A number that is not the code of a category counts as missing.
         """
         x = x.reshape(x.shape[0], *self.laid) if self.channel is None else self._moved(x)
         if any(self.levels) and x.is_floating_point():
@@ -131,7 +136,7 @@ class RawForm:
             x = torch.where((counts_F > 0) & wrong, torch.nan, x)
         if self.mean is not None and self.scale is not None:
             x = (x.to(self.mean.dtype) - self.mean) / self.scale
-        # Convolutions of another layout in memory have other last digits.
+        # Convolutions give other last digits for another layout in memory.
         x = x.to(torch.float32).contiguous()
         if self.extra is not None:
             x = torch.cat([x, self.extra.expand(x.shape[0], *self.extra.shape)], dim=1)
@@ -142,14 +147,14 @@ class RawForm:
         return x.movedim(1 + self.channel, 1)
 
     def invert(self, x: Tensor) -> Tensor:
-        """Raw samples (float64) of samples that the model reads: ``apply`` backwards."""
+        """Undo ``apply``: raw samples (float64) of what the model reads."""
         x = x[:, : self.laid[0]].double()
         if self.mean is not None and self.scale is not None:
             x = x * self.scale + self.mean
         return self._raw(x, self.shape, self.channel)
 
     def raw_labels(self, y: Tensor) -> Tensor:
-        """Labels ``[n, K, *shape]`` in the shape they have in the user's files."""
+        """Labels ``[n, K, *shape]`` in the shape that they have in the user's files."""
         if self.label_shape is None:
             return y
         return self._raw(y, self.label_shape, self.label_channel)
@@ -161,8 +166,8 @@ class RawForm:
     def check(self, x: Array, first: int = 0) -> Array:
         """``x`` as raw samples ``[n, *shape]``; ``first`` is the number of its first row.
 
-        Channels in front are understood as well. Raises DataError with what was expected and what
-        was given.
+        Channels may come first, too. Raises DataError saying what was expected and what was
+        given.
         """
         self.check_shape(x)
         if x.shape[1:] != self.shape:
@@ -178,7 +183,7 @@ class RawForm:
         return raw
 
     def check_shape(self, x: Array) -> None:
-        """Raise DataError where ``x`` has another shape, or is no array of numbers."""
+        """Raise DataError if ``x`` has another shape or is not an array of numbers."""
         wanted = f"expected [n, {', '.join(map(str, self.shape))}]"
         if x.dtype.kind not in "fiub":
             raise DataError(f"x: {wanted} of numbers, got {list(x.shape)} of {x.dtype}")
@@ -190,7 +195,7 @@ class RawForm:
         raise DataError(f"x: {wanted}{names}, got {list(x.shape)}")
 
     def empty(self, where: str) -> DataError:
-        """The error of ``where`` holding no samples."""
+        """The error to raise if ``where`` has no samples."""
         return DataError(f"{where}: no samples; expected [n, {', '.join(map(str, self.shape))}]")
 
     def _check_codes(self, x: Array, first: int) -> None:
@@ -212,12 +217,11 @@ class RawForm:
     def encode(
         self, frame: Any, first: int = 0, note: Callable[[str], None] | None = None
     ) -> Array:
-        """The rows ``[n, F]`` of a table (a pandas frame), float64, categories as codes.
+        """A table (a pandas frame) as raw samples, float64, with categories as codes.
 
-        Columns are found by their names; where training had none, all are taken in their order. A
-        category that training never saw counts as missing, and is noted. Raises DataError for
-        missing columns, for columns too many where they have no names, and for text where a number
-        should be.
+        Columns are found by name. If training had no names, all columns are taken in their order.
+        A category that training never saw counts as missing, and is noted. Raises DataError for
+        missing columns, for too many columns without names, and for text instead of a number.
         """
         frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
         columns = self.columns or tuple(frame.columns)
@@ -236,7 +240,7 @@ class RawForm:
 
 
 def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint: str = "") -> None:
-    """Raise DataError naming every one of ``columns`` that a table with columns ``known`` lacks."""
+    """Raise DataError naming the ``columns`` that a table with columns ``known`` lacks."""
     missing = [name for name in columns if name not in known]
     if missing:
         hint = hint or did_you_mean(missing[0], known)
@@ -248,7 +252,7 @@ def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint
 
 
 def numbers(series: Any, first: int = 0) -> Array:
-    """A column ``[n]`` as float64, gaps as NaN. DataError names the first row that is no number."""
+    """A column ``[n]`` as float64, gaps as NaN. Raises DataError for anything else."""
     import pandas as pd
 
     values_N: Array = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)

@@ -1,17 +1,15 @@
-"""Reads samples to predict, and writes predictions, a batch at a time.
+"""Reads samples to predict and writes predictions, one batch at a time.
 
-Samples come from ``.npz``, ``.npy``, ``.csv`` or ``.parquet``, predictions go to ``.npz``, ``.npy``
-or ``.csv``. Nothing is unpickled. An ``.npy`` file is mapped into memory, a member of an ``.npz``
-is decompressed as it is read, and tables are read in pieces, so both may be larger than memory. A
-file of predictions appears when it is complete; one that cannot be completed leaves nothing behind.
+Samples come from ``.npz``, ``.npy``, ``.csv`` or ``.parquet``; predictions go to ``.npz``, ``.npy``
+or ``.csv``. Files may be larger than memory: ``.npy`` is mapped, ``.npz`` is decompressed while it
+is read, and tables are read in pieces. Nothing is unpickled. A file of predictions appears when it
+is complete.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,15 +24,21 @@ from numpy.typing import NDArray
 
 from xmodal.data.preparation import RawForm, are_numbers, require
 from xmodal.errors import DataError, UsageError, did_you_mean
+from xmodal.files import atomically
 
 Array = NDArray[Any]
 READABLE = (".npz", ".npy", ".csv", ".parquet")
+WRITABLE = (".npz", ".npy", ".csv")
+NOT_FLAT = "this model predicts fields, which do not fit into lines of text"
 Piece = tuple[Any, Array | None]
+"""A batch: raw samples and, if the file has them, their labels."""
+Add = Callable[[Mapping[str, Array]], None]
+"""Writes a batch of named arrays, all of one length."""
 
 
 @dataclass(frozen=True)
 class SampleReader:
-    """Samples of a file. ``count`` is None where only reading tells; ``labelled``: with y."""
+    """The samples of a file. ``count`` is None if it is known only after reading."""
 
     count: int | None
     labelled: bool
@@ -42,7 +46,7 @@ class SampleReader:
 
 
 def read(path: Path, form: RawForm, batch: int) -> SampleReader:
-    """Raw samples and, where there are any, labels, ``batch`` at a time. Raises DataError."""
+    """Raw samples of a file and, if it has them, labels, ``batch`` at a time. Raises DataError."""
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}")
@@ -56,7 +60,7 @@ def read(path: Path, form: RawForm, batch: int) -> SampleReader:
     return reader(path, form, batch)
 
 
-# --- arrays ---------------------------------------------------------------------------------------
+# --- reading arrays -------------------------------------------------------------------------------
 
 
 def _npy(path: Path, form: RawForm, batch: int) -> SampleReader:
@@ -69,7 +73,7 @@ def _npy(path: Path, form: RawForm, batch: int) -> SampleReader:
 
 
 class _Member:
-    """An array in an ``.npz``, read from front to back."""
+    """An array in an ``.npz`` file, read from front to back."""
 
     def __init__(self, path: Path, pack: zipfile.ZipFile, key: str) -> None:
         self.path, self.key, self.at = path, key, 0
@@ -126,7 +130,7 @@ def _members(
             raise DataError(f"{path}: cannot be read as .npz: {error}") from error
 
 
-# --- tables ---------------------------------------------------------------------------------------
+# --- reading tables -------------------------------------------------------------------------------
 
 
 def _csv(path: Path, form: RawForm, batch: int) -> SampleReader:
@@ -136,7 +140,8 @@ def _csv(path: Path, form: RawForm, batch: int) -> SampleReader:
         header = [str(name) for name in pd.read_csv(path, nrows=0).columns]
         require(header, form.columns, str(path), _layout_hint(form, header))
         labels = _label_names(form, header)
-        # A batch alone does not tell what its columns are: names and labels stay as written.
+        # pandas would guess the type of a column anew in every batch: categories and labels are
+        # read as text.
         codes = [name for name, levels in zip(form.columns, form.levels, strict=False) if levels]
         texts = dict.fromkeys([*codes, *labels], str)
         gaps = {name: ["?"] for name in form.columns if name not in texts}
@@ -171,7 +176,7 @@ def _pages(path: Path, file: Any, batch: int) -> Iterator[Any]:
 
 
 def _layout_hint(form: RawForm, header: list[str]) -> str:
-    """What may be wrong with a CSV file that has none of the columns; else nothing."""
+    """Why a CSV file may have none of the columns; empty if it has some."""
     if {*form.columns} & {*header}:
         return ""
     for sign, name in ((";", "';'"), ("\t", "tabs")):
@@ -184,9 +189,9 @@ def _layout_hint(form: RawForm, header: list[str]) -> str:
 
 
 def _label_names(form: RawForm, columns: list[str]) -> list[str]:
-    """The columns that hold labels; none where one of them is not there.
+    """The columns that hold labels; empty unless all are there.
 
-    Without a name of theirs it is ``y``, unless that is a column of the samples.
+    If the model does not know their names it is ``y``, unless the samples have a column ``y``.
     """
     names = list(form.label_columns)
     if not names and (form.columns or len(columns) != prod(form.shape)):
@@ -205,17 +210,17 @@ def _frames(path: Path, frames: Iterator[Any], labels: list[str]) -> Iterator[Pi
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
 
 
-WRITABLE = (".npz", ".npy", ".csv")
+# --- writing --------------------------------------------------------------------------------------
 
 
-def check(path: Path, force: bool, flat: bool) -> None:
-    """Raise UsageError where ``path`` cannot be written; ``flat``: a sample is one line of text."""
+def check_writable(path: Path, force: bool, flat: bool) -> None:
+    """Raise UsageError if ``path`` cannot be written; ``flat``: a prediction fits into a line."""
     suffix = path.suffix.lower()
     if suffix not in WRITABLE:
         hint = did_you_mean(path.suffix, WRITABLE)
         raise UsageError(f"--out {path}: cannot write '{path.suffix}'{hint}; use {list(WRITABLE)}")
     if suffix == ".csv" and not flat:
-        raise UsageError(f"--out {path}: a prediction is no line of text here; write .npz or .npy")
+        raise UsageError(f"--out {path}: {NOT_FLAT}; write .npz or .npy")
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}")
     if path.exists() and not force:
@@ -223,38 +228,36 @@ def check(path: Path, force: bool, flat: bool) -> None:
 
 
 @contextmanager
-def arrays(path: Path, constant: Mapping[str, Array]) -> Iterator[Callable[..., None]]:
-    """A function that adds a batch of named arrays to ``path``; ``constant`` are added once.
+def array_file(path: Path, constant: Mapping[str, Array]) -> Iterator[Add]:
+    """Write batches of arrays to ``path``, and the ``constant`` arrays once.
 
     An ``.npy`` file holds the first array only.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+    with atomically(path) as new:
         kept: dict[str, _Growing] = {}
 
         def add(batch: Mapping[str, Array]) -> None:
             for name, array in batch.items():
                 if name not in kept:
-                    kept[name] = _Growing(Path(folder) / name, array)
+                    kept[name] = _Growing(new.with_name(f"rows-{name}"), array)
                 kept[name].add(array)
 
         yield add
-        whole = Path(folder) / "whole"
         if path.suffix.lower() == ".npy":
-            with whole.open("wb") as stream:
+            with new.open("wb") as stream:
                 next(iter(kept.values())).write(stream)
-        else:
-            with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED, allowZip64=True) as pack:
-                for name, growing in kept.items():
-                    with pack.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        growing.write(member)
-                for name, array in constant.items():
-                    with pack.open(f"{name}.npy", "w") as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-        os.replace(whole, path)
+            return
+        with zipfile.ZipFile(new, "w", zipfile.ZIP_STORED, allowZip64=True) as pack:
+            for name, growing in kept.items():
+                with pack.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    growing.write(member)
+            for name, array in constant.items():
+                with pack.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 class _Growing:
-    """An array on disk whose number of rows is known at the end."""
+    """An array on disk that grows; its header is written last, when the rows are counted."""
 
     def __init__(self, file: Path, first: Array) -> None:
         self.file, self.rows, self.shape, self.dtype = file, 0, first.shape[1:], first.dtype
@@ -273,17 +276,14 @@ class _Growing:
 
 
 @contextmanager
-def lines(path: Path) -> Iterator[Callable[..., None]]:
-    """A function that adds a batch of columns to the CSV file ``path``."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
-        whole = Path(folder) / "whole"
-        with whole.open("w", encoding="utf-8", newline="") as stream:
-            yield table(stream)
-        os.replace(whole, path)
+def csv_file(path: Path) -> Iterator[Add]:
+    """Write batches of columns to the CSV file ``path``."""
+    with atomically(path) as new, new.open("w", encoding="utf-8", newline="") as stream:
+        yield csv_writer(stream)
 
 
-def table(stream: Any) -> Callable[[Mapping[str, Array]], None]:
-    """A function that writes a batch of columns to a stream as CSV, under one header."""
+def csv_writer(stream: Any) -> Add:
+    """A function that writes batches of columns to a stream as CSV, under one header."""
     writer = csv.writer(stream, lineterminator="\n")
     started: list[bool] = []
 
@@ -291,7 +291,7 @@ def table(stream: Any) -> Callable[[Mapping[str, Array]], None]:
         if not started:
             writer.writerow(columns)
             started.append(True)
-        # As text of their own precision: 0.1 in float32 is not 0.10000000149011612.
+        # str() keeps the precision: 0.1 in float32 is not 0.10000000149011612.
         cells = [[str(value) for value in column] for column in columns.values()]
         writer.writerows(zip(*cells, strict=True))
 

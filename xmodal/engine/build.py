@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,10 +69,22 @@ def _several_wanted() -> bool:
 
 
 class Builder:
-    """Builds the parts of one run in order; each step may raise DataError."""
+    """Builds the parts of one run in order; each step may raise DataError.
 
-    def __init__(self, plan: Plan, store: Store, on_note: Callable[[str], None]) -> None:
+    ``wrap`` says of parts by name which class to build instead of the recipe's, given that one.
+    ``parts`` holds what has been built.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        on_note: Callable[[str], None],
+        wrap: Mapping[str, Callable[[type[Any]], type[Any]]] | None = None,
+    ) -> None:
         self.plan = plan
+        self.wrap = wrap or {}
+        self.parts: dict[str, Any] = {}
         self.store = store
         self.recipe = plan.recipe
         self.facts = plan.facts
@@ -98,8 +110,11 @@ class Builder:
             output=output,
             note=self.note,
         )
+        if name in self.wrap:
+            use = Use(use.name, self.wrap[name](use.component), use.config)
         with randomness.seeded(seed, "initialise", name):
-            return use.build(context)
+            self.parts[name] = use.build(context)
+        return self.parts[name]
 
     def data(self) -> TaskData:
         """Load the task. Raises DataError listing all files that are missing, the source's too."""
@@ -164,7 +179,7 @@ class Builder:
         _fit(loss, data.train)
         source, source_predictor, source_loss = None, None, None
         if source_users(recipe):
-            source = self._source(backbone)
+            source = self.source(backbone)
             if needs_source_head(recipe):
                 source_predictor, source_loss = self._source_head(backbone, source)
         model = TrainingModel(
@@ -202,7 +217,8 @@ class Builder:
         loss: Loss = self.make(use, name, output)
         return loss
 
-    def _source(self, backbone: Backbone) -> Dataset[Any]:
+    def source(self, backbone: Backbone) -> Dataset[Any]:
+        """Load the samples of the recipe's source as ``backbone`` reads them."""
         recipe, target = self.recipe, self.plan.source_target
         assert recipe.source is not None
         assert target is not None
@@ -250,7 +266,7 @@ class Builder:
         norm = model.backbone.reference_norm()
         samples = session.source
         if samples is None and norm is None and self.recipe.source:
-            samples = self._source(model.backbone)
+            samples = self.source(model.backbone)
         if norm is None and samples is not None:
             x, _ = loader.first(samples, CALIBRATION_SAMPLES)
             norm = token_norm(model.backbone.embed(x).x_BND)

@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any
 
 from xmodal import runs
+from xmodal.data.store import Store
 from xmodal.engine.loop import StepRecord
 from xmodal.errors import XModalError
 from xmodal.files import write_atomically
-from xmodal.interfaces import Tracked, Tracker
+from xmodal.interfaces import Context, Tracked, Tracker
 from xmodal.plugins import reason
 from xmodal.recipe.recipe import Recipe
 
@@ -49,7 +50,7 @@ class Tracking:
             if kept.of(use.name).get("done"):
                 continue
             try:
-                tracker = use.component(use.config)
+                tracker = use.build(Context.outside(Store(), use.name, note=self._note))
                 self._channels.append(_Channel(use.name, tracker, kept, told))
             except (Exception, SystemExit) as error:
                 self._note(_off(use.name, reason(error)))

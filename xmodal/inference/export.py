@@ -1,4 +1,4 @@
-"""Exports a trained model into a folder: an exporter's files, a model card, and its facts as JSON.
+"""Exports a trained model into a folder: the exporter's files, a model card, and facts as JSON.
 
 The folder appears when it is complete and agrees with the model; a failed export leaves nothing.
 """
@@ -6,20 +6,19 @@ The folder appears when it is complete and agrees with the model; a failed expor
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from xmodal._version import __version__
+from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError, XModalError
+from xmodal.files import atomically
 from xmodal.inference.model import TrainedModel
-from xmodal.interfaces import Exported, Exporter
+from xmodal.interfaces import Context, Exported, Exporter
 from xmodal.plugins import Registry
+from xmodal.recipe.choice import chosen
+from xmodal.settings import Use
 
 FACTS = "xmodal.json"
 
@@ -34,22 +33,15 @@ def export_trained(
 ) -> Exported:
     """Write ``trained`` into the new folder ``out`` with the exporter ``to``.
 
-    Raises UsageError where the exporter or the folder cannot be used, DataError where the model
+    Raises UsageError if the exporter or the folder cannot be used, and DataError if the model
     cannot be exported or what was written does not agree with it.
     """
-    component = registry.load("exporter", to)
-    assert issubclass(component, Exporter)
-    try:
-        exporter = component(component.Config.model_validate(dict(settings or {})))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(map(str, wrong["loc"]))
-        raise UsageError(f"exporter '{to}': {key}: {wrong['msg']}") from None
+    use: Use[Exporter] = chosen("exporter", to, registry, "--to", settings)
+    exporter = use.build(Context.outside(Store(), "exporter"))
     out = out.absolute()
     _check(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".partial-") as partial:
-        folder = Path(partial) / "export"
+    with atomically(out) as folder:
         folder.mkdir()
         try:
             exported = exporter.export(trained, folder)
@@ -64,13 +56,11 @@ def export_trained(
         facts = described(trained) | {"exporter": to, "difference": exported.difference}
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(trained, facts, exported), encoding="utf-8")
-        if out.exists():
-            shutil.move(out, Path(partial) / "old")
-        os.replace(folder, out)
     return exported
 
 
 def _check(out: Path, force: bool) -> None:
+    """Raise UsageError unless ``out`` is new, empty, or an earlier export to be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / FACTS).is_file():
@@ -121,8 +111,8 @@ def described(trained: TrainedModel) -> dict[str, Any]:
 
 
 _OUTPUTS = {
-    "classification": "one logit a class: softmax gives probabilities, the largest is the class",
-    "multi-label": "one log-odds a label: above 0 means yes, the sigmoid is the probability",
+    "classification": "a logit for each class: softmax gives probabilities, the largest wins",
+    "multi-label": "log-odds for each label: above 0 means yes, the sigmoid is the probability",
     "regression": "numbers in the unit of the labels",
     "dense": "a field in the unit of the labels (0/1 fields trained with bce: log-odds)",
 }
@@ -145,7 +135,7 @@ def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) ->
             values = ", ".join(f"{code} = {value}" for code, value in enumerate(codes))
             lines += [f"| {name} | {values or 'a number'} |"]
     if given["categories"]:
-        lines += ["", "A number that is none of a category's codes counts as missing, like NaN."]
+        lines += ["", "A number that is not the code of a category counts as missing, like NaN."]
     lines += ["", "## Output", ""]
     sizes = ", ".join(map(str, output["shape"]))
     lines += [f"`[n, {sizes}]`, float32: {_OUTPUTS[output['kind']]}."]

@@ -1,8 +1,8 @@
-"""A trained model that is used: raw samples in, predictions in the unit of the labels out.
+"""A trained model in use: raw samples in, predictions in the unit of the labels out.
 
-It is read from a run directory alone. Neither the training data nor the pretrained weights are
-needed: facts come from the manifest, the backbone is built with random weights, and the run's own
-replace all of them. Samples are prepared as the training data were.
+It is read from a run directory alone, without the training data or the pretrained weights. The
+facts come from the manifest. The backbone is built with random weights, which those of the run
+replace. Samples are prepared as the training samples were.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TUPLES = ("shape", "levels", "grid")
 
 
 def facts_of(document: Mapping[str, Any]) -> Facts:
-    """The facts that a manifest holds."""
+    """The facts in a manifest."""
     source = document["source"]
     if source is not None:
         source = SourceFacts(**{**source, "target": _target(source["target"])})
@@ -64,7 +64,7 @@ def _target(document: Mapping[str, Any]) -> Target:
 
 
 def _tupled(document: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples."""
+    """The document with tuples for the lists that JSON made of them."""
     return {k: tuple(v) if k in _TUPLES else v for k, v in document.items()}
 
 
@@ -77,12 +77,12 @@ def rebuild(
 ) -> Network:
     """The network of a run with its ``weights`` (a model's state), in evaluation mode.
 
-    Raises DataError where they do not fit, or where the task cannot decode without its data.
+    Raises DataError if they do not fit, or if the task cannot decode without its data.
     """
     own = {k: v for k, v in weights.items() if k.partition(".")[0] in PARTS}
     decoding = {k.removeprefix("decode."): v for k, v in own.items() if k.startswith("decode.")}
     builder = Builder(Plan(recipe, facts, None), Store(), note)
-    # What is drawn here is replaced; the caller's random numbers must not notice.
+    # The weights drawn here are replaced; the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
         backbone = builder.make(unpretrained(recipe.backbone), "backbone")
         if recipe.adapter is not None:
@@ -98,14 +98,14 @@ def rebuild(
 
 
 def unpretrained(use: Use[Any]) -> Use[Any]:
-    """A backbone that reads no pretrained weights, where its settings can say so."""
+    """The backbone without its pretrained weights, if its settings can say so."""
     if "pretrained" not in type(use.config).model_fields:
         return use
     return Use(use.name, use.component, use.config.model_copy(update={"pretrained": False}))
 
 
 def best_weights(run: runs.Run) -> tuple[dict[str, Tensor], str]:
-    """The best weights of a run and where they lie. Raises DataError where there are none yet."""
+    """The best weights of a run and where they are. Raises DataError if there are none yet."""
     found = checkpoint.complete(run.checkpoints, checkpoint.BEST)
     if not found:
         raise DataError(f"{run.path} has no trained model yet (state: {run.state})")
@@ -117,11 +117,12 @@ Array = NDArray[Any]
 
 
 class TrainedModel:
-    """A trained model.
+    """A trained model: raw samples in, predictions out.
 
-    ``model`` maps prepared samples to predictions; ``facts``, ``recipe`` and ``classes`` say what
-    it learned. ``raw`` says what a raw sample is; None where samples need no preparation. ``run``
-    is where it comes from.
+    model: maps prepared samples to outputs.
+    facts, recipe, classes: what it learned, and how.
+    raw: how raw samples are prepared. None: they need no preparation.
+    run: the run directory that it comes from.
     """
 
     def __init__(
@@ -145,6 +146,33 @@ class TrainedModel:
         self.device = device
         self.note = note
 
+    def state(self) -> dict[str, Any]:
+        """The model as plain values and tensors in main memory, to be pickled."""
+        weights = {name: value.cpu() for name, value in self.model.state_dict().items()}
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "facts": self.facts,
+            "raw": self.raw,
+            "classes": self.classes,
+            "path": str(self.run.path),
+            "weights": weights,
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device, where: str) -> TrainedModel:
+        """The model that ``state`` describes; ``where`` it comes from, for errors."""
+        recipe = Recipe.model_validate(state["recipe"])
+        return cls(
+            model=rebuild(recipe, state["facts"], state["weights"], where),
+            recipe=recipe,
+            facts=state["facts"],
+            raw=state["raw"],
+            classes=state["classes"],
+            run=runs.Run(Path(state["path"])),
+            device=device,
+            note=warnings.warn,
+        )
+
     @property
     def kind(self) -> str:
         """What it predicts: ``classification``, ``multi-label``, ``regression`` or ``dense``."""
@@ -153,21 +181,21 @@ class TrainedModel:
     def predict(self, x: Any, batch: int | None = None, names: bool = False) -> Array:
         """Predictions of raw samples, in the unit and the shape of the labels.
 
-        Classes are numbers 0 .. K-1, or ``names``; several labels are 0 or 1. Dense 0/1 labels are
-        the one exception: they come as log-odds. ``x`` is an array, a tensor or a pandas frame.
-        Raises DataError with what was expected and what was given.
+        Classes are numbers 0 .. K-1, or ``names``; several labels are 0 or 1. Fields of 0/1 are
+        the one exception: they are log-odds. ``x`` is an array, a tensor or a pandas frame. Raises
+        DataError saying what was expected and what was given.
         """
         return self.decide(self.outputs(x, batch), names)
 
     def predict_proba(self, x: Any, batch: int | None = None) -> Array:
-        """The probability of every class or label, ``[n, K]``. DataError where there are none."""
+        """The probability of every class or label, ``[n, K]``. Raises DataError for numbers."""
         return self.probabilities(self.outputs(x, batch))
 
     def outputs(self, x: Any, batch: int | None = None) -> Tensor:
-        """What the model gives for raw samples: ``[n, K]`` or ``[n, K, *shape]``, on the CPU.
+        """The outputs of the model for raw samples: ``[n, K]`` or ``[n, K, *shape]``, on the CPU.
 
-        Logits for classes, log-odds for labels, numbers in the unit of the labels. Equal bit for
-        bit to the predictions of the run, for the same samples in the same order and batches.
+        Logits for classes, log-odds for labels, or numbers in the unit of the labels. They equal
+        the predictions of the run bit for bit, for the same samples in the same order and batches.
         """
         if not _is_frame(x):
             x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
@@ -179,7 +207,7 @@ class TrainedModel:
         return torch.cat(list(self.stream(chunks)))
 
     def stream(self, chunks: Iterator[Any]) -> Iterator[Tensor]:
-        """The outputs of each chunk of raw samples, one pass a chunk."""
+        """The outputs of each chunk of raw samples, in one forward pass."""
         first = 0
         for chunk in chunks:
             yield self.forward(self.prepare(chunk, first))
@@ -188,7 +216,7 @@ class TrainedModel:
     def prepare(self, x: Any, first: int = 0) -> Tensor:
         """Raw samples as the model reads them, float32; ``first`` is the number of the first row.
 
-        Raises DataError with what was expected and what was given.
+        Raises DataError saying what was expected and what was given.
         """
         if _is_frame(x):
             x = self.raw.encode(x, first, self.note)
@@ -229,15 +257,15 @@ class TrainedModel:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes or labels; their numbers where they have none."""
+        """The names of the classes or labels; their numbers if they have none."""
         count = self.facts.task.target.size
         return self.classes or tuple(str(index) for index in range(count))
 
     def labels(self, y: Any, first: int = 0) -> Tensor:
         """Raw labels as the metric reads them: int64 ``[n]``, or float ``[n, K, *shape]``.
 
-        Classes are given by name, number, or as rows with a single 1; axes of size 1 may be there
-        or not. Raises DataError, also for a gap among classes and numbers.
+        Classes come as names, numbers, or rows with a single 1. Axes of size 1 do not matter.
+        Raises DataError, also for missing classes and numbers.
         """
         y = labelling.as_labels(y)
         if self.kind in ("classification", "regression"):
@@ -267,7 +295,7 @@ class TrainedModel:
         return metric.compute()
 
     def samples(self) -> Array:
-        """A few raw test samples that the run has kept (none: an empty array)."""
+        """The few raw test samples that the run has kept; empty if it has none."""
         folder = self.run.path / "samples"
         if not (folder / checkpoint.SUMS).is_file():
             return np.empty((0, *self.raw.shape))
@@ -282,10 +310,10 @@ def load_trained(
     plugin_files: tuple[str, ...] = (),
     note: Callable[[str], None] = warnings.warn,
 ) -> TrainedModel:
-    """The trained model of a run, with its best weights; ``device`` is the run's unless named.
+    """The trained model of a run, with its best weights.
 
-    Where the run's own is not here it is the CPU, with a note. Raises UsageError where there is no
-    such run or no device of that name, DataError where it holds no trained model.
+    ``device`` is the run's unless named, and the CPU, with a note, if the run's is not here. Raises
+    UsageError if there is no such run or no such device, DataError if it has no trained model.
     """
     named = None if device is None else devices.checked(str(device))
     run = runs.locate(str(reference))
@@ -316,7 +344,7 @@ def load_trained(
 
 
 def _native(x: Array) -> Array:
-    """Numbers as torch takes them: in this machine's byte order, no wider than float64."""
+    """Numbers that torch accepts: in this machine's byte order, no wider than float64."""
     wide = x.dtype.kind == "f" and x.dtype.itemsize > 8
     return x.astype(np.float64 if wide else x.dtype.newbyteorder("="), copy=False)
 

@@ -7,9 +7,9 @@ weight or sample is loaded) and receives run-time objects in a ``Context``.
 
 from __future__ import annotations
 
+from xmodal.facts import NO_FACTS, BackboneFacts, Facts, SourceFacts, Target, TaskFacts
 from xmodal.interfaces.component import Component, Context
 from xmodal.interfaces.data import Pair, Source, SourceRequest, Task, TaskData
-from xmodal.interfaces.facts import BackboneFacts, Facts, SourceFacts, Target, TaskFacts
 from xmodal.interfaces.model import (
     Adapter,
     Backbone,
@@ -41,6 +41,7 @@ from xmodal.settings import Settings, Use, default
 
 __all__ = [
     "INTERFACES",
+    "NO_FACTS",
     "Adapter",
     "Backbone",
     "BackboneFacts",

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from xmodal import randomness
 from xmodal.data.store import Store
-from xmodal.interfaces.facts import Facts, Target
+from xmodal.facts import NO_FACTS, Facts, Target
 from xmodal.settings import Settings
 
 
@@ -27,6 +28,8 @@ class Context:
     every checkpoint. ``components`` holds the parts given to it (a mixer gets ``selector`` and
     ``scheduler``, an embedder gets ``backbone``). ``output`` is what a predictor must predict.
     ``note`` records one line for the user.
+
+    Every part is made with one, also a tracker, a launcher or an exporter (``Context.outside``).
     """
 
     facts: Facts
@@ -35,6 +38,23 @@ class Context:
     components: Mapping[str, Any] = field(default_factory=dict)
     output: Target | None = None
     note: Callable[[str], None] = lambda line: None
+
+    @classmethod
+    def outside(
+        cls,
+        store: Store,
+        name: str = "",
+        seed: int = 0,
+        facts: Facts = NO_FACTS,
+        note: Callable[[str], None] = lambda line: None,
+        **components: Any,
+    ) -> Context:
+        """The context of a part that belongs to no run. ``facts`` are ``NO_FACTS`` where nothing is
+        known of a task and a backbone; the generator is that of the part ``name`` of a run with
+        this seed.
+        """
+        generator = randomness.generator(seed, "component", name)
+        return cls(facts, generator, store, components, note=note)
 
 
 class Component(ABC):
@@ -55,6 +75,15 @@ class Component(ABC):
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def renamed(cls, name: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """What a recipe block of this part means today: a registered name and its settings.
+
+        For recipes written before a part or a setting got another name. The default changes
+        nothing.
+        """
+        return name, settings
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
+from xmodal.facts import SourceFacts, TaskFacts
 from xmodal.interfaces.component import Component
-from xmodal.interfaces.facts import SourceFacts, TaskFacts
 
 Pair = tuple[Tensor, Tensor]
 """A sample and its label."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from xmodal.batch import Points, Progress, Sample, Selection, Tokens, View
 from xmodal.data.store import Store
+from xmodal.facts import BackboneFacts, Target, TaskFacts
 from xmodal.interfaces.component import Component
-from xmodal.interfaces.facts import BackboneFacts, Target, TaskFacts
 
 
 class Embedder(Component, nn.Module):

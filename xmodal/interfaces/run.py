@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from xmodal.batch import Batch, Progress, Tokens, View
 from xmodal.data.preparation import RawForm
+from xmodal.facts import Facts
 from xmodal.interfaces.component import Component
 from xmodal.interfaces.data import TaskData
-from xmodal.interfaces.facts import Facts
 from xmodal.interfaces.model import Backbone, Embedder, Loss, Mixer, Predictor
 
 
@@ -291,13 +291,10 @@ class Job:
 class Launcher(Component):
     """Runs jobs somewhere, and says which of them have not ended yet.
 
-    Built outside of any run: ``context`` is None. A job that ends says in its own directory how.
+    It belongs to no run (``Context.outside``). A job that ends says in its own directory how.
     """
 
     kind = "launcher"
-
-    def __init__(self, config: Any, context: None = None) -> None:
-        self.config = config
 
     @property
     @abstractmethod
@@ -349,7 +346,7 @@ class Tracked:
 class Tracker(Component):
     """Shows the numbers of a run somewhere else, while it lasts.
 
-    Built when a run starts, without a ``context``; ``__init__`` imports what it needs. ``start``,
+    Made when a run starts; its ``__init__`` imports what it needs. ``start``,
     ``log`` and ``finish`` are then called in this order by a thread of the tracker's own, so that
     no run waits for them. What one of them raises becomes a note and ends the tracking, not the
     run. A tracker prints nothing and leaves the global random generators alone. Its ``Config`` has
@@ -357,9 +354,6 @@ class Tracker(Component):
     """
 
     kind = "tracker"
-
-    def __init__(self, config: Any, context: None = None) -> None:
-        self.config = config
 
     @property
     def every_steps(self) -> int | None:
@@ -403,13 +397,10 @@ class Exported:
 class Exporter(Component):
     """Writes a trained model in a form that other programs read.
 
-    Built outside of any run: ``context`` is None.
+    It belongs to no run in progress (``Context.outside``).
     """
 
     kind = "exporter"
-
-    def __init__(self, config: Any, context: None = None) -> None:
-        self.config = config
 
     @abstractmethod
     def export(self, trained: Trained, folder: Path) -> Exported:

@@ -1,6 +1,84 @@
-"""For tests of components: contract checks (``contract``) and small stand-ins (``tiny``).
+"""For tests of components: contract checks, and small stand-ins for what a component meets.
 
-Part of the plugin API; it needs no test framework.
+It needs no test framework.
 """
 
 from __future__ import annotations
+
+from xmodal.testing.contract import (
+    CHECKS,
+    check,
+    check_adapter,
+    check_backbone,
+    check_config,
+    check_distance,
+    check_embedder,
+    check_exporter,
+    check_launcher,
+    check_loss,
+    check_metric,
+    check_mixer,
+    check_predictor,
+    check_scheduler,
+    check_selector,
+    check_source,
+    check_stage,
+    check_task,
+    check_tracker,
+)
+from xmodal.testing.exporting import tiny_trained
+from xmodal.testing.support import build
+from xmodal.testing.tiny import (
+    TinyBackbone,
+    TinyScheduler,
+    TinySelector,
+    progress,
+    tiny_backbone,
+    tiny_context,
+    tiny_facts,
+    tiny_labels,
+    tiny_prediction,
+    tiny_sample,
+    tiny_samples,
+    tiny_target,
+    tiny_task,
+    tiny_tokens,
+)
+
+__all__ = [
+    "CHECKS",
+    "TinyBackbone",
+    "TinyScheduler",
+    "TinySelector",
+    "build",
+    "check",
+    "check_adapter",
+    "check_backbone",
+    "check_config",
+    "check_distance",
+    "check_embedder",
+    "check_exporter",
+    "check_launcher",
+    "check_loss",
+    "check_metric",
+    "check_mixer",
+    "check_predictor",
+    "check_scheduler",
+    "check_selector",
+    "check_source",
+    "check_stage",
+    "check_task",
+    "check_tracker",
+    "progress",
+    "tiny_backbone",
+    "tiny_context",
+    "tiny_facts",
+    "tiny_labels",
+    "tiny_prediction",
+    "tiny_sample",
+    "tiny_samples",
+    "tiny_target",
+    "tiny_task",
+    "tiny_tokens",
+    "tiny_trained",
+]

@@ -2,7 +2,7 @@
 
 Every check raises AssertionError with one clear sentence. In a plugin's own tests::
 
-    from xmodal.testing.contract import check_selector
+    from xmodal.testing import check_selector
 
     def test_top_norm():
         check_selector(TopNorm, {"gradient": True})

@@ -19,7 +19,7 @@ from xmodal.data.preparation import Array, RawForm
 from xmodal.errors import XModalError
 from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Exporter, Network, Settings
-from xmodal.testing.support import Given, check_config, expect, seeded, settings
+from xmodal.testing.support import Given, build, check_config, expect, seeded
 from xmodal.testing.tiny import GRIDS, WIDTH, TinyBackbone, random, tiny_context, tiny_facts
 
 SAMPLES = 3
@@ -79,7 +79,7 @@ def check_exporter(component: type[Exporter], given: Given = None) -> None:
     """
     expect(issubclass(component, Exporter), f"{component.__name__} must derive from Exporter")
     check_config(component, given)
-    name, exporter = component.__name__, component(settings(component, given))
+    name, exporter = component.__name__, build(component, given)
     with tempfile.TemporaryDirectory() as text, redirect_stdout(io.StringIO()) as out:
         folder = Path(text) / "export"
         folder.mkdir()

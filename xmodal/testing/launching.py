@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from xmodal.interfaces import Job, Launcher
-from xmodal.testing.support import Given, check_config, expect, settings
+from xmodal.testing.support import Given, build, check_config, expect
 
 PATIENCE = 60.0
 # Ends softly, but takes its time for it, as a run that saves itself does.
@@ -35,7 +35,7 @@ def check_launcher(component: type[Launcher], given: Given = None) -> None:
     check_config(component, given)
     name = component.__name__
     with tempfile.TemporaryDirectory() as folder:
-        launcher = component(settings(component, given))
+        launcher = build(component, given)
         expect(launcher.slots >= 1, f"{name}.slots must be at least 1")
         _check_ends(launcher, name, Path(folder))
         _check_stop(launcher, name, Path(folder))

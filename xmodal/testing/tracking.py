@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from xmodal.interfaces import Tracked, Tracker
-from xmodal.testing.support import Given, check_config, expect, settings
+from xmodal.testing.support import Given, build, check_config, expect
 
 RECIPE: Mapping[str, Any] = {
     "task": {"use": "example", "path": None},
@@ -44,7 +44,7 @@ def check_tracker(component: type[Tracker], given: Given = None) -> None:
         again = replace(run, memory=json.loads(json.dumps(memory)), step=10)
         continued = _follow(component, given, again, "done", RESULT, (12,))
         expect(continued == memory, f"{name} begins another run instead of going on: {continued}")
-        component(settings(component, given)).finish("failed", None)
+        build(component, given).finish("failed", None)
         expect(_generators() == before, f"{name} draws from a global random generator")
         expect(not out.getvalue(), f"{name} prints: {out.getvalue()!r}")
 
@@ -57,7 +57,7 @@ def _follow(
     result: Mapping[str, float] | None,
     steps: tuple[int, ...],
 ) -> dict[str, str]:
-    tracker = component(settings(component, given))
+    tracker = build(component, given)
     every = tracker.every_steps
     expect(
         every is None or (isinstance(every, int) and every >= 1),

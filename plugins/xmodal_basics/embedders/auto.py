@@ -14,7 +14,7 @@ from xmodal_basics.embedders.patch import Patch
 PARTS: dict[str, type[TokenEmbedder]] = {"grid": Patch, "sequence": Conv1d, "row": Columns}
 
 
-class Auto(Embedder):
+class AutoEmbedder(Embedder):
     """``patch`` for grids, ``conv-1d`` for sequences, ``columns`` for table rows.
 
     Name one of those instead to set what only it has, such as the patch size.

@@ -35,7 +35,7 @@ class Prepared:
     root_CDD: Tensor | None = None
 
 
-class Labels(ABC):
+class LabelDistance(ABC):
     """A distance between classes."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Labels(ABC):
         return torch.cat([self.pairs(one, other, i, j) for i, j in chunks])
 
 
-class PointLabels(Labels):
+class PointLabels(LabelDistance):
     """Optimal transport of the classes' points with cost ‖x − x'‖² (no ½).
 
     Exact for ``reg`` None. Otherwise entropic, and for ``debias`` the Sinkhorn divergence.
@@ -109,7 +109,7 @@ class PointLabels(Labels):
         return entropic.self_transport(rows, a_1S, self._reg / 2, self._tolerance)
 
 
-class GaussianLabels(Labels):
+class GaussianLabels(LabelDistance):
     """Squared Bures-Wasserstein distance of the classes' Gaussians.
 
     ``ridge`` (a scalar, the same for both sets) is added to every variance.

@@ -18,7 +18,7 @@ from xmodal_orca.distances.bures import RIDGE
 from xmodal_orca.distances.emd import exact_transport
 from xmodal_orca.distances.labels import (
     GaussianLabels,
-    Labels,
+    LabelDistance,
     PointLabels,
     Prepared,
     mean_variance,
@@ -122,7 +122,7 @@ class OTDD(Distance):
         value = entropic.transport(cost_NM[None], a_N[None], b_M[None], reg, tolerance).sum()
         return value - 0.5 * self._own - 0.5 * self._to_itself(prepared)
 
-    def _label_distance(self, source: Classes) -> Labels:
+    def _label_distance(self, source: Classes) -> LabelDistance:
         if self.config.labels == "gaussian":
             return GaussianLabels(RIDGE * mean_variance(source))
         reg = None if self.config.inner == "exact" else self.config.reg

@@ -9,10 +9,11 @@ from xmodal_topnorm.mixer import SwapWeakest
 from xmodal_topnorm.selector import TopNorm
 
 from xmodal.batch import SOURCE
-from xmodal.testing.contract import check_mixer, check_selector
-from xmodal.testing.support import build
-from xmodal.testing.tiny import (
+from xmodal.testing import (
     TinyScheduler,
+    build,
+    check_mixer,
+    check_selector,
     progress,
     tiny_context,
     tiny_facts,

@@ -1,0 +1,172 @@
+"""What was asked for: suites, defaults, the command that repeats it, launchers with settings."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xmodal.comparison.grid import Contender, Wanted, find_suite, grid, requested
+from xmodal.comparison.run import compare
+from xmodal.data.store import Store
+from xmodal.errors import RecipeError, UsageError
+from xmodal.plugins import registry
+from xmodal.recipe.choice import choose
+from xmodal.recipe.compose import all_recipes, all_suites
+from xmodal.settings import Use
+
+SUITE = """
+methods:
+  - pare
+  - {use: pare, label: piecewise, set: [scheduler=piecewise]}
+tasks: [openml/car]
+seeds: 2
+scale: smoke
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+def test_a_suite_is_a_grid(suite: Path, tmp_path: Path) -> None:
+    made = requested(Wanted(suite=str(suite)), registry())
+    assert made.request.seeds == 2
+    assert made.command == f"xmodal compare --suite {suite}"
+    assert made.name.startswith("grid_")
+    cells = grid(made.request, registry(), Store(), tmp_path)
+    assert [cell.method for cell in cells[:3]] == ["pare", "piecewise", "baseline"]
+    assert [cell.resolved["role"] for cell in cells[:3]] == ["method", "method", "trivial"]
+    assert [c.resolved["scheduler"]["use"] for c in cells[:2]] == ["linear", "piecewise"]
+    assert "piecewise" in str(cells[1].directory)
+
+
+def test_options_win_over_the_suite(suite: Path) -> None:
+    wanted = Wanted(
+        methods=("nft",), tasks=("darcy",), suite=str(suite), seeds=5, scale="cpu", trivial=False
+    )
+    request = requested(wanted, registry()).request
+    assert request.methods == (Contender("nft"),)
+    assert (request.tasks, request.seeds, request.scale) == (("darcy",), 5, "cpu")
+
+
+@pytest.mark.parametrize("numbers", [{"seeds": 0}, {"fraction": 0.0}, {"fraction": 1.5}])
+def test_numbers_that_mean_nothing(numbers: dict[str, float]) -> None:
+    wanted = Wanted(("nft",), ("openml/car",), **numbers)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=next(iter(numbers))):
+        requested(wanted, registry())
+
+
+def test_the_command_repeats_the_request() -> None:
+    wanted = Wanted(
+        methods=("pare", "nft"), tasks=("openml/car", "darcy"), seeds=4, fraction=0.5,
+        settings=("selector={use: gate, temperature: 0.5},random",), scale="cpu",
+        against="nft", trivial=False,
+    )  # fmt: skip
+    words = shlex.split(wanted.command)
+    assert words[:4] == ["xmodal", "compare", "pare", "nft"]
+    assert words[words.index("--set") + 1] == wanted.settings[0]
+    assert words[words.index("--task") :][1:3] == ["openml/car", "darcy"]
+    assert words[-1] == "--no-trivial"
+
+
+def test_the_trivial_answer_is_added_once() -> None:
+    for methods in (("nft",), ("nft", "baseline"), ("methods/baseline", "nft")):
+        made = requested(Wanted(methods=methods, tasks=("darcy",)), registry())
+        references = [m.reference for m in made.request.methods if isinstance(m, Contender)]
+        assert sum(reference.endswith("baseline") for reference in references) == 1
+
+
+def test_names_of_reports_tell_comparisons_apart() -> None:
+    one = Wanted(methods=("pare", "nft"), tasks=("darcy",))
+    names = {
+        requested(wanted, registry()).name
+        for wanted in (one, replace(one, scale="cpu"), replace(one, tasks=("psicov",)))
+    }
+    assert len(names) == 3
+    assert requested(replace(one, seeds=9), registry()).name in names
+
+
+def test_every_shipped_suite_plans(tmp_path: Path) -> None:
+    found = all_suites(registry())
+    assert len(found) >= 6
+    assert not [f for f in all_recipes(registry()) if f.name.startswith("suites/")]
+    for one in found:
+        name = one.name.removeprefix("suites/")
+        suite = find_suite(name, registry()).suite
+        made = requested(Wanted(suite=name, seeds=1, scale="smoke", trivial=False), registry())
+        cells = grid(made.request, registry(), Store(), tmp_path)
+        planned = [c for c in cells if not c.skipped]
+        assert {c.method for c in planned} >= {
+            c.label or c.reference for c in suite.contenders()
+        }, [c.skipped for c in cells if c.skipped]
+        assert all("no data" in c.skipped for c in cells if c.skipped)
+        labels = {c.method for c in cells}
+        for task, published in suite.published.items():
+            assert task in suite.tasks
+            assert len(set(published.errors) & labels) >= 2
+            assert published.source.startswith("Cai et al., ICML 2024, Table")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [nft]\ntask: [darcy]\n", "tasks"),
+        ("methods: [nft]\ntasks: []\n", "grid.yaml:2"),
+        ("methods: [{use: nft, set: [lr]}]\ntasks: [darcy]\n", "is not of the form key=value"),
+        ("methods: [nft]\ntasks: [darcy]\nseeds: 0\n", "grid.yaml:3"),
+    ],
+)
+def test_a_wrong_suite_is_explained(text: str, message: str, suite: Path) -> None:
+    suite.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        requested(Wanted(suite=str(suite)), registry())
+    assert message in str(error.value)
+    assert "grid.yaml" in str(error.value)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no suite 'table44'; did you mean 'table4'"):
+        requested(Wanted(suite="table44"), registry())
+    with pytest.raises(UsageError, match="no file"):
+        requested(Wanted(suite=str(tmp_path / "none.yaml")), registry())
+    with pytest.raises(UsageError, match="name the methods"):
+        requested(Wanted(tasks=("darcy",)), registry())
+    with pytest.raises(UsageError, match="name tasks"):
+        requested(Wanted(methods=("nft",)), registry())
+    made = requested(Wanted(("nft",), ("darcy",), seeds=1, against="ntf"), registry())
+    cells = grid(made.request, registry(), Store(), tmp_path)
+    with pytest.raises(UsageError, match="did you mean 'nft'"):
+        made.check_against(cells)
+
+
+def test_launchers_by_name_block_and_file(tmp_path: Path) -> None:
+    def launcher(text: str, **settings: Any) -> Use[Any]:
+        return choose("launcher", text, registry(), "--launcher", settings)
+
+    assert launcher("local").dump() == {"use": "local", "jobs": None, "grace": 120.0}
+    assert launcher("{use: local, grace: 5}", jobs=3).dump() == {
+        "use": "local",
+        "jobs": 3,
+        "grace": 5.0,
+    }
+    file = tmp_path / "where.yaml"
+    file.write_text("use: local\njobs: 2\n")
+    assert launcher(str(file)).config.jobs == 2
+    file.write_text("use: local\njob: 2\n")
+    with pytest.raises(RecipeError, match=r"where\.yaml:2"):
+        launcher(str(file))
+    with pytest.raises(UsageError, match="did you mean 'local'"):
+        launcher("locl")
+
+
+def test_nothing_starts_where_only_the_trivial_answer_could_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no cell can run\n.*did you mean 'epochs'"):
+        compare(["nft"], ["openml/car"], settings=["training.epoch=1"], root=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,94 @@
+"""A run stopped anywhere and resumed ends bit-equal to one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xmodal import api, runs
+from xmodal.engine import checkpoint
+from xmodal.engine.run import Silent
+from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
+
+from ..conftest import TINY
+
+METHODS = ("nft", "pare", "pare-published", "fpt", "scratch", "linear-probe")
+COMMON = [o for o in TINY if not o.startswith("selector")]
+
+
+def run(method: str, root: Path, observer: Silent | None = None) -> runs.Run:
+    return api.run(
+        f"methods/{method}",
+        "tasks/darcy",
+        scale="smoke",
+        overrides=[*COMMON, "saving.every_steps=1", "saving.keep=50", "saving.finished=50"],
+        root=root,
+        report=False,
+        observer=observer,
+    ).run
+
+
+@pytest.fixture(scope="module")
+def pare(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run of PaRe that nothing stopped."""
+    return run("pare", tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_crash_in_the_middle_of_an_epoch_changes_nothing(
+    method: str, pare: runs.Run, tmp_path: Path
+) -> None:
+    whole = pare if method == "pare" else run(method, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        run(method, tmp_path / "cut", StopAt(6))  # after epoch 1 (3 steps + its record), 2 steps
+    (broken,) = (tmp_path / "cut").glob("*/*")
+    resumed = run(method, tmp_path / "cut")
+    assert resumed.path == broken
+    assert_same(weights(whole), weights(resumed))
+    assert _metrics(whole) == _metrics(resumed)
+    assert whole.read("result.json")["test"] == resumed.read("result.json")["test"]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [pytest.param(n, marks=[pytest.mark.slow] if n != 8 else []) for n in (0, 1, 3, 4, 8, 11)],
+)
+def test_every_place_to_stop(records: int, pare: runs.Run, tmp_path: Path) -> None:
+    """At the start, mid-epoch, on the last step before an epoch's end, at its end, near the end."""
+    with pytest.raises(RuntimeError, match="crash"):
+        run("pare", tmp_path / "cut", StopAt(records))
+    assert_same(weights(pare), weights(run("pare", tmp_path / "cut")))
+
+
+def test_the_comparison_can_fail(pare: runs.Run) -> None:
+    """Guards the tests above: consecutive checkpoints do differ."""
+    first, second, *_ = checkpoint.complete(pare.checkpoints, "step-")[::-1]
+    a, b = checkpoint.load(first)["model"], checkpoint.load(second)["model"]
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
+    collected = []
+    for workers in (0, 2):
+        seen = RecordingObserver()
+        api.run(
+            "methods/pare",
+            "tasks/darcy",
+            scale="smoke",
+            overrides=[*COMMON, f"workers={workers}"],
+            root=tmp_path / str(workers),
+            report=False,
+            observer=seen,
+        )
+        collected.append(seen.losses)
+    assert collected[0] == collected[1]
+    assert len(collected[0]) == 9
+
+
+def _metrics(run_: runs.Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in run_.metrics()]

@@ -1,0 +1,153 @@
+"""Losses against scikit-learn, torch and hand computation."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
+
+from xmodal.interfaces import BackboneFacts, Context, Facts, Target, TaskFacts
+from xmodal_basics import losses
+
+NAN = float("nan")
+
+
+MAPS = Target("dense", 1, (4, 4))
+
+
+def build(cls: type[Any], output: Target = MAPS, **settings: Any) -> Any:
+    facts = Facts(TaskFacts("toy", (1, 4, 4), output, {}), BackboneFacts("stub", "any", 4, 4))
+    generator = torch.Generator().manual_seed(0)
+    context = Context(facts, generator, store=SimpleNamespace())  # type: ignore[arg-type]
+    return cls(cls.Config(**settings), context)
+
+
+CLASSES = Target("classification", 4)
+NUMERIC = [
+    losses.SquaredError,
+    losses.AbsoluteError,
+    losses.RelativeL2Loss,
+    losses.NormalisedRMSELoss,
+    losses.RootMeanSquaredErrorLoss,
+]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(smoothing: float) -> None:
+    p, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 0])
+    loss = build(losses.CrossEntropy, CLASSES, label_smoothing=smoothing)
+    reference = nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)(p, y)
+    torch.testing.assert_close(loss(p, y), reference)
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    y = torch.tensor([0, 0, 0, 1, 3, 3, 2, 0])
+    loss = build(losses.CrossEntropy, CLASSES, balanced=True)
+    with pytest.raises(RuntimeError, match="fit"):
+        loss(torch.zeros(8, 4), y)
+    loss.fit(y)
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=y.numpy())
+    torch.testing.assert_close(loss.weight_K, torch.tensor(expected).float())
+    weighted = loss(torch.zeros(8, 4), y)
+    assert weighted.mean().item() == pytest.approx(np.log(4))
+    assert not loss.state_dict()
+
+
+def test_a_class_that_never_occurs_has_weight_one() -> None:
+    loss = build(losses.CrossEntropy, CLASSES, balanced=True)
+    loss.fit(torch.tensor([0, 0, 0, 1]))
+    torch.testing.assert_close(loss.weight_K, torch.tensor([2 / 3, 2.0, 1.0, 1.0]))
+
+
+def test_focal() -> None:
+    p, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 0])
+    plain = nn.CrossEntropyLoss(reduction="none")(p, y)
+    torch.testing.assert_close(build(losses.Focal, CLASSES, gamma=0.0)(p, y), plain)
+    truth = p.softmax(1)[torch.arange(6), y]
+    expected = 0.25 * (1 - truth) ** 2 * -truth.log()
+    torch.testing.assert_close(build(losses.Focal, CLASSES, alpha=0.25)(p, y), expected)
+
+
+@pytest.mark.parametrize("pos_weight", [1.0, 10.0])
+def test_bce(pos_weight: float) -> None:
+    p, y = torch.randn(3, 5), torch.randint(2, (3, 5)).float()
+    loss = build(losses.BinaryCrossEntropy, Target("multi-label", 5), pos_weight=pos_weight)
+    reference = nn.BCEWithLogitsLoss(reduction="none", pos_weight=torch.tensor(pos_weight))(p, y)
+    torch.testing.assert_close(loss(p, y), reference.mean(1))
+
+
+def test_numeric_losses_by_hand() -> None:
+    p, y = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    error = (p - y).flatten(1)
+    rms = y.flatten(1).square().mean(1).sqrt()
+    rmse = error.square().mean(1).sqrt()
+    torch.testing.assert_close(build(losses.SquaredError)(p, y), error.square().mean(1))
+    torch.testing.assert_close(build(losses.AbsoluteError)(p, y), error.abs().mean(1))
+    torch.testing.assert_close(build(losses.RootMeanSquaredErrorLoss)(p, y), rmse)
+    torch.testing.assert_close(build(losses.NormalisedRMSELoss)(p, y), rmse / rms)
+    relative = error.norm(dim=1) / y.flatten(1).norm(dim=1)
+    torch.testing.assert_close(build(losses.RelativeL2Loss)(p, y), relative)
+
+
+@pytest.mark.parametrize("cls", [losses.RelativeL2Loss, losses.RootMeanSquaredErrorLoss])
+def test_gradients(cls: Any) -> None:
+    p = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    y[0, 0, 1, 1] = NAN
+    assert torch.autograd.gradcheck(lambda p: build(cls)(p, y), (p,))
+
+
+@pytest.mark.parametrize("cls", [*NUMERIC, losses.BinaryCrossEntropy])
+def test_unknown_labels_are_left_out(cls: Any) -> None:
+    p, y = torch.randn(2, 1, 4, 4), torch.randint(2, (2, 1, 4, 4)).float()
+    y[..., 0] = NAN
+    p.requires_grad_()
+    got = build(cls)(p, y)
+    torch.testing.assert_close(got, build(cls)(p[..., 1:], y[..., 1:]))
+    got.sum().backward()
+    assert p.grad is not None
+    assert p.grad.isfinite().all()
+    assert not p.grad[..., 0].any()
+
+
+@pytest.mark.parametrize("cls", NUMERIC)
+def test_exact_prediction_has_finite_gradient(cls: Any) -> None:
+    y = torch.randn(2, 1, 4, 4)
+    p = y.clone().requires_grad_()
+    loss = build(cls)(p, y)
+    loss.sum().backward()
+    assert not loss.any()
+    assert p.grad is not None
+    assert p.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [*NUMERIC, losses.BinaryCrossEntropy])
+def test_all_losses_keep_the_batch_and_refuse_to_broadcast(cls: Any) -> None:
+    p, y = torch.rand(5, 1, 4, 4), torch.rand(5, 1, 4, 4)
+    value = build(cls)(p, y)
+    assert value.shape == (5,)
+    torch.testing.assert_close(build(cls)(p.flip(0), y.flip(0)), value.flip(0))
+    with pytest.raises(ValueError, match="differ in shape"):
+        build(cls)(p, y[:, 0])
+
+
+def test_zero_label_stays_finite() -> None:
+    assert build(losses.RelativeL2Loss)(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).isfinite()
+
+
+def test_supports() -> None:
+    kinds = ("classification", "multi-label", "regression", "dense")
+    table = {
+        losses.CrossEntropy: "1000",
+        losses.Focal: "1000",
+        losses.BinaryCrossEntropy: "0101",
+        losses.SquaredError: "0011",
+        losses.RelativeL2Loss: "0011",
+    }
+    for cls, row in table.items():
+        assert "".join(str(int(cls.supports(Target(k, 2)))) for k in kinds) == row  # type: ignore[arg-type]

@@ -1,0 +1,270 @@
+"""OpenML tables: equal to the published file row for row, split as TabPFN splits, no leakage."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xmodal.errors import DataError
+from xmodal_openml import tables, task
+from xmodal_openml.splits import hold_out, orca_split, tabpfn_order, tabpfn_split
+
+from ...paths import DATA
+
+PACK = DATA / "cc18_30.npz"
+needs_pack = pytest.mark.skipif(not PACK.is_file(), reason=f"no published tables at {PACK}")
+BUILT = {
+    11: task.BalanceScale,
+    50: task.TicTacToe,
+    1510: task.Wdbc,
+    40975: task.Car,
+}
+
+
+def make(cls: type[task.TableTask], **settings: Any) -> task.TableTask:
+    return cls(cls.Config(**settings), None)  # type: ignore[arg-type]
+
+
+def rows_of(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return dataset.tensors
+
+
+@needs_pack
+@pytest.mark.parametrize("did", BUILT)
+def test_built_tables_equal_the_published_file_row_for_row(did: int) -> None:
+    table = BUILT[did].table(None)
+    order = tabpfn_order(len(table.y_N))
+    with np.load(PACK) as pack:
+        x_NF, y_N = pack[f"{did}_X"], pack[f"{did}_y"]
+        meta = next(m for m in json.loads(str(pack["meta"])) if m["did"] == did)
+    np.testing.assert_array_equal(table.x_NF[order].astype(np.float32), x_NF)
+    np.testing.assert_array_equal(table.y_N[order], y_N)
+    assert [i for i, level in enumerate(table.levels) if level] == meta["cat"]
+    if did != 1510:  # OpenML calls the columns V1 .. V30
+        assert list(table.columns) == meta["attributes"]
+
+
+@needs_pack
+def test_every_table_of_the_pack_loads_in_all_five_splits() -> None:
+    with np.load(PACK) as pack:
+        metas = json.loads(str(pack["meta"]))
+    for meta in metas:
+        loaded = make(task.OpenML, path=PACK, did=meta["did"])
+        facts = task.OpenML.describe(loaded.config, None)  # type: ignore[arg-type]
+        assert facts.shape == (meta["p"],)
+        table = loaded.table(loaded.config)
+        for number in range(1, 6):
+            train, test = tabpfn_split(table.y_N, number)
+            assert len(train) == len(test) == min(meta["n"] // 2, 1000)
+            assert not set(train) & set(test)
+        data = loaded.load(0)
+        counts = {part: len(getattr(data, part)) for part in ("train", "validation", "test")}
+        assert counts == facts.samples
+        x = torch.cat([rows_of(part)[0] for part in (data.train, data.validation, data.test)])
+        assert bool(torch.isnan(x).any()) == bool(np.isnan(table.x_NF).any())
+        assert not torch.isinf(x).any()
+
+
+@needs_pack
+def test_a_pack_and_a_built_table_give_the_same_task() -> None:
+    ours, theirs = make(task.Car).load(3), make(task.OpenML, path=PACK, did=40975).load(3)
+    for part in ("train", "validation", "test"):
+        for a, b in zip(rows_of(getattr(ours, part)), rows_of(getattr(theirs, part)), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("build", "counts"),
+    [
+        (tables.wdbc, [357, 212]),
+        (tables.balance_scale, [288, 49, 288]),
+        (tables.tic_tac_toe, [332, 626]),
+        (tables.car, [1210, 384, 69, 65]),
+    ],
+)
+def test_class_counts_are_openml_s(build: Any, counts: list[int]) -> None:
+    table = build()
+    assert np.bincount(table.y_N).tolist() == counts
+    assert len(table.classes) == len(counts)
+    assert len(table.columns) == len(table.levels) == table.x_NF.shape[1]
+
+
+def upstream_split(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
+    """The published algorithm written down with global random states (returns the window's x)."""
+    bptt_all = min(len(x), 2000)
+    half = int(bptt_all * 0.5) if bptt_all < 2 * 1000 else 1000
+    bptt = 2 * half
+    torch.manual_seed(number)
+    perm = torch.randperm(len(x)) if number > 1 else torch.arange(len(x))
+    x, y = x[perm], y[perm]
+    for seed in range(13, 21):
+        random.seed(seed)
+        start = random.randint(0, len(x) - bptt) if len(x) - bptt > 0 else 0
+        window = y[start : start + bptt]
+        same = window[:half].unique().tolist() == window[half:].unique().tolist()
+        if same and window.unique().tolist() == y.unique().tolist():
+            return x[start : start + bptt]
+    raise AssertionError("no split")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [569, 1000, 2000, 2311])
+def test_the_split_equals_the_one_made_with_global_random_states(number: int, count: int) -> None:
+    y_N = np.random.default_rng(count).integers(0, 3, count)
+    states = random.getstate(), torch.random.get_rng_state()
+    train, test = tabpfn_split(y_N, number)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.random.get_rng_state(), states[1])
+    expected = upstream_split(torch.arange(count), torch.from_numpy(y_N), number)
+    random.setstate(states[0])
+    torch.random.set_rng_state(states[1])
+    assert np.concatenate([train, test]).tolist() == expected.tolist()
+
+
+def test_the_order_is_numpy_s_global_shuffle_with_seed_13() -> None:
+    state = np.random.get_state()
+    np.random.seed(13)
+    expected = np.arange(700)
+    np.random.shuffle(expected)
+    np.random.set_state(state)
+    np.testing.assert_array_equal(tabpfn_order(700), expected)
+
+
+def test_a_class_that_never_fits_both_halves_is_reported() -> None:
+    y_N = np.zeros(100, dtype=np.int64)
+    y_N[7] = 1
+    with pytest.raises(DataError, match=r"split 2: no window of 100 rows has all 2 classes"):
+        tabpfn_split(y_N, 2)
+    with pytest.raises(DataError, match="protocol_split orca"):
+        orca_split(y_N, 1)
+
+
+@pytest.mark.parametrize("count", [5, 17, 284, 1000])
+def test_validation_is_stratified_and_disjoint(count: int) -> None:
+    y_N = np.random.default_rng(1).integers(0, 4, 2 * count)
+    rows = np.random.default_rng(2).permutation(2 * count)[:count]
+    train, validation = hold_out(rows, y_N, 1)
+    assert sorted([*train, *validation]) == sorted(rows)
+    for label in np.unique(y_N[rows]):
+        whole, part = np.sum(y_N[rows] == label), np.sum(y_N[validation] == label)
+        assert abs(part - whole / 5) <= 1
+    if count >= 284:
+        assert len(validation) == pytest.approx(count / 5, abs=1)
+
+
+def test_the_seed_picks_the_split() -> None:
+    tied, fixed = make(task.Wdbc), make(task.Wdbc, split=3)
+    for seed in (2, 7):
+        assert torch.equal(rows_of(tied.load(seed).test)[0], rows_of(fixed.load(0).test)[0])
+    assert not torch.equal(rows_of(tied.load(0).test)[0], rows_of(tied.load(1).test)[0])
+
+
+def test_training_rows_are_standardised_and_categories_are_codes() -> None:
+    x, _ = rows_of(make(task.Wdbc).load(0).train)
+    torch.testing.assert_close(x.mean(0), torch.zeros(30), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(30), atol=1e-5, rtol=0)
+    x, y = rows_of(make(task.TicTacToe).load(0).train)
+    assert set(x.unique().tolist()) == {0.0, 1.0, 2.0}
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+
+
+def test_held_out_rows_do_not_change_the_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make(task.Wdbc).load(0)
+    table = tables.wdbc()
+    _, validation, test = task._parts(table, make(task.Wdbc).config, 0)
+    table.x_NF[np.concatenate([validation, test])] += 1e6
+    monkeypatch.setattr(task.Wdbc, "table", classmethod(lambda cls, config: table))
+    after = make(task.Wdbc).load(0)
+    assert torch.equal(rows_of(before.train)[0], rows_of(after.train)[0])
+    assert not torch.equal(rows_of(before.test)[0], rows_of(after.test)[0])
+    assert before.checksum != after.checksum
+
+
+def test_orca_s_split_is_90_to_10_and_says_what_is_ours() -> None:
+    data = make(task.Car, protocol_split="orca").load(0)
+    assert len(data.test) == 173  # type: ignore[arg-type]
+    assert any("unseeded" in note for note in data.notes)
+
+
+ARFF = """@relation pets
+@attribute 'backbone weight' numeric
+@attribute colour {black,'dark red'}
+@attribute class {cat,dog}
+@data
+"""
+
+
+def pet_rows(count: int) -> list[str]:
+    colours = ["black", "'dark red'"]
+    return [f"{i / 2},{colours[i // 2 % 2]},{['cat', 'dog'][i % 2]}" for i in range(count)]
+
+
+def test_arff_and_csv_give_the_same_table(tmp_path: Path) -> None:
+    rows = pet_rows(40)
+    rows[3] = "?,?,dog"
+    (tmp_path / "pets.arff").write_text(ARFF + "\n".join(rows) + "\n")
+    header = "backbone weight,colour,class\n"
+    (tmp_path / "pets.csv").write_text(header + "\n".join(rows).replace("'", "") + "\n")
+    read = [make(task.OpenML, path=tmp_path / f"pets.{end}") for end in ("arff", "csv")]
+    arff, csv = (one.table(one.config) for one in read)
+    np.testing.assert_array_equal(arff.x_NF, csv.x_NF)
+    np.testing.assert_array_equal(arff.y_N, csv.y_N)
+    assert arff.levels == (0, 2)
+    assert arff.classes == ("cat", "dog")
+    assert np.isnan(arff.x_NF[3]).all()
+    assert any("2 missing" in note for note in read[0].load(0).notes)
+
+
+def test_codes_can_be_named_categories(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("label,a,b\n" + "\n".join(f"{i % 2},{i % 3 * 10},{i}" for i in range(30)))
+    one = make(task.OpenML, path=path, target="label", categories=("a",))
+    assert one.table(one.config).levels == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "settings", "message"),
+    [
+        ("pet.csv", None, {}, r"pet\.csv: no such file; did you mean 'pets\.csv'\?"),
+        ("pets.txt", "a", {}, r"pets\.txt: expected \.npz, \.csv or \.arff"),
+        ("bad.arff", "@nothing", {}, r"bad\.arff: cannot be read as ARFF"),
+        ("none.csv", "", {}, r"none\.csv: cannot be read as CSV"),
+        ("head.csv", "a,b\n", {}, r"head\.csv: needs at least one row"),
+        (
+            "t.csv",
+            "label,b\n1,2\n",
+            {"target": "lable"},
+            r"no column 'lable'; did you mean 'label'\?",
+        ),
+        (
+            "y.csv",
+            "a,b\n1,x\n2,\n3,y\n",
+            {},
+            r"'b' \(the label\) is missing in 1 rows; first: row 1",
+        ),
+        ("r.csv", "a,b\n1,.5\n2,.7\n3,.9\n", {}, r"'b' \(the label\) has 3 distinct values"),
+        ("p.npz", "junk", {}, r"p\.npz: not a pack"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    tmp_path: Path, name: str, text: str | None, settings: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "pets.csv").write_text("a,b\n1,2\n")
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        make(task.OpenML, path=tmp_path / name, **settings).load(0)
+
+
+def test_a_pack_says_which_tables_it_has(tmp_path: Path) -> None:
+    meta = json.dumps([{"did": 5, "name": "five", "cat": [], "attributes": ["a"]}])
+    np.savez(tmp_path / "pack.npz", meta=meta)
+    for did in (None, 6):
+        with pytest.raises(DataError, match=r"the pack has 5 \(five\)"):
+            make(task.OpenML, path=tmp_path / "pack.npz", did=did).load(0)

@@ -1,0 +1,100 @@
+"""Facts: what is known of a run before any weight or sample is loaded.
+
+Shapes: C channels, F columns, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a label looks like.
+
+    ``classification``: int64 ``[n]`` with ``size`` classes. ``multi-label``: float ``[n, size]`` of
+    0/1. ``regression``: float ``[n, size]``. ``dense``: float ``[n, size, *shape]``, ``shape``
+    being ``(H, W)`` or ``(L,)``.
+    """
+
+    kind: Literal["classification", "multi-label", "regression", "dense"]
+    size: int
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A target task. ``shape`` is one sample's: ``(C, H, W)``, ``(C, L)`` or ``(F,)`` for a table
+    row.
+
+    ``levels`` has one entry a table column: 0 for a number, m for a category coded 0 .. m-1.
+    ``samples`` counts the samples of each split.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    target: Target
+    samples: Mapping[str, int]
+    levels: tuple[int, ...] = ()
+
+    @property
+    def form(self) -> Literal["grid", "sequence", "row"]:
+        """``grid`` for images and fields, ``sequence`` for series, ``row`` for tables."""
+        forms: dict[int, Literal["grid", "sequence", "row"]] = {3: "grid", 2: "sequence", 1: "row"}
+        return forms[len(self.shape)]
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """A proxy of the modality the backbone was pretrained on."""
+
+    name: str
+    modality: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """A pretrained backbone.
+
+    ``modality`` is what it was trained on (``image``, ``text`` or ``any``). ``patch`` is the side
+    of its patches in pixels, ``grid`` the token grid it was trained with. ``max_tokens`` limits N.
+    ``embedding_norm``: its embedding layer ends in a LayerNorm that an embedder can copy.
+    ``reduction``: how many times coarser per axis the features' grid is than the tokens' (Swin: 8).
+    """
+
+    name: str
+    modality: str
+    width: int
+    feature_width: int
+    patch: int | None = None
+    grid: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    embedding_norm: bool = False
+    reduction: int = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run before weights and samples are loaded. ``grid``: target tokens."""
+
+    task: TaskFacts
+    backbone: BackboneFacts
+    source: SourceFacts | None = None
+    grid: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the number of target tokens (0 where it is not known)."""
+        count = 1
+        for side in self.grid:
+            count *= side
+        return count if self.grid else 0
+
+
+NO_FACTS = Facts(
+    TaskFacts("none", (1, 1, 1), Target("regression", 1), {}), BackboneFacts("none", "any", 1, 1)
+)
+"""The facts of a part that is made outside of a run, where there is no task and no backbone."""

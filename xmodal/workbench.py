@@ -1,0 +1,199 @@
+"""For plugins that add commands: find runs, open them or a recipe in memory, and train there.
+
+``registry`` and ``choose`` answer what a command line names, ``plan`` and ``compose`` what a recipe
+means; ``open_run`` and ``open_plan`` build it, and ``train`` trains what was opened. Imports torch:
+a command imports this module when it is called, not at the top of its file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xmodal import randomness
+from xmodal.batch import Progress
+from xmodal.data.store import Store
+from xmodal.engine.build import Builder
+from xmodal.engine.checkpoint import load_exactly
+from xmodal.engine.device import or_cpu
+from xmodal.engine.evaluate import PROBED_SAMPLES
+from xmodal.engine.loop import EpochRecord, StepRecord, Training
+from xmodal.engine.plan import Plan, missing_files, needs_source_head
+from xmodal.engine.plan import compose_plan as plan
+from xmodal.engine.session import RunSession
+from xmodal.errors import UsageError
+from xmodal.inference.model import best_weights
+from xmodal.interfaces import NO_FACTS, Context, Facts, Session
+from xmodal.plugins import Registry, registry
+from xmodal.recipe import compose as recipes
+from xmodal.recipe.choice import choose, chosen
+from xmodal.recipe.compose import looks_like_path
+from xmodal.runs import Run, locate
+from xmodal.settings import Use
+
+__all__ = [
+    "PROBED_SAMPLES",
+    "EpochRecord",
+    "Opened",
+    "OpenedRun",
+    "Plan",
+    "Registry",
+    "Run",
+    "StepRecord",
+    "Wrap",
+    "build",
+    "choose",
+    "chosen",
+    "compose",
+    "finished",
+    "locate",
+    "looks_like_path",
+    "missing_files",
+    "needs_source_head",
+    "open_plan",
+    "open_run",
+    "plan",
+    "recipe_names",
+    "registry",
+    "train",
+]
+
+Wrap = Mapping[str, Callable[[type[Any]], type[Any]]]
+"""For parts of a run by name (``scheduler``): the class to build instead of the recipe's."""
+
+
+def recipe_names(registry: Registry) -> list[str]:
+    """The names of all recipes that can be found, such as ``tasks/darcy``, sorted."""
+    return sorted({found.name for found in recipes.all_recipes(registry)})
+
+
+def compose(
+    references: Sequence[str],
+    registry: Registry,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+) -> Mapping[str, Any]:
+    """What recipes say together, as plain values that nothing has checked yet; later ones win.
+
+    Raises RecipeError where one cannot be found or read. ``plan`` checks a whole run.
+    """
+    return recipes.compose(references, registry, overrides, scale).data
+
+
+def build(
+    use: Use[Any],
+    name: str,
+    seed: int = 0,
+    facts: Facts = NO_FACTS,
+    store: Store | None = None,
+    **components: Any,
+) -> Any:
+    """A component that belongs to no run, initialised as the part ``name`` of a run of this seed.
+
+    ``components`` are the parts it is given (a backbone for an embedder).
+    """
+    context = Context.outside(store or Store(), name, seed, facts, **components)
+    with randomness.seeded(seed, "initialise", name):
+        return use.build(context)
+
+
+@dataclass
+class Opened:
+    """A recipe in memory: data loaded, weights initialised, nothing trained.
+
+    ``source`` is the recipe's source, also where training does not read it; None where there is
+    none that the backbone reads. ``parts`` are the built components by name (``scheduler``).
+    ``at`` is the stage and epoch whose weights the session holds.
+    """
+
+    plan: Plan
+    session: Session
+    source: Dataset[Any] | None
+    parts: Mapping[str, Any]
+    at: tuple[int, int] = (0, 0)
+
+    def progress(self) -> Progress:
+        """The moment of ``at``, at which mixers and selectors are asked."""
+        stage, epoch = self.at
+        return Progress(stage, epoch, max(1, self.session.stages[stage].epochs), 0, 1)
+
+
+@dataclass
+class OpenedRun(Opened):
+    """A finished run in memory, in evaluation mode, with the weights of its best epoch.
+
+    ``start`` are its weights before training, ``best`` those of the best epoch.
+    """
+
+    run: Run = field(kw_only=True)
+    start: Mapping[str, Tensor] = field(kw_only=True)
+    best: Mapping[str, Tensor] = field(kw_only=True)
+
+    def use(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights (``start`` or ``best``) into the model. Raises DataError if they misfit."""
+        load_exactly(self.session.model, weights, str(self.run.path))
+
+
+def open_plan(plan: Plan, wrap: Wrap | None = None) -> Opened:
+    """Load the data of a plan and build its model. Raises DataError for files that are missing."""
+    builder = Builder(plan, Store(), lambda line: None, wrap)
+    session = builder.session(builder.data())
+    source = session.source
+    if source is None and plan.recipe.source is not None:
+        facts = plan.facts
+        modalities = {facts.backbone.modality, getattr(facts.source, "modality", "any")}
+        if len(modalities) == 1 or "any" in modalities:
+            source = builder.source(session.model.backbone)
+    return Opened(plan, session, source, builder.parts)
+
+
+def finished(run: Run) -> Run:
+    """``run``, if it is done. Raises UsageError with what to do about it."""
+    if run.state != "done":
+        raise UsageError(
+            f"{run.path} is not finished (state: {run.state}); "
+            f"continue it with: xmodal resume {run.path}"
+        )
+    return run
+
+
+def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = None) -> OpenedRun:
+    """Rebuild a finished run in memory, on the CPU where its own device is not here.
+
+    Raises UsageError where the run is not finished, DataError where data or weights are missing.
+    """
+    result = finished(run).read("result.json")
+    best, where = best_weights(run)
+    recipe = [str(run.path / "resolved.yaml")]
+    made = plan(recipe, registry(plugin_files), Store(), ["trackers=[]"])
+    device = or_cpu(made.recipe.device, warnings.warn)
+    made = replace(made, recipe=made.recipe.model_copy(update={"device": device}))
+    opened = open_plan(made, wrap)
+    model = opened.session.model.eval()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    load_exactly(model, best, where)
+    stage, epoch = result["validation"]["at"] or [len(opened.session.stages) - 1, 0]
+    return OpenedRun(
+        made,
+        opened.session,
+        opened.source,
+        opened.parts,
+        (int(stage), int(epoch)),
+        run=run,
+        start=start,
+        best=best,
+    )
+
+
+def train(opened: Opened) -> Generator[StepRecord | EpochRecord, None, None]:
+    """Train in memory, from the start; one record an optimizer step and one an epoch.
+
+    Nothing is written. Close the generator to stop early.
+    """
+    training = Training(cast("RunSession", opened.session)).run()
+    return cast("Generator[StepRecord | EpochRecord, None, None]", training)
