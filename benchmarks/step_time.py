@@ -52,7 +52,7 @@ def bare(s: RunSession) -> Iterator[None]:
     optimizer = stage.optimizer(named)
     assert optimizer is not None
     parameters = [p for _, p in named]
-    x_all, y_all = loader.first(s.data.train, s.train_size)
+    x_all, y_all = loader.first(s.data.train, loader.count(s.data.train))
     size = stage.config.batch.size
     limit = stage.clip() or float("inf")
     model.train()

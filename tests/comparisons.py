@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.comparison.grid import Cell, Published, Request, Requested
+from xmodal.comparison.grid import Cell, Published, Request, Suite
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, State
 from xmodal.comparison.table import ComparisonTable, assemble
 
@@ -58,9 +58,10 @@ def compared(
                 cells.append(cell)
                 states.append(state)
     words = ["xmodal compare", *methods, "--task", *tasks, f"--seeds {seeds}"]
-    request = Request(tuple(methods), tuple(tasks), seeds=seeds)
-    asked = Requested(request, " ".join(words), "comparison", published=published or {})
-    return assemble(asked, cells, states)
+    suite = Suite(
+        methods=tuple(methods), tasks=tuple(tasks), seeds=seeds, published=dict(published or {})
+    )
+    return assemble(Request(suite, " ".join(words), "comparison"), cells, states)
 
 
 def _cell(root: Path, method: str, task: str, seed: int, role: str) -> Cell:
@@ -78,7 +79,16 @@ def _cell(root: Path, method: str, task: str, seed: int, role: str) -> Cell:
     references = (f"methods/{method}", f"tasks/{task}")
     overrides = (f"seed={seed}",)
     return Cell(
-        method, task, seed, references, overrides, "cpu", resolved=resolved, directory=folder
+        method,
+        task,
+        seed,
+        references,
+        overrides,
+        "cpu",
+        resolved=resolved,
+        directory=folder,
+        epochs=EPOCHS,
+        learning_rate=1e-3,
     )
 
 

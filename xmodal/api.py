@@ -11,7 +11,8 @@ from xmodal.data.store import Store
 from xmodal.recipe.compose import find_recipe, looks_like_path
 
 if TYPE_CHECKING:
-    from xmodal.engine.run import Observer, Outcome
+    from xmodal.engine.observe import Observer
+    from xmodal.engine.run import Outcome
     from xmodal.inference.model import TrainedModel
     from xmodal.interfaces import Exported
 
@@ -25,22 +26,23 @@ def run(
     name: str | None = None,
     force: bool = False,
     plugin_files: Sequence[str] = (),
+    trackers: Sequence[str] = (),
     report: bool = True,
     observer: Observer | None = None,
 ) -> Outcome:
     """Run recipes (names or paths, later ones win) and return the outcome.
 
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
-    interrupted is resumed. Raises the kinds of ``xmodal.errors.XModalError``.
+    interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes. Raises
+    the kinds of ``xmodal.errors.XModalError``.
     """
     from xmodal.engine.plan import compose_plan
 
     registry = plugins.registry(tuple(plugin_files))
     store = Store()
-    made = compose_plan(recipes, registry, store, overrides, scale)
+    made = compose_plan(recipes, registry, store, overrides, scale, trackers)
     # Imported only now: what is wrong with a recipe is said before torch is loaded.
-    from xmodal.engine.directory import RunOrder
-    from xmodal.engine.run import execute
+    from xmodal.engine.run import RunOrder, execute
 
     order = RunOrder(
         name=name or run_name(recipes, scale),
@@ -48,9 +50,15 @@ def run(
         directory=None if directory is None else Path(directory),
         force=force,
         source_text=source_text(recipes, registry),
-        report=report,
+        report=_write_report if report else None,
     )
     return execute(made, order, registry, store, observer)
+
+
+def _write_report(done: runs.Run) -> None:
+    from xmodal.report.run_report import write_report  # drawing is slow to import
+
+    write_report(done)
 
 
 def run_name(recipes: Sequence[str], scale: str | None = None) -> str:

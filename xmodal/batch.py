@@ -33,12 +33,17 @@ class Batch:
 
     ``source``: as many raw source samples with their labels, where the mixer mixes with a source.
     ``unlabelled``: further raw target samples, where the mixer wants them and there are any.
+    ``share``: the mean loss times it, averaged over all processes, is this micro-batch's
+    contribution to the mean loss of the step. ``part``: below 1 where several processes divide one
+    micro-batch.
     """
 
     x: Tensor
     y: Tensor
     source: tuple[Tensor, Tensor] | None = None
     unlabelled: Tensor | None = None
+    share: float = 1.0
+    part: float = 1.0
 
 
 @dataclass(frozen=True)

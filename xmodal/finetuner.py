@@ -41,7 +41,7 @@ from xmodal.recipe.compose import COMMAND_LINE, looks_like_path
 from xmodal.settings import Use
 
 if TYPE_CHECKING:
-    from xmodal.engine.run import Observer
+    from xmodal.engine.observe import Observer
     from xmodal.inference.model import TrainedModel
 
 Array = NDArray[Any]

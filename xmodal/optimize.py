@@ -1,8 +1,8 @@
 """Settings that stages share: batch size, optimizer and learning-rate schedule.
 
-For the ``Config`` of a stage: with the field names ``batch``, ``optimizer`` and ``schedule`` it
-takes what a recipe says under ``training:``. ``OptimizingStage`` with ``StageSettings`` brings all
-but the batch. Only describes and builds; the engine steps.
+For the ``Config`` of a stage: fields called ``batch``, ``optimizer`` and ``schedule`` take what a
+recipe says under ``training:``. ``StageSettings`` has them all except ``batch``, and
+``OptimizingStage`` follows them. This module describes and builds; the engine takes the steps.
 """
 
 from __future__ import annotations
@@ -132,6 +132,11 @@ class OptimizingStage(Stage):
     """A stage that steps as its ``StageSettings`` say."""
 
     Config = StageSettings
+
+    @classmethod
+    def learning_rate(cls, config: Any) -> float:
+        """The peak learning rate."""
+        return float(config.optimizer.lr)
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer of the trainable parameters."""

@@ -172,7 +172,7 @@ def checked(entry: Entry, loaded: Any) -> type[Any]:
             f"{INTERFACES}.{entry.kind.capitalize()}"
         )
     if inspect.isabstract(loaded):
-        missing = ", ".join(sorted(loaded.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(loaded, "__abstractmethods__", ())))
         raise PluginError(
             f"{entry.kind} '{entry.name}' of {entry.origin} does not implement: {missing}"
         )

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,26 @@ from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.files import write_atomically
 
 DEFAULT_ROOT = Path("runs")
+TRACKERS = "trackers.json"
 JOB = "XMODAL_JOB"
 """Environment variable with a name that stays when a cluster starts the same job again."""
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
-"""A live process touches this file so often; on another machine it is dead after such a silence."""
+"""A live process touches this file every 20 s; other machines take it for dead after 180 s."""
 STALE_READS = 3
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
+
+# What one pass over a run writes; the log goes on.
+_OF_A_PASS = (
+    "manifest.json",
+    "checkpoints",
+    TRACKERS,
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "predictions.safetensors",
+    "samples",
+    "final",
+)
 
 # Settings that change where, how fast or how safely a run goes, but not its result.
 _OUTSIDE_HASH = frozenset(
@@ -91,9 +106,9 @@ class Run:
         return self._alive_elsewhere()
 
     def _alive_elsewhere(self) -> bool:
-        """Whether a process on another machine was heard from lately.
+        """Whether a process on another machine has lately shown that it lives.
 
-        Not every shared file system carries locks from one machine to the other.
+        Not every shared file system carries locks from one machine to another.
         """
         owner = self.read("status.json")
         if owner.get("state") != "running" or owner.get("host") == socket.gethostname():
@@ -110,7 +125,7 @@ class Run:
         """Hold the run. Raises UsageError if another process does; a dead process holds nothing."""
         lock = FileLock(self.path / ".lock")
         try:
-            # Who only looks whether it is held, holds it for a moment.
+            # Whoever checks whether the run is held holds the lock for a moment.
             lock.acquire(timeout=1)
         except Timeout:
             raise self._held() from None
@@ -163,17 +178,31 @@ class Run:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
-    def rewind_metrics(self, stage: int, epoch: int) -> None:
-        """Drop the lines from this epoch on, which a run resumes in; they will come again."""
+    def rewind_metrics(self, stage: int, epoch: int) -> list[dict[str, Any]]:
+        """Drop the lines from this epoch on, which will be written again; returns those before."""
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"]) < (stage, epoch)]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path / "metrics.jsonl", text)
+        return kept
+
+    def clear(self) -> None:
+        """Remove everything an earlier pass left, before the run is repeated.
+
+        The new pass must not take old weights, or what trackers were told, for its own.
+        """
+        self.set_state("running")  # from here on the directory holds nothing that is done
+        for name in _OF_A_PASS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _text(file: Path) -> str:
     """The text of a file that another machine may be replacing.
 
-    On a network file system what was replaced since it was opened is stale; it is opened again.
+    On a network file system a file that was replaced after it was opened is stale: open it again.
     """
     for _ in range(STALE_READS):
         try:
@@ -187,9 +216,9 @@ def _text(file: Path) -> str:
 def content_hash(
     resolved: Mapping[str, Any], components: Mapping[str, str], checksums: Mapping[str, str]
 ) -> str:
-    """What a run computes, as one hash: recipe, component versions, data. Not time.
+    """One hash of everything that decides a run's result: recipe, component versions, data.
 
-    Where the task's data lie does not count, because ``checksums`` says what they are.
+    Where the task's files lie does not count, because ``checksums`` says what is in them.
     """
     recipe = {k: v for k, v in resolved.items() if k not in _OUTSIDE_HASH}
     recipe["task"] = _without_paths(recipe.get("task"))
@@ -218,6 +247,31 @@ def same(root: Path, name: str, digest: str) -> list[Run]:
     """Runs of the same content under this name, newest first."""
     found = [Run(path) for path in sorted((root / name).glob(f"*-{digest[:6]}"), reverse=True)]
     return [run for run in found if run.read("manifest.json").get("hash") == digest]
+
+
+def choose(
+    digest: str, name: str, root: Path, directory: Path | None = None, force: bool = False
+) -> tuple[Run, bool]:
+    """The directory to run in, and whether the run in it is already done.
+
+    Raises UsageError if ``directory`` holds another run.
+    """
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        run = Run(directory)
+        known = run.read("manifest.json").get("hash")
+        if known is not None and known != digest:
+            raise UsageError(
+                f"{run.path} holds another run (its recipe, data or component versions differ); "
+                "choose another directory"
+            )
+        return run, run.state == "done" and not force
+    if not force:
+        for run in same(root, name, digest):
+            return run, run.state == "done"
+    path = new_path(root, name, digest)
+    path.mkdir(parents=True, exist_ok=True)
+    return Run(path), False
 
 
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:

@@ -183,7 +183,7 @@ def _choose(kind: str, value: Any, context: Mapping[str, Any]) -> Use[Any]:
         ) from None
     today, renamed = component.renamed(name, settings)
     if today != name:
-        return _choose(kind, {"use": today, **renamed}, registry, context)
+        return _choose(kind, {"use": today, **renamed}, context)
     config = component.Config.model_validate(renamed, context=context)
     return Use(name, component, config)
 

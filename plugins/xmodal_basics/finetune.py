@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Batch, Progress
+from xmodal.data import loader
 from xmodal.optimize import (
     BatchSize,
     OptimizingStage,
@@ -27,7 +28,7 @@ from xmodal.optimize import (
 )
 
 if TYPE_CHECKING:
-    from xmodal.interfaces import Portion, Session
+    from xmodal.interfaces import Session
 
 
 class Finetune(OptimizingStage):
@@ -56,18 +57,14 @@ class Finetune(OptimizingStage):
             {}, description="Learning-rate factors by parameter pattern, such as backbone.*: 0.1."
         )
 
-    @property
-    def epochs(self) -> int:
+    @classmethod
+    def planned_epochs(cls, config: Any) -> int:
         """Passes over the training split, stretched."""
-        return max(1, round(float(self.config.epochs * self.config.stretch)))
-
-    def _size(self) -> tuple[int, int]:
-        batch = self.config.batch
-        return batch.size, batch.micro or batch.size
+        return max(1, round(float(config.epochs * config.stretch)))
 
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps an epoch; the last, smaller batch counts."""
-        return self.at_most(math.ceil(session.train_size / self.config.batch.size))
+        return self.at_most(math.ceil(loader.count(session.data.train) / self.config.batch.size))
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Build the optimizer; parameters with a factor of their own form their own groups."""
@@ -87,30 +84,15 @@ class Finetune(OptimizingStage):
         )
         return make_schedule(stretched, optimizer, self.epochs, steps_per_epoch)
 
-    def steps(
-        self, session: Session, progress: Progress
-    ) -> Iterator[Iterator[tuple[Batch, Portion]]]:
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Batch]]:
         """This process's micro-batches of every step from ``progress.step`` on."""
-        size, micro = self._size()
-        steps = torch.split(session.order(progress), size)[progress.step : progress.steps]
-        own = [session.portions(len(step), micro) for step in steps]
-        drawn = progress.epoch * session.train_size + progress.step * size
-        stream = session.micro_batches(
-            [step[p.places] for step, taken in zip(steps, own, strict=True) for p in taken],
-            [drawn + n * size + p.places for n, taken in enumerate(own) for p in taken],
-        )
-        for taken in own:
-            yield ((next(stream), portion) for portion in taken)
-
-    def part(self, micro: tuple[Batch, Portion]) -> float:
-        """The part of the micro-batch that this process was given."""
-        return micro[1].part
+        return session.batches(progress, self.config.batch.size, self.config.batch.micro)
 
     def loss(
-        self, session: Session, micro: Any, progress: Progress
+        self, session: Session, micro: Batch, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """The model's loss on one micro-batch times its share of the step."""
-        batch, portion = micro
-        loss, log = session.forward(batch, progress)
+        with session.autocast():
+            loss, log = session.model(micro, progress)
         summed = self.config.accumulate == "sum"
-        return loss * (session.world * portion.part if summed else portion.share), log
+        return loss * (session.world * micro.part if summed else micro.share), log

@@ -162,8 +162,8 @@ def chosen(config: Sklearn.Config, facts: Facts, output: Target) -> str:
 class Fit(Stage):
     """Fits the predictor once to the features of the whole training split; takes no steps."""
 
-    @property
-    def epochs(self) -> int:
+    @classmethod
+    def planned_epochs(cls, config: Any) -> int:
         """One: there is nothing to repeat."""
         return 1
 

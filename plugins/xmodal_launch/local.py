@@ -38,6 +38,7 @@ class Local(Launcher):
         )
 
     config: Config
+    default = True
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)

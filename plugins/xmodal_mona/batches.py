@@ -5,7 +5,7 @@ Which samples a step sees is a function of seed, stage, epoch and step, so nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmodal import randomness
+from xmodal.batch import Batch
 from xmodal.data import loader
 
 if TYPE_CHECKING:
@@ -24,21 +25,18 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class BilevelStep:
-    """One step: micro-batches of target samples with their shares, and source samples (or none).
+    """One step: micro-batches of target samples, and source samples (or none).
 
     Without source samples only L_inner is minimised.
     """
 
-    target: tuple[tuple[Labelled, float], ...]
+    target: tuple[Batch, ...]
     source: Labelled | None
 
 
-def problem(
-    target: Iterator[Labelled], shares: Sequence[float], source: Iterator[Labelled] | None
-) -> Iterator[BilevelStep]:
+def problem(target: Iterator[Batch], source: Iterator[Labelled] | None) -> Iterator[BilevelStep]:
     """The one piece of a step; reads its samples when it is asked for."""
-    samples = tuple((next(target), share) for share in shares)
-    yield BilevelStep(samples, None if source is None else next(source))
+    yield BilevelStep(tuple(target), None if source is None else next(source))
 
 
 def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:

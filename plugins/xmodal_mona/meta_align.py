@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xmodal.batch import Progress
+from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.errors import UsageError
 from xmodal.interfaces import Facts
@@ -107,10 +107,10 @@ class MetaAlign(OptimizingStage):
         if facts.backbone.feature_width == 0:
             yield f"backbone '{facts.backbone.name}' has no weights for a virtual step"
 
-    @property
-    def epochs(self) -> int:
+    @classmethod
+    def planned_epochs(cls, config: Any) -> int:
         """Warm-up and bi-level epochs together."""
-        return int(self.config.warmup_epochs + self.config.epochs)
+        return int(config.warmup_epochs + config.epochs)
 
     def begin(self, session: Session) -> None:
         """Check the patterns. Raises UsageError if the virtual step would change nothing."""
@@ -126,22 +126,16 @@ class MetaAlign(OptimizingStage):
 
     def steps_per_epoch(self, session: Session) -> int:
         """Optimizer steps an epoch; the last, smaller batch counts."""
-        return self.at_most(math.ceil(session.train_size / self.config.batch.size))
+        return self.at_most(math.ceil(loader.count(session.data.train) / self.config.batch.size))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[BilevelStep]]:
         """One problem a step, from ``progress.step`` on."""
         batch: BatchSize = self.config.batch
-        steps = torch.split(session.order(progress), batch.size)[progress.step : progress.steps]
-        own = [session.portions(len(step), batch.micro or batch.size) for step in steps]
-        indices = [step[p.places] for step, taken in zip(steps, own, strict=True) for p in taken]
-        target = draw(session, session.data.train, indices)
-        source = self._source(session, progress, len(steps))
-        for taken in own:
-            yield problem(target, [portion.share for portion in taken], source)
+        source = self._source(session, progress)
+        for target in session.batches(progress, batch.size, batch.micro, mixed=False):
+            yield problem(target, source)
 
-    def _source(
-        self, session: Session, progress: Progress, steps: int
-    ) -> Iterator[Labelled] | None:
+    def _source(self, session: Session, progress: Progress) -> Iterator[Labelled] | None:
         """The source samples of the next steps; none during the warm-up."""
         epoch = progress.epoch - self.config.warmup_epochs
         if epoch < 0:
@@ -151,7 +145,7 @@ class MetaAlign(OptimizingStage):
             loader.count(session.source),
             self.config.source_batch,
             epoch * progress.steps + progress.step,
-            steps,
+            progress.steps - progress.step,
             session.seed,
             "meta-align source",
             progress.stage,
@@ -172,7 +166,7 @@ class MetaAlign(OptimizingStage):
         """weight * L_outer(phi'(e)) + L_inner(phi, e) with its gradient at what trains."""
         step: BilevelStep = micro
         embedder = [p for p in session.model.parameters() if p.requires_grad]
-        inner = [self._inner(session, samples, share) for samples, share in step.target]
+        inner = [self._inner(session, batch) for batch in step.target]
         mean = partial(mean_over_processes, session)
         if step.source is None:
             value, g_e = first_order(inner, embedder)
@@ -205,9 +199,8 @@ class MetaAlign(OptimizingStage):
             and any(fnmatchcase(f"backbone.{name}", pattern) for pattern in self.config.inner)
         }
 
-    def _inner(self, session: Session, samples: Labelled, share: float) -> LossOf:
+    def _inner(self, session: Session, batch: Batch) -> LossOf:
         """phi -> share * L_inner of one micro-batch, the same in every call."""
-        x, y = samples
         exact = self.config.gradient == "exact"
 
         def loss_of(phi: Weights) -> Tensor:
@@ -216,7 +209,7 @@ class MetaAlign(OptimizingStage):
                     # Fused attention kernels have no second derivative.
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                     stack.enter_context(session.autocast())
-                return share * target_loss(session.model, phi, x, y)
+                return batch.share * target_loss(session.model, phi, batch.x, batch.y)
 
         return repeatable(loss_of, session.device)
 

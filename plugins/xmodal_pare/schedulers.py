@@ -49,7 +49,8 @@ class _Counting(Scheduler):
 
     def _tokens(self, count: float, num_tokens: int) -> float:
         """A configured count in tokens, at most N."""
-        return self.config.in_tokens(count, num_tokens, self._note_once)
+        tokens: float = self.config.in_tokens(count, num_tokens, self._note_once)
+        return tokens
 
     def _note_once(self, line: str) -> None:
         if not self._noted:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from xmodal.comparison.grid import Contender, Request, grid
+from xmodal.comparison.grid import Contender, Request, Suite, grid
 from xmodal.comparison.queue import Queue
 from xmodal.data.store import Store
 from xmodal.interfaces import Launcher
@@ -23,10 +23,14 @@ from xmodal.testing.tiny import tiny_context
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 REQUEST = Request(
-    tuple(Contender(name, overrides=("training.epochs=150",)) for name in ("nft", "pare")),
-    ("openml/wdbc",),
-    seeds=1,
-    scale="smoke",
+    Suite(
+        methods=tuple(
+            Contender(use=name, set=("training.epochs=150",)) for name in ("nft", "pare")
+        ),
+        tasks=("openml/wdbc",),
+        seeds=1,
+        scale="smoke",
+    )
 )
 PATIENCE = 240.0
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from xmodal.comparison.grid import Cell, Contender, Request, grid
+from xmodal.comparison.grid import Cell, Contender, Request, Suite, grid
 from xmodal.comparison.table import by_hand
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.plugins import registry
 
 TASKS = ("openml/car", "openml/wdbc")
-REQUEST = Request(("nft", "pare"), ("openml/car",), seeds=2, scale="smoke")
+SUITE = Suite(methods=("nft", "pare"), tasks=("openml/car",), seeds=2, scale="smoke")
 
 
-def cells(request: Request, tmp_path: Path) -> list[Cell]:
-    return grid(request, registry(), Store(), tmp_path)
+def changed(**fields: Any) -> Suite:
+    return SUITE.model_copy(update=fields)
+
+
+def cells(suite: Suite, tmp_path: Path) -> list[Cell]:
+    return grid(Request(suite), registry(), Store(), tmp_path)
 
 
 def test_every_method_meets_every_task_with_every_seed(tmp_path: Path) -> None:
-    request = replace(REQUEST, tasks=("openml/car", "tasks/openml/wdbc"))
-    found = cells(request, tmp_path)
+    suite = changed(tasks=("openml/car", "tasks/openml/wdbc"))
+    found = cells(suite, tmp_path)
     assert [(c.seed, c.task, c.method) for c in found] == [
         (seed, task, method)
         for seed in (0, 1)
@@ -36,16 +40,16 @@ def test_every_method_meets_every_task_with_every_seed(tmp_path: Path) -> None:
 
 
 def test_directories_depend_on_content_alone(tmp_path: Path) -> None:
-    again = cells(replace(REQUEST, methods=("pare",)), tmp_path)
-    assert {c.directory for c in again} < {c.directory for c in cells(REQUEST, tmp_path)}
-    other = cells(replace(REQUEST, methods=("pare",), fraction=0.5), tmp_path)
+    again = cells(changed(methods=("pare",)), tmp_path)
+    assert {c.directory for c in again} < {c.directory for c in cells(SUITE, tmp_path)}
+    other = cells(changed(methods=("pare",), fraction=0.5), tmp_path)
     assert not {c.directory for c in other} & {c.directory for c in again}
 
 
 def test_settings_make_variants_of_a_method(tmp_path: Path) -> None:
     settings = ("mixer.beta_mix=0.1,1e-1", "selector={use: gate, temperature: 0.5},random")
-    request = replace(REQUEST, methods=("pare",), settings=settings, seeds=1)
-    found = cells(request, tmp_path)
+    suite = changed(methods=("pare",), set=settings, seeds=1)
+    found = cells(suite, tmp_path)
     assert [c.method for c in found] == [
         "pare [mixer.beta_mix=0.1, selector={use: gate, temperature: 0.5}]",
         "pare [mixer.beta_mix=0.1, selector=random]",
@@ -57,26 +61,37 @@ def test_settings_make_variants_of_a_method(tmp_path: Path) -> None:
     assert found[0].directory == found[2].directory
 
 
+def test_stages_say_what_a_cell_will_take(tmp_path: Path) -> None:
+    settings = (
+        "training.epochs=4",
+        "stages.1.stretch=1.5",
+        "stages.0={epochs: 7, optimizer: {lr: 0.5}}",
+        "stages.1.optimizer.lr=0.003",
+    )
+    (cell,) = cells(changed(methods=("orca",), set=settings, seeds=1), tmp_path)
+    assert (cell.epochs, cell.learning_rate) == (7 + 6, 0.003)
+
+
 @pytest.mark.parametrize("text", ["mixer.beta_mix", "=1", "a="])
 def test_settings_must_be_assignments(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not of the form key=value"):
-        cells(replace(REQUEST, settings=(text,)), tmp_path)
+        cells(changed(set=(text,)), tmp_path)
 
 
 def test_names_are_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no method 'paree'; did you mean 'pare'"):
-        cells(replace(REQUEST, methods=("paree",)), tmp_path)
+        cells(changed(methods=("paree",)), tmp_path)
     with pytest.raises(UsageError, match="no task 'openml/cars'; did you mean 'openml/car'"):
-        cells(replace(REQUEST, tasks=("openml/cars",)), tmp_path)
+        cells(changed(tasks=("openml/cars",)), tmp_path)
 
 
 def test_a_cell_that_cannot_run_says_why(tmp_path: Path) -> None:
-    (psicov,) = cells(Request(("nft",), ("psicov",), seeds=1, scale="smoke"), tmp_path)
+    (psicov,) = cells(Suite(methods=("nft",), tasks=("psicov",), seeds=1, scale="smoke"), tmp_path)
     assert "PSICOV: no data" in psicov.skipped
     assert psicov.directory is None
-    request = replace(REQUEST, methods=("pare",), seeds=1, settings=("mixer.match=same-position",))
-    on_images = Contender("pare", overrides=("backbone=vit-s14",))
-    (wrong,) = cells(replace(request, methods=(on_images,)), tmp_path)
+    suite = changed(methods=("pare",), seeds=1, set=("mixer.match=same-position",))
+    on_images = Contender(use="pare", set=("backbone=vit-s14",))
+    (wrong,) = cells(suite.model_copy(update={"methods": (on_images,)}), tmp_path)
     assert wrong.skipped.startswith("mixer: match 'same-position' needs")
 
 
@@ -89,43 +104,43 @@ def test_a_recipe_written_for_the_pair_comes_first(
     (tmp_path / "recipes" / "nft_mine.yaml").write_text(text)
     for file in ("recipes/tasks/mine.yaml", "mine.yaml"):
         (tmp_path / file).write_text("extends: tasks/openml/car\n")
-    (cell,) = cells(Request(("nft",), ("mine",), seeds=1), tmp_path)
+    (cell,) = cells(Suite(methods=("nft",), tasks=("mine",), seeds=1), tmp_path)
     assert cell.references == ("nft_mine",)
     assert cell.resolved["stages"][0]["epochs"] == 7
     # Who gives a file means that file.
-    (cell,) = cells(Request(("nft",), ("mine.yaml",), seeds=1), tmp_path)
+    (cell,) = cells(Suite(methods=("nft",), tasks=("mine.yaml",), seeds=1), tmp_path)
     assert cell.references == ("methods/nft", "mine.yaml")
 
 
 def test_the_command_of_a_cell_gives_the_same_recipe(tmp_path: Path) -> None:
-    request = replace(REQUEST, methods=("pare",), settings=("selector={use: gate}",), seeds=1)
-    (cell,) = cells(request, tmp_path)
+    suite = changed(methods=("pare",), set=("selector={use: gate}",), seeds=1)
+    (cell,) = cells(suite, tmp_path)
     assert by_hand(cell) == (
         "xmodal run methods/pare tasks/openml/car --scale smoke 'selector={use: gate}' seed=0"
     )
 
 
 def test_two_that_no_table_could_tell_apart_are_refused(tmp_path: Path) -> None:
-    changed = Contender("pare", overrides=("selector=random",))
+    other = Contender(use="pare", set=("selector=random",))
     with pytest.raises(UsageError, match="2 methods are called 'pare'"):
-        grid(Request(("pare", changed, "nft"), TASKS), registry(), Store(), tmp_path)
+        cells(Suite(methods=("pare", other, "nft"), tasks=TASKS), tmp_path)
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.yaml").write_text("extends: tasks/openml/car\n")
     files = tuple(str(tmp_path / folder / "mine.yaml") for folder in ("one", "two"))
     with pytest.raises(UsageError, match="2 tasks are called 'mine'"):
-        grid(Request(("nft",), files), registry(), Store(), tmp_path)
+        cells(Suite(methods=("nft",), tasks=files), tmp_path)
 
 
 def test_what_is_named_twice_is_one(tmp_path: Path) -> None:
-    request = Request(("nft", "methods/nft", "nft"), (*TASKS, *TASKS), seeds=1)
-    assert len(grid(request, registry(), Store(), tmp_path)) == len(TASKS)
+    suite = Suite(methods=("nft", "methods/nft", "nft"), tasks=(*TASKS, *TASKS), seeds=1)
+    assert len(grid(Request(suite), registry(), Store(), tmp_path)) == len(TASKS)
 
 
 def test_directories_follow_the_content_of_the_data(tmp_path: Path) -> None:
     def directory(name: str) -> Path:
-        request = Request(("nft",), (str(tmp_path / name),), seeds=1)
-        (cell,) = grid(request, registry(), Store(), tmp_path / "cells")
+        suite = Suite(methods=("nft",), tasks=(str(tmp_path / name),), seeds=1)
+        (cell,) = grid(Request(suite), registry(), Store(), tmp_path / "cells")
         assert cell.directory is not None, cell.skipped
         return cell.directory
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xmodal.comparison.grid import Contender, Wanted, find_suite, grid, requested
-from xmodal.comparison.run import compare
+from xmodal.comparison.grid import Contender, find_suite, grid, requested
+from xmodal.comparison.run import compare, default_launcher
 from xmodal.data.store import Store
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
@@ -36,11 +35,11 @@ def suite(tmp_path: Path) -> Path:
 
 
 def test_a_suite_is_a_grid(suite: Path, tmp_path: Path) -> None:
-    made = requested(Wanted(suite=str(suite)), registry())
-    assert made.request.seeds == 2
+    made = requested(registry(), suite=str(suite))
+    assert made.suite.seeds == 2
     assert made.command == f"xmodal compare --suite {suite}"
     assert made.name.startswith("grid_")
-    cells = grid(made.request, registry(), Store(), tmp_path)
+    cells = grid(made, registry(), Store(), tmp_path)
     assert [cell.method for cell in cells[:3]] == ["pare", "piecewise", "baseline"]
     assert [cell.resolved["role"] for cell in cells[:3]] == ["method", "method", "trivial"]
     assert [c.resolved["scheduler"]["use"] for c in cells[:2]] == ["linear", "piecewise"]
@@ -48,49 +47,48 @@ def test_a_suite_is_a_grid(suite: Path, tmp_path: Path) -> None:
 
 
 def test_options_win_over_the_suite(suite: Path) -> None:
-    wanted = Wanted(
-        methods=("nft",), tasks=("darcy",), suite=str(suite), seeds=5, scale="cpu", trivial=False
-    )
-    request = requested(wanted, registry()).request
-    assert request.methods == (Contender("nft"),)
-    assert (request.tasks, request.seeds, request.scale) == (("darcy",), 5, "cpu")
+    options = {"suite": str(suite), "seeds": 5, "scale": "cpu", "trivial": False}
+    request = requested(registry(), ("nft",), ("darcy",), **options)  # type: ignore[arg-type]
+    chosen = request.suite
+    assert chosen.contenders == (Contender(use="nft"),)
+    assert (chosen.tasks, chosen.seeds, chosen.scale) == (("darcy",), 5, "cpu")
+    assert request.trivial is None
 
 
 @pytest.mark.parametrize("numbers", [{"seeds": 0}, {"fraction": 0.0}, {"fraction": 1.5}])
 def test_numbers_that_mean_nothing(numbers: dict[str, float]) -> None:
-    wanted = Wanted(("nft",), ("openml/car",), **numbers)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=next(iter(numbers))):
-        requested(wanted, registry())
+        requested(registry(), ("nft",), ("openml/car",), **numbers)  # type: ignore[arg-type]
 
 
 def test_the_command_repeats_the_request() -> None:
-    wanted = Wanted(
-        methods=("pare", "nft"), tasks=("openml/car", "darcy"), seeds=4, fraction=0.5,
-        settings=("selector={use: gate, temperature: 0.5},random",), scale="cpu",
-        against="nft", trivial=False,
+    settings = ("selector={use: gate, temperature: 0.5},random",)
+    request = requested(
+        registry(), ("pare", "nft"), ("openml/car", "darcy"), seeds=4, fraction=0.5,
+        settings=settings, scale="cpu", against="nft", trivial=False,
     )  # fmt: skip
-    words = shlex.split(wanted.command)
+    words = shlex.split(request.command)
     assert words[:4] == ["xmodal", "compare", "pare", "nft"]
-    assert words[words.index("--set") + 1] == wanted.settings[0]
+    assert words[words.index("--set") + 1] == settings[0]
     assert words[words.index("--task") :][1:3] == ["openml/car", "darcy"]
     assert words[-1] == "--no-trivial"
 
 
 def test_the_trivial_answer_is_added_once() -> None:
     for methods in (("nft",), ("nft", "baseline"), ("methods/baseline", "nft")):
-        made = requested(Wanted(methods=methods, tasks=("darcy",)), registry())
-        references = [m.reference for m in made.request.methods if isinstance(m, Contender)]
+        made = requested(registry(), methods, ("darcy",))
+        everyone = [*made.suite.contenders, *([made.trivial] if made.trivial else [])]
+        references = [contender.use for contender in everyone]
         assert sum(reference.endswith("baseline") for reference in references) == 1
 
 
 def test_names_of_reports_tell_comparisons_apart() -> None:
-    one = Wanted(methods=("pare", "nft"), tasks=("darcy",))
-    names = {
-        requested(wanted, registry()).name
-        for wanted in (one, replace(one, scale="cpu"), replace(one, tasks=("psicov",)))
-    }
+    def name(task: str = "darcy", **options: Any) -> str:
+        return requested(registry(), ("pare", "nft"), (task,), **options).name
+
+    names = {name(), name(scale="cpu"), name("psicov")}
     assert len(names) == 3
-    assert requested(replace(one, seeds=9), registry()).name in names
+    assert name(seeds=9) in names
 
 
 def test_every_shipped_suite_plans(tmp_path: Path) -> None:
@@ -99,13 +97,13 @@ def test_every_shipped_suite_plans(tmp_path: Path) -> None:
     assert not [f for f in all_recipes(registry()) if f.name.startswith("suites/")]
     for one in found:
         name = one.name.removeprefix("suites/")
-        suite = find_suite(name, registry()).suite
-        made = requested(Wanted(suite=name, seeds=1, scale="smoke", trivial=False), registry())
-        cells = grid(made.request, registry(), Store(), tmp_path)
+        _, suite = find_suite(name, registry())
+        made = requested(registry(), suite=name, seeds=1, scale="smoke", trivial=False)
+        cells = grid(made, registry(), Store(), tmp_path)
         planned = [c for c in cells if not c.skipped]
-        assert {c.method for c in planned} >= {
-            c.label or c.reference for c in suite.contenders()
-        }, [c.skipped for c in cells if c.skipped]
+        assert {c.method for c in planned} >= {c.label or c.use for c in suite.contenders}, [
+            c.skipped for c in cells if c.skipped
+        ]
         assert all("no data" in c.skipped for c in cells if c.skipped)
         labels = {c.method for c in cells}
         for task, published in suite.published.items():
@@ -126,22 +124,22 @@ def test_every_shipped_suite_plans(tmp_path: Path) -> None:
 def test_a_wrong_suite_is_explained(text: str, message: str, suite: Path) -> None:
     suite.write_text(text)
     with pytest.raises(RecipeError) as error:
-        requested(Wanted(suite=str(suite)), registry())
+        requested(registry(), suite=str(suite))
     assert message in str(error.value)
     assert "grid.yaml" in str(error.value)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no suite 'table44'; did you mean 'table4'"):
-        requested(Wanted(suite="table44"), registry())
+        requested(registry(), suite="table44")
     with pytest.raises(UsageError, match="no file"):
-        requested(Wanted(suite=str(tmp_path / "none.yaml")), registry())
+        requested(registry(), suite=str(tmp_path / "none.yaml"))
     with pytest.raises(UsageError, match="name the methods"):
-        requested(Wanted(tasks=("darcy",)), registry())
+        requested(registry(), tasks=("darcy",))
     with pytest.raises(UsageError, match="name tasks"):
-        requested(Wanted(methods=("nft",)), registry())
-    made = requested(Wanted(("nft",), ("darcy",), seeds=1, against="ntf"), registry())
-    cells = grid(made.request, registry(), Store(), tmp_path)
+        requested(registry(), ("nft",))
+    made = requested(registry(), ("nft",), ("darcy",), seeds=1, against="ntf")
+    cells = grid(made, registry(), Store(), tmp_path)
     with pytest.raises(UsageError, match="did you mean 'nft'"):
         made.check_against(cells)
 
@@ -156,6 +154,7 @@ def test_launchers_by_name_block_and_file(tmp_path: Path) -> None:
         "jobs": 3,
         "grace": 5.0,
     }
+    assert default_launcher(registry()) == "local"
     file = tmp_path / "where.yaml"
     file.write_text("use: local\njobs: 2\n")
     assert launcher(str(file)).config.jobs == 2

@@ -15,7 +15,7 @@ import pytest
 
 from xmodal.cli.compare import _live
 from xmodal.cli.verdicts import problems, show
-from xmodal.comparison.grid import Cell, Request, Requested
+from xmodal.comparison.grid import Cell, Request, Suite
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, Queue, State
 from xmodal.comparison.spreadsheets import cells_csv, latex, pairs_csv, write_tables
 from xmodal.comparison.table import ComparisonTable, assemble
@@ -31,11 +31,13 @@ def cell(root: Path, method: str, task: str, seed: int, setting: tuple[str, ...]
         "role": ROLES.get(method, "method"),
         "fraction": 1.0,
         "labelled": 1.0,
-        "stages": [{"use": "finetune", "optimizer": {"lr": (rate or [1e-3])[0]}}],
     }
     folder = root / f"{label}-{task}-{seed}"
     references = (f"methods/{method}", task)
-    return Cell(label, task, seed, references, setting, "cpu", setting, resolved, folder)
+    return Cell(
+        label, task, seed, references, setting, "cpu", setting, resolved, folder,
+        learning_rate=(rate or [1e-3])[0],
+    )  # fmt: skip
 
 
 def finish(one: Cell, error: float, passes: int = 100, **changes: Any) -> None:
@@ -76,8 +78,9 @@ def made(
     return assemble(asked(against), cells, [State(DONE)] * len(cells))
 
 
-def asked(against: str | None = None) -> Requested:
-    return Requested(Request((), ()), "xmodal compare ...", "name", against)
+def asked(against: str | None = None) -> Request:
+    suite = Suite.model_construct(methods=(), tasks=())
+    return Request(suite, "xmodal compare ...", "name", against)
 
 
 def kinds(table: ComparisonTable) -> set[str]:

@@ -10,7 +10,7 @@ import torch
 
 from xmodal import api, runs
 from xmodal.engine import checkpoint
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 
 from ..conftest import TINY
@@ -62,6 +62,27 @@ def test_every_place_to_stop(records: int, pare: runs.Run, tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="crash"):
         run("pare", tmp_path / "cut", StopAt(records))
     assert_same(weights(pare), weights(run("pare", tmp_path / "cut")))
+
+
+def test_a_run_reads_its_numbers_once_and_keeps_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[runs.Run] = []
+    metrics = runs.Run.metrics
+    monkeypatch.setattr(runs.Run, "metrics", lambda self: [reads.append(self), *metrics(self)][1:])
+    with pytest.raises(RuntimeError, match="crash"):
+        run("nft", tmp_path, StopAt(6))
+    done = run("nft", tmp_path)
+    assert len(reads) == 2  # once when it began, and once when it was resumed
+    log = (done.path / "log.txt").read_text().splitlines()
+    said = [line.split(" ", 2)[2].partition("  ")[0] for line in log if " note: " not in line]
+    assert said == [
+        f"running {done.path} on cpu",
+        "epoch 1/3",
+        f"resuming {done.path} on cpu",
+        "epoch 2/3",
+        "epoch 3/3",
+    ]
 
 
 def test_the_comparison_can_fail(pare: runs.Run) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from xmodal import api, runs
 from xmodal.engine import checkpoint
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.inference.model import best_weights
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from xmodal.engine import checkpoint
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.errors import DataError, TrainingError
 from xmodal.files import digest
 

@@ -25,7 +25,7 @@ from xmodal import api, runs
 from xmodal.cli.app import main
 from xmodal.engine import checkpoint
 from xmodal.engine.distributed import portions
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.errors import XModalError
 
 DARCY, CAR = "tasks/darcy", "tasks/openml/car"
@@ -253,6 +253,16 @@ def test_draws_differ_between_processes_and_the_weights_do_not(two: Path) -> Non
     first, second = end(two, "noisy")
     assert first["random"] != second["random"]
     assert first["result"]["test"] == second["result"]["test"]
+
+
+def test_every_line_of_the_log_stands_once(two: Path) -> None:
+    log = (made(two / "pare").path / "log.txt").read_text().splitlines()
+    lines = [line.split(" ", 2)[2] for line in log]  # without the time
+    assert [line.partition("  ")[0] for line in lines if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ]
+    assert len(lines) == len(set(lines))
 
 
 # --- the same ends ---

@@ -24,7 +24,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import xmodal
 from xmodal import FineTuner, api, finetuner, plugins, runs
 from xmodal.data import in_memory
-from xmodal.engine.run import Interrupted, Silent
+from xmodal.engine.observe import Silent
+from xmodal.engine.run import Interrupted
 from xmodal.finetuner import overrides
 
 RNG = np.random.default_rng(0)

@@ -40,7 +40,6 @@ SHARED_WORDS = {
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
     "fit": "whether a run fits into memory",
     "linear": "a shape of learning-rate decay",
-    "local": "where a comparison runs unless told otherwise",
     "timm": "a library whose version is recorded",
 }
 # Files that may do what is otherwise forbidden, and why.

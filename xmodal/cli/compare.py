@@ -67,8 +67,12 @@ def compare(
         float | None, typer.Option(help="Share of the training samples, above 0 and up to 1.")
     ] = None,
     launcher: Annotated[
-        str, typer.Option(help="Where the cells run: a name, a block {use: ...}, or its file.")
-    ] = "local",
+        str,
+        typer.Option(
+            help="Where the cells run: a name, a block {use: ...}, or its file.",
+            show_default="this machine",
+        ),
+    ] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     budget: Annotated[
         float | None, typer.Option(min=0, help="Hours after which no further cell is started.")
@@ -121,12 +125,12 @@ Watch = Callable[["Queue", "list[State]"], None]
 
 @contextmanager
 def _live() -> Iterator[Watch]:
-    """A live table, or one line a change where nobody looks. An interruption says what is done."""
+    """A live table on a terminal, else one line a change; an interruption says what is done."""
     words: dict[int, str] = {}
     with _shown(words) as show:
 
         def tell(queue: Queue, states: list[State]) -> None:
-            if not words:  # what cannot run is said before hours have passed
+            if not words:  # say what cannot run now, not after hours
                 _skipped(queue, states)
             show(queue, states)
             words.update(enumerate(state.word for state in states))
@@ -150,7 +154,7 @@ def _skipped(queue: Queue, states: list[State]) -> None:
 
 @contextmanager
 def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
-    """``words`` are those of the cells when they were shown last."""
+    """What shows the states; ``words`` are those of the cells when they were shown last."""
     from rich.live import Live
 
     console = output.stderr()
@@ -169,7 +173,7 @@ def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
 
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Launchers warn of what does not end the comparison; nobody needs the line of code."""
+    """Show the warnings of launchers as notes, without the line of code that they come from."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: output.stderr().print(
             f"note: {message}", markup=False
@@ -178,7 +182,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 def _table(queue: Queue, states: list[State]) -> Any:
-    """The cells that change, and how many there are of each kind."""
+    """The cells that run, failed or wait, under a count of all states."""
     from rich.table import Table
 
     counts: dict[str, int] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,8 +13,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-
-from xmodal.cli.output import number, seconds
 
 if TYPE_CHECKING:
     from xmodal.engine.loop import EpochRecord, StepRecord
@@ -32,8 +28,6 @@ class Watcher:
         self.quiet = quiet
         self.bars: Progress | None = None
         self.bar: TaskID | None = None
-        self.log: logging.Logger | None = None
-        self.begun = time.monotonic()
 
     def __enter__(self) -> Watcher:
         return self
@@ -41,15 +35,9 @@ class Watcher:
     def __exit__(self, *error: object) -> None:
         if self.bars is not None:
             self.bars.stop()
-        if self.log is not None:
-            for handler in self.log.handlers:
-                handler.close()
-            self.log.handlers.clear()
 
     def say(self, line: str) -> None:
-        """Print one line to stderr and keep it in the run's log."""
-        if self.log is not None:
-            self.log.info(line)
+        """Print one line to stderr."""
         if not self.quiet:
             self.console.print(line, markup=False)
 
@@ -59,15 +47,9 @@ class Watcher:
 
     def started(self, run: Run, session: RunSession, resumed: bool) -> None:
         """Say where the run lives and, on a terminal, start the bars."""
-        self.log = logging.getLogger(f"xmodal.run.{run.path.name}")
-        self.log.setLevel(logging.INFO)
-        self.log.propagate = False
-        handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self.log.addHandler(handler)
-        for line in session.notes:
-            self.log.info("note: %s", line)
-        self.say(f"{'resuming' if resumed else 'running'} {run.path} on {session.device}")
+        from xmodal.engine.observe import start_line
+
+        self.say(start_line(run, session, resumed))
         if self.console.is_terminal and not self.quiet:
             self.bars = Progress(
                 TextColumn("{task.description}"),
@@ -82,10 +64,11 @@ class Watcher:
 
     def record(self, record: StepRecord | EpochRecord) -> None:
         """Advance the bars, or print an epoch's line."""
-        from xmodal.engine.loop import EpochRecord  # imports torch, which the command names first
+        from xmodal.engine.loop import EpochRecord  # imports torch, as does the next
+        from xmodal.engine.observe import epoch_line
 
         if isinstance(record, EpochRecord):
-            self.say(_epoch_line(record))
+            self.say(epoch_line(record))
             return
         if self.bars is None:
             return
@@ -100,16 +83,3 @@ class Watcher:
                 self.bars.remove_task(self.bar)
             self.bar = self.bars.add_task(f"stage {at.stage}", total=total, numbers=numbers)
         self.bars.update(self.bar, completed=done, numbers=numbers)
-
-
-def _epoch_line(record: EpochRecord) -> str:
-    at = record.progress
-    parts = [f"epoch {at.epoch + 1}/{at.epochs}"]
-    if "loss" in record.train:
-        parts.append(f"train loss {number(record.train['loss'])}")
-    if record.metric is not None:
-        parts.append(f"validation {number(record.metric)}{' (best)' if record.best else ''}")
-    if "k" in record.train:
-        parts.append(f"k {record.train['k']:.0f}")
-    parts.append(seconds(record.seconds))
-    return "  ".join(parts)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +65,9 @@ def run(
     recipes, overrides = split_arguments(arguments)
     if seed is not None:
         overrides.append(f"seed={seed}")
-    overrides += _tracked(track, recipes, overrides, scale, plugin)
+    plugin_files, trackers = tuple(plugin or ()), tuple(track or ())
     if dry_run:
-        _dry_run(recipes, overrides, scale, tuple(plugin or ()), as_json)
+        _dry_run(recipes, overrides, scale, trackers, plugin_files, as_json)
         return
     from xmodal import api
     from xmodal.cli.live import Watcher
@@ -84,36 +82,16 @@ def run(
             root=root,
             name=name,
             force=force,
-            plugin_files=tuple(plugin or ()),
+            plugin_files=plugin_files,
+            trackers=trackers,
             observer=watcher,
         )
     if first:
         _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
 
 
-def _tracked(
-    names: list[str] | None,
-    recipes: Sequence[str],
-    overrides: Sequence[str],
-    scale: str | None,
-    plugin_files: Sequence[str] | None,
-) -> list[str]:
-    """``--track`` as an override: the trackers that the recipe names, and these."""
-    if not names:
-        return []
-    from xmodal import plugins
-    from xmodal.recipe.compose import compose
-
-    registry = plugins.registry(tuple(plugin_files or ()))
-    known = compose(recipes, registry, overrides, scale).data.get("trackers") or []
-    known = known if isinstance(known, list) else [known]
-    named = [use.get("use") if isinstance(use, dict) else use for use in known]
-    new = [name for name in dict.fromkeys(names) if name not in named]
-    return [f"trackers={json.dumps([*known, *new])}"]
-
-
 def _is_first_process() -> bool:
-    """Whether this is the process that speaks, of those torchrun or accelerate started."""
+    """Whether this is the process that prints, of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -140,12 +118,10 @@ def resume(
     with Watcher(output.stderr(), quiet or not first) as watcher:
         outcome = api.run(
             recipe,
-            overrides=[
-                *_tracked(track, [recipe], (), None, plugin),
-                *([] if device is None else [f"device={device}"]),
-            ],
+            overrides=[] if device is None else [f"device={device}"],
             directory=found.path,
             plugin_files=tuple(plugin or ()),
+            trackers=tuple(track or ()),
             observer=watcher,
         )
     if first:
@@ -180,6 +156,7 @@ def _dry_run(
     recipes: list[str],
     overrides: list[str],
     scale: str | None,
+    trackers: tuple[str, ...],
     plugin_files: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -189,7 +166,7 @@ def _dry_run(
 
     registry = plugins.registry(plugin_files)
     store = Store()
-    made = compose_plan(recipes, registry, store, overrides, scale)
+    made = compose_plan(recipes, registry, store, overrides, scale, trackers)
     from xmodal.engine.dry_run import describe  # imports torch, for which a plan has waited
 
     console = output.stderr()

@@ -24,7 +24,7 @@ class ErrorTable:
     """Errors of methods on tasks, one a seed.
 
     ``errors_MTS``: positive; NaN where there was no run, infinity where the run failed. Tasks and
-    seeds are sorted, so nothing computed from them depends on the order in which they came.
+    seeds are sorted, so that nothing computed from them depends on the order of the runs.
     ``floored`` tells, per task, how many errors were raised to half a step of the metric.
     """
 
@@ -94,7 +94,7 @@ def _error(error: float, where: str) -> None:
 def _raise_to_floor(
     errors_MTS: Floats, tasks: tuple[str, ...], steps: Mapping[str, float]
 ) -> tuple[Floats, tuple[tuple[str, int], ...]]:
-    """Errors below half a step become half a step; says how many there were on which task."""
+    """Raise errors below half a step to half a step; returns how many there were on which task."""
     floored = []
     for t, task in enumerate(tasks):
         step = steps.get(task, 0.0)

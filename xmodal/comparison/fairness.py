@@ -1,7 +1,7 @@
-"""What may make a comparison unfair, found in plain values and given back as data.
+"""Finds what may make a comparison unfair.
 
-Nothing here renders: a flag names its kind, whom it is about, and its numbers. Two kinds (runs that
-are not comparable at all) refuse every verdict of the table.
+A flag names its kind, the methods and tasks it is about, and its numbers; reports draw them. Two
+kinds mean that the runs cannot be compared at all, and refuse every verdict of the table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Conditions:
     """How the runs of one method on one task were made; one record a run or one a cell.
 
     ``encoded_samples``: samples through the encoder; ``searched``: learning rates that were tried.
-    None is not known.
+    None means unknown.
     """
 
     method: str
@@ -96,7 +96,7 @@ def refusal(found: Iterable[Flag]) -> str | None:
 
 
 def within_spread(a: str, b: str, tasks: Sequence[str]) -> Flag | None:
-    """The flag for tasks on which two methods differ by less than one of them moves by itself."""
+    """The flag for tasks on which two methods differ by less than one of them varies over seeds."""
     if not tasks:
         return None
     text = f"{a} and {b} differ by less than the spread over seeds on {_list(tasks)}"
@@ -114,7 +114,7 @@ SAME_ON_A_TASK: dict[str, Property] = {
     "fractions of the training data": lambda c: f"{c.fraction:g}",
     "fractions of labels": lambda c: f"{c.labelled:g}",
 }
-"""A task may say that a share of its data is enough; then it is so for all methods."""
+"""These may differ between tasks (a task may use a share of its data), not between methods."""
 
 
 def _mixed(known: list[Conditions]) -> list[Flag]:
@@ -170,7 +170,7 @@ def _edge_of_grid(known: list[Conditions]) -> list[Flag]:
 def _uneven_compute(
     scores: ErrorTable, known: list[Conditions], controls: Collection[str], trivial: str | None
 ) -> list[Flag]:
-    """Pairs of contenders; that controls and the trivial answer cost something else is known."""
+    """Pairs of contenders alone: controls and the trivial answer differ in cost on purpose."""
     passes: dict[tuple[str, str], list[float]] = {}
     for c in known:
         if c.encoded_samples:

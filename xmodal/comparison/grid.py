@@ -2,7 +2,7 @@
 
 Cells are methods × settings × tasks × seeds, each one run of its own. A cell is planned like any
 run, so what cannot work or lacks files is known before anything starts. Its directory is named by
-the hash of its resolved recipe: two comparisons share what they share.
+the hash of its resolved recipe: two comparisons share the cells that they have in common.
 """
 
 from __future__ import annotations
@@ -16,58 +16,215 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from xmodal import files, runs
 from xmodal.data.store import Store
-from xmodal.engine.plan import compose_plan, missing_files
+from xmodal.engine.plan import compose_plan, missing_files, versions
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import SUITES, all_recipes, all_suites, find_recipe, looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import parse_value, read
-from xmodal.settings import Kind, Settings
+from xmodal.settings import Settings
 
-if TYPE_CHECKING:
-    from xmodal.interfaces import Launcher
-else:  # the interfaces import torch; names and options are checked without it
-    Launcher = Kind("launcher")
+METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
+MAX_NAME = 60
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A method of a comparison: a recipe, and ``key=value`` texts that make it what it is.
+# --- what is asked for -------------------------------------------------------------------------
 
-    ``label`` is how it is called, by default the recipe's name. Not ``varied``: the settings of the
-    request make no variants of it.
-    """
 
-    reference: str
-    label: str = ""
-    overrides: tuple[str, ...] = ()
-    varied: bool = True
+class Contender(Settings):
+    """A method with settings of its own."""
+
+    use: str = Field(description="The method's recipe.")
+    label: str = Field("", description="What to call it; default: the recipe's name.")
+    set: tuple[str, ...] = Field((), description="Settings, each key=value.")
+
+    @field_validator("set")
+    @classmethod
+    def _assignments(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            if not all(part.strip() for part in (text.partition("=")[0], text.partition("=")[2])):
+                raise ValueError(f"'{text}' is not of the form key=value")
+        return texts
+
+
+class Published(Settings):
+    """Numbers that somebody else reports for a task; shown apart from ours, never weighed."""
+
+    source: str = Field(description="Where they stand.")
+    metric: str = Field(description="What they are.")
+    errors: dict[str, float] = Field(description="The error of each method, as printed.")
+
+
+class Suite(Settings):
+    """A grid of runs."""
+
+    description: str = Field("", description="One line for people.")
+    methods: tuple[str | Contender, ...] = Field(min_length=1, description="What is compared.")
+    tasks: tuple[str, ...] = Field(min_length=1, description="On what.")
+    seeds: int = Field(3, ge=1, description="Seeds of every cell, from 0.")
+    set: tuple[str, ...] = Field((), description="key=value,value: each value makes a variant.")
+    scale: str | None = Field(None, description="A scale layer, put last.")
+    fraction: float | None = Field(None, gt=0, le=1, description="Share of the training samples.")
+    published: dict[str, Published] = Field(
+        default_factory=dict, description="Published numbers, per task."
+    )
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        """The methods, those that are given by name alone included."""
+        return tuple(Contender(use=m) if isinstance(m, str) else m for m in self.methods)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare. ``settings`` holds ``key=value,value`` texts; their product is taken."""
+    """A comparison that is asked for: a suite, after options have had their say.
 
-    methods: tuple[str | Contender, ...]
-    tasks: tuple[str, ...]
-    settings: tuple[str, ...] = ()
-    seeds: int = 3
-    scale: str | None = None
-    fraction: float | None = None
+    ``command`` repeats it, and ``name`` is that of the folder of its report. Verdicts are asked
+    ``against`` one method, or of all pairs. ``trivial`` is a further method, which the settings of
+    the suite do not multiply.
+    """
+
+    suite: Suite
+    command: str = ""
+    name: str = ""
+    against: str | None = None
+    trivial: Contender | None = None
     plugin_files: tuple[str, ...] = ()
+
+    def check_against(self, cells: Sequence[Cell]) -> None:
+        """Raise UsageError, before anything runs, if ``against`` is none of the methods."""
+        known = list(dict.fromkeys(cell.method for cell in cells))
+        if self.against is not None and self.against not in known:
+            hint = did_you_mean(self.against, known)
+            raise UsageError(
+                f"--against: '{self.against}' is not compared here{hint}\n"
+                f"methods: {', '.join(known)}"
+            )
+
+
+def requested(
+    registry: Registry,
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    *,
+    suite: str | None = None,
+    seeds: int | None = None,
+    settings: Sequence[str] = (),
+    scale: str | None = None,
+    fraction: float | None = None,
+    trivial: bool = True,
+    against: str | None = None,
+    root: str = "",
+    plugin_files: Sequence[str] = (),
+) -> Request:
+    """A request in the words of the command line; what is not said comes from the suite.
+
+    Raises UsageError if nothing says which methods or tasks, RecipeError for a wrong suite.
+    """
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"seeds: {seeds}, and one is the least")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise UsageError(f"fraction: {fraction:g}; it lies above 0 and up to 1")
+    name, chosen = "", Suite.model_construct(methods=(), tasks=())
+    if suite is not None:
+        name, chosen = find_suite(suite, registry)
+    said = {
+        "methods": tuple(dict.fromkeys(methods)),
+        "tasks": tuple(dict.fromkeys(tasks)),
+        "set": tuple(settings),
+        "seeds": seeds,
+        "scale": scale,
+        "fraction": fraction,
+    }
+    chosen = chosen.model_copy(update={key: value for key, value in said.items() if value})
+    if not chosen.methods:
+        raise UsageError("name the methods to compare, or a suite of them with --suite")
+    if not chosen.tasks:
+        raise UsageError("name tasks to compare on: --task NAME NAME ...")
+    extra = trivial_method(registry) if trivial else None
+    if extra and extra.use in {one.use.removeprefix("methods/") for one in chosen.contenders}:
+        extra = None
+    options = {
+        "--seeds": seeds,
+        "--scale": scale,
+        "--fraction": fraction,
+        "--against": against,
+        "--root": root or None,
+    }
+    words = ["xmodal", "compare", *dict.fromkeys(methods)]
+    words += [] if suite is None else ["--suite", suite]
+    words += ["--task", *dict.fromkeys(tasks)] if tasks else []
+    words += ["--set", *settings] if settings else []
+    for option, value in options.items():
+        words += [] if value is None else [option, str(value)]
+    for file in plugin_files:
+        words += ["--plugin", file]
+    words += [] if trivial else ["--no-trivial"]
+    return Request(
+        suite=chosen,
+        command=shlex.join(words),
+        name=_report_name(chosen, name, tuple(plugin_files)),
+        against=against,
+        trivial=extra,
+        plugin_files=tuple(plugin_files),
+    )
+
+
+def find_suite(reference: str, registry: Registry) -> tuple[str, Suite]:
+    """Read a suite, given by name (``table4``) or by file; returns what it is called, too.
+
+    Raises UsageError for a name that does not exist, RecipeError for what is wrong inside.
+    """
+    if looks_like_path(reference):
+        path, name = Path(reference).expanduser(), Path(reference).stem
+        if not path.is_file():
+            raise UsageError(f"no file '{reference}'")
+    else:
+        name = reference.removeprefix(SUITES)
+        known = {f.name.removeprefix(SUITES): f for f in all_suites(registry)}
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UsageError(f"no suite '{name}'{hint}\nsuites: {', '.join(known) or 'none'}")
+        path = known[name].path
+    document = read(path)
+    try:
+        return name, Suite.model_validate(document.data)
+    except ValidationError as error:
+        sources = [str(path)]
+        raise RecipeError(explain(error, document.data, document.origins, sources)) from None
+
+
+def trivial_method(registry: Registry) -> Contender | None:
+    """The installed method that says it is the trivial answer; the first, if there are several."""
+    for found in all_recipes(registry):
+        if found.name.startswith("methods/") and read(found.path).data.get("role") == TRIVIAL:
+            return Contender(use=found.name.removeprefix("methods/"))
+    return None
+
+
+def _report_name(suite: Suite, name: str, plugin_files: tuple[str, ...]) -> str:
+    """Says what is compared; more seeds of the same comparison replace its report."""
+    compared = suite.model_dump(exclude={"seeds", "description", "published"})
+    digest = hashlib.sha256(repr((compared, plugin_files)).encode()).hexdigest()[:6]
+    text = name or "-".join(one.label or Path(one.use).stem for one in suite.contenders)
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)[:MAX_NAME].strip('-')}_{digest}"
+
+
+# --- the cells ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison. ``skipped`` says why it cannot run; then it has no directory.
 
-    ``setting`` is what makes it one of several variants of its method.
+    ``setting`` is what makes it one of several variants of its method. ``epochs`` (of all stages)
+    and ``learning_rate`` (of the last stage that has one) are what its stages say they will take.
     """
 
     method: str
@@ -81,6 +238,8 @@ class Cell:
     directory: Path | None = None
     skipped: str = ""
     plugin_files: tuple[str, ...] = ()
+    epochs: int = 0
+    learning_rate: float | None = None
 
     @property
     def name(self) -> str:
@@ -95,9 +254,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class _Resolved:
+class _Named:
+    """A method or a task: what tables call it, and its recipe.
+
+    Of a method also what is set, and which of that makes it one of several variants.
+    """
+
     label: str
     reference: str
+    overrides: tuple[str, ...] = ()
+    setting: tuple[str, ...] = ()
 
 
 def grid(request: Request, registry: Registry, store: Store, root: Path) -> list[Cell]:
@@ -105,50 +271,59 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
 
     Raises UsageError for names that do not exist, whatever else is right.
     """
+    suite = request.suite
     known = {recipe.name for recipe in all_recipes(registry)}
-    tasks = [_resolved_name(name, "tasks", known, registry) for name in request.tasks]
-    tasks = list(dict.fromkeys(tasks))
-    variants: list[tuple[Contender, tuple[str, ...]]] = []
-    for method in request.methods:
-        contender = method if isinstance(method, Contender) else Contender(method)
-        named = _resolved_name(contender.reference, "methods", known, registry)
-        label = contender.label or named.label
-        contender = replace(contender, reference=named.reference, label=label)
-        settings = _settings(request.settings) if contender.varied else [()]
-        variants += [(contender, setting) for setting in settings]
-    variants = list(dict.fromkeys(variants))
-    _told_apart("tasks", (task.label for task in tasks))
-    _told_apart("methods", (_label(*variant) for variant in variants))
+    tasks = list(dict.fromkeys(_named(name, "tasks", known, registry) for name in suite.tasks))
+    methods: list[_Named] = []
+    for contender in suite.contenders:
+        for setting in _settings(suite.set):
+            methods.append(_method(contender, setting, known, registry))
+    if request.trivial is not None:
+        methods.append(_method(request.trivial, (), known, registry))
+    methods = list(dict.fromkeys(methods))
+    _check_labels("tasks", tasks)
+    _check_labels("methods", methods)
     contents = cache(files.contents)  # several methods read the data of one task
     cells = []
-    for task, variant in itertools.product(tasks, variants):
-        cell = _wanted(request, *variant, task, known)
+    for task, method in itertools.product(tasks, methods):
+        cell = _unplanned(request, method, task, known)
         plan = _plan(cell, registry, store, contents)
-        cells += [_seeded(cell, plan, seed, root) for seed in range(request.seeds)]
+        cells += [_seeded(cell, plan, seed, root) for seed in range(suite.seeds)]
     return sorted(cells, key=lambda cell: cell.seed)
 
 
-def _told_apart(what: str, labels: Iterable[str]) -> None:
+def _method(
+    contender: Contender, setting: tuple[str, ...], known: set[str], registry: Registry
+) -> _Named:
+    """A method with one choice of the settings."""
+    named = _named(contender.use, "methods", known, registry)
+    label = contender.label or named.label
+    if setting:
+        label = f"{label} [{', '.join(setting)}]"
+    return _Named(label, named.reference, (*contender.set, *setting), setting)
+
+
+def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Named:
+    """A method or task, given by short name, full name or path."""
+    if looks_like_path(name):
+        find_recipe(name, registry)
+        return _Named(Path(name).stem, name)
+    short = name.removeprefix(f"{folder}/")
+    if f"{folder}/{short}" in known:
+        return _Named(short, f"{folder}/{short}")
+    offered = sorted(n.removeprefix(f"{folder}/") for n in known if n.startswith(f"{folder}/"))
+    hint = did_you_mean(short, offered)
+    raise UsageError(f"no {folder[:-1]} '{short}'{hint}\n{folder}: {', '.join(offered)}")
+
+
+def _check_labels(what: str, named: Iterable[_Named]) -> None:
     """Raise UsageError where two would be one in every table and verdict."""
-    for label, number in Counter(labels).items():
+    for label, number in Counter(one.label for one in named).items():
         if number > 1:
             raise UsageError(
                 f"{number} {what} are called '{label}', and no table could tell them apart\n"
                 "ways out: rename a file, or give a method a label of its own in a suite"
             )
-
-
-def _resolved_name(name: str, folder: str, known: set[str], registry: Registry) -> _Resolved:
-    """A method or task, given by short name, full name or path."""
-    if looks_like_path(name):
-        find_recipe(name, registry)
-        return _Resolved(Path(name).stem, name)
-    short = name.removeprefix(f"{folder}/")
-    if f"{folder}/{short}" in known:
-        return _Resolved(short, f"{folder}/{short}")
-    offered = sorted(n.removeprefix(f"{folder}/") for n in known if n.startswith(f"{folder}/"))
-    hint = did_you_mean(short, offered)
-    raise UsageError(f"no {folder[:-1]} '{short}'{hint}\n{folder}: {', '.join(offered)}")
 
 
 def _settings(texts: Iterable[str]) -> Iterable[tuple[str, ...]]:
@@ -178,66 +353,63 @@ def _split(raw: str) -> list[str]:
     return parts
 
 
-def _wanted(
-    request: Request,
-    contender: Contender,
-    setting: tuple[str, ...],
-    task: _Resolved,
-    known: set[str],
-) -> Cell:
+def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) -> Cell:
     """The cell of seed 0 before it is known whether it can run."""
-    overrides = [*contender.overrides, *setting]
-    if request.fraction is not None:
-        overrides.append(f"fraction={request.fraction}")
-    references: tuple[str, ...] = (contender.reference, task.reference)
-    # A recipe that was written for this pair says more than the two do together; a file is meant.
-    written = f"{Path(contender.reference).stem}_{task.label}"
+    suite, overrides = request.suite, method.overrides
+    if suite.fraction is not None:
+        overrides = (*overrides, f"fraction={suite.fraction}")
+    references: tuple[str, ...] = (method.reference, task.reference)
+    # A recipe written for this very pair goes before the two together, unless files are given.
+    written = f"{Path(method.reference).stem}_{task.label}"
     if written in known and not any(map(looks_like_path, references)):
         references = (written,)
     return Cell(
-        _label(contender, setting),
+        method.label,
         task.label,
         0,
         references,
-        tuple(overrides),
-        request.scale,
-        setting,
+        overrides,
+        suite.scale,
+        method.setting,
         plugin_files=request.plugin_files,
     )
 
 
-def _label(contender: Contender, setting: tuple[str, ...]) -> str:
-    return f"{contender.label} [{', '.join(setting)}]" if setting else contender.label
-
-
 @dataclass(frozen=True)
-class _Plan:
+class _Planned:
     """What the cells of a method and a task share, whatever their seed, or why they cannot run."""
 
     skipped: str = ""
     resolved: Mapping[str, Any] = field(default_factory=dict)
     components: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    epochs: int = 0
+    learning_rate: float | None = None
 
 
-def _plan(cell: Cell, registry: Registry, store: Store, contents: Callable[[Path], str]) -> _Plan:
+def _plan(
+    cell: Cell, registry: Registry, store: Store, contents: Callable[[Path], str]
+) -> _Planned:
     try:
-        made = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
-        absent = missing_files(made, store)
+        plan = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
+        absent = missing_files(plan, store)
     except RecipeError as error:
         first = error.problems[0]
-        return _Plan(f"{first.key}: {first.message}")
+        return _Planned(f"{first.key}: {first.message}")
     except (DataError, PluginError) as error:
-        return _Plan(str(error))
+        return _Planned(str(error))
     if absent:
-        return _Plan("\n".join(absent))
-    from xmodal.engine.directory import versions
+        return _Planned("\n".join(absent))
+    return _Planned(
+        resolved=plan.recipe.model_dump(mode="json"),
+        components=versions(plan, registry),
+        data={key: contents(path) for key, path in _paths(plan.recipe.task.config.model_dump())},
+        epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+    )
 
-    data = {key: contents(path) for key, path in _paths(made.recipe.task.config.model_dump())}
-    return _Plan("", made.recipe.model_dump(mode="json"), versions(made, registry), data)
 
-
-def _seeded(cell: Cell, plan: _Plan, seed: int, root: Path) -> Cell:
+def _seeded(cell: Cell, plan: _Planned, seed: int, root: Path) -> Cell:
     """The cell of a seed with its resolved recipe and directory, or why it cannot run."""
     cell = replace(cell, seed=seed, overrides=(*cell.overrides, f"seed={seed}"))
     if plan.skipped:
@@ -246,7 +418,13 @@ def _seeded(cell: Cell, plan: _Plan, seed: int, root: Path) -> Cell:
     digest = runs.content_hash(resolved, plan.components, plan.data)
     method = cell.method.split(" [")[0]
     folder = root / _file_name(cell.task) / _file_name(method) / f"seed{seed}-{digest[:10]}"
-    return replace(cell, resolved=resolved, directory=folder)
+    return replace(
+        cell,
+        resolved=resolved,
+        directory=folder,
+        epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+    )
 
 
 def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
@@ -260,207 +438,3 @@ def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
 
 def _file_name(label: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", label)
-
-
-class Variant(Settings):
-    """A method with settings of its own."""
-
-    use: str = Field(description="The method's recipe.")
-    label: str = Field("", description="What to call it; default: the recipe's name.")
-    set: tuple[str, ...] = Field((), description="Settings, each key=value.")
-
-    @field_validator("set")
-    @classmethod
-    def _assignments(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        for text in texts:
-            if not all(part.strip() for part in (text.partition("=")[0], text.partition("=")[2])):
-                raise ValueError(f"'{text}' is not of the form key=value")
-        return texts
-
-
-class Published(Settings):
-    """Numbers that somebody else reports for a task; shown apart from ours, never weighed."""
-
-    source: str = Field(description="Where they stand.")
-    metric: str = Field(description="What they are.")
-    errors: dict[str, float] = Field(description="The error of each method, as printed.")
-
-
-class Suite(Settings):
-    """A grid of runs."""
-
-    description: str = Field("", description="One line for people.")
-    methods: tuple[str | Variant, ...] = Field(min_length=1, description="What is compared.")
-    tasks: tuple[str, ...] = Field(min_length=1, description="On what.")
-    seeds: int = Field(3, ge=1, description="Seeds of every cell, from 0.")
-    set: tuple[str, ...] = Field((), description="key=value,value: each value makes a variant.")
-    scale: str | None = Field(None, description="A scale layer, put last.")
-    fraction: float | None = Field(None, gt=0, le=1, description="Share of the training samples.")
-    published: dict[str, Published] = Field(
-        default_factory=dict, description="Published numbers, per task."
-    )
-
-    def contenders(self) -> tuple[Contender, ...]:
-        """The methods."""
-        return tuple(
-            Contender(method)
-            if isinstance(method, str)
-            else Contender(method.use, method.label, method.set)
-            for method in self.methods
-        )
-
-
-@dataclass(frozen=True)
-class NamedSuite:
-    """A suite and what it is called."""
-
-    name: str
-    suite: Suite
-
-
-def find_suite(reference: str, registry: Registry) -> NamedSuite:
-    """Read a suite, given by name (``table4``) or by file.
-
-    Raises UsageError for a name that does not exist, RecipeError for what is wrong inside.
-    """
-    if looks_like_path(reference):
-        path, name = Path(reference).expanduser(), Path(reference).stem
-        if not path.is_file():
-            raise UsageError(f"no file '{reference}'")
-    else:
-        name = reference.removeprefix(SUITES)
-        known = {f.name.removeprefix(SUITES): f for f in all_suites(registry)}
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise UsageError(f"no suite '{name}'{hint}\nsuites: {', '.join(known) or 'none'}")
-        path = known[name].path
-    document = read(path)
-    try:
-        return NamedSuite(name, Suite.model_validate(document.data))
-    except ValidationError as error:
-        files = [str(path)]
-        raise RecipeError(explain(error, document.data, document.origins, files)) from None
-
-
-METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
-SEEDS = 3
-MAX_NAME = 60
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The words of a comparison. What is None or empty is left to the suite, or to a default."""
-
-    methods: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    suite: str | None = None
-    seeds: int | None = None
-    settings: tuple[str, ...] = ()
-    scale: str | None = None
-    fraction: float | None = None
-    trivial: bool = True
-    against: str | None = None
-    root: str = ""
-    plugin_files: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        """What to type to get the same comparison."""
-        words = ["xmodal", "compare", *self.methods]
-        if self.suite is not None:
-            words += ["--suite", self.suite]
-        if self.tasks:
-            words += ["--task", *self.tasks]
-        if self.settings:
-            words += ["--set", *self.settings]
-        options = {
-            "--seeds": self.seeds,
-            "--scale": self.scale,
-            "--fraction": self.fraction,
-            "--against": self.against,
-            "--root": self.root or None,
-        }
-        for option, value in options.items():
-            words += [] if value is None else [option, str(value)]
-        for file in self.plugin_files:
-            words += ["--plugin", file]
-        return shlex.join(words if self.trivial else [*words, "--no-trivial"])
-
-    def check(self) -> None:
-        """Raise UsageError for numbers that mean nothing."""
-        if self.seeds is not None and self.seeds < 1:
-            raise UsageError(f"seeds: {self.seeds}, and one is the least")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise UsageError(f"fraction: {self.fraction:g}; it lies above 0 and up to 1")
-
-
-@dataclass(frozen=True)
-class Requested:
-    """A request, ready for its cells. ``name`` is that of the folder of its report."""
-
-    request: Request
-    command: str
-    name: str
-    against: str | None = None
-    published: Mapping[str, Published] = field(default_factory=dict)
-
-    def check_against(self, cells: Sequence[Cell]) -> None:
-        """Raise UsageError, before anything runs, if ``against`` is none of the methods."""
-        known = list(dict.fromkeys(cell.method for cell in cells))
-        if self.against is not None and self.against not in known:
-            hint = did_you_mean(self.against, known)
-            raise UsageError(
-                f"--against: '{self.against}' is not compared here{hint}\n"
-                f"methods: {', '.join(known)}"
-            )
-
-
-def requested(wanted: Wanted, registry: Registry) -> Requested:
-    """Fill what is not said from the suite and from defaults.
-
-    Raises UsageError if nothing says which methods or tasks, RecipeError for a wrong suite.
-    """
-    wanted.check()
-    named = None if wanted.suite is None else find_suite(wanted.suite, registry)
-    suite = None if named is None else named.suite
-    methods: tuple[str | Contender, ...] = wanted.methods or (suite.contenders() if suite else ())
-    tasks = wanted.tasks or (suite.tasks if suite else ())
-    if not methods:
-        raise UsageError("name the methods to compare, or a suite of them with --suite")
-    if not tasks:
-        raise UsageError("name tasks to compare on: --task NAME NAME ...")
-    contenders = tuple(m if isinstance(m, Contender) else Contender(m) for m in methods)
-    seeds = wanted.seeds or (suite.seeds if suite else SEEDS)
-    request = Request(
-        methods=contenders,
-        tasks=tasks,
-        settings=wanted.settings or (suite.set if suite else ()),
-        seeds=seeds,
-        scale=wanted.scale or (suite.scale if suite else None),
-        fraction=wanted.fraction or (suite.fraction if suite else None),
-        plugin_files=wanted.plugin_files,
-    )
-    name = _report_name(request, None if named is None else named.name)
-    extra = trivial_method(registry) if wanted.trivial else None
-    if extra is not None and extra.reference not in {
-        contender.reference.removeprefix("methods/") for contender in contenders
-    }:
-        request = replace(request, methods=(*request.methods, extra))
-    published = suite.published if suite else {}
-    return Requested(request, wanted.command, name, wanted.against, published)
-
-
-def _report_name(request: Request, suite: str | None) -> str:
-    """Says what is compared; more seeds of the same comparison replace its report."""
-    digest = hashlib.sha256(repr(replace(request, seeds=0)).encode()).hexdigest()[:6]
-    labels = [m.label or Path(m.reference).stem for m in request.methods if not isinstance(m, str)]
-    text = suite or "-".join(labels)
-    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)[:MAX_NAME].strip('-')}_{digest}"
-
-
-def trivial_method(registry: Registry) -> Contender | None:
-    """The installed method that says it is the trivial answer; the first, if there are several."""
-    for found in all_recipes(registry):
-        if found.name.startswith("methods/") and read(found.path).data.get("role") == TRIVIAL:
-            return Contender(found.name.removeprefix("methods/"), varied=False)
-    return None

@@ -1,8 +1,8 @@
 """Runs the cells of a comparison through a launcher, and says at any time how each one stands.
 
-What a cell has done is read from its run directory, never kept here alone: killing the comparison
-loses nothing, and the same command goes on. A cell that another process is running is waited for;
-one that an earlier comparison left in a cluster's queue is taken over.
+What a cell has done stands in its run directory and not here alone: killing the comparison loses
+nothing, and the same command goes on. Cells that another process runs are waited for; those that an
+earlier comparison left in a cluster's queue are taken over.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ LOG = "output.txt"
 LAST_LINES = 8
 PAUSE = 0.5
 STARTS = 3
-"""How often a comparison starts a cell that another one is faster to begin, or that is lost."""
+"""How often a comparison starts a cell: its job can be lost, or another comparison be faster."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How a cell stands. ``epoch`` of ``epochs`` are finished; ``detail`` says why, or what."""
+    """How a cell stands. ``epoch`` of ``epochs`` are finished.
+
+    ``detail``: why a cell is skipped, or the last lines of one that failed.
+    """
 
     word: str
     epoch: int = 0
@@ -86,15 +89,15 @@ class Queue:
             self.launcher.stop()
             self._unfinished = {}
             raise
-        self._pending = []  # a run that failed before has failed, if there was no time to repeat it
+        self._pending = []  # a failed run that there was no time to repeat has failed
         look(self.states())
 
     def _step(self, launcher: Launcher) -> bool:
-        """Start what there is room for; whether anything is still to be waited for."""
+        """Start what there is room for; returns whether there is anything left to wait for."""
         before = self._ask(launcher)
         spent = time.monotonic() - self.begun
         may_start = self.budget is None or spent < self.budget
-        # A launcher does not start what it lists already: submitting that makes it ours.
+        # A launcher does not start a job that it lists already: submitting it makes it ours.
         left = [name for name in self._pending if name in self._unfinished]
         room = max(0, launcher.slots - len(self._unfinished)) if may_start else 0
         others = (name for name in self._pending if name not in left and self._may_start(name))
@@ -116,7 +119,7 @@ class Queue:
         return bool(self._unfinished) or (may_start and bool(self._pending))
 
     def _withdraw(self, launcher: Launcher) -> None:
-        """Nothing may begin any more: take back what a cluster has not started."""
+        """Take back the jobs that a cluster has not started: nothing may begin any more."""
         queued = [name for name, word in self._unfinished.items() if word == QUEUED]
         if queued:
             launcher.withdraw(queued)
@@ -124,20 +127,20 @@ class Queue:
             self._ask(launcher)
 
     def _over(self, name: str) -> bool:
-        """Whether nothing is to be started or waited for any more."""
+        """Whether a cell needs neither a start nor waiting any more."""
         word = self._word(name)
         return word == DONE or (self._starts[name] >= STARTS and word != RUNNING)
 
     def _word(self, name: str) -> str:
         """The state of a run; the last known one if the file system fails to answer."""
-        # Done is for ever, and a large grid on a network file system is slow to ask.
+        # A run that is done stays done, and asking about a large grid on a network drive is slow.
         if self._words.get(name) != DONE:
             with suppress(OSError):
                 self._words[name] = self._jobs[name].run.state
         return self._words.get(name, "empty")
 
     def _may_start(self, name: str) -> bool:
-        """Whether no other process is at a cell. If that is not known, its own will find out."""
+        """Whether no other process runs a cell. If that is unknown, its own process finds out."""
         if self._starts[name] >= STARTS:
             return False
         with suppress(OSError):
@@ -145,9 +148,9 @@ class Queue:
         return True
 
     def _ask(self, launcher: Launcher) -> set[str]:
-        """Learn which of our jobs have not ended; a cluster may hold other comparisons' too.
+        """Ask which of our jobs have not ended; a cluster may hold those of other comparisons too.
 
-        Returns the names of those that had not ended before.
+        Returns the names of our jobs that had not ended when it was asked the last time.
         """
         before = set(self._unfinished)
         found = launcher.unfinished()
@@ -175,7 +178,7 @@ class Queue:
     def _state(self, cell: Cell) -> State:
         if cell.directory is None:
             return State(SKIPPED, detail=cell.skipped)
-        name, epochs = _name(cell.directory), _epochs(cell.resolved)
+        name, epochs = _name(cell.directory), cell.epochs
         word = self._word(name)
         if word == DONE:
             return State(DONE, epochs, epochs)
@@ -196,12 +199,12 @@ class Queue:
 
 
 def _name(directory: Path) -> str:
-    """What a cell's job is called: the same in every comparison, whatever folder it begins in."""
+    """What a cell's job is called: the same in every comparison, wherever that is started."""
     return str(directory.absolute())
 
 
 def _look_again(folder: Path) -> None:
-    """Make a network file system look for what another machine has just written here."""
+    """Make a network file system notice what another machine has just written here."""
     with suppress(OSError):
         os.listdir(folder)
 
@@ -220,14 +223,6 @@ def last_lines(log: Path, number: int = LAST_LINES) -> str:
     except OSError:
         return ""
     return "\n".join([line for line in text.splitlines() if line.strip()][-number:])
-
-
-def _epochs(resolved: Mapping[str, Any]) -> int:
-    """How many epochs all stages of a resolved recipe have, as far as their settings say so."""
-    total = 0.0
-    for stage in resolved.get("stages", ()):
-        total += float(stage.get("epochs", 1)) * float(stage.get("stretch", 1))
-    return round(total)
 
 
 def _remaining(metrics: Sequence[Mapping[str, Any]], epochs: int) -> float | None:

@@ -20,7 +20,7 @@ from xmodal.comparison.statistics import DECIMALS, holm, signed_rank
 def levels(scores: ErrorTable) -> tuple[tuple[str, ...], Floats]:
     """The tasks on which all methods share a seed, and ``level_MT`` on them.
 
-    The best method of a task has the level 0, so no unit and no scale of an error is left.
+    The best method of a task has the level 0, which removes the unit and the scale of the errors.
     """
     shared_TS = np.asarray(~np.isnan(scores.errors_MTS).any(axis=0))
     kept_T = np.asarray(shared_TS.any(axis=1))
@@ -44,7 +44,7 @@ def average_ranks(level_MT: Floats) -> Floats:
 def friedman(level_MT: Floats) -> float | None:
     """p that all methods are alike (Friedman, chi-squared, ties corrected); None for two methods.
 
-    One where all methods are equal on every task.
+    It is 1 where all methods are equal on every task.
     """
     rank_MT = stats.rankdata(level_MT, axis=0)
     if len(rank_MT) < 3 or rank_MT.shape[1] < 2:
@@ -63,7 +63,7 @@ def critical_difference(methods: int, tasks: int, alpha: float) -> float:
 def pairwise_holm(level_MT: Floats) -> Floats:
     """p [M, M] of the signed-rank test of all pairs, adjusted together; 1 on the diagonal.
 
-    A task on which both failed counts as equal; one on which one failed as the largest difference.
+    A task on which both failed counts as equal, one on which one failed as the largest difference.
     """
     methods = len(level_MT)
     pairs = list(combinations(range(methods), 2))
@@ -126,9 +126,9 @@ def profiles(
 ) -> tuple[Profile, ...]:
     """One profile a method, on common taus up to ``tau_max`` (default: the largest finite ratio).
 
-    A failed run is an infinite ratio: it never counts. Who is best depends on who takes part, so
-    with more than two methods the order of those behind the first may turn when one is left out
-    (Gould and Scott, ACM TOMS 2016); profiles of pairs have no such freedom.
+    A failed run is an infinite ratio: it never counts. The best method depends on which methods
+    take part, so with more than two of them the order behind the first may change when one is left
+    out (Gould and Scott, ACM TOMS 2016); profiles of pairs cannot change in this way.
     """
     best_T = level_MT.min(axis=0)
     solved_T = np.isfinite(best_T)
@@ -150,7 +150,7 @@ def profiles(
 
 
 def _area(ratio_T: Floats, end: float) -> Floats:
-    """What each task adds to the area: the part of log2 tau that lies right of its ratio."""
+    """What each task adds to the area: the part of log2 tau to the right of its ratio."""
     if end <= 1:
         return np.asarray((ratio_T <= 1).astype(float))
     return np.asarray(np.clip(1 - np.log(ratio_T) / math.log(end), 0, 1))

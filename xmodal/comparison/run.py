@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins
-from xmodal.comparison.grid import TRIVIAL, Cell, Wanted, grid, requested
+from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
-from xmodal.errors import UsageError
+from xmodal.errors import PluginError, UsageError
 from xmodal.interfaces import Context
 from xmodal.recipe.choice import choose
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xmodal.comparison.table import ComparisonTable
 
 CELLS = Path("runs/cells")
+DEFAULT_LAUNCHER = ""
 SHOWN = 8
 Watch = Callable[[Queue, list[State]], None]
 
@@ -33,7 +34,7 @@ def compare(
     fraction: float | None = None,
     trivial: bool = True,
     against: str | None = None,
-    launcher: str | None = "local",
+    launcher: str | None = DEFAULT_LAUNCHER,
     jobs: int | None = None,
     budget: float | None = None,
     root: str | Path = CELLS,
@@ -42,40 +43,42 @@ def compare(
 ) -> ComparisonTable:
     """Run what is not done yet of methods x tasks x settings x seeds, and weigh the results.
 
-    ``settings`` holds ``key=value,value`` texts, ``launcher`` a name, a block ``{use: ...}`` or its
-    file; None runs nothing and reads what is there. ``budget``: seconds after which no further cell
-    is started. ``watch`` is shown the queue and all states about twice a second. Raises UsageError
-    and RecipeError before anything runs; what goes wrong in a cell is in the table.
+    ``settings`` holds ``key=value,value`` texts. ``launcher`` is a name, a block ``{use: ...}`` or
+    its file; the empty text stands for the default one, and None runs nothing and reads what is
+    there. ``budget``: seconds after which no further cell is started. ``watch`` is shown the queue
+    and all states about twice a second. Raises UsageError and RecipeError before anything runs;
+    what goes wrong in a cell is in the table.
     """
     registry = plugins.registry(tuple(plugin_files))
-    wanted = Wanted(
-        methods=tuple(dict.fromkeys(methods)),
-        tasks=tuple(dict.fromkeys(tasks)),
+    request = requested(
+        registry,
+        methods,
+        tasks,
         suite=suite,
         seeds=seeds,
-        settings=tuple(settings),
+        settings=settings,
         scale=scale,
         fraction=fraction,
         trivial=trivial,
         against=against,
         root="" if Path(root) == CELLS else str(root),
-        plugin_files=tuple(plugin_files),
+        plugin_files=plugin_files,
     )
-    asked = requested(wanted, registry)
-    cells = grid(asked.request, registry, Store(), Path(root))
-    asked.check_against(cells)
+    cells = grid(request, registry, Store(), Path(root))
+    request.check_against(cells)
     _check_any_runs(cells)
     runner = None
     if launcher is not None:
         extra = {} if jobs is None else {"jobs": jobs}
-        use = choose("launcher", launcher, registry, "--launcher", extra)
+        named = launcher or default_launcher(registry)
+        use = choose("launcher", named, registry, "--launcher", extra)
         runner = use.build(Context.outside(Store(), "launcher"))
     queue = Queue(cells, runner, budget, tuple(plugin_files))
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))
-    from xmodal.comparison.table import assemble
+    from xmodal.comparison.table import assemble  # statistics are slow to import
 
-    return assemble(asked, cells, queue.states())
+    return assemble(request, cells, queue.states())
 
 
 def _check_any_runs(cells: Sequence[Cell]) -> None:
@@ -86,3 +89,16 @@ def _check_any_runs(cells: Sequence[Cell]) -> None:
         shown = "\n".join(list(reasons)[:SHOWN])
         more = f"\nand {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         raise UsageError(f"no cell can run\n{shown}{more}")
+
+
+def default_launcher(registry: plugins.Registry) -> str:
+    """The launcher that says it is the default one. Raises UsageError if none does."""
+    names = registry.names("launcher")
+    for name in names:
+        try:
+            launcher: Any = registry.load("launcher", name)
+        except PluginError:
+            continue  # whoever names it is told what is wrong with it
+        if launcher.default:
+            return name
+    raise UsageError(f"no launcher is the default one; name one: {', '.join(names) or 'none'}")

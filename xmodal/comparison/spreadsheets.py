@@ -24,7 +24,7 @@ def write_tables(folder: Path, table: ComparisonTable) -> list[Path]:
 
 
 def cells_csv(table: ComparisonTable) -> str:
-    """One line a cell, also those that are not done; numbers in full."""
+    """One line a cell, including those that are not done; numbers in full."""
     done = {(row.method, row.task, row.seed): row.as_dict() for row in table.rows}
     lines = []
     for cell, state in zip(table.cells, table.states, strict=True):
@@ -99,7 +99,7 @@ def latex(table: ComparisonTable) -> str:
 
 
 def _entry(found: CellSummary, best: bool, most: int) -> str:
-    """Mean and deviation; how many runs, if fewer than the ``most`` that the caption speaks of."""
+    """Mean and deviation; the number of runs, if below the ``most`` that the caption gives."""
     failed = f"{found.failed} failed" if found.failed else ""
     if found.mean is None:
         return failed or "--"
@@ -117,7 +117,7 @@ def _metric(table: ComparisonTable, task: str) -> str:
 
 
 def _caption(table: ComparisonTable, seeds: int) -> str:
-    """What the numbers are and how they were made; all of it, because tables get copied."""
+    """What the numbers are and how they were made, in full, because tables get copied."""
     score = "error" if {row.better for row in table.rows} == {"lower"} else "score"
     protocols = sorted({row.protocol for row in table.rows})
     selected = sorted({row.selected_on for row in table.rows})
@@ -135,7 +135,7 @@ def _caption(table: ComparisonTable, seeds: int) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, trailing zeros too; an exponent where there is no way round it."""
+    """Three significant digits with trailing zeros; an exponent only where it cannot be avoided."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     text = f"{value:#.3g}".rstrip(".")

@@ -17,9 +17,9 @@ from scipy import stats
 from xmodal.comparison.error_table import Floats
 
 DECIMALS = 12
-"""Differences are compared after rounding to this many decimals: below is only rounding error."""
+"""Differences are rounded to this many decimals before they are compared: the rest is noise."""
 POWER = 0.8
-"""Chance to settle a pair that the planned number of seeds or tasks aims at."""
+"""The chance to settle a pair that a planned number of seeds or tasks aims at."""
 
 
 @dataclass(frozen=True)

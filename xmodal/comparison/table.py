@@ -1,8 +1,8 @@
 """From finished cells to a table with verdicts: results, what counts, under which conditions.
 
 The table is the one thing that the terminal, CSV, LaTeX, JSON and the HTML page are made from.
-Verdicts are asked for pairs of contenders. Controls and the trivial answer are in the table for the
-doubts that they raise or lay to rest; a question about them would make every other answer blunter.
+Verdicts are asked for pairs of contenders. Controls and the trivial answer are in the table because
+they raise doubts, or settle them; asking for verdicts on them too would blunt every other verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
-from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Requested
+from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Request
 from xmodal.comparison.queue import FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
@@ -31,7 +31,7 @@ class CellResult:
     """The result of one cell. ``test`` and ``validation`` are the task's metric.
 
     ``smallest`` is the least error above 0 that the test split can show, None if there is none;
-    ``learning_rate`` that of the last stage with an optimizer.
+    ``learning_rate`` is that of the last stage that has one.
     """
 
     method: str
@@ -85,15 +85,10 @@ def _row(cell: Cell) -> CellResult:
         fraction=float(cell.resolved["fraction"]),
         labelled=float(cell.resolved["labelled"]),
         smallest=result["test"].get("smallest"),
-        learning_rate=_learning_rate(cell.resolved),
+        learning_rate=cell.learning_rate,
         directory=str(cell.directory),
         command=by_hand(cell),
     )
-
-
-def _learning_rate(resolved: Mapping[str, Any]) -> float | None:
-    rates = [stage["optimizer"]["lr"] for stage in resolved["stages"] if "optimizer" in stage]
-    return float(rates[-1]) if rates else None
 
 
 def by_hand(cell: Cell) -> str:
@@ -180,7 +175,7 @@ def _cell_as_dict(cell: Cell, state: State) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value of dictionaries, sequences, sets and numbers in the words of JSON."""
+    """A nested value as JSON can hold it; infinities become text, NaN becomes None."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, frozenset | set):
@@ -199,20 +194,20 @@ AS_WRITTEN = "as the recipes say"
 V = TypeVar("V")
 
 
-def assemble(asked: Requested, cells: Sequence[Cell], states: Sequence[State]) -> ComparisonTable:
-    """Everything the cells say so far about what was asked."""
+def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -> ComparisonTable:
+    """Everything that the cells say so far about what was asked."""
     methods = tuple(dict.fromkeys(cell.method for cell in cells))
     roles = {cell.method: str(cell.resolved.get("role", METHOD)) for cell in cells if cell.resolved}
     roles = {method: roles.get(method, METHOD) for method in methods}
     found = rows(cells)
     scores, left_out = _scores(cells, states, found)
     comparison = None
-    pairs = _pairs([m for m in methods if roles[m] == METHOD], asked.against)
+    pairs = _pairs([m for m in methods if roles[m] == METHOD], request.against)
     if scores is not None:
         comparison = _weigh(scores, cells, found, roles, pairs)
     return ComparisonTable(
-        name=asked.name,
-        command=asked.command,
+        name=request.name,
+        command=request.command,
         methods=methods,
         tasks=tuple(dict.fromkeys(cell.task for cell in cells)),
         roles=roles,
@@ -222,7 +217,7 @@ def assemble(asked: Requested, cells: Sequence[Cell], states: Sequence[State]) -
         scores=scores,
         comparison=comparison,
         left_out=left_out,
-        published=asked.published,
+        published=request.suite.published,
     )
 
 
@@ -303,11 +298,12 @@ def _conditions(found: Iterable[CellResult]) -> list[Conditions]:
 
 
 def _searched(cells: Sequence[Cell], found: Sequence[CellResult]) -> list[Conditions]:
-    """The learning rate that did best on validation, where variants differ in nothing else."""
+    """For variants that differ in the learning rate alone: the rate that did best on validation."""
     settings = {cell.method: cell.setting for cell in cells}
     groups: dict[tuple[str, str, tuple[str, ...]], list[CellResult]] = {}
     for row in found:
         setting = settings[row.method]
+        # Settings of an optimizer (xmodal.optimize) call the rate lr, wherever they stand.
         rest = tuple(text for text in setting if not text.partition("=")[0].endswith(".lr"))
         if len(rest) < len(setting) and row.learning_rate is not None:
             groups.setdefault((row.method.split(" [")[0], row.task, rest), []).append(row)

@@ -1,7 +1,7 @@
 """Builds a session from a plan: loads data and weights, wires the components together.
 
-Every component is initialised under a seed of its own, so two methods with the same seed get the
-same split, the same data order and the same heads, whatever else they contain.
+Every component is initialised under a seed of its own. Two methods with the same seed therefore get
+the same split, the same order of samples and the same heads, whatever else they contain.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def accelerator(name: str, precision: str) -> Accelerator:
             f"device: '{name}' is one GPU, and a launcher gives each of its processes one of its "
             "own; write device=cuda"
         )
-    # Told nothing, accelerate takes what it finds first; the processes of a launcher share it out.
+    # By default accelerate takes the first device it finds; processes of a launcher share them out.
     told = {} if launched or name in ("auto", "mps") else {"ACCELERATE_TORCH_DEVICE": name}
     mixed = "bf16" if precision == "bf16" else "no"
-    # accelerate keeps one state a process, and a second run may want another device or precision.
+    # accelerate keeps one state per process, and a second run may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     with patch_environment(**told):
         return Accelerator(cpu=name == "cpu", mixed_precision=mixed)
@@ -124,7 +124,7 @@ class Builder:
         task: Task = self.make(self.recipe.task, "task")
         data = task.load(self.recipe.seed)
         if self.recipe.protocol == "published":
-            # As published: what is validation elsewhere is trained on, and the test split selects.
+            # As published: the validation split is trained on too, and the test split selects.
             joined: Dataset[Pair] = ConcatDataset([data.train, data.validation])
             data = replace(data, train=loader.flattened(joined))
         data = self._share(data)
@@ -133,9 +133,9 @@ class Builder:
         return data
 
     def _share(self, data: TaskData) -> TaskData:
-        """Keep the wanted share of the training samples, and hide the labels of some of them.
+        """Keep the share of training samples that the recipe asks for, and hide some labels.
 
-        Smaller shares are subsets of larger ones of the same seed.
+        A smaller share is a subset of every larger one of the same seed.
         """
         recipe, total = self.recipe, loader.count(data.train)
         used = max(1, round(total * recipe.fraction))
@@ -258,8 +258,8 @@ class Builder:
     def _calibrate(self, session: RunSession) -> None:
         """Show the embedder a first batch and the norm of the backbone's own tokens.
 
-        The backbone's own word on that norm counts before a measurement on the proxy, which is only
-        a stand-in for what the backbone was trained on. Methods that do not mix measure on the
+        A norm that the backbone states goes before one that is measured on the source, which only
+        stands in for what the backbone was trained on. Methods that do not mix measure on the
         recipe's source too, so that every method starts from the same embedder.
         """
         model = session.model
@@ -277,7 +277,7 @@ class Builder:
 
 
 def _fit(loss: Loss, dataset: Dataset[Any]) -> None:
-    """Show a loss all labels, unless it does not look: dense labels can be gigabytes."""
+    """Show a loss all labels, unless it ignores them: dense labels can be gigabytes."""
     if type(loss).fit is not Loss.fit:
         loss.fit(loader.labels(dataset))
 

@@ -1,7 +1,7 @@
 """The names of devices, and which of them this machine has.
 
-A name is checked before anything is loaded: a run on another device than was asked for is worse
-than one that does not start. GPUs are numbered as torch numbers those that the process may see.
+A name is checked before anything is loaded, because a run on the wrong device is worse than one
+that does not start. GPUs have the numbers that torch gives to those the process can see.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def here() -> list[str]:
 def checked(name: str) -> torch.device:
     """The device a name means; ``auto`` is a GPU where there is one.
 
-    Raises UsageError, with what there is, where there is no such device.
+    Raises UsageError, listing the devices of this machine, if it is none of them.
     """
     try:
         well_formed(name)
@@ -45,7 +45,10 @@ def checked(name: str) -> torch.device:
 
 
 def or_cpu(name: str, note: Callable[[str], None]) -> str:
-    """``name``, or the CPU with a note where a model that was trained on it is used without it."""
+    """``name``, or the CPU with a note where this machine has no such device.
+
+    For models that are used on another machine than they were trained on.
+    """
     try:
         checked(name)
     except UsageError:
@@ -55,6 +58,6 @@ def or_cpu(name: str, note: Callable[[str], None]) -> str:
 
 
 def current(name: str) -> AbstractContextManager[object]:
-    """A block in which the GPU that a name numbers is the one torch takes for ``cuda``."""
+    """A block in which ``cuda`` means the GPU whose number is in the name."""
     numbered = name.startswith("cuda:")
     return torch.cuda.device(torch.device(name)) if numbered else nullcontext()

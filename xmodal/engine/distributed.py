@@ -1,30 +1,42 @@
 """What the processes of one run do together: divide a step, agree, and average their gradients.
 
-Gradients are averaged after the last micro-batch, once a step, over whatever trains in the current
-stage and whoever ran forward; torch's own wrapper fixes both when it is made. With one process
-nothing here moves or copies anything.
+Gradients are averaged once a step, after the last micro-batch, for whatever trains in the current
+stage and however many micro-batches each process had; torch's own wrapper fixes both when it is
+made. With one process nothing here moves or copies anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from xmodal.interfaces import Portion
-
 BUCKET = 2**24
 """Numbers that travel at once: few enough to need little memory, enough to hide the latency."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A micro-batch, or the part of one, that a process takes of a step.
+
+    ``places`` counts the samples from the start of the step; ``part`` and ``share`` are those of
+    its ``Batch``.
+    """
+
+    places: Tensor
+    part: float
+    share: float
 
 
 def portions(count: int, micro: int, rank: int, world: int) -> list[Portion]:
     """What process ``rank`` of ``world`` takes of a step of ``count`` samples, ``micro`` at once.
 
-    Whole micro-batches in turn where there are enough, otherwise a part of each; a process can be
-    left without any.
+    Processes take whole micro-batches in turn where there are enough, and a part of each otherwise;
+    a process can be left with nothing.
     """
     whole = torch.split(torch.arange(count), micro)
     if len(whole) >= world:
@@ -41,7 +53,7 @@ def gather(own: Sequence[Any], world: int) -> list[Any]:
 
 
 def of_the_first(value: Any, world: int) -> Any:
-    """The first process's value."""
+    """The value that the first process has."""
     return value if world == 1 else broadcast_object_list([value])[0]
 
 
@@ -61,9 +73,9 @@ def overwrite(tensors: Iterable[Tensor], world: int) -> None:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], world: int) -> None:
-    """The mean of every gradient over the processes; one that a process has not counts as 0.
+    """Replace every gradient by its mean over the processes; a missing one counts as 0.
 
-    A parameter without a gradient in any process keeps none.
+    A parameter that has no gradient in any process keeps none.
     """
     if world == 1:
         return
@@ -83,7 +95,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], world: int) -> None:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type, together about ``BUCKET`` numbers."""
+    """Groups of neighbouring gradients of one type, each of about ``BUCKET`` numbers."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         full = sum(g.numel() for g in bucket) + gradient.numel() > BUCKET

@@ -1,5 +1,5 @@
-"""What ``--dry-run`` shows: shapes at every interface, what trains, token norms, and one measured
-step.
+"""What ``--dry-run`` shows: shapes at every interface, what trains, token norms, and the time that
+a step takes.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from xmodal.ops import evaluating
 
 
 @dataclass(frozen=True)
-class Score:
-    """The metric and the mean loss of a split, and the predictions if they were asked for.
+class SplitScore:
+    """The metric and the mean loss of a split, and the predictions where they were asked for.
 
     ``smallest``: the least error above 0 that the metric could have shown.
     """
@@ -35,7 +35,7 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> Score:
+def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> SplitScore:
     """Score ``dataset`` with the model as it is."""
     model, metric = session.model, session.metric
     metric.reset()
@@ -52,14 +52,14 @@ def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> 
     # Processes on different devices may differ in a last digit; they must choose the same epoch.
     found = (metric.compute(), total / max(1, count), metric.smallest())
     score, loss, smallest = distributed.of_the_first(found, session.world)
-    return Score(score, loss, predictions, smallest)
+    return SplitScore(score, loss, predictions, smallest)
 
 
 def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Predictions and labels of all batches, in order, on the device.
 
-    Of several processes each predicts every so-many-th batch and hears of all the others: the
-    batches, and so the numbers, are those of one process.
+    Several processes take the batches in turn and exchange what they predict, so that batches and
+    numbers are the same as with one process.
     """
     pieces = torch.split(torch.arange(loader.count(dataset)), session.evaluation_batch)
     rank, world, device = session.rank, session.world, session.device

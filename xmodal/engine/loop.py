@@ -13,25 +13,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xmodal import randomness
-from xmodal.batch import Progress, Tokens
-from xmodal.engine import distributed, guard
+from xmodal.batch import Batch, Progress, Tokens
+from xmodal.engine import distributed
 from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.evaluate import evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
+from xmodal.errors import TrainingError
 from xmodal.interfaces import Stage
 
 
 @dataclass
 class Snapshot:
-    """How far a run has come; plain values only. Weights are read from the session when saving."""
+    """How far a run has come; plain values only. Weights are read from the session when saving.
+
+    ``encoded`` counts the samples that went through the encoder, ``trainable`` is the most
+    parameters that trained at once.
+    """
 
     stage: int = 0
     epoch: int = 0
@@ -42,25 +47,9 @@ class Snapshot:
     best_at: tuple[int, int] | None = None
     best_steps: int = 0
     encoded: int = 0
+    trainable: int = 0
     seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Tally:
-    """What one process found in a step; sums over its micro-batches."""
-
-    loss: float = 0.0
-    log: dict[str, float] = field(default_factory=dict)
-    micros: float = 0.0
-    encoded: int = 0
-
-    def add(self, loss: float, log: Mapping[str, float], part: float) -> None:
-        """Count a micro-batch, or the ``part`` of one that this process had."""
-        self.loss += loss
-        self.micros += part
-        for name, number in log.items():
-            self.log[name] = self.log.get(name, 0.0) + part * number
 
 
 @dataclass(frozen=True)
@@ -92,11 +81,12 @@ class EpochRecord:
 
 
 class Training:
-    """The loop's state: session, snapshot, and the optimizer and schedule of the current stage."""
+    """The loop's state: session, snapshot, and what the current stage trains and steps with."""
 
     def __init__(self, session: RunSession, restored: Mapping[str, Any] | None = None) -> None:
         self.session = session
         self.snapshot = Snapshot()
+        self.trainable: list[tuple[str, nn.Parameter]] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
         self.restored = restored
@@ -106,124 +96,61 @@ class Training:
             self.snapshot = Snapshot(**restored["snapshot"])
             load_exactly(session.model, restored["model"], "the checkpoint")
 
-    def state(self) -> dict[str, Any]:
-        """Everything needed to continue, for ``checkpoint.save``."""
-        session = self.session
-        return {
-            "snapshot": dict(vars(self.snapshot)),
-            "model": session.model.state_dict(),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "generators": {name: g.get_state() for name, g in session.generators.items()},
-            "global": randomness.global_state(),
-        }
-
     def run(self) -> Iterator[StepRecord | EpochRecord]:
         """Train. Yields after every optimizer step and every epoch."""
-        counter = self.session.model.backbone.register_forward_pre_hook(self._count)
+        session, snapshot = self.session, self.snapshot
+        counter = session.model.backbone.register_forward_pre_hook(self._count_encoded)
         try:
-            yield from self._stages()
+            for stage in session.stages[: snapshot.stage]:
+                if stage.optimizer([]) is None:
+                    # A closed-form stage keeps what it fitted outside the weights: fit it again.
+                    stage.begin(session)
+            for index in range(snapshot.stage, len(session.stages)):
+                stage = session.stages[index]
+                self._begin(stage)
+                while snapshot.epoch < stage.epochs:
+                    yield from self._epoch(index, stage)
+                snapshot.stage, snapshot.epoch = index + 1, 0
         finally:
             counter.remove()
 
-    def _count(self, module: nn.Module, inputs: tuple[Tokens]) -> None:
-        """Count the samples that go through the encoder, of which a method's cost is made."""
-        self._encoded += len(inputs[0].x_BND)
-
-    def _stages(self) -> Iterator[StepRecord | EpochRecord]:
+    def _epoch(self, index: int, stage: Stage) -> Iterator[StepRecord | EpochRecord]:
         snapshot = self.snapshot
-        for stage in self.session.stages[: snapshot.stage]:
-            if stage.optimizer([]) is None:
-                # A closed-form stage keeps what it fitted outside the weights; fit it again.
-                stage.begin(self.session)
-        for index in range(snapshot.stage, len(self.session.stages)):
-            stage = self.session.stages[index]
-            named = self._enter(index, stage)
-            while snapshot.epoch < stage.epochs:
-                yield from self._epoch(index, stage, named)
-            snapshot.stage, snapshot.epoch = index + 1, 0
-
-    def _enter(self, index: int, stage: Stage) -> list[tuple[str, nn.Parameter]]:
-        session = self.session
-        named = session.model.select_trainable(stage.train)
-        self.optimizer = stage.optimizer(named)
-        steps = stage.steps_per_epoch(session)
-        self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
-        session.share_randomness()
-        started = time.perf_counter()
-        self._encoded = 0
-        stage.begin(session)
-        self.begin_seconds = time.perf_counter() - started
-        if not (self.snapshot.epoch or self.snapshot.step):
-            # A stage that is entered again on resume has been counted.
-            self.snapshot.encoded += self._encoded
-        if self.restored is not None:
-            self._restore(self.restored)
-            self.restored = None
-        return named
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        # A checkpoint at the end of a stage holds that stage's optimizer; the next makes its own.
-        if self.snapshot.epoch or self.snapshot.step:
-            if self.optimizer is not None and state["optimizer"] is not None:
-                self.optimizer.load_state_dict(state["optimizer"])
-            if self.schedule is not None and state["schedule"] is not None:
-                self.schedule.load_state_dict(state["schedule"])
-        for name, generator in self.session.generators.items():
-            generator.set_state(state["generators"][name])
-        randomness.set_global_state(state["global"])
-
-    def _epoch(
-        self, index: int, stage: Stage, named: list[tuple[str, nn.Parameter]]
-    ) -> Iterator[StepRecord | EpochRecord]:
-        session, snapshot = self.session, self.snapshot
-        steps = stage.steps_per_epoch(session)
+        steps = stage.steps_per_epoch(self.session)
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
-        session.model.train()
+        self.session.model.train()
         started = time.perf_counter()
         self._encoded = 0
-        for micro_batches in stage.steps(session, at):
-            at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
-            begun = time.perf_counter()
-            loss, log, lr, norm = self._step(stage, micro_batches, named, at)
-            snapshot.step += 1
-            snapshot.total_steps += 1
-            for name, value in {"loss": loss, **log, "gradient_norm": norm, "lr": lr}.items():
-                snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
-            yield StepRecord(at, loss, log, lr, norm, time.perf_counter() - begun)
+        for micro_batches in stage.steps(self.session, at):
+            at = replace(at, step=snapshot.step)
+            yield self._step(stage, micro_batches, at)
         seconds = time.perf_counter() - started + self.begin_seconds
         self.begin_seconds = 0.0
-        yield self._finish_epoch(stage, at, named, seconds)
+        yield self._end_epoch(stage, at, seconds)
 
-    def _step(
-        self,
-        stage: Stage,
-        micro_batches: Any,
-        named: list[tuple[str, nn.Parameter]],
-        at: Progress,
-    ) -> tuple[float, dict[str, float], float, float]:
+    def _step(self, stage: Stage, micro_batches: Iterable[Any], at: Progress) -> StepRecord:
         """One optimizer step: gradients of all micro-batches, checks, one clip, one update."""
         session, optimizer = self.session, self.optimizer
         assert optimizer is not None
+        begun = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         if stage.divides:
             distributed.overwrite(session.model.mixer.buffers(), session.world)
             session.draw_apart(self.snapshot.total_steps)
-        tally = Tally()
+        tally = _Tally()
         for micro in micro_batches:
             loss, log = stage.loss(session, micro, at)
-            value, numbers = _to_numbers(loss, log)
-            tally.add(value, numbers, stage.part(micro))
+            value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
             if not math.isfinite(value):
                 break  # all processes stop below; one that stopped here would leave them waiting
             session.accelerator.backward(loss)
-        total, means = self._together(stage, tally)
-        guard.check_loss(total, means, at)
-        distributed.average_gradients([p for _, p in named], session.world)
-        parameters = [p for _, p in named if p.grad is not None]
+        mean_loss, means = self._gather(stage, tally)
+        _check_loss(mean_loss, means, at)
+        distributed.average_gradients([p for _, p in self.trainable], session.world)
+        parameters = [p for _, p in self.trainable if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         gradient_norm = float(norm)
-        guard.check_gradient(gradient_norm, named, at)
+        _check_gradient(gradient_norm, self.trainable, at)
         limit = stage.clip()
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
@@ -231,22 +158,31 @@ class Training:
         optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
-        return total, means, lr, gradient_norm
+        self._remember({"loss": mean_loss, **means, "gradient_norm": gradient_norm, "lr": lr})
+        seconds = time.perf_counter() - begun
+        return StepRecord(at, mean_loss, means, lr, gradient_norm, seconds)
 
-    def _together(self, stage: Stage, own: Tally) -> tuple[float, dict[str, float]]:
+    def _gather(self, stage: Stage, own: _Tally) -> tuple[float, dict[str, float]]:
         """The loss and the mean log of a step over all processes; counts the encoded samples."""
         own.encoded, self._encoded = self._encoded, 0
-        tallies: list[Tally] = self.session.gather([own])
-        # What is not divided was done by all: the first process's count is everybody's.
+        tallies: list[_Tally] = self.session.gather([own])
+        # Work that is not divided was done by every process alike: count the first one's.
         self.snapshot.encoded += sum(t.encoded for t in (tallies if stage.divides else [own]))
         micros = sum(t.micros for t in tallies)
         names = dict.fromkeys(name for t in tallies for name in t.log)
         means = {name: sum(t.log.get(name, 0.0) for t in tallies) / micros for name in names}
         return sum(t.loss for t in tallies) / len(tallies), means
 
-    def _finish_epoch(
-        self, stage: Stage, at: Progress, named: list[tuple[str, nn.Parameter]], seconds: float
-    ) -> EpochRecord:
+    def _remember(self, numbers: Mapping[str, float]) -> None:
+        """Count the step, and add its numbers to the sums of the epoch."""
+        snapshot = self.snapshot
+        snapshot.step += 1
+        snapshot.total_steps += 1
+        for name, value in numbers.items():
+            snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
+
+    def _end_epoch(self, stage: Stage, at: Progress, seconds: float) -> EpochRecord:
+        """Validate, remember the best, and start the next epoch's counts at zero."""
         session, snapshot = self.session, self.snapshot
         score, best = None, False
         distributed.overwrite(session.model.buffers(), session.world)
@@ -261,22 +197,114 @@ class Training:
         snapshot.sums = {}
         snapshot.epoch, snapshot.step = snapshot.epoch + 1, 0
         snapshot.seconds += seconds
-        trainable = sum(p.numel() for _, p in named)
+        trainable = sum(p.numel() for _, p in self.trainable)
+        snapshot.trainable = max(snapshot.trainable, trainable)
         metric, loss = (None, None) if score is None else (score.metric, score.loss)
         return EpochRecord(at, means, metric, loss, best, seconds, trainable)
 
+    # --- the beginning of a stage, and what a checkpoint holds ---
+
+    def _begin(self, stage: Stage) -> None:
+        """Choose what trains, make optimizer and schedule, and let the stage prepare itself."""
+        session = self.session
+        self.trainable = session.model.select_trainable(stage.train)
+        self.optimizer = stage.optimizer(self.trainable)
+        steps = stage.steps_per_epoch(session)
+        self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
+        session.share_randomness()
+        started = time.perf_counter()
+        self._encoded = 0
+        stage.begin(session)
+        self.begin_seconds = time.perf_counter() - started
+        if not (self.snapshot.epoch or self.snapshot.step):
+            # A stage that a resumed run enters again was counted the first time.
+            self.snapshot.encoded += self._encoded
+        if self.restored is not None:
+            self._restore(self.restored)
+            self.restored = None
+
+    def _count_encoded(self, module: nn.Module, inputs: tuple[Tokens]) -> None:
+        """Count the samples that go through the encoder: the unit of a method's cost."""
+        self._encoded += len(inputs[0].x_BND)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to continue, for ``checkpoint.save``."""
+        session = self.session
+        return {
+            "snapshot": dict(vars(self.snapshot)),
+            "model": session.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generators": {name: g.get_state() for name, g in session.generators.items()},
+            "global": randomness.global_state(),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        # A checkpoint at the end of a stage holds that stage's optimizer; the next makes its own.
+        if self.snapshot.epoch or self.snapshot.step:
+            if self.optimizer is not None and state["optimizer"] is not None:
+                self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None and state["schedule"] is not None:
+                self.schedule.load_state_dict(state["schedule"])
+        for name, generator in self.session.generators.items():
+            generator.set_state(state["generators"][name])
+        randomness.set_global_state(state["global"])
+
+
+@dataclass
+class _Tally:
+    """What one process computed in a step: sums over its micro-batches."""
+
+    loss: float = 0.0
+    log: dict[str, float] = field(default_factory=dict)
+    micros: float = 0.0
+    encoded: int = 0
+
+    def add(self, loss: Tensor, log: Mapping[str, Tensor | float], part: float) -> float:
+        """Count a micro-batch, or the ``part`` of one that this process had; returns its loss."""
+        # The loss and all logged tensors reach the CPU in one transfer.
+        tensors = {name: value for name, value in log.items() if isinstance(value, Tensor)}
+        value, *logged = torch.stack([loss.detach(), *tensors.values()]).tolist()
+        numbers = {name: float(v) for name, v in log.items() if not isinstance(v, Tensor)}
+        numbers.update(zip(tensors, logged, strict=True))
+        self.loss += value
+        self.micros += part
+        for name, number in numbers.items():
+            self.log[name] = self.log.get(name, 0.0) + part * number
+        return float(value)
+
+
+_ADVICE = (
+    "nothing was updated; the last checkpoint is good. "
+    "Try a lower stages.N.optimizer.lr, a stages.N.clip, or precision=fp32"
+)
+
+
+def _check_loss(loss: float, log: Mapping[str, float], at: Progress) -> None:
+    """Raise TrainingError, before anything is updated, if the loss is not finite."""
+    if math.isfinite(loss):
+        return
+    parts = ", ".join(f"{k} {v:.4g}" for k, v in log.items())
+    raise TrainingError(f"the loss is {loss} at {_place(at)} ({parts})\n{_ADVICE}")
+
+
+def _check_gradient(norm: float, named: list[tuple[str, nn.Parameter]], at: Progress) -> None:
+    """Raise TrainingError, before the update, if the gradient norm is not finite."""
+    if math.isfinite(norm):
+        return
+    bad = [n for n, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
+    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    raise TrainingError(f"the gradient is not finite at {_place(at)}, first in: {shown}\n{_ADVICE}")
+
+
+def _place(at: Progress) -> str:
+    return f"stage {at.stage}, epoch {at.epoch + 1}, step {at.step + 1}"
+
 
 def _better(score: float, best: float | None, lower: bool) -> bool:
-    """Whether a score beats the best so far; one that is not a number only beats none."""
+    """Whether a score beats the best so far; a score that is NaN beats nothing but the absence of
+    one.
+    """
     if best is None or math.isnan(best):
         return best is None or not math.isnan(score)
     return score < best if lower else score > best
-
-
-def _to_numbers(loss: Tensor, log: Mapping[str, Tensor | float]) -> tuple[float, dict[str, float]]:
-    """Bring the loss and what is logged to the CPU in one transfer."""
-    tensors = {name: value for name, value in log.items() if isinstance(value, Tensor)}
-    stacked = torch.stack([loss.detach(), *tensors.values()]).tolist()
-    numbers = {name: float(v) for name, v in log.items() if not isinstance(v, Tensor)}
-    numbers.update(zip(tensors, stacked[1:], strict=True))
-    return stacked[0], numbers

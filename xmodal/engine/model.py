@@ -123,7 +123,7 @@ class TrainingModel(Model):
         return self.source_loss
 
     def _decoded(self, prediction: Tensor) -> Tensor:
-        # Decoding and losses stay in fp32: they are cheap and bf16 would cost digits of the score.
+        # Decoding and losses stay in fp32: they are cheap, and bf16 would cost digits of the score.
         decoded: Tensor = self.decode(prediction.float())
         return decoded
 

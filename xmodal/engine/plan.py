@@ -1,16 +1,17 @@
-"""Checks a recipe as far as possible before any weight or sample is loaded."""
+"""Plans a run: checks a recipe as far as possible before any weight or sample is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xmodal.data.store import Store
 from xmodal.errors import Problem, RecipeError
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
 from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
+from xmodal.settings import Use
 
 if TYPE_CHECKING:
     from xmodal.interfaces import Facts, Target
@@ -23,6 +24,17 @@ class Plan:
     recipe: Recipe
     facts: Facts
     source_target: Target | None
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of all stages together."""
+        return sum(stage.component.planned_epochs(stage.config) for stage in self.recipe.stages)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak learning rate of the last stage that has one."""
+        rates = [stage.component.learning_rate(stage.config) for stage in self.recipe.stages]
+        return next((rate for rate in reversed(rates) if rate is not None), None)
 
 
 def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
@@ -56,10 +68,25 @@ def compose_plan(
     store: Store,
     overrides: Sequence[str] = (),
     scale: str | None = None,
+    trackers: Sequence[str] = (),
 ) -> Plan:
-    """Compose, validate and plan recipes. Raises RecipeError and what ``plan`` raises."""
-    layered = compose(references, registry, overrides, scale)
+    """Compose, validate and plan recipes; the arguments are those of ``compose``.
+
+    Raises RecipeError, and what ``plan`` raises.
+    """
+    layered = compose(references, registry, overrides, scale, trackers)
     return plan(validate(layered, registry), store, layered)
+
+
+def versions(plan: Plan, registry: Registry) -> dict[str, str]:
+    """Distribution and version of every component of a plan."""
+    uses: list[Use[Any]] = [getattr(plan.recipe, key) for key in COMPONENT_FIELDS]
+    entries = [
+        registry.entry(use.component.kind, use.name)
+        for use in [*uses, *plan.recipe.stages]
+        if use is not None
+    ]
+    return {f"{entry.kind}:{entry.name}": entry.origin for entry in entries}
 
 
 def missing_files(plan: Plan, store: Store) -> list[str]:

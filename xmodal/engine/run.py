@@ -1,37 +1,40 @@
 """Carries a run out: finds or makes its directory, drives the loop, saves, tests, reports.
 
-The only writer of a run directory while the run lasts.
+Nothing else writes into a run directory while the run lasts.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import Tensor
 
 from xmodal import runs
+from xmodal._version import __version__
 from xmodal.data import loader
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint, directory
+from xmodal.engine import checkpoint
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder, accelerator
-from xmodal.engine.directory import RunOrder
-from xmodal.engine.evaluate import PROBED_SAMPLES, Score, evaluate
-from xmodal.engine.guard import StopRequest, watch_signals
-from xmodal.engine.loop import EpochRecord, Snapshot, StepRecord, Training
-from xmodal.engine.plan import Plan
+from xmodal.engine.evaluate import PROBED_SAMPLES, SplitScore, evaluate
+from xmodal.engine.loop import EpochRecord, Snapshot, Training
+from xmodal.engine.observe import Observer, RunLog, Silent
+from xmodal.engine.plan import Plan, versions
 from xmodal.engine.session import RunSession
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, TrainingError, XModalError
@@ -41,76 +44,19 @@ from xmodal.recipe.recipe import Recipe
 
 SHOWN_SAMPLES = 4
 MAX_PREDICTION_BYTES = 256 * 2**20
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
-    """Write all test predictions, with their labels, where they are not too large."""
-    size = predictions.numel() * predictions.element_size()
-    if size <= MAX_PREDICTION_BYTES:
-        content = {"prediction": predictions, "label": loader.labels(session.data.test)}
-        tensors = {name: tensor.contiguous() for name, tensor in content.items()}
-        save_file(tensors, run.path / "predictions.safetensors")
+@dataclass(frozen=True)
+class RunOrder:
+    """Where to run, whether to repeat a finished run, and what draws the report of this one."""
 
-
-def keep_samples(
-    run: runs.Run, session: RunSession, snapshot: Snapshot, predictions: Tensor
-) -> None:
-    """Keep a few samples, and what the mixer did to them, for the report."""
-    x, y = loader.first(session.data.test, SHOWN_SAMPLES)
-    kept: dict[str, Any] = {
-        "test": {"x": x, "y": y, "prediction": predictions[: len(x)]},
-        "train": {"x": loader.first(session.data.train, PROBED_SAMPLES)[0]},
-        "probes": snapshot.probes,
-        "images": dict(session.data.images),
-    }
-    if session.source is not None:
-        kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
-    shutil.rmtree(run.path / "samples", ignore_errors=True)
-    checkpoint.save(run.path / "samples", kept)
-
-
-def summarise(
-    run: runs.Run, recipe: Recipe, session: RunSession, snapshot: Snapshot, score: Score
-) -> Mapping[str, Any]:
-    """The content of ``result.json``; times are the caller's to add."""
-    parameters = list(session.model.parameters())
-    return {
-        "task": recipe.task.name,
-        "metric": recipe.task.config.metric.name,
-        "better": session.metric.better,
-        "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
-        "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
-        "selected_on": "test" if _selected_on_test(recipe, session) else "validation",
-        "protocol": recipe.protocol,
-        "seed": recipe.seed,
-        "steps": snapshot.total_steps,
-        "encoded_samples": snapshot.encoded,
-        "memory_bytes": int(session.agree(peak_memory())),
-        "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": max((line["trainable"] for line in run.metrics()), default=0),
-        },
-        "token_norm": {"source": session.source_norm, "target": session.target_norm},
-        "device": str(session.device),
-        "notes": list(session.notes),
-    }
-
-
-def _selected_on_test(recipe: Recipe, session: RunSession) -> bool:
-    """Whether the best epoch was chosen on what is tested on; a task may hold out nothing."""
-    return recipe.protocol == "published" or session.data.test is session.data.validation
-
-
-def peak_memory() -> int:
-    """Bytes: the GPU's peak allocation, or this process's peak resident memory."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource  # Unix only. psutil knows the peak on Windows alone.
-    except ImportError:
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    name: str
+    root: Path = runs.DEFAULT_ROOT
+    directory: Path | None = None
+    force: bool = False
+    source_text: str = ""
+    report: Callable[[runs.Run], object] | None = None
 
 
 class Interrupted(XModalError):
@@ -119,32 +65,6 @@ class Interrupted(XModalError):
     def __init__(self, number: int, run: runs.Run) -> None:
         self.exit_code = 128 + number
         super().__init__(f"interrupted; state saved. Continue with: xmodal resume {run.path}")
-
-
-class Observer(Protocol):
-    """Who watches a run: a live display, a log, nobody."""
-
-    def note(self, line: str) -> None:
-        """One line for the user."""
-
-    def started(self, run: runs.Run, session: RunSession, resumed: bool) -> None:
-        """Everything is loaded; training is about to begin."""
-
-    def record(self, record: StepRecord | EpochRecord) -> None:
-        """A step or an epoch is done."""
-
-
-class Silent:
-    """An observer that ignores everything."""
-
-    def note(self, line: str) -> None:
-        """Ignore."""
-
-    def started(self, run: runs.Run, session: RunSession, resumed: bool) -> None:
-        """Ignore."""
-
-    def record(self, record: StepRecord | EpochRecord) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +82,9 @@ def execute(
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
     # First of all: a device that is not here should not cost the time to load data.
     alone = accelerator(plan.recipe.device, plan.recipe.precision)
-    with devices.current(plan.recipe.device):
-        return _execute(plan, order, registry, store, observer or Silent(), alone)
+    log = RunLog(observer or Silent(), writes=alone.is_main_process)
+    with devices.current(plan.recipe.device), log:
+        return _execute(plan, order, registry, store, log, alone)
 
 
 def _execute(
@@ -177,20 +98,20 @@ def _execute(
     builder = Builder(plan, store, observer.note)
     data = builder.data()
     resolved = plan.recipe.model_dump(mode="json")
-    digest = runs.content_hash(
-        resolved, directory.versions(plan, registry), {"task": data.checksum}
-    )
+    digest = runs.content_hash(resolved, versions(plan, registry), {"task": data.checksum})
     # Of several processes one chooses and owns the directory; the others only read it.
     main = alone.is_main_process
-    chosen = directory.choose(order, digest) if main else None
+    chosen = (
+        runs.choose(digest, order.name, order.root, order.directory, order.force) if main else None
+    )
     run, done = broadcast_object_list([chosen])[0]
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
-    with run.lock() if main else nullcontext(), watch_signals() as stop:
+    with run.lock() if main else nullcontext(), _watch_signals() as stop:
         if main and order.force:
-            directory.clear(run)
+            run.clear()
         if main and not (run.path / "manifest.json").exists():
-            directory.describe(run, plan, order, registry, resolved, digest, data)
+            _describe(run, plan, order, registry, resolved, digest, data)
         alone.wait_for_everyone()
         tracking = Tracking(plan.recipe, run, builder.note)
         with _recorded(run, tracking) if main else nullcontext():
@@ -199,12 +120,77 @@ def _execute(
             if main:
                 run.write("result.json", outcome)
                 tracking.done(outcome)
-                if order.report:
-                    _report(run, observer.note)
+                if order.report is not None:
+                    _draw(order.report, run, observer.note)
         if main:
-            # Only now: a run that is killed before it is done resumes from one of these.
+            # Not earlier: a run that is killed before it is done resumes from one of these.
             execution.sweep(plan.recipe.saving.finished, 1)
     return Outcome(run, outcome, fresh=True)
+
+
+def _describe(
+    run: runs.Run,
+    plan: Plan,
+    order: RunOrder,
+    registry: Registry,
+    resolved: Mapping[str, Any],
+    digest: str,
+    data: TaskData,
+) -> None:
+    """Write what the run is before it starts."""
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    (run.path / "recipe.yaml").write_text(order.source_text, encoding="utf-8")
+    yaml = YAML()
+    with (run.path / "resolved.yaml").open("w", encoding="utf-8") as stream:
+        yaml.dump(dict(resolved), stream)
+    manifest = {
+        "name": order.name,
+        "hash": digest,
+        "xmodal": __version__,
+        "facts": asdict(plan.facts),
+        "epochs": plan.epochs,
+        "learning_rate": plan.learning_rate,
+        "components": versions(plan, registry),
+        "data": {"task": data.checksum},
+        "classes": list(data.classes),
+        "plugins": {p.plugin: p.digest or p.version for p in registry.plugins},
+        "command": sys.argv,
+        **runs.environment(),
+    }
+    raw = None if data.raw is None else data.raw.state()
+    checkpoint.save(run.path / "inputs", {"raw": raw})
+    run.write("manifest.json", manifest)
+
+
+class _StopRequest:
+    """Remembers that a signal arrived; the run asks between steps."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+
+@contextmanager
+def _watch_signals() -> Iterator[_StopRequest]:
+    """Turn SIGTERM and SIGINT into a request; a second SIGINT interrupts at once."""
+    request = _StopRequest()
+    previous = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    try:
+        for number in SIGNALS:
+            previous[number] = signal.signal(number, handle)
+    except ValueError:
+        # Not the main thread (a notebook, a test runner): signals stay the caller's business.
+        previous = {}
+    try:
+        yield request
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 @contextmanager
@@ -235,11 +221,9 @@ def _ending(error: BaseException) -> tuple[str, str]:
     return "failed", f"{type(error).__name__}: {error}"
 
 
-def _report(run: runs.Run, note: Callable[[str], None]) -> None:
-    from xmodal.report.run_report import write_report
-
+def _draw(report: Callable[[runs.Run], object], run: runs.Run, note: Callable[[str], None]) -> None:
     try:
-        write_report(run)
+        report(run)
     except Exception as error:  # a picture must never cost a finished run its result
         note(f"the report could not be drawn: {type(error).__name__}: {error}")
 
@@ -254,7 +238,7 @@ class _Execution:
         builder: Builder,
         data: TaskData,
         observer: Observer,
-        stop: StopRequest,
+        stop: _StopRequest,
         tracking: Tracking,
     ) -> None:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
@@ -271,10 +255,12 @@ class _Execution:
         resumed = self.training.restored is not None
         if self.main:
             snapshot = self.training.snapshot
-            self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
+            before = self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
+            # Checkpoints that earlier versions wrote lack this number.
+            snapshot.trainable = max([snapshot.trainable, *(line["trainable"] for line in before)])
         self.observer.started(self.run, self.session, resumed)
         if self.main:
-            self.tracking.start()
+            self.tracking.start(before)
         for record in self.training.run():
             self.observer.record(record)
             if isinstance(record, EpochRecord):
@@ -290,7 +276,7 @@ class _Execution:
         return self._test()
 
     def _restored(self) -> dict[str, Any] | None:
-        """The newest complete checkpoint; a damaged one is named and the one before it used."""
+        """The newest complete checkpoint; a damaged one gets a note and is passed over."""
         for folder in checkpoint.complete(self.run.checkpoints, checkpoint.STEP):
             try:
                 state = checkpoint.load(folder)
@@ -312,7 +298,7 @@ class _Execution:
 
     def _step_folder(self) -> Path:
         snapshot = self.training.snapshot
-        # Epoch end and the last step before it share total_steps, so the name counts both.
+        # The end of an epoch and its last step share total_steps, so the name counts both.
         order = snapshot.total_steps * 2 + (snapshot.step == 0)
         return self.run.checkpoints / f"{checkpoint.STEP}{order:012d}"
 
@@ -338,7 +324,7 @@ class _Execution:
         if record.best:
             state = {"model": self.session.model.state_dict()}
             checkpoint.save(self._best_folder(snapshot.best_steps), state)
-        # Epochs of preparation can be single steps: saving each would take longer than they do.
+        # An epoch of preparation can be a single step: saving would take longer than the epoch.
         over = record.progress.epoch + 1 == record.progress.epochs
         if record.metric is not None or over or self._due():
             self._save()
@@ -354,7 +340,7 @@ class _Execution:
         self.run.set_state("running", stage=snapshot.stage, epoch=snapshot.epoch)
 
     def sweep(self, steps: int, bests: int) -> None:
-        """Keep so many checkpoints and bests, of those that lead to where the run is now."""
+        """Keep this many checkpoints and bests of those that lead to where the run is now."""
         checkpoint.sweep(self._step_folder(), checkpoint.STEP, steps)
         best = self._best_folder(self.training.snapshot.best_steps)
         checkpoint.sweep(best, checkpoint.BEST, bests)
@@ -376,6 +362,77 @@ class _Execution:
             "training": snapshot.seconds,
             "this_process": time.perf_counter() - self.begun,
         }
-        recipe = self.plan.recipe
-        summary = summarise(self.run, recipe, session, snapshot, score)
-        return {**summary, "seconds": seconds}
+        return {**summarise(self.plan.recipe, session, snapshot, score), "seconds": seconds}
+
+
+# --- what a finished run keeps ---
+
+
+def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
+    """Write all test predictions with their labels, unless they are too large."""
+    size = predictions.numel() * predictions.element_size()
+    if size <= MAX_PREDICTION_BYTES:
+        content = {"prediction": predictions, "label": loader.labels(session.data.test)}
+        tensors = {name: tensor.contiguous() for name, tensor in content.items()}
+        save_file(tensors, run.path / "predictions.safetensors")
+
+
+def keep_samples(
+    run: runs.Run, session: RunSession, snapshot: Snapshot, predictions: Tensor
+) -> None:
+    """Keep a few samples, and what the mixer did to them, for the report."""
+    x, y = loader.first(session.data.test, SHOWN_SAMPLES)
+    kept: dict[str, Any] = {
+        "test": {"x": x, "y": y, "prediction": predictions[: len(x)]},
+        "train": {"x": loader.first(session.data.train, PROBED_SAMPLES)[0]},
+        "probes": snapshot.probes,
+        "images": dict(session.data.images),
+    }
+    if session.source is not None:
+        kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
+    shutil.rmtree(run.path / "samples", ignore_errors=True)
+    checkpoint.save(run.path / "samples", kept)
+
+
+def summarise(
+    recipe: Recipe, session: RunSession, snapshot: Snapshot, score: SplitScore
+) -> Mapping[str, Any]:
+    """The content of ``result.json``, to which the caller adds times."""
+    parameters = list(session.model.parameters())
+    return {
+        "task": recipe.task.name,
+        "metric": recipe.task.config.metric.name,
+        "better": session.metric.better,
+        "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
+        "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
+        "selected_on": "test" if _selected_on_test(recipe, session) else "validation",
+        "protocol": recipe.protocol,
+        "seed": recipe.seed,
+        "steps": snapshot.total_steps,
+        "encoded_samples": snapshot.encoded,
+        "memory_bytes": int(session.agree(peak_memory())),
+        "parameters": {
+            "total": sum(p.numel() for p in parameters),
+            "trainable": snapshot.trainable,
+        },
+        "token_norm": {"source": session.source_norm, "target": session.target_norm},
+        "device": str(session.device),
+        "notes": list(session.notes),
+    }
+
+
+def _selected_on_test(recipe: Recipe, session: RunSession) -> bool:
+    """Whether the test split chose the best epoch: as published, or where a task has no other."""
+    return recipe.protocol == "published" or session.data.test is session.data.validation
+
+
+def peak_memory() -> int:
+    """Bytes: the GPU's peak allocation, or this process's peak resident memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource  # Unix only. psutil knows the peak on Windows alone.
+    except ImportError:
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,10 +1,10 @@
-"""What a stage works with: the model, the data, and how to fetch and run a micro-batch."""
+"""What a stage works with: the model, the data, and the micro-batches of every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import distributed
 from xmodal.engine.model import TrainingModel
-from xmodal.interfaces import Facts, Metric, Portion, Stage, TaskData
+from xmodal.interfaces import Facts, Metric, Stage, TaskData
 
 
 @dataclass
 class RunSession:
-    """A run in memory. Built by ``engine.build``; stages read it and call ``forward``."""
+    """A run in memory: the ``interfaces.Session`` that ``engine.build`` makes."""
 
     model: TrainingModel
     data: TaskData
@@ -45,7 +45,7 @@ class RunSession:
     def device(self) -> torch.device:
         """Where the model lives."""
         device: torch.device = self.accelerator.device
-        # Of several processes each is told its number, which on the processor means nothing.
+        # accelerate numbers the processes, and the CPU has no numbers.
         return torch.device("cpu") if device.type == "cpu" else device
 
     def note(self, line: str) -> None:
@@ -53,22 +53,6 @@ class RunSession:
         if line not in self.notes:
             self.notes.append(line)
             self.on_note(line)
-
-    @property
-    def train_size(self) -> int:
-        """The number of training samples."""
-        return loader.count(self.data.train)
-
-    def order(self, progress: Progress) -> Tensor:
-        """The order of the training samples in this epoch: a function of seed, stage and epoch.
-
-        The n-th stage that is scored has the same order in every recipe, whatever prepares it:
-        comparisons pair methods by seed.
-        """
-        name, stage = "order of preparation", progress.stage
-        if self.stages[stage].evaluates:
-            name, stage = "order", sum(earlier.evaluates for earlier in self.stages[:stage])
-        return randomness.permutation(self.train_size, self.seed, name, stage, progress.epoch)
 
     @property
     def rank(self) -> int:
@@ -91,18 +75,44 @@ class RunSession:
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
-    def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The training loss of one micro-batch, in the precision of the run."""
-        with self.autocast():
-            result: tuple[Tensor, dict[str, Tensor | float]] = self.model(batch, progress)
-        return result
+    def batches(
+        self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
+    ) -> Iterator[Iterator[Batch]]:
+        """This process's micro-batches of every step of the epoch, from ``progress.step`` on.
 
-    def portions(self, count: int, micro: int) -> list[Portion]:
-        """What this process takes of a step of ``count`` samples, ``micro`` at once."""
-        return distributed.portions(count, micro, self.rank, self.world)
+        Shuffles the training split and takes ``size`` samples a step, at most ``micro`` of them at
+        once. ``mixed``: with the source and unlabelled samples that the mixer wants.
+        """
+        order = self.order(progress)
+        steps = torch.split(order, size)[progress.step : progress.steps]
+        own = [
+            distributed.portions(len(step), micro or size, self.rank, self.world) for step in steps
+        ]
+        drawn = progress.epoch * len(order) + progress.step * size
+        stream = self.micro_batches(
+            [step[p.places] for step, portions in zip(steps, own, strict=True) for p in portions],
+            [drawn + n * size + p.places for n, portions in enumerate(own) for p in portions],
+            mixed,
+        )
+        for portions in own:
+            yield (replace(next(stream), share=p.share, part=p.part) for p in portions)
 
-    def micro_batches(self, indices: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[Batch]:
-        """Fetch target micro-batches with all that the mixer wants to them, on the device.
+    def order(self, progress: Progress) -> Tensor:
+        """The order of the training samples in this epoch: a function of seed, stage and epoch.
+
+        The n-th stage that is scored has the same order in every recipe, whatever prepares it:
+        comparisons pair methods by seed.
+        """
+        name, stage = "order of preparation", progress.stage
+        if self.stages[stage].evaluates:
+            name, stage = "order", sum(earlier.evaluates for earlier in self.stages[:stage])
+        count = loader.count(self.data.train)
+        return randomness.permutation(count, self.seed, name, stage, progress.epoch)
+
+    def micro_batches(
+        self, indices: Sequence[Tensor], places: Sequence[Tensor], mixed: bool = True
+    ) -> Iterator[Batch]:
+        """Fetch target micro-batches, and the samples that the mixer wants beside them.
 
         ``places`` counts the samples of ``indices`` among all target samples drawn in this stage.
         Source and unlabelled samples come in endless streams of their own, one beside each target
@@ -110,9 +120,9 @@ class RunSession:
         """
         mixer = self.model.mixer
         source = further = None
-        if mixer.needs_source and self.source is not None:
+        if mixed and mixer.needs_source and self.source is not None:
             source = self._stream(self.source, places, "source order")
-        if mixer.needs_unlabelled and self.data.unlabelled is not None:
+        if mixed and mixer.needs_unlabelled and self.data.unlabelled is not None:
             further = self._stream(self.data.unlabelled, places, "unlabelled order")
         for x, y in loader.batches(self.data.train, indices, self.workers):
             yield Batch(
@@ -123,7 +133,7 @@ class RunSession:
             )
 
     def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """What the mixer wants beside ``number`` labelled target samples: always the first ones."""
+        """The source and unlabelled samples for a look at ``number`` target samples: the first."""
         mixer, source, further = self.model.mixer, None, None
         if mixer.needs_source and self.source is not None:
             x, y = loader.first(self.source, number)
@@ -149,7 +159,7 @@ class RunSession:
         return tensor.to(self.device, non_blocking=True)
 
     def agree(self, value: float) -> float:
-        """The largest ``value`` of all processes, so that all of them stop when one must."""
+        """The largest ``value`` of all processes, so that all stop when one must."""
         return float(max(self.gather([value])))
 
     def gather(self, own: Sequence[Any]) -> list[Any]:
@@ -162,7 +172,7 @@ class RunSession:
         return mean
 
     def share_randomness(self) -> None:
-        """Set every random stream to where the first process has it."""
+        """Give every random stream the state that it has in the first process."""
         if self.world == 1:
             return
         states = {name: g.get_state() for name, g in self.generators.items()}
@@ -172,9 +182,9 @@ class RunSession:
         randomness.set_global_state(outer)
 
     def draw_apart(self, step: int) -> None:
-        """Give each process but the first random streams of its own for one step.
+        """Give every process except the first random streams of its own for one step.
 
-        They are functions of process and step: a checkpoint need only hold those of the first.
+        They depend on process and step alone, so a checkpoint holds only those of the first one.
         """
         if self.rank == 0:
             return

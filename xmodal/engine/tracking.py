@@ -1,7 +1,7 @@
 """Tells trackers about a run, each in a thread of its own: none can hold the run up or end it.
 
-What each of them was told is kept in ``trackers.json``. A run that is resumed tells it what it
-lacks and nothing twice; a tracker that joins late is told all epochs from ``metrics.jsonl``.
+``trackers.json`` keeps what each of them was told. A resumed run tells a tracker what it does not
+know yet, and nothing twice; a tracker that joins late is told all earlier epochs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xmodal.interfaces import Context, Tracked, Tracker
 from xmodal.plugins import reason
 from xmodal.recipe.recipe import Recipe
 
-KEPT = "trackers.json"
+KEPT = runs.TRACKERS
 PATIENCE = 60.0
 BEHIND = 10_000
 
@@ -40,8 +40,11 @@ class Tracking:
         self._channels: list[_Channel] = []
         self._result: Mapping[str, float] | None = None
 
-    def start(self) -> None:
-        """Build the trackers and begin, or continue, where their memory says so."""
+    def start(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Build the trackers and begin, or continue where they stopped.
+
+        ``lines`` are those of ``metrics.jsonl`` so far.
+        """
         if not self._recipe.trackers:
             return
         kept = _Kept(self._run, self._note)
@@ -54,11 +57,11 @@ class Tracking:
                 self._channels.append(_Channel(use.name, tracker, kept, told))
             except (Exception, SystemExit) as error:
                 self._note(_off(use.name, reason(error)))
-        for line in self._run.metrics():
+        for line in lines:
             self.epoch(line)
 
     def step(self, record: StepRecord, total_steps: int) -> None:
-        """Tell those that want this optimizer step."""
+        """Tell the trackers that want this optimizer step."""
         at = record.progress
         numbers = {"loss": record.loss, **record.log, "gradient_norm": record.gradient_norm}
         numbers = {f"step/{k}": v for k, v in {**numbers, "lr": record.lr}.items()}
@@ -68,7 +71,7 @@ class Tracking:
         self._report(self._channels)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """Tell all of them what ``metrics.jsonl`` says of an epoch."""
+        """Tell all trackers a line of ``metrics.jsonl``."""
         position = (line["total_steps"], line["stage"], line["epoch"] + 1)
         numbers = {f"train/{k}": v for k, v in line["train"].items()}
         numbers |= {f"validation/{k}": v for k, v in line["validation"].items()}
@@ -79,7 +82,7 @@ class Tracking:
         self._report(self._channels)
 
     def done(self, result: Mapping[str, Any]) -> None:
-        """The content of ``result.json``: the run has reached its end."""
+        """Take the content of ``result.json``, for when the trackers end."""
         nested = {
             "test": result["test"],
             "best": {"metric": result["validation"]["metric"]},
@@ -91,14 +94,14 @@ class Tracking:
         self._result = _numbers(numbers)
 
     def _report(self, channels: Sequence[_Channel]) -> None:
-        """Say once of every tracker that failed that it did."""
+        """Make one note for each tracker that failed."""
         for channel in channels:
             if channel.error and not channel.reported:
                 channel.reported = True
                 self._note(_off(channel.name, channel.error))
 
     def end(self, state: str) -> None:
-        """Let all of them finish, and wait a while for that. A second call does nothing."""
+        """Let all trackers finish, and wait a while for them. A second call does nothing."""
         channels, self._channels = self._channels, []
         for channel in channels:
             channel.end(state, self._result)

@@ -25,19 +25,6 @@ from xmodal.interfaces.data import TaskData
 from xmodal.interfaces.model import Backbone, Embedder, Loss, Mixer, Predictor
 
 
-@dataclass(frozen=True)
-class Portion:
-    """A micro-batch, or the part of one, that a process takes of a step.
-
-    ``places`` counts the samples from the start of the step. The mean loss over them times
-    ``share`` is the process's part of the step's mean loss, when averaged over all processes.
-    """
-
-    places: Tensor
-    part: float
-    share: float
-
-
 class Network(nn.Module):
     """Embedder, backbone, head and decoding: samples to predictions in the unit of the labels."""
 
@@ -133,10 +120,6 @@ class Session(Protocol):
         """Where the model lives."""
 
     @property
-    def train_size(self) -> int:
-        """The number of training samples."""
-
-    @property
     def rank(self) -> int:
         """The number of this process, from 0."""
 
@@ -150,19 +133,14 @@ class Session(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """A block in the precision of the run."""
 
-    def order(self, progress: Progress) -> Tensor:
-        """The order of the training samples in this epoch: a function of seed, stage and epoch."""
+    def batches(
+        self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
+    ) -> Iterator[Iterator[Batch]]:
+        """This process's micro-batches of every step of the epoch, from ``progress.step`` on.
 
-    def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The training loss of one micro-batch, in the precision of the run."""
-
-    def portions(self, count: int, micro: int) -> list[Portion]:
-        """What this process takes of a step of ``count`` samples, ``micro`` at once."""
-
-    def micro_batches(self, indices: Sequence[Tensor], places: Sequence[Tensor]) -> Iterator[Batch]:
-        """Fetch target micro-batches with all that the mixer wants to them, on the device.
-
-        ``places`` counts the samples of ``indices`` among all target samples drawn in this stage.
+        Shuffles the training split and takes ``size`` samples a step, at most ``micro`` of them at
+        once. ``mixed``: with the source and unlabelled samples that the mixer wants. Reads no data
+        before a micro-batch is asked for.
         """
 
     def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
@@ -210,11 +188,12 @@ class Trained(Protocol):
 class Stage(Component):
     """One phase of a run. Yields optimizer steps, each an iterable of micro-batches.
 
-    Its ``Config`` has ``epochs`` and ``train``, unless the class overrides the properties.
+    Its ``Config`` has ``epochs`` and ``train``, unless the class overrides ``planned_epochs`` and
+    ``train``.
     ``needs_source`` asks for the recipe's source in ``session.source``, ``needs_source_head`` for a
     head that predicts its labels. ``evaluates``: whether its epochs are scored and can be the best
     of the run; a stage that prepares for another one says no. ``divides``: whether ``steps`` gives
-    each process of a run a part of the work (``session.portions``); otherwise all do all of it.
+    each process of a run a part of the work (``session.batches`` does); otherwise all do all of it.
     """
 
     kind = "stage"
@@ -223,10 +202,20 @@ class Stage(Component):
     evaluates: ClassVar[bool] = True
     divides: ClassVar[bool] = False
 
+    @classmethod
+    def planned_epochs(cls, config: Any) -> int:
+        """How many epochs a stage with these settings takes; known before anything is built."""
+        return int(getattr(config, "epochs", 1))
+
+    @classmethod
+    def learning_rate(cls, config: Any) -> float | None:
+        """The peak learning rate that the settings ask for; None where nothing is stepped."""
+        return None
+
     @property
     def epochs(self) -> int:
         """How many times ``steps`` is asked for."""
-        return int(self.config.epochs)
+        return self.planned_epochs(self.config)
 
     @property
     def train(self) -> tuple[str, ...]:
@@ -274,10 +263,6 @@ class Stage(Component):
         Loss and gradient are averaged over the processes of a run.
         """
 
-    def part(self, micro: Any) -> float:
-        """The part of a micro-batch that this process was given, by which its log counts."""
-        return 1.0
-
 
 @dataclass(frozen=True)
 class Job:
@@ -292,9 +277,11 @@ class Launcher(Component):
     """Runs jobs somewhere, and says which of them have not ended yet.
 
     It belongs to no run (``Context.outside``). A job that ends says in its own directory how.
+    ``default``: comparisons use this launcher unless another one is named.
     """
 
     kind = "launcher"
+    default: ClassVar[bool] = False
 
     @property
     @abstractmethod

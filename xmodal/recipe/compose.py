@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,9 +139,10 @@ def compose(
     registry: Registry,
     overrides: Sequence[str] = (),
     scale: str | None = None,
+    trackers: Sequence[str] = (),
 ) -> Layered:
     """Compose recipes (names or paths, later wins), then a scale layer, then what they insist on,
-    then ``key=value`` overrides.
+    then ``key=value`` overrides. ``trackers`` join those that the result names.
     """
     layered = Layered()
     for reference in references:
@@ -150,7 +152,18 @@ def compose(
     _lay_always(layered)
     for override in overrides:
         _override(layered, override)
+    _add_trackers(layered, trackers)
     return layered
+
+
+def _add_trackers(layered: Layered, names: Sequence[str]) -> None:
+    """Name further trackers, each once."""
+    known = layered.data.get("trackers") or []
+    known = known if isinstance(known, list) else [known]
+    named = [use.get("use") if isinstance(use, dict) else use for use in known]
+    new = [name for name in dict.fromkeys(names) if name not in named]
+    if new:
+        _override(layered, f"trackers={json.dumps([*known, *new])}")
 
 
 def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from xmodal import runs
 from xmodal.engine import checkpoint
 from xmodal.engine.loop import EpochRecord, StepRecord
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.testing.support import expect
 
 

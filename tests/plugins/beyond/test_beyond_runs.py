@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xmodal import api, runs
-from xmodal.engine.run import Silent
+from xmodal.engine.observe import Silent
 from xmodal.testing.running import StopAt, assert_same, weights
 
 from ...conftest import TINY

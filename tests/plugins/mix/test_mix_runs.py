@@ -15,8 +15,8 @@ from xmodal import api, runs
 from xmodal.batch import Batch
 from xmodal.data.store import Store
 from xmodal.engine.model import TrainingModel
+from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.run import Silent
 from xmodal.interfaces import Context, Target
 from xmodal.plugins import registry
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights

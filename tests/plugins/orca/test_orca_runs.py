@@ -11,8 +11,8 @@ import pytest
 from xmodal import api, runs
 from xmodal.data.store import Store
 from xmodal.engine.dry_run import describe
+from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.run import Silent
 from xmodal.plugins import registry
 from xmodal.testing.running import StopAt, assert_same, weights
 

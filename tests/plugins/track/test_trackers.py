@@ -21,15 +21,16 @@ import psutil
 import pytest
 
 from xmodal import api, plugins, runs
-from xmodal.cli.run import _tracked
-from xmodal.comparison.grid import Request, grid
+from xmodal.comparison.grid import Request, Suite, grid
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, tracking
 from xmodal.engine.loop import StepRecord
+from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.run import Outcome, Silent
+from xmodal.engine.run import Outcome
 from xmodal.errors import RecipeError
 from xmodal.interfaces import Settings, Tracked, Tracker
+from xmodal.recipe.compose import compose
 from xmodal.testing.contract import check_tracker
 from xmodal.testing.tiny import tiny_context
 
@@ -536,11 +537,11 @@ def test_without_trackers_their_packages_are_not_imported(
 
 
 def test_comparisons_with_and_without_trackers_share_their_cells(tmp_path: Path) -> None:
-    request = Request(("nft",), ("openml/car",), seeds=1, scale="smoke")
-    (plain,) = grid(request, plugins.registry(), Store(), tmp_path)
+    suite = Suite(methods=("nft",), tasks=("openml/car",), seeds=1, scale="smoke")
+    (plain,) = grid(Request(suite), plugins.registry(), Store(), tmp_path)
     settings = ("trackers=[tensorboard],[{use: wandb, project: p}]",)
     tracked = grid(
-        Request(**{**vars(request), "settings": settings}), plugins.registry(), Store(), tmp_path
+        Request(suite.model_copy(update={"set": settings})), plugins.registry(), Store(), tmp_path
     )
     assert [c.resolved["trackers"][0]["use"] for c in tracked] == ["tensorboard", "wandb"]
     assert {c.directory for c in tracked} == {plain.directory}
@@ -556,12 +557,14 @@ def test_the_same_tracker_twice_is_refused() -> None:
 def test_the_option_adds_to_what_the_recipe_names(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("extends: demo/pare\ntrackers: [{use: wandb, project: p}]\n")
-    names = ["tensorboard", "wandb", "tensorboard"]
-    assert _tracked(names, [str(recipe)], (), None, None) == [
-        'trackers=[{"use": "wandb", "project": "p"}, "tensorboard"]'
-    ]
-    assert _tracked(["wandb"], ["demo/pare"], (), None, None) == ['trackers=["wandb"]']
-    assert _tracked(None, ["demo/pare"], (), None, None) == []
+
+    def trackers(name: str, *more: str) -> Any:
+        return compose([name], plugins.registry(), trackers=more).data.get("trackers")
+
+    both = [{"use": "wandb", "project": "p"}, "tensorboard"]
+    assert trackers(str(recipe), "tensorboard", "wandb", "tensorboard") == both
+    assert trackers("demo/pare", "wandb") == ["wandb"]
+    assert trackers("demo/pare") is None
 
 
 # --- the contract ---

@@ -1,0 +1,114 @@
+"""Numbers and lists as people read them, the same on the terminal, in reports and in figures.
+
+Four significant digits, units, and a dash for what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+MISSING = "–"
+
+
+def number(value: float | int | None, digits: int = 4) -> str:
+    """``value`` with ``digits`` significant digits; a dash for None."""
+    if value is None:
+        return MISSING
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", "\u202f")
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+    if value and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    if not value:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """A large count in short: 87.8 M; a dash for None."""
+    if value is None:
+        return MISSING
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= unit:
+            return f"{number(value / unit, 3)} {name}"
+    return str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``42.1 s``, ``3 min 12 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return MISSING
+    if seconds < 0.001:
+        return "< 1 ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(value: float | None) -> str:
+    """Bytes with three digits, in units of 1000: ``1.36 GB``; a dash for None and 0."""
+    if not value:
+        return MISSING
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # What would be shown as 1000 of a unit is 1 of the next.
+        if value >= 0.9995 * unit:
+            return f"{number(value / unit, 3)} {name}"
+    return f"{value:.0f} B"
+
+
+def plural(amount: int, one: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number(amount)} {one}{'' if amount == 1 else 's'}"
+
+
+def mean_sd(mean: float | None, sd: float | None) -> str:
+    """``0.0989 ± 0.0042``: two digits of the deviation, at least three of the mean."""
+    if mean is None or sd is None or not math.isfinite(mean):
+        return number(mean)
+    if not sd:
+        return f"{number(mean, 3)} ± 0"
+    size = max(abs(mean), sd)
+    if not 1e-4 <= size < 1e6:
+        unit = math.floor(math.log10(size))
+        return f"({mean_sd(mean / 10**unit, sd / 10**unit)})e{unit}".replace("-", "−")
+    # A large deviation leaves three digits of the mean, a tiny one asks for no more than four.
+    first = math.floor(math.log10(abs(mean) or sd))
+    places = max(0, min(max(1 - math.floor(math.log10(sd)), 2 - first), 3 - first))
+    spread = f"{sd:.{places}f}"
+    if not float(spread):
+        spread = f"< {10.0**-places:.{places}f}"
+    return f"{mean:.{places}f} ± {spread}".replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """A p value or probability with two digits; never a bare 0 or 1 that it is not."""
+    if 0 < p < 0.0001:
+        return "< 0.0001"
+    if 0.999 < p < 1:
+        return "> 0.999"
+    return f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: ``0–2, 5``."""
+    runs: list[list[int]] = []
+    for value in sorted(set(numbers)):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
