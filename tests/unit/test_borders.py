@@ -97,7 +97,7 @@ def _lint(folder: Path) -> subprocess.CompletedProcess[str]:
     script = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     paths = [str(folder), str(folder / "plugins"), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
-        [sys.executable, "-c", script, "--no-cache", "--config", str(folder / "pyproject.toml")],
+        [sys.executable, "-c", script, "--no-cache"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
         cwd=folder,
         capture_output=True,
