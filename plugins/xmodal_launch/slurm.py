@@ -8,13 +8,15 @@ leaves nothing behind that the next one cannot find, take over and stop.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import sys
 import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -24,7 +26,6 @@ from xmodal_launch.arrays import ArrayFolder
 from xmodal_launch.controller import PREFIX, Controller, Found, is_transient
 from xmodal_launch.process import Order
 from xmodal_launch.slurm_job import ClusterCell
-from xmodal_launch.submission import submitted
 
 TRIES = 3
 AGAIN = 30.0
@@ -195,7 +196,7 @@ class Slurm(Launcher):
         self._arrays.add(key, names)
         cells = [self._cell(job, self._arrays.file(key, i)) for i, job in enumerate(jobs)]
         for left in reversed(range(tries)):
-            refusal = submitted(self.config, self._arrays.folder / key, PREFIX + key, cells)
+            refusal = _submitted(self.config, self._arrays.folder / key, PREFIX + key, cells)
             if not is_transient(refusal):
                 break
             # The array may be there nevertheless, but it would lack the files that come after it.
@@ -277,3 +278,53 @@ def _check() -> None:
             f"launcher 'slurm' needs {', '.join(missing)} on the PATH: start the comparison on a "
             "login node of the cluster"
         )
+
+
+def _submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[ClusterCell]) -> str:
+    """Why Slurm did not take the array of this ``name``; empty if it did.
+
+    submitit keeps its files in ``folder``.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.helpers import clean_env
+
+    executor = _executor(config, folder, name)
+    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    try:
+        # A comparison may itself be a job, whose variables are no orders for the new ones.
+        with clean_env(), executor.batch():
+            os.environ.update(where)
+            for cell in cells:
+                executor.submit(cell)
+    except (FailedJobError, FailedSubmissionError) as error:
+        return str(error).strip()
+    return ""
+
+
+def _executor(config: Slurm.Config, folder: Path, name: str) -> Any:
+    from submitit import SlurmExecutor
+
+    executor = SlurmExecutor(
+        folder, max_num_timeout=config.timeouts, python=shlex.quote(sys.executable)
+    )
+    given: dict[str, Any] = {
+        "partition": config.partition,
+        "account": config.account,
+        "qos": config.qos,
+        "gpus_per_node": config.gpus or None,
+        "mem": None if config.memory is None else f"{round(config.memory * 1024)}M",
+    }
+    executor.update_parameters(
+        **{name: value for name, value in given.items() if value is not None},
+        job_name=name,
+        time=config.minutes,
+        cpus_per_task=config.cpus,
+        # srun does not take this over from sbatch.
+        srun_args=[f"--cpus-per-task={config.cpus}"],
+        array_parallelism=config.jobs,
+        signal_delay_s=config.grace,
+        setup=list(config.setup) or None,
+        wckey=None,
+        additional_parameters={"requeue": True, **config.options},
+    )
+    return executor

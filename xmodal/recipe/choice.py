@@ -9,12 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from xmodal.errors import RecipeError
-from xmodal.interfaces import INTERFACES
 from xmodal.plugins import Registry, find_kind
 from xmodal.recipe.compose import looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import Origin, Path_, parse_value, read
-from xmodal.settings import Use
+from xmodal.settings import Kind, Use
 
 
 def choose(
@@ -51,8 +50,8 @@ def chosen(
         value = {"use": value}
     if isinstance(value, Mapping):
         value = {**value, **(settings or {})}
-    interface = next(i for i in INTERFACES if i.kind == find_kind(kind))
-    choice: TypeAdapter[dict[str, Use[Any]]] = TypeAdapter(dict[str, Use[interface]])  # type: ignore[valid-type]
+    part = Kind(find_kind(kind))
+    choice: TypeAdapter[dict[str, Use[Any]]] = TypeAdapter(dict[str, Use[part]])  # type: ignore[valid-type]
     data = {kind: value}
     try:
         return choice.validate_python(data, context={"registry": registry})[kind]
