@@ -42,7 +42,7 @@ class Row:
 
 
 def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The origin of every token of the kept samples in about five epochs; None if none were kept."""
+    """The origins of the kept samples' tokens in about five epochs; None if none were kept."""
     probes = [(i, p) for i, p in enumerate(samples.get("probes", [])) if "origin" in p]
     if not probes or "train" not in samples:
         return None
