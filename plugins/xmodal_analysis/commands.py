@@ -36,7 +36,7 @@ def add_to(app: Any) -> None:
 
 
 def _sources() -> None:
-    """Hold the commands about sources."""
+    """Commands about sources."""
 
 
 def chosen(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class PictureRow:
 
 
 def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the kept samples, the origin of every token after about five epochs; None without."""
+    """The origins of the kept samples' tokens in about five epochs; None if none were kept."""
     probes = [(i, p) for i, p in enumerate(samples.get("probes", [])) if "origin" in p]
     if not probes or "train" not in samples:
         return None

@@ -1,4 +1,4 @@
-"""A gate whose noise does not drown its scores and whose relaxed mask is one: entries in (0, 1).
+"""A gate whose noise does not drown its scores and whose relaxed mask stays in (0, 1).
 
 Shapes: B samples, N tokens, D their width, H width behind the first layer.
 """

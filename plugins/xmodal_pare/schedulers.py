@@ -47,6 +47,8 @@ class Falling(Ends):
 class _Counting(Scheduler):
     """Turns configured counts into tokens, noting once where there are fewer tokens."""
 
+    config: TokenCounts
+
     def __init__(self, config: TokenCounts, context: Context) -> None:
         super().__init__(config, context)
         self._note = context.note
