@@ -306,3 +306,44 @@ def test_single_files_that_fail(
 
 def test_discovery_runs_once() -> None:
     assert plugins.registry() is plugins.registry()
+
+
+def test_an_edited_file_is_read_again(install: Install, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SINGLE.format("first"))
+    files = (str(file),)
+    before = plugins.registry(files)
+    assert plugins.registry(files) is before
+    assert before.load("selector", "first").__doc__ == "first"
+    file.write_text(SINGLE.format("second"))
+    after = plugins.registry(files)
+    assert after.names("selector") == ["second"]
+    assert after.load("selector", "second").__doc__ == "second"
+    file.unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        plugins.registry(files)
+
+
+def test_hooks_are_called_through_pluggy(install: Install) -> None:
+    """What a wrapper of pluggy adds is seen, and each plugin is asked alone."""
+    install(one=GOOD, two=GOOD.replace("'mine'", "'yours'"))
+    found = discover()
+    called: list[str] = []
+    undo = found.manager.add_hookcall_monitoring(
+        lambda name, implementations, arguments: called.append(name),
+        lambda outcome, name, implementations, arguments: None,
+    )
+    one, two = found.plugins
+    assert found.offering("xmodal_selectors") == [one, two]
+    assert found.offering("xmodal_recipes") == []
+    assert list(found.call("xmodal_selectors", two)) == ["yours"]
+    assert found.call("xmodal_recipes", one) is None
+    undo()
+    assert called == ["xmodal_selectors", "xmodal_recipes"]
+
+
+def test_a_hook_must_answer(install: Install) -> None:
+    install(silent=HEADER + "@hookimpl\ndef xmodal_selectors():\n    pass\n", good=GOOD)
+    found = discover()
+    assert "must return a mapping, not NoneType" in broken(found)["silent"]
+    assert found.names("selector") == ["mine"]

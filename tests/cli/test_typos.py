@@ -143,3 +143,31 @@ def test_overrides_are_checked_alike(xmodal: Callable[..., Any], override: str, 
     assert done.code == 2
     assert "command line" in done.err
     assert f"did you mean '{right}'?" in done.err
+
+
+def test_names_come_first_where_torch_is_not_loaded(process: Callable[..., Any]) -> None:
+    """A process of its own says at once what is wrong outside the parts, then what is inside."""
+    Path("mine.yaml").write_text(
+        "extends: demo/pare\nselector:\n  temprature: 0.5\nsede: 1\nmixer: nonne\n"
+    )
+    done = process("run", "mine.yaml")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(
+        "error: mine.yaml:4:1  sede\n    unknown setting; did you mean 'seed'?"
+    )
+    assert "mine.yaml:5:1  mixer\n    unknown mixer 'nonne'; did you mean 'none'?" in done.err
+    assert done.err.endswith("2 problems (exit 2); not checked yet: the settings of the parts\n")
+    Path("mine.yaml").write_text("extends: demo/pare\nselector:\n  temprature: 0.5\n")
+    done = process("run", "mine.yaml")
+    first, rest = done.err.split("\n", 1)
+    assert first == "loading torch and the parts that are needed ..."
+    assert rest.startswith("error: mine.yaml:3:3  selector.temprature")
+    assert rest.endswith("1 problem (exit 2)\n")
+    assert process("run", "mine.yaml", "--quiet").err == rest
+
+
+def test_training_settings_are_a_block(xmodal: Callable[..., Any]) -> None:
+    Path("mine.yaml").write_text("extends: demo/pare\ntraining: 3\n")
+    done = xmodal("run", "mine.yaml")
+    assert done.code == 2
+    assert "mine.yaml:2:1  training\n    expected a block of settings" in done.err

@@ -353,16 +353,25 @@ def test_the_code_of_the_documentation_works(
 # --- lightness ---
 
 
-def _loaded(*arguments: str) -> set[str]:
+def _loaded(*arguments: str, code: int = 0) -> set[str]:
     command = [sys.executable, "-X", "importtime", "-m", "xmodal", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == code, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in lines}
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("run", "--help"), ("plugins", "list"), ()]
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("run", "--help"),
+        ("plugins", "list"),
+        ("recipes", "list"),
+        ("recipes", "show", "demo/pare"),
+        (),
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments: tuple[str, ...]) -> None:
     if not arguments:
@@ -377,3 +386,30 @@ def test_light_commands_import_nothing_heavy(arguments: tuple[str, ...]) -> None
     assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
     if arguments == ("--help",):
         assert "pydantic" not in loaded
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "demo/paer"),
+        ("run", "demo/pare", "selector=gat"),
+        ("run", "demo/pare", "sede=1"),
+        ("run", "methods/pare"),
+        ("recipes", "validate", "demo/pare", "trackers=[nowhere]"),
+        ("run", "demo/pare", "--dry-run", "--track", "nowhere"),
+        ("predict", "nowhere", "x.csv"),
+        ("export", "nowhere", "--to", "onnx", "--out", "x"),
+        ("compare",),
+        ("compare", "paer", "--task", "darcy"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_names_are_told_without_anything_heavy(arguments: tuple[str, ...]) -> None:
+    loaded = _loaded(*arguments, code=2)
+    assert "xmodal.cli.app" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
+
+
+def test_a_valid_recipe_loads_torch_and_little_else() -> None:
+    heavy = {name.partition(".")[0] for name in _loaded("recipes", "validate", "demo/pare")}
+    assert heavy & {*HEAVY, "torchvision", "peft", "ot", "h5py"} == {"torch"}

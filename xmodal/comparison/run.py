@@ -11,7 +11,6 @@ from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
 from xmodal.errors import PluginError, UsageError
-from xmodal.interfaces import Context
 from xmodal.recipe.choice import choose
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ def compare(
     if launcher is not None:
         extra = {} if jobs is None else {"jobs": jobs}
         named = launcher or default_launcher(registry)
+        from xmodal.interfaces import Context  # imports torch, for which names do not wait
+
         use = choose("launcher", named, registry, "--launcher", extra)
         runner = use.build(Context.outside(Store(), "launcher"))
     queue = Queue(cells, runner, budget, tuple(plugin_files))
