@@ -47,8 +47,6 @@ class Falling(Ends):
 class _Counting(Scheduler):
     """Turns configured counts into tokens, noting once where there are fewer tokens."""
 
-    config: TokenCounts
-
     def __init__(self, config: TokenCounts, context: Context) -> None:
         super().__init__(config, context)
         self._note = context.note
@@ -71,8 +69,6 @@ class _Counting(Scheduler):
 
 class _Line(_Counting):
     """Knows the line that falls from start to stop."""
-
-    config: Ends
 
     def _line(self, t: float, num_tokens: int) -> int:
         start = self._tokens(self.config.start, num_tokens)
