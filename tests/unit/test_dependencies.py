@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"pip"}
 """Required and run, but not imported."""
@@ -22,10 +24,11 @@ def normalised(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
-def imported(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every top-level name that modules import, with the module."""
+def imported(folder: Path, at_once: bool = False) -> Iterator[tuple[str, str]]:
+    """Every package that modules import, with the module; ``at_once``: when they are imported."""
     for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body if at_once else ast.walk(tree):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -56,6 +59,12 @@ def test_imports_are_declared_and_required_packages_are_imported() -> None:
                 undeclared.append(f"{place}: {name}")
     assert not undeclared
     assert required - COMMANDS <= used, "required, but imported nowhere"
+
+
+@pytest.mark.parametrize("folder", ["xmodal", "plugins"])
+def test_modules_can_be_imported_without_unix(folder: str) -> None:
+    unix = {"resource", "fcntl", "grp", "pwd", "pty", "termios"}
+    assert not [found for found in imported(ROOT / folder, at_once=True) if found[0] in unix]
 
 
 def test_constraints_pin_what_is_required() -> None:
