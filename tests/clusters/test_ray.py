@@ -13,7 +13,7 @@ import pytest
 
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job
-from xmodal.testing.launching import check_launcher
+from xmodal.testing.surroundings import check_launcher
 from xmodal_launch.ray import Ray
 
 from .conftest import numbers, two_cells, wait_for

@@ -14,7 +14,7 @@ import pytest
 
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job
-from xmodal.testing.launching import check_launcher
+from xmodal.testing.surroundings import check_launcher
 from xmodal_launch import slurm as slurm_launcher
 from xmodal_launch.controller import read
 from xmodal_launch.slurm import Slurm

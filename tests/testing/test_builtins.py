@@ -14,8 +14,7 @@ from xmodal.data.store import Store
 from xmodal.interfaces import BackboneFacts, Target
 from xmodal.plugins import HOOKS, Registry, registry
 from xmodal.testing import contract
-from xmodal.testing.support import settings
-from xmodal.testing.tiny import tiny_facts
+from xmodal.testing.tiny import settings, tiny_facts
 
 WEIGHTS = "needs downloaded weights"
 NEEDS = {

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from xmodal.batch import Points
 from xmodal.plugins import registry
-from xmodal.testing.support import build as build_component
+from xmodal.testing.tiny import build as build_component
 from xmodal.testing.tiny import random, tiny_context
 from xmodal_orca.distances import entropic
 from xmodal_orca.distances.bures import Bures

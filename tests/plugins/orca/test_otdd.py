@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 
 from xmodal.batch import Points
-from xmodal.testing.support import build as build_component
+from xmodal.testing.tiny import build as build_component
 from xmodal.testing.tiny import random, tiny_context
 from xmodal_orca.distances import entropic, labels
 from xmodal_orca.distances.bures import RIDGE
