@@ -21,9 +21,9 @@ import pytest
 from xmodal import hookspecs
 from xmodal.plugins import HOOKS, registry
 
-from ..public import PUBLIC
+from .public import PUBLIC
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "xmodal").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 PACKAGES = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_dir())

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ..public import PUBLIC
+from .public import PUBLIC
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _files(*folders: str) -> Iterator[Path]:
