@@ -25,7 +25,7 @@ from xmodal.interfaces import Context, Distance, Facts, Session, Settings, Stage
 from xmodal.ops import evaluating, mean_tokens
 from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
 
-__all__ = ["AlignmentSettings", "AlignmentStage", "Decay", "SetPart"]
+__all__ = ["FEWEST", "AlignmentSettings", "AlignmentStage", "Decay", "SetPart"]
 
 GENTLE = 1e-3
 """Only learning rates up to this one are multiplied."""

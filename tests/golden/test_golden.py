@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_shipped_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def signature(thing: Any) -> str:
     """The signature as text, without the machine's own paths or addresses."""
     try:
-        return str(inspect.signature(thing))
+        return re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
     except (TypeError, ValueError):
         return "?"
 
