@@ -318,6 +318,7 @@ def test_roberta_positions_are_the_rows_after_the_padding_rows() -> None:
 NAMED = ["swin", "roberta", "vit-s14", "minilm-l6", "mpnet-base", "tiny"]
 
 
+@pytest.mark.slow
 def test_describing_a_named_backbone_imports_no_model_library() -> None:
     code = f"""
 import sys
@@ -384,6 +385,7 @@ def test_hub_offline_says_every_way_out(monkeypatch: pytest.MonkeyPatch) -> None
         assert way in message
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_fails_soon() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
