@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,12 @@ def _build_once() -> None:
 
 
 _build_once()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: to search it for garbage at every full collection costs seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -197,7 +197,7 @@ def test_swin_small_grid_equals_a_small_window(tmp_path: Path) -> None:
     state = model.state_dict()
     for key in [key for key in state if key.endswith("bias_table")]:
         nn.init.normal_(state[key])
-        table = backbone.get_parameter(key.replace("encoder.", "backbone.encoder.", 1))
+        table = backbone.get_parameter(key.replace("encoder.", "body.encoder.", 1))
         table.data.copy_(state[key])
         state[key] = state[key].view(7, 7, -1)[2:5, 2:5].reshape(9, -1)
     small.load_state_dict(state)
@@ -287,7 +287,7 @@ def test_random_weights_follow_the_generator_only(tmp_path: Path) -> None:
     first, same = make("hf", 3, **settings), make("hf", 3, **settings)
     assert torch.equal(before, torch.random.get_rng_state())
     other = make("hf", 4, **settings)
-    key = "backbone.layers.0.mlp.fc1.weight"
+    key = "body.layers.0.mlp.fc1.weight"
     assert torch.equal(first.state_dict()[key], same.state_dict()[key])
     assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
 
@@ -318,6 +318,7 @@ def test_roberta_positions_are_the_rows_after_the_padding_rows() -> None:
 NAMED = ["swin", "roberta", "vit-s14", "minilm-l6", "mpnet-base", "tiny"]
 
 
+@pytest.mark.slow
 def test_describing_a_named_backbone_imports_no_model_library() -> None:
     code = f"""
 import sys
@@ -384,6 +385,7 @@ def test_hub_offline_says_every_way_out(monkeypatch: pytest.MonkeyPatch) -> None
         assert way in message
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_fails_soon() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

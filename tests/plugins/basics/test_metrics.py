@@ -208,6 +208,7 @@ def least(cls: type[Any], output: Target, y: Tensor, guesses: list[Tensor]) -> f
     return min(error for error in errors if error > 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(3, 5), (4, 4), (2, 3, 5)])
 def test_smallest_error_of_classes(counts: tuple[int, ...]) -> None:
     """One sample wrong, tried for every sample and class; one pair in the wrong order."""
