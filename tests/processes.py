@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from .paths import ROOT
+
 PRELOADED = ["xmodal.cli.app", "xmodal.api", "xmodal.comparison.run", "torch._inductor", "sklearn"]
 PRELOADED += ["pandas", "scipy.stats", "matplotlib.figure", "accelerate", "h5py", "pyarrow"]
 """What a small run imports."""
@@ -41,6 +43,8 @@ class Command:
         streams.mkdir(parents=True, exist_ok=True)
         count = len(list(streams.iterdir()))
         self.out, self.err = streams / f"{count}.out", streams / f"{count}.err"
+        if str(ROOT) not in sys.path:  # forks import this module by its name
+            sys.path.append(str(ROOT))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(

@@ -49,6 +49,11 @@ MODULES = {
     "xmodal.recipe.model": "xmodal.recipe.recipe",
     "xmodal.recipe.use": "xmodal.settings",
     "xmodal.registry": "xmodal.plugins",
+    "xmodal.testing.exporting": "xmodal.testing.surroundings",
+    "xmodal.testing.launching": "xmodal.testing.surroundings",
+    "xmodal.testing.measuring": "xmodal.testing.scoring",
+    "xmodal.testing.support": "xmodal.testing.tiny",
+    "xmodal.testing.tracking": "xmodal.testing.surroundings",
     "xmodal.trained": "xmodal.inference.model",
 }
 NAMES = {

@@ -56,7 +56,7 @@ def run(
 
 
 def _write_report(done: runs.Run) -> None:
-    from xmodal.report.run_report import write_report  # drawing is slow to import
+    from xmodal.report import write_report  # drawing is slow to import
 
     write_report(done)
 

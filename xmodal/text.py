@@ -59,7 +59,7 @@ def size(value: float | None) -> str:
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         # What would be shown as 1000 of a unit is 1 of the next.
         if value >= 0.9995 * unit:
-            return f"{number(value / unit, 3)} {name}"
+            return f"{number(max(value / unit, 1.0), 3)} {name}"
     return f"{value:.0f} B"
 
 

@@ -14,14 +14,12 @@ from markupsafe import Markup
 
 from xmodal.files import write_atomically
 from xmodal.interfaces import Distance
-from xmodal.report import facts as words
-from xmodal.report.page import write_page
-from xmodal.report.text import number
-from xmodal.report.tokens import Mixing, mixing
+from xmodal.report import Mixing, kept_samples, measured, mixing, number, write_page
 from xmodal.settings import Use
 from xmodal.workbench import OpenedRun
 from xmodal_analysis import distance_figure, landscape, maps, patches
 from xmodal_analysis.clouds import SPACES, Clouds
+from xmodal_analysis.drawing import KINDS
 from xmodal_analysis.watch import SILENT, Watch
 
 FOLDER, PAGE = "analysis", "analysis.html"
@@ -67,7 +65,7 @@ class Analysis:
         self.restored, self.folder, self.wish, self.watch = restored, folder, wish, watch
         self.clouds = Clouds(restored, wish.samples, watch)
         self.manifest = restored.run.read("manifest.json")
-        self.samples = words.kept_samples(restored.run)
+        self.samples = kept_samples(restored.run)
         self.absent: list[str] = []
 
     def carry_out(self) -> dict[str, Any]:
@@ -106,7 +104,7 @@ class Analysis:
             "absent": self.absent,
             "command": f"xmodal analyse {shlex.quote(str(self.restored.run.path))} "
             f"--figures {','.join(self.wish.figures)} --samples {self.wish.samples}",
-            "measured": words.measured(result),
+            "measured": measured(result),
         }
         return write_page(
             self.folder / PAGE, "analysis.html.jinja", context, package="xmodal_analysis"
@@ -119,7 +117,7 @@ class Analysis:
         content = {"weights": {"stage": stage, "epoch": epoch}, "seed": seed, **numbers}
         file = self.folder / f"{name}.json"
         write_atomically(file, json.dumps(_plain(content), indent=1) + "\n")
-        section.files += [self.folder / f"{name}.png", file]
+        section.files += [*(self.folder / f"{name}{kind}" for kind in KINDS), file]
 
     def _source_needed(self) -> None:
         if self.restored.source is None:
@@ -140,7 +138,7 @@ class Analysis:
                 "to measure; only source and target are compared."
             )
             self.absent.append(f"distance over k: {caption}")
-        svg = distance_figure.draw(numbers, self.folder / "distance.png")
+        svg = distance_figure.draw(numbers, self.folder / "distance")
         counted = numbers["samples"]
         text = (
             f"{distance_figure.words(numbers)} {counted['source']} source and "
@@ -155,7 +153,7 @@ class Analysis:
         """Fig. 1c."""
         self._source_needed()
         numbers = maps.compute_embeddings(self.clouds, self.restored.session.seed)
-        svg = maps.draw_embeddings(numbers, self.folder / "embeddings.png")
+        svg = maps.draw_embeddings(numbers, self.folder / "embeddings")
         text = (
             "Mean token embeddings of source and target"
             + (" and of target samples with k replaced tokens" if len(numbers["sets"]) > 2 else "")
@@ -179,7 +177,7 @@ class Analysis:
         seed = self.restored.session.seed
         work = (maps.compute_features(before, after, seed) for _ in range(1))
         (numbers,) = list(self.watch.steps("t-SNE of source features", work, 1))
-        svg = maps.draw_features(numbers, (), self.folder / "source-features.png")
+        svg = maps.draw_features(numbers, (), self.folder / "source-features")
         text = (
             f"What the encoder makes of source '{facts.name}' by class, before and after it was "
             "fine-tuned on the target: knowledge that is kept shows as classes that stay apart."
@@ -203,7 +201,7 @@ class Analysis:
         numbers = landscape.compute(
             self.restored, wish.landscape_samples, wish.grid, wish.radius, self.watch
         )
-        svg = landscape.draw(numbers, self.folder / "landscape.png")
+        svg = landscape.draw(numbers, self.folder / "landscape")
         text = (
             f"{landscape.words(numbers)} Both directions are random and filter-normalised, so "
             "that a step of 1 changes every filter by as much as its own length."
@@ -222,7 +220,7 @@ class Analysis:
         if numbers is None:
             raise NotDrawn("the run kept no replaced tokens")
         facts = self.manifest.get("facts", {})
-        patches.draw_epochs(numbers, self.samples, facts, self.folder / "patches.png")
+        patches.draw_epochs(numbers, self.samples, facts, self.folder / "patches")
         text = (
             "The same training samples after several epochs, drawn without randomness. Shaded "
             "target tokens gave way to the tokens left bright in the source sample below them."
@@ -238,7 +236,7 @@ class Analysis:
         if numbers is None:
             raise NotDrawn("over k there is nothing: the method counts no tokens it takes")
         facts = self.manifest.get("facts", {})
-        file = self.folder / "patches-by-k.png"
+        file = self.folder / "patches-by-k"
         svg = patches.draw_counts(numbers, self.samples, facts, file)
         text = (
             "What the trained model replaces and takes for several k, and below it as many source "

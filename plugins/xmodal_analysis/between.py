@@ -17,9 +17,10 @@ from xmodal.batch import Points
 from xmodal.data import Store
 from xmodal.errors import UsageError
 from xmodal.interfaces import NO_FACTS, Distance, Facts
+from xmodal.report import plain
 from xmodal.settings import Use
 from xmodal_analysis.distances import measure
-from xmodal_analysis.drawing import Inks, bare, picture
+from xmodal_analysis.drawing import picture
 from xmodal_analysis.embedded import EmbeddedReader, RawReader, halves, of_class
 from xmodal_analysis.named import Named
 from xmodal_analysis.watch import SILENT, Watch
@@ -90,16 +91,16 @@ def draw(numbers: dict[str, Any], path: Path) -> Markup:
     classes = numbers["classes"]
     values = np.asarray(classes["distances"])
 
-    def figure(canvas: Figure, inks: Inks) -> None:
+    def figure(canvas: Figure) -> None:
         axes = canvas.subplots()
-        bare(axes, inks, "Distance of classes", grid=False)
+        plain(axes, "Distance of classes", grid=None)
         shown = axes.imshow(values, cmap="viridis_r")
         axes.set_xticks(range(len(classes["second"])), classes["second"])
         axes.set_yticks(range(len(classes["first"])), classes["first"])
         axes.set_xlabel(f"classes of {numbers['second']}")
         axes.set_ylabel(f"classes of {numbers['first']}")
         bar = canvas.colorbar(shown, ax=axes, shrink=0.9)
-        bar.ax.tick_params(labelcolor=inks.muted, length=0)
+        bar.ax.tick_params(length=0)
         bar.outline.set_visible(False)
 
     size = (2.4 + 0.3 * values.shape[1], 1.4 + 0.3 * values.shape[0])

@@ -10,6 +10,7 @@ import typer
 
 from xmodal.cli import output
 from xmodal.cli.output import AsJson, Plugins
+from xmodal.report import number
 
 NAMES = ("distance", "embeddings", "landscape", "patches")
 DISTANCE = "otdd"
@@ -27,16 +28,15 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
-    sources = typer.Typer(
-        help="Proxies of what a backbone was pretrained on.", no_args_is_help=True
-    )
+    about = "Proxies of what a backbone was pretrained on."
+    sources = typer.Typer(help=about, no_args_is_help=True)
     sources.callback()(_sources)
     sources.command("rank")(rank)
     app.add_typer(sources, name="sources")
 
 
 def _sources() -> None:
-    """Hold the commands about sources."""
+    """Commands about sources."""
 
 
 def chosen(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
@@ -169,9 +169,9 @@ def distance(
         output.print_json({**numbers, "embed": embed, "space": wanted if backbone else "raw"})
         return
     rows = [
-        (f"{first} to {second}", output.number(numbers["distance"])),
-        (f"within {first}", output.number(numbers["within_first"])),
-        (f"within {second}", output.number(numbers["within_second"])),
+        (f"{first} to {second}", number(numbers["distance"])),
+        (f"within {first}", number(numbers["within_first"])),
+        (f"within {second}", number(numbers["within_second"])),
     ]
     output.print_table((use.name, ""), rows)
     if classes is not None:
@@ -244,12 +244,12 @@ def _show_ranking(found: Sequence[Any], agreement: dict[str, float], better: str
     high = ("log_me", "h_score", "gbc", *(("probe",) if better == "higher" else ()))
     heads = [f"{name} {'↑' if name in high else '↓'}" for name in SCORES]
     rows = [
-        (one.source, *(output.number(one.scores.get(name)) for name in SCORES),
-         output.number(one.final), one.runs or "")
+        (one.source, *(number(one.scores.get(name)) for name in SCORES),
+         number(one.final), one.runs or "")
         for one in found if one.scores
     ]  # fmt: skip
     if agreement:
-        agreed = [output.number(agreement.get(name)) for name in SCORES]
+        agreed = [number(agreement.get(name)) for name in SCORES]
         rows.append(("Spearman with final", *agreed, "", ""))
     if rows:
         output.print_table(("source", *heads, "final", "runs"), rows)

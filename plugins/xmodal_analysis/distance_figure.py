@@ -15,11 +15,11 @@ from markupsafe import Markup
 from xmodal.batch import Points
 from xmodal.data import Store
 from xmodal.interfaces import Distance
-from xmodal.report.text import number
+from xmodal.report import INK, MUTED, SERIES, number, plain
 from xmodal.settings import Use
 from xmodal_analysis.clouds import SPACES, Cloud, Clouds
 from xmodal_analysis.distances import measure
-from xmodal_analysis.drawing import Inks, bare, picture
+from xmodal_analysis.drawing import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,26 +70,26 @@ def draw(numbers: dict[str, Any], path: Path) -> Markup:
     """Two panels: distances on embeddings and on features, k falling as in training."""
     name = numbers["distance"]["use"]
 
-    def figure(canvas: Figure, inks: Inks) -> None:
+    def figure(canvas: Figure) -> None:
         panels = canvas.subplots(1, 2)
         for axes, space in zip(panels, SPACES, strict=True):
-            _panel(axes, inks, numbers, space)
+            _panel(axes, numbers, space)
             axes.set_ylabel(f"{name} distance")
         if numbers["k"]:
-            where: dict[str, Any] = {"loc": "outside lower center", "ncols": 3, "frameon": False}
-            canvas.legend(*panels[0].get_legend_handles_labels(), labelcolor=inks.ink, **where)
+            where: dict[str, Any] = {"loc": "outside lower center", "ncols": 3}
+            canvas.legend(*panels[0].get_legend_handles_labels(), labelcolor=INK, **where)
 
     return picture(path, (8.6, 3.1), words(numbers), figure)
 
 
-def _panel(axes: Axes, inks: Inks, numbers: dict[str, Any], space: str) -> None:
-    bare(axes, inks, f"On {space}")
+def _panel(axes: Axes, numbers: dict[str, Any], space: str) -> None:
+    plain(axes, f"On {space}")
     values, grid = numbers[space], numbers["k"]
     if not grid:
-        axes.bar(["source to target"], [values["between"]], width=0.3, color=inks.series[0])
+        axes.bar(["source to target"], [values["between"]], width=0.3, color=SERIES[0])
         axes.set_xlim(-0.8, 0.8)
         return
-    level: dict[str, Any] = {"color": inks.muted, "linewidth": 1.2, "linestyle": (0, (2, 3))}
+    level: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (2, 3))}
     axes.axhline(values["between"], label="source to target", **level)
     styles = (("to_source", "to source", 1, "o", "-"), ("to_target", "to target", 0, "s", "--"))
     for key, label, colour, marker, line in styles:
@@ -100,7 +100,7 @@ def _panel(axes: Axes, inks: Inks, numbers: dict[str, Any], space: str) -> None:
             marker=marker,
             markersize=4,
             linewidth=1.8,
-            color=inks.series[colour],
+            color=SERIES[colour],
             label=label,
         )
     axes.set_xlim(max(grid) * 1.03, -max(grid) * 0.03)

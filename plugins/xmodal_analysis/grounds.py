@@ -1,6 +1,6 @@
 """What tokens lie on: a picture of a sample, a curve, or a bare strip, with tokens marked on it.
 
-The counterpart, for files, of the overlays on a run's page (``xmodal.report.tokens``).
+The counterpart, for files, of the overlays on a run's page (``xmodal.report.pictures``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal.report.samples import inputs
-from xmodal_analysis.drawing import Inks
+from xmodal.report import INK, LINE, drawn_channels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,7 @@ def of_target(x: Array, tokens: int, facts: Mapping[str, Any], images: Mapping[s
     """The ground of a target sample ``[C, H, W]``, ``[C, L]`` or ``[F]``."""
     grid = tuple(int(side) for side in facts.get("grid", ()))
     if len(grid) == 2 and math.prod(grid) == tokens and x.ndim == 3:
-        title, channel = inputs(x[None], images)[0]
+        title, channel = drawn_channels(x[None], images)[0]
         rgb = len(x) == 3 and title not in images
         return Ground((grid[0], grid[1]), image=_stretched(x if rgb else channel[0]))
     if x.ndim == 2:
@@ -61,7 +60,7 @@ def _stretched(values: Array) -> Array:
     return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
 
 
-def mark(axes: Axes, inks: Inks, ground: Ground, chosen: Array, dim: bool) -> None:
+def mark(axes: Axes, ground: Ground, chosen: Array, dim: bool) -> None:
     """Draw ``ground`` and on it the tokens ``chosen``: shaded, or with ``dim`` all others dark."""
     height, width = ground.grid
     mask = np.zeros((height, width), dtype=bool)
@@ -69,12 +68,11 @@ def mark(axes: Axes, inks: Inks, ground: Ground, chosen: Array, dim: bool) -> No
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
-        spine.set_color(inks.line)
-    axes.set_facecolor("none")
+        spine.set_color(LINE)
     if ground.image is not None:
         _on_image(axes, ground.image, mask, dim)
         return
-    _on_strip(axes, inks, ground, mask[0])
+    _on_strip(axes, ground, mask[0])
 
 
 def _on_image(axes: Axes, image: Array, mask: Array, dim: bool) -> None:
@@ -98,7 +96,7 @@ def _on_image(axes: Axes, image: Array, mask: Array, dim: bool) -> None:
     axes.set_aspect(image.shape[0] * width / (image.shape[1] * height))
 
 
-def _on_strip(axes: Axes, inks: Inks, ground: Ground, mask: Array) -> None:
+def _on_strip(axes: Axes, ground: Ground, mask: Array) -> None:
     steps = np.diff(np.pad(mask.astype(np.int8), 1))
     for start, end in zip(np.flatnonzero(steps == 1), np.flatnonzero(steps == -1), strict=True):
         axes.axvspan(
@@ -110,7 +108,7 @@ def _on_strip(axes: Axes, inks: Inks, ground: Ground, mask: Array) -> None:
         )
     if ground.curve is not None:
         x = np.linspace(0, len(mask), len(ground.curve))
-        axes.plot(x, ground.curve, color=inks.ink, linewidth=0.8)
+        axes.plot(x, ground.curve, color=INK, linewidth=0.8)
     else:
         axes.set_ylim(0, 1)
     axes.set_xlim(0, len(mask))

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from xmodal import randomness
 from xmodal.data import loader
 from xmodal.interfaces import Model
-from xmodal.report.text import number
+from xmodal.report import INK, SERIES, SURFACE, legend, number, plain, without_ticks
 from xmodal.workbench import OpenedRun
-from xmodal_analysis.drawing import Inks, bare, empty, legend, picture
+from xmodal_analysis.drawing import picture
 from xmodal_analysis.watch import SILENT, Watch
 
 if TYPE_CHECKING:
@@ -126,10 +126,10 @@ def draw(numbers: dict[str, Any], path: Path) -> Markup:
     """Contours of the grid, and its two slices through the trained weights."""
     losses = np.asarray([[np.nan if v is None else v for v in r] for r in numbers["losses"]])
 
-    def figure(canvas: Figure, inks: Inks) -> None:
+    def figure(canvas: Figure) -> None:
         left, right = canvas.subplots(1, 2, width_ratios=(1.15, 1))
-        _contours(canvas, left, inks, numbers["steps"], losses)
-        _slices(right, inks, numbers["steps"], losses)
+        _contours(canvas, left, numbers["steps"], losses)
+        _slices(right, numbers["steps"], losses)
 
     return picture(path, (8.6, 3.6), words(numbers), figure)
 
@@ -145,10 +145,10 @@ def words(numbers: dict[str, Any]) -> str:
     )
 
 
-def _contours(canvas: Figure, axes: Axes, inks: Inks, ends: list[float], losses: Any) -> None:
+def _contours(canvas: Figure, axes: Axes, ends: list[float], losses: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    empty(axes, inks, "Loss around the trained weights")
+    without_ticks(axes, "Loss around the trained weights")
     axes.set_aspect("equal")
     finite = losses[np.isfinite(losses)]
     low, high = float(finite.min()), float(finite.max())
@@ -159,8 +159,8 @@ def _contours(canvas: Figure, axes: Axes, inks: Inks, ends: list[float], losses:
     shape = np.ma.masked_invalid(losses)
     # Rows are α: contourf wants them along x.
     filled = axes.contourf(ends, ends, shape.T, levels=levels, cmap="viridis", norm=_norm(levels))
-    axes.contour(ends, ends, shape.T, levels=levels, colors=inks.surface, linewidths=0.5)
-    axes.plot([0], [0], "o", color=inks.surface, markersize=6, markeredgecolor=inks.ink)
+    axes.contour(ends, ends, shape.T, levels=levels, colors=SURFACE, linewidths=0.5)
+    axes.plot([0], [0], "o", color=SURFACE, markersize=6, markeredgecolor=INK)
     marks = [ends[0], 0.0, ends[-1]]
     axes.set_xticks(marks)
     axes.set_yticks(marks)
@@ -170,7 +170,7 @@ def _contours(canvas: Figure, axes: Axes, inks: Inks, ends: list[float], losses:
         filled, ax=axes, shrink=0.9, format=FuncFormatter(lambda v, _: f"{v:.3g}")
     )
     bar.set_ticks(list(levels[:: max(1, len(levels) // 6)]))
-    bar.ax.tick_params(color=inks.muted, labelcolor=inks.muted, length=0)
+    bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
 
 
@@ -181,14 +181,14 @@ def _norm(levels: Any) -> Any:
     return BoundaryNorm(levels, 256)
 
 
-def _slices(axes: Axes, inks: Inks, ends: list[float], losses: Any) -> None:
+def _slices(axes: Axes, ends: list[float], losses: Any) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    bare(axes, inks, "Along each direction")
+    plain(axes, "Along each direction")
     middle = len(ends) // 2
     cuts = ((losses[:, middle], "α (β = 0)", 0, "o-"), (losses[middle], "β (α = 0)", 1, "s--"))
     for values, label, colour, style in cuts:
-        shown: dict[str, Any] = {"color": inks.series[colour], "label": label, "markersize": 4}
+        shown: dict[str, Any] = {"color": SERIES[colour], "label": label, "markersize": 4}
         axes.plot(ends, values, style, linewidth=1.8, **shown)
     values = np.concatenate([losses[:, middle], losses[middle]])
     values = values[np.isfinite(values)]
@@ -198,4 +198,4 @@ def _slices(axes: Axes, inks: Inks, ends: list[float], losses: Any) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("distance along the direction")
     axes.set_ylabel("validation loss")
-    legend(axes, inks)
+    legend(axes)

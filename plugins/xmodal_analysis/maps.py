@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xmodal import randomness
+from xmodal.report import INK, SERIES, legend, without_ticks
 from xmodal_analysis.clouds import Cloud, Clouds
-from xmodal_analysis.drawing import Inks, empty, legend, picture, scatter_classes
+from xmodal_analysis.drawing import picture, scatter_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,18 +86,18 @@ def draw_embeddings(numbers: dict[str, Any], path: Path) -> Markup:
     sets = {name: np.asarray(points) for name, points in numbers["sets"].items()}
     between = iter((3, 0))
 
-    def colour(name: str, inks: Inks, order: dict[str, int]) -> str:
-        return {"source": inks.series[1], "target": inks.ink}.get(name) or inks.series[order[name]]
+    def colour(name: str, order: dict[str, int]) -> str:
+        return {"source": SERIES[1], "target": INK}.get(name) or SERIES[order[name]]
 
     order = {name: next(between) for name in sets if name not in ("source", "target")}
 
-    def figure(canvas: Figure, inks: Inks) -> None:
+    def figure(canvas: Figure) -> None:
         axes = canvas.subplots()
-        empty(axes, inks, "Embeddings (t-SNE)")
+        without_ticks(axes, "Embeddings (t-SNE)")
         for (name, points), marker in zip(sets.items(), "o^vs" if order else "os", strict=False):
-            shown = {"color": colour(name, inks, order), "label": name, "marker": marker}
+            shown = {"color": colour(name, order), "label": name, "marker": marker}
             axes.scatter(points[:, 0], points[:, 1], s=14, linewidths=0, alpha=0.85, **shown)
-        legend(axes, inks, loc="center left", bbox_to_anchor=(1, 0.5))
+        legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
 
     sizes = ", ".join(f"{len(points)} of {name}" for name, points in sets.items())
     return picture(path, (7.0, 4.2), f"t-SNE map of pooled embeddings: {sizes}", figure)
@@ -118,12 +119,12 @@ def draw_features(numbers: dict[str, Any], names: Sequence[str], path: Path) -> 
     panels = ("before", "after")
     heads = {n: f"{n.capitalize()} fine-tuning{_right(numbers[n]['right'])}" for n in panels}
 
-    def figure(canvas: Figure, inks: Inks) -> None:
+    def figure(canvas: Figure) -> None:
         for axes, name in zip(canvas.subplots(1, 2), panels, strict=True):
-            empty(axes, inks, heads[name])
+            without_ticks(axes, heads[name])
             points = np.asarray(numbers[name]["points"])
-            scatter_classes(axes, inks, points, numbers["classes"], names)
-        legend(axes, inks, loc="center left", bbox_to_anchor=(1, 0.5))
+            scatter_classes(axes, points, numbers["classes"], names)
+        legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
 
     words = f"t-SNE maps of source features by class. {'. '.join(heads.values())}"
     return picture(path, (8.6, 3.8), words, figure)

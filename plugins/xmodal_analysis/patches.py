@@ -18,10 +18,9 @@ from markupsafe import Markup
 from xmodal import randomness
 from xmodal.batch import Batch
 from xmodal.data import loader
-from xmodal.report.samples import as_array
-from xmodal.report.tokens import EPOCHS
+from xmodal.report import INK, MUTED, as_array, shown_epochs
 from xmodal.workbench import PROBED_SAMPLES, OpenedRun
-from xmodal_analysis.drawing import Inks, picture
+from xmodal_analysis.drawing import picture
 from xmodal_analysis.grounds import Array, Ground, mark, of_source, of_target
 from xmodal_analysis.restore import dial as dial_of
 
@@ -32,7 +31,7 @@ SHARES = (1 / 4, 1 / 2, 3 / 4)
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """One row of pictures: its name, what lies under the tokens, and the tokens a column."""
 
     name: str
@@ -42,11 +41,11 @@ class Row:
 
 
 def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of the kept samples, the origin of every token after about five epochs; None without."""
+    """The origins of the kept samples' tokens in about five epochs; None if none were kept."""
     probes = [(i, p) for i, p in enumerate(samples.get("probes", [])) if "origin" in p]
     if not probes or "train" not in samples:
         return None
-    chosen = sorted({round(t) for t in np.linspace(0, len(probes) - 1, EPOCHS)})
+    chosen = shown_epochs(len(probes))
     return {
         "epochs": [probes[c][0] + 1 for c in chosen],
         "k": [int(probes[c][1].get("k", 0)) for c in chosen],
@@ -102,7 +101,7 @@ def draw_counts(
         if position % 2:
             i = position // 2
             random = [np.asarray(drawn[i]) for drawn in numbers["random"]]
-            complete.append(Row("at random", row.ground, random, dim=True))
+            complete.append(PictureRow("at random", row.ground, random, dim=True))
     heads = [f"k = {k}" for k in numbers["k"]]
     return _grid(complete, heads, "Tokens the trained model takes, and random ones", path)
 
@@ -123,34 +122,32 @@ def _source_tokens(
 
 def _rows(
     origins: Sequence[Array], available: int, samples: Mapping[str, Any], facts: Mapping[str, Any]
-) -> list[Row]:
+) -> list[PictureRow]:
     x, images = as_array(samples["train"]["x"]), samples.get("images", {})
     source = as_array(samples["source"]["x"]) if "source" in samples else None
     rows = []
     for i in range(min(len(x), *(len(origin) for origin in origins))):
         under = of_target(x[i], origins[0].shape[1], facts, images)
         gone = [np.flatnonzero(origin[i] >= 0) for origin in origins]
-        rows.append(Row(f"sample {i + 1}\nreplaced", under, gone, dim=False))
+        rows.append(PictureRow(f"sample {i + 1}\nreplaced", under, gone, dim=False))
         other = source[i] if source is not None and i < len(source) else None
         taken = [origin[i][origin[i] >= 0] for origin in origins]
-        rows.append(Row("taken", of_source(other, available, facts), taken, dim=True))
+        rows.append(PictureRow("taken", of_source(other, available, facts), taken, dim=True))
     return rows
 
 
-def _grid(rows: Sequence[Row], heads: Sequence[str], title: str, path: Path) -> Markup:
+def _grid(rows: Sequence[PictureRow], heads: Sequence[str], title: str, path: Path) -> Markup:
     heights = [1.0 if row.ground.image is not None else 0.32 for row in rows]
 
-    def figure(canvas: Figure, inks: Inks) -> None:
+    def figure(canvas: Figure) -> None:
         shape = len(rows), len(heads)
         cells = canvas.subplots(*shape, height_ratios=heights, squeeze=False)
         for line, row in zip(cells, rows, strict=True):
-            line[0].set_ylabel(
-                row.name, rotation=0, ha="right", va="center", color=inks.ink, labelpad=6
-            )
+            line[0].set_ylabel(row.name, rotation=0, ha="right", va="center", color=INK, labelpad=6)
             for axes, chosen in zip(line, row.chosen, strict=True):
-                mark(axes, inks, row.ground, chosen, row.dim)
+                mark(axes, row.ground, chosen, row.dim)
         for axes, head in zip(cells[0], heads, strict=True):
-            axes.set_title(head, color=inks.muted, fontsize=9)
+            axes.set_title(head, color=MUTED, fontsize=9)
 
     size = (1.1 + 1.35 * len(heads), 0.5 + 1.35 * sum(heights))
     counted = "; ".join(head.replace("\n", ", ") for head in heads)

@@ -51,7 +51,7 @@ class TextBackbone(BuiltinBackbone):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """Position tables end somewhere."""
+        """More tokens than the position table has rows."""
         limit = facts.backbone.max_tokens
         if limit is not None and facts.num_tokens > limit:
             yield (

@@ -202,7 +202,7 @@ class Fit(Stage):
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Never called, as there are no steps."""
+        """Never called: there are no steps."""
         raise NotImplementedError("stage 'fit' takes no steps")
 
 

@@ -38,6 +38,11 @@ class Consistent(Mixer):
     nothing to agree on, and unlabelled samples are not encoded.
     """
 
+    citation = (
+        "Xie, Dai, Hovy, Luong, Le: Unsupervised Data Augmentation for Consistency Training "
+        "(UDA), NeurIPS 2020"
+    )
+
     class Config(Settings):
         """Settings of the mixer."""
 

@@ -1,4 +1,4 @@
-"""A gate whose noise does not drown its scores and whose relaxed mask is one: entries in (0, 1).
+"""A gate whose noise does not drown its scores and whose relaxed mask stays in (0, 1).
 
 Shapes: B samples, N tokens, D their width, H width behind the first layer.
 """
@@ -29,6 +29,10 @@ class LMLGate(Selector):
     of the keys and carries the gradient of y = σ((keys + ν)/τ), Σ y = k, in every epoch.
     ``scores_BN`` are the keys. In evaluation the mask is the plain top k of s, without a gradient.
     """
+
+    citation = (
+        "Amos, Koltun, Kolter: The Limited Multi-Label Projection Layer, 2019, arXiv 1906.08707"
+    )
 
     class Config(Settings):
         """Settings of the gate."""

@@ -9,7 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_selectors() -> Mapping[str, str]:
-    """A gate with a valid relaxation."""
+    """A gate whose relaxed mask stays in (0, 1)."""
     return {"lml-gate": "xmodal_beyond.lml_gate:LMLGate"}
 
 

@@ -63,7 +63,7 @@ class HuggingFaceExport(Exporter):
     config: Config
 
     def export(self, trained: Trained, folder: Path) -> Exported:
-        """Write, load with the file that goes along, and compare."""
+        """Write, load with the loader that is written beside it, and compare."""
         network, x = programs.plain(trained), programs.real_samples(trained)
         wanted = programs.reference(trained)
         library = network.backbone.library_model()
@@ -149,7 +149,7 @@ def _save(module: nn.Module, x: Tensor, file: Path) -> None:
 
 
 def _loaded(folder: Path) -> nn.Module:
-    """What a user of the folder gets. Raises DataError where it does not even load."""
+    """The model as a user of the folder loads it. Raises DataError where it does not load."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

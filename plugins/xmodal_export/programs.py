@@ -42,8 +42,8 @@ class Whole(nn.Module):
 
 
 class Embed(nn.Module):
-    """Raw samples to what the backbone's layers read: the backbone's own prefix tokens, then the
-    tokens.
+    """Raw samples to what the backbone's layers read: the backbone's own prefix tokens,
+    then the tokens.
     """
 
     def __init__(self, network: Network, raw: RawForm, prefix_1PD: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""What a folder knows of the arrays that were queued from it: the jobs of each, and which ended.
+"""The Slurm job arrays that were queued from a folder: the jobs of each, and which have ended.
 
 Each array has a folder named by its key. The list of its jobs is written before the array is
 queued; each job that ends says so in a file of its own.
@@ -63,7 +63,7 @@ class ArrayFolder:
         return self._ended.get(key, set())
 
     def clear_up(self, listed: Collection[str]) -> None:
-        """Remove the files of arrays that have ended, unless a job did so without a word.
+        """Remove the files of arrays whose jobs have all reported their end.
 
         Arrays that Slurm has ``listed`` stay, and so do lists that cannot be read.
         """
@@ -77,7 +77,7 @@ class ArrayFolder:
                 shutil.rmtree(file.parent, ignore_errors=True)
 
     def explain(self, log: Path, key: str, number: str) -> None:
-        """Add to a job's log what its node said, if it ended without a word of its own."""
+        """Add to the log of a job that never reported its end what its node said."""
         file = self.folder / key / f"{number}_0_log.err"
         try:
             text = file.read_text(encoding="utf-8", errors="replace")

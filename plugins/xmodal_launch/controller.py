@@ -80,7 +80,7 @@ def is_transient(message: str) -> bool:
 
 
 def read(text: str) -> list[Found]:
-    """Parse lines ``id|name|state``; those of other people's making are left out.
+    """Parse lines ``id|name|state``; lines about jobs of others are left out.
 
     The id of an array's job is ``array_index``; an array of one job is an ordinary job.
     """

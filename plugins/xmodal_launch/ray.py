@@ -140,7 +140,7 @@ class Ray(Launcher):
         return [names[reference] for reference in done]
 
     def _collect(self, task: _Task) -> None:
-        """A task that ended without a word of the job: its log gets the reason."""
+        """Write the reason into the log of a job whose task ended without reporting it."""
         try:
             self._ray.get(task.reference)
         except (self._ray.exceptions.RayError, OSError) as error:

@@ -31,11 +31,11 @@ class ClusterCell:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> tuple[Order, str, float]:
-        """A process cannot go into the queue."""
+        """The arguments only: a running process cannot be pickled."""
         return self.order, self.ended, self.grace
 
     def __setstate__(self, state: tuple[Order, str, float]) -> None:
-        """As it was made."""
+        """Made again from its arguments."""
         self.__init__(*state)  # type: ignore[misc]
 
     def __call__(self) -> None:

@@ -29,6 +29,11 @@ class CutMix(Mixer):
     replaced.
     """
 
+    citation = (
+        "Yun, Han, Oh, Chun, Choe, Yoo: CutMix: Regularization Strategy to Train Strong "
+        "Classifiers with Localizable Features, ICCV 2019"
+    )
+
     class Config(Drawn):
         """Settings of the mixer."""
 

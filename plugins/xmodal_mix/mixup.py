@@ -15,6 +15,8 @@ from xmodal.ops import grid_text, plain_and_changed, source_needed
 from xmodal_mix.objective import Drawn
 from xmodal_mix.places import counterparts
 
+_CITATION = "Zhang, Cissé, Dauphin, Lopez-Paz: mixup: Beyond Empirical Risk Minimization, ICLR 2018"
+
 
 class Mixup(Mixer):
     """x^m = (1 − λ) x^t + λ x^s, token by token, with the losses of Eq. 1-2.
@@ -22,6 +24,8 @@ class Mixup(Mixer):
     Target tokens without a source token at their place stay; λ in the loss is then smaller by the
     share of the tokens that were mixed.
     """
+
+    citation = _CITATION
 
     class Config(Drawn):
         """Settings of the mixer."""
@@ -64,6 +68,8 @@ class TargetMixup(Mixer):
     kind of label. The partner of a sample is its neighbour in the micro-batch, whose order is
     random.
     """
+
+    citation = _CITATION
 
     class Config(Drawn):
         """Settings of the mixer."""

@@ -23,6 +23,11 @@ class TargetMask(Mixer):
     through the factors of kept and masked tokens, as in PaRe's Algorithm 1.
     """
 
+    citation = (
+        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
+        "Intermediate Modality Generation (PaRe), ICML 2024"
+    )
+
     class Config(ViewWeights):
         """Settings of the mixer."""
 

@@ -24,6 +24,11 @@ class TokenAugment(Mixer):
     The label stays as it is. A strength of 0 turns an operation off.
     """
 
+    citation = (
+        "Cheung, Yeung: MODALS: Modality-agnostic Automated Data Augmentation in the Latent "
+        "Space, ICLR 2021"
+    )
+
     class Config(ViewWeights):
         """Settings of the mixer."""
 

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 class MetaAlign(OptimizingStage):
     """Trains the embedder so that a fine-tuning step keeps the encoder good on the source."""
 
+    citation = (
+        "Ma, Li, Cai, Kang: Learning Modality Knowledge Alignment for Cross-Modality Transfer "
+        "(MoNA), ICML 2024"
+    )
+
     needs_source = True
     evaluates = False
     divides = True

@@ -22,6 +22,11 @@ class Align(AlignmentStage):
     one label, and classes of one sample are left out, as published.
     """
 
+    citation = (
+        "Shen, Li, Dery, Staten, Khodak, Neubig, Talwalkar: Cross-Modal Fine-Tuning: Align "
+        "then Refine (ORCA), ICML 2023"
+    )
+
     class Config(AlignmentSettings):
         """Settings of the alignment stage."""
 

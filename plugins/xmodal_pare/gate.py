@@ -26,6 +26,11 @@ class Gate(Selector):
     ``scores_BN`` are the scores.
     """
 
+    citation = (
+        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
+        "Intermediate Modality Generation (PaRe), ICML 2024"
+    )
+
     class Config(Settings):
         """Settings of the gate."""
 

@@ -43,6 +43,11 @@ class PatchReplace(Mixer):
     k = 0 the two are the same and become one view, so that the encoder runs once.
     """
 
+    citation = (
+        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
+        "Intermediate Modality Generation (PaRe), ICML 2024"
+    )
+
     class Config(ViewWeights):
         """Settings of the mixer."""
 

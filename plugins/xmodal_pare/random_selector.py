@@ -15,6 +15,11 @@ from xmodal.ops import hard_subset
 class RandomSelector(Selector):
     """Selects k tokens a row uniformly at random (PaRe, Table 5, "Random")."""
 
+    citation = (
+        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
+        "Intermediate Modality Generation (PaRe), ICML 2024"
+    )
+
     class Config(Settings):
         """No settings."""
 

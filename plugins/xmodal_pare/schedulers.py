@@ -19,6 +19,11 @@ from xmodal.batch import Progress
 from xmodal.interfaces import Context, Scheduler
 from xmodal.settings import TokenCounts
 
+_CITATION = (
+    "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
+    "Intermediate Modality Generation (PaRe), ICML 2024"
+)
+
 _PER = "epoch: k changes between epochs, as in the paper. step: after every optimizer step."
 
 
@@ -65,8 +70,6 @@ class _Counting(Scheduler):
 class _Line(_Counting):
     """Knows the line that falls from start to stop."""
 
-    config: Ends
-
     def _line(self, t: float, num_tokens: int) -> int:
         start = self._tokens(self.config.start, num_tokens)
         stop = self._tokens(self.config.stop, num_tokens)
@@ -78,6 +81,8 @@ class Linear(_Line):
 
     As in the paper t never reaches 1: the last epoch is (start − stop)/epochs above the stop.
     """
+
+    citation = _CITATION
 
     class Config(Falling):
         """Settings of the linear schedule."""
@@ -94,6 +99,8 @@ class Exponential(_Counting):
 
     PaRe's Table 4 compares an exponential schedule without giving its formula; this one is ours.
     """
+
+    citation = _CITATION
 
     class Config(Falling):
         """Settings of the exponential schedule."""
@@ -114,6 +121,8 @@ class Piecewise(_Counting):
     Without ``steps``, k = int(start − (start − stop)·⌊t·pieces⌋/pieces). PaRe's Table 4 compares a
     piecewise schedule without giving its milestones; these are ours.
     """
+
+    citation = _CITATION
 
     class Config(Falling):
         """Settings of the piecewise schedule."""
@@ -160,6 +169,8 @@ class Piecewise(_Counting):
 class Constant(_Counting):
     """k = value: PaRe's "non-gradual" variant (Table 4)."""
 
+    citation = _CITATION
+
     class Config(TokenCounts):
         """Settings of the constant schedule."""
 
@@ -181,6 +192,8 @@ class LinearMean(_Line):
     one replaces as many tokens as the gradual schedule, but for the rounding.
     """
 
+    citation = _CITATION
+
     class Config(Ends):
         """Settings of the mean."""
 
@@ -196,6 +209,8 @@ class RandomK(_Line):
     PaRe's "non-gradual" variant as its section 4.2 describes it ("the selection of k is random"),
     without a distribution: this one has the values of the gradual schedule in random order.
     """
+
+    citation = _CITATION
 
     class Config(Ends):
         """Settings of the random schedule."""

@@ -30,6 +30,8 @@ class Lora(Adapter):
     A starts at random and B at zero, so that the backbone starts as it was (section 4.1).
     """
 
+    citation = "Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022"
+
     class Config(Settings):
         """Settings of ``lora``."""
 

@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Context,
     Loss,
     Pair,
     Settings,
@@ -121,10 +120,6 @@ class Conll2003(Source):
         )
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
 
     @classmethod
     def describe(cls, config: Config) -> SourceFacts:

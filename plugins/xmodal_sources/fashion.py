@@ -1,6 +1,6 @@
 """Fashion-MNIST, 60,000 grey 28x28 pictures of clothing, out of Debian's package.
 
-Grey and small: a proxy for want of photographs, not a stand-in for CIFAR-10.
+Grey and small: for machines without photographs; it does not replace CIFAR-10.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest, Target
+from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest, Target
 from xmodal_sources.images import (
     Batch,
     ImageSettings,
@@ -63,10 +63,6 @@ class FashionMnist(Source):
         split: Literal["train", "test"] = Field("train", description="Which part to draw from.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
 
     @classmethod
     def describe(cls, config: Config) -> SourceFacts:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest, Target
+from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest, Target
 from xmodal_sources.images import (
     Batch,
     ImageSettings,
@@ -65,10 +65,6 @@ class Cifar10(Source):
 
     Config = FileSettings
     config: FileSettings
-
-    def __init__(self, config: FileSettings, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
 
     @classmethod
     def describe(cls, config: FileSettings) -> SourceFacts:

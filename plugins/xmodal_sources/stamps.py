@@ -187,10 +187,6 @@ class Stamps(Source):
 
     config: Config
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
-
     @classmethod
     def describe(cls, config: Config) -> SourceFacts:
         """Images with one class a category."""
@@ -233,10 +229,6 @@ class StampsForeground(Source):
 
     Config = ForegroundSettings
     config: ForegroundSettings
-
-    def __init__(self, config: ForegroundSettings, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
 
     @classmethod
     def describe(cls, config: ForegroundSettings) -> SourceFacts:

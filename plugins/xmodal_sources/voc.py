@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Pair, Source, SourceFacts, SourceRequest
+from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest
 from xmodal_sources.files import FileSettings, missing
 from xmodal_sources.images import (
     FOREGROUND,
@@ -57,10 +57,6 @@ class VocForeground(Source):
         )
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
 
     @classmethod
     def describe(cls, config: Config) -> SourceFacts:

@@ -56,7 +56,7 @@ class MLflow(Tracker):
         self._known: dict[str, int] = {}
 
     def start(self, run: Tracked) -> Mapping[str, str]:
-        """Create a run, or go on with the one remembered, wherever it was begun."""
+        """Create a run, or continue the one in ``run.memory`` on the server where it was begun."""
         memory = dict(run.memory or {})
         uri = memory.get("uri") or _absolute(
             self.config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or FOLDER
@@ -99,7 +99,7 @@ class MLflow(Tracker):
         return str(found.experiment_id)
 
     def _parameters(self, recipe: Mapping[str, Any]) -> None:
-        """Add the settings it lacks; one that is there cannot change."""
+        """Add the parameters that the run lacks; MLflow does not let one change."""
         known = self._client.get_run(self._id).data.params
         new = {_allowed(k): str(v) for k, v in flat(recipe).items() if _allowed(k) not in known}
         made = [self._entities.Param(key, value) for key, value in new.items()]

@@ -58,7 +58,7 @@ class WandB(Tracker):
         self._run: Any = None
 
     def start(self, run: Tracked) -> Mapping[str, str]:
-        """Begin a run, or a further piece of the one remembered."""
+        """Begin a run, or continue the one in ``run.memory`` as a further piece."""
         if self._mode == "online":
             self._log_in()
         identifier = (run.memory or {}).get("run") or uuid.uuid4().hex[:8]
@@ -91,7 +91,7 @@ class WandB(Tracker):
             raise RuntimeError("no API key; run `wandb login`, or set WANDB_API_KEY")
 
     def _settings(self) -> Any:
-        """Silent, and nothing recorded that nobody asked for."""
+        """Settings of a client that prints nothing and records neither code nor machine."""
         recorded, known = self.config.machine, self._wandb.Settings.model_fields
         # By default its own process keeps 15 s of rows in memory, which are lost if it is killed.
         flush = {FLUSH: 0.2} if FLUSH in known else {}

@@ -80,11 +80,13 @@ def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name
     figures = {"distance", "embeddings", "features", "landscape", "patches", "patches-by-k"}
     assert set(told["figures"]) == (figures if name == "series" else figures - {"features"})
     for files in told["figures"].values():
+        assert {Path(file).suffix for file in files} == {".png", ".pdf", ".svg", ".json"}
         for file in map(Path, files):
             assert file.parent == finished[name] / "analysis"
             content = file.read_bytes()
-            if file.suffix == ".png":
-                assert content.startswith(b"\x89PNG")
+            starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+            if file.suffix in starts:
+                assert content.startswith(starts[file.suffix])
             else:
                 assert json.loads(content)["seed"] == 0
     numbers = json.loads((finished[name] / "analysis" / "distance.json").read_text())

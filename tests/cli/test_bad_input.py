@@ -77,6 +77,7 @@ def test_a_plugin_that_fails_to_import(xmodal: Cli) -> None:
     assert "nothing_of_this_name" in done.err
 
 
+@pytest.mark.slow
 def test_real_processes_agree(process: Cli) -> None:
     """The in-process calls above leave nothing out: exit codes and streams are those of a shell."""
     done = process("run", "demo/paer")

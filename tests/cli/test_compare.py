@@ -57,6 +57,10 @@ def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
         "report.html", "cells.csv", "pairs.csv", "table.tex", "comparison.json",
     }  # fmt: skip
     assert all(file.stat().st_size for file in files)
+    figures = {file.name for file in (files[0].parent / "figures").iterdir()}
+    assert figures
+    assert {Path(name).suffix for name in figures} == {".svg", ".pdf"}
+    assert len({Path(name).stem for name in figures}) == len(figures) / 2
     assert json.loads(files[-1].read_text())["rows"] == found["rows"]
 
 

@@ -243,6 +243,7 @@ def test_a_moved_run_without_its_data_still_predicts(
         hidden.rename(made / "table.csv")
 
 
+@pytest.mark.slow
 def test_export_says_what_it_wrote_and_how_far_it_is(xmodal: Call, made: Path) -> None:
     done = xmodal("export", made / "table", "--to", "hf", "--out", "model", "--json")
     assert done.code == 0, done.err

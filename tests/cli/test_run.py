@@ -23,6 +23,7 @@ seed: 1
 """
 
 
+@pytest.mark.slow
 def test_a_run_its_repetition_and_its_result(xmodal: Cli) -> None:
     first = xmodal("run", *SMOKE, "--json")
     assert first.code == 0
@@ -147,6 +148,7 @@ def test_training_that_explodes_stops_itself(xmodal: Cli) -> None:
     assert done.out == ""
 
 
+@pytest.mark.slow
 def test_resume_finds_the_nearest_run(xmodal: Cli) -> None:
     empty = xmodal("resume", "mine")
     assert empty.code == 2
@@ -157,6 +159,7 @@ def test_resume_finds_the_nearest_run(xmodal: Cli) -> None:
     assert "did you mean 'alpha'?" in done.err
 
 
+@pytest.mark.slow
 def test_another_runs_directory_is_refused(xmodal: Cli) -> None:
     assert xmodal("run", *SMOKE, "--directory", "here", "-q", "--json").code == 0
     done = xmodal("run", *SMOKE, "seed=1", "--directory", "here", "-q")
@@ -164,6 +167,7 @@ def test_another_runs_directory_is_refused(xmodal: Cli) -> None:
     assert "holds another run" in done.err
 
 
+@pytest.mark.slow
 def test_a_damaged_status_file_is_one_message(xmodal: Cli) -> None:
     assert xmodal("run", *SMOKE, "--directory", "here", "-q", "--json").code == 0
     Path("here/manifest.json").write_text("{")

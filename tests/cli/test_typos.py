@@ -57,6 +57,7 @@ def complaint(recipe: str, wrong: str, right: object, line: int) -> str:
     return f"line {line}: {wrong} for {right} was accepted"
 
 
+@pytest.mark.slow
 def test_every_key_of_the_resolved_recipe() -> None:
     registry = plugins.registry()
     recipe = validate(compose([DEMO], registry), registry).model_dump(mode="json")

@@ -13,7 +13,8 @@ import pytest
 
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job
-from xmodal.testing.launching import check_launcher
+from xmodal.testing.surroundings import check_launcher
+from xmodal.testing.tiny import tiny_context
 from xmodal_launch.ray import Ray
 
 from .conftest import numbers, two_cells, wait_for
@@ -78,7 +79,7 @@ def test_contract(cluster: Any) -> None:
 def test_two_cells_measure_what_they_do_here(
     cluster: Any, tmp_path: Path, expected: list[Any]
 ) -> None:
-    work = two_cells(tmp_path / "cells", Ray(Ray.Config()))
+    work = two_cells(tmp_path / "cells", Ray(Ray.Config(), tiny_context()))
     together: list[bool] = []
     work.work(lambda states: together.append([s.word for s in states] == ["running"] * 2))
     assert [state.word for state in work.states()] == ["done", "done"]
@@ -88,8 +89,8 @@ def test_two_cells_measure_what_they_do_here(
 
 def test_what_no_node_can_hold_is_refused(cluster: Any) -> None:
     with pytest.raises(UsageError, match="no node of the Ray cluster has 1 processors and 1 GPUs"):
-        Ray(Ray.Config(gpus=1))
-    Ray(Ray.Config(gpus=1, wait=True))
+        Ray(Ray.Config(gpus=1), tiny_context())
+    Ray(Ray.Config(gpus=1, wait=True), tiny_context())
 
 
 def test_tasks_withdrawn_and_cells_that_a_node_does_not_see(
@@ -98,7 +99,7 @@ def test_tasks_withdrawn_and_cells_that_a_node_does_not_see(
     """The working directory of the comparison is not there: Ray's own error reaches the log."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
-    launcher = Ray(Ray.Config())
+    launcher = Ray(Ray.Config(), tiny_context())
     jobs = [hold(tmp_path, name) for name in ("a", "b")]
     lost = Job("lost", ("true",), tmp_path / "lost.log")
     launcher.submit([*jobs, lost, hold(tmp_path, "withdrawn")])
@@ -129,7 +130,7 @@ def said(folder: Path, name: str) -> list[str]:
 
 def test_a_job_outlives_its_node(cluster: Any, tmp_path: Path) -> None:
     """Both nodes are used; the job of the one that dies ends there, and goes on elsewhere."""
-    launcher = Ray(Ray.Config())
+    launcher = Ray(Ray.Config(), tiny_context())
     jobs = [hold(tmp_path, name) for name in ("a", "b")]
     launcher.submit([*jobs, hold(tmp_path, "waits")])
     wait_for(lambda: said(tmp_path, "a") and said(tmp_path, "b"), "start on both nodes")

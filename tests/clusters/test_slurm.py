@@ -14,7 +14,8 @@ import pytest
 
 from xmodal.errors import UsageError
 from xmodal.interfaces import Job
-from xmodal.testing.launching import check_launcher
+from xmodal.testing.surroundings import check_launcher
+from xmodal.testing.tiny import tiny_context
 from xmodal_launch import slurm as slurm_launcher
 from xmodal_launch.controller import read
 from xmodal_launch.slurm import Slurm
@@ -46,7 +47,7 @@ def launcher(tmp_path: Path) -> Callable[..., Slurm]:
 
     def make(**settings: Any) -> Slurm:
         given = {"cpus": 1, "poll": 0.3, "grace": 20, "folder": tmp_path / "slurm", **settings}
-        return Slurm(Slurm.Config(**given))
+        return Slurm(Slurm.Config(**given), tiny_context())
 
     return make
 

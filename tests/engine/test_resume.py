@@ -85,6 +85,22 @@ def test_a_run_reads_its_numbers_once_and_keeps_a_log(
     ]
 
 
+def test_a_checkpoint_of_an_earlier_version_resumes(pare: runs.Run, tmp_path: Path) -> None:
+    """It does not count the parameters that train; the lines of the finished epochs do."""
+    with pytest.raises(RuntimeError, match="crash"):
+        run("pare", tmp_path, StopAt(6))
+    (broken,) = tmp_path.glob("*/*")
+    for folder in checkpoint.complete(broken / "checkpoints", "step-"):
+        state = checkpoint.load(folder)
+        del state["snapshot"]["trainable"]
+        checkpoint.save(folder, state)
+    resumed = run("pare", tmp_path)
+    assert_same(weights(pare), weights(resumed))
+    results = [one.read("result.json")["parameters"] for one in (pare, resumed)]
+    assert results[0] == results[1]
+    assert results[0]["trainable"] > 0
+
+
 def test_the_comparison_can_fail(pare: runs.Run) -> None:
     """Guards the tests above: consecutive checkpoints do differ."""
     first, second, *_ = checkpoint.complete(pare.checkpoints, "step-")[::-1]

@@ -228,6 +228,7 @@ def test_class_weights_count_labelled_samples_only(folder: Path) -> None:
     torch.testing.assert_close(made.session(held).model.loss.weight_K, expected_K)
 
 
+@pytest.mark.slow
 def test_hidden_labels_never_reach_the_training(folder: Path, tmp_path: Path, extra: str) -> None:
     """Wrong hidden labels change nothing; one wrong label that is seen changes the weights."""
     seen = int(TRAIN * 0.4)
@@ -314,6 +315,7 @@ def test_who_does_not_ask_gets_no_unlabelled_samples(folder: Path, extra: str) -
     assert all(b.unlabelled is None for b in stream(all_labelled, [4], 0))
 
 
+@pytest.mark.slow
 def test_training_on_unlabelled_samples_resumes_bit_equal(
     folder: Path, tmp_path: Path, extra: str
 ) -> None:
@@ -334,6 +336,7 @@ def encoded(run_: runs.Run) -> int:
     return int(run_.read("result.json")["encoded_samples"])
 
 
+@pytest.mark.slow
 def test_encoder_passes_are_counted(folder: Path, tmp_path: Path) -> None:
     """NFT: one a sample. PaRe: two while k > 0. The matched control has as many as PaRe."""
     epochs = ("training.epochs=4", "source={use: digits, samples: 16}")
@@ -348,6 +351,7 @@ def test_encoder_passes_are_counted(folder: Path, tmp_path: Path) -> None:
     assert encoded(run(folder, tmp_path, *epochs, *half, method="pare")) == 3 * 2 * TRAIN
 
 
+@pytest.mark.slow
 def test_micro_batches_and_resuming_leave_the_count_alone(folder: Path, tmp_path: Path) -> None:
     small = ("training.batch={size: 8, micro: 3}", "saving.every_steps=1")
     with pytest.raises(RuntimeError, match="crash"):
@@ -358,6 +362,7 @@ def test_micro_batches_and_resuming_leave_the_count_alone(folder: Path, tmp_path
 # --- stretch ---
 
 
+@pytest.mark.slow
 def test_stretch_multiplies_epochs_warm_up_and_decay(folder: Path, tmp_path: Path) -> None:
     """The matched control is plain fine-tuning with everything counted in epochs doubled."""
     plan_of = ("training.epochs=2", "training.schedule={warmup_epochs: 1, decay_epochs: 3}")
@@ -371,6 +376,7 @@ def test_stretch_multiplies_epochs_warm_up_and_decay(folder: Path, tmp_path: Pat
     assert max(rates[0]) == rates[0][2] > rates[0][3]
 
 
+@pytest.mark.slow
 def test_a_stretch_may_shorten_but_leaves_an_epoch(folder: Path, tmp_path: Path) -> None:
     short = run(folder, tmp_path, "training.epochs=3", "stages.0.stretch=0.1")
     assert len(short.metrics()) == 1
@@ -400,6 +406,7 @@ def test_a_stage_that_prepares_is_not_scored(folder: Path, tmp_path: Path, extra
     assert "Training loss" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [0, 1, 2, 4, 6, 9])
 def test_a_run_with_such_a_stage_resumes_bit_equal(
     records: int, folder: Path, tmp_path: Path, extra: str
@@ -415,6 +422,7 @@ def test_a_run_with_such_a_stage_resumes_bit_equal(
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 def test_a_best_model_comes_from_a_scored_stage_even_if_it_is_first(
     folder: Path, tmp_path: Path, extra: str
 ) -> None:
@@ -528,6 +536,7 @@ def test_equal_predictions_agree_and_weight_zero_costs_nothing() -> None:
 # --- the encoder's count does not disturb what it counts ---
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_run_without_the_other_features(folder: Path, tmp_path: Path) -> None:
     """Defaults change nothing: shares of 1 and a stretch of 1 are no shares and no stretch."""
     losses = []

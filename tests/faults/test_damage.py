@@ -82,6 +82,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     whole = tiny_run(root=tmp_path / "whole").run
     with pytest.raises(RuntimeError, match="crash"):
@@ -120,6 +121,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_the_same_run_is_not_done_twice(tiny_run: Callable[..., Any]) -> None:
     first = tiny_run()
     again = tiny_run()

@@ -128,6 +128,7 @@ def test_predictions_have_the_form_of_the_labels(
     assert np.isfinite(model.score(x, y))
 
 
+@pytest.mark.slow
 def test_it_learns_and_names_classes() -> None:
     model = tiny("pare", epochs=6).fit(ROWS, NAMES)
     assert model.score(ROWS, NAMES) > 0.8
@@ -225,6 +226,7 @@ def test_weights_of_fields_count_every_place() -> None:
     )
 
 
+@pytest.mark.slow
 def test_channels_and_forms() -> None:
     y = np.arange(40) % 2
     first, last = tiny().fit(SIGNALS, y), tiny(channels="last").fit(SIGNALS.transpose(0, 2, 1), y)
@@ -260,6 +262,7 @@ def test_doubtful_shapes(x: Any, form: Any, doubt: str | None) -> None:
 # --- small and odd data ---
 
 
+@pytest.mark.slow
 def test_few_samples() -> None:
     few = ROWS[:10, :1]
     model = tiny().fit(few, ["a"] * 5 + ["b"] * 4 + ["c"])
@@ -334,6 +337,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(home.iterdir()) == list(work.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_precision_may_change_between_fits() -> None:
     for precision in ("bf16", "fp32"):
         model = tiny(overrides={**TINY, "precision": precision}).fit(ROWS, NAMES)
@@ -349,6 +353,7 @@ def test_pickles_outlive_their_files(x: Any) -> None:
     assert clone(again).get_params() == model.get_params()
 
 
+@pytest.mark.slow
 def test_with_other_tools() -> None:
     search = GridSearchCV(
         make_pipeline(StandardScaler(), tiny(kind="classification")),
@@ -362,6 +367,7 @@ def test_with_other_tools() -> None:
     assert np.isfinite(cross_val_score(tiny(), ROWS, ROWS[:, 0] * 9, cv=2)).all()
 
 
+@pytest.mark.slow
 def test_seed_decides() -> None:
     one, same, other = (tiny(seed=s).fit(ROWS, NAMES).predict_proba(ROWS) for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
@@ -393,6 +399,7 @@ def stopping_at(step: int, number: signal.Signals = signal.SIGINT) -> Iterator[A
     yield Stopping()
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tiny(directory=tmp_path)
     with monkeypatch.context() as patch:
@@ -430,6 +437,7 @@ def test_an_ended_fit_says_what_is_left(
 SETTINGS = overrides(TINY)
 
 
+@pytest.mark.slow
 def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:
     parts = {"train": slice(0, 30), "val": slice(30, 45), "test": slice(45, 60)}
     arrays = {f"x_{part}": ROWS[rows] for part, rows in parts.items()}
@@ -450,6 +458,7 @@ def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:
         model.fit(ROWS, NAMES, validation_data=(ROWS[:1], ["new"]))
 
 
+@pytest.mark.slow
 def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> None:
     """Breast cancer (OpenML wdbc), split by its task; its rows reach the fit as raw numbers."""
     recipes = ("methods/pare", "backbones/text", "tasks/openml/wdbc")

@@ -132,6 +132,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_the_predictions_that_the_run_kept(runs: dict[str, Used], name: str) -> None:
     """Bit for bit, and so is the score; the arrays' files are gone by now."""
@@ -140,6 +141,7 @@ def test_outputs_are_the_predictions_that_the_run_kept(runs: dict[str, Used], na
     assert used.trained.score(used.x, used.y) == used.score
 
 
+@pytest.mark.slow
 def test_predictions_have_the_form_of_the_labels(runs: dict[str, Used]) -> None:
     classes = runs["pare classes"]
     index_N = classes.trained.predict(classes.x)
@@ -165,6 +167,7 @@ def test_predictions_have_the_form_of_the_labels(runs: dict[str, Used]) -> None:
         fields.trained.predict_proba(fields.x)
 
 
+@pytest.mark.slow
 def test_it_needs_neither_the_data_nor_the_pretrained_weights(
     runs: dict[str, Used], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +199,7 @@ def test_a_body_with_published_weights_is_built_without_them() -> None:
     assert use.config.pretrained
 
 
+@pytest.mark.slow
 def test_all_forms_of_samples_are_understood(runs: dict[str, Used]) -> None:
     """Arrays, tensors, lists, float32; channels where the file has them or in front."""
     fields = runs["nft fields"]
@@ -209,6 +213,7 @@ def test_all_forms_of_samples_are_understood(runs: dict[str, Used]) -> None:
     assert torch.equal(dense.trained.outputs(dense.x[:, None]), dense.kept)
 
 
+@pytest.mark.slow
 def test_tables_are_read_by_the_names_of_their_columns(runs: dict[str, Used]) -> None:
     table = runs["fpt table"]
     shuffled = table.x[table.x.columns[::-1]].assign(extra=1)
@@ -224,6 +229,7 @@ def test_tables_are_read_by_the_names_of_their_columns(runs: dict[str, Used]) ->
     assert torch.equal(car.trained.outputs(pd.DataFrame(rows)), car.kept)
 
 
+@pytest.mark.slow
 def test_an_unseen_category_counts_as_missing_and_is_said(runs: dict[str, Used]) -> None:
     table = runs["fpt table"]
     strange, gap = table.x.head(2).copy(), table.x.head(2).copy()
@@ -290,6 +296,7 @@ def test_columns_without_names_are_all_taken_or_none(tmp_path: Path) -> None:
     assert (list(x.columns), y) == (["a", "y", "c"], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -314,6 +321,7 @@ def test_wrong_samples_give_one_message(
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.slow
 def test_gaps_are_refused_where_training_had_none(runs: dict[str, Used]) -> None:
     series = runs["nft numbers"]
     x = np.concatenate([series.x] * 20)
@@ -325,6 +333,7 @@ def test_gaps_are_refused_where_training_had_none(runs: dict[str, Used]) -> None
         runs["fpt table"].trained.predict(table)
 
 
+@pytest.mark.slow
 def test_labels_are_names_or_numbers(runs: dict[str, Used]) -> None:
     car = runs["pare classes"].trained
     for y in (["acc", "vgood"], [1, 3], [1.0, 3.0], np.eye(4)[[1, 3]], [[1], [3]]):
@@ -341,6 +350,7 @@ def test_labels_are_names_or_numbers(runs: dict[str, Used]) -> None:
         series.labels(np.zeros((4, 3)))
 
 
+@pytest.mark.slow
 def test_runs_without_a_model_are_refused(runs: dict[str, Used], tmp_path: Path) -> None:
     import shutil
 
@@ -393,6 +403,7 @@ def test_what_is_no_code_of_a_category_counts_as_missing() -> None:
     assert torch.equal(form.apply(whole), whole.float())
 
 
+@pytest.mark.slow
 def test_kept_samples_are_raw_again(runs: dict[str, Used]) -> None:
     for name in ("nft fields", "lora dense", "pare classes", "nft numbers"):
         used = runs[name]

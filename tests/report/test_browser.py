@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from xmodal.comparison.grid import Published
-from xmodal.report.compare_report import write_compare_report
+from xmodal.report import write_compare_report
 
 from ..comparisons import TASKS, compared
 
@@ -45,7 +45,7 @@ onload = () => {
     for (const s of page.querySelectorAll("section")) sections[s.querySelector("h2").id] = box(s);
     const resources = view.performance.getEntriesByType("resource").map((r) => r.name);
     const style = (e, name) => view.getComputedStyle(e)[name];
-    const marks = [...page.querySelectorAll("section svg .mark")];
+    const marks = [...page.querySelectorAll("section svg .mark use")];
     found[frame.id] = {
       width: view.innerWidth,
       scroll: page.scrollingElement.scrollWidth,
@@ -141,8 +141,8 @@ def test_every_section_is_there(seen: Seen, page: str) -> None:
         sections = seen.frames[name]["sections"]
         assert list(sections) == expected
         assert all(height > 60 for height in sections.values())
-        # One open forest of 7 tasks with mean and axis, profile, ranks, 7 curves, cost.
-        assert len(seen.frames[name]["pictures"]) == 9 + 1 + 1 + 7 + 1
+        # One open pair, profiles, ranks, 7 learning curves, cost.
+        assert len(seen.frames[name]["pictures"]) == 1 + 1 + 1 + 7 + 1
         assert all(width > 100 for width in seen.frames[name]["pictures"])
     assert "://" not in page
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,25 +12,24 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from xmodal import text
 from xmodal.comparison.grid import Published
 from xmodal.comparison.ranks import Overview, Profile, profiles
 from xmodal.comparison.table import ComparisonTable
 from xmodal.comparison.verdicts import Interval, PairResult, Rule
-from xmodal.report import compare_cost, compare_pairs, compare_words, svg, text
-from xmodal.report.compare_cells import columns, courses, scores, unfinished
-from xmodal.report.compare_charts import course, curve_chart, profile_chart, profile_plane
-from xmodal.report.compare_recipes import differences
-from xmodal.report.compare_report import write_compare_report
-from xmodal.report.page import OWN
-from xmodal.report.svg import Axis, Style
+from xmodal.engine import checkpoint
+from xmodal.report import COLOURS, Chart, write_compare_report
+from xmodal.report import compare as compare_words
+from xmodal.report import compare_cells as compare_cost
+from xmodal.report import compare_figures as figures
+from xmodal.report.charts import BAD, METHODS, MethodStyle, log_ticks
+from xmodal.report.compare_cells import columns, course, courses, differences, scores, unfinished
 
 from ..comparisons import TASKS, compared
 from ..pages import Page
-from ..paths import ROOT
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}$\""
 PROTOCOL = "Clean protocol: epoch selected on validation, tested once; seeds 0–2; all training"
-NUMBER = r"-?\d+(?:\.\d+)?"
 
 
 def written(tmp_path: Path, table: ComparisonTable, **options: Any) -> str:
@@ -64,24 +63,19 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> ComparisonTable:
     return compared(root / "cells", {"good": 0.8, "plain": 1.0, "alike": 1.001})
 
 
-def styles(table: ComparisonTable) -> dict[str, Style]:
-    return {method: Style(i) for i, method in enumerate(table.methods)}
+def styles(table: ComparisonTable) -> dict[str, MethodStyle]:
+    return {method: MethodStyle(i) for i, method in enumerate(table.methods)}
 
 
-def points(path: str) -> list[tuple[float, float]]:
-    """The corners of an SVG path."""
-    values = [float(v) for v in re.findall(NUMBER, path)]
-    return list(zip(values[::2], values[1::2], strict=True))
+def named(chart: Chart, kind: str) -> list[Any]:
+    """What is drawn under this name, in order."""
+    found = chart.figure.findobj(lambda artist: (artist.get_gid() or "").startswith(f"{kind}:"))
+    return sorted(found, key=lambda artist: int(artist.get_gid().partition(":")[2]))
 
 
-def paths(picture: str, kind: str) -> list[str]:
-    """The ``d`` of all paths of a class, in order."""
-    found = re.findall(r"<path ([^>]*)/>", picture)
-    return [
-        re.search(r' ?d="([^"]*)"', a)[1]  # type: ignore[index]
-        for a in found
-        if f'class="{kind}"' in a
-    ]
+def points(line: Any) -> list[tuple[float, float]]:
+    """The corners of a drawn line."""
+    return [(float(x), float(y)) for x, y in line.get_xydata()]
 
 
 def overview(table: ComparisonTable) -> Overview:
@@ -307,6 +301,23 @@ def test_the_direction_of_a_metric_decides_who_is_best(tmp_path: Path) -> None:
     assert "higher is better" in written(tmp_path, table)
 
 
+def test_methods_are_shown_side_by_side_on_the_same_samples(tmp_path: Path) -> None:
+    import torch
+
+    table = compared(tmp_path / "cells", {"a": 1.0, "b": 1.2}, ["darcy"], 2)
+    y = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for cell in table.cells:
+        kept = {"test": {"x": y, "y": y, "prediction": y + 0.1}, "images": {"permeability": 0}}
+        checkpoint.save(cell.run.path / "samples", kept)
+    html = write_compare_report(tmp_path / "report.html", table).read_text(encoding="utf-8")
+    page = Page(html)
+    words = [a["alt"] for tag, a in page.seen if tag == "img" and "Colours" not in (a["alt"] or "")]
+    assert len(words) == 2 * 6  # two samples; input, truth, two predictions, two errors
+    assert "Prediction of b for test sample 2" in words
+    assert all((a["src"] or "").startswith("data:") for tag, a in page.seen if tag == "img")
+    assert 'id="fields"' in html
+
+
 # --- performance profiles ----------------------------------------------------------------------
 
 
@@ -317,92 +328,111 @@ def share(profile: Profile, tau: float) -> float:
 
 def test_a_drawn_profile_is_the_profile(three: ComparisonTable) -> None:
     found = overview(three).profiles
-    plane = profile_plane(found[0].tau_max)
-    picture = profile_chart(found, styles(three))
-    drawn = dict(re.findall(r'<g class="(m\d)">(.*?)</g>', picture))
-    for profile in found:
-        corners = points(paths(drawn[styles(three)[profile.method].name], "line")[0])
-        assert all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise(corners))
-        assert corners[0][0] == pytest.approx(plane.x.start, abs=0.06)
-        assert corners[-1][0] == pytest.approx(plane.x.end, abs=0.06)
+    chart = figures.profiles(found, styles(three))
+    (axes,) = chart.figure.axes
+    assert axes.get_xscale() == "log"
+    for profile, line in zip(found, named(chart, "profile"), strict=True):
+        assert line.get_color() == styles(three)[profile.method].colour
+        assert line.get_drawstyle() == "steps-post"
+        corners = points(line)
+        assert corners[0][0] == axes.get_xlim()[0] == 1
+        assert corners[-1][0] == axes.get_xlim()[1] == profile.tau_max
         for tau in np.exp(np.linspace(0, math.log(profile.tau_max), 200)):
-            x = plane.x.at(tau)
-            if min(abs(x - corner) for corner, _ in corners) < 0.2:
-                continue  # within rounding of a step
-            y = [y for corner, y in corners if corner <= x][-1]
-            assert y == pytest.approx(plane.y.at(share(profile, tau)), abs=0.06)
+            assert [y for x, y in corners if x <= tau][-1] == share(profile, tau)
+    for profile, marks in zip(found, named(chart, "mark"), strict=True):
+        at = points(marks)
+        half = next(tau for tau, s in zip(profile.taus, profile.shares, strict=True) if s >= 0.5)
+        assert sorted(set(at)) == sorted({(t, share(profile, t)) for t in (1.0, half)})
 
 
 def test_a_failed_run_never_enters_a_profile() -> None:
     level_MT = np.array([[0.0, 0.0], [0.5, np.inf]])
     found = profiles(("a", "b"), level_MT)
-    picture = profile_chart(found, {"a": Style(0), "b": Style(1)})
-    b = re.search(r'<g class="m2">(.*?)</g>', picture)
-    assert b is not None
-    plane = profile_plane(found[0].tau_max)
-    top = min(y for _, y in points(paths(b[1], "line")[0]))
-    assert top == pytest.approx(plane.y.at(0.5), abs=0.06)
-    assert "nan" not in picture
+    chart = figures.profiles(found, {"a": MethodStyle(0), "b": MethodStyle(1)})
+    assert max(y for _, y in points(named(chart, "profile")[1])) == 0.5
+    assert "nan" not in chart.svg
 
 
 # --- forest plots ------------------------------------------------------------------------------
 
 
-def test_a_forest_row_stands_where_its_numbers_are(three: ComparisonTable) -> None:
+def test_an_effect_stands_where_its_numbers_are(three: ComparisonTable) -> None:
     assert three.scores is not None
     rule, result = Rule(), pair(three, "good", "plain")
-    drawn = compare_pairs.forest(result, three.scores, styles(three), rule)
-    errors = three.scores
-    d_TS = np.log(errors.of_method("good") / errors.of_method("plain"))
-    axis = compare_pairs.forest_axis(result, list(d_TS), rule)
-    assert axis.at(0) == compare_pairs.WIDTH / 2
-    for t, (row, task) in enumerate(zip(drawn.rows[:-1], result.tasks, strict=True)):
+    chart = figures.effects(result, three.scores, styles(three), rule)
+    d_TS = np.log(three.scores.of_method("good") / three.scores.of_method("plain"))
+    low, high = chart.figure.axes[0].get_xlim()
+    assert -low == high >= figures.effects_end(result, list(d_TS), rule)
+    words = figures.effect_rows(result, rule)
+    intervals, seeds = named(chart, "interval"), named(chart, "seed")
+    assert len(intervals) == len(seeds) == len(result.tasks) == len(words) - 1
+    for t, task in enumerate(result.tasks):
         assert task.interval is not None
-        assert task.mean is not None
-        ends = points(paths(row.picture, "interval")[0])
-        expected = [axis.at(task.interval.low), axis.at(task.interval.high)]
-        assert [x for x, _ in ends] == pytest.approx(expected, abs=0.06)
-        seeds = re.findall(rf'cx="({NUMBER})" cy="{NUMBER}" r="2.4" class="seed"', row.picture)
-        assert [float(x) for x in seeds] == pytest.approx([axis.at(d) for d in d_TS[t]], abs=0.06)
-        mean = re.search(rf'cx="({NUMBER})" cy="15" r="5" class="mark"', row.picture)
-        assert mean is not None
-        assert float(mean[1]) == pytest.approx(axis.at(task.mean), abs=0.06)
-        rope = re.search(rf'<rect class="rope" x="({NUMBER})" .*? width="({NUMBER})"', row.picture)
-        assert rope is not None
-        width = axis.at(math.log(1.01)) - axis.at(-math.log(1.01))
-        assert float(rope[2]) == pytest.approx(width, abs=0.06)
-        assert "level 75 %" in row.note
-    total = drawn.rows[-1]
-    assert total.total
+        assert points(intervals[t]) == [(task.interval.low, t), (task.interval.high, t)]
+        assert [x for x, _ in points(seeds[t])] == pytest.approx(
+            list(d_TS[three.scores.tasks.index(task.task)])
+        )
+        assert all(abs(y - t) < 0.5 for _, y in points(seeds[t]))
+        assert "level 75 %" in words[t].note
+    for row in words:
+        for one in (row.name, row.effect, row.interval, row.note):
+            assert one in chart.svg
+            assert one in chart.words
+    (marks,) = named(chart, "mark")
+    assert points(marks) == [(task.mean, t) for t, task in enumerate(result.tasks)]
+    (rope,) = named(chart, "rope")
+    assert rope.get_x() == pytest.approx(-math.log(1.01))
+    assert rope.get_width() == pytest.approx(2 * math.log(1.01))
+    assert points(named(chart, "zero")[0])[0][0] == 0
     assert result.numbers is not None
-    corners = points(paths(total.picture, "total")[0])
-    effect = result.numbers.effect
-    found = min(corners)[0], corners[1][0], max(corners)[0]
-    expected = [axis.at(v) for v in (effect.low, effect.value, effect.high)]
-    assert list(found) == pytest.approx(expected, abs=0.06)
+    (total,) = named(chart, "total")
+    effect, last = result.numbers.effect, len(result.tasks)
+    corners = [(float(x), float(y)) for x, y in total.get_xy()]
+    assert corners[0] == (effect.low, last)
+    assert corners[1][0] == corners[3][0] == effect.value
+    assert corners[2] == (effect.high, last)
 
 
 def test_the_mean_wears_the_sign_of_the_better_method(three: ComparisonTable) -> None:
+    from matplotlib.colors import to_hex
+
     assert three.scores is not None
-    drawn = compare_pairs.forest(pair(three, "good", "plain"), three.scores, styles(three), Rule())
-    assert all('<g class="m1">' in row.picture for row in drawn.rows)
-    turned = {"good": Style(1), "plain": Style(0), "alike": Style(2)}
-    drawn = compare_pairs.forest(pair(three, "good", "plain"), three.scores, turned, Rule())
-    assert all('<g class="m2">' in row.picture for row in drawn.rows)
+    for looks in (styles(three), {"good": MethodStyle(1), "plain": MethodStyle(0)}):
+        chart = figures.effects(pair(three, "good", "plain"), three.scores, looks, Rule())
+        good = looks["good"]
+        (marks,) = named(chart, "mark")
+        assert (marks.get_color(), marks.get_marker()) == (good.colour, good.marker)
+        (total,) = named(chart, "total")
+        assert to_hex(total.get_facecolor()) == good.colour
+    looks = styles(three)
+    chart = figures.effects(pair(three, "plain", "alike"), three.scores, looks, Rule())
+    means = [task.mean or 0.0 for task in pair(three, "plain", "alike").tasks]
+    plain, alike = named(chart, "mark")
+    assert [x for x, _ in points(plain)] == [m for m in means if m <= 0]
+    assert [x for x, _ in points(alike)] == [m for m in means if m > 0]
+    assert (plain.get_color(), alike.get_color()) == tuple(
+        looks[m].colour for m in ("plain", "alike")
+    )
 
 
 def test_failed_runs_stand_at_the_end_of_the_axis(tmp_path: Path) -> None:
     table = compared(tmp_path / "cells", {"a": 1.0, "b": 1.0}, ["car"], failed={("a", "car", 0)})
     assert table.scores is not None
-    (row,) = compare_pairs.forest(pair(table, "a", "b"), table.scores, styles(table), Rule()).rows
-    x = re.findall(rf'cx="({NUMBER})"[^>]* class="seed failed"', row.picture)
-    assert [float(v) for v in x] == [compare_pairs.WIDTH - compare_pairs.PAD]
+    result = pair(table, "a", "b")
+    chart = figures.effects(result, table.scores, styles(table), Rule())
+    (dots,) = named(chart, "seed-failed")
+    d_TS = np.log(table.scores.of_method("a") / table.scores.of_method("b"))
+    end = figures.effects_end(result, list(d_TS), Rule())
+    assert [x for x, _ in points(dots)] == [pytest.approx(end)]
+    assert dots.get_color() == BAD
+    assert len(points(named(chart, "seed")[0])) == 2
+    (row,) = figures.effect_rows(result, Rule())
     assert (row.effect, row.note) == ("no mean", "a failed in 1 of 3 runs")
 
 
 @pytest.mark.parametrize("end", [0.021, 0.05, 0.1, 0.3, 0.8, 2.0, 5.0, 20.0])
 def test_a_forest_axis_has_names_on_both_sides(end: float) -> None:
-    ratios = compare_pairs.ratio_ticks(end)
+    ratios = figures.ratio_ticks(end)
     assert 3 <= len(ratios) <= 7
     assert min(ratios) < 1 < max(ratios)
     assert all(abs(math.log(r)) <= end for r in ratios)
@@ -413,26 +443,22 @@ def test_a_forest_axis_has_names_on_both_sides(end: float) -> None:
 
 def test_the_ranks_are_drawn_to_scale(three: ComparisonTable) -> None:
     found = overview(three)
-    picture = compare_pairs.rank_chart(found, styles(three))
-    strong = points(paths(picture, "axis strong")[0])
-    axis = compare_pairs.rank_axis(3, strong[0][0])
-    for name, rank in found.ranks.items():
-        group = re.search(rf'<g class="{styles(three)[name].name}">(.*?)</g>', picture)
-        assert group is not None
-        assert points(paths(group[1], "line thin")[0])[0][0] == pytest.approx(
-            axis.at(rank), abs=0.06
-        )
-    ruler = points(paths(picture, "ruler")[0])
-    unit = (axis.end - axis.start) / 2
-    assert ruler[1][0] - ruler[0][0] == pytest.approx(
-        min(found.critical_difference, 2) * unit, abs=0.11
-    )
-    bars = [points(path) for path in paths(picture, "clique")]
-    assert len(bars) == len(found.cliques)
+    chart = figures.ranks(found, styles(three))
+    assert chart.figure.axes[0].get_xlim() == (1, 3)
+    assert [x for x, _ in points(named(chart, "axis")[0])] == [1, 3]
+    for name, line in zip(three.methods, named(chart, "rank"), strict=True):
+        assert line.get_color() == styles(three)[name].colour
+        assert points(line)[0][0] == points(line)[1][0] == found.ranks[name]
+        assert f">{found.ranks[name]:.2f}<" in chart.svg
+    (ruler,) = named(chart, "ruler")
+    length = points(ruler)[1][0] - points(ruler)[0][0]
+    assert length == pytest.approx(min(found.critical_difference, 2))
+    bars = [points(bar) for bar in named(chart, "clique")]
+    assert len(bars) == len(found.cliques) > 0
     for bar, clique in zip(bars, found.cliques, strict=True):
-        ends = [axis.at(found.ranks[name]) for name in clique]
-        assert bar[0][0] == pytest.approx(min(ends) - 4, abs=0.06)
-        assert bar[1][0] == pytest.approx(max(ends) + 4, abs=0.06)
+        ends = [found.ranks[name] for name in clique]
+        assert min(ends) - 0.05 < bar[0][0] < min(ends)
+        assert max(ends) < bar[1][0] < max(ends) + 0.05
 
 
 def test_a_critical_difference_longer_than_the_axis_says_so() -> None:
@@ -440,8 +466,9 @@ def test_a_critical_difference_longer_than_the_axis_says_so() -> None:
     found = Overview(
         ("t",), {"a": 1.0, "b": 2.0}, None, 1.96, (), profiles(("a", "b"), level_MT), ()
     )
-    picture = compare_pairs.rank_chart(found, {"a": Style(0), "b": Style(1)})
-    assert "CD = 1.96, longer than the axis" in picture
+    chart = figures.ranks(found, {"a": MethodStyle(0), "b": MethodStyle(1)})
+    assert "CD = 1.96, longer than the axis" in chart.svg
+    assert [x for x, _ in points(named(chart, "ruler")[0])] == [1, 2]
 
 
 # --- learning curves ---------------------------------------------------------------------------
@@ -469,8 +496,11 @@ def test_curves_end_at_the_scores_of_the_runs(three: ComparisonTable) -> None:
     ]
     assert found[0].mean[-1] == pytest.approx(np.mean(last))
     assert (found[0].low[-1], found[0].high[-1]) == (min(last), max(last))
-    picture = curve_chart("car", found, styles(three))
-    assert len(paths(picture, "band")) == len(paths(picture, "line")) == 3
+    chart = figures.learning_curves("car", what, found, styles(three), before)
+    assert len(named(chart, "band")) == 3
+    for c, line, mark in zip(found, named(chart, "course"), named(chart, "mark"), strict=True):
+        assert points(line) == list(zip(c.epochs, c.mean, strict=True))
+        assert points(mark) == points(line)[-1:]
 
 
 # --- cost --------------------------------------------------------------------------------------
@@ -503,21 +533,27 @@ def test_cost_is_per_run_and_the_error_relative_to_the_best(tmp_path: Path) -> N
     assert tasks == ("car", "wine")
     assert {s.method: s.error for s in spots} == pytest.approx({"a": 1, "b": 2, "free": 4})
     assert {s.method: s.front for s in spots} == {"a": True, "b": False, "free": True}
-    picture = compare_cost.cost_chart(spots, styles(table))
-    assert picture is not None
-    assert "On the front: free and a" in picture
+    chart = figures.cost(spots, styles(table))
+    assert chart is not None
+    assert "On the front: free and a" in chart.svg
+    marks = dict(zip(table.methods, (points(m)[0] for m in named(chart, "mark")), strict=True))
+    assert marks["a"] == pytest.approx((1000, 1))
+    assert marks["b"] == pytest.approx((2000, 2))
+    (front,) = named(chart, "front")
+    assert points(front)[:2] == [marks["free"], marks["a"]]
+    assert chart.figure.axes[0].get_xlim()[0] < marks["free"][0] < 1000 / 1.2
 
 
 # --- pieces ------------------------------------------------------------------------------------
 
 
 def test_no_two_methods_look_alike() -> None:
-    looks = {(s.name, s.shape, s.dash) for s in map(Style, range(40))}
+    looks = {(s.colour, s.marker, s.dash) for s in map(MethodStyle, range(40))}
     assert len(looks) == 40
     for position in range(32):  # same colour: both other signs differ
-        a, b = Style(position), Style(position + svg.COLOURS)
-        assert a.name == b.name
-        assert a.shape != b.shape
+        a, b = MethodStyle(position), MethodStyle(position + len(METHODS))
+        assert a.colour == b.colour
+        assert a.marker != b.marker
         assert a.dash != b.dash
 
 
@@ -556,31 +592,60 @@ def test_words_for_numbers() -> None:
     assert text.listed(["a", "b", "c"]) == "a, b and c"
 
 
-def test_axis_and_ticks() -> None:
-    axis = Axis(1, 100, 10, 210, log=True)
-    assert [axis.at(v) for v in (1, 10, 100, 1e9, math.inf, 0.1)] == [10, 110, 210, 210, 210, 10]
-    assert Axis(3, 3, 0, 9).at(3) == 0
-    for low, high in ((0.0, 1.0), (-3.0, 17.0), (0.0401, 0.0419), (0.0, 1e6)):
-        found = svg.ticks(low, high)
-        assert 3 <= len(found) <= 8
-        assert low <= found[0] < found[-1] <= high
+def test_ticks_are_few_and_round() -> None:
     for low, high in ((1.0, 1.3), (1.0, 50.0), (1e-3, 1e4), (900.0, 1100.0)):
-        found = svg.log_ticks(low, high)
+        found = log_ticks(low, high)
         assert 2 <= len(found) <= 8
         assert low * 0.999 <= found[0] < found[-1] <= high * 1.001
+    for low, high in ((0.0, 1.0), (-3.0, 17.0), (0.0401, 0.0419), (0.0, 1e6)):
+        made = course("a", [{1: high, 2: (low + high) / 2, 3: low}])
+        assert made is not None
+        chart = figures.learning_curves("t", "", [made], {"a": MethodStyle(0)}, {})
+        (axes,) = chart.figure.axes
+        shown = [v for v in axes.get_yticks() if axes.get_ylim()[0] <= v <= axes.get_ylim()[1]]
+        assert 3 <= len(shown) <= 8
+        assert [v for v in axes.get_xticks() if 1 <= v <= 3] == [1, 2, 3]
 
 
-def test_svg_text_is_escaped() -> None:
-    assert svg.text(1, 2, HOSTILE).count("<") == 2
-    picture = svg.drawing(10, 10, '"><script>', [svg.text(0, 0, "<b>")])
+def test_text_of_a_figure_is_escaped() -> None:
+    looks = {HOSTILE: MethodStyle(0)}
+    made = course(HOSTILE, [{1: 1.0, 2: 0.5}])
+    assert made is not None
+    picture = figures.learning_curves('"><script>', "<b>", [made], looks, {}).svg
     assert "<script" not in picture
     assert "<b>" not in picture
+    level_MT = np.array([[0.0], [1.0]])
+    methods = (HOSTILE, "b")
+    found = Overview(
+        ("t",), dict(zip(methods, (1.0, 2.0), strict=True)), None, 1.96, (),
+        profiles(methods, level_MT), (),
+    )  # fmt: skip
+    picture = figures.ranks(found, {HOSTILE: MethodStyle(0), "b": MethodStyle(1)}).svg
+    assert "<script" not in picture
+    assert "$\\frac{1}$" in picture
 
 
 def test_negated_interval_mirrors_the_bar() -> None:
-    axis = Axis(-1, 1, 0, 100)
     one = Interval(-0.2, -0.5, 0.1)
-    assert axis.at((-one).high) == 100 - axis.at(one.low)
+    assert ((-one).low, (-one).high) == (-one.high, -one.low)
+
+
+def test_every_figure_is_a_file_for_a_paper(tmp_path: Path) -> None:
+    methods = {"a b": 0.5, "a-b": 1.0, HOSTILE: 2.0}
+    table = compared(tmp_path / "cells", methods, ["car", "wine"], 1)
+    folder = tmp_path / "figures"
+    write_compare_report(tmp_path / "report.html", table, figures_folder=folder)
+    files = list(folder.iterdir())
+    assert len({file.name.lower() for file in files}) == len(files)
+    assert all(re.fullmatch(r"[A-Za-z0-9.=-]+\.(svg|pdf)", file.name) for file in files)
+    for name in ("profiles", "ranks", "cost", "curves-car", "curves-wine", "effects-a-b-a-b-2"):
+        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    alone = (folder / "profiles.svg").read_text()
+    assert "&lt;script&gt;" in alone  # the legend
+    assert "<script" not in alone
+    ids = re.findall(r' id="([^"]*)"', alone)
+    assert len(set(ids)) == len(ids)
 
 
 # --- colours -----------------------------------------------------------------------------------
@@ -607,9 +672,11 @@ def lab(rgb: Any) -> Any:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_are_told_apart_by_all_readers(theme: int) -> None:
-    style = ROOT.joinpath(*OWN.split("."), "templates", "report.css")
-    found = re.findall(r"--(method-\d|surface): (#[0-9a-f]{6})", style.read_text())
-    named = dict(found[theme * 9 : theme * 9 + 9])
+    named = {
+        name: pair[theme]
+        for name, pair in COLOURS.items()
+        if name == "surface" or name.startswith("method-")
+    }
     assert len(named) == 9
     surface = XYZ[1] @ linear(named.pop("surface")) + 0.05
     for colour in named.values():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from xmodal import text
 from xmodal.engine import checkpoint
-from xmodal.report import text
-from xmodal.report.charts import Line, curves
-from xmodal.report.run_report import write_report
-from xmodal.report.samples import probabilities
-from xmodal.report.summary import write_summary
-from xmodal.report.tokens import _edges, _fill
+from xmodal.report import COLOURS, Curve, curves, drawing, inline, save, write_report
+from xmodal.report.charts import named
+from xmodal.report.pictures import _edges, _fill
+from xmodal.report.samples import probabilities, side_by_side
 from xmodal.runs import Run
 
 from ..pages import Page
@@ -178,7 +180,7 @@ def test_dense_fields_show_maps_tokens_and_every_number(tmp_path: Path) -> None:
     path = write_report(run)
     assert path == tmp_path / "run" / "report.html"
     html = check(path)
-    for words in ("0.1235", "0.2346", "0.1112", "1 min 15 s", "700 MiB", "300 k of 27.5 M", "cpu"):
+    for words in ("0.1235", "0.2346", "0.1112", "1 min 15 s", "734 MB", "300 k of 27.5 M", "cpu"):
         assert words in html
     assert 'value="0.123456"' in html
     assert "chosen on the validation split" in html
@@ -296,48 +298,29 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     assert write_report(run).read_bytes() == first
 
 
-def test_a_summary_ranks_runs_and_lists_unfinished_ones(tmp_path: Path) -> None:
-    runs = [
-        (
-            "scratch",
-            make(tmp_path / "a", FIELD_FACTS, fields(0.3), outcome=result(0.4), mixing=False),
-        ),
-        (HOSTILE, make(tmp_path / "b", FIELD_FACTS, fields(0.02), outcome=result(0.1))),
-        ("late", make(tmp_path / "c", FIELD_FACTS, None)),
-    ]
-    (runs[2][1].path / "result.json").unlink()
-    runs[2][1].set_state("interrupted")
-    html = check(write_summary(runs, tmp_path / "out" / "summary.html", "Three ways"))
-    assert "<script" not in html
-    assert "Next is scratch with 0.4000 (+300\u00a0%)" in html
-    assert "no result: interrupted" in html
-    assert "12 → 2" in html
-    assert "statistical significance" in html
-    assert "method by method" in html
-    rows = re.findall(r'<th scope="row"><span class="dot"', html)
-    assert len(rows) == 3
-    with pytest.raises(ValueError, match="at least one run"):
-        write_summary([], tmp_path / "none.html", "none")
-
-
-def test_a_summary_says_whose_scores_are_optimistic(tmp_path: Path) -> None:
-    runs = [
-        (name, make(tmp_path / name, FIELD_FACTS, None, outcome=result(selected_on=split)))
-        for name, split in (("fair", "validation"), ("peeked", "test"))
-    ]
-    html = check(write_summary(runs, tmp_path / "s.html", "protocols"))
-    assert "hence optimistic: peeked." in html
-    assert "Selection relative-l2" in html
-
-
-def test_higher_is_better_ranks_the_other_way(tmp_path: Path) -> None:
-    runs = [
-        (name, make(tmp_path / name, FIELD_FACTS, None, outcome=result(score, better="higher")))
-        for name, score in (("low", 0.5), ("high", 0.9), ("broken", float("nan")))
-    ]
-    html = check(write_summary(runs, tmp_path / "s.html", "accuracy"))
-    assert "high has the best test" in html
-    assert "Next is low" in html
+def test_the_same_samples_side_by_side_share_their_scales() -> None:
+    near, far = fields(0.02), fields(0.3)
+    maps = side_by_side([("near", near), ("far", far), ("without", {"images": {}})])
+    assert len(maps) == 2  # no more samples than a reader looks at
+    for i, one in enumerate(maps):
+        assert one.heads == ["permeability", "Truth", "near", "far"]
+        above, below = one.rows
+        assert [bool(picture) for picture, _ in above.pictures] == [True] * 4
+        assert [bool(picture) for picture, _ in below.pictures] == [False, False, True, True]
+        truth = near["test"]["y"][i, 0]
+        values = [truth, *(run["test"]["prediction"][i, 0] for run in (near, far))]
+        _, (shared, _), (error, _) = one.bars
+        assert shared.low == pytest.approx(min(float(v.min()) for v in values))
+        assert shared.high == pytest.approx(max(float(v.max()) for v in values))
+        assert error.low == 0
+        near_by, far_off = (
+            text.number(float((v - truth).norm() / truth.norm()), 3) for v in values[1:]
+        )
+        assert one.note == f"Relative L² error: near {near_by}, far {far_off}."
+    other = fields()
+    other["test"]["y"] = other["test"]["y"] + 1
+    assert side_by_side([("near", near), ("other", other)]) == []
+    assert side_by_side([("near", near)]) == []
 
 
 def test_overlays_cover_exactly_the_chosen_tokens() -> None:
@@ -348,10 +331,72 @@ def test_overlays_cover_exactly_the_chosen_tokens() -> None:
 
 
 def test_wide_ranges_are_logarithmic_with_plain_labels() -> None:
-    chart = curves("loss", [Line("a", [1, 2, 3], [100.0, 1.0, 0.01])])
+    chart = curves("loss", [Curve("a", [1, 2, 3], [100.0, 1.0, 0.01])])
     assert ">0.01<" in chart.svg
     assert ">100<" in chart.svg
     assert "mathdefault" not in chart.svg
+
+
+def test_a_figure_follows_the_page_and_is_a_file_of_its_own(tmp_path: Path) -> None:
+    lines = [Curve(HOSTILE, [1, 2], [1.0, 2.0], 1), Curve("b", [1, 2], [2.0, 1.0], 2)]
+    chart = curves(HOSTILE, lines)
+    shown = chart.svg
+    assert "stroke: var(--series-1)" in shown
+    for light, _ in COLOURS.values():
+        assert light not in shown
+    for unwanted in ("<script", "font-family", "metadata", "http", "<style", "xlink"):
+        assert unwanted not in shown
+    assert Page(shown).seen[0][1]["aria-label"] == chart.words
+    svg, pdf, png = (save(chart.figure, tmp_path / "f" / f"x.{k}") for k in ("svg", "pdf", "png"))
+    alone = svg.read_text()
+    assert COLOURS["series-1"][0] in alone
+    assert "var(--" not in alone
+    assert ">b<" in alone  # a file of its own brings its legend
+    assert ">b<" not in shown
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert b"/Subtype /Type3" not in pdf.read_bytes()  # publishers refuse these fonts
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert chart.svg == shown  # saving leaves the figure as it was
+    before = pdf.read_bytes()
+    assert save(curves(HOSTILE, lines).figure, pdf).read_bytes() == before
+
+
+def test_no_two_colours_of_the_palette_are_mistaken() -> None:
+    light = [colour for colour, _ in COLOURS.values()]
+    assert len(set(light)) == len(light)
+
+
+def test_two_figures_on_a_page_share_no_id() -> None:
+    with drawing((2, 1)) as figure:
+        (dots,) = figure.subplots().plot([1, 2], [1, 2], "o")
+        named(dots, "dots", 3)
+    page = Page(f"<main>{inline(figure, 'first')}{inline(figure, 'second')}</main>")
+    ids = [a["id"] for _, a in page.seen if "id" in a]
+    assert len(set(ids)) == len(ids) > 0
+    assert sum(a.get("class") == "dots" for _, a in page.seen) == 2
+    assert all((a["href"] or "")[1:] in ids for tag, a in page.seen if tag == "use")
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("xmodal.text, xmodal.report", ("torch", "matplotlib", "numpy")),
+        ("xmodal.report; xmodal.report.number(1.0)", ("torch", "matplotlib", "numpy")),
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(code: str, absent: tuple[str, ...]) -> None:
+    words = f"import sys, {code}; print([name for name in {absent} if name in sys.modules])"
+    command = [sys.executable, "-c", words]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_matplotlib_waits_until_something_is_drawn() -> None:
+    root = Path(__file__).parents[2]
+    for file in [*root.glob("xmodal/**/*.py"), *root.glob("plugins/**/*.py")]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in getattr(node, "names", ())]
+            modules = [getattr(node, "module", None) or "", *names]
+            assert not any(name.startswith("matplotlib") for name in modules), file
 
 
 def test_numbers_read_well() -> None:
@@ -362,7 +407,13 @@ def test_numbers_read_well() -> None:
     assert text.number(0.0) == "0"
     assert text.number(12345) == "12\u202f345"
     assert text.duration(7384) == "2 h 03 min"
-    assert text.size(3 * 2**30) == "3.00 GiB"
+    assert text.size(3 * 2**30) == "3.22 GB"
+    assert [text.size(n) for n in (None, 0, 999, 1000, 999_600, 1_360_000_000)] == [
+        "–", "–", "999 B", "1.00 kB", "1.00 MB", "1.36 GB",
+    ]  # fmt: skip
+    assert [text.duration(s) for s in (None, 0.0002, 1.7, 42.1, 110)] == [
+        "–", "< 1 ms", "1.7 s", "42.1 s", "1 min 50 s",
+    ]  # fmt: skip
     assert text.count(87_800_000) == "87.8 M"
 
 

@@ -14,8 +14,7 @@ from xmodal.data.store import Store
 from xmodal.interfaces import BackboneFacts, Target
 from xmodal.plugins import HOOKS, Registry, registry
 from xmodal.testing import contract
-from xmodal.testing.support import settings
-from xmodal.testing.tiny import tiny_facts
+from xmodal.testing.tiny import settings, tiny_facts
 
 WEIGHTS = "needs downloaded weights"
 NEEDS = {
@@ -31,6 +30,8 @@ NEEDS = {
     ("launcher", "ray"): "needs a cluster, which tests/clusters starts",
 }
 NEEDS_DATA = ("task", "source")
+LARGE_PACKAGES = ("exporter", "tracker")
+"""Kinds whose components import seconds of other people's code."""
 WITHOUT_FILES = {
     ("task", "openml/balance-scale"),
     ("task", "openml/car"),
@@ -125,7 +126,14 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
 def _components() -> list[Any]:
     found = registry()
     return [
-        pytest.param(kind, name, given, surroundings, id=f"{kind}-{name}-{number}")
+        pytest.param(
+            kind,
+            name,
+            given,
+            surroundings,
+            id=f"{kind}-{name}-{number}",
+            marks=[pytest.mark.slow] if kind in LARGE_PACKAGES else [],
+        )
         for kind in HOOKS
         for name in found.names(kind)
         if found.entry(kind, name).distribution == "xmodal"

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from xmodal import text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
 
 if TYPE_CHECKING:
     from xmodal.comparison.queue import Queue, State
+    from xmodal.comparison.table import ComparisonTable
 
 MANY = ("--task", "--set")
 SHOWN = 24
@@ -90,32 +92,43 @@ def compare(
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
     from xmodal.cli import verdicts
-    from xmodal.comparison import run
-    from xmodal.comparison.queue import FAILED
 
-    with _live() as watch, _warnings_as_notes():
-        table = run.compare(
-            methods or (),
-            task or (),
-            suite=suite,
-            seeds=seeds,
-            settings=set_ or (),
-            scale=scale,
-            fraction=fraction,
-            trivial=trivial,
-            against=against,
-            launcher=None if collect else launcher,
-            jobs=jobs,
-            budget=None if budget is None else 3600 * budget,
-            root=root,
-            plugin_files=tuple(plugin or ()),
-            watch=watch,
-        )
+    table = watched(
+        methods=methods or (),
+        tasks=task or (),
+        suite=suite,
+        seeds=seeds,
+        settings=set_ or (),
+        scale=scale,
+        fraction=fraction,
+        trivial=trivial,
+        against=against,
+        launcher=None if collect else launcher,
+        jobs=jobs,
+        budget=None if budget is None else 3600 * budget,
+        root=root,
+        plugin_files=tuple(plugin or ()),
+    )
     files = verdicts.write(out or root.parent / "compare" / table.name, table)
     if as_json:
         output.print_json({**table.as_dict(), "files": [str(file) for file in files]})
     else:
         verdicts.show(table, files)
+    ended(table)
+
+
+def watched(**asked: Any) -> ComparisonTable:
+    """Run a comparison, ``asked`` in the words of ``running.compare``, and show how it goes."""
+    from xmodal.comparison import run
+
+    with _live() as watch, _warnings_as_notes():
+        return run.compare(**asked, watch=watch)
+
+
+def ended(table: ComparisonTable) -> None:
+    """Leave with the code of failed runs, if there are any."""
+    from xmodal.comparison.queue import FAILED
+
     if any(state.word == FAILED for state in table.states):
         raise typer.Exit(6)
 
@@ -139,8 +152,8 @@ def _live() -> Iterator[Watch]:
             yield tell
         except KeyboardInterrupt:
             done = sum(word == "done" for word in words.values())
-            text = f"{done} of {len(words)} cells are done; the same command goes on from here"
-            output.stderr().print(text, markup=False)
+            said = f"{done} of {len(words)} cells are done; the same command goes on from here"
+            output.stderr().print(said, markup=False)
             raise
 
 
@@ -195,7 +208,7 @@ def _table(queue: Queue, states: list[State]) -> Any:
     pairs.sort(key=lambda pair: order[pair[1].word])
     for cell, state in pairs[:SHOWN]:
         epoch = f"{state.epoch}/{state.epochs}" if state.epoch else ""
-        left = "" if state.remaining is None else output.seconds(state.remaining)
+        left = "" if state.remaining is None else text.duration(state.remaining)
         table.add_row(cell.method, cell.task, str(cell.seed), state.word, epoch, left)
     if len(pairs) > SHOWN:
         table.add_row(f"... {len(pairs) - SHOWN} more", "", "", "", "", "")

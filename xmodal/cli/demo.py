@@ -1,18 +1,20 @@
-"""``xmodal demo``: runs every recipe of the folder ``demo`` and puts them side by side."""
+"""``xmodal demo``: the comparison of the suite ``demo``."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from xmodal import text
 from xmodal.cli import output
+from xmodal.cli.compare import ended, watched
 from xmodal.cli.run import AsJson
+
+SUITE = "demo"
 
 
 def demo(
@@ -23,60 +25,29 @@ def demo(
     """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a
     CPU).
     """
-    from xmodal import plugins
-    from xmodal.errors import XModalError
-    from xmodal.recipe.compose import all_recipes
+    from xmodal.cli import verdicts
 
-    names = [f.name for f in all_recipes(plugins.registry()) if f.name.startswith("demo/")]
     begun = time.monotonic()
-    outcomes: list[tuple[str, dict[str, Any]]] = []
-    for name in names:
-        output.stderr().rule(name)
-        command = [sys.executable, "-m", "xmodal", "run", name, "--json", "--root", str(root)]
-        # A process each: memory is that method's own, and a crash costs one row.
-        done = subprocess.run(
-            [*command, *(["--force"] if force else [])],
-            stdout=subprocess.PIPE,
-            check=False,
-            text=True,
-        )
-        if done.returncode != 0:
-            error = XModalError(f"{name} failed (exit {done.returncode}); its message is above")
-            error.exit_code = done.returncode
-            raise error
-        outcomes.append((name.removeprefix("demo/"), json.loads(done.stdout)))
+    if force:
+        _forget(root / "cells")
+    table = watched(suite=SUITE, root=root / "cells")
+    files = verdicts.write(root / SUITE, table)
     elapsed = time.monotonic() - begun
-    page = _page(root, outcomes)
     if as_json:
-        output.print_json({"seconds": elapsed, "report": str(page), "runs": dict(outcomes)})
-        return
-    _table(outcomes)
-    console = output.stdout()
-    console.print(f"\n{output.seconds(elapsed)} in all.  Report: {page}", markup=False)
+        done = {row.directory for row in table.rows}
+        cells = [cell for cell in table.cells if str(cell.directory) in done]
+        runs = {c.method: {**c.run.read("result.json"), "run": str(c.directory)} for c in cells}
+        output.print_json({"seconds": elapsed, "report": str(files[0]), "runs": runs})
+    else:
+        verdicts.show(table, ())
+        said = f"{text.duration(elapsed)} in all.  Report: {files[0]}"
+        output.stdout().print(said, markup=False)
+    ended(table)
 
 
-def _page(root: Path, outcomes: list[tuple[str, dict[str, Any]]]) -> Path:
-    from xmodal.report.summary import write_summary
-    from xmodal.runs import Run
+def _forget(root: Path) -> None:
+    """Remove the runs of the demo that are done, so that they are run again."""
+    from xmodal.comparison import run
 
-    pairs = [(name, Run(Path(result["run"]))) for name, result in outcomes]
-    return write_summary(pairs, root / "demo" / "report.html", "Demo")
-
-
-def _table(outcomes: list[tuple[str, dict[str, Any]]]) -> None:
-    ranked = sorted(outcomes, key=lambda pair: pair[1]["test"]["metric"])
-    rows = [
-        (
-            name,
-            output.number(result["test"]["metric"]),
-            output.number(result["validation"]["metric"]),
-            output.seconds(result["seconds"]["training"]),
-            output.size(result["memory_bytes"]),
-            f"{output.count(result['parameters']['trainable'])} of "
-            f"{output.count(result['parameters']['total'])}",
-        )
-        for name, result in ranked
-    ]
-    metric = outcomes[0][1]["metric"]
-    columns = ("method", f"test {metric}", "validation", "training", "memory", "trained")
-    output.print_table(columns, rows, title=f"{outcomes[0][1]['task']}: lower is better")
+    for row in run.compare(suite=SUITE, root=root, launcher=None).rows:
+        shutil.rmtree(row.directory)

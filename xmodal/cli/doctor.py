@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import typer
 
+from xmodal import text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson
 
@@ -90,7 +91,7 @@ def _cache() -> list[Finding]:
     except OSError as error:
         return [Finding("cache", False, f"{root}: {error.strerror}; set XMODAL_CACHE")]
     free = shutil.disk_usage(root).free
-    return [Finding("cache", free > 2e9, f"{root}, {output.size(free)} free (2 GB advised)")]
+    return [Finding("cache", free > 2e9, f"{root}, {text.size(free)} free (2 GB advised)")]
 
 
 def _plugins() -> list[Finding]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xmodal import text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
 
@@ -63,7 +64,7 @@ def export(
         )
         return
     rows: list[tuple[str, Any]] = [
-        (path.relative_to(out).as_posix(), output.size(path.stat().st_size)) for path in files
+        (path.relative_to(out).as_posix(), text.size(path.stat().st_size)) for path in files
     ]
     rows.append(("largest difference", f"{done.difference:.2g} on {done.samples} test samples"))
     output.print_table(("", ""), [*rows, ("written to", out)])

@@ -52,33 +52,3 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         # Square brackets in a name are no markup.
         table.add_row(*(Text(str(cell)) for cell in row))
     stdout().print(table)
-
-
-def number(value: float | None) -> str:
-    """A score with four significant digits."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def seconds(value: float) -> str:
-    """A duration people can read: 42 s, 3 min 10 s, 2 h 05 min."""
-    if value < 60:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
-
-
-def size(value: float) -> str:
-    """A number of bytes people can read."""
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
-def count(value: int) -> str:
-    """A number of parameters people can read."""
-    return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ def list_(
 ) -> None:
     """List every component, and plugins that could not be loaded."""
     from xmodal import plugins
+    from xmodal.authoring import describe
 
     registry = plugins.registry(tuple(plugin or ()))
     wanted = plugins.find_kind(kind) if kind else None
@@ -36,13 +38,16 @@ def list_(
     if as_json:
         output.print_json(
             {
-                "components": [_entry(entry) for entry in entries],
+                "components": [
+                    {**_entry(entry), "about": describe.summary(entry.target)} for entry in entries
+                ],
                 "broken": [vars(broken) for broken in registry.broken],
                 "collisions": collisions,
             }
         )
         return
-    output.print_table(("kind", "name", "from"), [(e.kind, e.name, e.origin) for e in entries])
+    rows = [(e.kind, e.name, describe.summary(e.target), e.origin) for e in entries]
+    output.print_table(("kind", "name", "what it is", "from"), rows)
     warnings = [f"plugin '{b.plugin}' ({b.distribution}): {b.reason}" for b in registry.broken]
     for c in collisions:
         warnings.append(f"{c['kind']} '{c['name']}' is claimed by {' and '.join(c['claimed_by'])}")
@@ -61,39 +66,107 @@ def info(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a component is, where it comes from, and its settings."""
+    """Show what a component is, where it comes from, its settings and the recipes that use it."""
     import inspect
 
     from xmodal import plugins
+    from xmodal.authoring import describe
 
     registry = plugins.registry(tuple(plugin or ()))
     entry = registry.entry(plugins.find_kind(kind), name)
     component = registry.load(kind, name)
-    rows = [_setting(key, field) for key, field in component.Config.model_fields.items()]
-    source = inspect.getsourcefile(component) or ""
+    rows = describe.settings(component)
+    file = inspect.getsourcefile(component) or ""
     line = inspect.getsourcelines(component)[1]
     about = inspect.cleandoc(component.__doc__ or "")
+    recipes = describe.recipes_that_use(kind, name, registry)
     if as_json:
         keys = ("setting", "type", "default", "what")
-        settings = [dict(zip(keys, row, strict=True)) for row in rows]
-        output.print_json({**_entry(entry), "about": about, "settings": settings})
+        output.print_json(
+            {
+                **_entry(entry),
+                "distribution": entry.distribution,
+                "version": entry.version,
+                "file": file,
+                "line": line,
+                "about": about,
+                "settings": [dict(zip(keys, row, strict=True)) for row in rows],
+                "recipes": recipes,
+                "citation": component.citation,
+            }
+        )
         return
     console = output.stdout()
-    console.print(f"{kind} {name}  ({entry.origin}; {source}:{line})", markup=False)
+    console.print(f"{kind} {name}  ({entry.origin}; {file}:{line})", markup=False)
     console.print(about + "\n", markup=False)
     if rows:
         output.print_table(("setting", "type", "default", "what"), rows)
     else:
         console.print("no settings")
+    console.print(f"\nrecipes: {', '.join(recipes) or 'none'}", markup=False)
+    if component.citation:
+        console.print(f"cite: {component.citation}", markup=False)
 
 
-def _setting(key: str, field: Any) -> tuple[str, str, str, str]:
-    from rich.markup import escape
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Its name in recipes, such as my-mixer.")],
+    kind: Annotated[str, typer.Option(help="mixer, selector, scheduler, embedder, predictor, ...")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; default: xmodal-NAME.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Write a package with a new component that can be installed, checked and changed at once.
 
-    annotation = field.annotation
-    shown = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    kind = shown or str(annotation).replace("typing.", "").replace("xmodal.interfaces.", "")
-    default = (
-        "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-    )
-    return key, escape(kind), escape(default), escape(field.description or "")
+    Example:  xmodal plugins new my-mixer --kind mixer
+    """
+    from xmodal import plugins
+    from xmodal.authoring import new as package
+
+    written = package.write(name, kind, out, plugins.registry(tuple(plugin or ())))
+    folder = out or Path(f"xmodal-{name}")
+    console = output.stdout()
+    for file in written:
+        console.print(str(file), markup=False)
+    console.print("\nnext:", markup=False)
+    component = next(file for file in written if file.name == f"{kind}.py")
+    console.print(f"  edit {component}", markup=False)
+    console.print(f"  xmodal plugins check {folder}", markup=False)
+    # Without ./ pip looks for a distribution of that name.
+    place = folder if folder.is_absolute() else f"./{folder}"
+    console.print(f"  pip install --editable {place}", markup=False)
+    for command in package.usage(name, kind):
+        console.print(f"  {command}", markup=False)
+
+
+@app.command()
+def check(
+    package: Annotated[
+        str, typer.Argument(help="A folder, a plugin file, or an installed distribution.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Check a package: contents, contracts, its tests, a short run of each recipe and part.
+
+    Says of everything that fails what to mend, and ends with exit code 3 where something does.
+    """
+    console = output.stdout()
+    if not as_json:
+        console.print(f"checking {package}", markup=False)
+    from xmodal.authoring import check as checks
+    from xmodal.errors import PluginError
+
+    done = []
+    for step in checks.steps(checks.find(package)):
+        with output.stderr().status(step.label):
+            outcome = checks.taken(step)
+        done.append((step, outcome))
+        if not as_json:
+            line = f"{outcome.state:8} {step.label}" + (outcome.line and f": {outcome.line}")
+            console.print(line, markup=False, soft_wrap=True)
+    if as_json:
+        output.print_json([{"step": step.label, **vars(outcome)} for step, outcome in done])
+    count = sum(outcome.state == "mend" for _, outcome in done)
+    if count:
+        raise PluginError(f"{package}: {count} of {len(done)} checks ask for mending")

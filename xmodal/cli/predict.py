@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xmodal import text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
 
@@ -225,7 +226,7 @@ def _report(
         return
     rows: list[tuple[str, Any]] = [("samples", f"{count:,}")]
     if score is not None:
-        rows.append((score[0], output.number(score[1])))
+        rows.append((score[0], text.number(score[1])))
     if out is not None:
         output.print_table(("", ""), [*rows, ("predictions", out)])
         return

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xmodal import text
 from xmodal.cli import output
 from xmodal.cli.output import AsJson as AsJson
 from xmodal.cli.output import Plugins as Plugins
@@ -136,14 +137,14 @@ def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
         output.stderr().print("already done; --force repeats it", markup=False)
     selected = result["selected_on"]
     rows = [
-        (f"test {result['metric']}", output.number(result["test"]["metric"])),
-        (f"best {selected}", output.number(result["validation"]["metric"])),
-        ("time", output.seconds(result["seconds"]["training"])),
-        ("memory", output.size(result["memory_bytes"])),
+        (f"test {result['metric']}", text.number(result["test"]["metric"])),
+        (f"best {selected}", text.number(result["validation"]["metric"])),
+        ("time", text.duration(result["seconds"]["training"])),
+        ("memory", text.size(result["memory_bytes"])),
         (
             "trained",
-            f"{output.count(result['parameters']['trainable'])} of "
-            f"{output.count(result['parameters']['total'])} parameters",
+            f"{text.count(result['parameters']['trainable'])} of "
+            f"{text.count(result['parameters']['total'])} parameters",
         ),
         ("run", path),
     ]

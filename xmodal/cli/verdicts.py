@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xmodal import text
 from xmodal.cli import output
 from xmodal.files import write_atomically
 
@@ -20,18 +21,21 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 WORDS = {"queued": "not run"}
-JSON, REPORT = "comparison.json", "report.html"
+JSON, REPORT, FIGURES = "comparison.json", "report.html", "figures"
 
 
 def write(folder: Path, table: ComparisonTable) -> list[Path]:
-    """Write everything a comparison says into a folder; the page comes first."""
+    """Write everything a comparison says into a folder; returns the page and the tables.
+
+    The page comes first. The folder ``figures`` has every figure as SVG and PDF.
+    """
     import json
 
     from xmodal.comparison.spreadsheets import write_tables
-    from xmodal.report.compare_report import write_compare_report
+    from xmodal.report import write_compare_report
 
     folder.mkdir(parents=True, exist_ok=True)
-    page = write_compare_report(folder / REPORT, table)
+    page = write_compare_report(folder / REPORT, table, figures_folder=folder / FIGURES)
     write_atomically(folder / JSON, json.dumps(table.as_dict(), indent=1, default=str) + "\n")
     return [page, *write_tables(folder, table), folder / JSON]
 
@@ -72,9 +76,9 @@ def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
             concerned = reasons.setdefault((state.word, cell.task, state.detail), [])
             concerned += [cell.method] if cell.method not in concerned else []
     for (word, task, detail), methods in reasons.items():
-        text = f"{WORDS.get(word, word)}: {', '.join(methods)} on {task}"
-        text += "\n    " + detail.replace("\n", "\n    ") if detail else ""
-        output.stderr().print(text, markup=False)
+        line = f"{WORDS.get(word, word)}: {', '.join(methods)} on {task}"
+        line += "\n    " + detail.replace("\n", "\n    ") if detail else ""
+        output.stderr().print(line, markup=False)
 
 
 def _means(table: ComparisonTable) -> None:
@@ -91,16 +95,15 @@ def _means(table: ComparisonTable) -> None:
             if not rows:
                 continue
             counted = table.summary(method, task)
-            spread = "" if counted.sd is None else f"± {counted.sd:.2g}"
-            value = "failed" if counted.mean is None else output.number(counted.mean)
+            value = "failed" if counted.mean is None else text.mean_sd(counted.mean, counted.sd)
             role = table.roles[method]
             lines.append(
                 (
                     method if role == "method" else f"{method} ({role})",
-                    f"{value} {spread}".rstrip(),
+                    value,
                     f"{counted.n}{f', {counted.failed} failed' if counted.failed else ''}",
-                    f"{mean(row.encoded_samples for row in rows):,.0f}",
-                    output.seconds(mean(row.seconds for row in rows)),
+                    text.number(round(mean(row.encoded_samples for row in rows))),
+                    text.duration(mean(row.seconds for row in rows)),
                 )
             )
         first = mine[0]
@@ -161,7 +164,7 @@ def _numbers(pair: PairResult) -> tuple[str, str, str]:
     return (
         f"{percent(effect.value)} ({interval})",
         f"{numbers.probability.value:.2f}",
-        (f"{numbers.p_holm:.2g}"),
+        text.probability(numbers.p_holm),
     )
 
 

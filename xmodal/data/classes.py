@@ -132,7 +132,7 @@ def _rows(
 
 
 def _means(y_BE: Array, unknown_BE: npt.NDArray[np.bool_]) -> Array:
-    """The mean of the known values of every entry; 0 where none is known."""
+    """The mean of the known values of every entry; 0 if none is known."""
     number_E = np.maximum(1, (~unknown_BE).sum(axis=0))
     total_E = np.where(unknown_BE, 0.0, y_BE).sum(axis=0, dtype=np.float64)
     return np.asarray(total_E / number_E, dtype=np.float32)

@@ -46,7 +46,7 @@ def in_order(dataset: Dataset[Any], size: int, workers: int = 0) -> Iterator[Bat
 
 
 def first(dataset: Dataset[Any], number: int) -> Batch:
-    """The first ``number`` samples (fewer where there are fewer)."""
+    """The first ``number`` samples, or all if there are fewer."""
     index = torch.arange(min(number, count(dataset)))
     return next(batches(dataset, [index]))
 

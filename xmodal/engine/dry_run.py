@@ -18,6 +18,7 @@ from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import Plan
 from xmodal.engine.run import peak_memory
 from xmodal.engine.session import RunSession
+from xmodal.text import duration, size
 
 SAMPLES = 2
 
@@ -97,13 +98,13 @@ def _cost(session: RunSession) -> dict[str, str]:
         begun = time.perf_counter()
         step = _second_step(session, index)
         if step is None:
-            rows[f"stage {index}"] = f"{time.perf_counter() - begun:.1f} s"
+            rows[f"stage {index}"] = duration(time.perf_counter() - begun)
             continue
         steps = stage.steps_per_epoch(session) * stage.epochs
         total += step * steps
-        rows[f"stage {index}"] = f"{steps} steps of {step:.2g} s"
-    rows["training, about"] = f"{total / 60:.1f} min (without evaluation)"
-    rows["memory"] = f"{peak_memory() / 1e9:.1f} GB"
+        rows[f"stage {index}"] = f"{steps} steps of {duration(step)}"
+    rows["training, about"] = f"{duration(total)} (without evaluation)"
+    rows["memory"] = size(peak_memory())
     return rows
 
 

@@ -135,7 +135,7 @@ def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) ->
             values = ", ".join(f"{code} = {value}" for code, value in enumerate(codes))
             lines += [f"| {name} | {values or 'a number'} |"]
     if given["categories"]:
-        lines += ["", "A number that is not the code of a category counts as missing, like NaN."]
+        lines += ["", "A number that is none of a category's codes counts as missing, like NaN."]
     lines += ["", "## Output", ""]
     sizes = ", ".join(map(str, output["shape"]))
     lines += [f"`[n, {sizes}]`, float32: {_OUTPUTS[output['kind']]}."]

@@ -59,11 +59,12 @@ class Context:
 
 class Component(ABC):
     """A named, configurable part. Concrete classes nest a ``Config`` that derives from
-    ``Settings``.
+    ``Settings``; ``citation`` says in one line whom the idea is from.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type[Settings]] = Settings
+    citation: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

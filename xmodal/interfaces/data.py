@@ -14,7 +14,7 @@ from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.facts import SourceFacts, TaskFacts
-from xmodal.interfaces.component import Component
+from xmodal.interfaces.component import Component, Context
 
 Pair = tuple[Tensor, Tensor]
 """A sample and its label."""
@@ -90,10 +90,15 @@ class SourceRequest:
 class Source(Component):
     """A labelled proxy of the modality the backbone was pretrained on.
 
-    Its ``Config`` must have a ``loss`` field: the loss of the source head.
+    Its ``Config`` must have a ``loss`` field: the loss of the source head. ``context`` is kept for
+    ``load``, which finds the cache in ``context.store``.
     """
 
     kind = "source"
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.context = context
 
     @classmethod
     @abstractmethod

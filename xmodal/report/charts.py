@@ -1,7 +1,8 @@
-"""Line and dot charts as inline SVG whose colours and fonts the page's style sheet decides.
+"""The one chart engine: matplotlib figures, shown inside a page or saved for a paper.
 
-matplotlib draws with placeholder colours that are then replaced by CSS variables, so one drawing
-serves light and dark pages. Legends are the page's business: a chart only says what its keys are.
+A figure is drawn once, in the colours of a light page. ``save`` writes it as SVG, PDF or PNG.
+``inline`` gives the same figure as SVG for a page, where every colour of the palette has become a
+CSS variable, so that it follows the reader's light or dark theme.
 """
 
 from __future__ import annotations
@@ -9,211 +10,463 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from xmodal.report.text import number
+from xmodal.text import number
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = 0
-SERIES = 6
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.8), (7, 2, 1.5, 2), (3, 1.5), (9, 3))
-PLACEHOLDERS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--muted)",
-    "#030303": "var(--line)",
-    "#040404": "var(--surface)",
-    **{f"#05050{i}": f"var(--series-{i})" for i in range(1, SERIES + 1)},
+COLOURS = {
+    "page": ("#f7f7f5", "#131416"),
+    "surface": ("#ffffff", "#1b1d20"),
+    "ink": ("#1b1c1e", "#ececea"),
+    "muted": ("#5c6067", "#a3a7ad"),
+    "line": ("#e2e3e0", "#33363b"),
+    "accent": ("#1f5fbf", "#7fb0f5"),
+    "good": ("#17714b", "#5cc79a"),
+    "bad": ("#b3372f", "#f0857c"),
+    "warn": ("#8a5a00", "#e0b050"),
+    "series-1": ("#2a6fcf", "#6aa5f2"),
+    "series-2": ("#d2571b", "#f08a4e"),
+    "series-3": ("#14875c", "#45c08f"),
+    "series-4": ("#8a4fc4", "#b994ea"),
+    "series-5": ("#b07c00", "#dcae42"),
+    "series-6": ("#c8396e", "#f07fa6"),
+    # Methods: apart for colour-blind readers too, at least 3:1 against the surface.
+    "method-1": ("#056bd4", "#208bf6"),
+    "method-2": ("#dd6c10", "#d67620"),
+    "method-3": ("#06724c", "#20b190"),
+    "method-4": ("#800888", "#b96fbd"),
+    "method-5": ("#6f4e01", "#f3d255"),
+    "method-6": ("#fd4a83", "#d9425c"),
+    "method-7": ("#1a9ed0", "#87e1fb"),
+    "method-8": ("#373e49", "#dfe8da"),
 }
-_INK, _MUTED, _LINE, _SURFACE = list(PLACEHOLDERS)[:4]
+"""The palette: by name, the colour on a light page and on a dark one. No two light ones are equal,
+so a colour in a figure says which variable it is."""
+INK, MUTED, LINE, SURFACE, BAD = (COLOURS[n][0] for n in ("ink", "muted", "line", "surface", "bad"))
+SERIES = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("series-"))
+METHODS = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("method-"))
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.8), (7, 2, 1.5, 2), (3, 1.5), (9, 3))
+METHOD_DASHES = DASHES[:5]
+MARKERS = ("o", "s", "^", "D", "v", "P", "p")
+
+_VARIABLES = {light: f"var(--{name})" for name, (light, _) in COLOURS.items()}
+_SETTINGS: dict[str, Any] = {
+    # Text stays text (small, searchable, in the page's font); "$" in a name is not mathematics.
+    **{"svg.fonttype": "none", "svg.hashsalt": "xmodal", "text.parse_math": False},
+    **{"pdf.fonttype": 42, "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False},
+    **{"axes.axisbelow": True, "axes.facecolor": "none", "axes.titlelocation": "left"},
+    **{"axes.titlesize": "medium", "grid.color": LINE, "grid.linewidth": 0.8},
+    **{"legend.frameon": False, "legend.fontsize": "small", "legend.handletextpad": 0.5},
+}
+_SETTINGS |= {
+    f"{axis}tick.{key}": value
+    for axis in "xy"
+    for key, value in {
+        **{"color": MUTED, "labelcolor": MUTED, "major.size": 0, "minor.size": 0, "major.pad": 5},
+    }.items()
+}
+_REM_PER_INCH = 6.6
 _LOG_RATIO = 30  # wider ranges than this are drawn on a logarithmic axis
+_DPI = 160
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
-class Line:
+class Chart:
+    """A drawn figure: its title, itself, what it shows in words, and what a legend must explain."""
+
+    title: str
+    figure: Figure
+    words: str
+    keys: tuple[Curve, ...] = ()
+    note: str = ""
+    sub: str = ""
+    """A line below the title."""
+
+    @property
+    def svg(self) -> Markup:
+        """The figure for a page."""
+        return inline(self.figure, self.words, clip=False)
+
+
+@dataclass(frozen=True)
+class Curve:
     """One line: ``colour`` is 0 for the ink of the text, else the number of a series."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int = INK
+    colour: int = 0
     mark: tuple[float, float] | None = None
 
     @property
-    def dash(self) -> str:
+    def dash(self) -> tuple[float, ...]:
         """The dash pattern that tells this line apart without colour."""
-        return " ".join(f"{d:g}" for d in _dash(self.colour))
+        return DASHES[(self.colour - 1) % len(DASHES)] if self.colour else ()
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A drawn chart: title, SVG, and the lines a legend must explain."""
+class MethodStyle:
+    """How a method looks everywhere on a page: colour, marker and dashes.
 
-    title: str
-    svg: Markup
-    keys: tuple[Line, ...] = ()
-    note: str = ""
+    Colours repeat after the eighth method; marker and dashes then differ.
+    """
+
+    position: int
+
+    @property
+    def colour(self) -> str:
+        """The colour on a light page."""
+        return METHODS[self.position % len(METHODS)]
+
+    @property
+    def variable(self) -> str:
+        """The colour for the style sheet."""
+        return _VARIABLES[self.colour]
+
+    @property
+    def marker(self) -> str:
+        """The marker, in matplotlib's words."""
+        return MARKERS[self._turn % len(MARKERS)]
+
+    @property
+    def dash(self) -> tuple[float, ...]:
+        """The dash pattern; empty for a solid line."""
+        return METHOD_DASHES[self._turn % len(METHOD_DASHES)]
+
+    @property
+    def symbol(self) -> Markup:
+        """A sample of line and marker, which ``<use href="#key-...">`` shows in a page."""
+        return _symbol(self)
+
+    @property
+    def _turn(self) -> int:
+        return self.position + self.position // len(METHODS)
+
+    def line(self, **more: Any) -> dict[str, Any]:
+        """Arguments of a line of this method."""
+        return {"color": self.colour, "linewidth": 1.8, "linestyle": dashes(self.dash), **more}
+
+    def mark(self, size: float = 7, **more: Any) -> dict[str, Any]:
+        """Arguments of this method's markers, without a line."""
+        edge = {"markeredgecolor": SURFACE, "markeredgewidth": 0.8}
+        look = {"color": self.colour, "marker": self.marker, "markersize": size}
+        return {"linestyle": "none", **look, **edge, **more}
+
+
+# --- drawing and showing ---
+
+
+@contextmanager
+def drawing(size: tuple[float, float], font: float = 11, layout: str | None = "constrained") -> Any:
+    """A new figure of ``size`` inches in the project's style; draw on it inside the block."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_SETTINGS, "font.size": font}):
+        yield Figure(figsize=size, layout=layout, facecolor=SURFACE)  # type: ignore[arg-type]
+
+
+def boxed(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
+    """Axes that leave these margins, in inches; much faster than to measure every label."""
+    width, height = (float(side) for side in figure.get_size_inches())
+    inside = (width - left - right) / width, (height - bottom - top) / height
+    return figure.add_axes((left / width, bottom / height, *inside))
+
+
+def plain(axes: Axes, title: str = "", grid: Literal["x", "y"] | None = "y") -> None:
+    """Finish axes: a title, and a grid across ``grid``."""
+    if grid:
+        axes.grid(axis=grid)
+    if title:
+        axes.set_title(title, color=INK)
+
+
+def without_ticks(axes: Axes, title: str = "") -> None:
+    """Finish axes whose units mean nothing, such as a map's."""
+    plain(axes, title, grid=None)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines["bottom"].set_color(LINE)
+
+
+def legend(axes: Axes, **where: Any) -> None:
+    """A legend in the project's style, inside the axes."""
+    axes.legend(labelcolor=INK, **where)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as a file of its own: ``.svg``, ``.pdf`` or ``.png``; returns its path.
+
+    Several labelled lines get a legend below, unless the figure has one.
+    """
+    import matplotlib
+
+    kind = path.suffix[1:]
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_SETTINGS), _own_legend(figure):
+        figure.savefig(path, format=kind, dpi=_DPI, metadata=metadata[kind])
+    return path
+
+
+@contextmanager
+def _own_legend(figure: Figure) -> Iterator[None]:
+    """A legend below the figure for as long as this lasts; a page has legends of its own."""
+    found = figure.axes[0].get_legend_handles_labels() if figure.axes else ([], [])
+    drawn = sorted(zip(*found, strict=True), key=lambda pair: _position(pair[0]))
+    handles, labels = [handle for handle, _ in drawn], [label for _, label in drawn]
+    if len(labels) < 2 or figure.legends or any(axes.get_legend() for axes in figure.axes):
+        yield
+        return
+    width, height = (float(side) for side in figure.get_size_inches())
+    columns = max(1, int(width / (0.55 + 0.085 * max(map(len, labels)))))
+    extra = 0.22 * math.ceil(len(labels) / columns)
+    _lift(figure, height, extra)
+    look: dict[str, Any] = {"ncols": columns, "labelcolor": INK}
+    made = figure.legend(handles, labels, loc="outside lower center", **look)
+    try:
+        yield
+    finally:
+        made.remove()
+        _lift(figure, height + extra, -extra)
+
+
+def _position(artist: Artist) -> int:
+    """The number that ``named`` gave to what is drawn."""
+    return int((artist.get_gid() or "").partition(":")[2] or 0)
+
+
+def _lift(figure: Figure, height: float, extra: float) -> None:
+    """Add ``extra`` inches below all axes of a figure of this height."""
+    figure.set_size_inches(float(figure.get_size_inches()[0]), height + extra)
+    if figure.get_layout_engine() is None:
+        for axes in figure.axes:
+            box, size = axes.get_position(), height / (height + extra)
+            bottom = (box.y0 * height + extra) / (height + extra)
+            axes.set_position((box.x0, bottom, box.width, box.height * size))
+
+
+def inline(figure: Figure, words: str, clip: bool = True) -> Markup:
+    """The figure as SVG for a page, in the page's colours and font; ``words`` describe it.
+
+    Without ``clip``, what lies beyond the limits of an axis is shown.
+    """
+    root = _rendered(figure, clip)
+    width, height = root.attrib["viewBox"].split()[2:]
+    content = _themed(root, f"{_hash(ElementTree.tostring(root, 'unicode') + words)}-")
+    attributes = {"class": "chart", "role": "img", "aria-label": words}
+    most = f"max-width: {float(width) / 72 * _REM_PER_INCH:.1f}rem"
+    svg = ElementTree.Element(
+        "svg", {**attributes, "viewBox": f"0 0 {width} {height}", "style": most}
+    )
+    svg.extend(content)
+    return Markup(ElementTree.tostring(svg, "unicode"))
+
+
+def named(artist: Artist, kind: str, position: int = 0) -> None:
+    """Give what is drawn a name: it is its class in a page, and an id of its own in a file."""
+    artist.set_gid(f"{kind}:{position}")
+
+
+@cache
+def _symbol(style: MethodStyle) -> Markup:
+    with drawing((28 / 72, 12 / 72), layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, 28), ylim=(0, 12))
+        axes.set_axis_off()
+        axes.plot([0, 28], [6, 6], **style.line())
+        axes.plot([14], [6], **style.mark(8))
+        root = _rendered(figure, clip=False)
+    symbol = ElementTree.Element("symbol", {"id": f"key-{style.position}", "viewBox": "0 0 28 12"})
+    symbol.extend(_themed(root, f"key-{style.position}-"))
+    return Markup(ElementTree.tostring(symbol, "unicode"))
+
+
+def _rendered(figure: Figure, clip: bool) -> ElementTree.Element:
+    """The figure as matplotlib's SVG, with clip paths or without."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context(_SETTINGS):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(stream.getvalue())
+    for element in () if clip else root.iter():
+        element.attrib.pop("clip-path", None)
+    return root
+
+
+def _themed(root: ElementTree.Element, prefix: str) -> list[ElementTree.Element]:
+    """The content of an SVG without what only a file of its own needs.
+
+    Ids that are referred to get ``prefix``, since one page holds many figures; ``named`` ones
+    become classes; all others go.
+    """
+    links = {e.attrib[_HREF][1:] for e in root.iter() if e.attrib.get(_HREF, "").startswith("#")}
+    links |= {e.attrib["clip-path"][5:-1] for e in root.iter() if "clip-path" in e.attrib}
+    return [made for child in root for made in _element(child, prefix, links)]
+
+
+def _element(old: ElementTree.Element, prefix: str, links: set[str]) -> list[ElementTree.Element]:
+    """The element in the page's words: none, itself, or only its content."""
+    tag = old.tag.removeprefix(_SVG)
+    if tag in ("metadata", "style") or (tag == "clipPath" and old.attrib["id"] not in links):
+        return []
+    new = ElementTree.Element(tag)
+    for key, value in old.attrib.items():
+        if key == "id":
+            if value in links:
+                new.set("id", prefix + value)
+            elif ":" in value:
+                new.set("class", value.partition(":")[0])
+        elif key == _HREF:
+            new.set("href", "#" + prefix + value[1:] if value.startswith("#") else value)
+        elif key == "clip-path":
+            new.set(key, f"url(#{prefix}{value[5:-1]})")
+        elif key == "style":
+            new.set(key, _style(value))
+        elif key in ("d", "x", "y"):
+            new.set(key, " ".join(_rounded(word) for word in value.split()))
+        elif not value.startswith("rotate(-0 "):
+            new.set(key, value)
+    new.text = old.text if (old.text or "").strip() else None
+    new.extend([made for child in old for made in _element(child, prefix, links)])
+    if tag in ("g", "defs") and not len(new):
+        return []
+    if tag == "path" and _style_of(new) == {"fill": "none"}:  # the bare background
+        return []
+    return list(new) if tag == "g" and not new.attrib else [new]
+
+
+def _style_of(element: ElementTree.Element) -> dict[str, str]:
+    parts = (part.partition(":") for part in element.attrib.get("style", "").split(";"))
+    return {key.strip(): value.strip() for key, _, value in parts if key.strip()}
+
+
+def _style(text: str) -> str:
+    """The declarations of a style, in the page's colours and font."""
+    element = ElementTree.Element("g", style=text)
+    return "; ".join(
+        f"{key}: {_VARIABLES.get(value, value)}"
+        for key, value in _style_of(element).items()
+        if key != "font-family"
+    )
+
+
+def _rounded(word: str) -> str:
+    """A coordinate with two places; a command of a path as it is."""
+    return word if word.isalpha() else f"{float(word):.2f}".rstrip("0").rstrip(".")
+
+
+def _hash(content: str) -> str:
+    """A short name for ``content`` that is the same every time."""
+    return "c" + hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+# --- lines over one axis ---
 
 
 def series(position: int) -> int:
     """The colour number of the ``position``-th series; colours repeat after the sixth."""
-    return position % SERIES + 1
+    return position % len(SERIES) + 1
+
+
+def dashes(pattern: Sequence[float]) -> Any:
+    """A dash pattern as matplotlib wants it."""
+    return (0, tuple(pattern)) if pattern else "solid"
 
 
 def curves(
     title: str,
-    lines: Sequence[Line],
+    lines: Sequence[Curve],
     x_label: str = "epoch",
     borders: Sequence[float] = (),
     note: str = "",
     height: float = 2.3,
 ) -> Chart:
     """Lines over one axis, logarithmic where the range asks for it; a mark is a ring on a line."""
-    with _drawing(height) as (figure, axes):
+    with drawing((4.3, height)) as figure:
+        axes = figure.add_subplot()
+        plain(axes)
         for border in borders:
-            axes.axvline(border, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
+            axes.axvline(border, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
         for line in lines:
             _draw(axes, line)
-        _number_axes(axes, lines)
-        finite = [v for line in lines for v in line.y if math.isfinite(v)]
-        if finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_RATIO:
-            _logarithmic(axes)
+        whole = all(float(v).is_integer() for line in lines for v in line.y)
+        number_axes(axes, whole, [v for line in lines for v in line.y])
         axes.set_xlabel(x_label)
-        svg = themed(figure, _describe(title, lines, x_label))
     keys = tuple(lines) if len(lines) > 1 else ()
-    return Chart(title, svg, keys, note)
+    return Chart(title, figure, _describe(title, lines, x_label), keys, note)
 
 
-def dots(
-    title: str, rows: Sequence[tuple[str, float, float | None, int]], x_label: str, note: str = ""
-) -> Chart:
-    """One row a label: a filled dot, and a hollow one where a second value is known."""
-    with _drawing(0.75 + 0.34 * len(rows), grid="x") as (figure, axes):
-        for position, (_, value, other, colour) in enumerate(rows):
-            ink = _colour(colour)
-            if other is not None:
-                axes.plot([value, other], [position] * 2, color=_LINE, linewidth=1.5, zorder=1)
-                ring: dict[str, Any] = {"markerfacecolor": _SURFACE, "markersize": 7}
-                axes.plot([other], [position], "o", markeredgecolor=ink, zorder=2, **ring)
-            axes.plot([value], [position], "o", color=ink, markersize=8, zorder=3)
-        axes.set_yticks(range(len(rows)), [_short(row[0]) for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.margins(x=0.08)
-        axes.set_xlabel(x_label)
-        words = "; ".join(f"{label} {number(value)}" for label, value, _, _ in rows)
-        svg = themed(figure, f"{title}: {words}")
-    return Chart(title, svg, note=note)
-
-
-class _drawing:
-    """A figure with bare axes, drawn under settings that end with it."""
-
-    def __init__(self, height: float, width: float = 4.3, grid: Literal["x", "y"] = "y") -> None:
-        self.size, self.grid = (width, height), grid
-
-    def __enter__(self) -> tuple[Figure, Axes]:
-        import matplotlib
-        from matplotlib.figure import Figure
-
-        # Text stays text (small, searchable, in the page's font); "$" in a name is not mathematics.
-        settings = {"svg.fonttype": "none", "svg.hashsalt": "xmodal", "text.parse_math": False}
-        self.settings = matplotlib.rc_context({**settings, "font.size": 11})
-        self.settings.__enter__()
-        figure = Figure(figsize=self.size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(_MUTED)
-        axes.tick_params(color=_MUTED, labelcolor=_MUTED, length=0, pad=5)
-        axes.tick_params(which="minor", length=0, labelsize=0)
-        axes.xaxis.label.set_color(_MUTED)
-        axes.grid(axis=self.grid, color=_LINE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        return figure, axes
-
-    def __exit__(self, *error: object) -> None:
-        self.settings.__exit__(None, None, None)
-
-
-def _draw(axes: Axes, line: Line) -> None:
-    ink = _colour(line.colour)
-    dash = _dash(line.colour)
+def _draw(axes: Axes, line: Curve) -> None:
+    ink = SERIES[line.colour - 1] if line.colour else INK
+    look: dict[str, Any] = {"color": ink, "linewidth": 1.9, "linestyle": dashes(line.dash)}
     few: dict[str, Any] = {"marker": "o", "markersize": 4} if len(line.x) == 1 else {}
-    style = (0, dash) if dash else "solid"
-    axes.plot(line.x, line.y, color=ink, linewidth=1.9, linestyle=style, label=line.label, **few)
+    axes.plot(line.x, line.y, label=line.label, **look, **few)
     if line.mark is not None:
-        ring: dict[str, Any] = {"markerfacecolor": _SURFACE, "markeredgewidth": 2}
-        axes.plot(*[[value] for value in line.mark], "o", color=ink, markersize=8, zorder=4, **ring)
+        ring: dict[str, Any] = {"markerfacecolor": SURFACE, "markeredgewidth": 2, "markersize": 8}
+        axes.plot(*[[value] for value in line.mark], "o", color=ink, zorder=4, **ring)
 
 
-def _dash(colour: int) -> tuple[float, ...]:
-    return DASHES[(colour - 1) % SERIES] if colour else ()
+def number_axes(axes: Axes, whole: bool, values: Sequence[float]) -> bool:
+    """Few round numbers on both axes; the upright one is logarithmic where ``values`` ask for it.
 
+    ``whole``: y has whole numbers only. Returns whether y is logarithmic.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-def _colour(number_: int) -> str:
-    return f"#05050{number_}" if number_ else _INK
-
-
-def _short(label: str, limit: int = 26) -> str:
-    return label if len(label) <= limit else label[: limit - 1] + "…"
-
-
-def _number_axes(axes: Axes, lines: Sequence[Line]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    whole = all(float(v).is_integer() for line in lines for v in line.y)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole))
     axes.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
-    axes.yaxis.get_offset_text().set_color(_MUTED)
-
-
-def _logarithmic(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite or min(finite) <= 0 or max(finite) / min(finite) <= _LOG_RATIO:
+        return False
     axes.set_yscale("log")
     # The default labels are powers in mathematical notation, which is switched off here.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+    return True
 
 
-def _describe(title: str, lines: Sequence[Line], x_label: str) -> str:
+def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """At most about ``count`` round values on a logarithmic axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [s * 10.0**d for d in decades for s in steps]
+        found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(found) <= count:
+            break
+    if len(found) > count:
+        return found[:: math.ceil(len(found) / count)]
+    if len(found) > 1:
+        return found
+    near = MaxNLocator(max(2, count - 2), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [round(float(v), 12) for v in near if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+
+
+def _describe(title: str, lines: Sequence[Curve], x_label: str) -> str:
     parts = []
     for line in lines:
         if line.y:
             ends = f"{number(line.y[0])} to {number(line.y[-1])}"
             parts.append(f"{line.label} goes from {ends} over {len(line.y)} points")
     return f"{title} by {x_label}: " + "; ".join(parts)
-
-
-def themed(figure: Figure, alternative: str) -> Markup:
-    """The figure as inline SVG without what only a file of its own needs."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    assert box is not None
-    head = f'<svg class="chart" role="img" aria-label="{escape(alternative)}" viewBox="{box[1]}">'
-    svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
-    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)
-    # Named shapes are told apart by their content; two charts may name different shapes alike.
-    mark = f"{hash_of(svg)}-"
-    svg = re.sub(r'((?: id="| href="#|url\(#))(?=[mp])', lambda m: m[1] + mark, svg)
-    for placeholder, variable in PLACEHOLDERS.items():
-        svg = svg.replace(placeholder, variable)
-    return Markup(re.sub(r"\s*\n\s*", " ", svg))
-
-
-def hash_of(content: str) -> str:
-    """A short name for ``content`` that is the same every time."""
-    return "c" + hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -1,33 +1,42 @@
-"""What the cells of a comparison say one by one: scores, course of training, what is missing.
+"""What the cells of a comparison say: scores, course of training, cost, recipes, what is missing.
 
 Scores are shown in the task's own metric, as they were measured; verdicts rest on ``Table.scores``.
+Cost is counted in samples through the encoder, which no other load on the machine changes; time and
+memory stand beside it as they were measured.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from xmodal.comparison.grid import Cell
+import numpy as np
+from ruamel.yaml import YAML
+
+from xmodal import text
+from xmodal.comparison.grid import METHOD, Cell
 from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
+from xmodal.comparison.ranks import levels
 from xmodal.comparison.statistics import CellSummary
 from xmodal.comparison.table import CellResult, ComparisonTable, by_hand
 from xmodal.errors import DataError
-from xmodal.report import history, text
-from xmodal.report.compare_charts import Course, course
-from xmodal.report.run_report import FILE
+from xmodal.report.run import FILE, Words, environment, kept_samples, recipe_text, validation_curve
+from xmodal.report.samples import FieldMaps, side_by_side
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Link:
+class SeedLink:
     """A seed of a cell, and where its page lies seen from the comparison's; empty without one."""
 
     seed: int
@@ -35,18 +44,18 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreEntry:
     """One method on one task: ``mean ± sd``, how many seeds, and what is missing."""
 
     value: str = ""
     seeds: int = 0
     best: bool = False
     missing: str = ""
-    links: tuple[Link, ...] = ()
+    links: tuple[SeedLink, ...] = ()
 
 
 @dataclass(frozen=True)
-class Column:
+class TaskColumn:
     """One task of the table of scores."""
 
     task: str
@@ -54,22 +63,22 @@ class Column:
     better: str
 
 
-def columns(table: ComparisonTable) -> list[Column]:
+def columns(table: ComparisonTable) -> list[TaskColumn]:
     """The tasks, with the metric of their finished cells."""
     found = []
     for task in table.tasks:
         rows = [row for row in table.rows if row.task == task]
         metrics = text.listed(sorted({row.metric for row in rows}))
-        found.append(Column(task, metrics, rows[0].better if rows else ""))
+        found.append(TaskColumn(task, metrics, rows[0].better if rows else ""))
     return found
 
 
-def scores(table: ComparisonTable, page: Path | None) -> list[tuple[str, list[Score]]]:
+def scores(table: ComparisonTable, page: Path | None) -> list[tuple[str, list[ScoreEntry]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
     here = _states(table)
     best = {task: table.best(task) for task in table.tasks}
 
-    def score(key: Key) -> Score:
+    def score(key: Key) -> ScoreEntry:
         return _score(table.summary(*key), here.get(key, []), page, key[0] in best[key[1]])
 
     return [(method, [score((method, task)) for task in table.tasks]) for method in table.methods]
@@ -92,14 +101,16 @@ def _states(table: ComparisonTable) -> dict[Key, list[tuple[Cell, State]]]:
 
 def _score(
     found: CellSummary, here: Sequence[tuple[Cell, State]], page: Path | None, best: bool
-) -> Score:
+) -> ScoreEntry:
     words = [state.word for _, state in here if state.word != DONE]
     words += ["without a finite score"] * (found.failed - words.count(FAILED))
     missing = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-    links = tuple(Link(cell.seed, link(cell, page)) for cell, state in here if state.word == DONE)
+    links = tuple(
+        SeedLink(cell.seed, link(cell, page)) for cell, state in here if state.word == DONE
+    )
     if not found.n:
-        return Score(missing=missing or "not asked for", links=links)
-    return Score(text.mean_sd(found.mean, found.sd), found.n, best, missing, links)
+        return ScoreEntry(missing=missing or "not asked for", links=links)
+    return ScoreEntry(text.mean_sd(found.mean, found.sd), found.n, best, missing, links)
 
 
 def link(cell: Cell, page: Path | None) -> str:
@@ -115,7 +126,37 @@ def link(cell: Cell, page: Path | None) -> str:
     return quote(Path(relative).as_posix()) + ("" if target == report else "/")
 
 
-# --- course of training ------------------------------------------------------------------------
+# --- course of training ---
+
+
+@dataclass(frozen=True)
+class Course:
+    """Validation scores of one method on one task: mean, least and largest over seeds."""
+
+    method: str
+    epochs: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    seeds: int
+
+
+def course(method: str, runs: Sequence[Mapping[int, float]]) -> Course | None:
+    """Mean and range over the runs at the epochs that all of them have; None if there are none."""
+    runs = [run for run in runs if run]
+    shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    columns = [(e, [run[e] for run in runs]) for e in shared]
+    columns = [(e, values) for e, values in columns if all(map(math.isfinite, values))]
+    if not columns:
+        return None
+    return Course(
+        method,
+        tuple(e for e, _ in columns),
+        tuple(sum(values) / len(values) for _, values in columns),
+        tuple(min(values) for _, values in columns),
+        tuple(max(values) for _, values in columns),
+        len(runs),
+    )
 
 
 def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[str, int]]:
@@ -131,7 +172,7 @@ def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[
         runs = []
         for cell, state in here.get((method, task), ()):
             if state.word == DONE:
-                line = history.of_validation(cell.run.metrics(), "")
+                line = validation_curve(cell.run.metrics(), "")
                 skipped = round(line.x[0]) - 1 if len(line.x) > 1 else 0
                 before[method] = max(before.get(method, 0), skipped)
                 scored = zip(line.x, line.y, strict=True)
@@ -144,11 +185,29 @@ def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[
     return f"{split} {metric}{better}", found, {m: n for m, n in before.items() if n}
 
 
-# --- what is missing ---------------------------------------------------------------------------
+def compared_fields(table: ComparisonTable) -> list[tuple[str, list[FieldMaps]]]:
+    """For tasks of 2-D fields: what every method predicts of the same test samples.
+
+    Of each method, its first seed that is done.
+    """
+    here, found = _states(table), []
+    for task in table.tasks:
+        first: dict[str, Cell] = {}
+        for method in table.methods:
+            for cell, state in here.get((method, task), ()):
+                if state.word == DONE:
+                    first.setdefault(method, cell)
+        maps = side_by_side([(m, kept_samples(cell.run)) for m, cell in first.items()])
+        if maps:
+            found.append((task, maps))
+    return found
+
+
+# --- what is missing ---
 
 
 @dataclass(frozen=True)
-class Missing:
+class UnfinishedCells:
     """Cells of one method on one task that are not done for one reason."""
 
     method: str
@@ -160,7 +219,7 @@ class Missing:
     commands: tuple[str, ...]
 
 
-def unfinished(table: ComparisonTable) -> list[Missing]:
+def unfinished(table: ComparisonTable) -> list[UnfinishedCells]:
     """Cells without a result: failed first, then skipped, then those still to come."""
     groups: dict[tuple[str, str, str, str, str], list[Cell]] = {}
     for cell, state in zip(table.cells, table.states, strict=True):
@@ -171,7 +230,7 @@ def unfinished(table: ComparisonTable) -> list[Missing]:
         groups.setdefault((state.word, cell.method, cell.task, at, detail), []).append(cell)
     first = {FAILED: 0, SKIPPED: 1}
     return [
-        Missing(
+        UnfinishedCells(
             method=method,
             task=task,
             seeds=text.spans(cell.seed for cell in cells),
@@ -196,3 +255,218 @@ def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
             except DataError:
                 continue
     return found
+
+
+# --- cost ---
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What runs of a method took, mean over seeds; ``share`` of the dearest is for a bar."""
+
+    method: str
+    encoded: float
+    ratio: str
+    share: float
+    seconds: float
+    memory: int
+    trainable: str
+    runs: int
+
+
+def costs(table: ComparisonTable, tasks: Sequence[str]) -> list[Cost]:
+    """Cost of a run of each method that is done on all of ``tasks``, mean over these tasks."""
+    made = by_cell(table.rows)
+    found: list[tuple[str, list[list[CellResult]]]] = []
+    for method in table.methods:
+        if tasks and all((method, task) in made for task in tasks):
+            found.append((method, [made[method, task] for task in tasks]))
+    encoded = {m: fmean(fmean(r.encoded_samples for r in rows) for rows in g) for m, g in found}
+    cheapest = min((value for value in encoded.values() if value > 0), default=0.0)
+    dearest = max(encoded.values(), default=0.0)
+    return [
+        Cost(
+            method=method,
+            encoded=encoded[method],
+            ratio=f"{encoded[method] / cheapest:.2f}×" if encoded[method] else "none",
+            share=encoded[method] / dearest if dearest else 0.0,
+            seconds=fmean(fmean(r.seconds for r in rows) for rows in groups),
+            memory=max(r.memory_bytes for rows in groups for r in rows),
+            trainable=_parameters([r.trainable for rows in groups for r in rows]),
+            runs=sum(len(rows) for rows in groups),
+        )
+        for method, groups in found
+    ]
+
+
+def _parameters(counts: Sequence[int]) -> str:
+    low, high = text.count(min(counts)), text.count(max(counts))
+    return low if low == high else f"{low} to {high}"
+
+
+def common(table: ComparisonTable) -> tuple[str, ...]:
+    """Tasks on which every method that is done anywhere is done."""
+    made = {(row.method, row.task) for row in table.rows}
+    methods = {row.method for row in table.rows}
+    return tuple(t for t in table.tasks if made and all((m, t) in made for m in methods))
+
+
+def front(table: ComparisonTable) -> tuple[list[Spot], tuple[str, ...]]:
+    """Error against cost on the tasks that all methods share; the tasks come second."""
+    if table.scores is None or not table.rows:
+        return [], ()
+    tasks, level_MT = levels(table.scores)
+    made = by_cell(table.rows)
+    methods = table.scores.methods
+    # A method whose every run failed has spent nothing that is known.
+    known = [i for i, m in enumerate(methods) if all((m, task) in made for task in tasks)]
+    if not tasks or not known:
+        return [], ()
+    error = {methods[i]: float(np.exp(level_MT[i].mean())) for i in known}
+    cost = {}
+    for method in error:
+        passes = [fmean(row.encoded_samples for row in made[method, task]) for task in tasks]
+        cost[method] = math.exp(fmean(map(math.log, passes))) if min(passes) > 0 else 0.0
+    return spots(error, cost), tasks
+
+
+# --- error against cost ---
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One method: geometric mean of its error over the best's, samples through the encoder."""
+
+    method: str
+    error: float
+    cost: float
+    front: bool
+
+
+def spots(error: Mapping[str, float], cost: Mapping[str, float]) -> list[Spot]:
+    """Methods by cost; on the front are those that no other beats in one and matches in the other.
+
+    A method that failed somewhere has an infinite error and is never on the front.
+    """
+    found = []
+    for method in error:
+        e, c = error[method], cost[method]
+        beaten = any(
+            error[o] <= e and cost[o] <= c and (error[o] < e or cost[o] < c)
+            for o in error
+            if o != method
+        )
+        found.append(Spot(method, e, c, math.isfinite(e) and not beaten))
+    return sorted(found, key=lambda spot: (spot.cost, spot.error))
+
+
+# --- recipes and surroundings ---
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """Cells of one method on one task: the first one's recipe, and what others have instead."""
+
+    method: str
+    task: str
+    yaml: str
+    differs: tuple[tuple[str, str], ...]
+    commands: tuple[tuple[int, str], ...]
+    directories: tuple[str, ...]
+
+
+def recipes(table: ComparisonTable) -> list[RecipeEntry]:
+    """One entry for every method on every task that can run."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in table.cells:
+        if cell.directory is not None:
+            groups.setdefault((cell.method, cell.task), []).append(cell)
+    order = [(m, t) for m in table.methods for t in table.tasks if (m, t) in groups]
+    commands = {row.directory: row.command for row in table.rows}
+    return [
+        RecipeEntry(
+            method=method,
+            task=task,
+            yaml=_yaml(groups[method, task][0]),
+            differs=tuple(differences([cell.resolved for cell in groups[method, task]])),
+            commands=tuple(
+                (cell.seed, commands.get(str(cell.directory)) or by_hand(cell))
+                for cell in groups[method, task]
+            ),
+            directories=tuple(str(cell.directory) for cell in groups[method, task]),
+        )
+        for method, task in order
+    ]
+
+
+def _yaml(cell: Cell) -> str:
+    """As the run wrote it; before it began, as it will."""
+    written = recipe_text(cell.run)
+    if written:
+        return written
+    stream = io.StringIO()
+    YAML().dump(dict(cell.resolved), stream)
+    return stream.getvalue()
+
+
+def differences(resolved: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Settings that are not the same in all recipes: the key, and its values in their order."""
+    flat = [dict(_flat(recipe)) for recipe in resolved]
+    keys = dict.fromkeys(key for recipe in flat for key in recipe)
+    found = []
+    for key in keys:
+        values = [_shown(recipe.get(key)) for recipe in flat]
+        if len(set(values)) > 1:
+            found.append((key, ", ".join(values)))
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value:
+        for position, inner in enumerate(value):
+            yield from _flat(inner, f"{key}.{position}" if key else str(position))
+    else:
+        yield key, value
+
+
+def surroundings(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
+    """Versions and machine of all finished cells; where they differ, every value that occurs."""
+    found: dict[str, dict[str, None]] = {}
+    for _, manifest in manifests:
+        # The hash is of one run alone; data are said per task below.
+        kept = {k: v for k, v in manifest.items() if k not in ("hash", "data")}
+        for name, value in environment(kept):
+            found.setdefault(name, {})[value] = None
+    return [(name, "; ".join(values)) for name, values in found.items()]
+
+
+def data_sums(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
+    """The checksum of each task's data, as the finished cells recorded it."""
+    found: dict[str, dict[str, None]] = {}
+    for task, manifest in manifests:
+        for value in manifest.get("data", {}).values():
+            found.setdefault(task, {})[str(value)] = None
+    return [(task, "; ".join(values)) for task, values in found.items()]
+
+
+def design(table: ComparisonTable) -> Words:
+    """What was asked for."""
+    cells = table.cells
+    seeds = text.spans(cell.seed for cell in cells)
+    roles = [
+        m if table.roles.get(m, METHOD) == METHOD else f"{m} ({table.roles[m]})"
+        for m in table.methods
+    ]
+    return [
+        ("Methods", ", ".join(roles) or text.MISSING),
+        ("Tasks", ", ".join(table.tasks) or text.MISSING),
+        ("Seeds", seeds or text.MISSING),
+        ("Cells", text.number(len(cells))),
+    ]

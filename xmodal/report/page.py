@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from xmodal import text
 from xmodal.files import write_atomically
-from xmodal.report import text
+from xmodal.report.charts import COLOURS
 
 TEMPLATES = "templates"
 OWN = "xmodal.report"
@@ -38,7 +39,19 @@ def write_page(path: Path, template: str, context: Mapping[str, Any], package: s
         number=text.number, duration=text.duration, size=text.size, count=text.count
     )
     style = files(OWN).joinpath(TEMPLATES, "report.css").read_text(encoding="utf-8")
+    style = "\n".join((*_variables(), style))
     html = environment.get_template(template).render(style=Markup(style), **context)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, html)
     return path
+
+
+def _variables() -> tuple[str, str]:
+    """The palette as style sheet, light and dark."""
+    light, dark = (
+        " ".join(f"--{name}: {pair[theme]};" for name, pair in COLOURS.items()) for theme in (0, 1)
+    )
+    return (
+        f":root {{ color-scheme: light dark; {light} }}",
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}",
+    )

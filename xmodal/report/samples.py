@@ -11,12 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.report.charts import Chart, Line, curves, series
-from xmodal.report.pictures import ERROR, INPUT, Array, Scale, photo, scale_of
+from xmodal.report.charts import Chart, Curve, curves, series
+from xmodal.report.pictures import (
+    ERROR,
+    INPUT,
+    Array,
+    ColourScale,
+    as_array,
+    drawn_channels,
+    photo,
+    scale_of,
+)
 from xmodal.report.pictures import field as draw_field
-from xmodal.report.text import number
+from xmodal.text import number
 
-MAX_INPUTS, MAX_BARS, MAX_FEATURES, MAX_POINTS = 2, 5, 6, 400
+MAX_BARS, MAX_FEATURES, MAX_POINTS = 5, 6, 400
+COMPARED = 2
 
 
 @dataclass(frozen=True)
@@ -29,17 +39,17 @@ class MapRow:
 
 
 @dataclass(frozen=True)
-class Maps:
+class FieldMaps:
     """Fields side by side. ``bars``: a scale and how many columns share it."""
 
     heads: list[str]
     rows: list[MapRow]
-    bars: list[tuple[Scale, int]]
+    bars: list[tuple[ColourScale, int]]
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Bar:
+class ClassShare:
     """One class: its share in [0, 1] and whether it is true."""
 
     label: str
@@ -48,24 +58,24 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Card:
+class SampleCard:
     """One sample: a picture or chart of its input, and what was predicted."""
 
     name: str
     right: bool | None
     picture: str = ""
     chart: Chart | None = None
-    bars: list[Bar] = field(default_factory=list)
+    bars: list[ClassShare] = field(default_factory=list)
     values: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSamples:
     """The pictures of a run; whatever does not apply is empty."""
 
-    maps: Maps | None = None
+    maps: FieldMaps | None = None
     lines: list[Chart] = field(default_factory=list)
-    cards: list[Card] = field(default_factory=list)
+    cards: list[SampleCard] = field(default_factory=list)
     table: tuple[list[str], list[list[str]]] | None = None
     note: str = ""
 
@@ -75,27 +85,23 @@ class Shown:
         return bool(self.maps or self.lines or self.cards or self.table)
 
 
-def shown(samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]) -> Shown:
+def shown(
+    samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]
+) -> ShownSamples:
     """What to draw of ``samples["test"]`` for the task of ``facts``; empty if nothing was kept."""
     test = samples.get("test")
     task = facts.get("task", {})
     if test is None or not len(test["x"]):
-        return Shown()
+        return ShownSamples()
     x, y, prediction = (as_array(test[name]) for name in ("x", "y", "prediction"))
     target = task["target"]
     if target["shape"] and y.ndim == 4:
-        return Shown(maps=maps(x, y, prediction, samples.get("images", {})))
+        return ShownSamples(maps=maps(x, y, prediction, samples.get("images", {})))
     if target["shape"]:
-        return Shown(lines=_dense_lines(y, prediction))
+        return ShownSamples(lines=_dense_lines(y, prediction))
     if x.ndim == 2:
         return _rows(x, y, prediction, classes)
-    return Shown(cards=_cards(x, y, prediction, classes, samples.get("images", {})))
-
-
-def as_array(tensor: Any) -> Array:
-    """A tensor as a plain array (half precision becomes float)."""
-    tensor = tensor.detach().cpu()
-    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    return ShownSamples(cards=_cards(x, y, prediction, classes, samples.get("images", {})))
 
 
 def relative_error(prediction: Array, y: Array) -> float:
@@ -105,15 +111,9 @@ def relative_error(prediction: Array, y: Array) -> float:
     return float(np.linalg.norm((prediction - y)[good])) / (size or 1.0)
 
 
-def inputs(x: Array, images: Mapping[str, int]) -> list[tuple[str, Array]]:
-    """The channels of ``x`` worth drawing: those the task names, else the first."""
-    named = [(title, c) for title, c in images.items() if 0 <= c < x.shape[1]][:MAX_INPUTS]
-    return [(title, x[:, c]) for title, c in named] or [("input", x[:, 0])]
-
-
-def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> Maps:
+def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> FieldMaps:
     """Input, prediction, truth and absolute error of every sample; scales hold for all samples."""
-    columns = inputs(x, images)
+    columns = drawn_channels(x, images)
     error = np.abs(prediction - y)
     values = scale_of([prediction[:, 0], y[:, 0]])
     errors = scale_of([error[:, 0]], ERROR, zero=True)
@@ -133,7 +133,56 @@ def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> Ma
     heads = [*(title for title, _ in columns), "Prediction", "Truth", "|Error|"]
     bars = [(s, 1) for s in scales] + [(values, 2), (errors, 1)]
     note = f"Output channel 1 of {y.shape[1]} is shown." if y.shape[1] > 1 else ""
-    return Maps(heads, rows, bars, note)
+    return FieldMaps(heads, rows, bars, note)
+
+
+def side_by_side(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[FieldMaps]:
+    """For 2-D fields: every method's prediction and error of the same test samples, one scale.
+
+    ``runs`` are labels and kept samples. Empty for fewer than two, or where their truths differ.
+    """
+    fields = [(name, s) for name, s in runs if "test" in s and s["test"]["y"].ndim == 4]
+    if len(fields) < 2:
+        return []
+    tests = [{k: as_array(v) for k, v in s["test"].items()} for _, s in fields]
+    if any(not np.array_equal(t["y"], tests[0]["y"], equal_nan=True) for t in tests):
+        return []
+    images, labels = fields[0][1].get("images", {}), [name for name, _ in fields]
+    count = min(COMPARED, len(tests[0]["y"]))
+    return [_compared(i, labels, tests, images) for i in range(count)]
+
+
+def _compared(
+    i: int, labels: Sequence[str], tests: Sequence[dict[str, Any]], images: dict[str, int]
+) -> FieldMaps:
+    truth = tests[0]["y"][i, 0]
+    predictions = [test["prediction"][i, 0] for test in tests]
+    errors = [np.abs(prediction - truth) for prediction in predictions]
+    values, error = scale_of([truth, *predictions]), scale_of(errors, ERROR, zero=True)
+    title, channel = drawn_channels(tests[0]["x"], images)[0]
+    given = scale_of([channel[i]], INPUT)
+    sample = f"test sample {i + 1}"
+    above = [(draw_field(channel[i], given), f"{title} of {sample}")]
+    above += [(draw_field(truth, values), f"Truth of {sample}")]
+    above += [
+        (draw_field(p, values), f"Prediction of {label} for {sample}")
+        for label, p in zip(labels, predictions, strict=True)
+    ]
+    below = [("", ""), ("", "")]
+    below += [
+        (draw_field(e, error), f"Absolute error of {label} for {sample}")
+        for label, e in zip(labels, errors, strict=True)
+    ]
+    parts = [number(relative_error(p, truth), 3) for p in predictions]
+    heads = [title, "Truth", *labels]
+    note = "Relative L² error: " + ", ".join(
+        f"{label} {part}" for label, part in zip(labels, parts, strict=True)
+    )
+    rows = [
+        MapRow(f"Test sample {i + 1}", "prediction", above),
+        MapRow("", "absolute error", below),
+    ]
+    return FieldMaps(heads, rows, [(given, 1), (values, 1), (error, 1)], note + ".")
 
 
 def _dense_lines(y: Array, prediction: Array) -> list[Chart]:
@@ -145,32 +194,32 @@ def _dense_lines(y: Array, prediction: Array) -> list[Chart]:
     return drawn
 
 
-def _line(label: str, values: Array, colour: int) -> Line:
+def _line(label: str, values: Array, colour: int) -> Curve:
     step = max(1, len(values) // MAX_POINTS)
     points = [float(v) for v in values[::step]]
-    return Line(label, [i * step for i in range(len(points))], points, colour)
+    return Curve(label, [i * step for i in range(len(points))], points, colour)
 
 
 def _cards(
     x: Array, y: Array, prediction: Array, classes: Sequence[str], images: Mapping[str, int]
-) -> list[Card]:
+) -> list[SampleCard]:
     cards = []
     for i in range(len(x)):
         name = f"Test sample {i + 1}"
         picture, chart = "", None
         if x.ndim == 4:
             rgb = x.shape[1] == 3 and not images
-            picture = photo(x[i] if rgb else inputs(x, images)[0][1][i])
+            picture = photo(x[i] if rgb else drawn_channels(x, images)[0][1][i])
         elif x.ndim == 3:
             channels = [_line(f"channel {c + 1}", x[i, c], series(c)) for c in range(len(x[i]))[:3]]
             chart = curves(f"Input of {name.lower()}", channels, x_label="position", height=1.7)
         bars, right = _bars(y[i], prediction[i], classes)
         values = [] if bars else _values(y[i], prediction[i])
-        cards.append(Card(name, right, picture, chart, bars, values))
+        cards.append(SampleCard(name, right, picture, chart, bars, values))
     return cards
 
 
-def _bars(y: Array, scores: Array, classes: Sequence[str]) -> tuple[list[Bar], bool | None]:
+def _bars(y: Array, scores: Array, classes: Sequence[str]) -> tuple[list[ClassShare], bool | None]:
     """The likeliest classes and the true ones; nothing for regression."""
     single = np.issubdtype(y.dtype, np.integer)
     if not single and not (y.size > 1 and np.isin(y, (0.0, 1.0)).all()):
@@ -180,7 +229,7 @@ def _bars(y: Array, scores: Array, classes: Sequence[str]) -> tuple[list[Bar], b
     order = [int(c) for c in np.argsort(-shares, kind="stable")]
     chosen = order[:MAX_BARS]
     chosen += [c for c in sorted(true)[:MAX_BARS] if c not in chosen and c < len(shares)]
-    bars = [Bar(class_name(c, classes), float(shares[c]), c in true) for c in chosen]
+    bars = [ClassShare(class_name(c, classes), float(shares[c]), c in true) for c in chosen]
     return bars, (order[0] in true if single else None)
 
 
@@ -208,7 +257,7 @@ def _values(y: Array, prediction: Array) -> list[tuple[str, str, str]]:
     ]
 
 
-def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Shown:
+def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> ShownSamples:
     """Samples of a table: a few features, the truth, the prediction."""
     width = min(MAX_FEATURES, x.shape[1])
     head = ["sample", "truth", "prediction", *(f"feature {c + 1}" for c in range(width))]
@@ -225,4 +274,4 @@ def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Show
         rows.append([str(i + 1), truth, said, *features])
     hidden = x.shape[1] - width
     note = f"{hidden} further features are not shown." if hidden else ""
-    return Shown(table=(head, rows), note=note)
+    return ShownSamples(table=(head, rows), note=note)

@@ -26,12 +26,12 @@ from xmodal.testing.contract import (
     check_task,
     check_tracker,
 )
-from xmodal.testing.exporting import tiny_trained
-from xmodal.testing.support import build
+from xmodal.testing.surroundings import tiny_trained
 from xmodal.testing.tiny import (
     TinyBackbone,
     TinyScheduler,
     TinySelector,
+    build,
     progress,
     tiny_backbone,
     tiny_context,

@@ -14,14 +14,11 @@ from collections.abc import Callable
 
 from xmodal.interfaces import Component
 from xmodal.testing.encoding import check_backbone, check_embedder, check_predictor
-from xmodal.testing.exporting import check_exporter
-from xmodal.testing.launching import check_launcher
 from xmodal.testing.loading import check_source, check_stage, check_task
-from xmodal.testing.measuring import check_adapter, check_distance
-from xmodal.testing.scoring import check_loss, check_metric
+from xmodal.testing.scoring import check_adapter, check_distance, check_loss, check_metric
 from xmodal.testing.selecting import check_mixer, check_scheduler, check_selector
-from xmodal.testing.support import Given, check_config
-from xmodal.testing.tracking import check_tracker
+from xmodal.testing.surroundings import check_exporter, check_launcher, check_tracker
+from xmodal.testing.tiny import Given, check_config
 
 __all__ = [
     "CHECKS",

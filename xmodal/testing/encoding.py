@@ -22,24 +22,21 @@ from xmodal.interfaces import (
     Predictor,
     TaskFacts,
 )
-from xmodal.testing.support import (
+from xmodal.testing.tiny import (
+    BATCH,
+    GRIDS,
     Given,
+    TinyBackbone,
     build,
     check_config,
     expect,
     finite,
     gradients,
+    random,
     same,
     seeded,
     settings,
     shaped,
-)
-from xmodal.testing.support import tokens as check_tokens
-from xmodal.testing.tiny import (
-    BATCH,
-    GRIDS,
-    TinyBackbone,
-    random,
     tiny_backbone,
     tiny_context,
     tiny_facts,
@@ -47,6 +44,7 @@ from xmodal.testing.tiny import (
     tiny_target,
     tiny_task,
 )
+from xmodal.testing.tiny import tokens as check_tokens
 
 KINDS = ("classification", "multi-label", "regression", "dense")
 

@@ -22,7 +22,7 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
-from xmodal.testing.support import (
+from xmodal.testing.tiny import (
     Given,
     build,
     check_config,
@@ -30,8 +30,9 @@ from xmodal.testing.support import (
     finite,
     settings,
     shaped,
+    tiny_context,
+    tiny_facts,
 )
-from xmodal.testing.tiny import tiny_context, tiny_facts
 
 SPLITS = ("train", "validation", "test")
 

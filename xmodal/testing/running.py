@@ -13,7 +13,7 @@ from xmodal import runs
 from xmodal.engine import checkpoint
 from xmodal.engine.loop import EpochRecord, StepRecord
 from xmodal.engine.observe import Silent
-from xmodal.testing.support import expect
+from xmodal.testing.tiny import expect
 
 
 class RecordingObserver(Silent):

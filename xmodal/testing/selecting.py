@@ -15,30 +15,28 @@ from torch import Tensor, nn
 
 from xmodal.batch import SOURCE, TARGET, Progress, Sample, Selection, Tokens, View
 from xmodal.interfaces import Component, Facts, Mixer, Scheduler, Selector
-from xmodal.testing.support import (
+from xmodal.testing.tiny import (
+    BATCH,
+    GRIDS,
+    WIDTH,
     Given,
+    TinyScheduler,
+    TinySelector,
     build,
     check_config,
     expect,
     finite,
     has_dropout,
+    progress,
     same,
     seeded,
     shaped,
-)
-from xmodal.testing.support import tokens as check_tokens
-from xmodal.testing.tiny import (
-    BATCH,
-    GRIDS,
-    WIDTH,
-    TinyScheduler,
-    TinySelector,
-    progress,
     tiny_context,
     tiny_facts,
     tiny_sample,
     tiny_tokens,
 )
+from xmodal.testing.tiny import tokens as check_tokens
 
 GRID = GRIDS["grid"]
 NUM_TOKENS = GRID[0] * GRID[1]

@@ -107,8 +107,8 @@ class TokenEmbedder(Embedder):
 
 
 def pretrained_positions(backbone: Backbone, grid: tuple[int, ...]) -> Tensor | None:
-    """The backbone's positions ``[N, D]`` for a grid; to a backbone of images a sequence is one
-    row.
+    """The backbone's positions ``[N, D]`` for a grid; to a backbone of images a sequence is
+    one row.
     """
     found = backbone.positions(grid)
     return backbone.positions((1, *grid)) if found is None and len(grid) == 1 else found

@@ -106,8 +106,8 @@ def copy_projection(pretrained: nn.Conv2d, projection: nn.Conv2d, rescale: bool)
 
 
 def _patch(config: Patch.Config, backbone: BackboneFacts) -> int:
-    """The patch side in pixels. Raises ValueError where neither the recipe nor the backbone has
-    one.
+    """The patch side in pixels. Raises ValueError where neither the recipe nor the backbone
+    has one.
     """
     side = config.patch or backbone.patch
     if side is None:

@@ -39,6 +39,8 @@ class EMD(Distance):
     What ``sinkhorn`` becomes for a vanishing regularisation; classes are not looked at.
     """
 
+    citation = "Flamary et al.: POT: Python Optimal Transport, JMLR 2021"
+
     class Config(Settings):
         """Settings of the distance."""
 

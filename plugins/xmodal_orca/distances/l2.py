@@ -20,6 +20,11 @@ class L2(Distance):
     target points to the source's middle and is not 0 for equal sets.
     """
 
+    citation = (
+        "Shen, Li, Dery, Staten, Khodak, Neubig, Talwalkar: Cross-Modal Fine-Tuning: Align "
+        "then Refine (ORCA), ICML 2023"
+    )
+
     class Config(Settings):
         """No settings."""
 

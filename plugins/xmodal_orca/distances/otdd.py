@@ -48,6 +48,10 @@ class OTDD(Distance):
     ``sinkhorn`` has the same gradient for half the time.
     """
 
+    citation = (
+        "Alvarez-Melis, Fusi: Geometric Dataset Distances via Optimal Transport, NeurIPS 2020"
+    )
+
     class Config(Settings):
         """Settings of the distance."""
 

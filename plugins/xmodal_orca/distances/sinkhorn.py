@@ -29,6 +29,11 @@ class Sinkhorn(Distance):
     looked at. OTDD with one target class, as ORCA calls it, differs by a constant.
     """
 
+    citation = (
+        "Feydy et al.: Interpolating between Optimal Transport and MMD using Sinkhorn "
+        "Divergences, AISTATS 2019"
+    )
+
     class Config(Settings):
         """Settings of the distance."""
 

@@ -20,6 +20,8 @@ class Sliced(Distance):
     Exact transport of the projections on each line; classes are not looked at.
     """
 
+    citation = "Flamary et al.: POT: Python Optimal Transport, JMLR 2021"
+
     class Config(Settings):
         """Settings of the distance."""
 

@@ -15,7 +15,7 @@ from xmodal.batch import Progress, Tokens
 from xmodal.engine.evaluate import evaluate
 from xmodal.errors import UsageError
 from xmodal.interfaces import Scheduler
-from xmodal.report.facts import kept_samples
+from xmodal.report import kept_samples
 from xmodal.runs import Run
 from xmodal.workbench import OpenedRun
 from xmodal_analysis import landscape, maps, patches

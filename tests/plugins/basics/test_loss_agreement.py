@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from xmodal.interfaces import Loss, Target
-from xmodal.testing.support import build as make
+from xmodal.testing.tiny import build as make
 from xmodal.testing.tiny import tiny_context, tiny_facts
 from xmodal_basics import losses
 

@@ -19,13 +19,7 @@ from torch import Tensor
 from xmodal.batch import SOURCE, Points, Progress, Tokens
 from xmodal.interfaces import Distance, Settings
 from xmodal.settings import Use
-from xmodal.testing.support import build
-from xmodal.testing.tiny import (
-    WIDTH,
-    TinySelector,
-    tiny_context,
-    tiny_sample,
-)
+from xmodal.testing.tiny import WIDTH, TinySelector, build, tiny_context, tiny_sample
 from xmodal_beyond.by_distance import ByDistance, k_at, monotone
 from xmodal_pare.patch_replace import PatchReplace
 from xmodal_pare.schedulers import Linear

@@ -19,12 +19,12 @@ from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Term, Tokens, 
 from xmodal.engine.model import TrainingModel
 from xmodal.interfaces import Mixer, Settings
 from xmodal.settings import Use
-from xmodal.testing.support import build
 from xmodal.testing.tiny import (
     CLASSES,
     WIDTH,
     TinyScheduler,
     TinySelector,
+    build,
     tiny_context,
     tiny_sample,
     tiny_tokens,

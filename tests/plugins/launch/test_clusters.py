@@ -104,7 +104,7 @@ def jobs(folder: Path, number: int) -> list[Job]:
 
 
 def slurm(tmp_path: Path, **settings: Any) -> Slurm:
-    return Slurm(Slurm.Config(folder=tmp_path / "slurm", **settings))
+    return Slurm(Slurm.Config(folder=tmp_path / "slurm", **settings), Context.outside(Store()))
 
 
 def test_a_controller_that_does_not_answer_ends_no_job(tmp_path: Path, fake: Path) -> None:

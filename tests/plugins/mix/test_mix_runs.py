@@ -20,11 +20,11 @@ from xmodal.engine.plan import compose_plan
 from xmodal.interfaces import Context, Target
 from xmodal.plugins import registry
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
-from xmodal.testing.support import build
 from xmodal.testing.tiny import (
     TinyBackbone,
     TinyScheduler,
     TinySelector,
+    build,
     progress,
     random,
     tiny_context,

@@ -89,7 +89,8 @@ def test_gradient_is_that_of_the_objective_written_out() -> None:
     made = session("stages.0.weight=5", "stages.0.alpha=0.5")
     found = backward(made)
     model, step = made.model, problem(made)
-    ((x, y), share), (source, labels) = step.target[0], step.source
+    batch, (source, labels) = step.target[0], step.source
+    x, y, share = batch.x, batch.y, batch.share
     assert share == 1
     backbone = model.backbone
     phi = {n: p.detach().clone().requires_grad_() for n, p in backbone.named_parameters()}
@@ -125,7 +126,7 @@ def test_warmup_minimises_the_target_loss_alone() -> None:
     step = problem(made, epoch=0)
     assert step.source is None
     found = backward(made, epoch=0)
-    ((x, y), _) = step.target[0]
+    x, y = step.target[0].x, step.target[0].y
     made.model.zero_grad(set_to_none=True)
     made.model.loss(made.model.predict(x), y).mean().backward()
     for name, parameter in made.model.embedder.named_parameters():
@@ -231,9 +232,9 @@ def test_steps_start_anywhere_and_read_nothing_before_they_are_asked() -> None:
     assert b.source is not None
     assert again.source is not None
     assert torch.equal(b.source[0], again.source[0])
-    assert torch.equal(b.target[0][0][0], again.target[0][0][0])
+    assert torch.equal(b.target[0].x, again.target[0].x)
     assert not torch.equal(a.source[0], b.source[0])
-    assert [share for _, share in a.target] == [0.4, 0.4, 0.2]
+    assert [batch.share for batch in a.target] == [0.4, 0.4, 0.2]
 
 
 # --- what it leaves ---
@@ -264,7 +265,7 @@ def test_running_statistics_of_the_head_stay() -> None:
     backward(made)
     backward(made, epoch=0)
     assert made.model.predictor.calls.item() == made.model.backbone.calls.item() == 0
-    made.model.predict(problem(made).target[0][0][0])
+    made.model.predict(problem(made).target[0].x)
     assert made.model.predictor.calls.item() == made.model.backbone.calls.item() == 1
 
 

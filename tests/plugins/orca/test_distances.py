@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from xmodal.batch import Points
 from xmodal.plugins import registry
-from xmodal.testing.support import build as build_component
+from xmodal.testing.tiny import build as build_component
 from xmodal.testing.tiny import random, tiny_context
 from xmodal_orca.distances import entropic
 from xmodal_orca.distances.bures import Bures
@@ -138,6 +138,7 @@ def _unrolled(x, z, epsilon, steps):
     return transport(x, z) - 0.5 * transport(x, x) - 0.5 * transport(z, z)
 
 
+@pytest.mark.slow
 def test_sinkhorn_gradient_is_that_of_a_converged_unrolled_loop():
     x, z = cloud(30, 4), cloud(12, 4, seed=1, shift=0.5)
     leaf = z.clone().requires_grad_()

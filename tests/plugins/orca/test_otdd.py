@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 
 from xmodal.batch import Points
-from xmodal.testing.support import build as build_component
+from xmodal.testing.tiny import build as build_component
 from xmodal.testing.tiny import random, tiny_context
 from xmodal_orca.distances import entropic, labels
 from xmodal_orca.distances.bures import RIDGE
@@ -164,6 +164,7 @@ def test_the_gradient_through_labels(case):
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_published_gradient_holds_labels_fixed():
     z, t = TARGET
     distance = build(**TIGHT, inner="exact")

@@ -278,6 +278,7 @@ def test_only_updates_embedder_and_predictor_train(tmp_path: Path) -> None:
     assert finished.read("result.json")["parameters"]["trainable"] == expected
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_equal_and_its_model_loads(tmp_path: Path) -> None:
     drop = "adapter.dropout=0.1"
     whole = run(tmp_path / "whole", drop)

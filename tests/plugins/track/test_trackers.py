@@ -466,7 +466,7 @@ def test_one_that_falls_behind_is_switched_off(
     monkeypatch.setattr(tracking, "BEHIND", 5)
     told = Tracked("example/run", tmp_path, {}, {})
     kept = tracking._Kept(runs.Run(tmp_path), lambda line: None)
-    channel = tracking._Channel("slow", Slow(Slow.Config()), kept, told)
+    channel = tracking._Channel("slow", Slow(Slow.Config(), tiny_context()), kept, told)
     begun = time.monotonic()
     for step in range(1, 10):
         channel.log((step, 0, 0), {"step/loss": 1.0})

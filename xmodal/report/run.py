@@ -1,0 +1,259 @@
+"""The page of one run: what was measured, how training went, what was predicted and mixed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from xmodal import text
+from xmodal.engine import checkpoint
+from xmodal.errors import DataError
+from xmodal.report.charts import Chart, Curve, curves, series
+from xmodal.report.page import write_page
+from xmodal.report.pictures import mixing
+from xmodal.report.samples import shown
+from xmodal.runs import Run
+
+FILE = "report.html"
+LOSS, RATE, NORM, REPLACED = "loss", "lr", "gradient_norm", "k"
+_PART = re.compile(r"view(\d+)/(.+)")
+_MAX_OTHERS = 4
+
+Lines = Sequence[Mapping[str, Any]]
+Words = list[tuple[str, str]]
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report.html`` into a run directory and return its path.
+
+    Reads only the run directory; whatever the run has not produced (yet) is left out. Raises
+    DataError for a damaged file.
+    """
+    manifest, result = run.read("manifest.json"), run.read("result.json")
+    facts = manifest.get("facts", {})
+    metrics = run.metrics()
+    samples = kept_samples(run)
+    context = {
+        "name": manifest.get("name") or run.path.name,
+        "task": result.get("task") or facts.get("task", {}).get("name", ""),
+        "result": result,
+        "selection": selection(result),
+        "measured": measured(result),
+        "setting": setting(facts),
+        "notes": result.get("notes", []),
+        "charts": history_charts(metrics, result),
+        "numbers": history_table(metrics) if metrics else None,
+        "shown": shown(samples, facts, manifest.get("classes", [])),
+        "mixing": mixing(samples, facts),
+        "recipe": recipe_text(run),
+        "environment": environment(manifest),
+    }
+    return write_page(run.path / FILE, "run.html.jinja", context)
+
+
+# --- what it says in words ---
+
+
+def kept_samples(run: Run) -> dict[str, Any]:
+    """The samples a run kept for pictures; nothing if it kept none or they are damaged."""
+    try:
+        return checkpoint.load(run.path / "samples")
+    except DataError:
+        return {}
+
+
+def recipe_text(run: Run) -> str:
+    """The resolved recipe, as it was written."""
+    file = run.path / "resolved.yaml"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def selection(result: Mapping[str, Any]) -> str:
+    """One sentence: which weights were tested, and what chose them."""
+    if not result:
+        return "This run has no result yet."
+    at = result["validation"]["at"]
+    epoch = f" epoch {at[1] + 1}" if at else " the last epoch"
+    stage = f" of stage {at[0] + 1}" if at and at[0] else ""
+    if result["selected_on"] == "test":
+        return (
+            f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen by their "
+            "score on the test split itself, so this number is optimistic."
+        )
+    return (
+        f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen on the "
+        f"{result['selected_on']} split and scored on the test split once."
+    )
+
+
+def measured(result: Mapping[str, Any]) -> Words:
+    """The numbers beside the test score."""
+    if not result:
+        return []
+    parameters, norms = result["parameters"], result.get("token_norm", {})
+    split = result["selected_on"]
+    words = [
+        ("Test loss", text.number(result["test"]["loss"])),
+        (f"Best {split} {result['metric']}", text.number(result["validation"]["metric"])),
+        ("Optimizer steps", text.number(result["steps"])),
+        ("Samples through the encoder", text.number(result.get("encoded_samples"))),
+        ("Training steps took", text.duration(result["seconds"]["training"])),
+        ("Whole process took", text.duration(result["seconds"]["this_process"])),
+        ("Peak memory", text.size(result["memory_bytes"])),
+        ("Trained parameters", trained(parameters)),
+        ("Device", str(result["device"])),
+        ("Seed", str(result["seed"])),
+    ]
+    if norms.get("target") is not None:
+        pair = f"{text.number(norms['target'], 3)} target"
+        if norms.get("source") is not None:
+            pair += f", {text.number(norms['source'], 3)} source"
+        words.append(("Mean token norm at start", pair))
+    return words
+
+
+def trained(parameters: Mapping[str, int]) -> str:
+    """``0.3 M of 27.5 M (1.1 %)``."""
+    part, total = parameters["trainable"], parameters["total"]
+    if not total:
+        return "none"
+    share = f" ({100 * part / total:.3g}\u00a0%)"
+    return f"{text.count(part)} of {text.count(total)}{share}"
+
+
+def setting(facts: Mapping[str, Any]) -> Words:
+    """Task, source and backbone in words."""
+    words: Words = []
+    task, source, backbone = (facts.get(name) or {} for name in ("task", "source", "backbone"))
+    if task:
+        target = task["target"]
+        label = f"{target['kind']}, {text.plural(target['size'], 'output')}"
+        if target["shape"]:
+            label += f" on {_sides(target['shape'])}"
+        counts = ", ".join(f"{text.number(n)} {name}" for name, n in task["samples"].items())
+        words += [("Sample", _sides(task["shape"])), ("Label", label), ("Samples", counts)]
+    if facts.get("grid"):
+        words.append(("Target tokens", _sides(facts["grid"])))
+    if backbone:
+        words.append(
+            ("Backbone", f"{backbone['name']} ({backbone['modality']}, width {backbone['width']})")
+        )
+    if source:
+        words.append(("Source", f"{source['name']} ({source['modality']})"))
+    return words
+
+
+def environment(manifest: Mapping[str, Any]) -> Words:
+    """Versions, hashes and machine."""
+    words: Words = [
+        (name, str(manifest[key]))
+        for name, key in (
+            ("xmodal", "xmodal"),
+            ("Python", "python"),
+            ("Platform", "platform"),
+            ("Processor cores", "cores"),
+            ("Content hash", "hash"),
+        )
+        if key in manifest
+    ]
+    words += [(f"Data: {name}", str(value)) for name, value in manifest.get("data", {}).items()]
+    words += [(name, str(value)) for name, value in manifest.get("libraries", {}).items()]
+    components = manifest.get("components", {})
+    words += [(name.replace(":", " "), str(value)) for name, value in components.items()]
+    return words
+
+
+def _sides(shape: Any) -> str:
+    return " × ".join(text.number(int(side)) for side in shape) or "single"
+
+
+# --- learning curves, one chart a quantity, one line a part ---
+
+
+def history_charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
+    """Loss and its parts, validation metric, k, learning rate, gradient norm, and what else is.
+
+    A single epoch makes no curve, so it gives no chart.
+    """
+    if len(metrics) < 2:
+        return []
+    borders = stage_borders(metrics)
+    names = sorted({name for line in metrics for name in line["train"]})
+    parts = [name for name in names if _PART.fullmatch(name)]
+    drawn = [_losses(metrics, parts, borders), _validation(metrics, result, borders)]
+    titles = {REPLACED: "Tokens replaced, k", RATE: "Learning rate", NORM: "Gradient norm"}
+    others = [n for n in names if n not in {LOSS, *titles, *parts}][:_MAX_OTHERS]
+    for name in [*titles, *others]:
+        line = train_curve(metrics, name)
+        if line is not None:
+            drawn.append(curves(titles.get(name, name), [line], borders=borders))
+    return [chart for chart in drawn if chart is not None]
+
+
+def train_curve(metrics: Lines, name: str, label: str = "", colour: int = 1) -> Curve | None:
+    """A train mean over epochs counted through all stages; None where it was never logged."""
+    points = [(i + 1, float(m["train"][name])) for i, m in enumerate(metrics) if name in m["train"]]
+    if not points:
+        return None
+    return Curve(label or name, [x for x, _ in points], [y for _, y in points], colour)
+
+
+def validation_curve(metrics: Lines, label: str, colour: int = 1) -> Curve:
+    """The validation metric over epochs, its best epoch marked."""
+    scored = [
+        (i + 1, float(m["validation"]["metric"]))
+        for i, m in enumerate(metrics)
+        if m["validation"]["metric"] is not None
+    ]
+    best = [i + 1 for i, m in enumerate(metrics) if m.get("best")]
+    mark = (float(best[-1]), dict(scored)[best[-1]]) if best else None
+    return Curve(label, [x for x, _ in scored], [y for _, y in scored], colour, mark)
+
+
+def stage_borders(metrics: Lines) -> list[float]:
+    """Where a new stage begins, between two epochs."""
+    pairs = enumerate(pairwise(metrics))
+    return [i + 1.5 for i, (before, after) in pairs if before["stage"] != after["stage"]]
+
+
+def history_table(metrics: Lines) -> tuple[list[str], list[list[str]]]:
+    """The same numbers as text: column names and one row an epoch."""
+    names = sorted({name for line in metrics for name in line["train"]})
+    head = ["epoch", "validation metric", "validation loss", "seconds", *names]
+    rows = []
+    for position, line in enumerate(metrics):
+        scores = line["validation"]
+        cells = [scores["metric"], scores["loss"], line["seconds"]]
+        cells += [line["train"].get(name) for name in names]
+        best = " (best so far)" if line.get("best") else ""
+        rows.append([f"{position + 1}{best}", *(text.number(cell) for cell in cells)])
+    return head, rows
+
+
+def _losses(metrics: Lines, parts: Sequence[str], borders: Sequence[float]) -> Chart | None:
+    total = train_curve(metrics, LOSS, "total", colour=0)
+    lines = [] if total is None else [total]
+    for position, name in enumerate(parts):
+        match = _PART.fullmatch(name)
+        assert match is not None
+        line = train_curve(metrics, name, f"view {match[1]}, {match[2]} head", series(position + 1))
+        assert line is not None
+        lines.append(line)
+    if not lines:
+        return None
+    note = "Parts are shown before weighting, so they need not add up to the total."
+    return curves("Training loss", lines, borders=borders, note=note if len(lines) > 1 else "")
+
+
+def _validation(metrics: Lines, result: Mapping[str, Any], borders: Sequence[float]) -> Chart:
+    name = result.get("metric", "metric")
+    split = "Test" if result.get("selected_on") == "test" else "Validation"
+    line = validation_curve(metrics, f"{split} {name}", series(0))
+    note = ""
+    if line.mark is not None:
+        note = f"Ring: the best epoch, {int(line.mark[0])}, at {text.number(line.mark[1])}."
+    better = f"{str(result['better']).capitalize()} is better. " if "better" in result else ""
+    return curves(f"{split} {name}", [line], borders=borders, note=better + note)
