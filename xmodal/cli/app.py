@@ -54,7 +54,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(plugins.app, name="plugins")
 
 
-class _Words(logging.Handler):
+class _ToStderr(logging.Handler):
     """What the registry has to say, on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     from xmodal.plugins import add_commands, log
 
-    log.handlers = [_Words()]
+    log.handlers = [_ToStderr()]
     log.setLevel(logging.INFO)
     try:
         for line in add_commands(app):
