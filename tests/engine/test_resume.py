@@ -74,12 +74,13 @@ def test_a_run_reads_its_numbers_once_and_keeps_a_log(
         run("nft", tmp_path, StopAt(6))
     done = run("nft", tmp_path)
     assert len(reads) == 2  # once when it began, and once when it was resumed
+    device = done.read("result.json")["device"]
     log = (done.path / "log.txt").read_text().splitlines()
     said = [line.split(" ", 2)[2].partition("  ")[0] for line in log if " note: " not in line]
     assert said == [
-        f"running {done.path} on cpu",
+        f"running {done.path} on {device}",
         "epoch 1/3",
-        f"resuming {done.path} on cpu",
+        f"resuming {done.path} on {device}",
         "epoch 2/3",
         "epoch 3/3",
     ]
