@@ -334,7 +334,7 @@ def _blocks(language: str) -> list[str]:
 def test_the_code_of_the_documentation_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin, _, test = _blocks("python")
+    plugin, *_, test = _blocks("python")
     file = tmp_path / "my_selector.py"
     file.write_text(plugin)
     (tmp_path / "test_it.py").write_text(test)

@@ -70,6 +70,19 @@ def test_public_names_are_documented(name: str) -> None:
             assert (value.__doc__ or "").strip(), f"{name}.{key}"
 
 
+def test_public_modules_are_listed_alike_everywhere() -> None:
+    plugins, compatibility, changes = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("docs/plugins.md", "docs/compatibility.md", "CHANGELOG.md")
+    )
+    table = plugins.partition("## What to import")[2]
+    promise = compatibility.partition("**Public modules**")[2].partition("\n\n")[0]
+    change = changes.partition("Plugins import from the public modules")[2].partition("\n- ")[0]
+    assert sorted(re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)) == sorted(PUBLIC)
+    assert sorted(re.findall("`([^`]+)`", promise)) == sorted(PUBLIC)
+    assert sorted(re.findall("`([^`]+)`", change)) == sorted(PUBLIC)
+
+
 def test_a_class_name_means_one_thing() -> None:
     places = defaultdict(list)
     for path in _files("xmodal", "plugins"):

@@ -1,7 +1,7 @@
 """Modules under their old names: importing one warns, and gives what the new one has.
 
 ``xmodal/__init__`` installs the finder, which the import system asks only for names that it has not
-found otherwise. Old names go with the next major version.
+found otherwise. How long old names stay is in docs/compatibility.md.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ MODULES = {
     "xmodal.recipe.model": "xmodal.recipe.recipe",
     "xmodal.recipe.use": "xmodal.settings",
     "xmodal.registry": "xmodal.plugins",
+    "xmodal.report.compare_report": "xmodal.report",
     "xmodal.testing.exporting": "xmodal.testing.surroundings",
     "xmodal.testing.launching": "xmodal.testing.surroundings",
     "xmodal.testing.measuring": "xmodal.testing.scoring",

@@ -284,6 +284,12 @@ def test_links_resolve(page: Path) -> None:
             assert anchor in anchors(found), f"{target}: no such heading"
 
 
+def test_fences_are_not_indented() -> None:
+    """The site shows an indented fence as plain text."""
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    assert not [page for page, text in texts.items() if re.search(r"^ +```", text, re.MULTILINE)]
+
+
 def test_navigation_names_every_page() -> None:
     site = YAML(typ="safe", pure=True).load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
