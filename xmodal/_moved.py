@@ -49,6 +49,8 @@ MODULES = {
     "xmodal.recipe.model": "xmodal.recipe.recipe",
     "xmodal.recipe.use": "xmodal.settings",
     "xmodal.registry": "xmodal.plugins",
+    "xmodal.report.compare_report": "xmodal.report.compare",
+    "xmodal.report.run_report": "xmodal.report.run",
     "xmodal.testing.exporting": "xmodal.testing.surroundings",
     "xmodal.testing.launching": "xmodal.testing.surroundings",
     "xmodal.testing.measuring": "xmodal.testing.scoring",
