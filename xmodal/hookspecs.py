@@ -53,7 +53,7 @@ def xmodal_predictors() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def xmodal_backbones() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Backbones: pretrained backbones."""
+    """Backbones: the pretrained transformers that runs adapt."""
 
 
 @hookspec

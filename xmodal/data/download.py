@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from xmodal import text
 from xmodal.errors import DataError
 from xmodal.files import digest, inside, read_json, write_json
 
@@ -217,7 +218,7 @@ def _check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02:
         raise DataError(
-            f"{what} needs {needed / 2**20:,.0f} MiB but only {free / 2**20:,.0f} MiB are free in "
+            f"{what} needs {text.size(needed)} but only {text.size(free)} are free in "
             f"{folder}\nways out: free some space, or set {CACHE} to a folder on another disk"
         )
 
@@ -274,7 +275,7 @@ def take_members(archive: Path, members: list[str], folder: Path) -> None:
 
 def _bomb(archive: Path, limit: int) -> DataError:
     return DataError(
-        f"{archive} would unpack to more than {limit / 2**20:,.0f} MiB or {MAX_MEMBERS:,} files, "
+        f"{archive} would unpack to more than {text.size(limit)} or {MAX_MEMBERS:,} files, "
         "far beyond its own size; refusing it\nway out: unpack it by hand if you trust it"
     )
 
