@@ -21,6 +21,12 @@ DOCUMENTED = [
     ("xmodal.compare.verdicts", "weigh", "xmodal.comparison.verdicts", "weigh"),
     ("xmodal.recipe.use", "Use", "xmodal.settings", "Use"),
     ("xmodal.registry", "Registry", "xmodal.plugins", "Registry"),
+    (
+        "xmodal.report.compare_report",
+        "write_compare_report",
+        "xmodal.report.compare",
+        "write_compare_report",
+    ),
     ("xmodal.trained", "Trained", "xmodal.inference.model", "TrainedModel"),
 ]
 

@@ -85,6 +85,7 @@ def analyse(
     Example:  xmodal analyse runs/demo-pare --figures landscape,patches
     """
     wanted = chosen(figures, NAMES, "figure")
+    output.loading(quiet)
     from xmodal import workbench
     from xmodal_analysis.analyse import FOLDER, Analysis, Wish
     from xmodal_analysis.restore import restore
@@ -147,6 +148,7 @@ def distance(
     Example:  xmodal distance digits fashion-mnist --embed vit-s14 --distance sliced
     """
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
+    output.loading(quiet)
     from xmodal import workbench
     from xmodal.data import Store
     from xmodal_analysis import between, embedded, named
@@ -211,6 +213,7 @@ def rank(
     """
     (wanted,) = chosen(space, ("embeddings", "features"), "space")
     (key,) = chosen(by, SCORES, "score")
+    output.loading(quiet)
     from xmodal import workbench
     from xmodal_analysis import rank as ranking
     from xmodal_analysis.watch import Watch

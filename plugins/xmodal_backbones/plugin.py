@@ -19,6 +19,6 @@ def xmodal_backbones() -> Mapping[str, str]:
         "swin": "xmodal_backbones.swin:Swin",
         "roberta": "xmodal_backbones.text:Roberta",
         "hf": "xmodal_backbones.hf:HuggingFace",
-        "timm": "xmodal_backbones.timm_body:Timm",
+        "timm": "xmodal_backbones.timm_backbone:Timm",
         "tiny": "xmodal_backbones.tiny:Tiny",
     }

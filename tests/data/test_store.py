@@ -186,7 +186,7 @@ def test_download_checks_the_disk_first(
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
-    with pytest.raises(DataError, match=r"B are free in(.|\n)*XMODAL_CACHE"):
+    with pytest.raises(DataError, match=r"1\.00 kB are free(.|\n)*XMODAL_CACHE"):
         store.download([server.url], "a.bin")
 
 

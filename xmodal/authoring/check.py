@@ -274,8 +274,8 @@ def _recipes(package: Package) -> Iterator[tuple[str, Path]]:
     """The recipes that the package ships, by name."""
     from xmodal.recipe.compose import all_recipes
 
-    hooks = [getattr(plugin.module, "xmodal_recipes", None) for plugin in package.loaded]
-    folders = [Path(str(hook())).resolve() for hook in hooks if hook is not None]
+    answers = [package.registry.call("xmodal_recipes", plugin) for plugin in package.loaded]
+    folders = [Path(str(answer)).resolve() for answer in answers if answer is not None]
     for found in all_recipes(package.registry):
         if any(found.path.resolve().is_relative_to(folder) for folder in folders):
             yield found.name, found.path

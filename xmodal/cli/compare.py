@@ -118,7 +118,7 @@ def compare(
 
 
 def watched(**asked: Any) -> ComparisonTable:
-    """Run a comparison, ``asked`` in the words of ``running.compare``, and show how it goes."""
+    """Run a comparison, ``asked`` in the words of ``xmodal.compare``, and show how it goes."""
     from xmodal.comparison import run
 
     with _live() as watch, _warnings_as_notes():

@@ -40,6 +40,15 @@ def hush() -> None:
     logging.getLogger("xmodal.plugins").setLevel(logging.WARNING)
 
 
+def loading(quiet: bool = False) -> None:
+    """Say, unless ``quiet``, that torch is about to be loaded: the first word of a slow command."""
+    if quiet:
+        hush()
+    from xmodal.plugins import announce_loading
+
+    announce_loading()
+
+
 def print_json(content: Any) -> None:
     """Print a value as JSON."""
     typer.echo(json.dumps(content, indent=1, default=str))

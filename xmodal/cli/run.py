@@ -16,8 +16,9 @@ from xmodal.cli.output import Plugins as Plugins
 Recipes = Annotated[
     list[str],
     typer.Argument(
+        metavar="RECIPE|KEY=VALUE",
         help="A recipe name or path, more of them (later win), and overrides such as seed=3 or "
-        "stages.0.epochs=5."
+        "stages.0.epochs=5.",
     ),
 ]
 Track = Annotated[

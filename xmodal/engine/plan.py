@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xmodal.data.store import Store
 from xmodal.errors import Problem, RecipeError
+from xmodal.facts import Facts, Target
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
 from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
 from xmodal.settings import Use
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Facts, Target
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,6 @@ def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
 
     May read the user's own files and configuration of a backbone; DataError passes through.
     """
-    from xmodal.interfaces import Facts  # imports torch, which a wrong recipe need not wait for
-
     task = recipe.task.component.describe(recipe.task.config, store)
     backbone = recipe.backbone.component.describe(recipe.backbone.config, store)
     source = recipe.source.component.describe(recipe.source.config) if recipe.source else None
