@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from torch.utils.data import Dataset
 from xmodal import randomness
 from xmodal.batch import Batch
 from xmodal.data import loader
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
+from xmodal.interfaces import Session
 
 Labelled = tuple[Tensor, Tensor]
 

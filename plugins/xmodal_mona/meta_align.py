@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.errors import UsageError
-from xmodal.interfaces import Facts
+from xmodal.interfaces import Facts, Session
 from xmodal.optimize import BatchSize, OptimizingStage, Schedule, StageSettings
 from xmodal_mona.batches import (
     BilevelStep,
@@ -40,9 +40,6 @@ from xmodal_mona.batches import (
 from xmodal_mona.bilevel import LossOf, Weights, first_order, gradients
 from xmodal_mona.paths import repeatable, source_features, target_loss
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 
 class MetaAlign(OptimizingStage):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -20,15 +20,12 @@ from torch import Tensor
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader, target_classes
-from xmodal.interfaces import Facts
+from xmodal.interfaces import Facts, Session
 from xmodal.ops import evaluating
 from xmodal.optimize import StageSettings
 from xmodal_recraft.chunks import class_chunks
 from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
 from xmodal_recraft.preparing import Prepare
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 Micro = tuple[list[Tensor], float]
 

@@ -6,15 +6,11 @@ step, so of several processes each computes the same update.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from xmodal.errors import UsageError
+from xmodal.interfaces import Session
 from xmodal.optimize import OptimizingStage
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 
 class Prepare(OptimizingStage):

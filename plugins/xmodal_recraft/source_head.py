@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,13 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress, Tokens
 from xmodal.data import loader
+from xmodal.interfaces import Session
 from xmodal.ops import evaluating
 from xmodal.optimize import BatchSize, StageSettings
 from xmodal_recraft.preparing import Prepare, is_frozen
 from xmodal_recraft.source_features import SourceFeatures, mean_token, reads_the_mean
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 Micro = tuple[Tensor | Tokens, Tensor, float]
 
