@@ -28,9 +28,10 @@ from xmodal.testing.tiny import (
     Given,
     TinyBackbone,
     build,
-    check_config,
+    check_class,
     expect,
     finite,
+    gradient,
     gradients,
     random,
     same,
@@ -59,8 +60,7 @@ def check_embedder(
 
     Without ``task``, every form is tried; ``grid`` must give a reason for those it refuses.
     """
-    expect(issubclass(component, Embedder), f"{component.__name__} must derive from Embedder")
-    check_config(component, given)
+    check_class(component, Embedder, given)
     name, backbone, config = (
         component.__name__,
         backbone or tiny_backbone(),
@@ -113,8 +113,7 @@ def check_predictor(
 
     Without ``facts``, every kind of label is tried; those that ``problems`` rules out are left.
     """
-    expect(issubclass(component, Predictor), f"{component.__name__} must derive from Predictor")
-    check_config(component, given)
+    check_class(component, Predictor, given)
     name, config = component.__name__, settings(component, given)
     cases = [facts] if facts else _label_cases()
     tried = 0
@@ -162,8 +161,7 @@ def check_backbone(
 
     ``raw`` are source samples for ``prepare_source``; by default noise images or a few words.
     """
-    expect(issubclass(component, Backbone), f"{component.__name__} must derive from Backbone")
-    check_config(component, given)
+    check_class(component, Backbone, given)
     name, config, store = component.__name__, settings(component, given), store or Store()
     facts = component.describe(config, store)
     expect(isinstance(facts, BackboneFacts), f"{name}.describe must give BackboneFacts")
@@ -205,9 +203,7 @@ def _backbone(backbone: Backbone, embedded: Tokens, name: str) -> None:
     if embedded.x_BND.shape[2]:
         leaf = tokens.x_BND.clone().requires_grad_()
         backbone(Tokens(leaf, tokens.grid)).x_BND.square().sum().backward()
-        expect(leaf.grad is not None, f"{name}: no gradient reaches the tokens")
-        assert leaf.grad is not None
-        finite(leaf.grad, f"{name}: the gradient of the tokens")
+        gradient(leaf, "the tokens", name)
 
 
 def _embedding(backbone: Backbone, name: str) -> None:

@@ -25,7 +25,7 @@ from xmodal.interfaces import (
 from xmodal.testing.tiny import (
     Given,
     build,
-    check_config,
+    check_class,
     expect,
     finite,
     settings,
@@ -39,8 +39,7 @@ SPLITS = ("train", "validation", "test")
 
 def check_task(component: type[Task], given: Given = None, store: Store | None = None) -> None:
     """A task's data have the form its facts announce, and one seed gives one split."""
-    expect(issubclass(component, Task), f"{component.__name__} must derive from Task")
-    check_config(component, given)
+    check_class(component, Task, given)
     name, config, store = component.__name__, settings(component, given), store or Store()
     for key in ("loss", "metric"):
         expect(key in component.Config.model_fields, f"{name}.Config needs a field '{key}'")
@@ -70,8 +69,7 @@ def check_source(
     request: SourceRequest | None = None,
 ) -> None:
     """A source's samples have the form it was asked for, and one seed gives one data set."""
-    expect(issubclass(component, Source), f"{component.__name__} must derive from Source")
-    check_config(component, given)
+    check_class(component, Source, given)
     name, config = component.__name__, settings(component, given)
     facts = component.describe(config)
     expect(isinstance(facts, SourceFacts), f"{name}.describe must give SourceFacts")
@@ -109,8 +107,7 @@ def _pair(x: Tensor, y: Tensor, shape: tuple[int, ...], target: Target, where: s
 
 def check_stage(component: type[Stage], given: Given = None) -> None:
     """A stage says how long it lasts, what trains and how gradients are clipped."""
-    expect(issubclass(component, Stage), f"{component.__name__} must derive from Stage")
-    check_config(component, given)
+    check_class(component, Stage, given)
     name, stage = component.__name__, build(component, given)
     try:
         epochs, train = stage.epochs, stage.train
