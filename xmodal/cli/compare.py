@@ -153,7 +153,7 @@ def _live() -> Iterator[Watch]:
         except KeyboardInterrupt:
             done = sum(word == "done" for word in words.values())
             said = f"{done} of {len(words)} cells are done; the same command goes on from here"
-            output.stderr().print(said, markup=False)
+            output.stderr().print(said)
             raise
 
 
@@ -179,7 +179,7 @@ def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
     def lines(queue: Queue, states: list[State]) -> None:
         for number, state in enumerate(states):
             if words.get(number) != state.word and state.word not in ("queued", "skipped"):
-                console.print(f"{state.word}: {queue.cells[number].name}", markup=False)
+                console.print(f"{state.word}: {queue.cells[number].name}")
 
     yield lines
 
@@ -188,9 +188,7 @@ def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
 def _warnings_as_notes() -> Iterator[None]:
     """Show the warnings of launchers as notes, without the line of code that they come from."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: output.stderr().print(
-            f"note: {message}", markup=False
-        )
+        warnings.showwarning = lambda message, *_: output.stderr().print(f"note: {message}")
         yield
 
 

@@ -41,7 +41,7 @@ def demo(
     else:
         verdicts.show(table, ())
         said = f"{text.duration(elapsed)} in all.  Report: {files[0]}"
-        output.stdout().print(said, markup=False)
+        output.stdout().print(said)
     ended(table)
 
 

@@ -44,10 +44,10 @@ def export(
         reference,
         "cpu",
         tuple(plugin or ()),
-        note=lambda line: console.print(f"note: {line}", markup=False),
+        note=lambda line: console.print(f"note: {line}"),
     )
     if str(model.run.path) != reference:
-        console.print(f"run: {model.run.path}", markup=False)
+        console.print(f"run: {model.run.path}")
     with console.status(f"exporting to {to}"):
         done = write(model, to, out, registry, _settings(set_ or []), force)
     files = sorted(path for path in out.rglob("*") if path.is_file())
@@ -69,7 +69,7 @@ def export(
     rows.append(("largest difference", f"{done.difference:.2g} on {done.samples} test samples"))
     output.print_table(("", ""), [*rows, ("written to", out)])
     for note in done.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
 
 
 def _settings(given: list[str]) -> dict[str, str]:

@@ -52,7 +52,7 @@ def list_(
     for c in collisions:
         warnings.append(f"{c['kind']} '{c['name']}' is claimed by {' and '.join(c['claimed_by'])}")
     for line in warnings:
-        output.stderr().print(f"not loaded: {line}", markup=False)
+        output.stderr().print(f"not loaded: {line}")
 
 
 def _entry(entry: Any) -> dict[str, str]:
@@ -97,15 +97,15 @@ def info(
         )
         return
     console = output.stdout()
-    console.print(f"{kind} {name}  ({entry.origin}; {file}:{line})", markup=False)
-    console.print(about + "\n", markup=False)
+    console.print(f"{kind} {name}  ({entry.origin}; {file}:{line})")
+    console.print(about + "\n")
     if rows:
         output.print_table(("setting", "type", "default", "what"), rows)
     else:
         console.print("no settings")
-    console.print(f"\nrecipes: {', '.join(recipes) or 'none'}", markup=False)
+    console.print(f"\nrecipes: {', '.join(recipes) or 'none'}")
     if component.citation:
-        console.print(f"cite: {component.citation}", markup=False)
+        console.print(f"cite: {component.citation}")
 
 
 @app.command()
@@ -128,16 +128,16 @@ def new(
     folder = out or Path(f"xmodal-{name}")
     console = output.stdout()
     for file in written:
-        console.print(str(file), markup=False)
-    console.print("\nnext:", markup=False)
+        console.print(str(file))
+    console.print("\nnext:")
     component = next(file for file in written if file.name == f"{kind}.py")
-    console.print(f"  edit {component}", markup=False)
-    console.print(f"  xmodal plugins check {folder}", markup=False)
+    console.print(f"  edit {component}")
+    console.print(f"  xmodal plugins check {folder}")
     # Without ./ pip looks for a distribution of that name.
     place = folder if folder.is_absolute() else f"./{folder}"
-    console.print(f"  pip install --editable {place}", markup=False)
+    console.print(f"  pip install --editable {place}")
     for command in package.usage(name, kind):
-        console.print(f"  {command}", markup=False)
+        console.print(f"  {command}")
 
 
 @app.command()
@@ -153,7 +153,7 @@ def check(
     """
     console = output.stdout()
     if not as_json:
-        console.print(f"checking {package}", markup=False)
+        console.print(f"checking {package}")
     from xmodal.authoring import check as checks
     from xmodal.errors import PluginError
 
@@ -164,7 +164,7 @@ def check(
         done.append((step, outcome))
         if not as_json:
             line = f"{outcome.state:8} {step.label}" + (outcome.line and f": {outcome.line}")
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if as_json:
         output.print_json([{"step": step.label, **vars(outcome)} for step, outcome in done])
     count = sum(outcome.state == "mend" for _, outcome in done)

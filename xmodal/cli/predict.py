@@ -65,7 +65,7 @@ def predict(
 
     model = load_trained(reference, device, tuple(plugin or ()), note=_noting())
     if str(model.run.path) != reference:
-        output.stderr().print(f"run: {model.run.path}", markup=False)
+        output.stderr().print(f"run: {model.run.path}")
     flat = model.kind != "dense"
     if out is not None:
         readers.check_writable(out, force, flat)
@@ -92,7 +92,7 @@ def _noting() -> Callable[[str], None]:
         start = line.partition(" (")[0]
         if start not in said:
             said.add(start)
-            output.stderr().print(f"note: {line}", markup=False)
+            output.stderr().print(f"note: {line}")
 
     return note
 
@@ -230,4 +230,4 @@ def _report(
     if out is not None:
         output.print_table(("", ""), [*rows, ("predictions", out)])
         return
-    output.stderr().print(", ".join(f"{key} {value}" for key, value in rows), markup=False)
+    output.stderr().print(", ".join(f"{key} {value}" for key, value in rows))

@@ -136,7 +136,7 @@ def validate_(
         f"into {facts.backbone.name}{source}"
     )
     for text in absent:
-        output.stderr().print(f"before it can run: {text}", markup=False)
+        output.stderr().print(f"before it can run: {text}")
 
 
 def schema(

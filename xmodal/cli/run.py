@@ -134,7 +134,7 @@ def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
         output.print_json({"run": str(path), "fresh": fresh, **result})
         return
     if not fresh:
-        output.stderr().print("already done; --force repeats it", markup=False)
+        output.stderr().print("already done; --force repeats it")
     selected = result["selected_on"]
     rows = [
         (f"test {result['metric']}", text.number(result["test"]["metric"])),
@@ -171,7 +171,7 @@ def _dry_run(
     from xmodal.engine.dry_run import describe  # imports torch, for which a plan has waited
 
     console = output.stderr()
-    facts = describe(made, store, lambda line: console.print(f"note: {line}", markup=False))
+    facts = describe(made, store, lambda line: console.print(f"note: {line}"))
     if as_json:
         output.print_json(facts)
         return

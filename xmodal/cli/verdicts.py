@@ -48,9 +48,9 @@ def show(table: ComparisonTable, files: Sequence[Path]) -> None:
         _verdicts(table)
         _doubts(table.comparison.flags)
     for task, reason in table.left_out.items():
-        output.stderr().print(f"not weighed: {task}: {reason}", markup=False)
+        output.stderr().print(f"not weighed: {task}: {reason}")
     if files:
-        output.stderr().print(f"report: {files[0]}", markup=False)
+        output.stderr().print(f"report: {files[0]}")
 
 
 def _doubts(flags: Sequence[Flag]) -> None:
@@ -60,12 +60,10 @@ def _doubts(flags: Sequence[Flag]) -> None:
         kinds.setdefault(flag.kind, []).append(flag)
     for alike in kinds.values():
         for flag in alike[:SHOWN]:
-            output.stderr().print(f"doubt: {flag.text}", markup=False)
+            output.stderr().print(f"doubt: {flag.text}")
         if len(alike) > SHOWN:
             more = len(alike) - SHOWN
-            output.stderr().print(
-                f"doubt: {more} more of this kind are in the report", markup=False
-            )
+            output.stderr().print(f"doubt: {more} more of this kind are in the report")
 
 
 def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
@@ -78,7 +76,7 @@ def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
     for (word, task, detail), methods in reasons.items():
         line = f"{WORDS.get(word, word)}: {', '.join(methods)} on {task}"
         line += "\n    " + detail.replace("\n", "\n    ") if detail else ""
-        output.stderr().print(line, markup=False)
+        output.stderr().print(line)
 
 
 def _means(table: ComparisonTable) -> None:
@@ -121,7 +119,7 @@ def _verdicts(table: ComparisonTable) -> None:
         return
     reasons = {pair.verdict.reasons for pair in pairs}
     if all(pair.verdict.word == "refused" for pair in pairs) and len(reasons) == 1:
-        output.stdout().print(f"no verdict: {'; '.join(reasons.pop())}", markup=False)
+        output.stdout().print(f"no verdict: {'; '.join(reasons.pop())}")
         _single_tasks(pairs)
         return
     lines = [
@@ -151,7 +149,7 @@ def _undecided(pairs: Sequence[PairResult]) -> None:
             reasons.setdefault("; ".join(pair.remedies), []).append(f"{pair.a} - {pair.b}")
     for reason, names in reasons.items():
         who = f"all {len(pairs)} pairs" if len(names) == len(pairs) > 1 else ", ".join(names)
-        output.stderr().print(f"{who}: {reason}", markup=False)
+        output.stderr().print(f"{who}: {reason}")
 
 
 def _numbers(pair: PairResult) -> tuple[str, str, str]:
