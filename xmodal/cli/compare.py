@@ -160,9 +160,8 @@ def _live() -> Iterator[Watch]:
 def _skipped(queue: Queue, states: list[State]) -> None:
     from xmodal.cli import verdicts
 
-    pairs = zip(queue.cells, states, strict=True)
-    chosen = [(cell, state) for cell, state in pairs if state.word == "skipped"]
-    verdicts.problems([cell for cell, _ in chosen], [state for _, state in chosen])
+    standing = zip(queue.cells, states, strict=True)
+    verdicts.problems((cell, state) for cell, state in standing if state.word == "skipped")
 
 
 @contextmanager

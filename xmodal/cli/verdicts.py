@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from xmodal.comparison.fairness import Flag
     from xmodal.comparison.grid import Cell
     from xmodal.comparison.queue import State
-    from xmodal.comparison.statistics import Interval
     from xmodal.comparison.table import ComparisonTable
     from xmodal.comparison.verdicts import PairResult, TaskResult
 
@@ -42,7 +40,7 @@ def write(folder: Path, table: ComparisonTable) -> list[Path]:
 
 def show(table: ComparisonTable, files: Sequence[Path]) -> None:
     """Print a comparison: results on stdout, everything else on stderr."""
-    problems(table.cells, table.states)
+    problems(table.standing)
     _means(table)
     if table.comparison is not None:
         _verdicts(table)
@@ -66,10 +64,10 @@ def _doubts(flags: Sequence[Flag]) -> None:
             output.stderr().print(f"doubt: {more} more of this kind are in the report")
 
 
-def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
+def problems(standing: Iterable[tuple[Cell, State]]) -> None:
     """What is not done: each reason once, with all whom it concerns."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for cell, state in zip(cells, states, strict=True):
+    for cell, state in standing:
         if state.word != "done":
             concerned = reasons.setdefault((state.word, cell.task, state.detail), [])
             concerned += [cell.method] if cell.method not in concerned else []
@@ -153,14 +151,11 @@ def _undecided(pairs: Sequence[PairResult]) -> None:
 
 
 def _numbers(pair: PairResult) -> tuple[str, str, str]:
-    from xmodal.comparison.verdicts import percent
-
     if pair.numbers is None:
         return "", "", ""
     effect, numbers = pair.numbers.effect, pair.numbers
-    interval = f"{percent(effect.low)} to {percent(effect.high)}"
     return (
-        f"{percent(effect.value)} ({interval})",
+        f"{text.percent(effect.value)} ({text.percents(effect.low, effect.high)})",
         f"{numbers.probability.value:.2f}",
         text.probability(numbers.p_holm),
     )
@@ -168,27 +163,16 @@ def _numbers(pair: PairResult) -> tuple[str, str, str]:
 
 def _single_tasks(pairs: Sequence[PairResult]) -> None:
     """The paired differences task by task, with what a few seeds can say about them."""
-    lines = [
-        (pair.a, pair.b, task.task, _change(task.mean), _range(task.interval), task.n, _note(task))
-        for pair in pairs
-        for task in pair.tasks
-    ]
+    lines = []
+    for pair in pairs:
+        for task in pair.tasks:
+            change = "" if task.mean is None else text.percent(task.mean)
+            ends = task.interval and text.percents(task.interval.low, task.interval.high)
+            lines.append((pair.a, pair.b, task.task, change, ends or "", task.n, _note(task)))
     if lines:
         columns = ("", "against", "task", "error", "interval over seeds", "seeds", "")
         output.print_table(columns, lines, title="paired, task by task")
         output.stdout().print()
-
-
-def _change(value: float | None) -> str:
-    from xmodal.comparison.verdicts import percent
-
-    return "" if value is None or not math.isfinite(value) else percent(value)
-
-
-def _range(interval: Interval | None) -> str:
-    from xmodal.comparison.verdicts import percent
-
-    return "" if interval is None else f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _note(task: TaskResult) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from xmodal import text
 from xmodal.comparison.fairness import Flag
 from xmodal.comparison.table import ComparisonTable
-from xmodal.comparison.verdicts import PairResult, Rule, percent
+from xmodal.comparison.verdicts import PairResult, Rule
 from xmodal.report import compare_cells as cells
 from xmodal.report import compare_figures as figures
 from xmodal.report.charts import Chart, MethodStyle, save
@@ -239,8 +239,8 @@ def judged(pair: PairResult) -> Judged:
     effect, hit, posterior = numbers.effect, numbers.probability, numbers.posterior
     return Judged(
         pair,
-        effect=percent(effect.value),
-        interval=f"{percent(effect.low)} to {percent(effect.high)}",
+        effect=text.percent(effect.value),
+        interval=text.percents(effect.low, effect.high),
         probability=f"{hit.value:.2f}",
         probability_interval=f"{hit.low:.2f} to {hit.high:.2f}",
         p=text.probability(numbers.p),
