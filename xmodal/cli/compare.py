@@ -1,7 +1,12 @@
-"""``xmodal compare``: methods side by side, on the same tasks, splits and seeds."""
+"""``xmodal compare``: methods side by side, on the same tasks, splits and seeds.
+
+``xmodal demo`` is the comparison of the suite ``demo``.
+"""
 
 from __future__ import annotations
 
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from xmodal import text
-from xmodal.cli import output
+from xmodal.cli import output, verdicts
 from xmodal.cli.run import AsJson, Plugins
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 MANY = ("--task", "--set")
 SHOWN = 24
+DEMO = "demo"
 
 
 class Spread(TyperCommand):
@@ -91,9 +97,7 @@ def compare(
 
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
-    from xmodal.cli import verdicts
-
-    table = watched(
+    table = _watched(
         methods=methods or (),
         tasks=task or (),
         suite=suite,
@@ -114,18 +118,46 @@ def compare(
         output.print_json({**table.as_dict(), "files": [str(file) for file in files]})
     else:
         verdicts.show(table, files)
-    ended(table)
+    _ended(table)
 
 
-def watched(**asked: Any) -> ComparisonTable:
-    """Run a comparison, ``asked`` in the words of ``running.compare``, and show how it goes."""
+def demo(
+    root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    force: Annotated[bool, typer.Option(help="Repeat runs that are already done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a
+    CPU).
+    """
+    from xmodal.comparison import run
+
+    begun = time.monotonic()
+    if force:
+        for row in run.compare(suite=DEMO, root=root / "cells", launcher=None).rows:
+            shutil.rmtree(row.directory)
+    table = _watched(suite=DEMO, root=root / "cells")
+    files = verdicts.write(root / DEMO, table)
+    elapsed = time.monotonic() - begun
+    if as_json:
+        cells = [cell for cell, state in table.standing if state.word == "done"]
+        runs = {c.method: {**c.run.read("result.json"), "run": str(c.directory)} for c in cells}
+        output.print_json({"seconds": elapsed, "report": str(files[0]), "runs": runs})
+    else:
+        verdicts.show(table, ())
+        said = f"{text.duration(elapsed)} in all.  Report: {files[0]}"
+        output.stdout().print(said)
+    _ended(table)
+
+
+def _watched(**asked: Any) -> ComparisonTable:
+    """Run a comparison, ``asked`` in the words of ``xmodal.compare``, and show how it goes."""
     from xmodal.comparison import run
 
     with _live() as watch, _warnings_as_notes():
         return run.compare(**asked, watch=watch)
 
 
-def ended(table: ComparisonTable) -> None:
+def _ended(table: ComparisonTable) -> None:
     """Leave with the code of failed runs, if there are any."""
     from xmodal.comparison.queue import FAILED
 
@@ -144,7 +176,8 @@ def _live() -> Iterator[Watch]:
 
         def tell(queue: Queue, states: list[State]) -> None:
             if not words:  # say what cannot run now, not after hours
-                _skipped(queue, states)
+                standing = zip(queue.cells, states, strict=True)
+                verdicts.problems(pair for pair in standing if pair[1].word == "skipped")
             show(queue, states)
             words.update(enumerate(state.word for state in states))
 
@@ -155,13 +188,6 @@ def _live() -> Iterator[Watch]:
             said = f"{done} of {len(words)} cells are done; the same command goes on from here"
             output.stderr().print(said)
             raise
-
-
-def _skipped(queue: Queue, states: list[State]) -> None:
-    from xmodal.cli import verdicts
-
-    standing = zip(queue.cells, states, strict=True)
-    verdicts.problems((cell, state) for cell, state in standing if state.word == "skipped")
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from xmodal import text
+from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.errors import UsageError
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """
-    from xmodal import plugins, runs
+    from xmodal import runs
 
     registry = plugins.registry(tuple(plugin or ()))
     # An unknown exporter or run is said before anything is loaded.
@@ -73,8 +74,6 @@ def export(
 
 
 def _settings(given: list[str]) -> dict[str, str]:
-    from xmodal.errors import UsageError
-
     wrong = [item for item in given if "=" not in item]
     if wrong:
         raise UsageError(f"--set {wrong[0]}: expected key=value")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from xmodal import plugins
+from xmodal.authoring import describe
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.errors import PluginError
 
 app = typer.Typer(help="What is installed, and what each part can be told.", no_args_is_help=True)
 
@@ -20,9 +24,6 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List every component, and plugins that could not be loaded."""
-    from xmodal import plugins
-    from xmodal.authoring import describe
-
     registry = plugins.registry(tuple(plugin or ()))
     wanted = plugins.find_kind(kind) if kind else None
     entries = [
@@ -67,11 +68,6 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show what a component is, where it comes from, its settings and the recipes that use it."""
-    import inspect
-
-    from xmodal import plugins
-    from xmodal.authoring import describe
-
     registry = plugins.registry(tuple(plugin or ()))
     entry = registry.entry(plugins.find_kind(kind), name)
     component = registry.load(kind, name)
@@ -121,7 +117,6 @@ def new(
 
     Example:  xmodal plugins new my-mixer --kind mixer
     """
-    from xmodal import plugins
     from xmodal.authoring import new as package
 
     written = package.write(name, kind, out, plugins.registry(tuple(plugin or ())))
@@ -155,7 +150,6 @@ def check(
     if not as_json:
         console.print(f"checking {package}")
     from xmodal.authoring import check as checks
-    from xmodal.errors import PluginError
 
     done = []
     for step in checks.steps(checks.find(package)):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xmodal import text
+from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +54,7 @@ def predict(
     Examples:  xmodal predict mine_cpu new.npz --out predictions.npz
                xmodal predict mine_cpu new.csv > predictions.csv
     """
-    from xmodal import plugins, runs
-    from xmodal.errors import UsageError
+    from xmodal import runs
 
     if quiet:
         output.hush()
@@ -109,7 +109,6 @@ class _Scored:
     def add(self, outputs: Tensor, y: Any, first: int) -> None:
         """Score a batch whose first sample has the number ``first``."""
         from xmodal.data.labels import absent, as_labels
-        from xmodal.errors import DataError
 
         y, complete = as_labels(y), self.model.kind in _COMPLETE
         nothing = bool(absent(y).all())

@@ -70,30 +70,36 @@ def run(
     if dry_run:
         _dry_run(recipes, overrides, scale, trackers, plugin_files, as_json)
         return
-    from xmodal import api
-    from xmodal.cli.live import Watcher
-
-    first = _is_first_process()
-    with Watcher(output.stderr(), quiet or not first) as watcher:
-        outcome = api.run(
-            *recipes,
-            overrides=overrides,
-            scale=scale,
-            directory=directory,
-            root=root,
-            name=name,
-            force=force,
-            plugin_files=plugin_files,
-            trackers=trackers,
-            observer=watcher,
-        )
-    if first:
-        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+    _watched(
+        quiet,
+        as_json,
+        *recipes,
+        overrides=overrides,
+        scale=scale,
+        directory=directory,
+        root=root,
+        name=name,
+        force=force,
+        plugin_files=plugin_files,
+        trackers=trackers,
+    )
 
 
 def _is_first_process() -> bool:
     """Whether this is the process that prints, of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _watched(quiet: bool, as_json: bool, *recipes: str, **options: Any) -> None:
+    """Run recipes, show how it goes, and what came out."""
+    from xmodal import api
+    from xmodal.cli.live import Watcher
+
+    first = _is_first_process()
+    with Watcher(output.stderr(), quiet or not first) as watcher:
+        outcome = api.run(*recipes, **options, observer=watcher)
+    if first:
+        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
 
 
 def resume(
@@ -108,25 +114,20 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Continue an interrupted run, bit for bit as if it had never stopped."""
-    from xmodal import api, runs
-    from xmodal.cli.live import Watcher
+    from xmodal import runs
 
     if quiet or not _is_first_process():
         output.hush()
-    found = runs.locate(reference, root)
-    recipe = str(found.path / "resolved.yaml")
-    first = _is_first_process()
-    with Watcher(output.stderr(), quiet or not first) as watcher:
-        outcome = api.run(
-            recipe,
-            overrides=[] if device is None else [f"device={device}"],
-            directory=found.path,
-            plugin_files=tuple(plugin or ()),
-            trackers=tuple(track or ()),
-            observer=watcher,
-        )
-    if first:
-        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+    folder = runs.locate(reference, root).path
+    _watched(
+        quiet,
+        as_json,
+        str(folder / "resolved.yaml"),
+        overrides=[] if device is None else [f"device={device}"],
+        directory=folder,
+        plugin_files=tuple(plugin or ()),
+        trackers=tuple(track or ()),
+    )
 
 
 def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:

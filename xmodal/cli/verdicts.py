@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from xmodal import text
@@ -27,8 +29,6 @@ def write(folder: Path, table: ComparisonTable) -> list[Path]:
 
     The page comes first. The folder ``figures`` has every figure as SVG and PDF.
     """
-    import json
-
     from xmodal.comparison.spreadsheets import write_tables
     from xmodal.report import write_compare_report
 
@@ -79,8 +79,6 @@ def problems(standing: Iterable[tuple[Cell, State]]) -> None:
 
 def _means(table: ComparisonTable) -> None:
     """Mean and deviation of every method on every task, with what it cost."""
-    from statistics import mean
-
     for task in table.tasks:
         mine = [row for row in table.rows if row.task == task]
         if not mine:
@@ -98,8 +96,8 @@ def _means(table: ComparisonTable) -> None:
                     method if role == "method" else f"{method} ({role})",
                     value,
                     f"{counted.n}{f', {counted.failed} failed' if counted.failed else ''}",
-                    text.number(round(mean(row.encoded_samples for row in rows))),
-                    text.duration(mean(row.seconds for row in rows)),
+                    text.number(round(fmean(row.encoded_samples for row in rows))),
+                    text.duration(fmean(row.seconds for row in rows)),
                 )
             )
         first = mine[0]
