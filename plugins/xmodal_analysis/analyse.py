@@ -177,7 +177,7 @@ class Analysis:
         seed = self.restored.session.seed
         work = (maps.compute_features(before, after, seed) for _ in range(1))
         (numbers,) = list(self.watch.steps("t-SNE of source features", work, 1))
-        svg = maps.draw_features(numbers, (), self.folder / "source-features")
+        svg = maps.draw_features(numbers, self.folder / "source-features")
         text = (
             f"What the encoder makes of source '{facts.name}' by class, before and after it was "
             "fine-tuned on the target: knowledge that is kept shows as classes that stay apart."

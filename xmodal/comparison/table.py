@@ -25,7 +25,8 @@ from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import UsageError
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from xmodal.testing.tiny import (
     random,
     same,
     seeded,
-    settings,
     shaped,
     tiny_backbone,
     tiny_context,
@@ -60,12 +59,7 @@ def check_embedder(
 
     Without ``task``, every form is tried; ``grid`` must give a reason for those it refuses.
     """
-    check_class(component, Embedder, given)
-    name, backbone, config = (
-        component.__name__,
-        backbone or tiny_backbone(),
-        settings(component, given),
-    )
+    (name, config), backbone = check_class(component, Embedder, given), backbone or tiny_backbone()
     refused = []
     tasks = [task] if task else [tiny_task(form) for form in ("grid", "sequence", "row")]
     for facts in tasks:
@@ -113,8 +107,7 @@ def check_predictor(
 
     Without ``facts``, every kind of label is tried; those that ``problems`` rules out are left.
     """
-    check_class(component, Predictor, given)
-    name, config = component.__name__, settings(component, given)
+    name, config = check_class(component, Predictor, given)
     cases = [facts] if facts else _label_cases()
     tried = 0
     for case in cases:
@@ -161,8 +154,7 @@ def check_backbone(
 
     ``raw`` are source samples for ``prepare_source``; by default noise images or a few words.
     """
-    check_class(component, Backbone, given)
-    name, config, store = component.__name__, settings(component, given), store or Store()
+    (name, config), store = check_class(component, Backbone, given), store or Store()
     facts = component.describe(config, store)
     expect(isinstance(facts, BackboneFacts), f"{name}.describe must give BackboneFacts")
     run = replace(tiny_facts(), backbone=facts)

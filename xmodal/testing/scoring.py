@@ -29,7 +29,6 @@ from xmodal.testing.tiny import (
     random,
     same,
     seeded,
-    settings,
     shaped,
     tiny_context,
     tiny_facts,
@@ -122,8 +121,7 @@ def check_metric(component: type[Metric], given: Given = None, facts: Facts | No
 
     Without ``facts``, every kind of label is tried that ``problems`` does not rule out.
     """
-    check_class(component, Metric, given)
-    name, config, tried = component.__name__, settings(component, given), 0
+    (name, config), tried = check_class(component, Metric, given), 0
     expect(component.better in ("lower", "higher"), f"{name}.better must be 'lower' or 'higher'")
     for case in _cases(facts):
         if not list(component.problems(config, case)):
@@ -175,8 +173,7 @@ def check_distance(component: type[Distance], given: Given = None) -> None:
     """A distance is a finite scalar with a gradient, small for one sample of the same points, large
     for far ones; classes may be missing, and no input is changed.
     """
-    check_class(component, Distance, given)
-    name = component.__name__
+    name, _ = check_class(component, Distance, given)
     near = random(48, WIDTH, seed=0)
     classes = torch.arange(48) % 3
     for known in (classes, None):
@@ -207,8 +204,7 @@ def check_adapter(component: type[Adapter], given: Given = None) -> None:
     """An adapter leaves a backbone a backbone, gives the same names every time, and adds
     what can train.
     """
-    check_class(component, Adapter, given)
-    name = component.__name__
+    name, _ = check_class(component, Adapter, given)
     plain = _backbone()
     backbones = [_backbone(), _backbone()]
     for backbone in backbones:

@@ -289,12 +289,15 @@ def gradients(module: nn.Module, output: Tensor, name: str) -> None:
             gradient(parameter, f"parameter '{key}'", name)
 
 
-def check_class(component: type[Component], interface: type[Component], given: Given) -> None:
-    """Expect a component of one kind, with sound settings."""
+def check_class(
+    component: type[Component], interface: type[Component], given: Given
+) -> tuple[str, Any]:
+    """Expect a component of one kind with sound settings; returns its name and the settings."""
     derived = issubclass(component, interface)
     message = f"{component.__name__} must derive from xmodal.interfaces.{interface.__name__}"
     expect(derived, message)
     check_config(component, given)
+    return component.__name__, settings(component, given)
 
 
 def check_config(component: type[Component], given: Given = None) -> None:
