@@ -35,12 +35,6 @@ class AlignLabels(Prepare):
     w_c; the mean is over a chunk.
     """
 
-    citation = (
-        "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
-        "Interaction between Feature Alignment and Target Fitting (RECRAFT), AISTATS 2026, "
-        "arXiv 2601.18231"
-    )
-
     class Config(StageSettings):
         """Settings of label alignment."""
 

@@ -16,6 +16,11 @@ from xmodal.optimize import OptimizingStage
 class Prepare(OptimizingStage):
     """A stage that reads the source, is not scored, and says so where it would train nothing."""
 
+    citation = (
+        "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
+        "Interaction between Feature Alignment and Target Fitting (RECRAFT), AISTATS 2026, "
+        "arXiv 2601.18231"
+    )
     needs_source = True
     evaluates = False
 

@@ -35,12 +35,6 @@ Micro = tuple[Tensor | Tokens, Tensor, float]
 class SourceHead(Prepare):
     """Trains the source head: first on its loss alone, then with a penalty on steep gradients."""
 
-    citation = (
-        "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
-        "Interaction between Feature Alignment and Target Fitting (RECRAFT), AISTATS 2026, "
-        "arXiv 2601.18231"
-    )
-
     class Config(StageSettings):
         """Settings of the stage that trains the source head."""
 
