@@ -69,8 +69,8 @@ def first_sentence(docstring: str) -> str:
 def settings_in(tree: ast.Module, name: str) -> list[tuple[str, str, str]]:
     """The settings that a class of a module declares itself: name, default and description."""
     found = class_in(tree, name)
-    backbone = [] if found is None else found.body
-    config = next((n for n in backbone if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
+    body = found.body if found else []
+    config = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
     rows = []
     for node in config.body if config else ():
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)):
