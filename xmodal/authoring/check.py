@@ -64,7 +64,7 @@ class Skip(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """How a step ended; ``line`` says why it was skipped or what to mend."""
 
     state: Literal["ok", "skipped", "mend"]
@@ -84,16 +84,16 @@ class Package:
     files: tuple[str, ...] = ()
 
 
-def taken(step: Step) -> Outcome:
+def taken(step: Step) -> StepOutcome:
     """Take a step. What it prints is dropped."""
     try:
         with redirect_stdout(StringIO()):
             step.run()
     except Skip as reason:
-        return Outcome("skipped", str(reason))
+        return StepOutcome("skipped", str(reason))
     except Exception as error:
-        return Outcome("mend", what_to_mend(error))
-    return Outcome("ok")
+        return StepOutcome("mend", what_to_mend(error))
+    return StepOutcome("ok")
 
 
 def what_to_mend(error: BaseException) -> str:
