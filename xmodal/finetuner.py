@@ -458,7 +458,7 @@ def watching(verbose: int) -> Iterator[Observer | None]:
 
     from xmodal.cli.live import Watcher
 
-    with Watcher(Console(stderr=True)) as watcher:
+    with Watcher(Console(stderr=True, markup=False)) as watcher:
         yield watcher
 
 

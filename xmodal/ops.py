@@ -19,17 +19,9 @@ from xmodal.errors import UsageError
 from xmodal.settings import Settings
 
 __all__ = [
-    "ViewWeights",
-    "evaluating",
-    "full_precision",
-    "grid_text",
-    "gumbel_noise",
-    "hard_subset",
-    "mean_tokens",
-    "plain_and_changed",
-    "source_needed",
-    "straight_through",
-]
+    "ViewWeights", "evaluating", "full_precision", "grid_text", "gumbel_noise", "hard_subset",
+    "mean_tokens", "plain_and_changed", "source_needed", "straight_through",
+]  # fmt: skip
 
 
 @contextmanager

@@ -104,13 +104,11 @@ class Registry:
     def unknown(self, kind: str, name: str) -> str:
         """The message for an unknown name: nearest match, what is installed, what is broken."""
         lines = [f"unknown {kind} '{name}'{did_you_mean(name, self.names(kind))}"]
-        shown = ", ".join(f"{e.name} ({e.origin})" for e in self._of(kind))
+        entries = [self.entries[kind, known] for known in self.names(kind)]
+        shown = ", ".join(f"{entry.name} ({entry.origin})" for entry in entries)
         lines.append(f"installed: {shown or 'none'}")
         lines += [f"not loaded: plugin '{b.plugin}': {b.reason}" for b in self.broken]
         return "\n".join(lines)
-
-    def _of(self, kind: str) -> list[Entry]:
-        return [self.entries[key] for key in sorted(self.entries) if key[0] == kind]
 
     def load(self, kind: str, name: str) -> type[Any]:
         """Import the class behind a name and check that it implements the interface of its kind."""
@@ -197,21 +195,6 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
 
 
-__all__ = [
-    "ALLOW",
-    "GROUP",
-    "HOOKS",
-    "STRICT",
-    "BrokenPlugin",
-    "Entry",
-    "LoadedPlugin",
-    "Registry",
-    "add_commands",
-    "discover",
-    "find_kind",
-    "registry",
-]
-
 log = logging.getLogger(__name__)
 GROUP = "xmodal"
 INTERFACES = "xmodal.interfaces"
@@ -221,11 +204,9 @@ _SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_commands")
 
 def _plural_hooks() -> dict[str, str]:
     """Map each component kind to its hook: ``selector`` to ``xmodal_selectors``."""
-    irregular = {"loss": "xmodal_losses"}
     names = [name for name in vars(hookspecs) if name.startswith("xmodal_")]
     kinds = {name.removeprefix("xmodal_").removesuffix("s"): name for name in names}
-    for kind, hook in irregular.items():
-        kinds = {k: v for k, v in kinds.items() if v != hook} | {kind: hook}
+    kinds["loss"] = kinds.pop("losse")  # the one irregular plural
     return {kind: hook for kind, hook in kinds.items() if hook not in _SPECIAL_HOOKS}
 
 

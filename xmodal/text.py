@@ -87,6 +87,16 @@ def mean_sd(mean: float | None, sd: float | None) -> str:
     return f"{mean:.{places}f} ± {spread}".replace("-", "−")
 
 
+def percent(log_ratio: float) -> str:
+    """A log-ratio as a change: ``−12.7 %``."""
+    return f"{100 * math.expm1(log_ratio):+.1f} %".replace("-", "−")
+
+
+def percents(low: float, high: float) -> str:
+    """An interval of log-ratios as changes: ``−12.7 % to +1.0 %``."""
+    return f"{percent(low)} to {percent(high)}"
+
+
 def probability(p: float) -> str:
     """A p value or probability with two digits; never a bare 0 or 1 that it is not."""
     if 0 < p < 0.0001:

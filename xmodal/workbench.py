@@ -37,31 +37,11 @@ from xmodal.runs import Run, locate
 from xmodal.settings import Use
 
 __all__ = [
-    "PROBED_SAMPLES",
-    "EpochRecord",
-    "Opened",
-    "OpenedRun",
-    "Plan",
-    "Registry",
-    "Run",
-    "StepRecord",
-    "Wrap",
-    "build",
-    "choose",
-    "chosen",
-    "compose",
-    "finished",
-    "locate",
-    "looks_like_path",
-    "missing_files",
-    "needs_source_head",
-    "open_plan",
-    "open_run",
-    "plan",
-    "recipe_names",
-    "registry",
-    "train",
-]
+    "PROBED_SAMPLES", "EpochRecord", "Opened", "OpenedRun", "Plan", "Registry", "Run", "StepRecord",
+    "Wrap", "build", "choose", "chosen", "compose", "finished", "locate", "looks_like_path",
+    "missing_files", "needs_source_head", "open_plan", "open_run", "plan", "recipe_names",
+    "registry", "train",
+]  # fmt: skip
 
 Wrap = Mapping[str, Callable[[type[Any]], type[Any]]]
 """For parts of a run by name (``scheduler``): the class to build instead of the recipe's."""

@@ -110,14 +110,15 @@ class Analysis:
             self.folder / PAGE, "analysis.html.jinja", context, package="xmodal_analysis"
         )
 
-    def _keep(self, section: Section, name: str, numbers: dict[str, Any]) -> None:
-        """Write the numbers of a figure beside its picture."""
+    def _keep(self, section: Section, name: str, numbers: dict[str, Any]) -> Section:
+        """Write the numbers of a figure beside its picture; returns its section."""
         stage, epoch = self.restored.at
         seed = self.restored.session.seed
         content = {"weights": {"stage": stage, "epoch": epoch}, "seed": seed, **numbers}
         file = self.folder / f"{name}.json"
         write_atomically(file, json.dumps(_plain(content), indent=1) + "\n")
         section.files += [*(self.folder / f"{name}{kind}" for kind in KINDS), file]
+        return section
 
     def _source_needed(self) -> None:
         if self.restored.source is None:
@@ -146,8 +147,7 @@ class Analysis:
         )
         section = Section("distance", "Distance of the intermediate modality", text, [svg])
         section.caption, section.table = caption, _distance_table(numbers)
-        self._keep(section, "distance", numbers)
-        return section
+        return self._keep(section, "distance", numbers)
 
     def embeddings(self) -> Section:
         """Fig. 1c."""
@@ -160,8 +160,7 @@ class Analysis:
             + ". A map of neighbourhoods: the size of gaps means little."
         )
         section = Section("embeddings", "Map of the embeddings", text, [svg])
-        self._keep(section, "embeddings", numbers)
-        return section
+        return self._keep(section, "embeddings", numbers)
 
     def features(self) -> Section:
         """Fig. 6."""
@@ -177,7 +176,7 @@ class Analysis:
         seed = self.restored.session.seed
         work = (maps.compute_features(before, after, seed) for _ in range(1))
         (numbers,) = list(self.watch.steps("t-SNE of source features", work, 1))
-        svg = maps.draw_features(numbers, (), self.folder / "source-features")
+        svg = maps.draw_features(numbers, self.folder / "source-features")
         text = (
             f"What the encoder makes of source '{facts.name}' by class, before and after it was "
             "fine-tuned on the target: knowledge that is kept shows as classes that stay apart."
@@ -190,8 +189,7 @@ class Analysis:
                 f"{100 * before_right:.1f} % of the samples before and {100 * after_right:.1f} % "
                 "after. This number, unlike the map, is measured in the full space."
             )
-        self._keep(section, "source-features", numbers)
-        return section
+        return self._keep(section, "source-features", numbers)
 
     def landscape(self) -> Section:
         """Fig. 1a."""
@@ -211,8 +209,7 @@ class Analysis:
             f"{numbers['samples']} fixed validation samples; {number(numbers['parameters'])} "
             "trained weights move, biases and norms stay."
         )
-        self._keep(section, "landscape", numbers)
-        return section
+        return self._keep(section, "landscape", numbers)
 
     def patches_over_epochs(self) -> Section:
         """Fig. 8."""
@@ -227,8 +224,7 @@ class Analysis:
         )
         section = Section("patches", "Replaced and taken patches over the epochs", text)
         section.mixing = mixing(self.samples, facts)
-        self._keep(section, "patches", numbers)
-        return section
+        return self._keep(section, "patches", numbers)
 
     def patches_over_counts(self) -> Section:
         """Figs. 4 and 7."""
@@ -243,8 +239,7 @@ class Analysis:
             "tokens drawn at random."
         )
         section = Section("patches-by-k", "Patches by k, and at random", text, [svg])
-        self._keep(section, "patches-by-k", numbers)
-        return section
+        return self._keep(section, "patches-by-k", numbers)
 
 
 FIGURES: dict[str, tuple[Callable[[Analysis], Section], ...]] = {

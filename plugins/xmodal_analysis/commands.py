@@ -114,9 +114,9 @@ def analyse(
         ]
         output.print_table(("figure", "files"), rows)
         # A path is only of use whole, however narrow the terminal.
-        output.stdout().print(f"page: {one['page']}", markup=False, soft_wrap=True)
+        output.stdout().print(f"page: {one['page']}", soft_wrap=True)
         for line in one["not_drawn"]:
-            output.stderr().print(f"not drawn: {line}", markup=False, soft_wrap=True)
+            output.stderr().print(f"not drawn: {line}", soft_wrap=True)
 
 
 def distance(
@@ -177,7 +177,7 @@ def distance(
     ]
     output.print_table((use.name, ""), rows)
     if classes is not None:
-        output.stdout().print(f"classes: {numbers['picture']}", markup=False, soft_wrap=True)
+        output.stdout().print(f"classes: {numbers['picture']}", soft_wrap=True)
 
 
 def rank(
@@ -258,6 +258,4 @@ def _show_ranking(found: Sequence[Any], agreement: dict[str, float], better: str
         output.print_table(("source", *heads, "final", "runs"), rows)
     for one in found:
         if not one.scores:
-            output.stderr().print(
-                f"not scored: {one.source}: {one.absent}", markup=False, soft_wrap=True
-            )
+            output.stderr().print(f"not scored: {one.source}: {one.absent}", soft_wrap=True)

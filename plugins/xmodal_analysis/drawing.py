@@ -33,7 +33,7 @@ def picture(
         return inline(figure, words)
 
 
-def scatter_classes(axes: Axes, x_N2: Any, classes: Sequence[int], names: Sequence[str]) -> None:
+def scatter_classes(axes: Axes, x_N2: Any, classes: Sequence[int]) -> None:
     """Points by class: one colour and marker a class, those beyond ``CLASSES`` in grey."""
     kept = sorted(set(classes))[:CLASSES]
     rest = [i for i, c in enumerate(classes) if c not in kept]
@@ -48,5 +48,5 @@ def scatter_classes(axes: Axes, x_N2: Any, classes: Sequence[int], names: Sequen
             color=SERIES[position % len(SERIES)],
             marker=MARKERS[position // len(SERIES) % len(MARKERS)],
             linewidths=0,
-            label=names[label] if label < len(names) else str(label),
+            label=str(label),
         )

@@ -7,7 +7,6 @@ samples vote for the right class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +113,7 @@ def compute_features(before: Cloud, after: Cloud, seed: int) -> dict[str, Any]:
     return {"classes": classes.tolist(), "neighbours": NEIGHBOURS, **panels}
 
 
-def draw_features(numbers: dict[str, Any], names: Sequence[str], path: Path) -> Markup:
+def draw_features(numbers: dict[str, Any], path: Path) -> Markup:
     """Two maps side by side."""
     panels = ("before", "after")
     heads = {n: f"{n.capitalize()} fine-tuning{_right(numbers[n]['right'])}" for n in panels}
@@ -122,8 +121,7 @@ def draw_features(numbers: dict[str, Any], names: Sequence[str], path: Path) -> 
     def figure(canvas: Figure) -> None:
         for axes, name in zip(canvas.subplots(1, 2), panels, strict=True):
             without_ticks(axes, heads[name])
-            points = np.asarray(numbers[name]["points"])
-            scatter_classes(axes, points, numbers["classes"], names)
+            scatter_classes(axes, np.asarray(numbers[name]["points"]), numbers["classes"])
         legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
 
     words = f"t-SNE maps of source features by class. {'. '.join(heads.values())}"

@@ -44,7 +44,7 @@ class Watch:
     def say(self, line: str) -> None:
         """One line for the user."""
         if self.console is not None:
-            self.console.print(line, markup=False, soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
 
     def steps(self, what: str, items: Iterable[T], total: int) -> Iterator[T]:
         """Yield ``items`` and count them on a terminal."""

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Loss, Metric, Pair, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import FileLabels, read_labels
@@ -159,9 +159,6 @@ class Arrays(Task):
         metric: Use[Metric] = Field(
             default_factory=_default_metric, description="By default, the usual one of y's kind."
         )
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> TaskFacts:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from xmodal.batch import Tokens
 from xmodal.interfaces import Backbone, Facts, Settings
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -68,6 +69,24 @@ class ImageBackbone(BuiltinBackbone):
         x_BCHW: Tensor = torch.as_tensor(raw, dtype=torch.float32)
         mean_C, std_C = (x_BCHW.new_tensor(values) for values in self.mean_std)
         return (x_BCHW - mean_C[:, None, None]) / std_C[:, None, None]
+
+
+class PatchBackbone(ImageBackbone):
+    """An image backbone whose ``embedding`` has ``projection`` and ``positions``."""
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Embed prepared images ``[B, 3, H, W]``."""
+        return Tokens(*self.embedding(x))
+
+    def patch_projection(self) -> nn.Conv2d:
+        """The pretrained patch projection."""
+        projection: nn.Conv2d = self.embedding.projection
+        return projection
+
+    def positions(self, grid: tuple[int, ...]) -> Tensor | None:
+        """Position embeddings resized to a 2-D grid; None for a sequence, and where relative."""
+        found: Tensor | None = self.embedding.positions(grid) if len(grid) == 2 else None
+        return found
 
 
 @contextlib.contextmanager

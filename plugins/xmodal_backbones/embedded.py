@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,13 +95,8 @@ class VitS14(VisionBackbone):
         # AutoConfig is not needed: the model type is known.
         settings = {key: value for key, value in _VIT_CONFIG.items() if key != "model_type"}
         hf_config = with_image_dropout(Dinov2Config(**settings), config)
-        if config.pretrained:
-            model = weights.pretrained_model(
-                "vit-s14", self._folder(context.store), hf_config, context.generator, context.note
-            )
-        else:
-            model = weights.random_model(hf_config, context.generator)
-        self.adopt(model)
+        folder = partial(self._folder, context.store)
+        self.adopt(weights.model_of("vit-s14", folder, hf_config, config.pretrained, context))
         if config.layers is not None:
             self.layers = self.layers[: config.layers]
 
@@ -150,17 +146,12 @@ class _EmbeddedText(TextBackbone):
         super().__init__(config, context)
         self.facts = self.describe(config, context.store)
         hf_config = with_dropout(self._hf_config(), config.dropout)
-        store = context.store
-        if config.pretrained:
-            model = weights.pretrained_model(
-                self.name, self._folder(store), hf_config, context.generator, context.note
-            )
-        else:
-            model = weights.random_model(hf_config, context.generator)
+        folder = partial(self._folder, context.store)
+        model = weights.model_of(self.name, folder, hf_config, config.pretrained, context)
         if config.layers is not None:
             model.encoder.layer = model.encoder.layer[: config.layers]
             model.config.num_hidden_layers = config.layers
-        self.adopt(model, lambda: self._folder(store))
+        self.adopt(model, folder)
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:

@@ -61,12 +61,7 @@ class HuggingFace(Backbone):
             text.with_dropout(hf_config, config.dropout)
         else:
             with_image_dropout(hf_config, config)
-        if config.pretrained:
-            model = weights.pretrained_model(
-                name, folder, hf_config, context.generator, context.note
-            )
-        else:
-            model = weights.random_model(hf_config, context.generator)
+        model = weights.model_of(name, lambda: folder, hf_config, config.pretrained, context)
         self.body = _backbone(self, model, hf_config.model_type, folder, context)
 
     @classmethod

@@ -7,6 +7,7 @@ grid of the features is eight times coarser than that of the tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -121,16 +122,13 @@ class Swin(SwinBackbone):
         self.facts = self.describe(config, context.store)
         hub_id, _ = _SIZES[config.size]
         hf_config = self._hf_config(config)
-        if config.pretrained:
-            folder = weights.resolve(
-                config.weights or hub_id, [f"set 'weights' to a copy of {hub_id}"]
-            )
-            model = weights.pretrained_model(
-                self.facts.name, folder, hf_config, context.generator, context.note
-            )
-        else:
-            model = weights.random_model(hf_config, context.generator)
-        self.adopt(model)
+        advice = [f"set 'weights' to a copy of {hub_id}"]
+
+        def folder() -> Path:
+            return weights.resolve(config.weights or hub_id, advice)
+
+        name = self.facts.name
+        self.adopt(weights.model_of(name, folder, hf_config, config.pretrained, context))
 
     @staticmethod
     def _hf_config(config: Config) -> Any:

@@ -186,14 +186,14 @@ class Roberta(TextBackbone):
         self.facts = self.describe(config, context.store)
         name = config.weights or self.HUB_ID
         hf_config = with_dropout(self._hf_config(), config.dropout)
-        if config.pretrained:
-            advice = [f"set 'weights' to a copy of {self.HUB_ID}"]
-            folder = weights.resolve(name, advice)
-            model = weights.pretrained_model(
-                self.facts.name, folder, hf_config, context.generator, context.note
-            )
-        else:
-            model = weights.random_model(hf_config, context.generator)
+        advice = [f"set 'weights' to a copy of {self.HUB_ID}"]
+        model = weights.model_of(
+            self.facts.name,
+            lambda: weights.resolve(name, advice),
+            hf_config,
+            config.pretrained,
+            context,
+        )
         self.adopt(model, lambda: weights.resolve_tokenizer(name))
 
     @staticmethod

@@ -19,7 +19,7 @@ from xmodal.data import Store
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBackbone, ImageBackboneSettings, needs_2d, seeded
+from xmodal_backbones.common import ImageBackboneSettings, PatchBackbone, needs_2d, seeded
 
 
 class _Embedding(nn.Module):
@@ -50,7 +50,7 @@ class _Embedding(nn.Module):
         return x_BND if positions_ND is None else x_BND + positions_ND, grid
 
 
-class Timm(ImageBackbone):
+class Timm(PatchBackbone):
     """Any timm VisionTransformer or SwinTransformer by its model name."""
 
     class Config(ImageBackboneSettings):
@@ -132,26 +132,10 @@ class Timm(ImageBackbone):
         }
         return LibraryModel("timm", {"architecture": self.config.name}, state)
 
-    def embed(self, x: Tensor) -> Tokens:
-        """Embed prepared images ``[B, 3, H, W]``."""
-        return Tokens(*self.embedding(x))
-
-    def patch_projection(self) -> nn.Conv2d:
-        """The pretrained patch projection."""
-        projection: nn.Conv2d = self.embedding.projection
-        return projection
-
     def embedding_norm(self) -> nn.LayerNorm | None:
         """The LayerNorm after the patch projection, if there is one."""
         norm = self.embedding.norm
         return norm if isinstance(norm, nn.LayerNorm) else None
-
-    def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """Position embeddings resized to a 2-D grid; None for a sequence and for Swin."""
-        if len(grid) != 2:
-            return None
-        found: Tensor | None = self.embedding.positions((grid[0], grid[1]))
-        return found
 
 
 def _is_swin(model: Any) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from xmodal.batch import Tokens
 from xmodal.interfaces import LibraryModel
 from xmodal_backbones import weights
-from xmodal_backbones.common import ImageBackbone
+from xmodal_backbones.common import PatchBackbone
 
 FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         return map_BDHW.flatten(2).transpose(1, 2) + self.positions(grid), grid
 
 
-class VisionBackbone(ImageBackbone):
+class VisionBackbone(PatchBackbone):
     """The layers of a vision transformer between its embedding and its head."""
 
     def adopt(self, model: Any) -> None:
@@ -99,19 +99,3 @@ class VisionBackbone(ImageBackbone):
         state = {f"layers.{key}": value for key, value in self.layers.state_dict().items()}
         state |= {f"layernorm.{key}": value for key, value in self.norm.state_dict().items()}
         return weights.library_model(hf_config, state, self.prefix_1PD.detach())
-
-    def embed(self, x: Tensor) -> Tokens:
-        """Embed prepared images ``[B, 3, H, W]``."""
-        return Tokens(*self.embedding(x))
-
-    def patch_projection(self) -> nn.Conv2d:
-        """The pretrained patch projection."""
-        projection: nn.Conv2d = self.embedding.projection
-        return projection
-
-    def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """Position embeddings resized to a 2-D grid; None for a sequence."""
-        if len(grid) != 2:
-            return None
-        sized: Tensor = self.embedding.positions((grid[0], grid[1]))
-        return sized

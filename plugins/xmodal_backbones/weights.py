@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal.errors import DataError
-from xmodal.interfaces import LibraryModel
+from xmodal.interfaces import Context, LibraryModel
 from xmodal_backbones.common import count, seeded
 
 _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
@@ -141,6 +141,15 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def model_of(
+    name: str, folder: Callable[[], Path], hf_config: Any, pretrained: bool, context: Context
+) -> Any:
+    """A model with the weights in ``folder()``, or with random ones. Raises DataError."""
+    if pretrained:
+        return pretrained_model(name, folder(), hf_config, context.generator, context.note)
+    return random_model(hf_config, context.generator)
 
 
 def random_model(hf_config: Any, generator: torch.Generator) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
+from xmodal.interfaces import Session
 from xmodal.optimize import (
     BatchSize,
     OptimizingStage,
@@ -26,9 +27,6 @@ from xmodal.optimize import (
     make_optimizer,
     make_schedule,
 )
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 
 class Finetune(OptimizingStage):

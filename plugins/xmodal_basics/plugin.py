@@ -37,7 +37,7 @@ def xmodal_mixers() -> Mapping[str, str]:
 def xmodal_predictors() -> Mapping[str, str]:
     """Heads for every kind of label, and scikit-learn models."""
     return {
-        "auto": "xmodal_basics.auto:AutoPredictor",
+        "auto": "xmodal_basics.predictors:AutoPredictor",
         "pooled": "xmodal_basics.predictors:Pooled",
         "classification": "xmodal_basics.predictors:Classification",
         "multi-label": "xmodal_basics.predictors:MultiLabel",
@@ -78,10 +78,10 @@ def xmodal_metrics() -> Mapping[str, str]:
     """Errors over a whole split."""
     return {
         "error-rate": "xmodal_basics.metrics:ErrorRate",
-        "balanced-error": "xmodal_basics.class_metrics:BalancedError",
-        "f1-error": "xmodal_basics.class_metrics:F1Error",
-        "auroc-error": "xmodal_basics.class_metrics:AUROCError",
-        "average-precision-error": "xmodal_basics.class_metrics:AveragePrecisionError",
+        "balanced-error": "xmodal_basics.metrics:BalancedError",
+        "f1-error": "xmodal_basics.metrics:F1Error",
+        "auroc-error": "xmodal_basics.metrics:AUROCError",
+        "average-precision-error": "xmodal_basics.metrics:AveragePrecisionError",
         "mae": "xmodal_basics.metrics:MeanAbsoluteError",
         "rmse": "xmodal_basics.metrics:RootMeanSquaredError",
         "nrmse": "xmodal_basics.metrics:NormalisedRMSE",

@@ -285,3 +285,19 @@ def resized(x: Tensor, dim: int, side: int, how: Literal["bilinear", "adaptive-p
             identity[None, None], size, mode="bilinear", antialias=True
         )[0, 0]
     return (x.movedim(dim, -1) @ matrix.to(x.dtype)).movedim(-1, dim)
+
+
+class AutoPredictor(Predictor):
+    """``dense`` for labels on a grid or along a sequence, ``pooled`` for everything else."""
+
+    def __init__(self, config: Settings, context: Context) -> None:
+        super().__init__(config, context)
+        dense = wanted(context).kind == "dense"
+        self.part: Predictor = (
+            Dense(Dense.Config(), context) if dense else Pooled(Pooled.Config(), context)
+        )
+
+    def forward(self, features: Tokens) -> Tensor:
+        """Predict ``[B, K]`` or ``[B, K, *shape]``."""
+        prediction: Tensor = self.part(features)
+        return prediction

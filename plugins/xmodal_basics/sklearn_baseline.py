@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,8 @@ from torch import Tensor, nn
 from xmodal.batch import Progress, Tokens
 from xmodal.data import loader
 from xmodal.errors import UsageError
-from xmodal.interfaces import Context, Facts, Predictor, Settings, Stage, Target
+from xmodal.interfaces import Context, Facts, Predictor, Session, Settings, Stage, Target
 from xmodal_basics.sklearn_models import BoostedTrees, LinearModel, logistic, ridge
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 LARGEST_GB = 8.0
 BATCH = 256

@@ -67,9 +67,7 @@ class HuggingFaceExport(Exporter):
         network, x = programs.plain(trained), programs.real_samples(trained)
         wanted = programs.reference(trained)
         library = network.backbone.library_model()
-        notes = programs.half_precision_note(trained)
-        if trained.recipe.adapter is not None:
-            notes += ("the adapter's updates are merged into the matrices of the backbone",)
+        notes = programs.notes(trained)
         form, apart, size = "", float("inf"), 0.0
         if library is not None and library.library == "transformers":
             form = "transformers"

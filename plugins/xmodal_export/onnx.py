@@ -56,9 +56,7 @@ class Onnx(Exporter):
         opset = _write(whole, x, folder / FILE)
         apart, size = programs.difference(programs.reference(trained), _Graph(folder / FILE), x)
         programs.agree(apart, size, self.config.tolerance, "the ONNX graph")
-        notes = programs.half_precision_note(trained)
-        if trained.recipe.adapter is not None:
-            notes += ("the adapter's updates are merged into the matrices of the backbone",)
+        notes = programs.notes(trained)
         usage = _USAGE.format(
             dtype="float64" if x.dtype == torch.float64 else "float32",
             opset=opset,

@@ -171,8 +171,11 @@ def agree(apart: float, size: float, tolerance: float, what: str) -> None:
         )
 
 
-def half_precision_note(trained: Trained) -> tuple[str, ...]:
-    """What to say of runs that did not compute in fp32."""
-    if trained.recipe.precision == "fp32":
-        return ()
-    return (f"the run computed in {trained.recipe.precision}, this export computes in fp32",)
+def notes(trained: Trained) -> tuple[str, ...]:
+    """What to say of runs that did not compute in fp32, or had an adapter."""
+    found: tuple[str, ...] = ()
+    if trained.recipe.precision != "fp32":
+        found += (f"the run computed in {trained.recipe.precision}, this export computes in fp32",)
+    if trained.recipe.adapter is not None:
+        found += ("the adapter's updates are merged into the matrices of the backbone",)
+    return found

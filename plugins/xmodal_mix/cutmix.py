@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
-from xmodal.interfaces import Context, Mixer
 from xmodal.ops import grid_text, plain_and_changed, source_needed
-from xmodal_mix.objective import Drawn
+from xmodal_mix.objective import DrawnMixer
 from xmodal_mix.places import Grid, common, counterparts
 
 Box = tuple[tuple[int, int], ...]
 """From (inclusive) and to (exclusive) on every axis of the grid."""
 
 
-class CutMix(Mixer):
+class CutMix(DrawnMixer):
     """Replaces one block of target tokens, the same for the whole micro-batch.
 
     The block is a rectangle of the form of a 2-D grid, and a span of a sequence or a table row. It
@@ -33,16 +32,7 @@ class CutMix(Mixer):
         "Yun, Han, Oh, Chun, Choe, Yoo: CutMix: Regularization Strategy to Train Strong "
         "Classifiers with Localizable Features, ICCV 2019"
     )
-
-    class Config(Drawn):
-        """Settings of the mixer."""
-
-    config: Config
     needs_source = True
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._generator, self._note, self._noted = context.generator, context.note, False
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress

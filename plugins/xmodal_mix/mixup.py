@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
-from xmodal.interfaces import Context, Mixer
 from xmodal.ops import grid_text, plain_and_changed, source_needed
-from xmodal_mix.objective import Drawn
+from xmodal_mix.objective import DrawnMixer
 from xmodal_mix.places import counterparts
 
 _CITATION = "Zhang, Cissé, Dauphin, Lopez-Paz: mixup: Beyond Empirical Risk Minimization, ICLR 2018"
 
 
-class Mixup(Mixer):
+class Mixup(DrawnMixer):
     """x^m = (1 − λ) x^t + λ x^s, token by token, with the losses of Eq. 1-2.
 
     Target tokens without a source token at their place stay; λ in the loss is then smaller by the
@@ -26,16 +25,7 @@ class Mixup(Mixer):
     """
 
     citation = _CITATION
-
-    class Config(Drawn):
-        """Settings of the mixer."""
-
-    config: Config
     needs_source = True
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._generator, self._note, self._noted = context.generator, context.note, False
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
@@ -61,7 +51,7 @@ class Mixup(Mixer):
         )
 
 
-class TargetMixup(Mixer):
+class TargetMixup(DrawnMixer):
     """x^m = (1 − λ) x_a + λ x_b of two target samples; no source ("target_mixup" of Table 18).
 
     The pair of labels is two terms, (1 − λ) L_tar(p^m, y_a) + λ L_tar(p^m, y_b), which suits every
@@ -70,15 +60,6 @@ class TargetMixup(Mixer):
     """
 
     citation = _CITATION
-
-    class Config(Drawn):
-        """Settings of the mixer."""
-
-    config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._generator, self._note = context.generator, context.note
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from xmodal.batch import Progress
+from xmodal.interfaces import Context, Mixer
 from xmodal.ops import ViewWeights
 
 
@@ -34,3 +35,14 @@ class Drawn(ViewWeights):
         uniform = torch.rand((), generator=generator, dtype=torch.float64).item()
         lam = float(betaincinv(self.alpha, self.alpha, uniform))
         return lam * (1 - progress.share) if self.fade == "linear" else lam
+
+
+class DrawnMixer(Mixer):
+    """A mixer whose share λ is drawn."""
+
+    Config = Drawn
+    config: Drawn
+
+    def __init__(self, config: Drawn, context: Context) -> None:
+        super().__init__(config, context)
+        self._generator, self._note, self._noted = context.generator, context.note, False

@@ -13,36 +13,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Dataset
 
+from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.errors import UsageError
-from xmodal.interfaces import Facts
+from xmodal.interfaces import Facts, Session
 from xmodal.optimize import BatchSize, OptimizingStage, Schedule, StageSettings
-from xmodal_mona.batches import (
-    BilevelStep,
-    Labelled,
-    draw,
-    mean_over_processes,
-    own_part,
-    problem,
-    rows_of_all,
-    source_order,
-)
 from xmodal_mona.bilevel import LossOf, Weights, first_order, gradients
 from xmodal_mona.paths import repeatable, source_features, target_loss
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 
 class MetaAlign(OptimizingStage):
@@ -243,3 +233,74 @@ def _with_gradient(value: Tensor, variables: Sequence[Tensor], gradient: list[Te
     """A scalar with this value whose backward pass gives the variables this gradient."""
     surrogate = [((v - v.detach()) * g).sum() for v, g in zip(variables, gradient, strict=True)]
     return value.detach() + torch.stack(surrogate).sum()
+
+
+# --- what a step is made of: a function of seed, stage, epoch and step, so nothing is saved ---
+
+
+Labelled = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class BilevelStep:
+    """One step: micro-batches of target samples, and source samples (or none).
+
+    Without source samples only L_inner is minimised.
+    """
+
+    target: tuple[Batch, ...]
+    source: Labelled | None
+
+
+def problem(target: Iterator[Batch], source: Iterator[Labelled] | None) -> Iterator[BilevelStep]:
+    """The one piece of a step; reads its samples when it is asked for."""
+    yield BilevelStep(tuple(target), None if source is None else next(source))
+
+
+def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
+    """The batches, on the device."""
+    for x, y in loader.batches(dataset, indices, session.workers):
+        yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
+
+
+def source_order(
+    count: int, size: int, first: int, number: int, seed: int, *names: str | int
+) -> Iterator[Tensor]:
+    """Indices of the batches ``first .. first + number`` over ``count`` source samples.
+
+    Every pass over the source has an order of its own. A batch never holds a sample twice, which
+    would be its own positive: what a pass leaves over is dropped, and a source smaller than
+    ``size`` is read whole.
+    """
+    size = min(size, count)
+    each = count // size
+    for turn in range(first // each, (first + number - 1) // each + 1):
+        order = randomness.permutation(count, seed, *names, turn)
+        for place in range(each):
+            if first <= turn * each + place < first + number:
+                yield order[place * size : (place + 1) * size]
+
+
+def mean_over_processes(session: Session, tensors: list[Tensor]) -> list[Tensor]:
+    """What the gradients are over all processes' samples."""
+    if session.world == 1:
+        return tensors
+    reduced: list[Tensor] = [session.average(tensor) for tensor in tensors]
+    return reduced
+
+
+def rows_of_all(session: Session, z_BF: Tensor, y: Tensor) -> Labelled:
+    """The features and labels of all processes; those of others come without a gradient."""
+    found = session.gather([(z_BF.detach().cpu(), y.cpu())])
+    rows = [z.to(z_BF.device) for z, _ in found]
+    rows[session.rank] = z_BF
+    return torch.cat(rows), torch.cat([labels for _, labels in found]).to(y.device)
+
+
+def own_part(value: Tensor, world: int) -> Tensor:
+    """The same value with ``world`` times its gradient.
+
+    Each process differentiates one value of all rows through its own ones alone: the whole
+    gradient is the sum over the processes, where ``mean_over_processes`` will take the mean.
+    """
+    return value.detach() + world * (value - value.detach())

@@ -7,18 +7,16 @@ The backbone is called as a module, so the engine counts every sample that goes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from xmodal.batch import TARGET
+from xmodal.interfaces import Model
 from xmodal_mona.bilevel import LossOf, Weights
 from xmodal_mona.terms import unit_features
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Model
 
 _BODY = "model.backbone."
 

@@ -8,12 +8,12 @@ continues and a larger data set extends a smaller one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +35,8 @@ TRAIN_FILE = "piececonst_r421_N1024_smooth1.mat"
 TEST_FILE = "piececonst_r421_N1024_smooth2.mat"
 _ARRAYS = "fields.safetensors"
 
-
-class Meter(Protocol):
-    """Counts finished samples for the user."""
-
-    def __call__(self, finished: int) -> None:
-        """Add ``finished`` samples."""
+Meter = Callable[[int], None]
+"""Counts finished samples for the user."""
 
 
 @contextmanager
@@ -123,18 +119,14 @@ def generate(
 def _lazy(title: str, total: int) -> Iterator[Meter]:
     """A meter that appears with the first sample, so that cached data load silently."""
     opened: list[Meter] = []
-    manager = meter(title, total)
+    with ExitStack() as stack:
 
-    def count(finished: int) -> None:
-        if not opened:
-            opened.append(manager.__enter__())
-        opened[0](finished)
+        def count(finished: int) -> None:
+            if not opened:
+                opened.append(stack.enter_context(meter(title, total)))
+            opened[0](finished)
 
-    try:
         yield count
-    finally:
-        if opened:
-            manager.__exit__(None, None, None)
 
 
 def published_files(folder: Path) -> tuple[Path, Path]:

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import RawForm, Store
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -58,9 +57,6 @@ class TableTask(Task):
     """What every table does with its rows; a subclass says where they come from."""
 
     Config = TableSettings
-
-    def __init__(self, config: TableSettings, context: Context) -> None:
-        super().__init__(config, context)
 
     @classmethod
     @abstractmethod

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
 from xmodal.ops import gumbel_noise, hard_subset, straight_through
+from xmodal_pare import CITATION
 from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
 
@@ -26,10 +27,7 @@ class Gate(Selector):
     ``scores_BN`` are the scores.
     """
 
-    citation = (
-        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
-        "Intermediate Modality Generation (PaRe), ICML 2024"
-    )
+    citation = CITATION
 
     class Config(Settings):
         """Settings of the gate."""

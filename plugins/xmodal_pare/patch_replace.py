@@ -16,6 +16,7 @@ from xmodal.batch import Progress, Sample, Selection, Term, Tokens, View
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context, Facts, Mixer, Scheduler, Selector, Settings
 from xmodal.ops import ViewWeights, grid_text, plain_and_changed, source_needed
+from xmodal_pare import CITATION
 
 Replace = Literal["lowest", "highest"]
 Match = Literal["position", "score", "same-position"]
@@ -43,10 +44,7 @@ class PatchReplace(Mixer):
     k = 0 the two are the same and become one view, so that the encoder runs once.
     """
 
-    citation = (
-        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
-        "Intermediate Modality Generation (PaRe), ICML 2024"
-    )
+    citation = CITATION
 
     class Config(ViewWeights):
         """Settings of the mixer."""

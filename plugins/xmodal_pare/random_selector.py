@@ -10,15 +10,13 @@ import torch
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
 from xmodal.ops import hard_subset
+from xmodal_pare import CITATION
 
 
 class RandomSelector(Selector):
     """Selects k tokens a row uniformly at random (PaRe, Table 5, "Random")."""
 
-    citation = (
-        "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
-        "Intermediate Modality Generation (PaRe), ICML 2024"
-    )
+    citation = CITATION
 
     class Config(Settings):
         """No settings."""

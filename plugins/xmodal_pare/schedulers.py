@@ -18,11 +18,7 @@ from pydantic import Field, model_validator
 from xmodal.batch import Progress
 from xmodal.interfaces import Context, Scheduler
 from xmodal.settings import TokenCounts
-
-_CITATION = (
-    "Cai, Li, Ma, Kang, Xie, Sun, Zhu: Enhancing Cross-Modal Fine-Tuning with Gradually "
-    "Intermediate Modality Generation (PaRe), ICML 2024"
-)
+from xmodal_pare import CITATION
 
 _PER = "epoch: k changes between epochs, as in the paper. step: after every optimizer step."
 
@@ -46,6 +42,8 @@ class Falling(Ends):
 
 class _Counting(Scheduler):
     """Turns configured counts into tokens, noting once where there are fewer tokens."""
+
+    citation = CITATION
 
     def __init__(self, config: TokenCounts, context: Context) -> None:
         super().__init__(config, context)
@@ -82,8 +80,6 @@ class Linear(_Line):
     As in the paper t never reaches 1: the last epoch is (start − stop)/epochs above the stop.
     """
 
-    citation = _CITATION
-
     class Config(Falling):
         """Settings of the linear schedule."""
 
@@ -99,8 +95,6 @@ class Exponential(_Counting):
 
     PaRe's Table 4 compares an exponential schedule without giving its formula; this one is ours.
     """
-
-    citation = _CITATION
 
     class Config(Falling):
         """Settings of the exponential schedule."""
@@ -121,8 +115,6 @@ class Piecewise(_Counting):
     Without ``steps``, k = int(start − (start − stop)·⌊t·pieces⌋/pieces). PaRe's Table 4 compares a
     piecewise schedule without giving its milestones; these are ours.
     """
-
-    citation = _CITATION
 
     class Config(Falling):
         """Settings of the piecewise schedule."""
@@ -169,8 +161,6 @@ class Piecewise(_Counting):
 class Constant(_Counting):
     """k = value: PaRe's "non-gradual" variant (Table 4)."""
 
-    citation = _CITATION
-
     class Config(TokenCounts):
         """Settings of the constant schedule."""
 
@@ -192,8 +182,6 @@ class LinearMean(_Line):
     one replaces as many tokens as the gradual schedule, but for the rounding.
     """
 
-    citation = _CITATION
-
     class Config(Ends):
         """Settings of the mean."""
 
@@ -209,8 +197,6 @@ class RandomK(_Line):
     PaRe's "non-gradual" variant as its section 4.2 describes it ("the selection of k is random"),
     without a distribution: this one has the values of the gradual schedule in random order.
     """
-
-    citation = _CITATION
 
     class Config(Ends):
         """Settings of the random schedule."""

@@ -9,9 +9,9 @@ Shapes: B target samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -19,16 +19,11 @@ from torch import Tensor
 
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
-from xmodal.data import loader, target_classes
-from xmodal.interfaces import Facts
+from xmodal.data import loader, members, target_classes
+from xmodal.interfaces import Facts, Session
 from xmodal.ops import evaluating
 from xmodal.optimize import StageSettings
-from xmodal_recraft.chunks import class_chunks
-from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
 from xmodal_recraft.preparing import Prepare
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 Micro = tuple[list[Tensor], float]
 
@@ -39,12 +34,6 @@ class AlignLabels(Prepare):
     An epoch takes every class in chunks of ``chunk`` samples, so that each counts by its frequency
     w_c; the mean is over a chunk.
     """
-
-    citation = (
-        "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
-        "Interaction between Feature Alignment and Target Fitting (RECRAFT), AISTATS 2026, "
-        "arXiv 2601.18231"
-    )
 
     class Config(StageSettings):
         """Settings of label alignment."""
@@ -158,3 +147,58 @@ class AlignLabels(Prepare):
         assert head is not None
         with evaluating(model.backbone, head), session.autocast():
             return model.apply_head(SOURCE, model.backbone(model.embedder(x)))
+
+
+def class_chunks(classes: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Indices of chunks of ``size`` samples of one class each, a class's spread over the list.
+
+    Samples of a negative class are in no class and in no chunk.
+    A class's rest is a chunk if it is at least half of one, or if the class has no other: the mean
+    of very few predictions says little about the class. How many chunks there are does not depend
+    on ``generator``.
+    """
+    placed: list[tuple[float, Tensor]] = []
+    for index in members(classes):
+        shuffled = index[torch.randperm(len(index), generator=generator)]
+        chunks = list(torch.split(shuffled, size))
+        if len(chunks) > 1 and 2 * len(chunks[-1]) < size:
+            chunks.pop()
+        start = float(torch.rand((), generator=generator))
+        placed += [((start + i) / len(chunks), chunk) for i, chunk in enumerate(chunks)]
+    return [chunk for _, chunk in sorted(placed, key=lambda place: place[0])]
+
+
+# --- H(Y^s | Y^t): small where samples of one class of the target look like one of the source ---
+
+
+# As in the released code; below it, the logarithm's gradient would drown the others'.
+TINY = 1e-10
+
+
+def answers(prediction: Tensor, kind: str) -> Tensor:
+    """Probabilities ``[B, Q, K]`` of the source labels from the source head's logits.
+
+    ``classification``: one question. Otherwise every number is the logit of a yes/no question.
+    """
+    if kind == "classification":
+        return prediction.float().softmax(dim=1)[:, None]
+    logits_BQ = prediction.float().flatten(1)
+    return torch.stack([torch.sigmoid(-logits_BQ), torch.sigmoid(logits_BQ)], dim=2)
+
+
+def entropy(p_QK: Tensor) -> Tensor:
+    """H in nats, the mean over the questions."""
+    h: Tensor = torch.special.entr(p_QK.clamp_min(TINY)).sum(-1).mean(-1)
+    return h
+
+
+def conditional_entropy(parts: Sequence[Tensor]) -> Tensor:
+    """H(Y^s | Y^t) = Σ_c w_c H(mean_{x in c} p(x)) of ``[B_c, Q, K]`` with w_c = B_c / B."""
+    total = sum(len(part) for part in parts)
+    terms = [len(part) / total * entropy(part.mean(0)) for part in parts]
+    return torch.stack(terms).sum()
+
+
+def marginal_entropy(parts: Sequence[Tensor]) -> Tensor:
+    """H(Y^s) of all samples together; never below ``conditional_entropy``, by concavity."""
+    return entropy(torch.cat(list(parts)).mean(0))

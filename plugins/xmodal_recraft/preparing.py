@@ -6,20 +6,21 @@ step, so of several processes each computes the same update.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from xmodal.errors import UsageError
+from xmodal.interfaces import Session
 from xmodal.optimize import OptimizingStage
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 
 class Prepare(OptimizingStage):
     """A stage that reads the source, is not scored, and says so where it would train nothing."""
 
+    citation = (
+        "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
+        "Interaction between Feature Alignment and Target Fitting (RECRAFT), AISTATS 2026, "
+        "arXiv 2601.18231"
+    )
     needs_source = True
     evaluates = False
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,25 +23,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress, Tokens
 from xmodal.data import loader
+from xmodal.interfaces import Session
 from xmodal.ops import evaluating
 from xmodal.optimize import BatchSize, StageSettings
 from xmodal_recraft.preparing import Prepare, is_frozen
 from xmodal_recraft.source_features import SourceFeatures, mean_token, reads_the_mean
-
-if TYPE_CHECKING:
-    from xmodal.interfaces import Session
 
 Micro = tuple[Tensor | Tokens, Tensor, float]
 
 
 class SourceHead(Prepare):
     """Trains the source head: first on its loss alone, then with a penalty on steep gradients."""
-
-    citation = (
-        "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
-        "Interaction between Feature Alignment and Target Fitting (RECRAFT), AISTATS 2026, "
-        "arXiv 2601.18231"
-    )
 
     class Config(StageSettings):
         """Settings of the stage that trains the source head."""

@@ -252,7 +252,7 @@ def test_what_is_not_done_is_said_with_its_reason(
 ) -> None:
     cells = [cell(tmp_path, m, t, s) for m in ("x", "y") for t in ("b", "c") for s in range(2)]
     states = [State(QUEUED)] * 4 + [State(FAILED, detail="boom")] * 2 + [State(DONE)] * 2
-    problems(cells, states)
+    problems(zip(cells, states, strict=True))
     said = capsys.readouterr().err.splitlines()
     assert said == ["not run: x on b", "not run: x on c", "failed: y on b", "    boom"]
 

@@ -98,7 +98,7 @@ def test_the_page_says_everything(tmp_path: Path, three: ComparisonTable) -> Non
     assert three.command in html
     numbers = pair(three, "good", "plain").numbers
     assert numbers is not None
-    assert compare_words.percent(numbers.effect.value) in html
+    assert text.percent(numbers.effect.value) in html
     assert "good is better than plain" in html
     for name in ("profiles", "ranks", "curves", "cost", "recipes", "provenance"):
         assert f'<h2 id="{name}"' in html
@@ -234,8 +234,7 @@ def test_verdict_rows_show_the_numbers_of_the_verdict(three: ComparisonTable) ->
     assert one.word == "better"
     assert one.p_holm == text.probability(numbers.p_holm)
     assert one.interval == (
-        f"{compare_words.percent(numbers.effect.low)} to "
-        f"{compare_words.percent(numbers.effect.high)}"
+        f"{text.percent(numbers.effect.low)} to {text.percent(numbers.effect.high)}"
     )
     assert one.way_out == ""
     assert one.reasons == one.pair.verdict.reasons

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from xmodal._version import __version__
-from xmodal.cli import demo, doctor, export, plugins, predict, recipes, run
-from xmodal.cli.compare import Spread, compare
+from xmodal.cli import doctor, export, plugins, predict, recipes, run
+from xmodal.cli.compare import Spread, compare, demo
 from xmodal.errors import XModalError
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ app.command("resume")(run.resume)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("compare", cls=Spread)(compare)
-app.command("demo")(demo.demo)
+app.command("demo")(demo)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(recipes.schema)
 app.add_typer(recipes.app, name="recipes")

@@ -1,7 +1,12 @@
-"""``xmodal compare``: methods side by side, on the same tasks, splits and seeds."""
+"""``xmodal compare``: methods side by side, on the same tasks, splits and seeds.
+
+``xmodal demo`` is the comparison of the suite ``demo``.
+"""
 
 from __future__ import annotations
 
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from xmodal import text
-from xmodal.cli import output
+from xmodal.cli import output, verdicts
 from xmodal.cli.run import AsJson, Plugins
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 MANY = ("--task", "--set")
 SHOWN = 24
+DEMO = "demo"
 
 
 class Spread(TyperCommand):
@@ -91,9 +97,7 @@ def compare(
 
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
-    from xmodal.cli import verdicts
-
-    table = watched(
+    table = _watched(
         methods=methods or (),
         tasks=task or (),
         suite=suite,
@@ -114,10 +118,38 @@ def compare(
         output.print_json({**table.as_dict(), "files": [str(file) for file in files]})
     else:
         verdicts.show(table, files)
-    ended(table)
+    _ended(table)
 
 
-def watched(**asked: Any) -> ComparisonTable:
+def demo(
+    root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    force: Annotated[bool, typer.Option(help="Repeat runs that are already done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a
+    CPU).
+    """
+    from xmodal.comparison import run
+
+    begun = time.monotonic()
+    if force:
+        for row in run.compare(suite=DEMO, root=root / "cells", launcher=None).rows:
+            shutil.rmtree(row.directory)
+    table = _watched(suite=DEMO, root=root / "cells")
+    files = verdicts.write(root / DEMO, table)
+    elapsed = time.monotonic() - begun
+    if as_json:
+        cells = [cell for cell, state in table.standing if state.word == "done"]
+        runs = {c.method: {**c.run.read("result.json"), "run": str(c.directory)} for c in cells}
+        output.print_json({"seconds": elapsed, "report": str(files[0]), "runs": runs})
+    else:
+        verdicts.show(table, ())
+        said = f"{text.duration(elapsed)} in all.  Report: {files[0]}"
+        output.stdout().print(said)
+    _ended(table)
+
+
+def _watched(**asked: Any) -> ComparisonTable:
     """Run a comparison, ``asked`` in the words of ``xmodal.compare``, and show how it goes."""
     from xmodal.comparison import run
 
@@ -125,7 +157,7 @@ def watched(**asked: Any) -> ComparisonTable:
         return run.compare(**asked, watch=watch)
 
 
-def ended(table: ComparisonTable) -> None:
+def _ended(table: ComparisonTable) -> None:
     """Leave with the code of failed runs, if there are any."""
     from xmodal.comparison.queue import FAILED
 
@@ -144,7 +176,8 @@ def _live() -> Iterator[Watch]:
 
         def tell(queue: Queue, states: list[State]) -> None:
             if not words:  # say what cannot run now, not after hours
-                _skipped(queue, states)
+                standing = zip(queue.cells, states, strict=True)
+                verdicts.problems(pair for pair in standing if pair[1].word == "skipped")
             show(queue, states)
             words.update(enumerate(state.word for state in states))
 
@@ -153,16 +186,8 @@ def _live() -> Iterator[Watch]:
         except KeyboardInterrupt:
             done = sum(word == "done" for word in words.values())
             said = f"{done} of {len(words)} cells are done; the same command goes on from here"
-            output.stderr().print(said, markup=False)
+            output.stderr().print(said)
             raise
-
-
-def _skipped(queue: Queue, states: list[State]) -> None:
-    from xmodal.cli import verdicts
-
-    pairs = zip(queue.cells, states, strict=True)
-    chosen = [(cell, state) for cell, state in pairs if state.word == "skipped"]
-    verdicts.problems([cell for cell, _ in chosen], [state for _, state in chosen])
 
 
 @contextmanager
@@ -179,7 +204,7 @@ def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
     def lines(queue: Queue, states: list[State]) -> None:
         for number, state in enumerate(states):
             if words.get(number) != state.word and state.word not in ("queued", "skipped"):
-                console.print(f"{state.word}: {queue.cells[number].name}", markup=False)
+                console.print(f"{state.word}: {queue.cells[number].name}")
 
     yield lines
 
@@ -188,9 +213,7 @@ def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
 def _warnings_as_notes() -> Iterator[None]:
     """Show the warnings of launchers as notes, without the line of code that they come from."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: output.stderr().print(
-            f"note: {message}", markup=False
-        )
+        warnings.showwarning = lambda message, *_: output.stderr().print(f"note: {message}")
         yield
 
 

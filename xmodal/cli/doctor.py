@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import typer
 
-from xmodal import text
+from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson
 
@@ -25,8 +25,6 @@ class Finding(NamedTuple):
 
 def doctor(as_json: AsJson = False) -> None:
     """Check libraries, device, cache and plugins; say how to mend what is wrong."""
-    from xmodal import plugins
-
     plugins.announce_loading()
     findings = [finding for check in _CHECKS for finding in check()]
     if as_json:
@@ -95,8 +93,6 @@ def _cache() -> list[Finding]:
 
 
 def _plugins() -> list[Finding]:
-    from xmodal import plugins
-
     registry = plugins.registry()
     found = [Finding("plugins", True, f"{len(registry.plugins)} loaded")]
     found += [Finding(f"plugin {b.plugin}", False, b.reason) for b in registry.broken]

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from xmodal import text
+from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.errors import UsageError
 
 
 def export(
@@ -29,7 +30,7 @@ def export(
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """
-    from xmodal import plugins, runs
+    from xmodal import runs
 
     registry = plugins.registry(tuple(plugin or ()))
     # An unknown exporter or run is said before anything is loaded.
@@ -44,10 +45,10 @@ def export(
         reference,
         "cpu",
         tuple(plugin or ()),
-        note=lambda line: console.print(f"note: {line}", markup=False),
+        note=lambda line: console.print(f"note: {line}"),
     )
     if str(model.run.path) != reference:
-        console.print(f"run: {model.run.path}", markup=False)
+        console.print(f"run: {model.run.path}")
     with console.status(f"exporting to {to}"):
         done = write(model, to, out, registry, _settings(set_ or []), force)
     files = sorted(path for path in out.rglob("*") if path.is_file())
@@ -69,12 +70,10 @@ def export(
     rows.append(("largest difference", f"{done.difference:.2g} on {done.samples} test samples"))
     output.print_table(("", ""), [*rows, ("written to", out)])
     for note in done.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
 
 
 def _settings(given: list[str]) -> dict[str, str]:
-    from xmodal.errors import UsageError
-
     wrong = [item for item in given if "=" not in item]
     if wrong:
         raise UsageError(f"--set {wrong[0]}: expected key=value")

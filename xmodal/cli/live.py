@@ -39,7 +39,7 @@ class Watcher:
     def say(self, line: str) -> None:
         """Print one line to stderr."""
         if not self.quiet:
-            self.console.print(line, markup=False)
+            self.console.print(line)
 
     def note(self, line: str) -> None:
         """Show a note."""

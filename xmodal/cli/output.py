@@ -24,15 +24,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def stdout() -> Console:
-    """The console results go to; lines are not wrapped where the output is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    """The console results go to; square brackets are text, and only terminals wrap lines."""
+    return _console(200)
 
 
 def stderr() -> Console:
-    """The console everything else goes to; lines are not wrapped where it is no terminal."""
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=500)
+    """The console everything else goes to; square brackets are text, and only terminals wrap."""
+    return _console(500, stderr=True)
+
+
+def _console(width: int, **where: Any) -> Console:
+    console = Console(highlight=False, markup=False, **where)
+    if not console.is_terminal:
+        console.width = width
+    return console
 
 
 def hush() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from xmodal import plugins
+from xmodal.authoring import describe
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.errors import PluginError
 
 app = typer.Typer(help="What is installed, and what each part can be told.", no_args_is_help=True)
 
@@ -20,9 +24,6 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List every component, and plugins that could not be loaded."""
-    from xmodal import plugins
-    from xmodal.authoring import describe
-
     registry = plugins.registry(tuple(plugin or ()))
     wanted = plugins.find_kind(kind) if kind else None
     entries = [
@@ -52,7 +53,7 @@ def list_(
     for c in collisions:
         warnings.append(f"{c['kind']} '{c['name']}' is claimed by {' and '.join(c['claimed_by'])}")
     for line in warnings:
-        output.stderr().print(f"not loaded: {line}", markup=False)
+        output.stderr().print(f"not loaded: {line}")
 
 
 def _entry(entry: Any) -> dict[str, str]:
@@ -67,11 +68,6 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show what a component is, where it comes from, its settings and the recipes that use it."""
-    import inspect
-
-    from xmodal import plugins
-    from xmodal.authoring import describe
-
     registry = plugins.registry(tuple(plugin or ()))
     entry = registry.entry(plugins.find_kind(kind), name)
     component = registry.load(kind, name)
@@ -97,15 +93,15 @@ def info(
         )
         return
     console = output.stdout()
-    console.print(f"{kind} {name}  ({entry.origin}; {file}:{line})", markup=False)
-    console.print(about + "\n", markup=False)
+    console.print(f"{kind} {name}  ({entry.origin}; {file}:{line})")
+    console.print(about + "\n")
     if rows:
         output.print_table(("setting", "type", "default", "what"), rows)
     else:
         console.print("no settings")
-    console.print(f"\nrecipes: {', '.join(recipes) or 'none'}", markup=False)
+    console.print(f"\nrecipes: {', '.join(recipes) or 'none'}")
     if component.citation:
-        console.print(f"cite: {component.citation}", markup=False)
+        console.print(f"cite: {component.citation}")
 
 
 @app.command()
@@ -121,23 +117,22 @@ def new(
 
     Example:  xmodal plugins new my-mixer --kind mixer
     """
-    from xmodal import plugins
     from xmodal.authoring import new as package
 
     written = package.write(name, kind, out, plugins.registry(tuple(plugin or ())))
     folder = out or Path(f"xmodal-{name}")
     console = output.stdout()
     for file in written:
-        console.print(str(file), markup=False)
-    console.print("\nnext:", markup=False)
+        console.print(str(file))
+    console.print("\nnext:")
     component = next(file for file in written if file.name == f"{kind}.py")
-    console.print(f"  edit {component}", markup=False)
-    console.print(f"  xmodal plugins check {folder}", markup=False)
+    console.print(f"  edit {component}")
+    console.print(f"  xmodal plugins check {folder}")
     # Without ./ pip looks for a distribution of that name.
     place = folder if folder.is_absolute() else f"./{folder}"
-    console.print(f"  pip install --editable {place}", markup=False)
+    console.print(f"  pip install --editable {place}")
     for command in package.usage(name, kind):
-        console.print(f"  {command}", markup=False)
+        console.print(f"  {command}")
 
 
 @app.command()
@@ -153,9 +148,8 @@ def check(
     """
     console = output.stdout()
     if not as_json:
-        console.print(f"checking {package}", markup=False)
+        console.print(f"checking {package}")
     from xmodal.authoring import check as checks
-    from xmodal.errors import PluginError
 
     done = []
     for step in checks.steps(checks.find(package)):
@@ -164,7 +158,7 @@ def check(
         done.append((step, outcome))
         if not as_json:
             line = f"{outcome.state:8} {step.label}" + (outcome.line and f": {outcome.line}")
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if as_json:
         output.print_json([{"step": step.label, **vars(outcome)} for step, outcome in done])
     count = sum(outcome.state == "mend" for _, outcome in done)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xmodal import text
+from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
+from xmodal.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +54,7 @@ def predict(
     Examples:  xmodal predict mine_cpu new.npz --out predictions.npz
                xmodal predict mine_cpu new.csv > predictions.csv
     """
-    from xmodal import plugins, runs
-    from xmodal.errors import UsageError
+    from xmodal import runs
 
     if quiet:
         output.hush()
@@ -65,7 +65,7 @@ def predict(
 
     model = load_trained(reference, device, tuple(plugin or ()), note=_noting())
     if str(model.run.path) != reference:
-        output.stderr().print(f"run: {model.run.path}", markup=False)
+        output.stderr().print(f"run: {model.run.path}")
     flat = model.kind != "dense"
     if out is not None:
         readers.check_writable(out, force, flat)
@@ -92,7 +92,7 @@ def _noting() -> Callable[[str], None]:
         start = line.partition(" (")[0]
         if start not in said:
             said.add(start)
-            output.stderr().print(f"note: {line}", markup=False)
+            output.stderr().print(f"note: {line}")
 
     return note
 
@@ -109,7 +109,6 @@ class _Scored:
     def add(self, outputs: Tensor, y: Any, first: int) -> None:
         """Score a batch whose first sample has the number ``first``."""
         from xmodal.data.labels import absent, as_labels
-        from xmodal.errors import DataError
 
         y, complete = as_labels(y), self.model.kind in _COMPLETE
         nothing = bool(absent(y).all())
@@ -230,4 +229,4 @@ def _report(
     if out is not None:
         output.print_table(("", ""), [*rows, ("predictions", out)])
         return
-    output.stderr().print(", ".join(f"{key} {value}" for key, value in rows), markup=False)
+    output.stderr().print(", ".join(f"{key} {value}" for key, value in rows))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from xmodal import plugins
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins, Recipes, split_arguments
+from xmodal.errors import UsageError
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 Scale = Annotated[str | None, typer.Option(help="Put a scale layer last.")]
@@ -17,9 +22,6 @@ Scale = Annotated[str | None, typer.Option(help="Put a scale layer last.")]
 @app.command("list")
 def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = False) -> None:
     """List recipes; a pattern such as 'methods/*' narrows the list."""
-    from fnmatch import fnmatch
-
-    from xmodal import plugins
     from xmodal.recipe.compose import all_recipes
     from xmodal.recipe.yaml import read
 
@@ -48,7 +50,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a composed recipe."""
-    from xmodal import plugins
     from xmodal.recipe.compose import compose, validate
     from xmodal.recipe.yaml import dotted
 
@@ -72,8 +73,6 @@ def show(
     if as_json:
         output.print_json(data)
         return
-    import sys
-
     from ruamel.yaml import YAML
 
     YAML().dump(data, sys.stdout)
@@ -86,8 +85,6 @@ def cp(
     force: Annotated[bool, typer.Option(help="Overwrite.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from xmodal import plugins
-    from xmodal.errors import UsageError
     from xmodal.recipe.compose import find_recipe
 
     found = find_recipe(recipe, plugins.registry())
@@ -105,7 +102,6 @@ def validate_(
     arguments: Recipes, scale: Scale = None, plugin: Plugins = None, as_json: AsJson = False
 ) -> None:
     """Check a recipe as far as possible without loading data or weights; lists every problem."""
-    from xmodal import plugins
     from xmodal.data.store import Store
     from xmodal.engine.plan import compose_plan, missing_files
 
@@ -136,15 +132,13 @@ def validate_(
         f"into {facts.backbone.name}{source}"
     )
     for text in absent:
-        output.stderr().print(f"before it can run: {text}", markup=False)
+        output.stderr().print(f"before it can run: {text}")
 
 
 def schema(
     out: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    import json
-
     from xmodal.recipe.schema import recipe_schema
 
     text = json.dumps(recipe_schema(), indent=1)

@@ -71,30 +71,36 @@ def run(
     if dry_run:
         _dry_run(recipes, overrides, scale, trackers, plugin_files, as_json)
         return
-    from xmodal import api
-    from xmodal.cli.live import Watcher
-
-    first = _is_first_process()
-    with Watcher(output.stderr(), quiet or not first) as watcher:
-        outcome = api.run(
-            *recipes,
-            overrides=overrides,
-            scale=scale,
-            directory=directory,
-            root=root,
-            name=name,
-            force=force,
-            plugin_files=plugin_files,
-            trackers=trackers,
-            observer=watcher,
-        )
-    if first:
-        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+    _watched(
+        quiet,
+        as_json,
+        *recipes,
+        overrides=overrides,
+        scale=scale,
+        directory=directory,
+        root=root,
+        name=name,
+        force=force,
+        plugin_files=plugin_files,
+        trackers=trackers,
+    )
 
 
 def _is_first_process() -> bool:
     """Whether this is the process that prints, of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _watched(quiet: bool, as_json: bool, *recipes: str, **options: Any) -> None:
+    """Run recipes, show how it goes, and what came out."""
+    from xmodal import api
+    from xmodal.cli.live import Watcher
+
+    first = _is_first_process()
+    with Watcher(output.stderr(), quiet or not first) as watcher:
+        outcome = api.run(*recipes, **options, observer=watcher)
+    if first:
+        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
 
 
 def resume(
@@ -109,25 +115,20 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Continue an interrupted run, bit for bit as if it had never stopped."""
-    from xmodal import api, runs
-    from xmodal.cli.live import Watcher
+    from xmodal import runs
 
     if quiet or not _is_first_process():
         output.hush()
-    found = runs.locate(reference, root)
-    recipe = str(found.path / "resolved.yaml")
-    first = _is_first_process()
-    with Watcher(output.stderr(), quiet or not first) as watcher:
-        outcome = api.run(
-            recipe,
-            overrides=[] if device is None else [f"device={device}"],
-            directory=found.path,
-            plugin_files=tuple(plugin or ()),
-            trackers=tuple(track or ()),
-            observer=watcher,
-        )
-    if first:
-        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+    folder = runs.locate(reference, root).path
+    _watched(
+        quiet,
+        as_json,
+        str(folder / "resolved.yaml"),
+        overrides=[] if device is None else [f"device={device}"],
+        directory=folder,
+        plugin_files=tuple(plugin or ()),
+        trackers=tuple(track or ()),
+    )
 
 
 def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
@@ -135,7 +136,7 @@ def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
         output.print_json({"run": str(path), "fresh": fresh, **result})
         return
     if not fresh:
-        output.stderr().print("already done; --force repeats it", markup=False)
+        output.stderr().print("already done; --force repeats it")
     selected = result["selected_on"]
     rows = [
         (f"test {result['metric']}", text.number(result["test"]["metric"])),
@@ -172,7 +173,7 @@ def _dry_run(
     from xmodal.engine.dry_run import describe  # imports torch, for which a plan has waited
 
     console = output.stderr()
-    facts = describe(made, store, lambda line: console.print(f"note: {line}", markup=False))
+    facts = describe(made, store, lambda line: console.print(f"note: {line}"))
     if as_json:
         output.print_json(facts)
         return

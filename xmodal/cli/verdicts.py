@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from xmodal import text
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from xmodal.comparison.fairness import Flag
     from xmodal.comparison.grid import Cell
     from xmodal.comparison.queue import State
-    from xmodal.comparison.statistics import Interval
     from xmodal.comparison.table import ComparisonTable
     from xmodal.comparison.verdicts import PairResult, TaskResult
 
@@ -29,8 +29,6 @@ def write(folder: Path, table: ComparisonTable) -> list[Path]:
 
     The page comes first. The folder ``figures`` has every figure as SVG and PDF.
     """
-    import json
-
     from xmodal.comparison.spreadsheets import write_tables
     from xmodal.report import write_compare_report
 
@@ -42,15 +40,15 @@ def write(folder: Path, table: ComparisonTable) -> list[Path]:
 
 def show(table: ComparisonTable, files: Sequence[Path]) -> None:
     """Print a comparison: results on stdout, everything else on stderr."""
-    problems(table.cells, table.states)
+    problems(table.standing)
     _means(table)
     if table.comparison is not None:
         _verdicts(table)
         _doubts(table.comparison.flags)
     for task, reason in table.left_out.items():
-        output.stderr().print(f"not weighed: {task}: {reason}", markup=False)
+        output.stderr().print(f"not weighed: {task}: {reason}")
     if files:
-        output.stderr().print(f"report: {files[0]}", markup=False)
+        output.stderr().print(f"report: {files[0]}")
 
 
 def _doubts(flags: Sequence[Flag]) -> None:
@@ -60,31 +58,27 @@ def _doubts(flags: Sequence[Flag]) -> None:
         kinds.setdefault(flag.kind, []).append(flag)
     for alike in kinds.values():
         for flag in alike[:SHOWN]:
-            output.stderr().print(f"doubt: {flag.text}", markup=False)
+            output.stderr().print(f"doubt: {flag.text}")
         if len(alike) > SHOWN:
             more = len(alike) - SHOWN
-            output.stderr().print(
-                f"doubt: {more} more of this kind are in the report", markup=False
-            )
+            output.stderr().print(f"doubt: {more} more of this kind are in the report")
 
 
-def problems(cells: Iterable[Cell], states: Iterable[State]) -> None:
+def problems(standing: Iterable[tuple[Cell, State]]) -> None:
     """What is not done: each reason once, with all whom it concerns."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for cell, state in zip(cells, states, strict=True):
+    for cell, state in standing:
         if state.word != "done":
             concerned = reasons.setdefault((state.word, cell.task, state.detail), [])
             concerned += [cell.method] if cell.method not in concerned else []
     for (word, task, detail), methods in reasons.items():
         line = f"{WORDS.get(word, word)}: {', '.join(methods)} on {task}"
         line += "\n    " + detail.replace("\n", "\n    ") if detail else ""
-        output.stderr().print(line, markup=False)
+        output.stderr().print(line)
 
 
 def _means(table: ComparisonTable) -> None:
     """Mean and deviation of every method on every task, with what it cost."""
-    from statistics import mean
-
     for task in table.tasks:
         mine = [row for row in table.rows if row.task == task]
         if not mine:
@@ -102,8 +96,8 @@ def _means(table: ComparisonTable) -> None:
                     method if role == "method" else f"{method} ({role})",
                     value,
                     f"{counted.n}{f', {counted.failed} failed' if counted.failed else ''}",
-                    text.number(round(mean(row.encoded_samples for row in rows))),
-                    text.duration(mean(row.seconds for row in rows)),
+                    text.number(round(fmean(row.encoded_samples for row in rows))),
+                    text.duration(fmean(row.seconds for row in rows)),
                 )
             )
         first = mine[0]
@@ -121,7 +115,7 @@ def _verdicts(table: ComparisonTable) -> None:
         return
     reasons = {pair.verdict.reasons for pair in pairs}
     if all(pair.verdict.word == "refused" for pair in pairs) and len(reasons) == 1:
-        output.stdout().print(f"no verdict: {'; '.join(reasons.pop())}", markup=False)
+        output.stdout().print(f"no verdict: {'; '.join(reasons.pop())}")
         _single_tasks(pairs)
         return
     lines = [
@@ -151,18 +145,15 @@ def _undecided(pairs: Sequence[PairResult]) -> None:
             reasons.setdefault("; ".join(pair.remedies), []).append(f"{pair.a} - {pair.b}")
     for reason, names in reasons.items():
         who = f"all {len(pairs)} pairs" if len(names) == len(pairs) > 1 else ", ".join(names)
-        output.stderr().print(f"{who}: {reason}", markup=False)
+        output.stderr().print(f"{who}: {reason}")
 
 
 def _numbers(pair: PairResult) -> tuple[str, str, str]:
-    from xmodal.comparison.verdicts import percent
-
     if pair.numbers is None:
         return "", "", ""
     effect, numbers = pair.numbers.effect, pair.numbers
-    interval = f"{percent(effect.low)} to {percent(effect.high)}"
     return (
-        f"{percent(effect.value)} ({interval})",
+        f"{text.percent(effect.value)} ({text.percents(effect.low, effect.high)})",
         f"{numbers.probability.value:.2f}",
         text.probability(numbers.p_holm),
     )
@@ -170,27 +161,16 @@ def _numbers(pair: PairResult) -> tuple[str, str, str]:
 
 def _single_tasks(pairs: Sequence[PairResult]) -> None:
     """The paired differences task by task, with what a few seeds can say about them."""
-    lines = [
-        (pair.a, pair.b, task.task, _change(task.mean), _range(task.interval), task.n, _note(task))
-        for pair in pairs
-        for task in pair.tasks
-    ]
+    lines = []
+    for pair in pairs:
+        for task in pair.tasks:
+            change = "" if task.mean is None else text.percent(task.mean)
+            ends = task.interval and text.percents(task.interval.low, task.interval.high)
+            lines.append((pair.a, pair.b, task.task, change, ends or "", task.n, _note(task)))
     if lines:
         columns = ("", "against", "task", "error", "interval over seeds", "seeds", "")
         output.print_table(columns, lines, title="paired, task by task")
         output.stdout().print()
-
-
-def _change(value: float | None) -> str:
-    from xmodal.comparison.verdicts import percent
-
-    return "" if value is None or not math.isfinite(value) else percent(value)
-
-
-def _range(interval: Interval | None) -> str:
-    from xmodal.comparison.verdicts import percent
-
-    return "" if interval is None else f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _note(task: TaskResult) -> str:

@@ -99,7 +99,7 @@ def within_spread(a: str, b: str, tasks: Sequence[str]) -> Flag | None:
     """The flag for tasks on which two methods differ by less than one of them varies over seeds."""
     if not tasks:
         return None
-    text = f"{a} and {b} differ by less than the spread over seeds on {_list(tasks)}"
+    text = f"{a} and {b} differ by less than the spread over seeds on {', '.join(tasks)}"
     return Flag("within-spread", text, (a, b), tuple(tasks))
 
 
@@ -145,7 +145,7 @@ def _selected_on_test(known: list[Conditions]) -> list[Flag]:
         return []
     methods = tuple(dict.fromkeys(c.method for c in chosen))
     tasks = tuple(sorted({c.task for c in chosen}))
-    text = f"the epoch was chosen on the test data: errors of {_list(methods)} are too low"
+    text = f"the epoch was chosen on the test data: errors of {', '.join(methods)} are too low"
     return [Flag("selected-on-test", text, methods, tasks)]
 
 
@@ -197,7 +197,7 @@ def _uneven_compute(
         if uneven:
             text = (
                 f"{a} and {b} differ in encoder passes by {_percent(uneven.values())} on "
-                f"{_list(list(uneven))}, and no control with equal compute is in the table"
+                f"{', '.join(uneven)}, and no control with equal compute is in the table"
             )
             found.append(Flag("uneven-compute", text, (a, b), tuple(uneven), uneven))
     return found
@@ -229,7 +229,7 @@ def _worse_than_trivial(scores: ErrorTable, trivial: str) -> list[Flag]:
             if 0 < mean < math.inf  # failed runs have a flag of their own
         }
         if worse:
-            text = f"{method} is worse than {trivial} on {_list(list(worse))}"
+            text = f"{method} is worse than {trivial} on {', '.join(worse)}"
             found.append(Flag("worse-than-trivial", text, (method, trivial), tuple(worse), worse))
     return found
 
@@ -249,7 +249,7 @@ def _incomplete(scores: ErrorTable) -> list[Flag]:
         for kind, count, what in kinds:
             where = {task: number for task, number in count.items() if number}
             if where:
-                text = f"{method} {what} on {_list(list(where))}"
+                text = f"{method} {what} on {', '.join(where)}"
                 found.append(Flag(kind, text, (method,), tuple(where), where))
     return found
 
@@ -258,9 +258,5 @@ def _floored(scores: ErrorTable) -> list[Flag]:
     if not scores.floored:
         return []
     counts = {task: float(count) for task, count in scores.floored}
-    text = f"errors below half a step of the metric count as half a step on {_list(list(counts))}"
+    text = f"errors below half a step of the metric count as half a step on {', '.join(counts)}"
     return [Flag("floored-errors", text, tasks=tuple(counts), numbers=counts)]
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names)

@@ -287,8 +287,8 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     cells = []
     for task, method in itertools.product(tasks, methods):
         cell = _unplanned(request, method, task, known)
-        plan = _plan(cell, registry, store, contents)
-        cells += [_seeded(cell, plan, seed, root) for seed in range(suite.seeds)]
+        planned = _planned(cell, registry, store, contents)
+        cells += [_seeded(*planned, seed, root) for seed in range(suite.seeds)]
     return sorted(cells, key=lambda cell: cell.seed)
 
 
@@ -375,56 +375,38 @@ def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) 
     )
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """What the cells of a method and a task share, whatever their seed, or why they cannot run."""
-
-    skipped: str = ""
-    resolved: Mapping[str, Any] = field(default_factory=dict)
-    components: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
-    epochs: int = 0
-    learning_rate: float | None = None
-
-
-def _plan(
+def _planned(
     cell: Cell, registry: Registry, store: Store, contents: Callable[[Path], str]
-) -> _Planned:
+) -> tuple[Cell, dict[str, str], dict[str, str]]:
+    """The cell with its recipe, or why it cannot run; versions of its parts, checksums of data."""
     try:
         plan = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
         absent = missing_files(plan, store)
     except RecipeError as error:
         first = error.problems[0]
-        return _Planned(f"{first.key}: {first.message}")
+        return replace(cell, skipped=f"{first.key}: {first.message}"), {}, {}
     except (DataError, PluginError) as error:
-        return _Planned(str(error))
+        return replace(cell, skipped=str(error)), {}, {}
     if absent:
-        return _Planned("\n".join(absent))
-    return _Planned(
-        resolved=plan.recipe.model_dump(mode="json"),
-        components=versions(plan, registry),
-        data={key: contents(path) for key, path in _paths(plan.recipe.task.config.model_dump())},
-        epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-    )
+        return replace(cell, skipped="\n".join(absent)), {}, {}
+    resolved = plan.recipe.model_dump(mode="json")
+    cell = replace(cell, resolved=resolved, epochs=plan.epochs, learning_rate=plan.learning_rate)
+    data = {key: contents(path) for key, path in _paths(plan.recipe.task.config.model_dump())}
+    return cell, versions(plan, registry), data
 
 
-def _seeded(cell: Cell, plan: _Planned, seed: int, root: Path) -> Cell:
-    """The cell of a seed with its resolved recipe and directory, or why it cannot run."""
+def _seeded(
+    cell: Cell, components: Mapping[str, str], data: Mapping[str, str], seed: int, root: Path
+) -> Cell:
+    """The cell of a seed; with a directory, if it can run."""
     cell = replace(cell, seed=seed, overrides=(*cell.overrides, f"seed={seed}"))
-    if plan.skipped:
-        return replace(cell, skipped=plan.skipped)
-    resolved = {**plan.resolved, "seed": seed}
-    digest = runs.content_hash(resolved, plan.components, plan.data)
+    if cell.skipped:
+        return cell
+    resolved = {**cell.resolved, "seed": seed}
+    digest = runs.content_hash(resolved, components, data)
     method = cell.method.split(" [")[0]
     folder = root / _file_name(cell.task) / _file_name(method) / f"seed{seed}-{digest[:10]}"
-    return replace(
-        cell,
-        resolved=resolved,
-        directory=folder,
-        epochs=plan.epochs,
-        learning_rate=plan.learning_rate,
-    )
+    return replace(cell, resolved=resolved, directory=folder)
 
 
 def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

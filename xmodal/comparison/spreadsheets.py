@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -25,9 +26,9 @@ def write_tables(folder: Path, table: ComparisonTable) -> list[Path]:
 
 def cells_csv(table: ComparisonTable) -> str:
     """One line a cell, including those that are not done; numbers in full."""
-    done = {(row.method, row.task, row.seed): row.as_dict() for row in table.rows}
+    done = {(row.method, row.task, row.seed): asdict(row) for row in table.rows}
     lines = []
-    for cell, state in zip(table.cells, table.states, strict=True):
+    for cell, state in table.standing:
         key = {"method": cell.method, "task": cell.task, "seed": cell.seed}
         found = done.get((cell.method, cell.task, cell.seed), {})
         lines.append({**key, "state": state.word, **found, "detail": state.detail})

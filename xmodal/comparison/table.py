@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from statistics import mean
@@ -24,6 +24,9 @@ from xmodal.comparison.queue import FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import UsageError
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,6 @@ class CellResult:
     learning_rate: float | None
     directory: str
     command: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def rows(cells: Iterable[Cell]) -> list[CellResult]:
@@ -124,13 +123,18 @@ class ComparisonTable:
     published: Mapping[str, Published] = field(default_factory=dict)
     name: str = ""
 
+    @property
+    def standing(self) -> list[tuple[Cell, State]]:
+        """Every cell with how it stands."""
+        return list(zip(self.cells, self.states, strict=True))
+
     def summary(self, method: str, task: str) -> CellSummary:
         """The scores of the runs that are done; one that is not finite, or no run, has failed."""
         key = method, task
         scores = [row.test for row in self.rows if (row.method, row.task) == key]
         failed = [
             math.inf
-            for cell, state in zip(self.cells, self.states, strict=True)
+            for cell, state in self.standing
             if (cell.method, cell.task) == key and state.word == FAILED
         ]
         errors_S = np.array([*scores, *failed], dtype=float)
@@ -155,8 +159,8 @@ class ComparisonTable:
             "methods": list(self.methods),
             "tasks": list(self.tasks),
             "roles": dict(self.roles),
-            "cells": [_cell_as_dict(*pair) for pair in zip(self.cells, self.states, strict=True)],
-            "rows": [plain(row.as_dict()) for row in self.rows],
+            "cells": [_cell_as_dict(*pair) for pair in self.standing],
+            "rows": [plain(asdict(row)) for row in self.rows],
             "left_out": dict(self.left_out),
             "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
             "published": {task: one.model_dump() for task, one in self.published.items()},
@@ -172,6 +176,14 @@ def _cell_as_dict(cell: Cell, state: State) -> dict[str, Any]:
         "detail": state.detail,
         "directory": None if cell.directory is None else str(cell.directory),
     }
+
+
+def grouped(items: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
+    """The items under each key, both in the order in which they come."""
+    found: dict[K, list[V]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -190,8 +202,6 @@ def plain(value: Any) -> Any:
 
 
 AS_WRITTEN = "as the recipes say"
-
-V = TypeVar("V")
 
 
 def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -> ComparisonTable:
@@ -300,16 +310,20 @@ def _conditions(found: Iterable[CellResult]) -> list[Conditions]:
 def _searched(cells: Sequence[Cell], found: Sequence[CellResult]) -> list[Conditions]:
     """For variants that differ in the learning rate alone: the rate that did best on validation."""
     settings = {cell.method: cell.setting for cell in cells}
-    groups: dict[tuple[str, str, tuple[str, ...]], list[CellResult]] = {}
-    for row in found:
-        setting = settings[row.method]
+
+    def other_settings(row: CellResult) -> tuple[str, ...]:
         # Settings of an optimizer (xmodal.optimize) call the rate lr, wherever they stand.
-        rest = tuple(text for text in setting if not text.partition("=")[0].endswith(".lr"))
-        if len(rest) < len(setting) and row.learning_rate is not None:
-            groups.setdefault((row.method.split(" [")[0], row.task, rest), []).append(row)
+        setting = settings[row.method]
+        return tuple(text for text in setting if not text.partition("=")[0].endswith(".lr"))
+
+    varied = [row for row in found if other_settings(row) != settings[row.method]]
+    varied = [row for row in varied if row.learning_rate is not None]
+    variants = grouped(
+        varied, lambda row: (row.method.split(" [")[0], row.task, other_settings(row))
+    )
     chosen = []
-    for members in groups.values():
-        by_method = {row.method: [r for r in members if r.method == row.method] for row in members}
+    for members in variants.values():
+        by_method = grouped(members, lambda row: row.method)
         score = {name: mean(r.validation for r in mine) for name, mine in by_method.items()}
         pick = min if members[0].better == "lower" else max
         best = by_method[pick(score, key=lambda name: score[name])][0]

@@ -22,6 +22,7 @@ from xmodal.comparison.fairness import Conditions, Flag, within_spread
 from xmodal.comparison.ranks import Overview, overview
 from xmodal.comparison.statistics import CellSummary, Interval, Needed, Posterior
 from xmodal.errors import UsageError
+from xmodal.text import percent, percents, plural
 
 Word = Literal["better", "worse", "equivalent", "inconclusive", "refused"]
 FEWEST_SEEDS, FEWEST_TASKS = 3, 6
@@ -286,10 +287,10 @@ def _too_little(tasks: tuple[TaskResult, ...], counted: int, rule: Rule) -> str 
         return "the two share no seed on any task"
     most = max(task.n for task in tasks)
     if most < rule.min_seeds:
-        return f"{count(most, 'seed')}, {rule.min_seeds} are needed"
+        return f"{plural(most, 'seed')}, {rule.min_seeds} are needed"
     if counted < rule.min_tasks:
         few = f" with {rule.min_seeds} seeds" if counted < len(tasks) else ""
-        return f"{count(counted, 'task')}{few}, {rule.min_tasks} are needed"
+        return f"{plural(counted, 'task')}{few}, {rule.min_tasks} are needed"
     return None
 
 
@@ -338,7 +339,7 @@ def better_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
         hit = Interval(1 - hit.value, 1 - hit.high, 1 - hit.low)
     apart = effect.high < 0 or effect.low > 0
     often = hit.value >= rule.probability and hit.low > 0.5
-    interval = f"{100 * rule.level:.0f} % interval {percent(effect.low)} to {percent(effect.high)}"
+    interval = f"{100 * rule.level:.0f} % interval {percents(effect.low, effect.high)}"
     return (
         Criterion(
             "effect",
@@ -357,7 +358,7 @@ def better_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
             "signed-rank",
             numbers.p_holm < rule.alpha,
             f"signed-rank test p = {numbers.p:.2g}, {numbers.p_holm:.2g} after correction for "
-            f"{count(numbers.family, 'pair')}",
+            f"{plural(numbers.family, 'pair')}",
         ),
     )
 
@@ -376,8 +377,9 @@ def same_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
         Criterion(
             "small effect",
             inside,
-            f"the {100 * rule.level:.0f} % interval of the mean, {percent(effect.low)} to "
-            f"{percent(effect.high)}, lies {'' if inside else 'not '}within {100 * rule.rope:g} %",
+            f"the {100 * rule.level:.0f} % interval of the mean, "
+            f"{percents(effect.low, effect.high)}, lies {'' if inside else 'not '}within "
+            f"{100 * rule.rope:g} %",
         ),
     )
 
@@ -387,7 +389,7 @@ def way_out(tasks: int, seeds: int, numbers: Numbers, rule: Rule) -> str:
     least = math.ceil(1 + math.log2(numbers.family / rule.alpha) + 1e-9)
     if tasks < least:
         return (
-            f"no result could be significant for {count(numbers.family, 'pair')} on {tasks} "
+            f"no result could be significant for {plural(numbers.family, 'pair')} on {tasks} "
             f"tasks: it takes {least} tasks, or fewer pairs"
         )
     planned = numbers.needed
@@ -397,13 +399,3 @@ def way_out(tasks: int, seeds: int, numbers: Numbers, rule: Rule) -> str:
     if planned.seeds > seeds:
         return f"about {planned.seeds} seeds a task would settle it, if the effect is as large"
     return "its size is known well enough; more seeds or more tasks may bring what is missing"
-
-
-def percent(log_ratio: float) -> str:
-    """A log-ratio as the change of the error: ``-12.7 %``."""
-    return f"{100 * math.expm1(log_ratio):+.1f} %".replace("-", "−")
-
-
-def count(amount: int, one: str) -> str:
-    """``1 seed``, ``2 seeds``."""
-    return f"{amount} {one}{'' if amount == 1 else 's'}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -136,6 +135,5 @@ def _parameters(session: RunSession) -> dict[str, str]:
             parts[part] = parts.get(part, 0) + parameter.numel()
         shown = ", ".join(f"{part} {n:,}" for part, n in parts.items()) or "nothing"
         rows[f"trains in stage {number}"] = shown
-    everything: dict[str, Any] = {"all": sum(p.numel() for p in session.model.parameters())}
-    rows["total"] = f"{everything['all']:,}"
+    rows["total"] = f"{sum(p.numel() for p in session.model.parameters()):,}"
     return rows

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine import distributed
@@ -88,17 +87,13 @@ def look_at_tokens(session: RunSession, at: Progress) -> dict[str, Any]:
     result: dict[str, Any] = {"stage": at.stage, "epoch": at.epoch}
     if not session.model.mixer.needs_source:
         return result
-    states = {name: g.get_state() for name, g in session.generators.items()}
-    outer = randomness.global_state()
-    model = session.model
+    before, model = session.random_state(), session.model
     try:
         x, y = (t.to(session.device) for t in loader.first(session.data.train, PROBED_SAMPLES))
         with evaluating(model), session.accelerator.autocast():
             views = model.views(Batch(x, y, *session.partners(len(x))), at)
     finally:
-        for name, generator in session.generators.items():
-            generator.set_state(states[name])
-        randomness.set_global_state(outer)
+        session.set_random_state(*before)
     for view in views:
         if view.origin_BN is not None:
             result["origin"] = view.origin_BN.to(torch.int32).cpu()

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xmodal import randomness
 from xmodal.batch import Batch, Progress, Tokens
 from xmodal.engine import distributed
 from xmodal.engine.checkpoint import load_exactly
@@ -230,13 +229,14 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Everything needed to continue, for ``checkpoint.save``."""
         session = self.session
+        generators, outer = session.random_state()
         return {
             "snapshot": dict(vars(self.snapshot)),
             "model": session.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "generators": {name: g.get_state() for name, g in session.generators.items()},
-            "global": randomness.global_state(),
+            "generators": generators,
+            "global": outer,
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -246,9 +246,7 @@ class Training:
                 self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule is not None and state["schedule"] is not None:
                 self.schedule.load_state_dict(state["schedule"])
-        for name, generator in self.session.generators.items():
-            generator.set_state(state["generators"][name])
-        randomness.set_global_state(state["global"])
+        self.session.set_random_state(state["generators"], state["global"])
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -171,15 +171,21 @@ class RunSession:
         mean: Tensor = self.accelerator.reduce(value, reduction="mean")
         return mean
 
+    def random_state(self) -> tuple[dict[str, Tensor], Any]:
+        """The state of every random stream: those of the parts by name, and the global one."""
+        own = {name: generator.get_state() for name, generator in self.generators.items()}
+        return own, randomness.global_state()
+
+    def set_random_state(self, own: Mapping[str, Tensor], outer: Any) -> None:
+        """Put every random stream into the state that ``random_state`` gave."""
+        for name, generator in self.generators.items():
+            generator.set_state(own[name])
+        randomness.set_global_state(outer)
+
     def share_randomness(self) -> None:
         """Give every random stream the state that it has in the first process."""
-        if self.world == 1:
-            return
-        states = {name: g.get_state() for name, g in self.generators.items()}
-        states, outer = distributed.of_the_first((states, randomness.global_state()), self.world)
-        for name, generator in self.generators.items():
-            generator.set_state(states[name])
-        randomness.set_global_state(outer)
+        if self.world > 1:
+            self.set_random_state(*distributed.of_the_first(self.random_state(), self.world))
 
     def draw_apart(self, step: int) -> None:
         """Give every process except the first random streams of its own for one step.

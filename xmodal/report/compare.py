@@ -13,8 +13,9 @@ from typing import Any
 
 from xmodal import text
 from xmodal.comparison.fairness import Flag
+from xmodal.comparison.ranks import Overview
 from xmodal.comparison.table import ComparisonTable
-from xmodal.comparison.verdicts import PairResult, Rule, percent
+from xmodal.comparison.verdicts import PairResult, Rule
 from xmodal.report import compare_cells as cells
 from xmodal.report import compare_figures as figures
 from xmodal.report.charts import Chart, MethodStyle, save
@@ -56,8 +57,11 @@ def write_compare_report(
     rule = rule or Rule()
     drawn = comparison_figures(table, rule)
     styles = method_styles(table)
+    pairs = table.comparison.pairs if table.comparison else ()
     overview = table.comparison.overview if table.comparison else None
     spots, spot_tasks = cells.front(table)
+    common, made = cells.common(table), {row.task for row in table.rows}
+    recipes, manifests = cells.recipes(table), cells.manifests(table)
     context = {
         "title": heading(table),
         "table": table,
@@ -72,14 +76,26 @@ def write_compare_report(
         "overview": overview,
         "friedman": _friedman(overview.friedman_p if overview else None),
         "profiles": sorted(overview.profiles, key=lambda p: -p.area) if overview else (),
-        "small_profiles": _small_profiles(table, styles),
+        "small_profiles": _small_profiles(overview, styles),
         "front": spots,
         "front_tasks": spot_tasks,
         "forests": _forests(table, drawn, rule),
         "fields": cells.compared_fields(table),
-        **_verdicts(table),
-        **_cells(table, None if single_file else path),
-        **_again(table),
+        "headline": headline(table),
+        "judged": by_word(pairs),
+        "numbered": any(pair.numbers for pair in pairs),
+        "matrix": matrix(pairs),
+        "doubts": doubts(table.comparison.flags if table.comparison else ()),
+        "heads": cells.columns(table),
+        "scores": cells.scores(table, None if single_file else path),
+        "unfinished": cells.unfinished(table),
+        "costs": cells.costs(table, common),
+        "cost_tasks": common,
+        "task_costs": [(t, cells.costs(table, (t,))) for t in table.tasks if t in made],
+        "recipes": [(m, [r for r in recipes if r.method == m]) for m in table.methods],
+        "design": cells.design(table),
+        "surroundings": cells.surroundings(manifests),
+        "data_sums": cells.data_sums(manifests),
     }
     written = write_page(path, "compare.html.jinja", context)
     if figures_folder is not None:
@@ -154,55 +170,19 @@ def _forests(table: ComparisonTable, drawn: dict[str, Chart], rule: Rule) -> lis
     ]
 
 
-def _verdicts(table: ComparisonTable) -> dict[str, Any]:
-    comparison = table.comparison
-    found = comparison.pairs if comparison else ()
-    return {
-        "headline": headline(table),
-        "judged": by_word(found),
-        "numbered": any(pair.numbers for pair in found),
-        "matrix": matrix(found),
-        "doubts": doubts(comparison.flags if comparison else ()),
-    }
-
-
 def _friedman(p: float | None) -> str:
     shown = "" if p is None else text.probability(p)
     return shown if not shown or shown.startswith("<") else f"= {shown}"
 
 
-def _small_profiles(table: ComparisonTable, styles: figures.Styles) -> list[dict[str, Any]]:
+def _small_profiles(overview: Overview | None, styles: figures.Styles) -> list[dict[str, Any]]:
     """Profiles of pairs; with two methods that would be the large one again."""
-    overview = table.comparison.overview if table.comparison else None
     if overview is None or len(overview.profiles) < 3:
         return []
     return [
         {"pair": pair, "chart": figures.profiles(pair, styles, small=True)}
         for pair in overview.pair_profiles
     ]
-
-
-def _cells(table: ComparisonTable, page: Path | None) -> dict[str, Any]:
-    common = cells.common(table)
-    made = {row.task for row in table.rows}
-    return {
-        "heads": cells.columns(table),
-        "scores": cells.scores(table, page),
-        "unfinished": cells.unfinished(table),
-        "costs": cells.costs(table, common),
-        "cost_tasks": common,
-        "task_costs": [(t, cells.costs(table, (t,))) for t in table.tasks if t in made],
-    }
-
-
-def _again(table: ComparisonTable) -> dict[str, Any]:
-    made, manifests = cells.recipes(table), cells.manifests(table)
-    return {
-        "recipes": [(m, [r for r in made if r.method == m]) for m in table.methods],
-        "design": cells.design(table),
-        "surroundings": cells.surroundings(manifests),
-        "data_sums": cells.data_sums(manifests),
-    }
 
 
 # --- what it says in words ---
@@ -239,8 +219,8 @@ def judged(pair: PairResult) -> Judged:
     effect, hit, posterior = numbers.effect, numbers.probability, numbers.posterior
     return Judged(
         pair,
-        effect=percent(effect.value),
-        interval=f"{percent(effect.low)} to {percent(effect.high)}",
+        effect=text.percent(effect.value),
+        interval=text.percents(effect.low, effect.high),
         probability=f"{hit.value:.2f}",
         probability_interval=f"{hit.low:.2f} to {hit.high:.2f}",
         p=text.probability(numbers.p),

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +27,7 @@ from xmodal.comparison.grid import METHOD, Cell
 from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
 from xmodal.comparison.ranks import levels
 from xmodal.comparison.statistics import CellSummary
-from xmodal.comparison.table import CellResult, ComparisonTable, by_hand
+from xmodal.comparison.table import CellResult, ComparisonTable, by_hand, grouped
 from xmodal.errors import DataError
 from xmodal.report.run import FILE, Words, environment, kept_samples, recipe_text, validation_curve
 from xmodal.report.samples import FieldMaps, side_by_side
@@ -75,7 +76,7 @@ def columns(table: ComparisonTable) -> list[TaskColumn]:
 
 def scores(table: ComparisonTable, page: Path | None) -> list[tuple[str, list[ScoreEntry]]]:
     """Mean and deviation of every method on every task; ``page`` is where links start from."""
-    here = _states(table)
+    here = grouped(table.standing, lambda pair: _key(pair[0]))
     best = {task: table.best(task) for task in table.tasks}
 
     def score(key: Key) -> ScoreEntry:
@@ -84,19 +85,12 @@ def scores(table: ComparisonTable, page: Path | None) -> list[tuple[str, list[Sc
     return [(method, [score((method, task)) for task in table.tasks]) for method in table.methods]
 
 
-def by_cell(rows: Iterable[CellResult]) -> dict[Key, list[CellResult]]:
-    """Rows by method and task."""
-    found: dict[Key, list[CellResult]] = {}
-    for row in rows:
-        found.setdefault((row.method, row.task), []).append(row)
-    return found
+def _key(one: Cell | CellResult) -> Key:
+    return one.method, one.task
 
 
-def _states(table: ComparisonTable) -> dict[Key, list[tuple[Cell, State]]]:
-    found: dict[Key, list[tuple[Cell, State]]] = {}
-    for cell, state in zip(table.cells, table.states, strict=True):
-        found.setdefault((cell.method, cell.task), []).append((cell, state))
-    return found
+def _done(table: ComparisonTable) -> dict[Key, list[Cell]]:
+    return grouped((cell for cell, state in table.standing if state.word == DONE), _key)
 
 
 def _score(
@@ -166,17 +160,16 @@ def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[
     """
     rows = [row for row in table.rows if row.task == task]
     split = "test" if any(row.selected_on == "test" for row in rows) else "validation"
-    found, here = [], _states(table)
+    found, done = [], _done(table)
     before: dict[str, int] = {}
     for method in table.methods:
         runs = []
-        for cell, state in here.get((method, task), ()):
-            if state.word == DONE:
-                line = validation_curve(cell.run.metrics(), "")
-                skipped = round(line.x[0]) - 1 if len(line.x) > 1 else 0
-                before[method] = max(before.get(method, 0), skipped)
-                scored = zip(line.x, line.y, strict=True)
-                runs.append({round(e) - skipped: v for e, v in scored})
+        for cell in done.get((method, task), ()):
+            line = validation_curve(cell.run.metrics(), "")
+            skipped = round(line.x[0]) - 1 if len(line.x) > 1 else 0
+            before[method] = max(before.get(method, 0), skipped)
+            scored = zip(line.x, line.y, strict=True)
+            runs.append({round(e) - skipped: v for e, v in scored})
         made = course(method, runs)
         if made is not None:
             found.append(made)
@@ -190,14 +183,10 @@ def compared_fields(table: ComparisonTable) -> list[tuple[str, list[FieldMaps]]]
 
     Of each method, its first seed that is done.
     """
-    here, found = _states(table), []
+    done, found = _done(table), []
     for task in table.tasks:
-        first: dict[str, Cell] = {}
-        for method in table.methods:
-            for cell, state in here.get((method, task), ()):
-                if state.word == DONE:
-                    first.setdefault(method, cell)
-        maps = side_by_side([(m, kept_samples(cell.run)) for m, cell in first.items()])
+        first = [(m, done[m, task][0]) for m in table.methods if (m, task) in done]
+        maps = side_by_side([(m, kept_samples(cell.run)) for m, cell in first])
         if maps:
             found.append((task, maps))
     return found
@@ -221,23 +210,24 @@ class UnfinishedCells:
 
 def unfinished(table: ComparisonTable) -> list[UnfinishedCells]:
     """Cells without a result: failed first, then skipped, then those still to come."""
-    groups: dict[tuple[str, str, str, str, str], list[Cell]] = {}
-    for cell, state in zip(table.cells, table.states, strict=True):
-        if state.word == DONE:
-            continue
+
+    def alike(pair: tuple[Cell, State]) -> tuple[str, str, str, str, str]:
+        cell, state = pair
         at = f"epoch {state.epoch} of {state.epochs}" if state.epochs and state.epoch else ""
         detail = _ANSI.sub("", state.detail).replace("\r", "\n").strip()
-        groups.setdefault((state.word, cell.method, cell.task, at, detail), []).append(cell)
+        return state.word, cell.method, cell.task, at, detail
+
+    groups = grouped((pair for pair in table.standing if pair[1].word != DONE), alike)
     first = {FAILED: 0, SKIPPED: 1}
     return [
         UnfinishedCells(
             method=method,
             task=task,
-            seeds=text.spans(cell.seed for cell in cells),
+            seeds=text.spans(cell.seed for cell, _ in cells),
             word=word,
             at=at,
             detail=detail,
-            commands=tuple(by_hand(cell) for cell in cells) if word == FAILED else (),
+            commands=tuple(by_hand(cell) for cell, _ in cells) if word == FAILED else (),
         )
         for (word, method, task, at, detail), cells in sorted(
             groups.items(), key=lambda item: first.get(item[0][0], 2)
@@ -248,7 +238,7 @@ def unfinished(table: ComparisonTable) -> list[UnfinishedCells]:
 def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
     """Task and manifest of each finished cell; damaged manifests are left out."""
     found = []
-    for cell, state in zip(table.cells, table.states, strict=True):
+    for cell, state in table.standing:
         if state.word == DONE and cell.directory is not None:
             try:
                 found.append((cell.task, cell.run.read("manifest.json")))
@@ -276,11 +266,9 @@ class Cost:
 
 def costs(table: ComparisonTable, tasks: Sequence[str]) -> list[Cost]:
     """Cost of a run of each method that is done on all of ``tasks``, mean over these tasks."""
-    made = by_cell(table.rows)
-    found: list[tuple[str, list[list[CellResult]]]] = []
-    for method in table.methods:
-        if tasks and all((method, task) in made for task in tasks):
-            found.append((method, [made[method, task] for task in tasks]))
+    made = grouped(table.rows, _key)
+    able = [m for m in table.methods if tasks and all((m, task) in made for task in tasks)]
+    found = [(m, [made[m, task] for task in tasks]) for m in able]
     encoded = {m: fmean(fmean(r.encoded_samples for r in rows) for rows in g) for m, g in found}
     cheapest = min((value for value in encoded.values() if value > 0), default=0.0)
     dearest = max(encoded.values(), default=0.0)
@@ -316,7 +304,7 @@ def front(table: ComparisonTable) -> tuple[list[Spot], tuple[str, ...]]:
     if table.scores is None or not table.rows:
         return [], ()
     tasks, level_MT = levels(table.scores)
-    made = by_cell(table.rows)
+    made = grouped(table.rows, _key)
     methods = table.scores.methods
     # A method whose every run failed has spent nothing that is known.
     known = [i for i, m in enumerate(methods) if all((m, task) in made for task in tasks)]
@@ -377,25 +365,21 @@ class RecipeEntry:
 
 def recipes(table: ComparisonTable) -> list[RecipeEntry]:
     """One entry for every method on every task that can run."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in table.cells:
-        if cell.directory is not None:
-            groups.setdefault((cell.method, cell.task), []).append(cell)
-    order = [(m, t) for m in table.methods for t in table.tasks if (m, t) in groups]
+    groups = grouped((cell for cell in table.cells if cell.directory is not None), _key)
     commands = {row.directory: row.command for row in table.rows}
     return [
         RecipeEntry(
             method=method,
             task=task,
-            yaml=_yaml(groups[method, task][0]),
-            differs=tuple(differences([cell.resolved for cell in groups[method, task]])),
+            yaml=_yaml(cells[0]),
+            differs=tuple(differences([cell.resolved for cell in cells])),
             commands=tuple(
-                (cell.seed, commands.get(str(cell.directory)) or by_hand(cell))
-                for cell in groups[method, task]
+                (cell.seed, commands.get(str(cell.directory)) or by_hand(cell)) for cell in cells
             ),
-            directories=tuple(str(cell.directory) for cell in groups[method, task]),
+            directories=tuple(str(cell.directory) for cell in cells),
         )
-        for method, task in order
+        for method, task in product(table.methods, table.tasks)
+        if (cells := groups.get((method, task)))
     ]
 
 
@@ -438,22 +422,19 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def surroundings(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
     """Versions and machine of all finished cells; where they differ, every value that occurs."""
-    found: dict[str, dict[str, None]] = {}
-    for _, manifest in manifests:
-        # The hash is of one run alone; data are said per task below.
-        kept = {k: v for k, v in manifest.items() if k not in ("hash", "data")}
-        for name, value in environment(kept):
-            found.setdefault(name, {})[value] = None
-    return [(name, "; ".join(values)) for name, values in found.items()]
+    # The hash is of one run alone; data are said per task below.
+    kept = [{k: v for k, v in m.items() if k not in ("hash", "data")} for _, m in manifests]
+    return _distinct(pair for manifest in kept for pair in environment(manifest))
 
 
 def data_sums(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
     """The checksum of each task's data, as the finished cells recorded it."""
-    found: dict[str, dict[str, None]] = {}
-    for task, manifest in manifests:
-        for value in manifest.get("data", {}).values():
-            found.setdefault(task, {})[str(value)] = None
-    return [(task, "; ".join(values)) for task, values in found.items()]
+    return _distinct((task, str(v)) for task, m in manifests for v in m.get("data", {}).values())
+
+
+def _distinct(pairs: Iterable[tuple[str, str]]) -> Words:
+    found = grouped(dict.fromkeys(pairs), lambda pair: pair[0])
+    return [(name, "; ".join(value for _, value in same)) for name, same in found.items()]
 
 
 def design(table: ComparisonTable) -> Words:

@@ -16,7 +16,7 @@ from xmodal import text
 from xmodal.comparison.error_table import ErrorTable, Floats
 from xmodal.comparison.ranks import Overview, Profile
 from xmodal.comparison.statistics import Interval, log_ratios
-from xmodal.comparison.verdicts import PairResult, Rule, TaskResult, percent
+from xmodal.comparison.verdicts import PairResult, Rule, TaskResult
 from xmodal.report.charts import (
     BAD,
     INK,
@@ -73,7 +73,7 @@ def effect_rows(pair: PairResult, rule: Rule) -> list[EffectRow]:
     if pair.numbers:
         effect = pair.numbers.effect
         note = f"{text.plural(len(pair.counted), 'task')}, level {100 * rule.level:.3g} %"
-        rows.append(EffectRow("Mean over tasks", percent(effect.value), _range(effect), note))
+        rows.append(EffectRow("Mean over tasks", text.percent(effect.value), _range(effect), note))
     return rows
 
 
@@ -92,11 +92,11 @@ def _task_row(task: TaskResult, pair: PairResult) -> EffectRow:
         note += ", within spread"
     if task.task not in pair.counted and pair.numbers:
         note += ", left out of the verdict"
-    return EffectRow(task.task, percent(task.mean), _range(task.interval), note)
+    return EffectRow(task.task, text.percent(task.mean), _range(task.interval), note)
 
 
 def _range(interval: Interval | None) -> str:
-    return "" if interval is None else f"{percent(interval.low)} to {percent(interval.high)}"
+    return "" if interval is None else text.percents(interval.low, interval.high)
 
 
 def effects_end(pair: PairResult, seeds_TS: Sequence[Floats], rule: Rule) -> float:

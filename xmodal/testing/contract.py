@@ -21,26 +21,11 @@ from xmodal.testing.surroundings import check_exporter, check_launcher, check_tr
 from xmodal.testing.tiny import Given, check_config
 
 __all__ = [
-    "CHECKS",
-    "check",
-    "check_adapter",
-    "check_backbone",
-    "check_config",
-    "check_distance",
-    "check_embedder",
-    "check_exporter",
-    "check_launcher",
-    "check_loss",
-    "check_metric",
-    "check_mixer",
-    "check_predictor",
-    "check_scheduler",
-    "check_selector",
-    "check_source",
-    "check_stage",
-    "check_task",
-    "check_tracker",
-]
+    "CHECKS", "check", "check_adapter", "check_backbone", "check_config", "check_distance",
+    "check_embedder", "check_exporter", "check_launcher", "check_loss", "check_metric",
+    "check_mixer", "check_predictor", "check_scheduler", "check_selector", "check_source",
+    "check_stage", "check_task", "check_tracker",
+]  # fmt: skip
 
 CHECKS: dict[str, Callable[..., None]] = {
     "embedder": check_embedder,

@@ -28,14 +28,14 @@ from xmodal.testing.tiny import (
     Given,
     TinyBackbone,
     build,
-    check_config,
+    check_class,
     expect,
     finite,
+    gradient,
     gradients,
     random,
     same,
     seeded,
-    settings,
     shaped,
     tiny_backbone,
     tiny_context,
@@ -59,13 +59,7 @@ def check_embedder(
 
     Without ``task``, every form is tried; ``grid`` must give a reason for those it refuses.
     """
-    expect(issubclass(component, Embedder), f"{component.__name__} must derive from Embedder")
-    check_config(component, given)
-    name, backbone, config = (
-        component.__name__,
-        backbone or tiny_backbone(),
-        settings(component, given),
-    )
+    (name, config), backbone = check_class(component, Embedder, given), backbone or tiny_backbone()
     refused = []
     tasks = [task] if task else [tiny_task(form) for form in ("grid", "sequence", "row")]
     for facts in tasks:
@@ -113,9 +107,7 @@ def check_predictor(
 
     Without ``facts``, every kind of label is tried; those that ``problems`` rules out are left.
     """
-    expect(issubclass(component, Predictor), f"{component.__name__} must derive from Predictor")
-    check_config(component, given)
-    name, config = component.__name__, settings(component, given)
+    name, config = check_class(component, Predictor, given)
     cases = [facts] if facts else _label_cases()
     tried = 0
     for case in cases:
@@ -162,9 +154,7 @@ def check_backbone(
 
     ``raw`` are source samples for ``prepare_source``; by default noise images or a few words.
     """
-    expect(issubclass(component, Backbone), f"{component.__name__} must derive from Backbone")
-    check_config(component, given)
-    name, config, store = component.__name__, settings(component, given), store or Store()
+    (name, config), store = check_class(component, Backbone, given), store or Store()
     facts = component.describe(config, store)
     expect(isinstance(facts, BackboneFacts), f"{name}.describe must give BackboneFacts")
     run = replace(tiny_facts(), backbone=facts)
@@ -205,9 +195,7 @@ def _backbone(backbone: Backbone, embedded: Tokens, name: str) -> None:
     if embedded.x_BND.shape[2]:
         leaf = tokens.x_BND.clone().requires_grad_()
         backbone(Tokens(leaf, tokens.grid)).x_BND.square().sum().backward()
-        expect(leaf.grad is not None, f"{name}: no gradient reaches the tokens")
-        assert leaf.grad is not None
-        finite(leaf.grad, f"{name}: the gradient of the tokens")
+        gradient(leaf, "the tokens", name)
 
 
 def _embedding(backbone: Backbone, name: str) -> None:

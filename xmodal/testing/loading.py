@@ -25,10 +25,9 @@ from xmodal.interfaces import (
 from xmodal.testing.tiny import (
     Given,
     build,
-    check_config,
+    check_class,
     expect,
     finite,
-    settings,
     shaped,
     tiny_context,
     tiny_facts,
@@ -39,9 +38,7 @@ SPLITS = ("train", "validation", "test")
 
 def check_task(component: type[Task], given: Given = None, store: Store | None = None) -> None:
     """A task's data have the form its facts announce, and one seed gives one split."""
-    expect(issubclass(component, Task), f"{component.__name__} must derive from Task")
-    check_config(component, given)
-    name, config, store = component.__name__, settings(component, given), store or Store()
+    (name, config), store = check_class(component, Task, given), store or Store()
     for key in ("loss", "metric"):
         expect(key in component.Config.model_fields, f"{name}.Config needs a field '{key}'")
     facts = component.describe(config, store)
@@ -70,9 +67,7 @@ def check_source(
     request: SourceRequest | None = None,
 ) -> None:
     """A source's samples have the form it was asked for, and one seed gives one data set."""
-    expect(issubclass(component, Source), f"{component.__name__} must derive from Source")
-    check_config(component, given)
-    name, config = component.__name__, settings(component, given)
+    name, config = check_class(component, Source, given)
     facts = component.describe(config)
     expect(isinstance(facts, SourceFacts), f"{name}.describe must give SourceFacts")
     expect(facts.target.shape == (), f"{name}: the facts' label shape is the request's")
@@ -109,9 +104,7 @@ def _pair(x: Tensor, y: Tensor, shape: tuple[int, ...], target: Target, where: s
 
 def check_stage(component: type[Stage], given: Given = None) -> None:
     """A stage says how long it lasts, what trains and how gradients are clipped."""
-    expect(issubclass(component, Stage), f"{component.__name__} must derive from Stage")
-    check_config(component, given)
-    name, stage = component.__name__, build(component, given)
+    (name, _), stage = check_class(component, Stage, given), build(component, given)
     try:
         epochs, train = stage.epochs, stage.train
     except AttributeError as error:

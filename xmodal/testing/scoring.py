@@ -22,13 +22,13 @@ from xmodal.testing.tiny import (
     Given,
     TinyBackbone,
     build,
-    check_config,
+    check_class,
     expect,
     finite,
+    gradient,
     random,
     same,
     seeded,
-    settings,
     shaped,
     tiny_context,
     tiny_facts,
@@ -71,8 +71,7 @@ def check_loss(
 
     ``zero_at_perfect=False`` is for losses whose minimum is not 0, such as smoothed labels.
     """
-    expect(issubclass(component, Loss), f"{component.__name__} must derive from Loss")
-    check_config(component, given)
+    check_class(component, Loss, given)
     tried = 0
     for case in _cases(facts):
         target = case.task.target
@@ -95,9 +94,7 @@ def _loss(loss: Loss, target: Target, zero_at_perfect: bool) -> None:
     shaped(value, (SAMPLES,), f"{name}: the loss")
     finite(value, f"{name}: the loss")
     value.sum().backward()
-    expect(leaf.grad is not None, f"{name}: no gradient reaches the prediction")
-    assert leaf.grad is not None
-    finite(leaf.grad, f"{name}: the gradient")
+    gradient(leaf, "the prediction", name)
     expect(torch.equal(kept, y), f"{name} changes the labels in place")
     alone = torch.cat([loss(prediction[i : i + 1], y[i : i + 1]) for i in range(SAMPLES)])
     message = f"{name}: the loss of one sample depends on the other samples of the batch"
@@ -124,9 +121,7 @@ def check_metric(component: type[Metric], given: Given = None, facts: Facts | No
 
     Without ``facts``, every kind of label is tried that ``problems`` does not rule out.
     """
-    expect(issubclass(component, Metric), f"{component.__name__} must derive from Metric")
-    check_config(component, given)
-    name, config, tried = component.__name__, settings(component, given), 0
+    (name, config), tried = check_class(component, Metric, given), 0
     expect(component.better in ("lower", "higher"), f"{name}.better must be 'lower' or 'higher'")
     for case in _cases(facts):
         if not list(component.problems(config, case)):
@@ -178,9 +173,7 @@ def check_distance(component: type[Distance], given: Given = None) -> None:
     """A distance is a finite scalar with a gradient, small for one sample of the same points, large
     for far ones; classes may be missing, and no input is changed.
     """
-    expect(issubclass(component, Distance), f"{component.__name__} must derive from Distance")
-    check_config(component, given)
-    name = component.__name__
+    name, _ = check_class(component, Distance, given)
     near = random(48, WIDTH, seed=0)
     classes = torch.arange(48) % 3
     for known in (classes, None):
@@ -191,9 +184,7 @@ def check_distance(component: type[Distance], given: Given = None) -> None:
             shaped(value, (), f"{name}: the distance")
             finite(value, f"{name}: the distance")
             value.backward()  # type: ignore[no-untyped-call]
-            expect(x.grad is not None, f"{name}: no gradient reaches the target's points")
-            assert x.grad is not None
-            finite(x.grad, f"{name}: the gradient of the target's points")
+            gradient(x, "the target's points", name)
     source = Points(near, classes)
     values = [_distance(component, given, source, Points(near + s, classes)) for s in (0, FAR)]
     expect(bool(values[0] < values[1]), f"{name}: {values[0]:.4g} to itself, {values[1]:.4g} afar")
@@ -213,9 +204,7 @@ def check_adapter(component: type[Adapter], given: Given = None) -> None:
     """An adapter leaves a backbone a backbone, gives the same names every time, and adds
     what can train.
     """
-    expect(issubclass(component, Adapter), f"{component.__name__} must derive from Adapter")
-    check_config(component, given)
-    name = component.__name__
+    name, _ = check_class(component, Adapter, given)
     plain = _backbone()
     backbones = [_backbone(), _backbone()]
     for backbone in backbones:

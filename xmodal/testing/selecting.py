@@ -23,9 +23,10 @@ from xmodal.testing.tiny import (
     TinyScheduler,
     TinySelector,
     build,
-    check_config,
+    check_class,
     expect,
     finite,
+    gradient,
     has_dropout,
     progress,
     same,
@@ -42,13 +43,6 @@ GRID = GRIDS["grid"]
 NUM_TOKENS = GRID[0] * GRID[1]
 
 
-def _wrong_class(component: type[Component], interface: type[Component]) -> None:
-    expect(
-        issubclass(component, interface),
-        f"{component.__name__} must derive from xmodal.interfaces.{interface.__name__}",
-    )
-
-
 def _replayed(context: Any, call: Callable[[], Any], global_seed: int = 0) -> Any:
     """Call with the component's own generator at one fixed state."""
     context.generator.manual_seed(7)
@@ -60,8 +54,7 @@ def check_selector(
     component: type[Selector], given: Given = None, facts: Facts | None = None
 ) -> None:
     """A selector picks exactly k tokens a row, ranks all, and samples do not see each other."""
-    _wrong_class(component, Selector)
-    check_config(component, given)
+    check_class(component, Selector, given)
     context = tiny_context(facts or tiny_facts())
     selector = build(component, given, context)
     ties = Tokens(torch.ones(BATCH, NUM_TOKENS, WIDTH), GRID)
@@ -147,8 +140,7 @@ def check_scheduler(
     component: type[Scheduler], given: Given = None, facts: Facts | None = None
 ) -> None:
     """A scheduler gives a whole number in 0 .. N, whatever it was asked before."""
-    _wrong_class(component, Scheduler)
-    check_config(component, given)
+    check_class(component, Scheduler, given)
     context = tiny_context(facts or tiny_facts())
     points = [
         progress(epoch, epochs, step, 3)
@@ -193,8 +185,7 @@ def check_mixer(
     ``parts`` replaces the kit's own selector and scheduler. ``repeats``: the mixer means to give
     the same tokens more than once, for example to meet another dropout.
     """
-    _wrong_class(component, Mixer)
-    check_config(component, given)
+    check_class(component, Mixer, given)
     facts = facts or tiny_facts()
     grids = (GRID, (3, 5), (6, 6)) if component.needs_source else (None,)
     for k in (0, 1, NUM_TOKENS // 2, NUM_TOKENS):
@@ -293,5 +284,4 @@ def _flows(mixer: Mixer, target: Sample, source: Sample | None, name: str) -> No
         total = total + weight * view.tokens.x_BND.square().sum()
     expect(total.requires_grad, f"{name}: no gradient reaches the target's tokens")
     total.backward()  # type: ignore[no-untyped-call]
-    assert leaf_BND.grad is not None
-    finite(leaf_BND.grad, f"{name}: the gradient of the target's tokens")
+    gradient(leaf_BND, "the target's tokens", name)

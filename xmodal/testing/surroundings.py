@@ -36,7 +36,7 @@ from xmodal.testing.tiny import (
     Given,
     TinyBackbone,
     build,
-    check_config,
+    check_class,
     expect,
     random,
     seeded,
@@ -62,9 +62,7 @@ def check_launcher(component: type[Launcher], given: Given = None) -> None:
     """A launcher runs all jobs, each once, keeps their output, survives one that fails, takes none
     back that has begun, and stops the rest softly.
     """
-    expect(issubclass(component, Launcher), f"{component.__name__} must derive from Launcher")
-    check_config(component, given)
-    name = component.__name__
+    name, _ = check_class(component, Launcher, given)
     with tempfile.TemporaryDirectory() as folder:
         launcher = build(component, given)
         expect(launcher.slots >= 1, f"{name}.slots must be at least 1")
@@ -131,9 +129,7 @@ def check_tracker(component: type[Tracker], given: Given = None) -> None:
 
     It must leave standard output and the global random generators alone.
     """
-    expect(issubclass(component, Tracker), f"{component.__name__} must derive from Tracker")
-    check_config(component, given)
-    name = component.__name__
+    name, _ = check_class(component, Tracker, given)
     with tempfile.TemporaryDirectory() as text, chdir(text), redirect_stdout(io.StringIO()) as out:
         run = Tracked("example/run", Path(text), RECIPE, dict.fromkeys(TAGS, "example"))
         before = _generators()
@@ -235,9 +231,7 @@ def check_exporter(component: type[Exporter], given: Given = None) -> None:
     It must refuse what it cannot check, with an error for users, and leave standard output and the
     random generator alone.
     """
-    expect(issubclass(component, Exporter), f"{component.__name__} must derive from Exporter")
-    check_config(component, given)
-    name, exporter = component.__name__, build(component, given)
+    (name, _), exporter = check_class(component, Exporter, given), build(component, given)
     with tempfile.TemporaryDirectory() as text, redirect_stdout(io.StringIO()) as out:
         folder = Path(text) / "export"
         folder.mkdir()

@@ -272,6 +272,13 @@ def same(one: Tensor, other: Tensor, what: str, tolerance: float = 1e-4) -> None
     expect(close, what)
 
 
+def gradient(leaf: Tensor, what: str, name: str) -> None:
+    """Expect a finite gradient at ``leaf``."""
+    expect(leaf.grad is not None, f"{name}: no gradient reaches {what}")
+    assert leaf.grad is not None
+    finite(leaf.grad, f"{name}: the gradient of {what}")
+
+
 def gradients(module: nn.Module, output: Tensor, name: str) -> None:
     """Expect a finite gradient of ``output`` at every trainable parameter."""
     module.zero_grad(set_to_none=True)
@@ -279,9 +286,18 @@ def gradients(module: nn.Module, output: Tensor, name: str) -> None:
     (output.float() * weights).sum().backward()  # type: ignore[no-untyped-call]
     for key, parameter in module.named_parameters():
         if parameter.requires_grad:
-            expect(parameter.grad is not None, f"{name}: no gradient reaches parameter '{key}'")
-            assert parameter.grad is not None
-            finite(parameter.grad, f"{name}: the gradient of parameter '{key}'")
+            gradient(parameter, f"parameter '{key}'", name)
+
+
+def check_class(
+    component: type[Component], interface: type[Component], given: Given
+) -> tuple[str, Any]:
+    """Expect a component of one kind with sound settings; returns its name and the settings."""
+    derived = issubclass(component, interface)
+    message = f"{component.__name__} must derive from xmodal.interfaces.{interface.__name__}"
+    expect(derived, message)
+    check_config(component, given)
+    return component.__name__, settings(component, given)
 
 
 def check_config(component: type[Component], given: Given = None) -> None:

@@ -69,9 +69,9 @@ class TokenEmbedder(Embedder):
     def project(self, x: Tensor) -> Tensor:
         """Project raw samples to ``[B, N, D]``."""
 
-    @abstractmethod
     def projection_parameters(self) -> Iterable[nn.Parameter]:
-        """Every parameter that ``project`` is linear in."""
+        """Every parameter that ``project`` is linear in; by default those of ``projection``."""
+        return self.get_submodule("projection").parameters()
 
     def content(self, x: Tensor) -> Tensor:
         """Tokens ``[B, N, D]`` before the positions are added."""
@@ -114,19 +114,17 @@ def pretrained_positions(backbone: Backbone, grid: tuple[int, ...]) -> Tensor | 
     return backbone.positions((1, *grid)) if found is None and len(grid) == 1 else found
 
 
-def check_width(name: str, backbone: BackboneFacts) -> None:
-    """Raise ValueError where the backbone does not say how wide its tokens are."""
+def check(name: str, needs: str, form: str, task: TaskFacts, backbone: BackboneFacts) -> None:
+    """Raise ValueError where the task's samples do not have the form that the embedder reads, or
+    the backbone does not say how wide its tokens are.
+    """
+    if task.form != form:
+        raise ValueError(f"embedder '{name}' needs {needs}; task '{task.name}' gives a {task.form}")
     if backbone.width == 0:
         raise ValueError(
             f"embedder '{name}' needs a backbone with tokens of a known width; backbone "
             f"'{backbone.name}' takes any (use embedder 'flat')"
         )
-
-
-def check_form(name: str, needs: str, form: str, task: TaskFacts) -> None:
-    """Raise ValueError where the task's samples do not have the form the embedder reads."""
-    if task.form != form:
-        raise ValueError(f"embedder '{name}' needs {needs}; task '{task.name}' gives a {task.form}")
 
 
 def scale_to_norm(content_BND: Tensor, positions_ND: Tensor | None, wanted: float) -> float:

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal.interfaces import BackboneFacts, Context, TaskFacts
-from xmodal_basics.embedders.base import (
-    TokenEmbedder,
-    TokenSettings,
-    check_form,
-    check_width,
-)
+from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 
 
 class Columns(TokenEmbedder):
@@ -56,8 +51,7 @@ class Columns(TokenEmbedder):
         cls, config: TokenSettings, task: TaskFacts, backbone: BackboneFacts
     ) -> tuple[int, ...]:
         """``(F,)``. Raises ValueError with the reason if the task gives no table rows."""
-        check_form("columns", "a table row (F,)", "row", task)
-        check_width("columns", backbone)
+        check("columns", "a table row (F,)", "row", task, backbone)
         return (task.shape[0],)
 
     def project(self, x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Shapes: B samples, C channels, L length, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import ceil
 from typing import Literal
 
@@ -14,12 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xmodal.interfaces import BackboneFacts, Context, TaskFacts
-from xmodal_basics.embedders.base import (
-    TokenEmbedder,
-    TokenSettings,
-    check_form,
-    check_width,
-)
+from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 
 FEWEST_TOKENS = 4
 """Where the published rule gives fewer (a long prime length gives one), ``pad: auto`` pads."""
@@ -62,8 +56,7 @@ class Conv1d(TokenEmbedder):
     @classmethod
     def grid(cls, config: Config, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
         """``(N,)``. Raises ValueError with the reason if the task gives no sequence."""
-        check_form("conv-1d", "a sequence (C, L)", "sequence", task)
-        check_width("conv-1d", backbone)
+        check("conv-1d", "a sequence (C, L)", "sequence", task, backbone)
         _, count = pieces(config, task.shape[1], backbone.max_tokens)
         return (count,)
 
@@ -71,10 +64,6 @@ class Conv1d(TokenEmbedder):
         """Pad and project ``[B, C, L]`` to ``[B, N, D]``."""
         x_BDN = self.projection(functional.pad(x, self.padding))
         return x_BDN.transpose(1, 2)  # type: ignore[no-any-return]
-
-    def projection_parameters(self) -> Iterable[nn.Parameter]:
-        """The kernel and its bias."""
-        return self.projection.parameters()
 
 
 def pieces(config: Conv1d.Config, length: int, max_tokens: int | None) -> tuple[int, int]:

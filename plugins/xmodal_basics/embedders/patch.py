@@ -5,7 +5,6 @@ Shapes: B samples, C channels, H and W pixels, P patch side, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import ceil
 from typing import Literal
 
@@ -15,12 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xmodal.interfaces import BackboneFacts, Context, TaskFacts
-from xmodal_basics.embedders.base import (
-    TokenEmbedder,
-    TokenSettings,
-    check_form,
-    check_width,
-)
+from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 
 
 class Patch(TokenEmbedder):
@@ -66,8 +60,7 @@ class Patch(TokenEmbedder):
     @classmethod
     def grid(cls, config: Config, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
         """Patches down and across. Raises ValueError with the reason if there is no such grid."""
-        check_form("patch", "a grid (C, H, W)", "grid", task)
-        check_width("patch", backbone)
+        check("patch", "a grid (C, H, W)", "grid", task, backbone)
         side = _patch(config, backbone)
         height, width = _size(config, task, backbone)
         return ceil(height / side), ceil(width / side)
@@ -78,10 +71,6 @@ class Patch(TokenEmbedder):
             x = functional.interpolate(x, self.size, mode="bilinear", antialias=True)
         x_BDhw = self.projection(functional.pad(x, self.padding))
         return x_BDhw.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
-
-    def projection_parameters(self) -> Iterable[nn.Parameter]:
-        """The kernel and its bias."""
-        return self.projection.parameters()
 
 
 @torch.no_grad()

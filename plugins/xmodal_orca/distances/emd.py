@@ -9,13 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from xmodal.batch import Points
-from xmodal.interfaces import Context, Distance, Settings
+from xmodal.interfaces import Settings
 from xmodal_orca.distances.points import (
-    draw_seed,
-    fixed,
+    DrawingDistance,
     half_squared,
     matching,
-    subsample,
     uniform,
 )
 
@@ -33,7 +31,7 @@ def exact_transport(cost_NM: Tensor, a_N: Tensor, b_M: Tensor) -> Tensor:
     return value
 
 
-class EMD(Distance):
+class EMD(DrawingDistance):
     """Exact optimal transport with cost ½‖x − x'‖²: half the squared 2-Wasserstein distance.
 
     What ``sinkhorn`` becomes for a vanishing regularisation; classes are not looked at.
@@ -50,13 +48,9 @@ class EMD(Distance):
 
     config: Config
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._seed = draw_seed(context)
-
     def fit(self, source: Points) -> None:
         """Keep the source."""
-        self._x_ND = subsample(fixed(source), self.config.subsample, self._seed).x_ND
+        self._x_ND = self.kept(source).x_ND
 
     def __call__(self, target: Points) -> Tensor:
         """The cost of the best transport to ``target`` ``[m, D]``."""

@@ -12,14 +12,14 @@ from pydantic import Field
 from torch import Tensor
 
 from xmodal.batch import Points
-from xmodal.interfaces import Context, Distance, Settings
-from xmodal_orca.distances.points import draw_seed, fixed, half_squared, matching, subsample
+from xmodal.interfaces import Settings
+from xmodal_orca.distances.points import DrawingDistance, half_squared, matching
 
 KERNELS = 5
 _CELLS = 2**22  # kernel values that exist at a time in the source's own term
 
 
-class MMD(Distance):
+class MMD(DrawingDistance):
     """Squared maximum mean discrepancy under five Gaussian kernels of doubling width.
 
     mean k(x, x') + mean k(z, z') − 2 mean k(x, z) over all pairs (Gretton et al., JMLR 2012, Eq. 5)
@@ -43,13 +43,9 @@ class MMD(Distance):
 
     config: Config
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._seed = draw_seed(context)
-
     def fit(self, source: Points) -> None:
         """Keep the source, and its own term where the kernels' width is known already."""
-        self._x_ND = subsample(fixed(source), self.config.subsample, self._seed).x_ND
+        self._x_ND = self.kept(source).x_ND
         self._width: Tensor | None = None
         if self.config.bandwidth == "source":
             self._width = mean_squared_distance(self._x_ND)

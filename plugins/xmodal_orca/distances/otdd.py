@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from xmodal.batch import Points
-from xmodal.interfaces import Context, Distance, Settings
+from xmodal.interfaces import Settings
 from xmodal_orca.distances import entropic
 from xmodal_orca.distances.bures import RIDGE
 from xmodal_orca.distances.emd import exact_transport
@@ -25,12 +25,10 @@ from xmodal_orca.distances.labels import (
 )
 from xmodal_orca.distances.points import (
     Classes,
+    DrawingDistance,
     by_class,
-    draw_seed,
-    fixed,
     half_squared,
     matching,
-    subsample,
     uniform,
 )
 
@@ -40,7 +38,7 @@ Solver = Literal["sinkhorn", "exact"]
 _INNER = 20
 
 
-class OTDD(Distance):
+class OTDD(DrawingDistance):
     """Optimal transport with cost ½‖x − x'‖² + ½ W[y, y'], W between the points of two classes.
 
     ORCA's alignment objective (``otdd-exact``: the defaults; ``otdd-gaussian``:
@@ -95,14 +93,10 @@ class OTDD(Distance):
 
     config: Config
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._seed = draw_seed(context)
-
     def fit(self, source: Points) -> None:
         """Keep the source, its label-to-label distances and its transport to itself."""
         with torch.no_grad():
-            kept = subsample(fixed(source), self.config.subsample, self._seed)
+            kept = self.kept(source)
             classes = by_class(kept, self.config.min_count)
             self._labels = self._label_distance(classes)
             self._source = self._labels.prepare(classes)

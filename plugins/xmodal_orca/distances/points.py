@@ -6,13 +6,14 @@ Shapes: n source points, m target points, D their width, C classes, S points of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal.batch import Points
-from xmodal.interfaces import Context
+from xmodal.interfaces import Context, Distance
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,6 @@ def matching(x_MD: Tensor, source_ND: Tensor) -> Tensor:
     return precise(x_MD).to(source_ND.dtype)
 
 
-def draw_seed(context: Context) -> int:
-    """A seed from a component's own stream, for what is drawn later.
-
-    Drawn when the component is built, so that a resumed run, which restores the stream's state only
-    after that, draws the same.
-    """
-    return int(torch.randint(2**62, (), generator=context.generator))
-
-
 def subsample(source: Points, count: int | None, seed: int) -> Points:
     """At most ``count`` points, drawn without replacement; all of them for None."""
     total = len(source.x_ND)
@@ -68,6 +60,20 @@ def subsample(source: Points, count: int | None, seed: int) -> Points:
     kept = order[:count].sort().values.to(source.x_ND.device)
     classes = source.classes_N
     return Points(source.x_ND[kept], None if classes is None else classes.to(kept.device)[kept])
+
+
+class DrawingDistance(Distance):
+    """A distance that draws something of its own once, when it is fitted."""
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        # Drawn now, so that a resumed run, which restores the stream's state only after this, draws
+        # the same.
+        self._seed = int(torch.randint(2**62, (), generator=context.generator))
+
+    def kept(self, source: Points) -> Points:
+        """The source points to use: at most ``subsample`` of them."""
+        return subsample(fixed(source), self.config.subsample, self._seed)
 
 
 def half_squared(x_ND: Tensor, z_MD: Tensor) -> Tensor:

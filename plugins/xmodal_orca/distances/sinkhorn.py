@@ -10,19 +10,17 @@ from pydantic import Field
 from torch import Tensor
 
 from xmodal.batch import Points
-from xmodal.interfaces import Context, Distance, Settings
+from xmodal.interfaces import Settings
 from xmodal_orca.distances import entropic
 from xmodal_orca.distances.points import (
-    draw_seed,
-    fixed,
+    DrawingDistance,
     half_squared,
     matching,
-    subsample,
     uniform,
 )
 
 
-class Sinkhorn(Distance):
+class Sinkhorn(DrawingDistance):
     """Sinkhorn divergence with cost ½‖x − x'‖²; the gradient of ORCA's OTDD, at a fraction of it.
 
     OT_ε(a, b) − ½ OT_ε(a, a) − ½ OT_ε(b, b) (Feydy et al., AISTATS 2019, Eq. 3); classes are not
@@ -60,13 +58,9 @@ class Sinkhorn(Distance):
 
     config: Config
 
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._seed = draw_seed(context)
-
     def fit(self, source: Points) -> None:
         """Keep the source and its transport to itself."""
-        kept = subsample(fixed(source), self.config.subsample, self._seed)
+        kept = self.kept(source)
         self._x_ND = kept.x_ND
         with torch.no_grad():
             self._own = self._to_itself(self._x_ND) if self.config.debias else None

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from xmodal.batch import Points
-from xmodal.interfaces import Context, Distance, Settings
-from xmodal_orca.distances.points import draw_seed, fixed, matching
+from xmodal.interfaces import Settings
+from xmodal_orca.distances.points import DrawingDistance, fixed, matching
 
 
-class Sliced(Distance):
+class Sliced(DrawingDistance):
     """Squared sliced 2-Wasserstein distance over fixed random lines (Bonneel et al., 2015).
 
     Exact transport of the projections on each line; classes are not looked at.
@@ -28,10 +28,6 @@ class Sliced(Distance):
         projections: int = Field(128, ge=1, description="How many lines, drawn once.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self._seed = draw_seed(context)
 
     def fit(self, source: Points) -> None:
         """Draw the lines and sort the source along them."""

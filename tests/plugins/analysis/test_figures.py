@@ -21,7 +21,7 @@ from xmodal.workbench import OpenedRun
 from xmodal_analysis import landscape, maps, patches
 from xmodal_analysis.clouds import Clouds
 from xmodal_analysis.distance_figure import counts
-from xmodal_analysis.grounds import of_source, of_target
+from xmodal_analysis.patches import of_source, of_target
 from xmodal_analysis.restore import dial as dial_of
 from xmodal_analysis.restore import restore
 

@@ -471,7 +471,7 @@ def test_large_files_are_read_row_by_row(
     whole = make(path=path).load(0)
     monkeypatch.setattr(samples, "MEMORY", 0)
     lazy = pickle.loads(pickle.dumps(make(path=path).load(0).test))
-    assert isinstance(lazy, samples.Samples)
+    assert isinstance(lazy, samples.FileSamples)
     x, y = tensors(whole.test)
     for index in (0, len(lazy) - 1, -1):
         assert torch.equal(lazy[index][0], x[index])

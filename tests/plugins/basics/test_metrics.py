@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multilabel_auroc
 
 from xmodal.interfaces import BackboneFacts, Context, Facts, Target, TaskFacts
-from xmodal_basics import class_metrics, metrics
+from xmodal_basics import metrics
 
 NAN = float("nan")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -66,28 +66,28 @@ def test_class_metrics(k: int) -> None:
     accuracy = multiclass_accuracy(p, y, k, average="micro").item()
     assert score(metrics.ErrorRate, output, p, y) == pytest.approx(1 - accuracy)
     f1 = reference.f1_score(y, guess, average="macro")
-    assert score(class_metrics.F1Error, output, p, y) == pytest.approx(1 - f1)
+    assert score(metrics.F1Error, output, p, y) == pytest.approx(1 - f1)
     recall = reference.balanced_accuracy_score(y, guess)
-    assert score(class_metrics.BalancedError, output, p, y) == pytest.approx(1 - recall)
+    assert score(metrics.BalancedError, output, p, y) == pytest.approx(1 - recall)
     one_hot = np.eye(k)[y]
     precision = reference.average_precision_score(one_hot, p.double().softmax(1))
-    assert score(class_metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - precision)
+    assert score(metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - precision)
 
 
 def test_auroc() -> None:
     p, y, output = classes(2)
     area = reference.roc_auc_score(y, p.double().softmax(1)[:, 1])
-    assert score(class_metrics.AUROCError, output, p, y) == pytest.approx(1 - area)
+    assert score(metrics.AUROCError, output, p, y) == pytest.approx(1 - area)
     p, y, output = classes(5)
     area = reference.roc_auc_score(y, p.double().softmax(1), multi_class="ovo")
-    assert score(class_metrics.AUROCError, output, p, y) == pytest.approx(1 - area)
+    assert score(metrics.AUROCError, output, p, y) == pytest.approx(1 - area)
 
 
 def test_auroc_of_pairs_that_occur() -> None:
     p, y, _ = classes(3)
     wide = torch.cat([p, torch.full((len(p), 1), -40.0)], 1)
-    full = score(class_metrics.AUROCError, Target("classification", 3), p, y)
-    absent = score(class_metrics.AUROCError, Target("classification", 4), wide, y)
+    full = score(metrics.AUROCError, Target("classification", 3), p, y)
+    absent = score(metrics.AUROCError, Target("classification", 4), wide, y)
     assert absent == pytest.approx(full)
 
 
@@ -95,22 +95,20 @@ def test_f1_counts_classes_that_occur_only() -> None:
     p, y, _ = classes(3)
     wide = torch.cat([p, torch.full((len(p), 1), -40.0)], 1)
     expected = 1 - reference.f1_score(y, p.argmax(1), average="macro")
-    assert score(class_metrics.F1Error, Target("classification", 4), wide, y) == pytest.approx(
-        expected
-    )
+    assert score(metrics.F1Error, Target("classification", 4), wide, y) == pytest.approx(expected)
 
 
 def test_multi_label_rankings() -> None:
     p, y, output = labels()
     area = multilabel_auroc(p, y.long(), 5, average="macro").item()
-    assert score(class_metrics.AUROCError, output, p, y) == pytest.approx(1 - area, abs=1e-6)
+    assert score(metrics.AUROCError, output, p, y) == pytest.approx(1 - area, abs=1e-6)
     precision = reference.average_precision_score(y, p, average="macro")
-    assert score(class_metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - precision)
+    assert score(metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - precision)
     y[:, 0] = 0.0
     rest = reference.roc_auc_score(y[:, 1:], p[:, 1:])
-    assert score(class_metrics.AUROCError, output, p, y) == pytest.approx(1 - rest)
+    assert score(metrics.AUROCError, output, p, y) == pytest.approx(1 - rest)
     rest = reference.average_precision_score(y[:, 1:], p[:, 1:], average="macro")
-    assert score(class_metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - rest)
+    assert score(metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - rest)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +156,15 @@ def test_balanced_error_of_maps() -> None:
     y = (torch.rand(20, 1, 4, 4, generator=GENERATOR) < 0.2).float()
     p = torch.randn(20, 1, 4, 4, generator=GENERATOR) + y
     recall = reference.balanced_accuracy_score(y.flatten(), p.flatten() > 0)
-    assert score(class_metrics.BalancedError, output, p, y) == pytest.approx(1 - recall)
+    assert score(metrics.BalancedError, output, p, y) == pytest.approx(1 - recall)
     ignore = torch.rand(20, 1, 4, 4, generator=GENERATOR) < 0.3
     masked = torch.where(ignore, NAN, y)
     recall = reference.balanced_accuracy_score(y[~ignore], p[~ignore] > 0)
-    assert score(class_metrics.BalancedError, output, p, masked) == pytest.approx(1 - recall)
+    assert score(metrics.BalancedError, output, p, masked) == pytest.approx(1 - recall)
     # The published code: both sides times (1 - ignore), then roc_auc of the thresholded logits.
     kept = (~ignore).float()
     published = reference.roc_auc_score((y * kept).flatten(), (p * kept).flatten() > 0)
-    value = score(class_metrics.BalancedError, output, p, masked, ignored_as_negative=True)
+    value = score(metrics.BalancedError, output, p, masked, ignored_as_negative=True)
     assert value == pytest.approx(1 - published)
 
 
@@ -174,14 +172,14 @@ def test_undefined_scores_are_nan() -> None:
     output = Target("classification", 2)
     for cls in (
         metrics.ErrorRate,
-        class_metrics.AUROCError,
-        class_metrics.F1Error,
-        class_metrics.BalancedError,
+        metrics.AUROCError,
+        metrics.F1Error,
+        metrics.BalancedError,
     ):
         assert math.isnan(build(cls, output).compute())
     assert math.isnan(build(metrics.R2Error, Target("regression", 1)).compute())
     p, y = torch.randn(9, 2), torch.zeros(9, dtype=torch.int64)
-    assert math.isnan(score(class_metrics.AUROCError, output, p, y))
+    assert math.isnan(score(metrics.AUROCError, output, p, y))
 
 
 def test_half_precision_predictions_are_scored() -> None:
@@ -194,7 +192,7 @@ def test_wrong_kinds_are_a_problem() -> None:
     facts = Facts(
         TaskFacts("toy", (4,), Target("regression", 1), {}), BackboneFacts("stub", "any", 4, 4)
     )
-    assert "regression labels" in next(iter(class_metrics.AUROCError.problems(None, facts)))
+    assert "regression labels" in next(iter(metrics.AUROCError.problems(None, facts)))
     assert not list(metrics.R2Error.problems(None, facts))
 
 
@@ -221,12 +219,12 @@ def test_smallest_error_of_classes(counts: tuple[int, ...]) -> None:
             p = right.clone()
             p[sample] = 9.0 * torch.nn.functional.one_hot(torch.tensor(wrong), len(counts))
             flipped.append(p)
-    for cls in (metrics.ErrorRate, class_metrics.BalancedError, class_metrics.F1Error):
+    for cls in (metrics.ErrorRate, metrics.BalancedError, metrics.F1Error):
         metric = build(cls, output)
         assert metric.smallest() is None
         metric.update(right, y)
         assert metric.smallest() == pytest.approx(least(cls, output, y, flipped))
-    ranked = class_metrics.AUROCError
+    ranked = metrics.AUROCError
     swapped = []
     spread = right + torch.linspace(0, 0.1, len(y))[:, None] * torch.arange(len(counts))
     for a in range(len(y)):
@@ -251,12 +249,12 @@ def test_smallest_error_of_rankings() -> None:
         p = right.clone()
         p[[border, border + 1], column] = p[[border + 1, border], column]
         guesses.append(p)
-    for cls in (class_metrics.AUROCError, class_metrics.AveragePrecisionError):
+    for cls in (metrics.AUROCError, metrics.AveragePrecisionError):
         metric = build(cls, output)
         metric.update(right, y)
         assert metric.compute() == pytest.approx(0, abs=1e-12)
         assert metric.smallest() == pytest.approx(least(cls, output, y, guesses))
-    two = build(class_metrics.AUROCError, Target("classification", 2))
+    two = build(metrics.AUROCError, Target("classification", 2))
     two.update(torch.zeros(7, 2), torch.tensor([0, 0, 0, 1, 1, 1, 1]))
     assert two.smallest() == pytest.approx(1 / 12)
     assert build(metrics.MeanAbsoluteError, Target("regression", 1)).smallest() is None

@@ -22,8 +22,7 @@ from xmodal.engine.plan import compose_plan
 from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
-from xmodal_mona.batches import BilevelStep, source_order
-from xmodal_mona.meta_align import MetaAlign
+from xmodal_mona.meta_align import BilevelStep, MetaAlign, source_order
 from xmodal_mona.paths import repeatable
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
 

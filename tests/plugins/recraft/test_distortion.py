@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from xmodal.testing.tiny import random
-from xmodal_recraft.chunks import class_chunks
-from xmodal_recraft.distortion import answers, conditional_entropy, entropy, marginal_entropy
+from xmodal_recraft.align_labels import (
+    answers,
+    class_chunks,
+    conditional_entropy,
+    entropy,
+    marginal_entropy,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:

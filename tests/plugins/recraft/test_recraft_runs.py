@@ -25,8 +25,7 @@ from xmodal.interfaces import SourceFacts, Target
 from xmodal.plugins import registry
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 from xmodal.testing.tiny import tiny_facts
-from xmodal_recraft.align_labels import AlignLabels
-from xmodal_recraft.distortion import answers, conditional_entropy, marginal_entropy
+from xmodal_recraft.align_labels import AlignLabels, answers, conditional_entropy, marginal_entropy
 
 pytestmark = pytest.mark.slow
 
