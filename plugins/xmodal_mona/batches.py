@@ -1,6 +1,6 @@
-"""What one step of MoNA's stage is made of, and where its samples come from.
+"""One step of MoNA's stage, and where its samples come from.
 
-Which samples a step sees is a function of seed, stage, epoch and step, so nothing needs saving.
+Seed, stage, epoch and step decide which samples a step sees, so checkpoints need no extra state.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class BilevelStep:
-    """One step: micro-batches of target samples, and source samples (or none).
+    """One step: micro-batches of target samples, and source samples if any.
 
-    Without source samples only L_inner is minimised.
+    Without source samples, the step minimises only L_inner.
     """
 
     target: tuple[Batch, ...]
@@ -35,12 +35,12 @@ class BilevelStep:
 
 
 def problem(target: Iterator[Batch], source: Iterator[Labelled] | None) -> Iterator[BilevelStep]:
-    """The one piece of a step; reads its samples when it is asked for."""
+    """The single piece of a step; reads its samples when the engine asks for the piece."""
     yield BilevelStep(tuple(target), None if source is None else next(source))
 
 
 def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
-    """The batches, on the device."""
+    """The batches at ``indices``, on the device."""
     for x, y in loader.batches(dataset, indices, session.workers):
         yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
 
@@ -50,9 +50,9 @@ def source_order(
 ) -> Iterator[Tensor]:
     """Indices of the batches ``first .. first + number`` over ``count`` source samples.
 
-    Every pass over the source has an order of its own. A batch never holds a sample twice, which
-    would be its own positive: what a pass leaves over is dropped, and a source smaller than
-    ``size`` is read whole.
+    Every pass over the source has its own order. A batch never holds a sample twice, because the
+    sample would form a positive pair with itself: the incomplete batch at the end of a pass is
+    dropped, and a source smaller than ``size`` is read whole.
     """
     size = min(size, count)
     each = count // size
@@ -64,7 +64,7 @@ def source_order(
 
 
 def mean_over_processes(session: Session, tensors: list[Tensor]) -> list[Tensor]:
-    """What the gradients are over all processes' samples."""
+    """The gradients averaged over the samples of all processes."""
     if session.world == 1:
         return tensors
     reduced: list[Tensor] = [session.average(tensor) for tensor in tensors]
@@ -72,7 +72,7 @@ def mean_over_processes(session: Session, tensors: list[Tensor]) -> list[Tensor]
 
 
 def rows_of_all(session: Session, z_BF: Tensor, y: Tensor) -> Labelled:
-    """The features and labels of all processes; those of others come without a gradient."""
+    """The features and labels of all processes; only this process's features carry a gradient."""
     found = session.gather([(z_BF.detach().cpu(), y.cpu())])
     rows = [z.to(z_BF.device) for z, _ in found]
     rows[session.rank] = z_BF
@@ -82,7 +82,8 @@ def rows_of_all(session: Session, z_BF: Tensor, y: Tensor) -> Labelled:
 def own_part(value: Tensor, world: int) -> Tensor:
     """The same value with ``world`` times its gradient.
 
-    Each process differentiates one value of all rows through its own ones alone: the whole
-    gradient is the sum over the processes, where ``mean_over_processes`` will take the mean.
+    Every process computes the same value from all rows but differentiates only through its own
+    rows. The full gradient is the sum over processes; ``mean_over_processes`` takes the mean, so
+    this factor makes up for it.
     """
     return value.detach() + world * (value - value.detach())

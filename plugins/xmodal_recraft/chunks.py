@@ -1,4 +1,4 @@
-"""Division of the target samples into chunks of one class."""
+"""Divides the target samples into chunks of one class each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from xmodal.data import members
 
 
 def class_chunks(classes: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Indices of chunks of ``size`` samples of one class each, a class's spread over the list.
+    """Indices of chunks of ``size`` samples of one class; each class is spread over the list.
 
-    Samples of a negative class are in no class and in no chunk.
-    A class's rest is a chunk if it is at least half of one, or if the class has no other: the mean
-    of very few predictions says little about the class. How many chunks there are does not depend
-    on ``generator``.
+    Samples with a negative class are left out. The last, smaller chunk of a class is kept if it
+    has at least half the size or is the only one: the mean of very few predictions says little
+    about the class. The number of chunks does not depend on ``generator``.
     """
     placed: list[tuple[float, Tensor]] = []
     for index in members(classes):

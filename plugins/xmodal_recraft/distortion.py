@@ -1,7 +1,7 @@
-"""Feature-label distortion, as entropies of what the source head sees in the target.
+"""Feature-label distortion: entropies of the source head's predictions for target samples.
 
-Y^t is the class of a target sample, Y^s what the source head predicts for it. H(Y^s | Y^t) is small
-where samples of one class look like one class of the source.
+Y^t is the class of a target sample and Y^s the source head's prediction for it. H(Y^s | Y^t) is
+small when the samples of a target class look like one source class.
 
 Shapes: B samples, Q questions with K answers each (one question of K classes, or Q yes/no labels).
 """
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# As in the released code; below it, the logarithm's gradient would drown the others'.
+# As in the released code; for smaller values, the logarithm's gradient would dominate all others.
 TINY = 1e-10
 
 
 def answers(prediction: Tensor, kind: str) -> Tensor:
     """Probabilities ``[B, Q, K]`` of the source labels from the source head's logits.
 
-    ``classification``: one question. Otherwise every number is the logit of a yes/no question.
+    For ``classification`` there is one question; otherwise each logit answers a yes/no question.
     """
     if kind == "classification":
         return prediction.float().softmax(dim=1)[:, None]
@@ -29,7 +29,7 @@ def answers(prediction: Tensor, kind: str) -> Tensor:
 
 
 def entropy(p_QK: Tensor) -> Tensor:
-    """H in nats, the mean over the questions."""
+    """The entropy H in nats, averaged over the questions."""
     h: Tensor = torch.special.entr(p_QK.clamp_min(TINY)).sum(-1).mean(-1)
     return h
 
@@ -42,5 +42,5 @@ def conditional_entropy(parts: Sequence[Tensor]) -> Tensor:
 
 
 def marginal_entropy(parts: Sequence[Tensor]) -> Tensor:
-    """H(Y^s) of all samples together; never below ``conditional_entropy``, by concavity."""
+    """H(Y^s) of all samples together; at least ``conditional_entropy``, by concavity."""
     return entropy(torch.cat(list(parts)).mean(0))
