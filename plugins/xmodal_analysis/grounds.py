@@ -1,6 +1,6 @@
-"""What tokens lie on: a picture of a sample, a curve, or a bare strip, with tokens marked on it.
+"""Draws a sample as an image, a curve or a bare strip, and marks tokens on it.
 
-The counterpart, for files, of the overlays on a run's page (``xmodal.report.pictures``).
+This is the counterpart, for files, of the overlays on a run's page (``xmodal.report.pictures``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK = "#f4511e"
 
 @dataclass(frozen=True)
 class Ground:
-    """A sample under its tokens: an image ``[H, W]`` or ``[H, W, 3]``, a curve, or neither."""
+    """The sample under the tokens: an image ``[H, W]`` or ``[H, W, 3]``, a curve, or neither."""
 
     grid: tuple[int, int]
     image: Array | None = None
@@ -61,7 +61,7 @@ def _stretched(values: Array) -> Array:
 
 
 def mark(axes: Axes, ground: Ground, chosen: Array, dim: bool) -> None:
-    """Draw ``ground`` and on it the tokens ``chosen``: shaded, or with ``dim`` all others dark."""
+    """Draw ``ground`` and shade the tokens ``chosen`` on it; ``dim`` darkens all others instead."""
     height, width = ground.grid
     mask = np.zeros((height, width), dtype=bool)
     mask.flat[chosen[(chosen >= 0) & (chosen < mask.size)]] = True

@@ -1,4 +1,4 @@
-"""The ``auto`` predictor: the one that fits the labels, at its defaults."""
+"""The ``auto`` predictor: picks the predictor that fits the labels, with its defaults."""
 
 from __future__ import annotations
 

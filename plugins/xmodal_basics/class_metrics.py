@@ -1,6 +1,7 @@
-"""Scores of classes and of 0/1 labels, all errors: lower is better.
+"""Scores for classes and 0/1 labels. All are errors: lower is better.
 
-``smallest`` tells how fine each score is: an error of 0 on a small test split is not perfection.
+``smallest`` is the smallest error above 0 that a score can show: on a small test split, an error of
+0 does not mean perfection.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from xmodal_basics.metrics import Error
 
 
 class _Confusion(Error):
-    """A score of the confusion matrix, rows the true classes."""
+    """A score computed from the confusion matrix, whose rows are the true classes."""
 
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -54,7 +55,7 @@ class F1Error(_Confusion):
         return 1.0 - float(f1_K[either_K > 0].mean())
 
     def smallest(self) -> float | None:
-        """One sample of the largest class taken for one of the next: F1 = 1 - 1/(2n -+ 1) each."""
+        """A sample of the largest class predicted as the next class: F1 = 1 - 1/(2n -+ 1) each."""
         count_K = self.confusion_KK.sum(1)
         largest: list[int] = [n for n in sorted(count_K.tolist(), reverse=True) if n]
         if len(largest) < 2:
@@ -64,11 +65,11 @@ class F1Error(_Confusion):
 
 
 class BalancedError(_Confusion):
-    """1 - the mean recall of the classes that occur; of 0/1 labels, at logit > 0.
+    """1 - the mean recall of the classes that occur; 0/1 labels are predicted by logit > 0.
 
-    On binary maps this is what the published Cosmic code reports as "1 - AUROC": it thresholds the
-    logits before it calls roc_auc. It also counts ignored pixels as true negatives, which is the
-    setting ``ignored_as_negative``.
+    On binary maps, the published Cosmic code reports this score as "1 - AUROC", because it
+    thresholds the logits before it calls roc_auc. That code also counts ignored pixels as true
+    negatives, as ``ignored_as_negative`` does here.
     """
 
     class Config(Settings):
@@ -93,7 +94,7 @@ class BalancedError(_Confusion):
             self.confusion_KK[0, 0] += (~known).sum()
 
     def compute(self) -> float:
-        """Recalls of the rows that are not empty."""
+        """1 - the mean recall over the classes that have samples."""
         count_K = self.confusion_KK.sum(1)
         recall_K = self.confusion_KK.diagonal() / count_K
         return 1.0 - float(recall_K[count_K > 0].mean())
@@ -106,7 +107,7 @@ class BalancedError(_Confusion):
 
 
 class _Ranking(Error):
-    """A score of the order of all predictions, which must be kept."""
+    """A score of the ranking of all predictions, all of which must be kept."""
 
     kinds: ClassVar[tuple[str, ...]] = ("classification", "multi-label")
 
@@ -128,7 +129,7 @@ class _Ranking(Error):
         return 1.0 - self.score(prediction_BK.numpy(), y.numpy())
 
     def splits(self) -> list[tuple[int, int]]:
-        """Positives and negatives of each label, or of each class that occurs."""
+        """How many positives and negatives each label, or each class that occurs, has."""
         if not self.kept:
             return []
         y = torch.cat([y for _, y in self.kept])
@@ -145,8 +146,9 @@ class _Ranking(Error):
 class AUROCError(_Ranking):
     """1 - the area under the ROC curve.
 
-    Two classes: of the second one's probability; more: the mean over pairs of the classes that
-    occur (one against one, Hand & Till 2001); labels: the mean over those that are both 0 and 1.
+    For two classes, it ranks by the probability of the second. For more, it is the mean over pairs
+    of the classes that occur (one against one, Hand & Till 2001). For 0/1 labels, it is the mean
+    over the labels that take both values.
     """
 
     def score(self, p_BK: NDArray[np.float64], y: NDArray[np.generic]) -> float:
@@ -163,11 +165,11 @@ class AUROCError(_Ranking):
         return float(roc_auc_score(y, p_BK, multi_class="ovo", labels=labels))
 
     def smallest(self) -> float | None:
-        """One pair of samples in the wrong order, where most pairs are."""
+        """One pair of samples in the wrong order, in the label or class with the most pairs."""
         splits = self.splits()
         if self.target.kind == "classification":
             counts = sorted((positive for positive, _ in splits), reverse=True)
-            # Of more than two classes, a pair of classes is scored in both directions.
+            # With more than two classes, each pair of classes is scored in both directions.
             scores = len(counts) * (len(counts) - 1) if len(counts) > 2 else 1
             return 1 / (counts[0] * counts[1] * scores) if len(counts) > 1 else None
         products = [p * n for p, n in splits if p and n]
@@ -186,7 +188,7 @@ class AveragePrecisionError(_Ranking):
         return _mean_over_columns(average_precision_score, p_BK, y, both=False)
 
     def smallest(self) -> float | None:
-        """The last positive one rank too late: its precision P / P becomes P / (P + 1)."""
+        """The last positive is one rank too low: its precision P / P becomes P / (P + 1)."""
         positives = [positive for positive, negative in self.splits() if positive and negative]
         most = max(positives, default=0)
         return 1 / (most * (most + 1) * len(positives)) if most else None
@@ -195,7 +197,7 @@ class AveragePrecisionError(_Ranking):
 def _mean_over_columns(
     score: Callable[..., float], p_BK: NDArray[np.float64], y_BK: NDArray[np.generic], both: bool
 ) -> float:
-    """The mean score of the columns with a positive label (``both``: and a negative one)."""
+    """The mean score over columns with a positive label (``both``: and also a negative label)."""
     scores = []
     for p_B, y_B in zip(p_BK.T, y_BK.T, strict=True):
         known_B = ~np.isnan(y_B)
