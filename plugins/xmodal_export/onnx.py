@@ -30,8 +30,8 @@ session = onnxruntime.InferenceSession("model.onnx")
 
 | file | what it is |
 |---|---|
-| `model.onnx` | the whole model (opset {opset}), standardisation included; any batch size |
-{data}| `xmodal.json` | all of this page for programs |
+| `model.onnx` | the whole model (opset {opset}), including standardisation; any batch size |
+{data}| `xmodal.json` | the content of this page, for programs |
 """
 _DATA_ROW = "| `model.onnx.data` | its weights; keep it beside `model.onnx` |\n"
 
@@ -58,7 +58,7 @@ class Onnx(Exporter):
         programs.agree(apart, size, self.config.tolerance, "the ONNX graph")
         notes = programs.half_precision_note(trained)
         if trained.recipe.adapter is not None:
-            notes += ("the adapter's updates are merged into the matrices of the backbone",)
+            notes += ("the adapter's updates are merged into the backbone's weight matrices",)
         usage = _USAGE.format(
             dtype="float64" if x.dtype == torch.float64 else "float32",
             opset=opset,

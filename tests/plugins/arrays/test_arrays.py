@@ -312,7 +312,10 @@ def test_complaints_about_files(tmp_path: Path, name: str, message: str) -> None
 @pytest.mark.parametrize(
     ("first", "noted"),
     [
-        ("30.5,True,7,no", "columns 'True', 'no' are also values in them: does the file lack a line"),
+        (
+            "30.5,True,7,no",
+            "columns 'True', 'no' are also values in them: does the file lack a line",
+        ),
         ("30.5,7.5,17,sick", "columns '30.5', '7.5', '17' look like numbers: does the file lack"),
         ("0,1,2,sick", None),
         ("2001,2002,2003,y", None),

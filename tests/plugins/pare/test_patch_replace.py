@@ -349,5 +349,5 @@ def test_wrong_settings_are_refused(wrong):
 
 
 def test_a_loss_that_vanishes_at_full_replacement_is_refused():
-    with pytest.raises(ValidationError, match="nothing would be left at k = N"):
+    with pytest.raises(ValidationError, match="the loss would be empty at k = N"):
         mixer(1, beta_target=0, source_term=False)

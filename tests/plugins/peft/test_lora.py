@@ -206,8 +206,8 @@ def test_updates_that_would_be_ignored_are_not_made() -> None:
     notes: list[str] = []
     backbone = adapted(Fused(), notes)
     assert {name.split(".lora")[0] for name in updates(backbone)} == {"encoder.1"}
-    assert "fused layers stay as they are: attention.out_proj, block.self_attn" in notes[1]
-    with pytest.raises(UsageError, match=r"'attention\.\*' fits only layers inside fused"):
+    assert "fused layers are not adapted: attention.out_proj, block.self_attn" in notes[1]
+    with pytest.raises(UsageError, match=r"'attention\.\*' matches only layers inside fused"):
         adapted(Fused(), targets=["attention.*"])
 
 
@@ -219,7 +219,7 @@ def test_patterns_choose_layers() -> None:
 
 
 def test_a_pattern_for_nothing_says_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"'\*attn\*' fits no linear layer.*layers\.0\.qkv"):
+    with pytest.raises(UsageError, match=r"'\*attn\*' matches no linear layer.*layers\.0\.qkv"):
         adapted(tiny(), targets=["*.qkv", "*attn*"])
 
 
