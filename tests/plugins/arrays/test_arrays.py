@@ -248,7 +248,7 @@ def changed(y: Any, row: int, value: Any) -> Any:
         ({"x": X, "y": X[:, 0, :4]}, {"kind": "classification"}, r"'y' is not one-hot: row 0"),
         ({"x": X[:0], "y": Y[:0]}, {}, r"'x' has no samples, shape \(0, 3, 20\)"),
         ({"x": X.astype(str), "y": Y}, {}, r"'x' holds <U\d+, not real numbers"),
-        ({"x": X, "y": Y}, {"form": "row"}, r"'x': form row needs samples with one axis, not of shape"),
+        ({"x": X, "y": Y}, {"form": "row"}, r"'x': form row needs samples with one axis"),
         ({"x": X[:, None, None, None], "y": Y}, {}, r"'x': form auto does not fit samples"),
         ({"x": X, "y": X}, {"kind": "regression"}, r"'y' has labels of shape \(3, 20\), "),
         ({"x": X[:2], "y": X[:2, 0, 0]}, {}, r"'x': 2 samples cannot be cut into parts of 0\.7"),
@@ -314,7 +314,7 @@ def test_complaints_about_files(tmp_path: Path, name: str, message: str) -> None
     [
         (
             "30.5,True,7,no",
-            "columns 'True', 'no' are also values in them: does the file lack a line",
+            "columns 'True', 'no' are also values in them: does the file lack",
         ),
         ("30.5,7.5,17,sick", "columns '30.5', '7.5', '17' look like numbers: does the file lack"),
         ("0,1,2,sick", None),

@@ -167,7 +167,7 @@ def test_k_stays_within_the_tokens_and_is_monotone(kind, start, stop, tokens, ep
         (RandomK, {"low": 5}, "low"),
         (Piecewise, {"steps": []}, "must begin at 0"),
         (Piecewise, {"steps": [[0.1, 5]]}, "must begin at 0"),
-        (Piecewise, {"steps": [[0, 5], [0.5, 4], [0.5, 3]]}, "rise"),
+        (Piecewise, {"steps": [[0, 5], [0.5, 4], [0.5, 3]]}, "increase"),
         (Piecewise, {"steps": [[0, 5], [1, 4]]}, "below 1"),
         (Piecewise, {"steps": [[0, -5]]}, "negative"),
         (Piecewise, {"steps": [[0, 0.5]]}, "unit: share"),
