@@ -1,7 +1,7 @@
-"""Modules under their old names: importing one warns, and gives what the new one has.
+"""Modules under their old names: importing one warns and gives the contents of the new module.
 
-``xmodal/__init__`` installs the finder, which the import system asks only for names that it has not
-found otherwise. Old names go with the next major version.
+``xmodal/__init__`` installs the finder, which the import system asks only for names that it cannot
+find otherwise. Old names will be removed in the next major version.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ NAMES = {
     "xmodal.recipe.library": {"Found": "RecipeFile", "find": "find_recipe"},
     "xmodal.trained": {"Trained": "TrainedModel", "load": "load_trained"},
 }
-"""What has another name in the new module."""
+"""Objects that have another name in the new module."""
 
 
 class Moved(ModuleType):
@@ -79,7 +79,7 @@ class Moved(ModuleType):
         return getattr(new, NAMES.get(self.__name__, {}).get(name, name))
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """The package ``xmodal.compare``, once imported, stands where the function stood."""
+        """The package ``xmodal.compare``, once imported, hides the function; so it is callable."""
         from xmodal.comparison.run import compare
 
         return compare(*arguments, **options)
@@ -105,6 +105,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let old names be imported."""
+    """Make old names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
