@@ -1,4 +1,4 @@
-"""``xmodal demo``: the comparison of the suite ``demo``."""
+"""``xmodal demo``: runs the comparison in the suite ``demo``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def demo(
     force: Annotated[bool, typer.Option(help="Repeat runs that are already done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a
-    CPU).
-    """
+    """Adapt a pretrained vision transformer to a PDE task, next to baselines (minutes on a CPU)."""
     from xmodal.cli import verdicts
 
     begun = time.monotonic()
@@ -40,13 +38,13 @@ def demo(
         output.print_json({"seconds": elapsed, "report": str(files[0]), "runs": runs})
     else:
         verdicts.show(table, ())
-        said = f"{text.duration(elapsed)} in all.  Report: {files[0]}"
+        said = f"{text.duration(elapsed)} in total.  Report: {files[0]}"
         output.stdout().print(said, markup=False)
     ended(table)
 
 
 def _forget(root: Path) -> None:
-    """Remove the runs of the demo that are done, so that they are run again."""
+    """Remove the finished runs of the demo, so that they are run again."""
     from xmodal.comparison import run
 
     for row in run.compare(suite=SUITE, root=root, launcher=None).rows:

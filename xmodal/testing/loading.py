@@ -1,6 +1,6 @@
 """Contract checks of tasks, sources and stages: parts that read data or need a whole run.
 
-A stage's steps are exercised by running a recipe; here only its settings are checked.
+This module checks only the settings of a stage; run a recipe to exercise its steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def check_task(component: type[Task], given: Given = None, store: Store | None = None) -> None:
-    """A task's data have the form its facts announce, and one seed gives one split."""
+    """A task's data have the form given in its facts, and the same seed gives the same split."""
     expect(issubclass(component, Task), f"{component.__name__} must derive from Task")
     check_config(component, given)
     name, config, store = component.__name__, settings(component, given), store or Store()
@@ -69,13 +69,13 @@ def check_source(
     store: Store | None = None,
     request: SourceRequest | None = None,
 ) -> None:
-    """A source's samples have the form it was asked for, and one seed gives one data set."""
+    """A source's samples have the requested form, and the same seed gives the same data set."""
     expect(issubclass(component, Source), f"{component.__name__} must derive from Source")
     check_config(component, given)
     name, config = component.__name__, settings(component, given)
     facts = component.describe(config)
     expect(isinstance(facts, SourceFacts), f"{name}.describe must give SourceFacts")
-    expect(facts.target.shape == (), f"{name}: the facts' label shape is the request's")
+    expect(facts.target.shape == (), f"{name}: the label shape in the facts must be empty")
     shape = (8, 12) if facts.target.kind == "dense" else ()
     request = request or SourceRequest((16, 24), shape, _as_tensor)
     context = replace(tiny_context(), store=store or Store())
@@ -108,7 +108,7 @@ def _pair(x: Tensor, y: Tensor, shape: tuple[int, ...], target: Target, where: s
 
 
 def check_stage(component: type[Stage], given: Given = None) -> None:
-    """A stage says how long it lasts, what trains and how gradients are clipped."""
+    """A stage tells its number of epochs, what it trains and how it clips gradients."""
     expect(issubclass(component, Stage), f"{component.__name__} must derive from Stage")
     check_config(component, given)
     name, stage = component.__name__, build(component, given)
@@ -117,7 +117,7 @@ def check_stage(component: type[Stage], given: Given = None) -> None:
     except AttributeError as error:
         raise AssertionError(f"{name} has neither the setting nor the property: {error}") from error
     expect(type(epochs) is int and epochs >= 0, f"{name}.epochs must be an int, not {epochs!r}")
-    # A pattern of one letter other than * comes from a string that was taken for a list.
+    # A pattern of one letter other than * comes from a string that was mistaken for a list.
     lonely = [p for p in train if len(p) == 1 and p != "*"]
     patterns = isinstance(train, tuple) and all(isinstance(p, str) for p in train) and not lonely
     expect(patterns, f"{name}.train must be a tuple of patterns, not {train!r}")

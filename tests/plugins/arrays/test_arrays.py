@@ -243,7 +243,7 @@ def changed(y: Any, row: int, value: Any) -> Any:
          r"'y' row 4: label '12' is not in classes; did you mean '[12]'\?"),
         ({"x": X, "y": Y * 0}, {}, r"'y' is constant: every label is '0'"),
         ({"x": X, "y": np.full(60, 0.5)}, {"kind": "regression"}, r"'y' is constant"),
-        ({"x": X, "y": Y + 0.5}, {"kind": "classification"}, r"row 0: label 0\.5 is no whole"),
+        ({"x": X, "y": Y + 0.5}, {"kind": "classification"}, r"row 0: label 0\.5 is not a whole"),
         ({"x": X, "y": X[:, 0, :4]}, {"kind": "multi-label"}, r"'y' row 0: multi-label needs"),
         ({"x": X, "y": X[:, 0, :4]}, {"kind": "classification"}, r"'y' is not one-hot: row 0"),
         ({"x": X[:0], "y": Y[:0]}, {}, r"'x' has no samples, shape \(0, 3, 20\)"),
@@ -474,7 +474,7 @@ def test_large_files_are_read_row_by_row(
     whole = make(path=path).load(0)
     monkeypatch.setattr(samples, "MEMORY", 0)
     lazy = pickle.loads(pickle.dumps(make(path=path).load(0).test))
-    assert isinstance(lazy, samples.Samples)
+    assert isinstance(lazy, samples.FileSamples)
     x, y = tensors(whole.test)
     for index in (0, len(lazy) - 1, -1):
         assert torch.equal(lazy[index][0], x[index])

@@ -330,7 +330,7 @@ def test_problems_name_grids_that_cannot_agree():
     assert list(PatchReplace.problems(config, FACTS)) == []
     text = changed(FACTS, backbone=BackboneFacts("words", "text", 4, 4, grid=(32,)))
     (problem,) = PatchReplace.problems(config, text)
-    assert "'words' are 32, those of task 'toy' 4×4" in problem
+    assert "'words' has 32, task 'toy' has 4×4" in problem
     assert list(PatchReplace.problems(PatchReplace.Config(), text)) == []
 
 

@@ -160,7 +160,7 @@ def test_every_body(name: str) -> None:
     added = updates(backbone)
     assert sum(p.numel() for p in added.values()) == wanted
     assert len(added) == 2 * count
-    assert notes == [f"lora: rank 3 in {count} linear layers, {wanted:,} parameters more"]
+    assert notes == [f"lora: rank 3 in {count} linear layers, {wanted:,} new parameters"]
     with torch.no_grad():
         assert torch.equal(backbone(tokens).x_BND, before)
     shake(backbone)
@@ -327,7 +327,7 @@ def test_a_dry_run_shows_it() -> None:
     made = compose_plan(["methods/lora", "tasks/darcy"], registry(), _store(), SMALL, "smoke")
     notes: list[str] = []
     sections = describe(made, _store(), notes.append)
-    assert "lora: rank 8 in 8 linear layers, 8,192 parameters more" in notes
+    assert "lora: rank 8 in 8 linear layers, 8,192 new parameters" in notes
     assert "backbone 8,192" in sections["parameters"]["trains in stage 0"]
 
 
