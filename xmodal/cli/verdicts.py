@@ -48,7 +48,7 @@ def show(table: ComparisonTable, files: Sequence[Path]) -> None:
         _verdicts(table)
         _doubts(table.comparison.flags)
     for task, reason in table.left_out.items():
-        output.stderr().print(f"not weighed: {task}: {reason}", markup=False)
+        output.stderr().print(f"left out of the verdict: {task}: {reason}", markup=False)
     if files:
         output.stderr().print(f"report: {files[0]}", markup=False)
 

@@ -262,7 +262,7 @@ def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a method's runs, averaged over seeds; ``share`` of the highest cost is for a bar."""
+    """The cost of a method's runs, averaged over seeds; ``share`` of the highest is for a bar."""
 
     method: str
     encoded: float
