@@ -1,6 +1,6 @@
 """xmodal: cross-modal fine-tuning, with methods, tasks and backbones as plugins.
 
-Public names are loaded on first use so that ``import xmodal`` stays light.
+Public names are loaded on first use, so that ``import xmodal`` is fast.
 """
 
 from __future__ import annotations

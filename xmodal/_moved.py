@@ -1,4 +1,4 @@
-"""Modules under their old names: importing one warns, and gives what the new one has.
+"""Modules under their old names: importing one warns and gives the contents of the new module.
 
 ``xmodal/__init__`` installs the finder, which the import system asks only for names that it has not
 found otherwise. How long old names stay is in docs/compatibility.md.
@@ -68,7 +68,7 @@ NAMES = {
     "xmodal.recipe.library": {"Found": "RecipeFile", "find": "find_recipe"},
     "xmodal.trained": {"Trained": "TrainedModel", "load": "load_trained"},
 }
-"""What has another name in the new module."""
+"""Objects that have another name in the new module."""
 
 
 class Moved(ModuleType):
@@ -81,7 +81,7 @@ class Moved(ModuleType):
         return getattr(new, NAMES.get(self.__name__, {}).get(name, name))
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """The package ``xmodal.compare``, once imported, stands where the function stood."""
+        """The package ``xmodal.compare``, once imported, hides the function; so it is callable."""
         from xmodal.comparison.run import compare
 
         return compare(*arguments, **options)
@@ -107,6 +107,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let old names be imported."""
+    """Make old names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,10 +1,11 @@
-"""A stage that brings the embedded target near the embedded source, for plugins to build on.
+"""A base for stages that move the embedded target close to the embedded source.
 
-It trains the embedder alone, on a distance between sets of mean tokens; the encoder is not run and
-nothing is predicted. What is fixed (the source's points, the target's sets) is worked out once in
-``begin``, the same way when a run resumes.
+Such a stage trains only the embedder, on a distance between sets of mean tokens; it does not run
+the encoder or predict. ``begin`` computes everything that is fixed (the source points, the target
+sets) once, and again in the same way when a run resumes.
 
-Shapes: B samples of a batch, M of a set, N source samples (or tokens, in ``x_BND``), D width.
+Shapes: B samples of a batch, M samples of a set, N source samples (or tokens, in ``x_BND``), D
+width.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from xmodal.optimize import AdamW, OptimizerSettings, make_optimizer
 __all__ = ["FEWEST", "AlignmentSettings", "AlignmentStage", "Decay", "SetPart"]
 
 GENTLE = 1e-3
-"""Only learning rates up to this one are multiplied."""
+"""The largest learning rate that is multiplied."""
 FEWEST = 2
-"""Smaller sets are left out."""
+"""The size of the smallest set; smaller sets are left out."""
 
 
 class Decay(Settings):
     """A learning rate that falls in steps."""
 
     after: tuple[NonNegativeInt, ...] = Field(
-        (20, 40, 60), description="Epochs (from 0) after which the rate falls."
+        (20, 40, 60), description="Epochs, counted from 0, after which the rate falls."
     )
-    factor: float = Field(0.2, gt=0, le=1, description="What it is multiplied by each time.")
+    factor: float = Field(0.2, gt=0, le=1, description="The factor applied each time.")
 
 
 @dataclass(frozen=True)
 class SetPart:
-    """The samples drawn of one set: its share of the loss, and where to fetch them."""
+    """The samples drawn from one set: the set's share of the loss, and the sample indices."""
 
     share: float
     batches: int
@@ -52,17 +53,17 @@ class SetPart:
 
 
 class AlignmentSettings(Settings):
-    """Settings of an alignment stage; the stage names its default ``distance``."""
+    """Settings of an alignment stage; a stage sets its own default ``distance``."""
 
-    epochs: int = Field(60, ge=0, description="Optimizer steps; 0 leaves the stage out.")
+    epochs: int = Field(60, ge=0, description="Optimizer steps; 0 skips the stage.")
     distance: Use[Distance] = Field(description="The distance between source and target features.")
-    samples: int = Field(128, ge=FEWEST, description="Samples of a set in a step, at most.")
-    source_samples: int = Field(5000, ge=1, description="Source samples, at most.")
+    samples: int = Field(128, ge=FEWEST, description="Largest number of samples per set and step.")
+    source_samples: int = Field(5000, ge=1, description="Largest number of source samples.")
     optimizer: OptimizerSettings = Field(
         AdamW(), description="adam, adamw or sgd, with its own settings."
     )
     lr_factor: float = Field(10.0, gt=0, description="Multiplies learning rates of at most 1e-3.")
-    decay: Decay = Field(Decay(), description="Steps in which the learning rate falls.")
+    decay: Decay = Field(Decay(), description="When and by how much the learning rate falls.")
     train: tuple[str, ...] = Field(
         ("embedder.*",), description="Patterns over parameter names; only the embedder is used."
     )
@@ -71,11 +72,11 @@ class AlignmentSettings(Settings):
 class AlignmentStage(Stage):
     """Minimises the distance between the source and sets of target samples in the embedding.
 
-    A sample is the mean of its tokens. One optimizer step an epoch: the sum over sets of their
-    share of the samples times distance(source, samples of the set). As it stands all samples are
-    one set, and no labels are looked at; ``sets`` says otherwise. ``labelled``: whether points have
-    classes, those of a set one and the same. ``title`` is what the stage is called in notes,
-    ``stream`` what its random numbers are drawn under.
+    A sample is the mean of its tokens. Each epoch is one optimizer step on the sum over sets of the
+    set's share of the samples times distance(source, samples of the set). By default, all samples
+    form one set and labels are ignored; override ``sets`` to change this. ``labelled``: whether
+    points have classes (all points of a set have the same class). ``title`` names the stage in
+    notes, ``stream`` names its random stream.
     """
 
     needs_source = True
@@ -93,10 +94,10 @@ class AlignmentStage(Stage):
 
     @classmethod
     def problems(cls, config: AlignmentSettings, facts: Facts) -> Iterable[str]:
-        """A backbone without tokens of its own, and what the distance finds wrong."""
+        """Report a backbone without its own embedding, and problems of the distance."""
         if facts.backbone.width == 0:
             yield (
-                f"stage '{cls.title}' needs a backbone with an embedding of its own; "
+                f"stage '{cls.title}' needs a backbone with its own embedding; "
                 f"'{facts.backbone.name}' has none"
             )
         distance = config.distance
@@ -105,7 +106,7 @@ class AlignmentStage(Stage):
 
     @classmethod
     def learning_rate(cls, config: AlignmentSettings) -> float:
-        """The learning rate as the settings say it, before it is multiplied."""
+        """The learning rate in the settings, before ``lr_factor``."""
         return config.optimizer.lr
 
     def sets(self, session: Session) -> list[Tensor]:
@@ -113,7 +114,7 @@ class AlignmentStage(Stage):
         return [torch.arange(loader.count(session.data.train))]
 
     def sets_text(self, count: int) -> str:
-        """So many sets in words, for a note."""
+        """The number of sets in words, for a note."""
         return "one set"
 
     def begin(self, session: Session) -> None:
@@ -135,7 +136,7 @@ class AlignmentStage(Stage):
         return 1
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer, with a larger learning rate where that is small."""
+        """The optimizer; a small learning rate is multiplied by ``lr_factor``."""
         settings = self.config.optimizer
         factor = self.config.lr_factor if settings.lr <= GENTLE else 1.0
         return make_optimizer(settings.model_copy(update={"lr": settings.lr * factor}), named)
@@ -143,14 +144,14 @@ class AlignmentStage(Stage):
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The rate times factor^m after m of the epochs in ``decay.after``."""
+        """The learning rate times factor^m, after m of the epochs in ``decay.after``."""
         decay: Decay = self.config.decay
         return torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda epoch: decay.factor ** sum(epoch > after for after in decay.after)
         )
 
     def steps(self, session: Session, progress: Progress) -> Iterator[list[SetPart]]:
-        """The one step of the epoch: a part for each set, in random order."""
+        """The single step of the epoch: one part per set, in random order."""
         if progress.step:
             return
         at = (session.seed, self.stream, progress.stage, progress.epoch)
@@ -167,7 +168,7 @@ class AlignmentStage(Stage):
     def loss(
         self, session: Session, micro: SetPart, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The share of one set times its distance, and the distance itself."""
+        """The share of one set times its distance, and the distance to log."""
         batches = [next(micro.stream)[0] for _ in range(micro.batches)]
         x_MD = target_features(session, batches)
         classes_M = None
@@ -178,7 +179,7 @@ class AlignmentStage(Stage):
 
 
 def drawn(index: Tensor, most: int, seed: int, *names: str | int) -> Tensor:
-    """At most ``most`` entries of ``index``, without repetition, in their order there."""
+    """At most ``most`` entries of ``index``, drawn without repetition, in their original order."""
     if len(index) <= most:
         return index
     chosen = randomness.permutation(len(index), seed, *names)[:most]
@@ -188,9 +189,9 @@ def drawn(index: Tensor, most: int, seed: int, *names: str | int) -> Tensor:
 def target_features(session: Session, batches: list[Tensor]) -> Tensor:
     """The mean tokens ``[M, D]`` of raw target samples, with a gradient to the embedder.
 
-    Of several batches each is embedded again for the backward pass, so that the tokens of one batch
-    at most are in memory. The encoder is not run, so half precision would save nothing: the whole
-    stage computes in single precision.
+    With several batches, each is embedded again in the backward pass, so that memory holds the
+    tokens of only one batch. The stage computes in single precision: it does not run the encoder,
+    so half precision would save nothing.
     """
     embedder, device = session.model.embedder, session.device
 
@@ -203,17 +204,17 @@ def target_features(session: Session, batches: list[Tensor]) -> Tensor:
 
 
 def source_points(session: Session, most: int, stream: str) -> Points:
-    """The mean tokens of at most ``most`` source samples, with their classes where they have any.
+    """The mean tokens of at most ``most`` source samples, with their classes if they have any.
 
-    Other labels of the source are not made into pseudo-classes: with a target of one label they
-    would only add a constant to the distance.
+    Other source labels do not become pseudo-classes: if the target has a single class, they would
+    only add a constant to the distance.
     """
     assert session.source is not None
     assert session.facts.source is not None
     everything = torch.arange(loader.count(session.source))
     index = drawn(everything, most, session.seed, stream, "source")
     features, labels = [], []
-    # A source embedded with drop-out would be another one after a resume.
+    # With dropout, the embedded source would differ after a resume.
     with evaluating(session.model):
         pieces = torch.split(index, session.evaluation_batch)
         for x, y in loader.batches(session.source, pieces, session.workers):

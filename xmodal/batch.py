@@ -1,8 +1,8 @@
-"""The frozen data that flows through one training step.
+"""The immutable data of one training step.
 
-An embedder turns raw samples into ``Tokens``; a ``Sample`` adds the label and the head that
-predicts it; a mixer turns samples into ``View``s, each with weighted loss ``Term``s; the engine
-pushes every view through the backbone once and sums the terms. Nothing here computes anything.
+An embedder turns raw samples into ``Tokens``. A ``Sample`` adds the label and the head that
+predicts it. A mixer turns samples into ``View``s, each with weighted loss ``Term``s. The engine
+passes every view through the backbone once and sums the terms. This module only holds data.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -31,11 +31,11 @@ class Tokens:
 class Batch:
     """One micro-batch on its device: raw target samples ``[B, *shape]`` and their labels.
 
-    ``source``: as many raw source samples with their labels, where the mixer mixes with a source.
-    ``unlabelled``: further raw target samples, where the mixer wants them and there are any.
-    ``share``: the mean loss times it, averaged over all processes, is this micro-batch's
-    contribution to the mean loss of the step. ``part``: below 1 where several processes divide one
-    micro-batch.
+    ``source``: equally many raw source samples with their labels, if the mixer mixes with a source.
+    ``unlabelled``: further raw target samples, if the mixer needs them and the run has some.
+    ``share``: the weight of the micro-batch in the step. Its mean loss times ``share``, averaged
+    over all processes, is its contribution to the mean loss of the step. ``part`` is below 1 if
+    several processes divide one micro-batch.
     """
 
     x: Tensor
@@ -50,7 +50,7 @@ class Batch:
 class Sample:
     """Embedded samples, their labels, and the name of the head that predicts them.
 
-    ``unlabelled`` holds the tokens of further samples of the same kind, whose labels are unknown.
+    ``unlabelled`` holds the tokens of further samples of the same kind without labels.
     """
 
     tokens: Tokens
@@ -63,8 +63,8 @@ class Sample:
 class Term:
     """One term of the loss: ``weight`` times the loss of ``head``'s prediction against ``y``.
 
-    Where ``like`` is given, the prediction is compared with that of the view of this number (by
-    the same head, without gradient), and there is no ``y``.
+    If ``like`` is set, the term has no ``y``: the prediction is compared with the prediction of
+    view number ``like`` (by the same head, without gradient).
     """
 
     head: str
@@ -75,7 +75,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Points:
-    """Points to measure a distance between: ``x_ND``, and their classes (int64) where known."""
+    """A set of points for a distance: ``x_ND``, and their classes (int64) if known."""
 
     x_ND: Tensor
     classes_N: Tensor | None = None
@@ -83,10 +83,10 @@ class Points:
 
 @dataclass(frozen=True)
 class View:
-    """Something to push through the backbone once.
+    """Tokens to pass through the backbone once.
 
-    ``origin_BN`` says, where a mixer replaced tokens, which partner token fills each slot (-1: the
-    target's own). ``log`` holds numbers worth recording, such as k.
+    If a mixer replaced tokens, ``origin_BN`` holds the partner token in each slot (-1: the target's
+    own token). ``log`` holds numbers to record, such as k.
     """
 
     tokens: Tokens
@@ -97,10 +97,10 @@ class View:
 
 @dataclass(frozen=True)
 class Selection:
-    """k chosen tokens a row.
+    """k chosen tokens per row.
 
-    ``mask_BN`` is 1 on the chosen tokens and 0 elsewhere in the forward pass and may carry a
-    (straight-through) gradient; ``scores_BN`` ranks all tokens, higher is more important.
+    In the forward pass, ``mask_BN`` is 1 on the chosen tokens and 0 elsewhere; it may have a
+    (straight-through) gradient. ``scores_BN`` ranks all tokens; higher is more important.
     """
 
     mask_BN: Tensor
@@ -115,9 +115,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage has come: ``epoch`` of ``epochs`` (from 0) and ``step`` of ``steps`` in the
-    epoch.
-    """
+    """The progress of a stage: ``epoch`` of ``epochs`` and ``step`` of ``steps``, from 0."""
 
     stage: int
     epoch: int

@@ -1,7 +1,7 @@
 """The few kinds of failure a user can meet, each with its exit code.
 
-Every message says what is wrong, where, and the nearest right thing. The CLI renders these without
-a traceback; anything else that escapes is a bug (exit code 1). This module imports nothing heavy.
+Every message tells what is wrong, where, and the nearest valid choice. The CLI shows these errors
+without a traceback; any other exception is a bug (exit code 1). This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class UsageError(XModalError):
 
 
 class PluginError(XModalError):
-    """A plugin that is needed cannot be loaded, or two plugins claim one name."""
+    """A required plugin cannot be loaded, or two plugins provide the same name."""
 
     exit_code = 3
 
@@ -36,7 +36,7 @@ class DataError(XModalError):
 
 
 class TrainingError(XModalError):
-    """Training stopped itself, for example at a loss that is not finite."""
+    """Training stopped itself, for example because the loss was not finite."""
 
     exit_code = 5
 
@@ -45,8 +45,8 @@ class TrainingError(XModalError):
 class Problem:
     """One thing that is wrong with a recipe.
 
-    ``where`` is ``file:line:column`` (or ``command line``), ``key`` the dotted path, ``hints``
-    further lines such as the list of installed components.
+    ``where`` is ``file:line:column`` (or ``command line``), ``key`` is the dotted path, and
+    ``hints`` are further lines such as the list of installed components.
     """
 
     where: str
@@ -60,7 +60,7 @@ class Problem:
 
 
 class RecipeError(UsageError):
-    """A recipe has problems; all of them are listed at once. ``unchecked``: what comes later."""
+    """A recipe has problems, all listed at once. ``unchecked`` names what was not checked yet."""
 
     def __init__(self, problems: Sequence[Problem], unchecked: str = "") -> None:
         self.problems = tuple(problems)
@@ -72,10 +72,10 @@ class RecipeError(UsageError):
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
-    """Return the option closest to ``word``, or None where nothing is close."""
+    """Return the option closest to ``word``, or None if no option is close."""
     options = list(options)
     matches = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    # The ratio is blind for short words: "rl" shares half its letters' order with "lr".
+    # The ratio does not work for short words: "rl" and "lr" share only half their letter order.
     swapped = [option for option in options if sorted(option) == sorted(word)]
     return next(iter(matches or swapped), None)
 

@@ -1,4 +1,4 @@
-"""Facts: what is known of a run before any weight or sample is loaded.
+"""Facts: plain numbers about a run that are known before any weight or sample is loaded.
 
 Shapes: C channels, F columns, N tokens.
 """
@@ -12,11 +12,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Target:
-    """What a label looks like.
+    """The kind and shape of labels.
 
     ``classification``: int64 ``[n]`` with ``size`` classes. ``multi-label``: float ``[n, size]`` of
-    0/1. ``regression``: float ``[n, size]``. ``dense``: float ``[n, size, *shape]``, ``shape``
-    being ``(H, W)`` or ``(L,)``.
+    0/1. ``regression``: float ``[n, size]``. ``dense``: float ``[n, size, *shape]``, where
+    ``shape`` is ``(H, W)`` or ``(L,)``.
     """
 
     kind: Literal["classification", "multi-label", "regression", "dense"]
@@ -26,10 +26,10 @@ class Target:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """A target task. ``shape`` is one sample's: ``(C, H, W)``, ``(C, L)`` or ``(F,)`` for a table
-    row.
+    """A target task.
 
-    ``levels`` has one entry a table column: 0 for a number, m for a category coded 0 .. m-1.
+    ``shape`` is that of one sample: ``(C, H, W)``, ``(C, L)``, or ``(F,)`` for a table row.
+    ``levels`` has one entry per table column: 0 for a number, m for a category coded 0 .. m-1.
     ``samples`` counts the samples of each split.
     """
 
@@ -48,7 +48,7 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """A proxy of the modality the backbone was pretrained on."""
+    """A source: labelled data of the modality that the backbone was pretrained on."""
 
     name: str
     modality: str
@@ -59,10 +59,11 @@ class SourceFacts:
 class BackboneFacts:
     """A pretrained backbone.
 
-    ``modality`` is what it was trained on (``image``, ``text`` or ``any``). ``patch`` is the side
-    of its patches in pixels, ``grid`` the token grid it was trained with. ``max_tokens`` limits N.
-    ``embedding_norm``: its embedding layer ends in a LayerNorm that an embedder can copy.
-    ``reduction``: how many times coarser per axis the features' grid is than the tokens' (Swin: 8).
+    ``modality`` is that of its pretraining (``image``, ``text`` or ``any``). ``patch`` is the side
+    of its patches in pixels, ``grid`` its token grid in pretraining. ``max_tokens`` limits N.
+    ``embedding_norm``: whether its embedding layer ends in a LayerNorm that an embedder can copy.
+    ``reduction``: how many times coarser, per axis, the feature grid is than the token grid (Swin:
+    8).
     """
 
     name: str
@@ -78,7 +79,7 @@ class BackboneFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run before weights and samples are loaded. ``grid``: target tokens."""
+    """The facts of a run. ``grid`` is the grid of the target tokens."""
 
     task: TaskFacts
     backbone: BackboneFacts
@@ -87,7 +88,7 @@ class Facts:
 
     @property
     def num_tokens(self) -> int:
-        """N, the number of target tokens (0 where it is not known)."""
+        """N, the number of target tokens; 0 if unknown."""
         count = 1
         for side in self.grid:
             count *= side
@@ -97,4 +98,4 @@ class Facts:
 NO_FACTS = Facts(
     TaskFacts("none", (1, 1, 1), Target("regression", 1), {}), BackboneFacts("none", "any", 1, 1)
 )
-"""The facts of a part that is made outside of a run, where there is no task and no backbone."""
+"""The facts of a part that is built outside of a run, without a task and a backbone."""

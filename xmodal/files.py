@@ -1,4 +1,4 @@
-"""Files that are whole or absent, digests of files, and JSON files that may be missing."""
+"""Atomic writes, digests of files, and JSON files that may be missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from xmodal.errors import DataError
 
 PARTIAL = ".partial-"
-"""How the names of unfinished files and folders start. A process that is killed leaves them."""
+"""The prefix of unfinished files and folders, which a killed process leaves behind."""
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -25,13 +25,13 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder, by its path there."""
+    """The SHA-256 of every file below a folder, by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
 def contents(path: Path) -> str:
-    """One digest of a file, or of all names and files of a folder; empty if there is neither."""
+    """One digest of a file, or of all names and files in a folder; empty if neither exists."""
     if path.is_file():
         return digest(path)
     if not path.is_dir():
@@ -42,13 +42,14 @@ def contents(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomically(path: Path, *, durable: bool = True, sole: bool = False) -> Iterator[Path]:
-    """A place to write a file or a folder, which becomes ``path`` when the block ends well.
+    """A temporary path to write a file or a folder, renamed to ``path`` if the block succeeds.
 
-    Readers see what was at ``path`` before, or all of the new content. If the block fails, nothing
-    is left behind. The folder around the place is the block's own and vanishes with it.
+    Readers see either the old content of ``path`` or all of the new content. If the block fails,
+    nothing is left behind. The temporary path is in a folder that only the block uses; the folder
+    is removed at the end.
 
-    durable: the content is on the disk before it gets its name, so that it survives a power
-        failure. Without it a caller saves time on what is checked when it is used, or not missed.
+    durable: write the content to disk before the renaming, so that it survives a power failure.
+        False saves time, for content that is verified on use or that can be lost.
     sole: the caller holds a lock, so leftovers of a killed process are removed first.
     """
     if sole:
@@ -58,7 +59,7 @@ def atomically(path: Path, *, durable: bool = True, sole: bool = False) -> Itera
     else:
         scratch = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
     try:
-        # Named unlike any file of ours: a search for manifest.json must not find an unfinished one.
+        # Use a name of its own: a search for manifest.json must not find an unfinished file.
         new = scratch / "new"
         yield new
         if durable:
@@ -66,7 +67,7 @@ def atomically(path: Path, *, durable: bool = True, sole: bool = False) -> Itera
                 _sync(inside_new)
             _sync(new)
         if path.is_dir():
-            # A folder is replaced in two steps. A crash between them leaves both in ``scratch``.
+            # Replacing a folder takes two steps. A crash in between leaves both in ``scratch``.
             path.replace(scratch / "old")
         new.replace(path)
         if durable:
@@ -92,7 +93,7 @@ def _sync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where the file is missing or damaged."""
+    """A JSON object; empty if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
-"""Every hook a plugin may implement: the first page for plugin authors.
+"""Every hook that a plugin may implement: the first page for plugin authors.
 
-A hook returns a table of contents, ``{recipe name: "package.module:Class"}``. Nothing it points to
-is imported until a recipe names it, so a plugin module should import ``hookimpl`` and nothing
-heavy::
+A hook returns a table of contents, ``{recipe name: "package.module:Class"}``. A class is imported
+only when a recipe names it, so a plugin module should import ``hookimpl`` and nothing heavy::
 
     from xmodal import hookimpl
 
@@ -33,7 +32,7 @@ def xmodal_embedders() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def xmodal_mixers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Mixers: target and source samples to the views a step trains on."""
+    """Mixers: target and source samples to the views that a step trains on."""
 
 
 @hookspec
@@ -43,7 +42,7 @@ def xmodal_selectors() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def xmodal_schedulers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Schedulers: how many tokens to replace, over the training."""
+    """Schedulers: how many tokens to replace, at each point of the training."""
 
 
 @hookspec
@@ -78,12 +77,12 @@ def xmodal_tasks() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def xmodal_sources() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Sources: labelled proxies of the modality a backbone was pretrained on."""
+    """Sources: labelled data of the modality that a backbone was pretrained on."""
 
 
 @hookspec
 def xmodal_losses() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Losses, per sample."""
+    """Losses of single samples."""
 
 
 @hookspec
@@ -93,12 +92,12 @@ def xmodal_metrics() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def xmodal_launchers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Launchers: where the runs of a comparison run."""
+    """Launchers: where the runs of a comparison are executed."""
 
 
 @hookspec
 def xmodal_trackers() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Trackers: where the numbers of a run also go."""
+    """Trackers: programs that also get the numbers of a run."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Operations on tensors, modules, samples and views that components of several kinds share.
+"""Operations on tensors, modules, samples and views, for components of all kinds.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -26,7 +26,7 @@ __all__ = [
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without drop-out, inside the block; the modes from before after it."""
+    """Evaluation mode, without dropout, inside the block; restores the earlier modes after it."""
     before = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -38,12 +38,12 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32, or as it is if it is float64."""
+    """``x`` in float32, or unchanged if it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def mean_tokens(x_BND: Tensor) -> Tensor:
-    """A sample as one point: the mean of its tokens ``[B, D]``, float32."""
+    """Each sample as one point: the mean of its tokens, ``[B, D]`` float32."""
     return x_BND.float().mean(dim=1)
 
 
@@ -56,11 +56,12 @@ def grid_text(grid: Iterable[int]) -> str:
 
 
 def gumbel_noise(like_BN: Tensor, generator: torch.Generator, exponential: bool = False) -> Tensor:
-    """Standard Gumbel noise ``[B, N]`` on the device of ``like_BN``, float32 (or float64 as it is).
+    """Standard Gumbel noise ``[B, N]`` on the device of ``like_BN``, float32 (or float64 if it is).
 
-    Drawn on the CPU from ``generator``, so that a run gives the same draw on every device. Made of
-    uniform numbers as −log(−log u), or of ``exponential`` ones as −log e, which has more digits:
-    one distribution, but other numbers from the same generator.
+    Drawn on the CPU from ``generator``, so that a run draws the same on every device. The noise is
+    −log(−log u) of uniform numbers u or, with ``exponential``, −log e of exponential numbers e,
+    which has more digits. Both have the same distribution, but the numbers differ for the same
+    generator.
     """
     dtype = like_BN.dtype if like_BN.dtype == torch.float64 else torch.float32
     tiny = torch.finfo(dtype).tiny
@@ -73,7 +74,7 @@ def gumbel_noise(like_BN: Tensor, generator: torch.Generator, exponential: bool 
         drawn_BN.log_().neg_()
     noise_BN = drawn_BN.log_().neg_()
     if like_BN.device.type == "cuda":
-        # From pinned memory the copy does not wait for the kernels queued before it.
+        # A copy from pinned memory does not wait for the kernels queued before it.
         return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
     return noise_BN.to(like_BN.device)
 
@@ -87,8 +88,8 @@ def hard_subset(ranking_BN: Tensor, k: int) -> Tensor:
 def straight_through(soft_BN: Tensor, k: int, ranking_BN: Tensor | None = None) -> Tensor:
     """``hard_subset`` with the gradient of ``soft_BN``, the relaxed membership ``[B, N]``.
 
-    ``ranking_BN`` says what is largest (by default ``soft_BN``). Give the scores where the
-    membership rises with them: rounding can make it tie, or even swap, where two are nearly equal.
+    ``ranking_BN`` decides which are largest (default: ``soft_BN``). If the membership increases
+    with the scores, pass the scores: rounding can make nearly equal memberships tie or even swap.
     """
     ranking_BN = soft_BN if ranking_BN is None else ranking_BN
     mask_BN: Tensor = _StraightThrough.apply(soft_BN, ranking_BN, k)
@@ -96,9 +97,9 @@ def straight_through(soft_BN: Tensor, k: int, ranking_BN: Tensor | None = None) 
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward the hard mask; backward as if it were the relaxed one.
+    """Forward: the hard mask. Backward: the gradient of the relaxed mask.
 
-    ``hard - soft.detach() + soft`` can miss 0 and 1 by a rounding error.
+    ``hard - soft.detach() + soft`` would miss 0 and 1 by a rounding error.
     """
 
     @staticmethod
@@ -114,7 +115,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class ViewWeights(Settings):
-    """Settings of a mixer that gives a plain view and a changed one: their weights in the loss."""
+    """Settings of a mixer with a plain and a changed view: the weights of their losses."""
 
     beta_target: float = Field(1.0, ge=0, description="β1, the weight of the plain view's loss.")
     beta_mix: float = Field(1.0, ge=0, description="β2, the weight of the changed view's loss.")
@@ -134,11 +135,11 @@ def plain_and_changed(
     log: Mapping[str, float] | None = None,
     origin_BN: Tensor | None = None,
 ) -> tuple[View, ...]:
-    """The plain view of ``target`` at weight β1, and the changed one with ``terms`` times β2.
+    """The plain view of ``target`` with weight β1, and the changed view with ``terms`` times β2.
 
-    Where nothing was changed (``changed`` is None) or β2 is 0 there is the plain view alone, at
-    weight β1 + β2, so that the encoder runs once. Terms of weight 0, and views without terms, are
-    left out. The last view has the ``log``, the changed one ``origin_BN``.
+    If nothing changed (``changed`` is None) or β2 is 0, the result is only the plain view with
+    weight β1 + β2, so that the encoder runs once. Terms with weight 0, and views without terms, are
+    left out. The last view has the ``log``; the changed view has ``origin_BN``.
     """
     beta_1, beta_2, log = weights.beta_target, weights.beta_mix, log or {}
     if changed is None or beta_2 == 0:
@@ -151,7 +152,7 @@ def plain_and_changed(
 
 
 def source_needed(source: Sample | None, name: str) -> Sample:
-    """The source that mixer ``name`` was given. Raises UsageError where there is none."""
+    """The source samples of mixer ``name``. Raises UsageError if they are None."""
     if source is None:
         raise UsageError(f"mixer '{name}' needs source samples; set 'source' in the recipe")
     return source

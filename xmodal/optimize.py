@@ -1,8 +1,8 @@
 """Settings that stages share: batch size, optimizer and learning-rate schedule.
 
-For the ``Config`` of a stage: fields called ``batch``, ``optimizer`` and ``schedule`` take what a
-recipe says under ``training:``. ``StageSettings`` has them all except ``batch``, and
-``OptimizingStage`` follows them. This module describes and builds; the engine takes the steps.
+If the ``Config`` of a stage has the fields ``batch``, ``optimizer`` and ``schedule``, they take the
+settings under ``training:`` in a recipe. ``StageSettings`` has all of them except ``batch``, and
+``OptimizingStage`` applies them. This module builds optimizers; the engine takes the steps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from xmodal.interfaces import Settings, Stage
 
 
 class BatchSize(Settings):
-    """Samples an optimizer step, and how many of them go through the model at once."""
+    """Samples per optimizer step, and how many of them go through the model at once."""
 
-    size: int = Field(32, ge=1, description="Samples an optimizer step.")
-    micro: int | None = Field(None, ge=1, description="Samples at once (default: all of them).")
+    size: int = Field(32, ge=1, description="Samples per optimizer step.")
+    micro: int | None = Field(None, ge=1, description="Samples at once; default: all of them.")
 
     @model_validator(mode="after")
     def _micro_fits(self) -> BatchSize:
@@ -38,7 +38,7 @@ class _Settings(Settings):
 
 
 class Adam(_Settings):
-    """Adam, weight decay added to the gradient."""
+    """Adam, with weight decay added to the gradient."""
 
     use: Literal["adam"] = "adam"
     betas: tuple[float, float] = (0.9, 0.98)
@@ -68,7 +68,7 @@ class Schedule(Settings):
     warmup_epochs: float = Field(0.0, ge=0)
     decay: Literal["none", "linear", "cosine"] = "linear"
     decay_epochs: float | None = Field(
-        None, gt=0, description="Where the decay reaches 0 (default: the end of the stage)."
+        None, gt=0, description="Where the decay reaches 0; default: the end of the stage."
     )
 
 
@@ -77,7 +77,7 @@ def make_optimizer(
     named: Sequence[tuple[str, nn.Parameter]],
     factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer; parameters whose name fits a pattern of ``factors`` form their own groups."""
+    """The optimizer; parameters whose name matches a pattern in ``factors`` form groups."""
     groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in named:
         fitting = [f for p, f in (factors or {}).items() if fnmatchcase(name, p)]
@@ -85,7 +85,7 @@ def make_optimizer(
     parameters = [
         {"params": members, "lr": settings.lr * factor} for factor, members in groups.items()
     ]
-    # One pass over memory instead of a dozen: at small batches the update is a large share.
+    # One pass over memory instead of a dozen: with small batches, the update takes a large share.
     common: dict[str, Any] = {
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
@@ -118,18 +118,18 @@ def make_schedule(
 
 
 class StageSettings(Settings):
-    """How a stage takes its steps, under the names of ``training:``."""
+    """How a stage takes its steps, with the same names as under ``training:``."""
 
     optimizer: OptimizerSettings = Field(
         AdamW(), description="adam, adamw or sgd, with its own settings."
     )
-    schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the rate.")
-    clip: float | None = Field(None, gt=0, description="Gradient norm, once an optimizer step.")
-    max_steps: int | None = Field(None, ge=1, description="Steps an epoch, at most.")
+    schedule: Schedule = Field(Schedule(), description="Warm-up and decay of the learning rate.")
+    clip: float | None = Field(None, gt=0, description="Gradient norm to clip to in every step.")
+    max_steps: int | None = Field(None, ge=1, description="Largest number of steps per epoch.")
 
 
 class OptimizingStage(Stage):
-    """A stage that steps as its ``StageSettings`` say."""
+    """A stage that takes steps according to its ``StageSettings``."""
 
     Config = StageSettings
 
@@ -154,5 +154,5 @@ class OptimizingStage(Stage):
         return limit
 
     def at_most(self, steps: int) -> int:
-        """``steps`` an epoch, or ``max_steps`` where that is fewer."""
+        """The smaller of ``steps`` and ``max_steps``."""
         return min(steps, self.config.max_steps or steps)

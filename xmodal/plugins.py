@@ -1,9 +1,9 @@
-"""Finds plugins, keeps a broken one from harming the rest, and looks components up by name.
+"""Finds plugins, isolates broken plugins, and looks up components by name.
 
-The only module that touches pluggy. Entry points of the group ``xmodal`` are loaded one by one,
-each in its own ``try``; what they list goes into a ``Registry``, which holds names only: a class is
-imported when ``Registry.load`` is asked for it. Hooks are called through pluggy, one plugin at a
-time, so that each answers (or fails) for itself.
+This is the only module that uses pluggy. It loads the entry points of the group ``xmodal`` one by
+one, each in its own ``try``. The components they list go into a ``Registry``, which holds only
+names; ``Registry.load`` imports a class. Hooks are called through pluggy, one plugin at a time, so
+that a failure affects only its own plugin.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be loaded, and the one line that says why."""
+    """A plugin that could not be loaded, and the reason in one line."""
 
     plugin: str
     distribution: str
@@ -77,7 +77,7 @@ def _manager() -> pluggy.PluginManager:
 
 @dataclass
 class Registry:
-    """Every component that is installed, by kind and name, and the plugins they come from."""
+    """Every installed component, by kind and name, and the plugins that provide them."""
 
     manager: pluggy.PluginManager = field(default_factory=_manager)
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Registry:
         return sorted(name for k, name in self.entries if k == kind)
 
     def entry(self, kind: str, name: str) -> Entry:
-        """Look a name up. Raises UsageError with the nearest name, PluginError on a collision."""
+        """Look up a name. Raises UsageError with the nearest name, PluginError on a collision."""
         if (kind, name) in self.collisions:
             rivals = " and ".join(entry.origin for entry in self.collisions[kind, name])
             raise PluginError(
@@ -102,7 +102,7 @@ class Registry:
         return found
 
     def unknown(self, kind: str, name: str) -> str:
-        """The message for an unknown name: nearest match, what is installed, what is broken."""
+        """The message for an unknown name: nearest match, installed components, broken plugins."""
         lines = [f"unknown {kind} '{name}'{did_you_mean(name, self.names(kind))}"]
         entries = [self.entries[kind, known] for known in self.names(kind)]
         shown = ", ".join(f"{entry.name} ({entry.origin})" for entry in entries)
@@ -111,7 +111,7 @@ class Registry:
         return "\n".join(lines)
 
     def load(self, kind: str, name: str) -> type[Any]:
-        """Import the class behind a name and check that it implements the interface of its kind."""
+        """Import the class of a name and check that it implements the interface of its kind."""
         entry = self.entry(kind, name)
         announce_loading()
         module_name, _, attribute = entry.target.partition(":")
@@ -125,7 +125,7 @@ class Registry:
         return checked(entry, loaded)
 
     def call(self, hook: str, plugin: LoadedPlugin, **arguments: Any) -> Any:
-        """What one plugin answers to a hook; None where it says nothing."""
+        """The return value of one plugin's hook; None if the plugin does not implement it."""
         others = [module for module in self.manager.get_plugins() if module is not plugin.module]
         answers = self.manager.subset_hook_caller(hook, others)(**arguments)
         return answers[0] if answers else None
@@ -152,18 +152,18 @@ class Registry:
 
 
 def torch_is_loaded() -> bool:
-    """Whether importing a component costs next to nothing, because torch is there already."""
+    """Whether torch is already loaded, so that importing a component is fast."""
     return "torch" in sys.modules
 
 
 def announce_loading() -> None:
-    """Log, once a process, that torch is about to be imported: the wait may take many seconds."""
+    """Log, once per process, that torch will now be imported, which may take many seconds."""
     if not torch_is_loaded():
-        log.info("loading torch and the parts that are needed ...")
+        log.info("loading torch and the required components ...")
 
 
 def checked(entry: Entry, loaded: Any) -> type[Any]:
-    """What was loaded, if it is a complete class of its kind. Raises PluginError."""
+    """``loaded``, if it is a complete class of its kind. Raises PluginError."""
     if not (inspect.isclass(loaded) and any(_is_interface(c, entry.kind) for c in loaded.mro())):
         raise PluginError(
             f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} is not a subclass of "
@@ -178,19 +178,19 @@ def checked(entry: Entry, loaded: Any) -> type[Any]:
         inspect.signature(loaded).bind(None, None)
     except TypeError:
         raise PluginError(
-            f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} must be made with "
-            "(config, context); write __init__(self, config, context)"
+            f"{entry.kind} '{entry.name}' of {entry.origin}: {entry.target} must take the "
+            "arguments (config, context); write __init__(self, config, context)"
         ) from None
     return loaded
 
 
 def _is_interface(base: type, kind: str) -> bool:
-    """Whether a class is the interface of a kind: known by its module, which needs no import."""
+    """Whether a class is the interface of a kind, judged by its module name without an import."""
     return base.__module__.startswith(f"{INTERFACES}.") and vars(base).get("kind") == kind
 
 
 def reason(error: BaseException) -> str:
-    """One line that says what went wrong in a plugin."""
+    """One line that describes an error in a plugin."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
 
@@ -243,7 +243,7 @@ def _register(registry: Registry, loaded: LoadedPlugin) -> None:
         unknown = _unknown_hooks(loaded.module)
         if unknown:
             raise PluginError("; ".join(unknown))
-        # Two distributions may call their plugins the same; only their components must differ.
+        # Two distributions may use the same plugin name; only their component names must differ.
         manager.register(loaded.module, loaded.module.__name__)
         manager.check_pending()
         entries = [
@@ -285,13 +285,13 @@ def _from_file(path: str) -> LoadedPlugin:
     if not file.is_file():
         raise UsageError(f"--plugin {path}: no such file")
     content = digest(file)
-    # The digest keeps two files of one name apart; plugins write f"{__name__}:Class".
+    # The digest distinguishes two files with the same name; plugins write f"{__name__}:Class".
     name = f"xmodal_plugin_{file.stem}_{content[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
-    # Registered so that Registry.load can import the classes by name.
+    # Register the module so that Registry.load can import its classes by name.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -302,7 +302,7 @@ def _from_file(path: str) -> LoadedPlugin:
 
 
 def discover(files: tuple[str, ...] = ()) -> Registry:
-    """Walk the entry points once and build a registry. ``files`` are single-file plugins."""
+    """Load all entry points and build a registry. ``files`` are single-file plugins."""
     registry = Registry()
     allowed = os.environ.get(ALLOW)
     wanted = None if allowed is None else {name.strip() for name in allowed.split(",")}
@@ -338,7 +338,7 @@ def discover(files: tuple[str, ...] = ()) -> Registry:
 def registry(files: tuple[str, ...] = ()) -> Registry:
     """The registry of this process; discovery runs once for each set of plugin files.
 
-    A file that was edited since is read again.
+    A file that has changed since then is read again.
     """
     return _discovered(files, tuple(map(_content, files)))
 
@@ -349,7 +349,7 @@ def _discovered(files: tuple[str, ...], contents: tuple[str, ...]) -> Registry:
 
 
 def _content(path: str) -> str:
-    """The digest of a plugin file; empty where there is none, which discovery will complain of."""
+    """The digest of a plugin file; empty if the file is missing, which discovery reports."""
     return digest(Path(path)) if Path(path).is_file() else ""
 
 
@@ -366,7 +366,7 @@ def find_kind(name: str) -> str:
 
 
 def add_commands(app: Any) -> list[str]:
-    """Let plugins add commands to the CLI; returns one line for each that failed."""
+    """Let plugins add commands to the CLI; return one line for each plugin that failed."""
     found, failures = registry(), []
     for plugin in found.offering("xmodal_commands"):
         try:

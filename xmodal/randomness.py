@@ -1,7 +1,7 @@
-"""Where randomness comes from: every stream is a function of the run's seed and a name.
+"""Sources of randomness: the run's seed and a name determine every stream.
 
-Order of data is stateless, so nothing about it needs saving. Components own a ``torch.Generator``
-each; their states and the global one (drop-out) are saved with every checkpoint.
+The order of data is stateless, so checkpoints need not save it. Each component has its own
+``torch.Generator``; every checkpoint saves their states and the global state (for dropout).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """Run a block (an initialisation) under a seed of its own, then restore the stream."""
+    """Run a block (an initialisation) under its own seed, then restore the global stream."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(seed, *names))
         yield
@@ -77,33 +77,33 @@ def set_global_state(state: Mapping[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     if "cuda" in state and torch.cuda.is_available():
-        # A run may go on where there are fewer GPUs, or on another of them.
+        # A run may continue on a machine with fewer GPUs, or on another GPU.
         kept, current = list(state["cuda"]), state.get("cuda_current", 0)
         torch.cuda.set_rng_state_all(kept[: torch.cuda.device_count()])
         torch.cuda.set_rng_state(kept[current], torch.cuda.current_device())
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators, which only drop-out and third-party code draw from."""
+    """Seed the global generators, which only dropout and third-party code use."""
     random.seed(derive(seed, "python"))
     np.random.seed(derive(seed, "numpy") % 2**32)
     torch.manual_seed(derive(seed, "torch"))
 
 
 def use_determinism(wanted: bool) -> None:
-    """Deterministic kernels in this process, or not."""
+    """Turn deterministic kernels in this process on or off."""
     if wanted:
-        # cuBLAS reads this when it is first used. Training and prediction must agree on it.
+        # cuBLAS reads this on first use. Training and prediction must use the same value.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Some GPU kernels have no deterministic form; those warn and run.
+    # Some GPU kernels have no deterministic version; they warn and run anyway.
     torch.use_deterministic_algorithms(wanted, warn_only=True)
-    # Filling fresh memory only helps code that reads what nobody wrote; it costs time.
+    # Filling new memory only helps code that reads uninitialised values, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager
 def determinism_kept() -> Iterator[None]:
-    """Whatever ``use_determinism`` does in this block ends with it."""
+    """Undo ``use_determinism`` at the end of the block."""
     wanted = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

@@ -31,13 +31,13 @@ from xmodal.files import write_atomically
 DEFAULT_ROOT = Path("runs")
 TRACKERS = "trackers.json"
 JOB = "XMODAL_JOB"
-"""Environment variable with a name that stays when a cluster starts the same job again."""
+"""Environment variable with a job name that stays the same when a cluster restarts the job."""
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
-"""A live process touches this file every 20 s; other machines take it for dead after 180 s."""
+"""A live process touches this file every 20 s; other machines count it as dead after 180 s."""
 STALE_READS = 3
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
-# What one pass over a run writes; the log goes on.
+# Files that one pass of a run writes; a repeat removes them, but continues the log.
 _OF_A_PASS = (
     "manifest.json",
     "checkpoints",
@@ -50,7 +50,7 @@ _OF_A_PASS = (
     "final",
 )
 
-# Settings that change where, how fast or how safely a run goes, but not its result.
+# Settings that change where, how fast or how safely a run is executed, but not its result.
 _OUTSIDE_HASH = frozenset(
     {"description", "role", "device", "workers", "saving", "evaluation_batch", "trackers"}
 )
@@ -78,17 +78,17 @@ class Run:
         return content
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Replace a JSON file of the run in one step."""
+        """Replace a JSON file of the run atomically."""
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
     @property
     def state(self) -> str:
-        """empty, running, done, interrupted, stopped, failed, or dead (running, but no process)."""
+        """empty, running, done, interrupted, stopped, failed, or dead (running without process)."""
         state = str(self.read("status.json").get("state", "empty"))
         return "dead" if state == "running" and not self.locked() else state
 
     def set_state(self, state: str, **details: Any) -> None:
-        """Record what the run is doing."""
+        """Record the state of the run."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": now}
         if job := os.environ.get(JOB):
@@ -106,15 +106,15 @@ class Run:
         return self._alive_elsewhere()
 
     def _alive_elsewhere(self) -> bool:
-        """Whether a process on another machine has lately shown that it lives.
+        """Whether a process on another machine has recently shown that it is alive.
 
-        Not every shared file system carries locks from one machine to another.
+        Not every shared file system passes locks between machines.
         """
         owner = self.read("status.json")
         if owner.get("state") != "running" or owner.get("host") == socket.gethostname():
             return False
         if owner.get("job") and owner["job"] == os.environ.get(JOB):
-            return False  # our own earlier life, which the cluster knows to be over
+            return False  # an earlier process of this job, which the cluster knows has ended
         try:
             return time.time() - (self.path / BEATS).stat().st_mtime < SILENCE
         except OSError:
@@ -122,10 +122,10 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run. Raises UsageError if another process does; a dead process holds nothing."""
+        """Lock the run. Raises UsageError if a live process already has the lock."""
         lock = FileLock(self.path / ".lock")
         try:
-            # Whoever checks whether the run is held holds the lock for a moment.
+            # A process that only checks the lock holds it for a moment.
             lock.acquire(timeout=1)
         except Timeout:
             raise self._held() from None
@@ -142,12 +142,12 @@ class Run:
         return UsageError(
             f"{self.path} is being run by process {owner.get('pid')} on {owner.get('host')} "
             f"(last saved at {owner.get('heartbeat')}); wait for it or stop it. "
-            f"A machine that died is given up after {SILENCE / 60:.0f} minutes"
+            f"If its machine died, the run is free after {SILENCE / 60:.0f} minutes"
         )
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
-        """Let other machines see that this process lives."""
+        """Show other machines that this process is alive."""
         over = Event()
 
         def beat() -> None:
@@ -162,10 +162,10 @@ class Run:
             yield
         finally:
             over.set()
-            thread.join(1.0)  # not for ever: the file system may hang
+            thread.join(1.0)  # not forever: the file system may hang
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of ``metrics.jsonl``; a line cut off by a crash is left out."""
+        """Every line of ``metrics.jsonl``, except a line cut off by a crash."""
         lines = []
         with suppress(FileNotFoundError):
             for line in _text(self.path / "metrics.jsonl").splitlines():
@@ -179,18 +179,18 @@ class Run:
             stream.write(json.dumps(line) + "\n")
 
     def rewind_metrics(self, stage: int, epoch: int) -> list[dict[str, Any]]:
-        """Drop the lines from this epoch on, which will be written again; returns those before."""
+        """Drop the lines from this epoch on, which will be written again; return the others."""
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"]) < (stage, epoch)]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path / "metrics.jsonl", text)
         return kept
 
     def clear(self) -> None:
-        """Remove everything an earlier pass left, before the run is repeated.
+        """Remove everything that an earlier pass left, before the run is repeated.
 
-        The new pass must not take old weights, or what trackers were told, for its own.
+        The new pass must not mistake old weights or old tracker state for its own.
         """
-        self.set_state("running")  # from here on the directory holds nothing that is done
+        self.set_state("running")  # from here on, the directory holds no finished run
         for name in _OF_A_PASS:
             path = self.path / name
             if path.is_dir():
@@ -202,7 +202,7 @@ class Run:
 def _text(file: Path) -> str:
     """The text of a file that another machine may be replacing.
 
-    On a network file system a file that was replaced after it was opened is stale: open it again.
+    On a network file system, a file that was replaced after it was opened is stale: open it again.
     """
     for _ in range(STALE_READS):
         try:
@@ -218,7 +218,7 @@ def content_hash(
 ) -> str:
     """One hash of everything that decides a run's result: recipe, component versions, data.
 
-    Where the task's files lie does not count, because ``checksums`` says what is in them.
+    The location of the task's files does not count, because ``checksums`` covers their content.
     """
     recipe = {k: v for k, v in resolved.items() if k not in _OUTSIDE_HASH}
     recipe["task"] = _without_paths(recipe.get("task"))
@@ -237,14 +237,14 @@ def new_path(root: Path, name: str, digest: str) -> Path:
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     path = root / name / f"{stamp}-{digest[:6]}"
     number = 2
-    while path.exists():  # a forced repeat within the same second
+    while path.exists():  # two new runs within the same second
         path = root / name / f"{stamp}-{number}-{digest[:6]}"
         number += 1
     return path
 
 
 def same(root: Path, name: str, digest: str) -> list[Run]:
-    """Runs of the same content under this name, newest first."""
+    """Runs with the same content under this name, newest first."""
     found = [Run(path) for path in sorted((root / name).glob(f"*-{digest[:6]}"), reverse=True)]
     return [run for run in found if run.read("manifest.json").get("hash") == digest]
 
@@ -252,7 +252,7 @@ def same(root: Path, name: str, digest: str) -> list[Run]:
 def choose(
     digest: str, name: str, root: Path, directory: Path | None = None, force: bool = False
 ) -> tuple[Run, bool]:
-    """The directory to run in, and whether the run in it is already done.
+    """The directory for the run, and whether the run in it is already done.
 
     Raises UsageError if ``directory`` holds another run.
     """
@@ -275,7 +275,7 @@ def choose(
 
 
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
-    """Find a run by its directory, or by a name under ``root`` (the newest of that name)."""
+    """Find a run by its directory, or the newest run with a name under ``root``."""
     path = Path(reference)
     for folder in (path, root / reference):
         if (folder / "manifest.json").is_file():
@@ -292,7 +292,7 @@ def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for the manifest."""
+    """Package versions and the machine, for the manifest."""
     libraries = {}
     for name in LIBRARIES:
         try:

@@ -1,4 +1,4 @@
-"""Settings of components, and the recipe field that picks one. Imports no torch.
+"""Settings of components, and the recipe field that chooses a component. Does not import torch.
 
 ``Settings`` is the base of every ``Config``. ``Use[Selector]`` accepts ``gate`` or
 ``{use: gate, temperature: 0.5}``, imports only that class, and validates the other keys with its
@@ -40,7 +40,7 @@ C = TypeVar("C")
 
 
 class Settings(BaseModel):
-    """Base of every ``Config``: unknown keys are errors that name the nearest known one."""
+    """Base of every ``Config``: an unknown key is an error that names the nearest known key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -70,14 +70,14 @@ def _with_nearest_keys(model: type[BaseModel], error: ValidationError) -> Valida
 
 
 def _same_error(item: Any) -> InitErrorDetails:
-    """The error ``item`` describes, in the form pydantic wants errors made of."""
+    """The error in ``item``, in the form from which pydantic builds errors."""
     details = InitErrorDetails(type=item["type"], loc=item["loc"], input=item["input"])
     if "ctx" in item:
         details["ctx"] = item["ctx"]
     try:
         PydanticKnownError(item["type"], item.get("ctx"))
     except KeyError:
-        # Braces in a message (paths, types) would be read as fields of the template.
+        # pydantic would read braces in a message (paths, types) as template fields.
         message = item["msg"].replace("{", "(").replace("}", ")")
         details["type"] = PydanticCustomError(item["type"], message, item.get("ctx"))
     return details
@@ -85,13 +85,13 @@ def _same_error(item: Any) -> InitErrorDetails:
 
 @dataclass(frozen=True)
 class Kind:
-    """Stands for the interface of a kind in ``Use[...]`` where importing it would import torch."""
+    """Replaces the interface of a kind in ``Use[...]`` if importing it would import torch."""
 
     kind: str
 
 
 NAMES_ONLY = "names_only"
-"""Set in the validation context, it lets names be checked without importing any component."""
+"""A key of the validation context: check names only, without importing any component."""
 
 
 class Use(Generic[C]):
@@ -118,7 +118,7 @@ class Use(Generic[C]):
         return built
 
     def dump(self) -> dict[str, Any]:
-        """The recipe block that selects exactly this, with every setting spelled out."""
+        """The recipe block for this choice, with every setting."""
         return {"use": self.name, **self.config.model_dump(mode="json")}
 
     @classmethod
@@ -141,7 +141,7 @@ class Use(Generic[C]):
 
 
 def default(name: str) -> Any:
-    """The default of a ``Use`` field: a name, validated like any other choice."""
+    """The default of a ``Use`` field: a name that is validated like any other choice."""
     return name
 
 
@@ -173,7 +173,7 @@ def _choose(kind: str, value: Any, context: Mapping[str, Any]) -> Use[Any]:
             return Use(name, object, Settings())
         component = registry.load(kind, name)
     except UsageError as error:
-        # The message may hold braces (paths, types), which a template would read as fields.
+        # pydantic would read braces in the message (paths, types) as template fields.
         raise PydanticCustomError(
             "component_unknown", "{message}", {"message": str(error), "at": "use"}
         ) from None
@@ -189,7 +189,7 @@ def _choose(kind: str, value: Any, context: Mapping[str, Any]) -> Use[Any]:
 
 
 class TokenCounts(Settings):
-    """Settings that hold numbers of tokens, all in one unit."""
+    """Settings that hold token counts, all in one unit."""
 
     unit: Literal["patches", "share"] = Field(
         "patches",
@@ -204,11 +204,11 @@ class TokenCounts(Settings):
     def in_tokens(
         self, count: float, num_tokens: int, note: Callable[[str], None] = lambda line: None
     ) -> float:
-        """One of the counts in tokens, at most ``num_tokens``; ``note`` hears if it was more."""
+        """A count in tokens, at most ``num_tokens``; a larger count is clipped and noted."""
         if self.unit == "share":
             return count * num_tokens
         if count > num_tokens:
-            note(f"schedule: {count:g} patches wanted, {num_tokens} there; counts are clipped")
+            note(f"schedule: {count:g} patches, but only {num_tokens} tokens; counts are clipped")
         return min(count, float(num_tokens))
 
     @model_validator(mode="after")
@@ -218,7 +218,7 @@ class TokenCounts(Settings):
                 raise ValueError(f"{name} is {value:g}, but with unit 'share' it must be 0 to 1")
             if self.unit == "patches" and value != int(value):
                 raise ValueError(
-                    f"{name} is {value:g}; for fractions of the tokens set unit: share"
+                    f"{name} is {value:g}; for fractions of the tokens, set unit: share"
                 )
         return self
 
@@ -229,9 +229,9 @@ _around: ContextVar[frozenset[str]] = ContextVar("kinds being described", defaul
 
 
 def component_schema(kind: str, registry: plugins.Registry | None = None) -> dict[str, Any]:
-    """``oneOf`` over every component of a kind; those that fail to import are left out.
+    """``oneOf`` over every component of a kind, without those that fail to import.
 
-    Inside a component of the same kind only the names are listed, or there would be no end.
+    Inside a component of the same kind, it lists only names; otherwise it would never end.
     """
     registry = registry or plugins.registry()
     if kind in _around.get():
@@ -260,7 +260,7 @@ def _component_schema(kind: str, registry: plugins.Registry) -> dict[str, Any]:
 
 
 def _partial(kind: str, options: list[dict[str, Any]]) -> dict[str, Any]:
-    """Settings for the component that an extended recipe names: any that some component knows."""
+    """Settings for a component named in an extended recipe: all settings of any component."""
     known = sorted({key for option in options for key in option["properties"]} - {"use"})
     return {
         "type": "object",
@@ -284,7 +284,7 @@ def _block(name: str, entry: plugins.Entry, config: type[BaseModel]) -> dict[str
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Replace local references, which would not resolve once the schema is nested in another."""
+    """Replace local references, which do not resolve in a schema nested in another."""
     definitions = schema.pop("$defs", {})
 
     def walk(node: Any) -> Any:

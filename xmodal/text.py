@@ -1,6 +1,6 @@
-"""Numbers and lists as people read them, the same on the terminal, in reports and in figures.
+"""Formats numbers and lists in the same way on the terminal, in reports and in figures.
 
-Four significant digits, units, and a dash for what is missing.
+Numbers have four significant digits and units; missing numbers are a dash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def number(value: float | int | None, digits: int = 4) -> str:
 
 
 def count(value: int | None) -> str:
-    """A large count in short: 87.8 M; a dash for None."""
+    """A large count in short form: 87.8 M; a dash for None."""
     if value is None:
         return MISSING
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
@@ -57,7 +57,7 @@ def size(value: float | None) -> str:
     if not value:
         return MISSING
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        # What would be shown as 1000 of a unit is 1 of the next.
+        # A value that would be shown as 1000 of a unit is 1 of the next unit.
         if value >= 0.9995 * unit:
             return f"{number(max(value / unit, 1.0), 3)} {name}"
     return f"{value:.0f} B"
@@ -78,7 +78,7 @@ def mean_sd(mean: float | None, sd: float | None) -> str:
     if not 1e-4 <= size < 1e6:
         unit = math.floor(math.log10(size))
         return f"({mean_sd(mean / 10**unit, sd / 10**unit)})e{unit}".replace("-", "−")
-    # A large deviation leaves three digits of the mean, a tiny one asks for no more than four.
+    # Keep three digits of the mean if the deviation is large, and at most four if it is tiny.
     first = math.floor(math.log10(abs(mean) or sd))
     places = max(0, min(max(1 - math.floor(math.log10(sd)), 2 - first), 3 - first))
     spread = f"{sd:.{places}f}"
@@ -98,7 +98,7 @@ def percents(low: float, high: float) -> str:
 
 
 def probability(p: float) -> str:
-    """A p value or probability with two digits; never a bare 0 or 1 that it is not."""
+    """A p value or probability with two digits; never rounded to 0 or 1."""
     if 0 < p < 0.0001:
         return "< 0.0001"
     if 0.999 < p < 1:
@@ -107,7 +107,7 @@ def probability(p: float) -> str:
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Whole numbers in short: ``0–2, 5``."""
+    """Whole numbers in short form: ``0–2, 5``."""
     runs: list[list[int]] = []
     for value in sorted(set(numbers)):
         if runs and value == runs[-1][-1] + 1:

@@ -1,8 +1,8 @@
-"""For plugins that add commands: find runs, open them or a recipe in memory, and train there.
+"""For plugins that add commands: find runs, open runs or recipes in memory, and train them there.
 
-``registry`` and ``choose`` answer what a command line names, ``plan`` and ``compose`` what a recipe
-means; ``open_run`` and ``open_plan`` build it, and ``train`` trains what was opened. Imports torch:
-a command imports this module when it is called, not at the top of its file.
+``registry`` and ``choose`` resolve names from the command line; ``compose`` and ``plan`` resolve
+recipes; ``open_run`` and ``open_plan`` build a run in memory; ``train`` trains it. This module
+imports torch, so import it inside a command, not at the top of the command's file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 ]  # fmt: skip
 
 Wrap = Mapping[str, Callable[[type[Any]], type[Any]]]
-"""For parts of a run by name (``scheduler``): the class to build instead of the recipe's."""
+"""For names of parts (``scheduler``): a function from the recipe's class to the class to build."""
 
 
 def recipe_names(registry: Registry) -> list[str]:
@@ -58,9 +58,9 @@ def compose(
     overrides: Sequence[str] = (),
     scale: str | None = None,
 ) -> Mapping[str, Any]:
-    """What recipes say together, as plain values that nothing has checked yet; later ones win.
+    """The composed recipes, as plain values that are not validated; later recipes win.
 
-    Raises RecipeError where one cannot be found or read. ``plan`` checks a whole run.
+    Raises RecipeError if a recipe cannot be found or read. ``plan`` validates a whole run.
     """
     return recipes.compose(references, registry, overrides, scale).data
 
@@ -73,9 +73,9 @@ def build(
     store: Store | None = None,
     **components: Any,
 ) -> Any:
-    """A component that belongs to no run, initialised as the part ``name`` of a run of this seed.
+    """A component outside of a run, initialised like the part ``name`` of a run with this seed.
 
-    ``components`` are the parts it is given (a backbone for an embedder).
+    ``components`` are the parts that it uses (a backbone for an embedder).
     """
     context = Context.outside(store or Store(), name, seed, facts, **components)
     with randomness.seeded(seed, "initialise", name):
@@ -84,10 +84,10 @@ def build(
 
 @dataclass
 class Opened:
-    """A recipe in memory: data loaded, weights initialised, nothing trained.
+    """A recipe in memory: data are loaded and weights initialised, but nothing is trained.
 
-    ``source`` is the recipe's source, also where training does not read it; None where there is
-    none that the backbone reads. ``parts`` are the built components by name (``scheduler``).
+    ``source`` is the recipe's source, even if training does not read it; None if the recipe has no
+    source that the backbone can read. ``parts`` are the built components by name (``scheduler``).
     ``at`` is the stage and epoch whose weights the session holds.
     """
 
@@ -98,7 +98,7 @@ class Opened:
     at: tuple[int, int] = (0, 0)
 
     def progress(self) -> Progress:
-        """The moment of ``at``, at which mixers and selectors are asked."""
+        """The progress at ``at``, to pass to mixers and selectors."""
         stage, epoch = self.at
         return Progress(stage, epoch, max(1, self.session.stages[stage].epochs), 0, 1)
 
@@ -107,7 +107,7 @@ class Opened:
 class OpenedRun(Opened):
     """A finished run in memory, in evaluation mode, with the weights of its best epoch.
 
-    ``start`` are its weights before training, ``best`` those of the best epoch.
+    ``start`` holds its weights before training, ``best`` those of the best epoch.
     """
 
     run: Run = field(kw_only=True)
@@ -115,12 +115,12 @@ class OpenedRun(Opened):
     best: Mapping[str, Tensor] = field(kw_only=True)
 
     def use(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights (``start`` or ``best``) into the model. Raises DataError if they misfit."""
+        """Load weights (``start`` or ``best``) into the model. Raises DataError if they misfit."""
         load_exactly(self.session.model, weights, str(self.run.path))
 
 
 def open_plan(plan: Plan, wrap: Wrap | None = None) -> Opened:
-    """Load the data of a plan and build its model. Raises DataError for files that are missing."""
+    """Load the data of a plan and build its model. Raises DataError for missing files."""
     builder = Builder(plan, Store(), lambda line: None, wrap)
     session = builder.session(builder.data())
     source = session.source
@@ -133,7 +133,7 @@ def open_plan(plan: Plan, wrap: Wrap | None = None) -> Opened:
 
 
 def finished(run: Run) -> Run:
-    """``run``, if it is done. Raises UsageError with what to do about it."""
+    """``run``, if it is done. Otherwise raises UsageError that tells how to finish it."""
     if run.state != "done":
         raise UsageError(
             f"{run.path} is not finished (state: {run.state}); "
@@ -143,9 +143,9 @@ def finished(run: Run) -> Run:
 
 
 def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = None) -> OpenedRun:
-    """Rebuild a finished run in memory, on the CPU where its own device is not here.
+    """Rebuild a finished run in memory, on the CPU if its own device is not available.
 
-    Raises UsageError where the run is not finished, DataError where data or weights are missing.
+    Raises UsageError if the run is not finished, DataError if data or weights are missing.
     """
     result = finished(run).read("result.json")
     best, where = best_weights(run)
@@ -171,9 +171,9 @@ def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = N
 
 
 def train(opened: Opened) -> Generator[StepRecord | EpochRecord, None, None]:
-    """Train in memory, from the start; one record an optimizer step and one an epoch.
+    """Train in memory, from the start; yields one record per optimizer step and one per epoch.
 
-    Nothing is written. Close the generator to stop early.
+    Writes nothing. Close the generator to stop early.
     """
     training = Training(cast("RunSession", opened.session)).run()
     return cast("Generator[StepRecord | EpochRecord, None, None]", training)

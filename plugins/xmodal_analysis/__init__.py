@@ -1,1 +1,1 @@
-"""Commands that measure and draw what a method does."""
+"""Commands that measure a method's effects and draw them."""

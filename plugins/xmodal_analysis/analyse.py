@@ -1,4 +1,4 @@
-"""``xmodal analyse``: the paper's figures of a finished run, as files and one page."""
+"""``xmodal analyse``: the paper's figures for a finished run, as files and one page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLDER, PAGE = "analysis", "analysis.html"
 
 @dataclass(frozen=True)
 class Wish:
-    """What to draw and how finely."""
+    """Which figures to draw, and how finely."""
 
     figures: tuple[str, ...]
     distance: Use[Distance] | None
@@ -39,12 +39,12 @@ class Wish:
 
 
 class NotDrawn(Exception):
-    """A figure that this run has nothing for; the text says why."""
+    """Raised if this run has no data for a figure; the text gives the reason."""
 
 
 @dataclass
 class Section:
-    """One figure on the page, and the files it left."""
+    """One figure on the page, and the files written for it."""
 
     key: str
     title: str
@@ -69,7 +69,7 @@ class Analysis:
         self.absent: list[str] = []
 
     def carry_out(self) -> dict[str, Any]:
-        """Draw everything that was asked for; returns what was written and what could not be."""
+        """Draw all requested figures; returns the files written and the figures not drawn."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sections: list[Section] = []
         for name in self.wish.figures:
@@ -122,7 +122,7 @@ class Analysis:
 
     def _source_needed(self) -> None:
         if self.restored.source is None:
-            raise NotDrawn("the recipe names no source that this backbone reads")
+            raise NotDrawn("the recipe has no source that this backbone can read")
 
     # --- the figures ---
 
@@ -135,8 +135,8 @@ class Analysis:
         caption = ""
         if not numbers["k"]:
             caption = (
-                f"Mixer '{mixer}' replaces no counted tokens, so there is no intermediate modality "
-                "to measure; only source and target are compared."
+                f"Mixer '{mixer}' has no count of replaced tokens, so no intermediate modality can "
+                "be measured; the figure compares only source and target."
             )
             self.absent.append(f"distance over k: {caption}")
         svg = distance_figure.draw(numbers, self.folder / "distance")
@@ -157,7 +157,7 @@ class Analysis:
         text = (
             "Mean token embeddings of source and target"
             + (" and of target samples with k replaced tokens" if len(numbers["sets"]) > 2 else "")
-            + ". A map of neighbourhoods: the size of gaps means little."
+            + ". The map shows neighbourhoods; the size of gaps means little."
         )
         section = Section("embeddings", "Map of the embeddings", text, [svg])
         return self._keep(section, "embeddings", numbers)
@@ -168,7 +168,7 @@ class Analysis:
         facts = self.restored.session.facts.source
         assert facts is not None
         if facts.target.kind != "classification":
-            raise NotDrawn(f"the labels of source '{facts.name}' are no classes to colour by")
+            raise NotDrawn(f"the labels of source '{facts.name}' are not classes")
         self.restored.use(self.restored.start)
         before = self.clouds.source()
         self.restored.use(self.restored.best)
@@ -178,36 +178,36 @@ class Analysis:
         (numbers,) = list(self.watch.steps("t-SNE of source features", work, 1))
         svg = maps.draw_features(numbers, self.folder / "source-features")
         text = (
-            f"What the encoder makes of source '{facts.name}' by class, before and after it was "
-            "fine-tuned on the target: knowledge that is kept shows as classes that stay apart."
+            f"The encoder's features of source '{facts.name}' by class, before and after "
+            "fine-tuning on the target. If the encoder kept its knowledge, the classes stay apart."
         )
         section = Section("features", "Source features by class", text, [svg])
         before_right, after_right = numbers["before"]["right"], numbers["after"]["right"]
         if before_right is not None and after_right is not None:
             section.caption = (
-                f"The five nearest other samples vote for the right class in "
+                f"The five nearest other samples vote for the right class of "
                 f"{100 * before_right:.1f} % of the samples before and {100 * after_right:.1f} % "
-                "after. This number, unlike the map, is measured in the full space."
+                "after. Unlike the map, this number is measured in the full space."
             )
         return self._keep(section, "source-features", numbers)
 
     def landscape(self) -> Section:
         """Fig. 1a."""
         if not landscape.parameters(self.restored):
-            raise NotDrawn("no matrix of this run's model was trained")
+            raise NotDrawn("this run trained no weight matrix")
         wish = self.wish
         numbers = landscape.compute(
             self.restored, wish.landscape_samples, wish.grid, wish.radius, self.watch
         )
         svg = landscape.draw(numbers, self.folder / "landscape")
         text = (
-            f"{landscape.words(numbers)} Both directions are random and filter-normalised, so "
-            "that a step of 1 changes every filter by as much as its own length."
+            f"{landscape.words(numbers)} Both directions are random and filter-normalised: a step "
+            "of 1 changes every filter by its own length."
         )
         section = Section("landscape", "Loss landscape", text, [svg])
         section.caption = (
             f"{numbers['samples']} fixed validation samples; {number(numbers['parameters'])} "
-            "trained weights move, biases and norms stay."
+            "trained weights move; biases and norms stay fixed."
         )
         return self._keep(section, "landscape", numbers)
 
@@ -219,8 +219,8 @@ class Analysis:
         facts = self.manifest.get("facts", {})
         patches.draw_epochs(numbers, self.samples, facts, self.folder / "patches")
         text = (
-            "The same training samples after several epochs, drawn without randomness. Shaded "
-            "target tokens gave way to the tokens left bright in the source sample below them."
+            "The same training samples after several epochs, mixed without randomness. The shaded "
+            "target tokens were replaced by the bright tokens of the source sample below."
         )
         section = Section("patches", "Replaced and taken patches over the epochs", text)
         section.mixing = mixing(self.samples, facts)
@@ -230,13 +230,13 @@ class Analysis:
         """Figs. 4 and 7."""
         numbers = patches.over_counts(self.restored, self.clouds.most())
         if numbers is None:
-            raise NotDrawn("over k there is nothing: the method counts no tokens it takes")
+            raise NotDrawn("the method does not count the tokens it takes, so it has no k")
         facts = self.manifest.get("facts", {})
         file = self.folder / "patches-by-k"
         svg = patches.draw_counts(numbers, self.samples, facts, file)
         text = (
-            "What the trained model replaces and takes for several k, and below it as many source "
-            "tokens drawn at random."
+            "The tokens that the trained model replaces and takes for several k; below them, "
+            "equally many source tokens drawn at random."
         )
         section = Section("patches-by-k", "Patches by k, and at random", text, [svg])
         return self._keep(section, "patches-by-k", numbers)
@@ -248,7 +248,7 @@ FIGURES: dict[str, tuple[Callable[[Analysis], Section], ...]] = {
     "landscape": (Analysis.landscape,),
     "patches": (Analysis.patches_over_epochs, Analysis.patches_over_counts),
 }
-"""What ``--figures`` may name, in the order of the page."""
+"""The figures that ``--figures`` accepts, in the order of the page."""
 
 
 def _distance_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -263,7 +263,7 @@ def _distance_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]
 
 
 def _plain(value: Any) -> Any:
-    """Numbers that JSON does not know as null."""
+    """The value with None for every number that JSON cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

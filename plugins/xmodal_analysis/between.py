@@ -1,7 +1,7 @@
-"""``xmodal distance``: how far two data sets are from each other, and their classes.
+"""``xmodal distance``: how far two data sets, and their classes, are from each other.
 
-Every set is cut into two halves of the same size. A half of one against a half of the other is the
-distance; the halves of one set against each other say how much of it is chance.
+Each set is cut into two halves of the same size. The distance is measured between a half of one set
+and a half of the other. The distance between the two halves of one set shows how much is chance.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Between:
         return measure(self.use, self.facts, self.store, self.seed, first, second)
 
     def compute(self, named: tuple[Named, Named], samples: int, matrix: bool) -> dict[str, Any]:
-        """Distance, self-distances and, if wanted, the distances of classes."""
+        """The distance, the self-distances and, if wanted, the distances between classes."""
         sets = self.reader.load(named, 2 * samples)
         points = [self.reader.points(one) for one in sets]
         for one, what in zip(sets, points, strict=True):
             if len(what.x_ND) < 2 * FEWEST:
-                raise UsageError(f"'{one.name}' has {len(what.x_ND)} samples; 4 are the fewest")
+                raise UsageError(f"'{one.name}' has {len(what.x_ND)} samples; it needs at least 4")
         (a1, a2), (b1, b2) = (halves(one) for one in points)
         numbers: dict[str, Any] = {
             "first": sets[0].name,
@@ -76,7 +76,7 @@ class Between:
         labels = []
         for name, one in ((numbers["first"], first), (numbers["second"], second)):
             if one.classes_N is None:
-                raise UsageError(f"the labels of '{name}' are no classes; leave --classes out")
+                raise UsageError(f"the labels of '{name}' are not classes; remove --classes")
             found, counts = torch.unique(one.classes_N, return_counts=True)
             labels.append([int(c) for c in found[counts >= FEWEST][:MOST_CLASSES]])
         rows = [
@@ -87,13 +87,13 @@ class Between:
 
 
 def draw(numbers: dict[str, Any], path: Path) -> Markup:
-    """The matrix of class distances, light is near."""
+    """Draw the matrix of class distances; light means near."""
     classes = numbers["classes"]
     values = np.asarray(classes["distances"])
 
     def figure(canvas: Figure) -> None:
         axes = canvas.subplots()
-        plain(axes, "Distance of classes", grid=None)
+        plain(axes, "Distance between classes", grid=None)
         shown = axes.imshow(values, cmap="viridis_r")
         axes.set_xticks(range(len(classes["second"])), classes["second"])
         axes.set_yticks(range(len(classes["first"])), classes["first"])
@@ -104,5 +104,5 @@ def draw(numbers: dict[str, Any], path: Path) -> Markup:
         bar.outline.set_visible(False)
 
     size = (2.4 + 0.3 * values.shape[1], 1.4 + 0.3 * values.shape[0])
-    words = f"Distances of the classes of {numbers['first']} and {numbers['second']}"
+    words = f"Distances between the classes of {numbers['first']} and {numbers['second']}"
     return picture(path, size, words, figure)

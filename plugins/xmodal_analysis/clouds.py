@@ -1,7 +1,9 @@
-"""Sets of points to look at: pooled embeddings and features of target, source and mixed samples.
+"""Sets of points to compare: pooled embeddings and features of target, source and mixed samples.
 
-Pooling is the mean over tokens, as a classification head pools. Which samples are taken is a
-function of the run's seed. B samples of a batch, n of all, N tokens, D and F widths.
+Pooling is the mean over tokens, as in a classification head. The run's seed decides which samples
+are used.
+
+Shapes: B samples of a batch, n samples in all, N tokens, D and F widths.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SPACES = (EMBEDDINGS, FEATURES)
 
 @dataclass(frozen=True)
 class Cloud:
-    """Pooled points of one set of samples: before and after the encoder, with their classes."""
+    """Pooled points of one set of samples, before and after the encoder, with classes."""
 
     embeddings_ND: Tensor
     features_NF: Tensor
@@ -59,7 +61,7 @@ class Clouds:
         return self._run("target", self._target_tokens(), self.target_index, label)
 
     def source(self) -> Cloud:
-        """Samples of the source, which there must be."""
+        """Samples of the source; the run must have one."""
         facts = self.session.facts.source
         assert self.source_index is not None
         assert facts is not None
@@ -71,7 +73,7 @@ class Clouds:
         return self._run(f"k = {k}", self._mixed_tokens(k), self.target_index, label)
 
     def most(self) -> int:
-        """N, the most tokens the mixer can replace; 0 where no schedule counts tokens."""
+        """N, the most tokens that the mixer can replace; 0 if no schedule counts tokens."""
         if self.dial is None:
             return 0
         if self.dial.most < 0:
@@ -109,7 +111,7 @@ class Clouds:
             yield (mixed or views)[-1].tokens, y
 
     def _partners(self) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """As many source samples as a batch has target samples, the chosen ones over and over."""
+        """For each batch, as many source samples as target samples; chosen samples repeat."""
         sizes = [len(part) for part in torch.split(self.target_index, self.batch)]
         if not self.session.model.mixer.needs_source or self.opened.source is None:
             yield from (None for _ in sizes)

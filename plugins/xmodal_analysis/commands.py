@@ -1,4 +1,4 @@
-"""The commands of this plugin. Imports nothing heavy at the top."""
+"""The commands of this plugin. Slow imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xmodal.report import number
 NAMES = ("distance", "embeddings", "landscape", "patches")
 DISTANCE = "otdd"
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 DistanceName = Annotated[
     str,
     typer.Option(
@@ -28,7 +28,7 @@ def add_to(app: Any) -> None:
     """Add the commands to the application."""
     app.command("analyse")(analyse)
     app.command("distance")(distance)
-    about = "Proxies of what a backbone was pretrained on."
+    about = "Sources: data sets that stand in for what a backbone was pretrained on."
     sources = typer.Typer(help=about, no_args_is_help=True)
     sources.callback()(_sources)
     sources.command("rank")(rank)
@@ -122,23 +122,23 @@ def analyse(
 def distance(
     first: Annotated[
         str,
-        typer.Argument(metavar="A", help="A task's recipe, a source, or a file such as mine.npz."),
+        typer.Argument(metavar="A", help="A task's recipe, a source or a file such as mine.npz."),
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The data set to compare with A.")],
     metric: DistanceName = DISTANCE,
     samples: Annotated[int, typer.Option(min=2, help="Samples of each set.")] = 200,
     embed: Annotated[
         str,
-        typer.Option(help="raw (samples of one shape), or a backbone: what it makes of samples."),
+        typer.Option(help="raw (compare the samples' values), or a backbone to encode them with."),
     ] = "raw",
     space: Annotated[
         str, typer.Option(help="With a backbone: embeddings (its input) or features (its output).")
     ] = "embeddings",
     classes: Annotated[
-        Path | None, typer.Option(help="Draw the distances of the classes into this PNG.")
+        Path | None, typer.Option(help="Draw the distances between classes into this file.")
     ] = None,
     scale: Annotated[str | None, typer.Option(help="Scale layer of tasks: cpu, smoke.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing the samples.")] = 0,
     plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -189,9 +189,9 @@ def rank(
         str, typer.Option(help="Sources to rank; default: all of the backbone's modality.")
     ] = "",
     scale: Annotated[
-        str | None, typer.Option(help="Put a scale layer last: paper, cpu, smoke.")
+        str | None, typer.Option(help="Scale layer to apply last: paper, cpu, smoke.")
     ] = None,
-    method: Annotated[str, typer.Option(help="The method that is to use it.")] = "methods/pare",
+    method: Annotated[str, typer.Option(help="Method that will use it.")] = "methods/pare",
     samples: Annotated[int, typer.Option(min=8, help="Samples of source and target.")] = 200,
     space: Annotated[
         str, typer.Option(help="embeddings (the backbone's input) or features (its output).")
@@ -201,13 +201,13 @@ def rank(
         bool, typer.Option("--probe/--no-probe", help="Train one epoch with every source.")
     ] = True,
     root: Annotated[
-        Path, typer.Option("--runs", help="Where finished runs to compare with are.")
+        Path, typer.Option("--runs", help="Directory of finished runs to compare with.")
     ] = Path("runs"),
     plugin: Plugins = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the sources that could serve a task as proxy, by scores that need little training.
+    """Rank candidate sources for a task by scores that need little or no training.
 
     Example:  xmodal sources rank --task tasks/darcy --scale cpu --no-probe
     """

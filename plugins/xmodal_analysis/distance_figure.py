@@ -1,7 +1,7 @@
 """Fig. 1b of the paper: how far the intermediate modality is from source and target, over k.
 
-The mixed samples are made of the very samples they are compared with, so a distance that is 0
-between equal sets ends at 0: at k = 0 they are the target.
+The mixed samples are made from the same samples that they are compared with. At k = 0 they equal
+the target, so a distance that is 0 for equal sets ends at 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def counts(most: int, points: int) -> list[int]:
 
 
 def compute(clouds: Clouds, use: Use[Distance], points: int) -> dict[str, Any]:
-    """The numbers of the figure; ``k`` is empty where the method counts no replaced tokens."""
+    """The numbers of the figure; ``k`` is empty if the method does not count replaced tokens."""
     opened = clouds.opened
     source, target = clouds.source(), clouds.target()
 
@@ -67,7 +67,7 @@ def compute(clouds: Clouds, use: Use[Distance], points: int) -> dict[str, Any]:
 
 
 def draw(numbers: dict[str, Any], path: Path) -> Markup:
-    """Two panels: distances on embeddings and on features, k falling as in training."""
+    """Two panels, distances on embeddings and on features, with k falling as in training."""
     name = numbers["distance"]["use"]
 
     def figure(canvas: Figure) -> None:
@@ -118,8 +118,8 @@ def words(numbers: dict[str, Any]) -> str:
             first, last = numbers["k"][0], numbers["k"][-1]
             text += (
                 f"; the distance to the source goes from {number(values['to_source'][0])} at "
-                f"k = {first} to {number(values['to_source'][-1])} at k = {last}, that to the "
-                f"target from {number(values['to_target'][0])} to "
+                f"k = {first} to {number(values['to_source'][-1])} at k = {last}, the distance to "
+                f"the target from {number(values['to_target'][0])} to "
                 f"{number(values['to_target'][-1])}"
             )
         parts.append(text)

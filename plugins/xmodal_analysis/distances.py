@@ -15,13 +15,13 @@ from xmodal.settings import Use
 def measure(
     use: Use[Distance], facts: Facts, store: Store, seed: int, first: Points, second: Points
 ) -> float:
-    """The distance of ``second`` to ``first``; the same numbers every time.
+    """The distance from ``second`` to ``first``; deterministic.
 
-    Raises UsageError where the sets cannot be compared.
+    Raises UsageError if the sets cannot be compared.
     """
     widths = first.x_ND.shape[1], second.x_ND.shape[1]
     if widths[0] != widths[1]:
-        raise UsageError(f"points of width {widths[0]} and {widths[1]} have no distance")
+        raise UsageError(f"points of width {widths[0]} and {widths[1]} cannot be compared")
     generator = randomness.generator(seed, "analysis", "distance")
     distance = use.build(Context(facts=facts, generator=generator, store=store))
     with torch.no_grad(), randomness.seeded(seed, "analysis", "distance"):

@@ -1,4 +1,4 @@
-"""Draws a figure once: as PNG, SVG and PDF for a paper, and inline for the page."""
+"""Draws a figure once, as PNG, SVG and PDF for a paper, and inline for the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture(
 ) -> Markup:
     """Write the figure and return it for a page; ``words`` describe it.
 
-    It is written as the kind of file that ``path`` ends with, or as PNG, SVG and PDF.
+    The suffix of ``path`` sets the file type; without a known suffix, writes PNG, SVG and PDF.
     """
     with drawing(size, font=10) as figure:
         draw(figure)
@@ -34,7 +34,7 @@ def picture(
 
 
 def scatter_classes(axes: Axes, x_N2: Any, classes: Sequence[int]) -> None:
-    """Points by class: one colour and marker a class, those beyond ``CLASSES`` in grey."""
+    """Points with one colour and marker per class; classes beyond ``CLASSES`` are grey."""
     kept = sorted(set(classes))[:CLASSES]
     rest = [i for i, c in enumerate(classes) if c not in kept]
     if rest:

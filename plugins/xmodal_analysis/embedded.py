@@ -1,7 +1,8 @@
-"""Points of data sets: their raw values, or what a frozen backbone makes of them.
+"""Points of data sets: their raw values, or their encoding by a frozen backbone.
 
-A backbone reads sources through its own pretrained embedding and tasks through the embedder that
-fits them, initialised from that embedding, as at the start of a run. Points are means over tokens.
+A backbone reads sources through its own pretrained embedding. It reads tasks through the embedder
+that fits them, initialised from that embedding as at the start of a run. A point is the mean over
+the tokens of a sample.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def choose(text: str, registry: Registry) -> Use[Backbone] | None:
 
 
 class RawReader:
-    """Raw values, which need samples of one shape."""
+    """Reads raw values; both data sets must have samples of the same shape."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store, self.seed = store, seed
 
     def load(self, named: tuple[Named, Named], samples: int) -> tuple[LoadedSamples, LoadedSamples]:
-        """Both data sets; sources are made as large as the other's images. Raises UsageError."""
+        """Both data sets; a source takes the size of the other's images. Raises UsageError."""
         loaded: dict[int, LoadedSamples] = {}
         side: tuple[int, ...] = (SIDE, SIDE)
         for i, one in enumerate(named):
@@ -54,7 +55,7 @@ class RawReader:
             if one.source is not None:
                 facts = one.source.component.describe(one.source.config)
                 if facts.modality == "text":
-                    raise UsageError(f"'{one.name}' is text, which has no raw values; give --embed")
+                    raise UsageError(f"'{one.name}' is text, which has no raw values; set --embed")
                 request = SourceRequest(side, side, prepare=lambda raw: raw)
                 loaded[i] = load_source(one, samples, self.store, self.seed, request)
         first, second = loaded[0], loaded[1]
@@ -62,17 +63,17 @@ class RawReader:
             shapes = [" x ".join(map(str, s.x.shape[1:])) for s in (first, second)]
             raise UsageError(
                 f"samples of '{first.name}' are {shapes[0]}, those of '{second.name}' {shapes[1]}: "
-                "raw values cannot be compared; give a backbone with --embed"
+                "raw values cannot be compared; choose a backbone with --embed"
             )
         return first, second
 
     def points(self, samples: LoadedSamples) -> Points:
-        """Every sample as one long row."""
+        """Every sample, flattened to one row."""
         return Points(samples.x.flatten(1).float(), samples.classes_N)
 
 
 class EmbeddedReader:
-    """A frozen pretrained backbone."""
+    """Reads samples through a frozen pretrained backbone."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class EmbeddedReader:
         self.backbone = workbench.build(use, "backbone", seed, facts, store).eval()
 
     def load(self, named: tuple[Named, Named], samples: int) -> tuple[LoadedSamples, LoadedSamples]:
-        """Both data sets, sources of the size this backbone was trained on."""
+        """Both data sets; sources have the size that this backbone was trained on."""
         for one in named:
             if one.source is not None:
                 modality = one.source.component.describe(one.source.config).modality
@@ -117,7 +118,7 @@ class EmbeddedReader:
 
     @torch.no_grad()
     def points(self, samples: LoadedSamples) -> Points:
-        """Mean tokens, before the encoder or after it."""
+        """Mean tokens, before or after the encoder."""
         embed = self.backbone.embed if samples.task is None else self._embedder(samples)
         parts = torch.split(samples.x, BATCH)
         pooled = []
@@ -145,7 +146,7 @@ class EmbeddedReader:
 
 
 def halves(points: Points) -> tuple[Points, Points]:
-    """Two sets of equally many points of one set."""
+    """Two halves of a set, with equally many points."""
     middle = len(points.x_ND) // 2
     return _part(points, slice(0, middle)), _part(points, slice(middle, 2 * middle))
 
@@ -156,6 +157,6 @@ def _part(points: Points, rows: slice | Tensor) -> Points:
 
 
 def of_class(points: Points, label: int) -> Points:
-    """The points of one class, without their label."""
+    """The points of one class, without labels."""
     assert points.classes_N is not None
     return Points(points.x_ND[points.classes_N == label])

@@ -2,7 +2,8 @@
 
 L(α, β) = L(θ* + α δ + β η) on a fixed batch of validation samples. δ and η are random directions,
 normalised filter by filter: d_i <- d_i · |θ_i| / |d_i| for every filter i (a row of a matrix, an
-output channel of a convolution); biases and norms, of one dimension, stay (their section 4).
+output channel of a convolution). Parameters of one dimension, biases and norms, stay fixed (section
+4 of that paper).
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ _LOG_RATIO = 30
 
 
 def parameters(restored: OpenedRun) -> NamedParameters:
-    """What the best epoch's stage trained and a prediction uses, of more than one dimension."""
+    """Parameters with several dimensions that the best epoch's stage trains and predictions use."""
     stage = restored.session.stages[restored.at[0]]
     named = restored.session.model.select_trainable(stage.train)
     return [(name, p) for name, p in named if p.ndim > 1 and name.startswith(PARTS)]
 
 
 def direction(named: NamedParameters, generator: torch.Generator) -> list[Tensor]:
-    """A random direction, filter-normalised: every filter as long as the weights' own."""
+    """A random, filter-normalised direction: each filter is as long as that of the weights."""
     return [_normalised(torch.randn(p.shape, generator=generator), p.detach()) for _, p in named]
 
 
@@ -51,7 +52,7 @@ def _normalised(drawn: Tensor, weight: Tensor) -> Tensor:
     dims = tuple(range(1, weight.ndim))
     own = torch.linalg.vector_norm(weight.float(), dim=dims, keepdim=True)
     drawn = drawn.to(own.device)
-    # A filter of nothing but zeros stays where it is.
+    # A filter of zeros does not move.
     length = torch.linalg.vector_norm(drawn, dim=dims, keepdim=True).clamp_min(1e-12)
     way: Tensor = drawn * (own / length)
     return way
@@ -59,9 +60,9 @@ def _normalised(drawn: Tensor, weight: Tensor) -> Tensor:
 
 @contextmanager
 def moved(named: NamedParameters) -> Iterator[Any]:
-    """Gives a function that moves the weights by sums of directions; afterwards they are as before.
+    """Yield a function that moves the weights by sums of directions; restore them at the end.
 
-    Every move starts from the kept weights, so nothing drifts.
+    Every move starts from the original weights, so errors do not add up.
     """
     kept = [p.detach().clone() for _, p in named]
 
@@ -82,7 +83,7 @@ def moved(named: NamedParameters) -> Iterator[Any]:
 
 @torch.no_grad()
 def mean_loss(model: Model, batches: list[tuple[Tensor, Tensor]]) -> float:
-    """The target's mean loss over batches."""
+    """The mean target loss over the batches."""
     total = sum(float(model.loss(model.predict(x), y).sum()) for x, y in batches)
     return total / sum(len(x) for x, _ in batches)
 
@@ -92,7 +93,7 @@ def compute(
 ) -> dict[str, Any]:
     """Losses on a ``size`` x ``size`` grid over [-radius, radius]²; row α, column β.
 
-    An even ``size`` becomes the next odd one, so that the trained weights are a point of the grid.
+    An even ``size`` is raised by 1, so that the trained weights are a point of the grid.
     """
     session, named = restored.session, parameters(restored)
     dataset = session.data.validation
@@ -139,9 +140,9 @@ def words(numbers: dict[str, Any]) -> str:
     finite = [v for row in numbers["losses"] for v in row if v is not None]
     ends = numbers["steps"]
     return (
-        f"The validation loss is {number(numbers['centre'])} at the trained weights, at least "
-        f"{number(min(finite))} and at most {number(max(finite))} within {number(ends[-1])} "
-        f"of them along both directions."
+        f"The validation loss is {number(numbers['centre'])} at the trained weights. Within "
+        f"{number(ends[-1])} of them along both directions, it lies between "
+        f"{number(min(finite))} and {number(max(finite))}."
     )
 
 
@@ -157,7 +158,7 @@ def _contours(canvas: Figure, axes: Axes, ends: list[float], losses: Any) -> Non
     else:
         levels = np.asarray(MaxNLocator(12).tick_values(low, high if high > low else low + 1))
     shape = np.ma.masked_invalid(losses)
-    # Rows are α: contourf wants them along x.
+    # Rows are values of α, which contourf expects along x.
     filled = axes.contourf(ends, ends, shape.T, levels=levels, cmap="viridis", norm=_norm(levels))
     axes.contour(ends, ends, shape.T, levels=levels, colors=SURFACE, linewidths=0.5)
     axes.plot([0], [0], "o", color=SURFACE, markersize=6, markeredgecolor=INK)
@@ -177,7 +178,7 @@ def _contours(canvas: Figure, axes: Axes, ends: list[float], losses: Any) -> Non
 def _norm(levels: Any) -> Any:
     from matplotlib.colors import BoundaryNorm
 
-    # One colour a band, evenly through the map, also where bands grow.
+    # One colour per band, evenly spaced in the colour map even if the bands grow wider.
     return BoundaryNorm(levels, 256)
 
 

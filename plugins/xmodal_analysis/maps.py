@@ -1,7 +1,7 @@
 """Figs. 1c and 6 of the paper: t-SNE maps of embeddings, and of source features by class.
 
-Maps show neighbourhoods, not distances. What Fig. 6 is about, whether the source's classes are
-still apart after fine-tuning, is therefore also given as a number: how often the five nearest other
+Maps show neighbourhoods, not distances. Fig. 6 asks whether the source's classes are still apart
+after fine-tuning; the answer is therefore also given as a number: how often the five nearest other
 samples vote for the right class.
 """
 
@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 
 def tsne(x_ND: Array, seed: int) -> Array:
-    """A map ``[N, 2]`` of points: t-SNE from principal components, the same every time."""
+    """A map ``[N, 2]`` of points: t-SNE started from principal components; deterministic."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(1.0, (len(x_ND) - 1) / 3))
@@ -41,25 +41,25 @@ def tsne(x_ND: Array, seed: int) -> Array:
 
 
 def _method(count: int) -> str:
-    # The tree is for thousands of points; it is not defined for a handful.
+    # The Barnes-Hut tree is meant for thousands of points and fails on a handful.
     return "barnes_hut" if count > 200 else "exact"
 
 
 def votes(x_ND: Array, classes: Array) -> float | None:
-    """Share of samples whose nearest other samples vote for their class; None for too few."""
+    """Share of samples whose nearest neighbours vote for their class; None if too few samples."""
     from sklearn.neighbors import KNeighborsClassifier
 
     if len(x_ND) <= NEIGHBOURS:
         return None
     model = KNeighborsClassifier(NEIGHBOURS).fit(x_ND, classes)
-    # Without points of its own, scikit-learn leaves every sample out of its neighbours.
+    # Called without points, scikit-learn does not count a sample among its own neighbours.
     near = model.kneighbors(return_distance=False)
     chosen = [np.bincount(row).argmax() for row in classes[near]]
     return float(np.mean(np.asarray(chosen) == classes))
 
 
 def compute_embeddings(clouds: Clouds, seed: int) -> dict[str, Any]:
-    """The map of Fig. 1c: source, target and, where k is known, two steps between them."""
+    """The map of Fig. 1c: source, target and, if the method has k, two steps between them."""
     sets: dict[str, Tensor] = {"source": clouds.source().embeddings_ND}
     most = clouds.most()
     for share in reversed(SHARES):
@@ -81,7 +81,7 @@ def compute_embeddings(clouds: Clouds, seed: int) -> dict[str, Any]:
 
 
 def draw_embeddings(numbers: dict[str, Any], path: Path) -> Markup:
-    """One map: source red, target in ink, what lies between them in the colours between."""
+    """One map: the source red, the target dark, intermediate sets in colours between."""
     sets = {name: np.asarray(points) for name, points in numbers["sets"].items()}
     between = iter((3, 0))
 
@@ -103,7 +103,7 @@ def draw_embeddings(numbers: dict[str, Any], path: Path) -> Markup:
 
 
 def compute_features(before: Cloud, after: Cloud, seed: int) -> dict[str, Any]:
-    """The maps of Fig. 6: features of the source by class, before and after fine-tuning."""
+    """The maps of Fig. 6: source features by class, before and after fine-tuning."""
     assert before.classes_N is not None
     classes = before.classes_N.numpy()
     panels = {}

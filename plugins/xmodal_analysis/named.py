@@ -1,4 +1,4 @@
-"""Finds a data set by what a user calls it: a task's recipe, a task, a source, or a file."""
+"""Finds a data set by its name on the command line: a task's recipe, a task, a source or a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ARRAYS = "arrays"
 
 @dataclass(frozen=True)
 class Named:
-    """A data set that was found: a task or a source, not loaded yet."""
+    """A data set that was found, a task or a source, but not loaded."""
 
     name: str
     task: Use[Task] | None = None
@@ -42,7 +42,7 @@ class Named:
 
 @dataclass(frozen=True)
 class LoadedSamples:
-    """Loaded samples of a task (in its own shape) or of a source (as asked for)."""
+    """Loaded samples of a task (in its own shape) or of a source (in the requested shape)."""
 
     name: str
     x: Tensor
@@ -52,9 +52,9 @@ class LoadedSamples:
 
 
 def find(name: str, registry: Registry, scale: str | None = None) -> Named:
-    """What ``name`` means: a file, a recipe with a task, a task, or a source, in this order.
+    """The data set ``name``: a file, a recipe with a task, a task or a source, tried in this order.
 
-    Raises UsageError with the nearest right name.
+    Raises UsageError with the nearest existing name.
     """
     path = Path(name).expanduser()
     if path.suffix in FILES:
@@ -68,7 +68,7 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
         if recipe in recipes or (recipe == name and workbench.looks_like_path(name)):
             found: Any = workbench.compose([recipe], registry, (), scale).get("task")
             if found is None:
-                raise UsageError(f"recipe '{recipe}' names no task, so it has no data")
+                raise UsageError(f"recipe '{recipe}' has no task, so it has no data")
             return Named(name, task=chosen("task", found, registry, name))
     if name in registry.names("task"):
         return Named(name, task=chosen("task", name, registry, name))
@@ -84,7 +84,7 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
 
 
 def load_task(named: Named, samples: int, store: Store, seed: int) -> LoadedSamples:
-    """The first training samples of a task, in a random order that depends on ``seed`` alone."""
+    """The first training samples of a task, in a random order that depends only on ``seed``."""
     use = named.task
     assert use is not None
     _available(use, store)
@@ -99,14 +99,14 @@ def load_task(named: Named, samples: int, store: Store, seed: int) -> LoadedSamp
 def load_source(
     named: Named, samples: int, store: Store, seed: int, request: SourceRequest
 ) -> LoadedSamples:
-    """Samples of a source, made as ``request`` says."""
+    """Samples of a source, made according to ``request``."""
     use = named.source
     assert use is not None
     _available(use, store)
     facts = use.component.describe(use.config)
     given = Context.outside(store, "source", seed, replace(NO_FACTS, source=facts))
     if "samples" in type(use.config).model_fields:
-        # Sources make all their samples at once; thousands of large images fill the memory.
+        # Sources make all their samples at once; thousands of large images would fill the memory.
         use = Use(use.name, use.component, use.config.model_copy(update={"samples": samples}))
     with randomness.seeded(seed, "initialise", "source"):
         dataset = use.build(given).load(request, randomness.derive(seed, "source") % 2**31)

@@ -1,7 +1,7 @@
-"""Figs. 4, 7 and 8 of the paper: which patches a method takes and replaces.
+"""Figs. 4, 7 and 8 of the paper: which source patches a method takes, and which it replaces.
 
-Over the epochs from what the run kept while it trained (Fig. 8); and over k from the trained model,
-next to as many patches drawn at random (Figs. 4 and 7).
+Fig. 8 shows epochs, from the samples that the run kept during training. Figs. 4 and 7 show values
+of k for the trained model, next to equally many patches drawn at random.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHARES = (1 / 4, 1 / 2, 3 / 4)
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One row of pictures: its name, what lies under the tokens, and the tokens a column."""
+    """One row of pictures: its name, the image under the tokens, and the tokens of each column."""
 
     name: str
     ground: Ground
@@ -45,7 +45,7 @@ class PictureRow:
 
 
 def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The origins of the kept samples' tokens in about five epochs; None if none were kept."""
+    """The origins of the kept samples' tokens in about five epochs; None without kept samples."""
     probes = [(i, p) for i, p in enumerate(samples.get("probes", [])) if "origin" in p]
     if not probes or "train" not in samples:
         return None
@@ -59,7 +59,7 @@ def over_epochs(samples: Mapping[str, Any]) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def over_counts(restored: OpenedRun, most: int) -> dict[str, Any] | None:
-    """The same for the trained model and several k, and as many source tokens at random."""
+    """The same for the trained model at several k, with equally many random source tokens."""
     session, dial = restored.session, dial_of(restored)
     grid = [k for k in dict.fromkeys(round(s * most) for s in SHARES) if 0 < k <= most]
     if dial is None or not grid or not session.model.mixer.needs_source:
@@ -86,7 +86,7 @@ def over_counts(restored: OpenedRun, most: int) -> dict[str, Any] | None:
 def draw_epochs(
     numbers: Mapping[str, Any], samples: Mapping[str, Any], facts: Mapping[str, Any], path: Path
 ) -> Markup:
-    """Two rows a sample, replaced and taken; one column an epoch."""
+    """Two rows per sample, replaced and taken tokens; one column per epoch."""
     heads = [f"epoch {e}\nk = {k}" for e, k in zip(numbers["epochs"], numbers["k"], strict=True)]
     origins = [np.asarray(origin) for origin in numbers["origin"]]
     rows = _rows(origins, _source_tokens(origins, samples, facts), samples, facts)
@@ -96,7 +96,7 @@ def draw_epochs(
 def draw_counts(
     numbers: Mapping[str, Any], samples: Mapping[str, Any], facts: Mapping[str, Any], path: Path
 ) -> Markup:
-    """Three rows a sample: replaced, taken, and random tokens of the source; one column a k."""
+    """Three rows per sample: replaced, taken and random source tokens; one column per k."""
     origins = [np.asarray(origin) for origin in numbers["origin"]]
     rows = _rows(origins, int(numbers["source_tokens"]), samples, facts)
     complete = []
@@ -113,7 +113,7 @@ def draw_counts(
 def _source_tokens(
     origins: Sequence[Array], samples: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> int:
-    """How many tokens a source sample has: its patches, or as many as were ever taken."""
+    """The number of tokens in a source sample: its patches, or else the most ever taken."""
     largest = int(max(origin.max() for origin in origins)) + 1
     patch = facts.get("backbone", {}).get("patch")
     if "source" in samples and patch and samples["source"]["x"].ndim == 4:

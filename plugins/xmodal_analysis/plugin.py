@@ -1,4 +1,4 @@
-"""Table of contents of this plugin: commands that measure and draw what a method does."""
+"""Table of contents of this plugin: commands that measure a method's effects and draw them."""
 
 from __future__ import annotations
 

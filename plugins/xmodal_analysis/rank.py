@@ -1,9 +1,9 @@
-"""``xmodal sources rank``: which proxy suits a task, by cheap scores and one epoch of training.
+"""``xmodal sources rank``: which source suits a task, by cheap scores and one epoch of training.
 
-Between the source's and the target's points in the backbone (means over tokens, as at the start of
-a run): Bures-OTDD and s-OTDD, lower is better. Of the source alone, how well the backbone already
-knows its labels: LogME, H-score and GBC, higher is better. The probe is the validation score after
-the first epoch of the run itself.
+Bures-OTDD and s-OTDD (lower is better) compare source and target points in the backbone: means over
+tokens, as at the start of a run. LogME, H-score and GBC (higher is better) use only the source and
+measure how well the backbone already knows its labels. The probe is the validation score after the
+first epoch of an actual run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROBE = "probe"
 
 @dataclass
 class Candidate:
-    """One source: its scores, or why there are none."""
+    """One source: its scores, or the reason why it has none."""
 
     source: str
     scores: dict[str, float | None] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """The task as recipes and overrides, and how to measure."""
+    """The task, given by recipes and overrides, and how to measure."""
 
     recipes: tuple[str, ...]
     overrides: tuple[str, ...] = ()
@@ -54,7 +54,10 @@ class Question:
 
 
 def candidates(question: Question, registry: Registry, wanted: Sequence[str]) -> list[str]:
-    """The sources to rank: those named, else all of the backbone's modality. Raises UsageError."""
+    """The sources to rank: those named, or else all of the backbone's modality.
+
+    Raises UsageError for an unknown name.
+    """
     known = registry.names("source")
     for name in wanted:
         if name not in known:
@@ -66,9 +69,9 @@ def candidates(question: Question, registry: Registry, wanted: Sequence[str]) ->
 def rank(
     question: Question, registry: Registry, wanted: Sequence[str] = (), watch: Watch = SILENT
 ) -> tuple[list[Candidate], Plan | None]:
-    """Score every candidate; the best come first, those without scores last.
+    """Score every candidate; sorted best first, with unscored candidates last.
 
-    Sources of another modality than the backbone's are left out unless they were asked for.
+    Sources of another modality than the backbone's are left out unless the user named them.
     """
     found, plan = [], None
     for name in candidates(question, registry, wanted):
@@ -99,7 +102,7 @@ def rank(
 
 
 def _wrong_anyway(error: RecipeError) -> bool:
-    """Whether a recipe is wrong whatever its source: none of its problems is about the source."""
+    """Whether a recipe is wrong for every source: none of its problems is about the source."""
     return not any("source" in problem.key for problem in error.problems)
 
 
@@ -110,7 +113,7 @@ def _reason(error: RecipeError) -> str:
 
 
 def _unfit(plan: Plan) -> str:
-    """Why a head for the source's labels cannot be built, where a plan does not see it."""
+    """Why no head for the source's labels can be built, for cases that the plan misses."""
     label = plan.source_target
     if (
         label is not None
@@ -118,7 +121,7 @@ def _unfit(plan: Plan) -> str:
         and not label.shape
         and workbench.needs_source_head(plan.recipe)
     ):
-        return f"its labels are dense, those of task '{plan.facts.task.name}' are not"
+        return f"its labels are dense, but those of task '{plan.facts.task.name}' are not"
     return ""
 
 
@@ -148,14 +151,14 @@ def _score(
 
 
 def _labelled(cloud: Cloud, question: Question) -> tuple[Any, Any]:
-    """Points and classes; one class where labels are none."""
+    """Points and classes; a single class if the labels are not classes."""
     x_ND = cloud.points(question.space).x_ND.double().numpy()
     known = cloud.classes_N
     return x_ND, np.zeros(len(x_ND), dtype=np.int64) if known is None else known.numpy()
 
 
 def _of_labels(source: Cloud, question: Question) -> dict[str, float | None]:
-    """Scores of the source's labels; None where they are no classes."""
+    """Scores of the source's labels; None if they are not classes."""
     x_ND, y_N = _labelled(source, question)
     if len(np.unique(y_N)) < 2:
         return {"log_me": None, "h_score": None, "gbc": None}
@@ -184,7 +187,7 @@ def _probe(plan: Plan, watch: Watch) -> float | None:
 def with_finished(found: Sequence[Candidate], plan: Plan, root: Path) -> None:
     """Fill in the mean test scores of finished runs of this task, by source.
 
-    Counted are runs under ``root`` with the same task, samples, backbone and mixer.
+    Uses the runs under ``root`` with the same task, samples, backbone and mixer.
     """
     mixer = f"mixer:{plan.recipe.mixer.name}"
     by_source: dict[str, list[float]] = {}
@@ -215,7 +218,8 @@ def with_finished(found: Sequence[Candidate], plan: Plan, root: Path) -> None:
 def correlations(found: Sequence[Candidate], better: str) -> dict[str, float]:
     """Spearman's rank correlation of every score with the final error, both "lower is better".
 
-    1: the score would have ranked the sources as their runs did. Needs three sources with runs.
+    A value of 1 means that the score ranks the sources as their runs do. Needs at least three
+    sources with runs.
     """
     from scipy.stats import spearmanr
 
@@ -241,7 +245,7 @@ def _sign(name: str, better: str) -> int:
 
 
 def ordered(found: Sequence[Candidate], by: str, better: str) -> list[Candidate]:
-    """Best first by one score; those without it last."""
+    """Best first by one score; candidates without it last."""
 
     def key(one: Candidate) -> tuple[bool, float]:
         value = one.scores.get(by)

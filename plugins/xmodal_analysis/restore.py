@@ -1,7 +1,8 @@
-"""Rebuilds runs in memory, with their schedule of replaced tokens replaced by a dial.
+"""Rebuilds runs in memory, with a dial that sets the number of replaced tokens.
 
-The run's own scheduler class is subclassed, so weights and settings fit, but its answer is whatever
-the dial says. That works for every mixer that asks a scheduler, without knowing the mixer.
+The rebuilt run uses a subclass of its own scheduler class, so weights and settings fit, but the
+dial decides its answer. This works for every mixer that asks a scheduler, without knowing the
+mixer.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from xmodal.workbench import Opened, OpenedRun, Plan, Run, open_plan, open_run
 
 
 class Dial:
-    """Goes before a scheduler class: k is what was set, cut to what there is.
+    """A mixin before a scheduler class: answers with the k that was set, cut to the tokens at hand.
 
-    ``most`` is the largest k the mixer has offered so far, -1 before its first question.
+    ``most`` is the largest number of tokens that the mixer has offered so far; -1 before it asks.
     """
 
     wanted: int = 0
@@ -31,17 +32,17 @@ class Dial:
     def observe(
         self, mix: Callable[[int], Tokens], target: Tokens, source: Tokens, progress: Progress
     ) -> None:
-        """Look at nothing."""
+        """Ignore the observation."""
         return
 
 
 def dialled(scheduler: type[Scheduler]) -> type[Scheduler]:
-    """The same scheduler, state and settings included, that answers what its dial says."""
+    """The same scheduler, with its state and settings, but with answers set by a dial."""
     return cast("type[Scheduler]", type(f"Dialled{scheduler.__name__}", (Dial, scheduler), {}))
 
 
 def dial(opened: Opened) -> Dial | None:
-    """The dial of a run that was opened here; None where its mixer asks no scheduler."""
+    """The dial of a run opened by this module; None if its mixer asks no scheduler."""
     return opened.parts.get("scheduler")
 
 
@@ -51,7 +52,7 @@ def restore(run: Run, plugin_files: tuple[str, ...] = ()) -> OpenedRun:
 
 
 def untrained(plan: Plan) -> Opened:
-    """A plan as it is before training, in evaluation mode. Raises DataError."""
+    """The model of a plan before training, in evaluation mode. Raises DataError."""
     opened = open_plan(plan, {"scheduler": dialled})
     opened.session.model.eval()
     return opened

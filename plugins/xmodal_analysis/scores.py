@@ -1,7 +1,9 @@
-"""Scores of how well a source suits a target, as pure functions of features and labels.
+"""Scores that estimate how well a source suits a target: pure functions of features and labels.
 
-All compute in float64. n samples, d features, C classes, m moments, L projections. Higher is better
-for ``log_me``, ``h_score`` and ``gbc``; ``sliced_otdd`` is a distance.
+All compute in float64. Higher is better for ``log_me``, ``h_score`` and ``gbc``; ``sliced_otdd`` is
+a distance.
+
+Shapes: n samples, d features, C classes, m moments, L projections.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ def log_evidence(f_ND: Array, y_N: Array, alpha: float, beta: float) -> float:
 
 
 def log_me(f_ND: Array, y: Array, rounds: int = 200) -> float:
-    """LogME: the evidence of a sample, maximised over α and β, mean over outputs.
+    """LogME: the log evidence per sample, maximised over α and β, averaged over outputs.
 
-    Integer labels ``[n]`` count as one 0/1 output a class, real ones ``[n]`` or ``[n, K]`` as they
-    are. The fixed point is You et al., Algorithm 1: γ = Σ βσ²/(α + βσ²), α = γ/|m|²,
+    Integer labels ``[n]`` become one 0/1 output per class; real labels ``[n]`` or ``[n, K]`` are
+    used directly. The fixed point is You et al., Algorithm 1: γ = Σ βσ²/(α + βσ²), α = γ/|m|²,
     β = (n − γ)/|Fm − y|².
     """
     f_ND = np.asarray(f_ND, dtype=np.float64)
@@ -52,17 +54,17 @@ def log_me(f_ND: Array, y: Array, rounds: int = 200) -> float:
 
 
 def _maximal(u_NR: Array, s_R: Array, width: int, y_N: Array, rounds: int) -> float:
-    """Maximal log evidence a sample of one output, in the singular vectors of F."""
+    """Maximal log evidence per sample of one output, in the basis of F's singular vectors."""
     n, square_R = len(y_N), s_R**2
     z_R = u_NR.T @ y_N
-    beyond = max(0.0, float(y_N @ y_N - z_R @ z_R))  # what F cannot reach
+    beyond = max(0.0, float(y_N @ y_N - z_R @ z_R))  # the part of y outside the span of F
     alpha, beta = 1.0, 1.0
     for _ in range(rounds):
         shrunk_R = beta * square_R / (alpha + beta * square_R)
         size, misfit = _fitted(z_R, s_R, shrunk_R, beyond)
         gamma = float(shrunk_R.sum())
         old = alpha, beta
-        # Features that say nothing or everything drive a precision to infinity.
+        # Features that explain nothing or everything drive a precision to infinity.
         alpha = min(max(gamma / max(size, _TINY), _LEAST), 1 / _LEAST)
         beta = min(max((n - gamma) / max(misfit, _TINY), _LEAST), 1 / _LEAST)
         if max(abs(alpha / old[0] - 1), abs(beta / old[1] - 1)) < 1e-10:
@@ -82,8 +84,8 @@ def _fitted(z_R: Array, s_R: Array, shrunk_R: Array, beyond: float) -> tuple[flo
 def h_score(f_ND: Array, y_N: Array, shrinkage: float | None = None) -> float:
     """Regularised H-score: tr(Σ_s⁻¹ (1 − s) Σ_between), Σ_s = (1 − s) Σ + s tr(Σ)/d I.
 
-    Bao et al., ICIP 2019, with the shrinkage of Ibrahim et al., 2022: Ledoit-Wolf's where
-    ``shrinkage`` is None; 0 is the plain score.
+    Bao et al., ICIP 2019, with the shrinkage of Ibrahim et al., 2022. ``shrinkage`` None takes
+    Ledoit-Wolf's; 0 gives the plain score.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -105,7 +107,7 @@ def gbc(f_ND: Array, y_N: Array, width: int = GBC_WIDTH) -> float:
 
     Pándy et al., CVPR 2022: features in their first ``width`` principal components, each class a
     Gaussian with a diagonal covariance, D_B = ⅛ Σ (μ_i − μ_j)²/v + ½ Σ log(v/√(v_i v_j)),
-    v = (v_i + v_j)/2. Classes of one sample are left out.
+    v = (v_i + v_j)/2. Classes with one sample are left out.
     """
     f_ND = np.asarray(f_ND, dtype=np.float64)
     f_ND = f_ND - f_ND.mean(axis=0)
@@ -141,16 +143,16 @@ def sliced_otdd(
 ) -> float:
     """s-OTDD of two labelled sets (Nguyen et al., ICML 2025), of order 2, in units of the features.
 
-    A sample and its class become one number, ψ_0 ⟨θ, x⟩ + Σ_i ψ_i E[⟨θ, x'⟩^λ_i / λ_i!] over the x'
-    of its class: θ uniform on the sphere of d, ψ on that of m + 1, λ_i a Poisson number of rate i
-    without 0. The square of the result is the mean of 1-D W₂² over projections. Written from the
-    published description; both sets are first centred and scaled together, without which high
-    moments overflow.
+    A sample x and its class become one number, ψ_0 ⟨θ, x⟩ + Σ_i ψ_i E[⟨θ, x'⟩^λ_i / λ_i!], with the
+    mean over the x' of the class. θ is uniform on the sphere in d dimensions, ψ on the sphere in
+    m + 1 dimensions, and λ_i is a zero-truncated Poisson number of rate i. The square of the result
+    is the mean of 1-D W₂² over projections. Written from the published description. Both sets are
+    first centred and scaled together; otherwise high moments overflow.
     """
     x_ND, z_MD = np.asarray(x_ND, dtype=np.float64), np.asarray(z_MD, dtype=np.float64)
     joined = np.concatenate([x_ND, z_MD])
     centre, d = joined.mean(axis=0), joined.shape[1]
-    # A projection of what is left has variance 1 on average.
+    # After scaling, a projection has variance 1 on average.
     unit = math.sqrt(float(((joined - centre) ** 2).sum(axis=1).mean()) / d) or 1.0
     x_ND, z_MD = (x_ND - centre) / unit, (z_MD - centre) / unit
     random = np.random.default_rng(seed)
@@ -175,7 +177,7 @@ def _truncated_poisson(random: np.random.Generator, rate: float) -> int:
 
 
 def _labelled(t_N: Array, y_N: Array, psi: Array, lambdas: Sequence[int]) -> Array:
-    """The projected samples plus the projected moments of their classes."""
+    """The projected samples, plus the projected moments of their classes."""
     out_N = psi[0] * t_N
     _, place_N = np.unique(y_N, return_inverse=True)
     counts = np.bincount(place_N)
@@ -186,7 +188,7 @@ def _labelled(t_N: Array, y_N: Array, psi: Array, lambdas: Sequence[int]) -> Arr
 
 
 def wasserstein_1d(a_N: Array, b_M: Array) -> float:
-    """W₂² of two sets of numbers, exact also for different sizes."""
+    """W₂² of two sets of numbers; exact even if their sizes differ."""
     a_N, b_M = np.sort(a_N), np.sort(b_M)
     n, m = len(a_N), len(b_M)
     # Both quantile functions are constant between these levels.

@@ -1,4 +1,4 @@
-"""Shows how far a long measurement has come: bars on a terminal, plain lines elsewhere."""
+"""Shows the progress of a long measurement: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Watch:
-    """Use as a context manager; ``steps`` goes around whatever takes long."""
+    """A context manager; wrap a long loop in ``steps`` to show its progress."""
 
     def __init__(self, console: Console | None, quiet: bool = False) -> None:
         self.console = None if quiet else console
@@ -42,12 +42,12 @@ class Watch:
             self.bars.stop()
 
     def say(self, line: str) -> None:
-        """One line for the user."""
+        """Show one line to the user."""
         if self.console is not None:
             self.console.print(line, soft_wrap=True)
 
     def steps(self, what: str, items: Iterable[T], total: int) -> Iterator[T]:
-        """Yield ``items`` and count them on a terminal."""
+        """Yield ``items``; on a terminal, show how many have passed."""
         if self.bars is None:
             yield from items
             return

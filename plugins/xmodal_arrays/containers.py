@@ -1,7 +1,7 @@
 """Named arrays in files: ``.npz``, folders of ``.npy``, HDF5.
 
-Headers are read first, values on demand. Nothing is ever unpickled. ``.npy`` files are mapped into
-memory and HDF5 is read row by row.
+Headers are read first, values on demand. Pickles are never read. ``.npy`` files are mapped into
+memory, and HDF5 is read row by row.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class H5Rows:
             self._data = data.asstr() if h5py.check_string_dtype(self.dtype) else data
         if isinstance(index, slice):
             return np.asarray(self._data[index])
-        # HDF5 takes increasing indices without repetition only.
+        # HDF5 accepts only increasing indices without repetition.
         rows, back = np.unique(index, return_inverse=True)
         return np.asarray(self._data[rows])[back]
 
@@ -121,12 +121,12 @@ class Container:
     files: Mapping[str, Path]
 
     def inventory(self) -> str:
-        """What there is, with shapes."""
+        """All arrays, with shapes and types."""
         shown = [f"'{key}' {rows.shape} {rows.dtype}" for key, rows in self.arrays.items()]
         return ", ".join(shown) or "nothing"
 
     def get(self, key: str, setting: str) -> Rows:
-        """The array called ``key``. Raises DataError with the nearest key and all shapes."""
+        """The array ``key``. Raises DataError with the nearest key and all shapes."""
         if key not in self.arrays:
             if key in self.files:
                 _npy(self.files[key])
@@ -149,7 +149,7 @@ def _is_text(dtype: np.dtype[Any]) -> bool:
 
 
 def existing(path: Path) -> Path:
-    """``path`` with ``~`` expanded. Raises DataError with the nearest name if nothing is there."""
+    """``path`` with ``~`` expanded. Raises DataError with the nearest name if it does not exist."""
     path = path.expanduser()
     if path.exists():
         if path.is_file() and path.stat().st_size == 0:
@@ -167,7 +167,7 @@ def open_container(path: Path) -> Container:
         files = {file.stem: file for file in sorted(path.glob("*.npy"))}
         arrays: dict[str, Rows] = {}
         for key, file in files.items():
-            # A damaged file matters only if it is asked for; ``Container.get`` opens it again.
+            # A damaged file matters only if it is needed; ``Container.get`` then opens it again.
             with suppress(DataError):
                 arrays[key] = _npy(file)
         return Container(path, arrays, files)
@@ -204,7 +204,7 @@ def _npy(path: Path) -> Rows:
         with path.open("rb") as stream:
             shape, dtype = _header(stream)
         if dtype.kind == "O" or 0 in shape:
-            # Neither can be mapped; ``Container.get`` says what is wrong if the array is asked for.
+            # Neither can be mapped; ``Container.get`` reports the error if the array is needed.
             return ArrayRows(np.empty(shape, dtype=dtype))
         return ArrayRows(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, OSError, EOFError) as error:

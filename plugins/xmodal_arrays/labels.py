@@ -1,8 +1,8 @@
-"""What the labels are: classes, numbers, several 0/1 labels, or a field; checked, coded and named.
+"""Interprets the labels as classes, numbers, several 0/1 labels or a field; checks and codes them.
 
-``auto``: text and whole numbers that count classes are classes; rows of 0/1 are one-hot classes
-where every row has a single 1, several labels otherwise; labels as long as the samples are fields;
-anything else is a number.
+``auto``: text, and whole numbers that look like class numbers, are classes. Rows of 0/1 are one-hot
+classes if every row has a single 1, otherwise several labels. Labels with the axes of the samples
+are fields. Everything else is a number.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _CHUNK = 1 << 26
 
 @dataclass(frozen=True)
 class FileLabels:
-    """The labels of every part. ``layout`` brings dense ones to ``[n, size, *shape]``.
+    """The labels of every part. ``layout`` brings dense labels to ``[n, size, *shape]``.
 
-    ``binary``: dense labels are all 0 or 1. ``read_as`` is what a note says about them.
+    ``binary``: dense labels are all 0 or 1. ``read_as`` is the text for a note about them.
     """
 
     target: Target
@@ -50,7 +50,7 @@ def chunks(rows: Rows) -> Iterator[tuple[slice, Array]]:
 
 
 def read_labels(parts: Sequence[FilePart], settings: DataSettings, x: Layout) -> FileLabels:
-    """Read, check and code the labels of all parts. Raises DataError naming file and row."""
+    """Read, check and code the labels of all parts. Raises DataError with file and row."""
     kind: Kind = settings.kind
     shape = parts[0].y.shape[1:]
     for part in parts:
@@ -132,14 +132,14 @@ def _coded(part: FilePart, y_N: Array, values: list[str]) -> Array:
 def _counted(
     parts: Sequence[FilePart], raw: list[Array], names: tuple[str, ...]
 ) -> tuple[list[Array], list[str], list[str]]:
-    """Code whole numbers 0 .. m-1: as they are with ``names`` or without gaps, mapped otherwise."""
+    """Code whole numbers 0 .. m-1; they change only if they have gaps and no ``names``."""
     whole = []
     for part, y_N in zip(parts, raw, strict=True):
         if y_N.dtype.kind == "U":
-            _fail(part, "holds text, other files hold numbers")
+            _fail(part, "holds text, but other files hold numbers")
         wrong = np.flatnonzero((y_N != np.round(y_N)) | (y_N < 0))
         if len(wrong):
-            what = "negative" if y_N[wrong[0]] < 0 else "no whole number"
+            what = "negative" if y_N[wrong[0]] < 0 else "not a whole number"
             _fail(
                 part,
                 f"row {wrong[0]}: label {y_N[wrong[0]]} is {what} ({len(wrong)} such rows); "
@@ -165,7 +165,7 @@ def _counted(
 def _require_trained(
     parts: Sequence[FilePart], coded: list[Array], values: list[str], tests: bool
 ) -> None:
-    """Every class needs one sample to train on, and a second one if a split has to test it."""
+    """Check that every class has a sample to train on, and a second if a split must test it."""
     roles = {part.role for part in parts}
     needed = 2 if tests and "validation" not in roles else 1
     counts = np.bincount(coded[0], minlength=len(values))
@@ -207,7 +207,7 @@ def _numbers(parts: Sequence[FilePart], raw: list[Array], kind: Kind) -> FileLab
 def _dense(parts: Sequence[FilePart], x: Layout) -> FileLabels:
     shape = parts[0].y.shape[1:]
     if x.form == "row" or not 1 <= len(shape) <= 3 or parts[0].y.dtype.kind not in "fiub":
-        _fail(parts[0], f"has {parts[0].y.dtype} labels of shape {shape}, which are no field")
+        _fail(parts[0], f"has {parts[0].y.dtype} labels of shape {shape}, which are not a field")
     layout = _field(shape, x)
     values: set[float] = set()
     for part in parts:
@@ -225,7 +225,7 @@ def _dense(parts: Sequence[FilePart], x: Layout) -> FileLabels:
 
 
 def _field(shape: tuple[int, ...], x: Layout) -> Layout:
-    """The layout of dense labels: the axis that is not one of the sample's holds channels."""
+    """The layout of dense labels: the axis that the sample lacks holds the channels."""
     space = x.shape[1:]
     if len(shape) == 1:
         return Layout("sequence", (1, *shape))

@@ -1,8 +1,9 @@
-"""What one sample is: a grid, a sequence or a row, and where its channels are.
+"""The layout of a sample: a grid, a sequence or a row, and which axis holds its channels.
 
-Rules for ``auto`` (all can be overridden): one axis is a sequence; of two axes the shorter one
-holds a sequence's channels, unless the sample looks like an image; three axes are a grid, whose
-channels are the odd one out, or else the shorter of the first and the last.
+Rules for ``auto`` (settings can override all of them): one axis is a sequence. Two axes are a
+sequence whose shorter axis holds the channels, unless the sample looks like an image. Three axes
+are a grid; its channels are on the axis whose length differs from the other two, otherwise on the
+shorter of the first and the last axis.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ def layout(
 ) -> Layout:
     """The layout of samples of shape ``sample`` whose labels have shape ``label``.
 
-    Raises ValueError with the reason if ``form`` cannot be had.
+    Raises ValueError with the reason if ``form`` does not fit.
     """
     if form == "row" or not sample:
         if len(sample) > 1:
-            raise ValueError(f"form row needs one number a column, but a sample has shape {sample}")
+            raise ValueError(f"form row needs samples with one axis, not of shape {sample}")
         return Layout("row", sample or (1,))
     if len(sample) == 1 and form != "grid":
         return Layout("sequence", (1, *sample))
@@ -62,7 +63,7 @@ def _axis(channels: Channels, guess: int, last: int = 1) -> int:
 
 
 def _image(sample: tuple[int, ...], label: tuple[int, ...]) -> bool:
-    """Both sides long, and either nearly equal or the label has the same two axes."""
+    """Whether both sides are long, and either nearly equal or the same as the label's."""
     short, long = min(sample), max(sample)
     return short >= 16 and (long <= 2 * short or label == sample)
 

@@ -1,4 +1,4 @@
-"""Finds the samples and labels that the settings mean: in one file, a folder, or split files."""
+"""Finds the samples and labels that the settings name: in a file, a folder, or split files."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _Y = ("y", "labels", "label", "targets", "target")
 
 @dataclass(frozen=True)
 class FilePart:
-    """Samples and labels that belong together. ``role`` ``all``: still to be split.
+    """Samples and labels that belong together; with ``role`` ``all`` they are still to be split.
 
-    ``x_name`` and ``y_name`` are how messages call the arrays.
+    Messages call the arrays ``x_name`` and ``y_name``.
     """
 
     role: Role
@@ -128,7 +128,7 @@ def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[FilePa
 def _key(value: str | tuple[str, ...] | None, setting: str) -> str | None:
     if isinstance(value, tuple):
         raise DataError(f"{setting}: a list of names is for tables; arrays have one key")
-    # ``y: labels.npy`` is what people write for a folder of .npy files.
+    # For a folder of .npy files, people write ``y: labels.npy``.
     return value.removesuffix(".npy") if value else None
 
 
@@ -146,7 +146,7 @@ def _first(container: Container, names: tuple[str, ...], setting: str) -> str:
     for name in names:
         if name in lower:
             return lower[name]
-    # Asked for so that the one message about missing keys is raised.
+    # Ask for the key anyway, to raise the usual message about a missing key.
     container.get(names[0], setting)
     raise AssertionError("unreachable")
 
@@ -154,7 +154,7 @@ def _first(container: Container, names: tuple[str, ...], setting: str) -> str:
 def _split_keys(
     container: Container, x: str | None, y: str | None
 ) -> Iterator[tuple[Role, tuple[str, str]]]:
-    """Pairs such as ``x_train``, ``y_train`` or ``train_x``, ``train_y``; none if x exists."""
+    """Pairs such as ``x_train``, ``y_train`` or ``train_x``, ``train_y``; none if ``x`` exists."""
     lower = {key.lower(): key for key in container.arrays}
     x_names = (x.lower(),) if x else _X
     y_names = (y.lower(),) if y else _Y

@@ -1,6 +1,6 @@
-"""Statistics of training samples, and data sets that apply them: in memory, or read row by row.
+"""Statistics of training samples, and data sets that apply them, in memory or row by row.
 
-x is laid out, standardised and cast to float32; y is laid out and otherwise left in its own unit.
+x gets its layout, is standardised and cast to float32; y gets its layout and keeps its unit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xmodal_arrays.labels import chunks
 from xmodal_arrays.layout import Layout
 
 MEMORY = 1 << 31
-"""Samples and labels up to this many bytes (as float32) are kept in memory."""
+"""Samples and labels up to this size in bytes (as float32) are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SampleScale:
 
 
 class Moments:
-    """Mean and deviation per channel, chunk by chunk (Chan et al. 1979), ignoring NaN."""
+    """Mean and standard deviation per channel, chunk by chunk (Chan et al. 1979), ignoring NaN."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -62,7 +62,7 @@ class Moments:
         self.binary &= (~known | np.isin(x_N, (0, 1))).all(axis=axes)
 
     def scale(self, keep: NDArray[np.bool_] | None = None) -> SampleScale:
-        """The scale; channels in ``keep`` stay as they are, constant ones are only centred."""
+        """The scale; channels in ``keep`` are not changed, constant channels are only centred."""
         deviation = np.sqrt(self.squares / np.maximum(self.count, 1))
         flat = deviation <= 1e-12 * np.maximum(np.abs(self.mean), 1)
         deviation = np.where(flat, 1.0, deviation)
@@ -74,9 +74,9 @@ class Moments:
 
 
 def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool = False) -> Moments:
-    """Read all of ``rows`` once: refuse values that are not finite, sum up the training ones.
+    """Read all of ``rows`` once: check that values are finite, and collect training statistics.
 
-    Raises DataError naming the array, the number of rows and the first one.
+    Raises DataError with the array, the number of bad rows and the first of them.
     """
     moments = Moments(layout)
     training = np.zeros(rows.shape[0], dtype=bool)
@@ -98,7 +98,7 @@ def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool 
 
 @dataclass(frozen=True, eq=False)
 class FileSamples(Dataset[Pair]):
-    """Chosen rows of samples and labels, read when they are asked for."""
+    """Selected rows of samples and labels, read on demand."""
 
     x: Rows
     y: Rows
@@ -115,7 +115,7 @@ class FileSamples(Dataset[Pair]):
         return x_N[0], y_N[0]
 
     def take(self, index: Indices) -> Pair:
-        """Samples ``[n, *shape]`` float32 and labels of rows ``index``."""
+        """Samples ``[n, *shape]`` float32 and labels at rows ``index``."""
         x_N = self.x_layout.apply(self.x.read(index)).astype(np.float64)
         if self.scale is not None:
             x_N = self.scale.apply(x_N)
@@ -125,7 +125,7 @@ class FileSamples(Dataset[Pair]):
         return torch.from_numpy(np.ascontiguousarray(x_N, dtype=np.float32)), torch.from_numpy(y_N)
 
     def fitted(self) -> Dataset[Pair]:
-        """A tensor data set where that fits into memory, otherwise this."""
+        """A tensor data set if it fits into memory, otherwise this data set."""
         sizes = [int(np.prod(rows.shape[1:], dtype=np.int64)) for rows in (self.x, self.y)]
         if 4 * sum(sizes) * len(self) > MEMORY or len(self) == 0:
             return self
@@ -136,7 +136,7 @@ class FileSamples(Dataset[Pair]):
 
 
 class Affine(nn.Module):
-    """Brings predictions of standardised numbers back to the unit of the labels."""
+    """Maps standardised predictions back to the unit of the labels."""
 
     mean: Tensor
     deviation: Tensor
@@ -153,5 +153,5 @@ class Affine(nn.Module):
         return cls(mean, deviation)
 
     def forward(self, prediction: Tensor) -> Tensor:
-        """``[B, K, *shape]`` standardised to the same in physical units."""
+        """Standardised predictions ``[B, K, *shape]`` to the same in physical units."""
         return prediction * self.deviation + self.mean

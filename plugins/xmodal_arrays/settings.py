@@ -20,8 +20,8 @@ class DataSettings(Settings):
     path: Path | None = Field(
         None, description="A file (.npz, .npy, .csv, .parquet, .h5, .hdf5) or a folder of them."
     )
-    train: Path | None = Field(None, description="Instead of path: the training file.")
-    validation: Path | None = Field(None, description="The validation file; else cut from train.")
+    train: Path | None = Field(None, description="The training file; replaces path.")
+    validation: Path | None = Field(None, description="The validation file (default: from train).")
     test: Path | None = Field(None, description="The test file; needs train.")
     x: str | tuple[str, ...] | None = Field(
         None, description="Key of the samples, or columns of a table (default: all others)."
@@ -30,30 +30,31 @@ class DataSettings(Settings):
         None, description="Key of the labels, or column(s) of a table (default: the last)."
     )
     group: str | None = Field(
-        None, description="Key or column whose equal values (patient, site) stay in one part."
+        None, description="Key or column of groups (patient, site); a group stays in one part."
     )
     drop: tuple[str, ...] = Field((), description="Columns of a table to leave out.")
     categories: tuple[str, ...] = Field(
-        (), description="Columns of numbers that are codes; text columns are categories anyway."
+        (), description="Numeric columns that hold category codes; text columns need no entry."
     )
-    kind: Kind = Field("auto", description="What y is.")
+    kind: Kind = Field("auto", description="The kind of label in y.")
     classes: tuple[str, ...] = Field(
-        (), description="Names of the classes 0, 1, ...; for text labels, their order."
+        (), description="Names of the classes 0, 1, ...; for text labels, the order of classes."
     )
-    form: Form = Field("auto", description="What a sample is.")
-    channels: Channels = Field("auto", description="Where a sample's channels are in the file.")
+    form: Form = Field("auto", description="The form of a sample.")
+    channels: Channels = Field("auto", description="The axis of a sample's channels in the file.")
     split: tuple[float, float, float] = Field(
         (0.7, 0.15, 0.15),
-        description="Shares that train, validate and test. Without a share to test (0), the "
-        "validation samples are scored again; without one to validate, the training samples.",
+        description="Shares for training, validation and test. If the test share is 0, the test "
+        "score is that of the validation samples; if the validation share is 0 too, that of the "
+        "training samples.",
     )
     split_seed: int | None = Field(
-        0, ge=0, description="Draws the split; null ties it to the run's seed."
+        0, ge=0, description="Seed of the split; null uses the run's seed."
     )
     normalize: Literal["auto", "none", "standard"] = Field(
         "auto",
-        description="standard: every channel or column has mean 0 and deviation 1 in training "
-        "samples; auto: the same, but 0/1 channels stay as they are.",
+        description="standard: every channel or column gets mean 0 and standard deviation 1 over "
+        "the training samples; auto: the same, but leaves 0/1 channels unchanged.",
     )
 
     @model_validator(mode="after")
@@ -63,12 +64,14 @@ class DataSettings(Settings):
         if self.train is None and (self.validation or self.test):
             raise ValueError("validation and test go with train, not with path")
         if self.train is not None and self.test is None and self.tests:
-            raise ValueError("train needs test; for one file to be split, set path")
+            raise ValueError("train needs test; to split a single file, set path")
         train, validation, test = self.split
         if min(self.split) < 0 or not math.isclose(sum(self.split), 1, abs_tol=1e-6):
             raise ValueError("split needs three shares that add up to 1")
         if train == 0 or (validation == 0 and test > 0):
-            raise ValueError("split needs a share to train, and one to validate where one tests")
+            raise ValueError(
+                "split needs a training share above 0, and a test share needs a validation share"
+            )
         return self
 
     @property

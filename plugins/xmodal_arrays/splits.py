@@ -1,4 +1,4 @@
-"""Which samples train, validate and test: stratified by class, or whole groups at a time.
+"""Splits samples into training, validation and test: stratified by class, or by whole groups.
 
 Pure functions of counts, labels and a seed.
 """
@@ -20,11 +20,11 @@ def split(
     strata_N: Array | None = None,
     groups_N: Array | None = None,
 ) -> list[Indices]:
-    """Cut ``range(count)`` into one ascending index array a share; the first share is training.
+    """Cut ``range(count)`` into one ascending index array per share; the first share is training.
 
-    With ``strata_N`` every stratum is cut alike, give or take one, and always trains. With
-    ``groups_N`` no group is cut. Sizes do not depend on ``seed`` unless groups decide. Raises
-    DataError where a part would be empty.
+    ``strata_N`` cuts every stratum in the same proportions, give or take one sample, and puts at
+    least one sample of it into training. ``groups_N`` keeps each group whole. Without groups, sizes
+    do not depend on ``seed``. Raises DataError if a part would be empty.
     """
     if groups_N is not None:
         part_N = _by_group(groups_N, shares, seed)
@@ -35,7 +35,7 @@ def split(
         units = "samples" if groups_N is None else f"samples in {len(np.unique(groups_N))} groups"
         raise DataError(
             f"{count} {units} cannot be cut into parts of {', '.join(f'{s:.3g}' for s in shares)} "
-            "without an empty one; choose other shares or add samples"
+            "without leaving one empty; choose other shares or add samples"
         )
     return parts
 
@@ -44,7 +44,7 @@ def _by_stratum(strata_N: Array, shares: Sequence[float], seed: int) -> Indices:
     rng = np.random.RandomState(seed)
     share_P = np.asarray(shares, dtype=np.float64) / sum(shares)
     part_N = np.zeros(len(strata_N), dtype=np.int64)
-    # What rounding leaves over is carried to the next stratum, so the totals come out right too.
+    # Carry rounding errors to the next stratum, so that the totals are right too.
     carry_P = np.full(len(shares), 0.5)
     for stratum in np.unique(strata_N):
         rows = rng.permutation(np.flatnonzero(strata_N == stratum))
@@ -67,7 +67,7 @@ def _by_group(groups_N: Array, shares: Sequence[float], seed: int) -> Indices:
     missing_P = len(groups_N) * np.asarray(shares, dtype=np.float64) / sum(shares)
     part_G = np.zeros(len(names), dtype=np.int64)
     for group in order:
-        # The largest groups first, each to the part that lacks most.
+        # Largest groups first; each goes to the part that lacks the most samples.
         part_G[group] = missing_P.argmax()
         missing_P[part_G[group]] -= sizes[group]
     return part_G[group_N]

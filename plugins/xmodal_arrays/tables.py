@@ -1,4 +1,4 @@
-"""Reads tables (CSV, Parquet): numbers stay numbers, text becomes categories, NaN means missing."""
+"""Reads tables (CSV, Parquet): keeps numbers, turns text into categories, takes NaN as missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from xmodal_arrays.settings import DataSettings
 class Encoded:
     """The parts of a table: x float64 ``[n, F]``; ``levels``: 0 for a number, m for a category.
 
-    ``columns`` are the names of x, ``names`` the categories of each, ``labels`` the columns of y.
+    ``columns`` holds the column names of x, ``names`` the categories of each column, and ``labels``
+    the column names of y.
     """
 
     parts: list[FilePart]
@@ -30,7 +31,7 @@ class Encoded:
 
 
 def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
-    """Read and encode. A category's levels are those of all files. Raises DataError."""
+    """Read and encode. A category has the levels found in any file. Raises DataError."""
     import pandas as pd
 
     frames = [_read(path) for _, path in files]
@@ -67,7 +68,7 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
 
 @dataclass(frozen=True)
 class _Where:
-    """Names the file and row of a row of all files together."""
+    """Translates a row number over all files into a file and its row."""
 
     paths: list[Path]
     starts: list[int]
@@ -106,9 +107,9 @@ def _is_number(text: str) -> bool:
 
 
 def _doubt(path: Path, frame: Any) -> str:
-    """What to note of a CSV file whose first line may be its first row; else nothing.
+    """A note on a CSV file whose first line may be data instead of column names; else empty.
 
-    Whole numbers that count on, such as 0, 1, 2 or years, are names that programs give.
+    Consecutive whole numbers, such as 0, 1, 2 or years, are accepted: programs write such names.
     """
     if path.suffix.lower() != ".csv":
         return ""
@@ -117,7 +118,7 @@ def _doubt(path: Path, frame: Any) -> str:
     counts = len(whole) == len(numbers) and bool((np.diff(whole) == 1).all())
     counted = set(numbers) if counts else set()
     own = [name for name in frame.columns if name not in counted and _holds(frame[name], name)]
-    names, are = (own, "are values of theirs") if own else (numbers, "look like numbers")
+    names, are = (own, "are also values in them") if own else (numbers, "look like numbers")
     if not own and (counted or len(numbers) < 2):
         return ""
     shown = ", ".join(f"'{name}'" for name in names[:6]) + ", ..." * (len(names) > 6)
@@ -127,7 +128,7 @@ def _doubt(path: Path, frame: Any) -> str:
 
 
 def _holds(series: Any, name: str) -> bool:
-    """Whether a column holds its own name, as text or as the number that it is."""
+    """Whether a column holds its own name as a value, as text or as a number."""
     if series.dtype.kind in "iuf":
         return _is_number(name) and bool((series == float(name)).any())
     return bool((series.astype(str) == name).any())
@@ -163,7 +164,7 @@ def _require(path: Path, frame: Any, names: list[str]) -> None:
 def _column(
     series: Any, name: str, coded: bool, where: _Where, notes: list[str]
 ) -> tuple[Array, tuple[str, ...]]:
-    """One column of all files as float64, and its categories (none for a number)."""
+    """A column over all files as float64, and its categories (none for a number)."""
     from pandas.api import types
 
     number = types.is_numeric_dtype(series.dtype) and not types.is_bool_dtype(series.dtype)
@@ -178,7 +179,7 @@ def _column(
         return values_N, ()
     if types.is_datetime64_any_dtype(series.dtype):
         path, _ = where(0)
-        raise DataError(f"{path}: column '{name}' holds dates; make numbers of them or drop it")
+        raise DataError(f"{path}: column '{name}' holds dates; convert them to numbers or drop it")
     return _category(series, name, where, notes)
 
 
@@ -200,7 +201,7 @@ def _category(
             f"category of {len(found)} levels"
         )
     if len(found) > max(20, len(series) // 2):
-        note += "; if it is an identifier, leave it out (set drop:)"
+        note += "; if it is an identifier, leave out the column (set drop:)"
     notes.append(note)
     return np.where(codes_N < 0, np.nan, codes_N.astype(np.float64)), tuple(map(str, found))
 
@@ -219,6 +220,6 @@ def _label_values(path: Path, frame: Any, names: list[str]) -> Array:
 
 
 def _plain(series: Any) -> Array:
-    """A column's values; text, which arrives as Python objects, as NumPy text."""
+    """A column's values; text arrives as Python objects and becomes NumPy text."""
     values_N: Array = series.to_numpy()
     return values_N if values_N.dtype.kind in "fiub" else values_N.astype(str)

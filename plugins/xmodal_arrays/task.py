@@ -1,6 +1,6 @@
-"""The user's own data as a task: located, understood, checked, split and standardised.
+"""The user's own data as a task: located, interpreted, checked, split and standardised.
 
-What is inferred is said in notes, and every inference has a setting that overrides it.
+Notes report everything that is inferred, and a setting can override each inference.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class FilePlan:
-    """Everything known without reading samples: parts, layout, labels, notes."""
+    """Everything that is known before samples are read: parts, layout, labels, notes."""
 
     parts: tuple[FilePart, ...]
     layout: Layout
@@ -55,14 +55,14 @@ class FilePlan:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """Rows of a part that train, validate or test."""
+    """The rows of a part that serve one role: train, validate or test."""
 
     part: int
     rows: Indices
 
 
 def understand(settings: DataSettings) -> FilePlan:
-    """Locate the data and infer what they are from headers and labels. Raises DataError."""
+    """Locate the data, and infer their meaning from headers and labels. Raises DataError."""
     files, table = sources(settings), None
     tabular = {path.suffix.lower() in TABLES for _, path in files}
     if tabular == {True, False}:
@@ -90,7 +90,7 @@ def understand(settings: DataSettings) -> FilePlan:
 
 
 def shares(plan: FilePlan, settings: DataSettings, seed: int) -> dict[str, Share]:
-    """Who trains, validates and tests. Raises DataError where a part would be empty."""
+    """The rows for training, validation and test. Raises DataError if a share would be empty."""
     by_role = {part.role: index for index, part in enumerate(plan.parts)}
     result: dict[str, Share] = {
         role: Share(by_role[role], np.arange(plan.parts[by_role[role]].x.shape[0]))
@@ -113,7 +113,7 @@ def _cut(
     by_role: Mapping[Role, int],
     missing: list[Role],
 ) -> dict[str, Share]:
-    """Cut one file into all parts, or training samples into those to train and to validate."""
+    """Cut one file into all shares, or training samples into training and validation."""
     index = by_role.get("all", by_role.get("train", 0))
     wanted = [role for role in _ROLES if role == "train" or role in missing]
     part, fractions = plan.parts[index], dict(zip(_ROLES, settings.split, strict=True))
@@ -134,7 +134,7 @@ def _default(data: Mapping[str, Any], which: int) -> dict[str, str]:
     try:
         labels = understand(DataSettings.model_construct(**data)).labels
     except DataError:
-        # ``describe`` meets the same error at once, where it is shown in full.
+        # ``describe`` soon meets the same error and reports it in full.
         return {"use": _DEFAULTS["classification"][which]}
     return {"use": _DEFAULTS["binary" if labels.binary else labels.target.kind][which]}
 
@@ -154,10 +154,10 @@ class Arrays(Task):
         """Where the data are, how to read them, and what to learn."""
 
         loss: Use[Loss] = Field(
-            default_factory=_default_loss, description="By default, the usual one of y's kind."
+            default_factory=_default_loss, description="Default: the usual loss for y's kind."
         )
         metric: Use[Metric] = Field(
-            default_factory=_default_metric, description="By default, the usual one of y's kind."
+            default_factory=_default_metric, description="Default: the usual metric for y's kind."
         )
 
     @classmethod
@@ -170,14 +170,14 @@ class Arrays(Task):
         return TaskFacts(name, plan.layout.shape, plan.labels.target, counts, plan.levels)
 
     def load(self, seed: int) -> TaskData:
-        """Check every value, split, and standardise with training samples alone."""
+        """Check every value, split, and standardise by the training samples only."""
         plan = understand(self.config)
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
         scale = self._input_scale(plan, train)
         decode = _label_scale(plan, train)
 
-        @cache  # a share that serves twice is one object, which tells the engine so
+        @cache  # a share with two roles is one object, so the engine can recognise it
         def samples(share: Share) -> Dataset[Pair]:
             rows = plan.labels.rows[share.part]
             layouts = plan.layout, plan.labels.layout
@@ -188,7 +188,7 @@ class Arrays(Task):
         notes = (*plan.notes, f"arrays: {sizes} samples to train, validate and test")
         if split_of["test"] is split_of["validation"]:
             again = "training" if split_of["test"] is train else "validation"
-            notes += (f"arrays: nothing is held out; the test score is that of {again} samples",)
+            notes += (f"arrays: no test samples; the test score is that of the {again} samples",)
         return TaskData(
             sets["train"],
             sets["validation"],
@@ -202,11 +202,11 @@ class Arrays(Task):
 
     @classmethod
     def decoder(cls, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
-        """The scale of the labels, where there is one."""
+        """The map from standardised predictions to the unit of the labels, if needed."""
         return Affine(state["mean"], state["deviation"]) if state else nn.Identity()
 
     def _input_scale(self, plan: FilePlan, train: Share) -> SampleScale | None:
-        """Scan all samples; the scale of the training ones, or None if it is not wanted."""
+        """Scan all samples; return the scale of the training samples, or None if not wanted."""
         row = plan.layout.form == "row"
         scale = None
         for index, part in enumerate(plan.parts):
@@ -219,7 +219,7 @@ class Arrays(Task):
 
 
 def _raw_form(plan: FilePlan, scale: SampleScale | None) -> RawForm:
-    """How samples were laid out, coded and standardised."""
+    """A record of the samples' layout, coding and standardisation."""
     table, y, part = plan.table, plan.labels.layout, plan.parts[0]
     return RawForm(
         shape=part.x.shape[1:],
@@ -237,7 +237,7 @@ def _raw_form(plan: FilePlan, scale: SampleScale | None) -> RawForm:
 
 
 def _label_scale(plan: FilePlan, train: Share) -> nn.Module:
-    """Check dense labels; for numbers, what turns standardised predictions into their unit."""
+    """Check dense labels; for numbers, return the map from standardised predictions to labels."""
     labels = plan.labels
     numbers = labels.target.kind == "regression" or labels.layout is not None
     if not numbers:
@@ -253,7 +253,10 @@ def _label_scale(plan: FilePlan, train: Share) -> nn.Module:
 
 
 def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:
-    """Classes that a part lacks, groups that files share. DataError if training lacks a class."""
+    """Notes on classes missing from a part, and on groups that are in two files.
+
+    Raises DataError if training lacks a class.
+    """
     notes = []
     if plan.labels.target.kind == "classification":
         for role, share in split_of.items():

@@ -1,7 +1,8 @@
-"""What all backbones share: settings, the frozen source embedding, normalisation of images.
+"""Shared code of all backbones: settings, the frozen source embedding, normalisation of images.
 
-A backbone trains without its own embedding layer: target samples arrive through an embedder, so the
-pretrained embedding only reads source samples and is kept frozen outside the trained parameters.
+A backbone trains without its own embedding layer, because target samples arrive through an
+embedder. The pretrained embedding only reads source samples; it stays frozen, outside the trained
+parameters.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class BackboneSettings(Settings):
     """Settings of every backbone."""
 
-    pretrained: bool = Field(True, description="Load pretrained weights; false: random ones.")
+    pretrained: bool = Field(True, description="Load pretrained weights; false: random weights.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout in the backbone; empty: what the weights came with."
+        None, ge=0, lt=1, description="Dropout in the backbone; empty: as in the model's config."
     )
 
 
@@ -33,19 +34,19 @@ class ImageBackboneSettings(BackboneSettings):
     """Settings of image backbones."""
 
     drop_path: float | None = Field(
-        None, ge=0, lt=1, description="Stochastic depth; empty: what the weights came with."
+        None, ge=0, lt=1, description="Stochastic depth; empty: as in the model's config."
     )
 
 
 class BuiltinBackbone(Backbone):
     """A backbone whose source embedding is frozen.
 
-    The embedding is no registered submodule: it is neither trained nor saved with checkpoints (it
-    is a function of the recipe), but it moves between devices with the backbone.
+    The embedding is not a registered submodule. It is not trained, and checkpoints need not save it
+    because the recipe determines it. It still moves between devices with the backbone.
     """
 
     def keep_embedding(self, embedding: nn.Module) -> None:
-        """Freeze the source embedding and keep it beside the trained parameters."""
+        """Freeze the source embedding and keep it apart from the trained parameters."""
         self.__dict__["_embedding"] = embedding.eval().requires_grad_(False)
 
     @property
@@ -60,7 +61,7 @@ class BuiltinBackbone(Backbone):
 
 
 class ImageBackbone(BuiltinBackbone):
-    """A backbone that was trained on images normalised with ``mean`` and ``std``."""
+    """A backbone that was pretrained on images normalised with ``mean`` and ``std``."""
 
     mean_std = IMAGENET
 
@@ -91,9 +92,9 @@ class PatchBackbone(ImageBackbone):
 
 @contextlib.contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Initialise modules from a component's own generator; the global one is left as it was.
+    """Initialise modules from a component's own generator, without changing the global generator.
 
-    Only the CPU generator is seeded: modules are built on the CPU.
+    Seeds only the CPU generator, because modules are built on the CPU.
     """
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -107,16 +108,16 @@ def count(module: nn.Module) -> int:
 
 
 def needs_2d(facts: Facts) -> Iterable[str]:
-    """The problem of a windowed backbone with a sequence of tokens."""
+    """The problem if a windowed backbone would get a sequence of tokens."""
     if facts.grid and len(facts.grid) != 2:
         yield (
-            f"backbone '{facts.backbone.name}' needs a 2-D token grid; this embedder gives task "
-            f"'{facts.task.name}' a sequence"
+            f"backbone '{facts.backbone.name}' needs a 2-D token grid; this embedder makes a "
+            f"sequence from task '{facts.task.name}'"
         )
 
 
 def with_image_dropout(hf_config: Any, config: ImageBackboneSettings) -> Any:
-    """Set dropout (hidden and attention) and stochastic depth where the recipe does."""
+    """Set dropout (hidden and attention) and stochastic depth if the recipe sets them."""
     if config.dropout is not None:
         hf_config.hidden_dropout_prob = config.dropout
         hf_config.attention_probs_dropout_prob = config.dropout

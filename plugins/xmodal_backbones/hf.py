@@ -1,6 +1,6 @@
 """Any supported Hugging Face encoder, by hub id or local folder.
 
-The config decides which of the three kinds of backbone it is: a plain vision transformer, a Swin
+The model's config decides which kind of backbone it is: a plain vision transformer, a Swin
 transformer or a text encoder.
 """
 
@@ -24,7 +24,7 @@ from xmodal_backbones.swin import SwinBackbone, swin_facts
 
 
 def _facts(name: str, hf_config: Any) -> BackboneFacts:
-    """The facts that a config tells. Raises DataError for unsupported families."""
+    """The facts in a config. Raises DataError for unsupported families."""
     kind = hf_config.model_type
     if kind == "swin":
         stages, patch = len(hf_config.depths), hf_config.patch_size
@@ -36,10 +36,10 @@ def _facts(name: str, hf_config: Any) -> BackboneFacts:
     if kind in text.KNOWN:
         return text.text_facts(name, hf_config)
     raise DataError(
-        f"backbone 'hf' cannot drive '{name}': its family '{kind}' is not supported\n"
+        f"backbone 'hf' does not support '{name}' of family '{kind}'\n"
         f"supported image families: swin, {', '.join(vit.FAMILIES)}\n"
         f"supported text families: {', '.join(text.KNOWN)}\n"
-        "ways out: choose a model of one of these families, backbone 'timm', or write a plugin"
+        "ways out: choose a model of a supported family, use backbone 'timm', or write a plugin"
     )
 
 
@@ -66,12 +66,12 @@ class HuggingFace(Backbone):
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
-        """The facts in the model's config; asks the hub only where the config is not cached."""
+        """The facts in the model's config; asks the hub only if the config is not cached."""
         return _facts(config.name, weights.read_config(weights.resolve_config(config.name)))
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """The problems of the kind of backbone."""
+        """The problems of this kind of backbone."""
         if facts.backbone.modality == "text":
             yield from text.TextBackbone.problems(config, facts)
             if config.drop_path is not None:
@@ -93,15 +93,13 @@ class HuggingFace(Backbone):
         return self.body.prepare_source(raw)
 
     def tokenize(self, words: list[str]) -> list[list[int]]:
-        """The word pieces of every word, for text backbones. Raises DataError for image
-        backbones.
-        """
+        """The word pieces of every word. Raises DataError for image backbones."""
         if not isinstance(self.body, text.TextBackbone):
-            raise DataError(f"'{self.facts.name}' is an image backbone and reads no words")
+            raise DataError(f"'{self.facts.name}' is an image backbone and cannot read words")
         return self.body.tokenize(words)
 
     def library_model(self) -> LibraryModel:
-        """The model of the family it is of."""
+        """The library's model of this family."""
         return self.body.library_model()
 
     def patch_projection(self) -> nn.Conv2d | None:
@@ -113,7 +111,7 @@ class HuggingFace(Backbone):
         return self.body.embedding_norm()
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """Position embeddings for a grid, where they are absolute."""
+        """Position embeddings for a grid, if positions are absolute."""
         return self.body.positions(grid)
 
 
@@ -145,7 +143,7 @@ def _backbone(
 
 
 def _mean_std(folder: Path) -> tuple[Any, Any]:
-    """The mean and deviation the model's images were normalised with (else ImageNet's)."""
+    """Mean and standard deviation that the model normalises images with (else ImageNet's)."""
     settings = read_json(folder / "preprocessor_config.json")
     mean, std = settings.get("image_mean"), settings.get("image_std")
     return (tuple(mean), tuple(std)) if mean and std else IMAGENET

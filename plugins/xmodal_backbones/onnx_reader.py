@@ -1,7 +1,7 @@
-"""Reads the weights out of an ONNX file without the onnx package.
+"""Reads the weights in an ONNX file, without the onnx package.
 
-Only what is needed: the initializers, and which node reads each of them. The graph is never run.
-Field numbers are those of ``onnx.proto``.
+It reads only the initializers, and which node uses each of them. The graph is never run. Field
+numbers are those of ``onnx.proto``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8")}
 
 @dataclass(frozen=True)
 class Weights:
-    """Initializers by name, and for each name the nodes that read it."""
+    """Initializers by name, and the nodes that read each name."""
 
     tensors: dict[str, np.ndarray[Any, Any]]
     readers: dict[str, list[str]]

@@ -9,9 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_backbones() -> Mapping[str, str]:
-    """Pretrained backbones: three out of registry packages, four by hub or folder, one for
-    tests.
-    """
+    """Pretrained backbones: three from registry packages, four by hub or folder, one for tests."""
     return {
         "vit-s14": "xmodal_backbones.embedded:VitS14",
         "minilm-l6": "xmodal_backbones.embedded:MiniLM",

@@ -1,7 +1,7 @@
 """Swin transformers: the backbones of the ORCA and PaRe papers.
 
-Tokens are the patch projection with its LayerNorm; positions are relative, inside the windows. The
-grid of the features is eight times coarser than that of the tokens.
+Tokens are the patch projection with its LayerNorm. Positions are relative, within windows. The
+feature grid is eight times coarser than the token grid.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SwinBackbone(ImageBackbone):
         return needs_2d(facts)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Encode tokens of any 2-D grid; windows are padded where they do not fit."""
+        """Encode tokens of any 2-D grid; incomplete windows are padded."""
         height, width = tokens.grid
         x_BMF = self.encoder(tokens.x_BND, (height, width)).last_hidden_state
         for layer in self.encoder.layers:
@@ -56,7 +56,7 @@ class SwinBackbone(ImageBackbone):
         return Tokens(self.norm(x_BMF), (height, width))
 
     def library_model(self) -> LibraryModel:
-        """The stages. The library's own layers are wrong on grids below their window."""
+        """The stages, whose layers in the library are wrong on grids smaller than the window."""
         state = {f"encoder.{key}": value for key, value in self.encoder.state_dict().items()}
         state |= {f"layernorm.{key}": value for key, value in self.norm.state_dict().items()}
         return weights.library_model(self.hf_config, state)

@@ -1,4 +1,4 @@
-"""A repair of the library's Swin layer, which loses its window size on small grids."""
+"""A fix for the library's Swin layer, which loses its window size on small grids."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from transformers.models.swin.modeling_swin import SwinLayer, window_partition
 
 
 class SteadyLayer(SwinLayer):  # type: ignore[misc]
-    """A Swin layer fit for grids of any and changing size.
+    """A Swin layer for grids of any size, which may change between calls.
 
-    The library's layer shrinks its window for good once a grid is smaller, and then no longer fits
-    its own table of positions. Here the window stays and such grids are padded, with the padding
-    masked: the same mathematics as a smaller window with the middle of the table.
+    The library's layer shrinks its window permanently when it meets a smaller grid, and then no
+    longer fits its own position table. This layer keeps its window, and pads and masks small grids,
+    which equals a smaller window with the middle part of the table.
     """
 
     @classmethod
     def convert(cls, layer: Any) -> None:
-        """Turn a layer of the library into one of these, in place."""
+        """Turn a layer of the library into a ``SteadyLayer``, in place."""
         layer.full_shift = layer.shift_size
         layer.__class__ = cls
 
@@ -30,7 +30,7 @@ class SteadyLayer(SwinLayer):  # type: ignore[misc]
     def get_attn_mask(
         self, height: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """The library's mask, or one that hides padding where the grid is below the window."""
+        """The library's mask, or a mask of the padding if the grid is smaller than the window."""
         if min(self.resolution) >= self.window_size:
             return super().get_attn_mask(height, width, dtype, device)
         hidden_1HW1 = torch.full((1, height, width, 1), -100.0, dtype=dtype, device=device)

@@ -1,8 +1,8 @@
-"""Text encoders of the Hugging Face families whose embedding layer is a module of its own.
+"""Text encoders of the Hugging Face families that have a separate embedding module.
 
 Tokens are the output of the pretrained embedding layer (words, positions, LayerNorm). The encoder
-runs through the library's own forward pass with that layer replaced by one that hands the tokens
-on.
+runs in the library's own forward pass, with the embedding layer replaced by a module that passes
+the tokens through.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KNOWN = ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "
 
 
 class HandOn(nn.Module):
-    """Stands where the embedding layer was and returns the embeddings it is given."""
+    """Replaces the embedding layer and returns the embeddings that it receives."""
 
     def forward(self, *given: Any, inputs_embeds: Tensor | None = None, **named: Any) -> Any:
         """Return ``inputs_embeds``, by name or by position."""
@@ -44,23 +44,23 @@ def fits(model: Any) -> bool:
 
 
 class TextBackbone(BuiltinBackbone):
-    """A text encoder without its word embeddings, which stay frozen beside it."""
+    """A text encoder without its word embeddings, which stay frozen and apart."""
 
     _tokenizer: Any = None
     _find_tokenizer: Callable[[], Path]
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """More tokens than the position table has rows."""
+        """Report more tokens than the position table has rows."""
         limit = facts.backbone.max_tokens
         if limit is not None and facts.num_tokens > limit:
             yield (
-                f"backbone '{facts.backbone.name}' reads at most {limit} tokens; the embedder "
-                f"makes {facts.num_tokens} of task '{facts.task.name}': choose larger patches"
+                f"backbone '{facts.backbone.name}' reads at most {limit} tokens, but the embedder "
+                f"makes {facts.num_tokens} for task '{facts.task.name}'; choose larger patches"
             )
 
     def adopt(self, model: Any, find_tokenizer: Callable[[], Path]) -> None:
-        """Take over a model; ``find_tokenizer`` returns the folder of its tokenizer when asked."""
+        """Take over a model; ``find_tokenizer`` is called only when the tokenizer is needed."""
         self.keep_embedding(model.embeddings)
         model.embeddings = HandOn()
         if getattr(model, "pooler", None) is not None:
@@ -69,12 +69,12 @@ class TextBackbone(BuiltinBackbone):
         self._find_tokenizer = find_tokenizer
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Encode ``[B, N, D]``; the grid stays."""
+        """Encode ``[B, N, D]``; the grid does not change."""
         out = self.model(inputs_embeds=tokens.x_BND)
         return Tokens(out.last_hidden_state, tokens.grid)
 
     def library_model(self) -> LibraryModel:
-        """The encoder, with an empty embedding of two words: it reads tokens, not words."""
+        """The encoder, with a dummy embedding of two words, because it reads tokens, not words."""
         hf_config = copy.deepcopy(self.model.config)
         hf_config.vocab_size = (hf_config.pad_token_id or 0) + 2
         return weights.library_model(hf_config, self.model.state_dict())
@@ -96,7 +96,7 @@ class TextBackbone(BuiltinBackbone):
         return pieces
 
     def prepare_source(self, raw: Any) -> Tensor:
-        """Word pieces ``[n, L]`` of n lists of words, cut to the shortest; ids pass unchanged."""
+        """Word pieces ``[n, L]`` of n word lists, cut to the shortest; ids pass unchanged."""
         if isinstance(raw, Tensor):
             return raw
         rows = [[piece for word in self.tokenize(row) for piece in word] for row in raw]
@@ -111,7 +111,7 @@ class TextBackbone(BuiltinBackbone):
         return find_norm(self.embedding)
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """The first N rows of the position table, N = prod(grid). Raises UsageError if it ends."""
+        """The first N = prod(grid) rows of the position table. Raises UsageError if too few."""
         table = getattr(self.embedding, "position_embeddings", None)
         if not isinstance(table, nn.Embedding):
             return None
@@ -145,7 +145,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def text_facts(name: str, hf_config: Any) -> BackboneFacts:
     """The facts of a text encoder's config."""
-    # Tables with a padding row waste it and the rows before.
+    # In tables with a padding row, that row and the rows before it are unused.
     rows = getattr(hf_config, "max_position_embeddings", None)
     padded = hf_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet")
     return BackboneFacts(
@@ -159,7 +159,7 @@ def text_facts(name: str, hf_config: Any) -> BackboneFacts:
 
 
 def with_dropout(hf_config: Any, dropout: float | None) -> Any:
-    """Set hidden and attention dropout where the recipe does."""
+    """Set hidden and attention dropout if the recipe sets them."""
     names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
     for name in names:
         if dropout is not None and hasattr(hf_config, name):
@@ -168,9 +168,7 @@ def with_dropout(hf_config: Any, dropout: float | None) -> Any:
 
 
 class Roberta(TextBackbone):
-    """RoBERTa-base, from the hub or a local folder: the text backbone of the ORCA and PaRe
-    papers.
-    """
+    """RoBERTa-base, from the hub or a local folder: the text backbone of ORCA and PaRe."""
 
     class Config(BackboneSettings):
         """Settings of ``roberta``."""

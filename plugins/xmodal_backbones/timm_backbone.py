@@ -1,7 +1,9 @@
 """Vision and Swin transformers of the timm library, from the hub or a local safetensors file.
 
-Other architectures of timm (hybrid, convolutional, rotary positions) are refused with a list of
-what works. B samples, N tokens, D width.
+Other timm architectures (hybrid, convolutional, rotary positions) are refused, with a list of the
+supported ones.
+
+Shapes: B samples, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from xmodal_backbones.common import ImageBackboneSettings, PatchBackbone, needs_
 
 
 class _Embedding(nn.Module):
-    """The frozen embedding of source images; patch positions are resized as timm does."""
+    """The frozen embedding of source images; patch positions are resized as in timm."""
 
     def __init__(self, patch: Any, positions_1ND: Tensor | None, side: tuple[int, int]) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class _Embedding(nn.Module):
 
 
 class Timm(PatchBackbone):
-    """Any timm VisionTransformer or SwinTransformer by its model name."""
+    """Any timm VisionTransformer or SwinTransformer, by its model name."""
 
     class Config(ImageBackboneSettings):
         """Settings of ``timm``."""
@@ -81,14 +83,14 @@ class Timm(PatchBackbone):
         count = model.num_prefix_tokens
         positions_1MD = model.pos_embed
         if positions_1MD is not None and not model.no_embed_class:
-            # A prefix token and its position only ever occur as a sum: one parameter does.
+            # A prefix token and its position occur only as a sum, so one parameter is enough.
             if tokens:
                 tokens = [torch.cat(tokens, dim=1) + positions_1MD[:, :count]]
             positions_1MD = positions_1MD[:, count:]
         empty_10D = torch.zeros(1, 0, model.embed_dim)
         self.prefix_1PD = nn.Parameter(torch.cat([empty_10D, *tokens], dim=1).detach().clone())
         self.norm_pre, self.blocks = model.norm_pre, model.blocks
-        # Mean-pooled models normalise after the pool; here that norm is applied to every token.
+        # Mean-pooled models normalise after pooling; here the norm is applied to every token.
         self.norm_name = "fc_norm" if isinstance(model.norm, nn.Identity) else "norm"
         self.norm = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
         side = model.patch_embed.grid_size
@@ -96,7 +98,7 @@ class Timm(PatchBackbone):
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
-        """The facts of the architecture; builds it without memory or weights."""
+        """The facts of the architecture; builds it without allocating or loading weights."""
         with torch.device("meta"):
             return _facts(config.name, _create(config))
 
@@ -117,7 +119,7 @@ class Timm(PatchBackbone):
         return Tokens(x_BMD[:, prefix_BPD.shape[1] :], tokens.grid)
 
     def library_model(self) -> LibraryModel:
-        """The blocks or stages and the norm, under timm's names; all else belongs to others."""
+        """The blocks or stages and the norm, under timm's names, without embedding and head."""
         layers, norm = (
             ("layers", "norm") if self.facts.reduction > 1 else ("blocks", self.norm_name)
         )
@@ -168,9 +170,9 @@ def _create(config: Any) -> Any:
     plain = type(model) is VisionTransformer and type(model.patch_embed) is PatchEmbed
     if not (plain or (model is not None and _is_swin(model))):
         raise DataError(
-            f"backbone 'timm' cannot drive '{config.name}'\nsupported: the plain VisionTransformer "
+            f"backbone 'timm' does not support '{config.name}'\nsupported: plain VisionTransformer "
             "(vit_*, deit*, without hybrid or rotary parts) and SwinTransformer (swin_*)\n"
-            "ways out: choose one of these, backbone 'hf', or write a plugin"
+            "ways out: choose a supported model, use backbone 'hf', or write a plugin"
         )
     return model
 
@@ -194,7 +196,7 @@ def _weight_file(config: Any, model: Any) -> Path:
     if config.weights != "hub":
         path = Path(config.weights).expanduser()
         if path.suffix != ".safetensors" or not path.is_file():
-            raise DataError(f"{path}: not a .safetensors file (pickles are not read)")
+            raise DataError(f"{path}: not a .safetensors file (pickles are never read)")
         return path
     hub_id = model.pretrained_cfg.get("hf_hub_id")
     if not hub_id:
@@ -209,7 +211,7 @@ def _weight_file(config: Any, model: Any) -> Path:
 
 
 def _load(config: Any, model: Any) -> str:
-    """Load the weights into the model and return the account of its keys. Raises DataError."""
+    """Load the weights into the model and return a report on its keys. Raises DataError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from timm.models import swin_transformer, vision_transformer

@@ -1,7 +1,8 @@
 """A tiny transformer with fixed random weights: for tests, smoke runs and trying recipes out.
 
-It knows nothing; "pretrained" only means that every run gets the same weights. B samples, N
-tokens, D width, L word pieces.
+It knows nothing: here, "pretrained" only means that every run gets the same weights.
+
+Shapes: B samples, N tokens, D width, L word pieces.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Tiny(BuiltinBackbone):
     class Config(BackboneSettings):
         """Settings of ``tiny``."""
 
-        modality: Literal["image", "text"] = Field("image", description="What it claims to know.")
+        modality: Literal["image", "text"] = Field("image", description="The modality it reads.")
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -95,7 +96,7 @@ class Tiny(BuiltinBackbone):
         )
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Encode ``[B, N, D]``; the grid stays."""
+        """Encode ``[B, N, D]``; the grid does not change."""
         return Tokens(self.norm(self.layers(tokens.x_BND)), tokens.grid)
 
     def embed(self, x: Tensor) -> Tokens:
@@ -110,7 +111,7 @@ class Tiny(BuiltinBackbone):
         return Tokens(x_BND + sinusoids(x_BND.shape[1]).to(x_BND), grid)
 
     def tokenize(self, words: list[str]) -> list[list[int]]:
-        """One hashed id a word."""
+        """One hashed id per word."""
         return [[zlib.crc32(word.lower().encode()) % _WORDS] for word in words]
 
     def prepare_source(self, raw: Any) -> Tensor:

@@ -1,8 +1,9 @@
 """Plain vision transformers of the Hugging Face families ViT, DeiT and DINOv2.
 
-Tokens are the patch projection plus position embedding; class and register tokens belong to the
-backbone, which adds them in front and drops them at the end. B samples, N tokens, D width, P prefix
-tokens.
+Tokens are the patch projection plus the position embedding. Class and register tokens belong to the
+backbone, which adds them in front and drops them at the end.
+
+Shapes: B samples, N tokens, D width, P prefix tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 def interpolate(native_ND: Tensor, grid: tuple[int, int], antialias: bool = False) -> Tensor:
     """Position embeddings of a square grid, bicubically resized as the library does: ``[N, D]``.
 
-    The library filters against aliasing in one family only, so this is the caller's choice.
+    The library applies the antialiasing filter in only one family, so the caller chooses.
     """
     side = round(native_ND.shape[0] ** 0.5)
     if grid == (side, side):
@@ -68,12 +69,12 @@ class VisionBackbone(PatchBackbone):
             prefix.append(extra)
         first = len(prefix)
         positions_1ND = old.position_embeddings
-        # A prefix token and its position only ever occur as a sum: one parameter does.
+        # A prefix token and its position occur only as a sum, so one parameter is enough.
         prefix_1PD = torch.cat(prefix, dim=1) + positions_1ND[:, :first]
         if (registers_1RD := getattr(old, "register_tokens", None)) is not None:
             prefix_1PD = torch.cat([prefix_1PD, registers_1RD], dim=1)
         self.prefix_1PD = nn.Parameter(prefix_1PD.detach().clone())
-        # The layers' place differs between versions of transformers; the keys here do not.
+        # The attribute of the layers differs between versions of transformers; these keys do not.
         self.layers = model.encoder.layer if hasattr(model, "encoder") else model.layers
         self.norm = model.layernorm
         projection = old.patch_embeddings.projection
@@ -82,7 +83,7 @@ class VisionBackbone(PatchBackbone):
         self.keep_embedding(PatchEmbedding(projection, positions_1ND[0, first:], antialias))
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Encode ``[B, N, D]`` tokens of any grid; the grid stays."""
+        """Encode tokens ``[B, N, D]`` of any grid; the grid does not change."""
         x_BND = tokens.x_BND
         prefix_BPD = self.prefix_1PD.expand(x_BND.shape[0], -1, -1).to(x_BND.dtype)
         x_BMD = torch.cat([prefix_BPD, x_BND], dim=1)
@@ -92,7 +93,7 @@ class VisionBackbone(PatchBackbone):
         return Tokens(self.norm(x_BMD)[:, prefix_BPD.shape[1] :], tokens.grid)
 
     def library_model(self) -> LibraryModel:
-        """The layers, with an empty embedding of one patch: they read tokens, not images."""
+        """The layers, with a dummy embedding of one patch, because they read tokens, not images."""
         hf_config = copy.deepcopy(self.hf_config)
         hf_config.num_hidden_layers = len(self.layers)
         hf_config.image_size = hf_config.patch_size

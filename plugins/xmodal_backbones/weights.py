@@ -1,7 +1,7 @@
 """Loads Hugging Face weights from a local folder or a hub, and accounts for every key.
 
-Only safetensors are read, never pickles. Without a network a hub fails within seconds, with one
-message that says every way out.
+Only safetensors are read, never pickles. Without a network, a hub download fails within seconds,
+with one message that lists every way out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
 _TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
 _WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 _TIMEOUT = 5.0
-# Keys that a checkpoint may have and a backbone does not: heads, poolers, old position buffers.
+# Keys that a checkpoint may have but a backbone does not: heads, poolers, old position buffers.
 _HEADS = (
     *("classifier", "cls.", "decoder.", "discriminator_predictions", "generator_", "head"),
     *("lm_head", "pooler.", "qa_outputs", "vocab_"),
@@ -31,7 +31,7 @@ _HEADS = (
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that ``name`` means, or None where it is a hub id. Raises DataError."""
+    """The folder ``name``, or None if ``name`` is a hub id. Raises DataError."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -46,7 +46,7 @@ def _unreachable(name: str, reason: str, ways_out: Sequence[str]) -> DataError:
     lines = [
         f"cannot get the weights '{name}' from the hub: {reason}",
         "ways out:",
-        "  - check the network; HF_ENDPOINT chooses a mirror, HF_HUB_OFFLINE=1 uses the cache only",
+        "  - check the network; HF_ENDPOINT sets a mirror, HF_HUB_OFFLINE=1 uses only the cache",
         "  - set the path of a local folder with config.json and model.safetensors instead",
         *(f"  - {line}" for line in ways_out),
         "  - set 'pretrained: false' to start from random weights",
@@ -65,32 +65,32 @@ def _reason(error: Exception) -> str:
 
 
 def hub_folder(name: str, files: Sequence[str], ways_out: Sequence[str] = ()) -> Path:
-    """The local snapshot of a hub model, fetched if need be. Raises DataError within seconds."""
+    """The local snapshot of a hub model, downloaded if needed. Raises DataError within seconds."""
     import huggingface_hub as hub
     from huggingface_hub import errors
 
     patterns = list(files)
-    # The client's connection errors are no OSErrors, and its HTTP library differs between versions.
+    # The client's connection errors are not OSErrors, and versions use different HTTP libraries.
     failures = (OSError, RuntimeError, errors.HFValidationError, vars(errors)["HTTPError"])
     try:
         cached = Path(hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
     except errors.LocalEntryNotFoundError:
         pass
     except errors.HFValidationError as error:
-        raise _unreachable(name, f"that is no hub id. {error}", ways_out) from error
+        raise _unreachable(name, f"this is not a hub id. {error}", ways_out) from error
     else:
         if _complete(cached, patterns):
             return cached
     if hub.constants.is_offline_mode():
         raise _unreachable(name, "it is not in the cache and HF_HUB_OFFLINE is set", ways_out)
     try:
-        # Asked first because, unlike downloads, it is not retried for minutes without a network.
+        # Ask for this first: unlike downloads, it is not retried for minutes without a network.
         hub.HfApi().model_info(name, timeout=_TIMEOUT)
         folder = Path(hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=_TIMEOUT))
     except failures as error:
         raise _unreachable(name, _reason(error), ways_out) from error
     if not _complete(folder, patterns):
-        raise _unreachable(name, "it has no safetensors, and pickles are not read", ways_out)
+        raise _unreachable(name, "it has no safetensors, and pickles are never read", ways_out)
     return folder
 
 
@@ -102,18 +102,18 @@ def _complete(folder: Path, patterns: Sequence[str]) -> bool:
 
 
 def resolve(name: str, ways_out: Sequence[str] = ()) -> Path:
-    """A folder with config, weights and tokenizer, for a local path or hub id. Raises DataError."""
+    """The folder with config, weights and tokenizer of a path or hub id. Raises DataError."""
     files = _CONFIG_FILES + _TOKENIZER_FILES + _WEIGHT_FILES
     return local_folder(name) or hub_folder(name, files, ways_out)
 
 
 def resolve_config(name: str) -> Path:
-    """A folder with the config at least. Raises DataError."""
+    """A folder with at least the config. Raises DataError."""
     return local_folder(name) or hub_folder(name, _CONFIG_FILES)
 
 
 def resolve_tokenizer(name: str) -> Path:
-    """A folder with the tokenizer at least. Raises DataError."""
+    """A folder with at least the tokenizer. Raises DataError."""
     return local_folder(name) or hub_folder(name, _CONFIG_FILES + _TOKENIZER_FILES)
 
 
@@ -129,7 +129,7 @@ def read_config(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's own bars and key tables; this module gives its own account."""
+    """Silence the library's progress bars and key tables; this module writes its own report."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -176,7 +176,7 @@ def report(name: str, model: nn.Module, missing: Sequence[str], unexpected: Sequ
         )
     line = f"{name}: {count(model):,} parameters, 0 missing, 0 unexpected"
     left = len(unexpected) + len(missing)
-    return line + (f" ({left} head keys aside)" if left else "")
+    return line + (f" ({left} head keys not used)" if left else "")
 
 
 def _is_head(key: str) -> bool:
@@ -190,7 +190,7 @@ def pretrained_model(
     generator: torch.Generator,
     note: Callable[[str], None],
 ) -> Any:
-    """A model with the weights of a folder; notes the account of its keys. Raises DataError."""
+    """A model with the weights of a folder; notes a report on its keys. Raises DataError."""
     from safetensors import SafetensorError
     from transformers import AutoModel
 
@@ -213,10 +213,10 @@ def pretrained_model(
 def library_model(
     hf_config: Any, state: Mapping[str, Tensor], prefix: Tensor | None = None
 ) -> LibraryModel:
-    """A model of ``hf_config`` with the weights in ``state`` and zeros in all others.
+    """A model of ``hf_config`` with the weights in ``state``; all other weights are zero.
 
-    Keys that begin with ``layers.`` are those of the encoder's layers, wherever the library has
-    them. Every key of ``state`` must have its place.
+    Keys that begin with ``layers.`` belong to the encoder's layers, wherever the library keeps
+    them. The model must have every key of ``state``.
     """
     from transformers import AutoModel
 
@@ -230,7 +230,7 @@ def library_model(
         if name not in whole:
             raise DataError(f"transformers' {type(model).__name__} has no weight '{name}'")
         whole[name] = value.detach()
-    # Names of stages that a cut backbone no longer has; the library makes them anew.
+    # Names of stages that a shortened backbone no longer has; the library makes them again.
     stages = ("out_features", "out_indices", "stage_names")
     config = {key: value for key, value in hf_config.to_dict().items() if key not in stages}
     config["architectures"] = [type(model).__name__]

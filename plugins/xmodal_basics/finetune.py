@@ -1,9 +1,8 @@
-"""The fine-tuning stage: shuffled epochs, micro-batches, warm-up and decay, one clip an optimizer
-step.
+"""The fine-tuning stage: shuffled epochs, micro-batches, warm-up and decay, gradient clipping.
 
-The released ORCA and PaRe code steps its schedule every micro-batch, sums the gradients of
-micro-batches and clips partial sums; ``accumulate: sum`` reproduces the sum, the rest is done once
-an optimizer step.
+The released ORCA and PaRe code sums the gradients of micro-batches, but steps its schedule and
+clips after every micro-batch. ``accumulate: sum`` reproduces the sum; here, schedule and clipping
+are applied once per optimizer step.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from xmodal.optimize import (
 
 
 class Finetune(OptimizingStage):
-    """Trains whatever ``train`` selects on the terms of the mixer's views."""
+    """Trains the parameters that ``train`` selects, on the loss terms of the mixer's views."""
 
     divides = True
 
@@ -41,13 +40,13 @@ class Finetune(OptimizingStage):
         stretch: float = Field(
             1.0,
             gt=0,
-            description="Multiplies epochs, warm-up and decay, whichever layer sets them: 2 gives "
-            "plain fine-tuning the encoder passes of a method that takes two a sample.",
+            description="Multiplies epochs, warm-up and decay, whichever layer sets them. With 2, "
+            "plain fine-tuning makes as many encoder passes as a method with two per sample.",
         )
         train: tuple[str, ...] = Field(
-            ("*",), description="Patterns over parameter names; 'norms' means every LayerNorm."
+            ("*",), description="Patterns over parameter names; 'norms' selects every LayerNorm."
         )
-        batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
+        batch: BatchSize = Field(BatchSize(), description="Samples per step, and how many at once.")
         accumulate: Literal["mean", "sum"] = Field(
             "mean", description="How micro-batches combine; the released code sums."
         )
@@ -57,21 +56,21 @@ class Finetune(OptimizingStage):
 
     @classmethod
     def planned_epochs(cls, config: Any) -> int:
-        """Passes over the training split, stretched."""
+        """Passes over the training split, times ``stretch``."""
         return max(1, round(float(config.epochs * config.stretch)))
 
     def steps_per_epoch(self, session: Session) -> int:
-        """Optimizer steps an epoch; the last, smaller batch counts."""
+        """Optimizer steps per epoch, including the last, smaller batch."""
         return self.at_most(math.ceil(loader.count(session.data.train) / self.config.batch.size))
 
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """Build the optimizer; parameters with a factor of their own form their own groups."""
+        """Build the optimizer; parameters with their own learning-rate factor form groups."""
         return make_optimizer(self.config.optimizer, named, self.config.lr_factors)
 
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Warm-up and decay as a factor of each group's learning rate."""
+        """Warm-up and decay, as a factor on each group's learning rate."""
         settings: Schedule = self.config.schedule
         stretched = settings.model_copy(
             update={
@@ -89,7 +88,7 @@ class Finetune(OptimizingStage):
     def loss(
         self, session: Session, micro: Batch, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The model's loss on one micro-batch times its share of the step."""
+        """The model's loss on one micro-batch, times the micro-batch's share of the step."""
         with session.autocast():
             loss, log = session.model(micro, progress)
         summed = self.config.accumulate == "sum"

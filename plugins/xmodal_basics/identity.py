@@ -1,4 +1,4 @@
-"""The ``identity`` backbone: no backbone at all, for baselines that read the samples themselves."""
+"""The ``identity`` backbone: changes nothing, for baselines that read the raw samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xmodal.interfaces import Backbone, BackboneFacts, Context, Settings
 
 
 class Identity(Backbone):
-    """Passes tokens through unchanged. Its width of 0 stands for "as the embedder makes them"."""
+    """Passes tokens through unchanged. Its width of 0 means any width that the embedder makes."""
 
     def __init__(self, config: Settings, context: Context) -> None:
         super().__init__(config, context)
@@ -18,7 +18,7 @@ class Identity(Backbone):
 
     @classmethod
     def describe(cls, config: Settings, store: Store) -> BackboneFacts:
-        """The facts of no backbone."""
+        """The facts of a backbone that changes nothing."""
         return BackboneFacts(name="identity", modality="any", width=0, feature_width=0)
 
     def forward(self, tokens: Tokens) -> Tokens:

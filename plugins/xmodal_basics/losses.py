@@ -1,7 +1,7 @@
-"""Losses of every sample, ``[B]``.
+"""Per-sample losses ``[B]``.
 
-Labels that are NaN are left out of a sample's mean, so masked maps need no loss of their own. The
-shapes of prediction and label must agree: nothing broadcasts.
+Labels that are NaN are left out of a sample's mean, so masked maps need no special loss. Prediction
+and label must have equal shapes: nothing broadcasts.
 
 Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]``.
 """
@@ -26,7 +26,7 @@ class CrossEntropy(Loss):
         balanced: bool = Field(
             False,
             description="Weight classes by 1 / frequency in the training split, scaled so that the "
-            "mean weight of its samples is 1.",
+            "mean weight over its samples is 1.",
         )
         label_smoothing: float = Field(
             0.0, ge=0, lt=1, description="Share spread over all classes."
@@ -36,17 +36,17 @@ class CrossEntropy(Loss):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        # Not saved: ``fit`` sees the same labels again when a run resumes.
+        # Not saved in checkpoints: a resumed run calls ``fit`` again with the same labels.
         self.register_buffer("weight_K", None, persistent=False)
         self.classes = (context.output or context.facts.task.target).size
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Exactly one class a sample."""
+        """Exactly one class per sample."""
         return output.kind == "classification"
 
     def fit(self, y: Tensor) -> None:
-        """Count the classes: w_c = n / (classes that occur * n_c), or 1 if class c never does."""
+        """Compute w_c = n / (number of classes that occur * n_c), or 1 if class c never occurs."""
         if not self.config.balanced:
             return
         count_K = torch.bincount(y.flatten().long(), minlength=self.classes).to(torch.float32)
@@ -65,7 +65,7 @@ class CrossEntropy(Loss):
         return loss_B * self.weight_K.to(loss_B)[y]
 
     def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
-        """KL(softmax(other) || softmax(prediction)); class weights and smoothing are for labels."""
+        """KL(softmax(other) || softmax(prediction)), without class weights and smoothing."""
         return softmax_divergence(prediction, other)
 
 
@@ -74,11 +74,11 @@ class Focal(Loss):
 
     class Config(Settings):
         alpha: float = Field(1.0, gt=0, description="Factor of the whole loss.")
-        gamma: float = Field(2.0, ge=0, description="How much well-classified samples count less.")
+        gamma: float = Field(2.0, ge=0, description="How much to discount well-classified samples.")
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Exactly one class a sample."""
+        """Exactly one class per sample."""
         return output.kind == "classification"
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
@@ -89,13 +89,13 @@ class Focal(Loss):
         return self.config.alpha * miss_B**self.config.gamma * loss_B  # type: ignore[no-any-return]
 
     def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
-        """alpha * KL(softmax(other) || softmax(prediction)); no class is the true one to focus."""
+        """alpha * KL(softmax(other) || softmax(prediction)); without a true class, no focusing."""
         alpha: float = self.config.alpha
         return alpha * softmax_divergence(prediction, other)
 
 
 class _Elementwise(Loss):
-    """The mean over a sample's known labels of something elementwise."""
+    """The mean of an elementwise loss over a sample's known labels."""
 
     kinds: ClassVar[tuple[str, ...]] = ("regression", "dense")
 
@@ -133,7 +133,7 @@ class BinaryCrossEntropy(_Elementwise):
         )
 
     def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
-        """The mean KL(Bernoulli(σ(other)) || Bernoulli(σ(prediction))); no label is positive."""
+        """The mean KL(Bernoulli(σ(other)) || Bernoulli(σ(prediction))), without ``pos_weight``."""
         yes = functional.logsigmoid(other) - functional.logsigmoid(prediction)
         no = functional.logsigmoid(-other) - functional.logsigmoid(-prediction)
         divergence = torch.sigmoid(other) * yes + torch.sigmoid(-other) * no
@@ -185,7 +185,7 @@ class RootMeanSquaredErrorLoss(RelativeL2Loss):
 
 
 def softmax_divergence(prediction: Tensor, other: Tensor) -> Tensor:
-    """KL(q || p) of the softmaxes of two logits ``[B, K]``, q being ``other``'s, ``[B]``."""
+    """KL(q || p) ``[B]`` of the softmaxes of two logits ``[B, K]``; q is that of ``other``."""
     log_p_BK, log_q_BK = prediction.log_softmax(1), other.log_softmax(1)
     return functional.kl_div(log_p_BK, log_q_BK, reduction="none", log_target=True).sum(1)
 
@@ -193,7 +193,7 @@ def softmax_divergence(prediction: Tensor, other: Tensor) -> Tensor:
 def relative_l2(prediction: Tensor, y: Tensor) -> Tensor:
     """||p - y|| / ||y|| over all but the first axis, ``[B]``; NaN labels count as absent.
 
-    An all-zero label has no relative error; it is scored against a tiny norm to stay finite.
+    An all-zero label has no relative error; dividing by a tiny norm keeps its loss finite.
     """
     y_filled, known = filled(prediction, y)
     error_B: Tensor = torch.linalg.vector_norm((prediction - y_filled).flatten(1), dim=1)
@@ -202,7 +202,7 @@ def relative_l2(prediction: Tensor, y: Tensor) -> Tensor:
 
 
 def filled(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels with every NaN replaced by the prediction, and where they are known."""
+    """Labels with every NaN replaced by the prediction, and a mask of the known labels."""
     if prediction.shape != y.shape:
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and label {tuple(y.shape)} differ in shape"

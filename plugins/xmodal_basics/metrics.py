@@ -1,7 +1,7 @@
-"""Scores over a whole split, all errors: lower is better.
+"""Scores over a whole split. All are errors: lower is better.
 
-Every score is computed from the whole split, never as a mean of the scores of batches. Dense labels
-that are NaN are left out. A score that is not defined (one class only, no sample) is NaN.
+Every score is computed from the whole split, never as a mean over batch scores. Dense labels that
+are NaN are left out. An undefined score (a single class, no samples) is NaN.
 
 Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]``.
 """
@@ -25,7 +25,7 @@ NUMBERS = ("regression", "dense")
 
 
 class Error(Metric):
-    """A metric of some kinds of labels."""
+    """A metric for some kinds of labels."""
 
     kinds: ClassVar[tuple[str, ...]] = ()
 
@@ -36,7 +36,7 @@ class Error(Metric):
 
     @classmethod
     def problems(cls, config: Settings, facts: Facts) -> Iterable[str]:
-        """Labels of a kind that this metric cannot score."""
+        """Report labels of a kind that this metric cannot score."""
         kind = facts.task.target.kind
         if kind not in cls.kinds:
             able = " or ".join(cls.kinds)
@@ -49,7 +49,7 @@ class Error(Metric):
 
     @abstractmethod
     def add(self, prediction: Tensor, y: Tensor) -> None:
-        """Add a batch, on the CPU and in double precision."""
+        """Add a batch, already on the CPU and in double precision."""
 
 
 class _Mean(Error):
@@ -61,7 +61,7 @@ class _Mean(Error):
 
     @abstractmethod
     def values(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """What to average, 1-D."""
+        """The values to average, 1-D."""
 
     def add(self, prediction: Tensor, y: Tensor) -> None:
         """Add to the sum."""
@@ -129,7 +129,7 @@ class RootMeanSquaredError(_Mean):
 
 
 class R2Error(Error):
-    """1 - R^2, averaged over the outputs: the residual over the total sum of squares."""
+    """1 - R^2: the residual over the total sum of squares, averaged over outputs."""
 
     kinds = NUMBERS
 
@@ -139,7 +139,7 @@ class R2Error(Error):
         self.residual_K = self.first_K = self.second_K = self.count_K = torch.zeros(())
 
     def add(self, prediction: Tensor, y: Tensor) -> None:
-        """Add to the sums, around a fixed origin so that large means cost no digits."""
+        """Add to the sums; a fixed origin avoids losing digits if the mean is large."""
         y, known = filled(prediction, y)
         error_KS, y_KS, known_KS = (
             (t.movedim(1, 0).flatten(1)) for t in (prediction - y, y, known)

@@ -7,7 +7,7 @@ from xmodal.interfaces import Mixer
 
 
 class NoMixing(Mixer):
-    """One view of the target itself, with its own loss at weight 1."""
+    """A single view: the target itself, with its own loss at weight 1."""
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress

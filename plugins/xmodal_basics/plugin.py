@@ -23,13 +23,13 @@ def xmodal_embedders() -> Mapping[str, str]:
 
 @hookimpl
 def xmodal_backbones() -> Mapping[str, str]:
-    """No backbone at all."""
+    """The backbone that changes nothing."""
     return {"identity": "xmodal_basics.identity:Identity"}
 
 
 @hookimpl
 def xmodal_mixers() -> Mapping[str, str]:
-    """No mixing."""
+    """The mixer that mixes nothing."""
     return {"none": "xmodal_basics.mixers:NoMixing"}
 
 

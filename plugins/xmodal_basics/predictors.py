@@ -1,10 +1,10 @@
-"""Heads: features of a backbone to predictions.
+"""Heads: map the features of a backbone to predictions.
 
-``classification``, ``multi-label`` and ``regression`` average the tokens; ``dense-2d`` and
-``dense-1d`` predict a small piece of the output from every token and put the pieces together.
+``classification``, ``multi-label`` and ``regression`` average the tokens. ``dense-2d`` and
+``dense-1d`` predict a small piece of the output from every token and join the pieces.
 
-Shapes: B samples, N tokens, F width of the features, K outputs, M maps, R side (or length) of the
-piece a token predicts, H, W and L the output.
+Shapes: B samples, N tokens, F features, K outputs, M maps, R side (or length) of the piece that a
+token predicts; H and W, or L, the size of the output.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Linear(Predictor):
 
     @classmethod
     def problems(cls, config: Settings, facts: Facts) -> Iterable[str]:
-        """A backbone that takes any width has no features to size a layer by."""
+        """A linear layer needs features of a fixed width."""
         if facts.backbone.feature_width == 0:
             yield f"backbone '{facts.backbone.name}' has features of no fixed width for a head"
 
@@ -54,7 +54,7 @@ class Pooled(_Linear):
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """One number an output, no spatial shape."""
+        """One number per output, without a spatial shape."""
         return output.kind != "dense"
 
     def forward(self, features: Tokens) -> Tensor:
@@ -64,25 +64,25 @@ class Pooled(_Linear):
 
 
 class Classification(Pooled):
-    """One logit a class."""
+    """One logit per class."""
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Exactly one class a sample."""
+        """Exactly one class per sample."""
         return output.kind == "classification"
 
 
 class MultiLabel(Pooled):
-    """One logit a label."""
+    """One logit per label."""
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Any number of labels a sample."""
+        """Any number of labels per sample."""
         return output.kind == "multi-label"
 
 
 class Regression(Pooled):
-    """One number a quantity."""
+    """One number per quantity."""
 
     @classmethod
     def supports(cls, output: Target) -> bool:
@@ -93,21 +93,22 @@ class Regression(Pooled):
 class Dense2d(_Linear):
     """Every token predicts ``maps`` squares of R x R pixels; the image is fitted to the output.
 
-    R fits the output exactly where the tokens divide it; otherwise it is the backbone's patch side
-    times its reduction (Swin: 32), which gives the image the resolution of the backbone's input. A
-    native-size sample was padded at the right and the bottom: the image is then less than one token
-    too large and is cropped; otherwise it is resized. ``maps: 3, upscale: 32, resize:
-    adaptive-pool`` on Swin is the published head (1 x 1 convolution, pixel shuffle, pooling).
+    If the token grid divides the output size, R is chosen to fit the output exactly. Otherwise R is
+    the backbone's patch side times its reduction (Swin: 32), which gives the image the resolution
+    of the backbone's input. Samples of native size were padded at the right and the bottom, which
+    makes the image less than one token too large; it is then cropped. In all other cases it is
+    resized. ``maps: 3, upscale: 32, resize: adaptive-pool`` on Swin is the published head (1 x 1
+    convolution, pixel shuffle, pooling).
     """
 
     class Config(Settings):
         maps: PositiveInt | None = Field(
             None,
-            description="Channels of the image, pooled over the channel axis to the outputs; as "
-            "many as outputs where null.",
+            description="Channels of the image, pooled to the number of outputs; null makes one "
+            "per output.",
         )
         upscale: PositiveInt | None = Field(
-            None, description="R, pixels a token predicts along each side; by the rule where null."
+            None, description="R, pixels per token along each side; null applies the rule."
         )
         fit: Literal["auto", "crop", "resize"] = Field(
             "auto", description="Crop the image to the output, or resize it; 'auto' as documented."
@@ -117,8 +118,8 @@ class Dense2d(_Linear):
         )
         refine: NonNegativeInt = Field(
             0,
-            description="Layers of 3 x 3 convolutions, added to the fitted image, that remove the "
-            f"seams between tokens (width {REFINE_WIDTH}; they start as no change).",
+            description="Layers of 3 x 3 convolutions whose output is added to the image to remove "
+            f"seams between tokens (width {REFINE_WIDTH}; at the start they change nothing).",
         )
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -131,7 +132,7 @@ class Dense2d(_Linear):
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Numbers on a 2-D grid (a shape not known yet may be one)."""
+        """Numbers on a 2-D grid; a shape that is still unknown passes."""
         return output.kind == "dense" and len(output.shape) in (0, 2)
 
     def forward(self, features: Tokens) -> Tensor:
@@ -159,18 +160,18 @@ class Dense2d(_Linear):
 
 
 class Dense1d(_Linear):
-    """Every token predicts R consecutive values of each output; the sequence is cut to length.
+    """Every token predicts R consecutive values per output; the sequence is cut to its length.
 
-    ``head: pool`` is the published head without parameters: the features are pooled over their own
-    axis to the K * R values of the token.
+    ``head: pool`` is the published head without parameters: it pools the F features of each token
+    to K * R values.
     """
 
     class Config(Settings):
         head: Literal["linear", "pool"] = Field(
-            "linear", description="Learned, or pooled features."
+            "linear", description="A learned linear layer, or pooled features."
         )
         upscale: PositiveInt | None = Field(
-            None, description="R, values a token predicts; length / tokens, rounded up, where null."
+            None, description="R, values per token; null takes length / tokens, rounded up."
         )
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -188,7 +189,7 @@ class Dense1d(_Linear):
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Numbers along a sequence (a shape not known yet may be one)."""
+        """Numbers along a sequence; a shape that is still unknown passes."""
         return output.kind == "dense" and len(output.shape) in (0, 1)
 
     def forward(self, features: Tokens) -> Tensor:
@@ -202,7 +203,7 @@ class Dense1d(_Linear):
 
 
 class Dense(_Linear):
-    """``dense-2d`` or ``dense-1d``, whichever fits; the other's settings are not used."""
+    """``dense-2d`` or ``dense-1d``, whichever fits; the settings of the other are ignored."""
 
     class Config(Dense2d.Config, Dense1d.Config):
         pass
@@ -230,7 +231,7 @@ def wanted(context: Context) -> Target:
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with torch's default start, drawn from ``generator``."""
+    """A linear layer with torch's default initialisation, drawn from ``generator``."""
     layer = nn.Linear(inputs, outputs)
     bound = inputs**-0.5
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
@@ -239,7 +240,7 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 
 
 def refinement(maps: int, layers: int, generator: torch.Generator) -> nn.Sequential | None:
-    """``layers`` 3 x 3 convolutions from maps to maps; the last starts at zero."""
+    """``layers`` 3 x 3 convolutions from ``maps`` to ``maps`` channels; the last starts at zero."""
     if layers == 0:
         return None
     widths = [maps, *[REFINE_WIDTH] * (layers - 1), maps]
@@ -253,12 +254,12 @@ def refinement(maps: int, layers: int, generator: torch.Generator) -> nn.Sequent
 
 
 def feature_grid(facts: Facts) -> tuple[int, ...]:
-    """The grid of the target's features: the tokens' grid, coarser by the backbone's reduction."""
+    """The grid of the target's features: the token grid divided by the backbone's reduction."""
     return tuple(ceil(side / facts.backbone.reduction) for side in facts.grid)
 
 
 def upscale_2d(facts: Facts, shape: tuple[int, ...]) -> int:
-    """Pixels of the output that a feature covers along each side, by the rule of ``Dense2d``."""
+    """Output pixels per feature along each side, by the rule of ``Dense2d``."""
     backbone = facts.backbone
     pairs = list(zip(shape, feature_grid(facts), strict=True))
     covered = {ceil(side / count) for side, count in pairs}
@@ -269,10 +270,10 @@ def upscale_2d(facts: Facts, shape: tuple[int, ...]) -> int:
 
 
 def resized(x: Tensor, dim: int, side: int, how: Literal["bilinear", "adaptive-pool"]) -> Tensor:
-    """Resize one axis, by the matrix of torch's own resizing.
+    """Resize one axis by a matrix product equal to torch's own resizing.
 
-    Both ways are separable and linear. As a matrix product their gradient is deterministic on every
-    device, which torch's kernels on CUDA are not.
+    Both methods are separable and linear. The gradient of a matrix product is deterministic on
+    every device; torch's own kernels are not on CUDA.
     """
     if x.shape[dim] == side:
         return x

@@ -1,9 +1,9 @@
-"""Classical baselines under the same roof: scikit-learn models fitted once to flattened samples.
+"""Classical baselines: scikit-learn models, fitted once to flattened samples.
 
-The predictor ``sklearn`` goes with embedder ``flat``, backbone ``identity`` and stage ``fit``.
-Nothing here is trained by gradients.
+The predictor ``sklearn`` works with embedder ``flat``, backbone ``identity`` and stage ``fit``.
+Gradients train nothing here.
 
-Shapes: B and n samples, F numbers a sample, P numbers after one-hot coding, K outputs.
+Shapes: B and n samples, F numbers per sample, P numbers after one-hot coding, K outputs.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ BATCH = 256
 class Sklearn(Predictor):
     """Ridge, logistic regression or gradient boosting on the flattened sample.
 
-    Linear models see standardised numbers (one scale a column for tables, one for all otherwise)
-    in their principal directions, and categories as one 0/1 number a level. Checkpoints carry their
-    coefficients; those of gradient boosting carry the training data, and the same trees are grown
-    again when first needed. Dense labels that are all 0 or 1 are predicted as the log-odds of
-    ridge's estimate.
+    Linear models read categories as one 0/1 number per level. They standardise the numbers (one
+    scale per column for tables, otherwise one scale for all) and project them to their principal
+    directions. Checkpoints hold the coefficients of linear models. For gradient boosting they hold
+    the training data, and the same trees are grown again when first needed. Dense labels that are
+    all 0 or 1 are predicted as the log-odds of ridge's estimate.
     """
 
     class Config(Settings):
         estimator: Literal["auto", "ridge", "logistic", "hist-gradient-boosting"] = Field(
             "auto",
-            description="'auto': gradient boosting for tables; otherwise logistic regression for "
-            "classes and labels and ridge for numbers.",
+            description="'auto' takes gradient boosting for tables; otherwise logistic regression "
+            "for classes and 0/1 labels, and ridge for numbers.",
         )
         alphas: tuple[PositiveFloat, ...] = Field(
             tuple(10.0**i for i in range(-2, 9)),
@@ -50,10 +50,10 @@ class Sklearn(Predictor):
         )
         inverse_penalty: PositiveFloat = Field(1.0, description="C of logistic regression.")
         components: PositiveInt = Field(
-            512, description="The most principal directions that a linear model uses."
+            512, description="Largest number of principal directions in a linear model."
         )
         iterations: PositiveInt = Field(
-            100, description="Rounds of boosting; a tenth of the steps of logistic regression."
+            100, description="Boosting rounds; logistic regression takes ten times as many steps."
         )
 
     zero_one: Tensor
@@ -75,7 +75,7 @@ class Sklearn(Predictor):
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """Estimators that cannot predict the task's labels, and tasks too large for memory."""
+        """Report estimators that cannot predict the labels, and tasks too large for memory."""
         target = facts.task.target
         try:
             estimator = chosen(config, facts, target)
@@ -91,7 +91,7 @@ class Sklearn(Predictor):
             )
 
     def fit(self, x_NF: Tensor, y: Tensor) -> None:
-        """Fit once to flattened training samples and labels in the predictor's own unit."""
+        """Fit once to flattened training samples, and to labels in the predictor's own unit."""
         x_NF, y = x_NF.detach().cpu(), y.detach().cpu()
         if isinstance(self.model, BoostedTrees):
             self.model.fit(x_NF, y)
@@ -112,17 +112,17 @@ class Sklearn(Predictor):
         if isinstance(self.model, BoostedTrees):
             trees_BK: Tensor = self.model(x_BF)
             return trees_BK
-        # Half precision would cost digits and save nothing here.
+        # Half precision would lose digits and save nothing here.
         with torch.autocast(x_BF.device.type, enabled=False):
             y_BK: Tensor = self.model(self._columns(x_BF.float()))
         if self.output.kind == "classification":
             return y_BK.log_softmax(1)
-        # No branch on a buffer: the model can be traced for exports.
+        # Do not branch on a buffer: exporters must be able to trace the model.
         y_BK = torch.where(self.zero_one, torch.logit(y_BK, eps=1e-4), y_BK)
         return y_BK.view(y_BK.shape[0], self.output.size, *self.output.shape)
 
     def _columns(self, x_BF: Tensor) -> Tensor:
-        """Every category as one 0/1 number a level (all 0 where it is missing): ``[B, P]``."""
+        """Every category as one 0/1 number per level (all 0 if missing): ``[B, P]``."""
         if not self.levels:
             return x_BF
         parts = []
@@ -140,7 +140,7 @@ class Sklearn(Predictor):
 
 
 def chosen(config: Sklearn.Config, facts: Facts, output: Target) -> str:
-    """The estimator. Raises ValueError where it cannot predict that kind of label."""
+    """The estimator. Raises ValueError if it cannot predict that kind of label."""
     labels = output.kind in ("classification", "multi-label")
     if config.estimator == "auto":
         if facts.task.form == "row" and output.kind != "dense":
@@ -161,16 +161,16 @@ class Fit(Stage):
 
     @classmethod
     def planned_epochs(cls, config: Any) -> int:
-        """One: there is nothing to repeat."""
+        """One epoch: nothing is repeated."""
         return 1
 
     @property
     def train(self) -> tuple[str, ...]:
-        """Nothing: no parameter is trained by gradients."""
+        """No patterns: gradients train no parameter."""
         return ()
 
     def begin(self, session: Session) -> None:
-        """Collect features and labels and fit. Fitting again on resume gives the same model."""
+        """Collect features and labels, then fit. A resumed run fits again, to the same model."""
         model, predictor = session.model, session.model.predictor
         if not isinstance(predictor, Sklearn):
             raise UsageError("stage 'fit' needs the predictor 'sklearn'")
@@ -193,7 +193,7 @@ class Fit(Stage):
         """None."""
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
-        """No step."""
+        """No steps."""
         return iter(())
 
     def loss(
@@ -204,9 +204,9 @@ class Fit(Stage):
 
 
 def encoded(decode: nn.Module, y: Tensor) -> Tensor:
-    """Labels in the unit that ``decode`` reads: the inverse of an elementwise affine map.
+    """Labels in the unit that ``decode`` reads, by inverting ``decode``.
 
-    Raises UsageError where ``decode`` is anything else.
+    Raises UsageError if ``decode`` is not an elementwise affine map.
     """
     if isinstance(decode, nn.Identity) or not y.is_floating_point():
         return y

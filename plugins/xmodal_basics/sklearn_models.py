@@ -1,9 +1,9 @@
-"""Scikit-learn models behind torch modules that checkpoints can carry.
+"""Scikit-learn models wrapped in torch modules, so that checkpoints can hold them.
 
 ``LinearModel`` keeps its coefficients as buffers and predicts in torch. ``BoostedTrees`` keeps its
-training data instead and grows the same trees again when it first needs them after loading.
+training data instead; after loading, it grows the same trees again when it first needs them.
 
-Shapes: B and n samples, F columns, P numbers a sample, R directions, K outputs.
+Shapes: B and n samples, F columns, P numbers per sample, R directions, K outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from xmodal.errors import UsageError
 
 LEAST_LOG_ODDS = -13.8  # log 1e-6: the logit of a label that no training sample has
-MOST_CATEGORIES = 255  # what a tree can split by category; more are ordered by their code
+MOST_CATEGORIES = 255  # the most categories a tree can split by; more are ordered by their code
 Array = NDArray[np.float64]
 Kind = Literal["classification", "multi-label", "regression", "dense"]
 
@@ -35,7 +35,7 @@ class _Fitted(nn.Module):
             self.register_buffer(name, torch.empty(0))
 
     def check(self, buffer: Tensor) -> None:
-        """Raise UsageError where the model was never fitted."""
+        """Raise UsageError if the model was never fitted."""
         if not len(buffer):
             raise UsageError(
                 "predictor 'sklearn' was never fitted; its recipe needs the stage 'fit'"
@@ -52,11 +52,11 @@ class _Fitted(nn.Module):
 
 
 class LinearModel(_Fitted):
-    """``(x - shift) / scale @ basis @ weight + bias``; missing numbers count as the training mean.
+    """``(x - shift) / scale @ basis @ weight + bias``; a missing number becomes the training mean.
 
-    The basis holds the first principal directions of the standardised training samples. With all
-    of them a ridge penalty in the basis equals one on the numbers themselves, at a cost that grows
-    with the number of samples instead of the number of numbers.
+    The basis holds the first principal directions of the standardised training samples. If it
+    holds all of them, a ridge penalty on its coefficients equals a ridge penalty on the numbers,
+    but the cost grows with the number of samples instead of the number of columns.
     """
 
     names = ("shift_P", "scale_P", "basis_PR", "weight_RK", "bias_K")
@@ -80,9 +80,9 @@ class LinearModel(_Fitted):
         own_scales: bool,
         seed: int,
     ) -> None:
-        """Fit the basis, then the weights ``[K, R]`` and biases ``[K]`` that ``solve`` finds in it.
+        """Fit the basis, then the weights ``[K, R]`` and biases ``[K]`` by ``solve``.
 
-        ``own_scales``: a scale for each number instead of one for all.
+        ``own_scales`` gives each number its own scale; otherwise all numbers share one.
         """
         from sklearn.decomposition import PCA
 
@@ -100,9 +100,9 @@ class LinearModel(_Fitted):
 
 
 def ridge(z_NR: Array, y_NK: Array, penalties: tuple[float, ...]) -> tuple[Array, Array]:
-    """Weights ``[K, R]`` and biases ``[K]`` by ridge regression; unknown labels as their mean.
+    """Weights ``[K, R]`` and biases ``[K]`` by ridge regression; the mean replaces unknown labels.
 
-    The penalty is the one with the least leave-one-out error.
+    The penalty is the one with the smallest leave-one-out error.
     """
     from sklearn.linear_model import RidgeCV
 
@@ -137,14 +137,14 @@ def logistic(
     bias_K[seen] = 0.0
     if len(seen) > 1:
         model = LogisticRegression(**settings).fit(z_NR, y)
-        # Of two classes scikit-learn keeps the log-odds of the second only; the first's are 0.
+        # For two classes, scikit-learn keeps only the log-odds of the second; the first has 0.
         own = seen[1:] if len(seen) == 2 else seen
         weight_KR[own], bias_K[own] = model.coef_, model.intercept_
     return weight_KR, bias_K
 
 
 class BoostedTrees(_Fitted):
-    """Histogram gradient boosting: one model of all classes, or one for each number or label."""
+    """Histogram gradient boosting: one model for all classes, or one per number or label."""
 
     names = ("train_x_NF", "train_y")
     train_x_NF: Tensor
@@ -168,7 +168,7 @@ class BoostedTrees(_Fitted):
         self.grow()
 
     def grow(self) -> None:
-        """Fit one model an output; a constant output stands for itself."""
+        """Fit one model per output; a constant output needs none."""
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         self.check(self.train_x_NF)

@@ -1,1 +1,1 @@
-"""What goes beyond PaRe: other gates, schedules and views."""
+"""Extensions of PaRe: other gates, schedules and views."""

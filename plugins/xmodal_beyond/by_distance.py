@@ -1,8 +1,8 @@
-"""How many tokens to replace, so that the mixture moves away from the source at an even pace.
+"""A schedule of replaced tokens by which the mixture moves away from the source at an even pace.
 
 PaRe's Fig. 1b shows that the distance between the intermediate and the source modality falls with
-k, but not as a straight line: a k that falls evenly moves the mixture unevenly. Here the distance
-is measured during the training, and k follows the distance.
+k, but not linearly: if k falls evenly, the mixture moves unevenly. This schedule measures the
+distance during training and chooses k so that the distance changes evenly.
 
 Symbols: k tokens to replace, t the finished share of the training in [0, 1), δ(k) the distance.
 Shapes: B samples, N tokens, D width, G values of k, P points collected for a measurement.
@@ -28,21 +28,21 @@ _NEVER = -1
 
 
 class ByDistance(Scheduler, nn.Module):
-    """k at which δ has gone the share t of its way from δ(start) to δ(stop).
+    """Chooses the k at which δ has covered the share t of its way from δ(start) to δ(stop).
 
     δ(k) is the distance between the token means of mixed samples and of source samples, measured
-    for a few k on training batches and made monotone. Until it is first known, and where it says
-    nothing, k = int(start − (start − stop)·t), as in ``linear``.
+    for a few k on training batches and made monotone. Until the first measurement, and if δ does
+    not fall with k, k = int(start − (start − stop)·t), as in ``linear``.
     """
 
     class Config(TokenCounts):
         """Settings of the schedule."""
 
-        start: float = Field(3000, ge=0, description="Count at the beginning of the training.")
-        stop: float = Field(0, ge=0, description="Count approached at the end; below start.")
+        start: float = Field(3000, ge=0, description="Count at the start of training.")
+        stop: float = Field(0, ge=0, description="Count approached at the end; less than start.")
         per: Literal["epoch", "step"] = Field(
             "epoch",
-            description="epoch: t moves between epochs, as in the paper. step: after every "
+            description="epoch: t changes between epochs, as in the paper. step: after every "
             "optimizer step.",
         )
         distance: Use[Distance] = Field(
@@ -52,20 +52,20 @@ class ByDistance(Scheduler, nn.Module):
         power: float = Field(
             0.5,
             gt=0,
-            description="Power the distance is raised to before it counts: 0.5 for one that is "
-            "squared, as all built-in ones but l2 are; 1 for one that is not.",
+            description="The exponent applied to the distance: 0.5 for a squared distance (all "
+            "built-in distances except l2), 1 for others.",
         )
         values: int = Field(
-            9, ge=2, description="G, how many evenly spaced k the distance is measured at."
+            9, ge=2, description="G, the number of evenly spaced k at which to measure."
         )
         points: int = Field(
             64,
             ge=2,
-            description="P, samples a measurement needs; collected over several batches where one "
-            "is smaller.",
+            description="P, the samples needed for a measurement; collected over several batches "
+            "if one is too small.",
         )
         every: int | None = Field(
-            None, ge=1, description="Steps between measurements; null for once an epoch."
+            None, ge=1, description="Steps between measurements; null measures once per epoch."
         )
 
         def counts(self) -> dict[str, float]:
@@ -88,7 +88,7 @@ class ByDistance(Scheduler, nn.Module):
         super().__init__(config, context)
         self._context = context
         width, count = context.facts.backbone.width, config.values
-        # The stage, the step of it from which to measure again, and the points collected so far.
+        # The stage, the step of that stage for the next measurement, and the points collected.
         self.register_buffer("place_3", torch.tensor([_NEVER, 0, 0]))
         self.register_buffer("distance_G", torch.full((count,), float(_NEVER)))
         self.register_buffer("mixed_GPD", torch.zeros(count, config.points, width))
@@ -101,17 +101,17 @@ class ByDistance(Scheduler, nn.Module):
         k = start - (start - stop) * t
         distances = self.distance_G.tolist()
         if distances[0] != _NEVER:
-            # Where a count is measured twice, both have its distance.
+            # If a count was measured twice, both entries have the same distance.
             measured = dict(zip(_counts(start, stop, self.config.values), distances, strict=True))
             k = k_at(t, list(measured), list(measured.values()))
-        # Shares such as 0.29 of 100 must not lose a token to rounding.
+        # Rounding must not cost a token, as with a share of 0.29 of 100.
         return math.floor(k + 1e-6)
 
     @torch.no_grad()
     def observe(
         self, mix: Callable[[int], Tokens], target: Tokens, source: Tokens, progress: Progress
     ) -> None:
-        """Collect points where a measurement is due, and measure once there are enough."""
+        """If a measurement is due, collect points, and measure once there are enough."""
         stage, due, filled = self.place_3.tolist()
         step = progress.epoch * progress.steps + progress.step
         if stage != progress.stage:
@@ -139,9 +139,9 @@ class ByDistance(Scheduler, nn.Module):
         distance.fit(Points(self.source_PD))
         values = [float(distance(Points(x_PD))) for x_PD in self.mixed_GPD]
         if not all(map(math.isfinite, values)):
-            self._context.note("by-distance: a distance is not finite; the schedule stays as it is")
+            self._context.note("by-distance: a distance is not finite; the schedule is unchanged")
             return
-        # Estimates of a squared distance can be slightly below 0 where the truth is 0.
+        # Estimates of a squared distance can be slightly below 0 if the true distance is 0.
         values = [max(0.0, value) ** self.config.power for value in values]
         falling = monotone(counts, values)
         if falling[-1] <= falling[0]:
@@ -158,7 +158,7 @@ class ByDistance(Scheduler, nn.Module):
 
 
 def monotone(counts: Sequence[int], distances: Sequence[float]) -> np.ndarray:
-    """The nearest distances, in squares, that never rise with k (isotonic regression)."""
+    """The least-squares fit to the distances that never rises with k (isotonic regression)."""
     from sklearn.isotonic import IsotonicRegression
 
     fit = IsotonicRegression(increasing=False)
@@ -167,15 +167,16 @@ def monotone(counts: Sequence[int], distances: Sequence[float]) -> np.ndarray:
 
 
 def _counts(start: float, stop: float, values: int) -> list[int]:
-    """The numbers of tokens at which distances are measured; short grids repeat some."""
+    """The numbers of tokens at which to measure distances; small grids repeat some."""
     return [round(k) for k in np.linspace(start, stop, values)]
 
 
 def k_at(t: float, counts: Sequence[float], distances: Sequence[float]) -> float:
-    """The largest k, coming from the first of falling ``counts``, whose distance is far enough.
+    """The largest k at which the distance has covered the share ``t`` of its way.
 
-    ``distances`` never falls along ``counts``; linear between them. The share ``t`` of the way from
-    the first distance to the last is wanted. Where all are equal, k falls in a straight line.
+    ``counts`` falls and ``distances`` never falls; between the counts, distances are interpolated
+    linearly. The way leads from the first to the last distance. If all distances are equal, k falls
+    linearly.
     """
     first, last = distances[0], distances[-1]
     if last <= first:

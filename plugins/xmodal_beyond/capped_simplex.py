@@ -1,8 +1,9 @@
 """The k largest of N scores as a smooth function: the entropic projection onto the capped simplex.
 
 Amos, Koltun & Kolter, "The Limited Multi-Label Projection Layer" (2019): y maximises
-<s, y> + τ·H(y) over 0 < y < 1, Σ y = k, with H the sum of binary entropies. Its solution is
-y_i = σ((s_i + ν)/τ) with the one scalar ν a row that makes it sum to k. Pure functions on tensors.
+<s, y> + τ·H(y) over 0 < y < 1, Σ y = k, with H the sum of binary entropies. The solution is
+y_i = σ((s_i + ν)/τ), with one scalar ν per row chosen so that the row sums to k. Pure functions on
+tensors.
 
 Shapes: B samples, N tokens, K chosen tokens.
 """
@@ -18,16 +19,16 @@ from torch.autograd.function import once_differentiable
 
 from xmodal.ops import full_precision, straight_through
 
-# The bracket below is at most ln k + ln(N − k) plus the gap between the k-th and the next score
-# wide. Normal, exponential, Cauchy and two-cluster scores, whatever their scale, needed 6 steps.
+# The width of the bracket below is at most ln k + ln(N − k) plus the gap between the k-th and the
+# next score. Normal, exponential, Cauchy and two-cluster scores of any scale needed 6 steps.
 _STEPS = 8
 
 
 def capped_simplex(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
     """Relaxed membership ``[B, N]`` of the k largest of finite scores, in (0, 1); rows sum to k.
 
-    Increasing in the scores; k = 0 and k = N give exactly 0 and 1. O(N) memory a row. Computed in
-    float32 (float64 for float64 scores).
+    It increases with the scores; k = 0 and k = N give exactly 0 and 1. O(N) memory per row.
+    Computed in float32 (float64 for float64 scores).
     """
     _check(scores_BN, k, temperature)
     scores_BN = full_precision(scores_BN)
@@ -38,7 +39,7 @@ def capped_simplex(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
 
 
 def top_k(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
-    """A mask ``[B, N]``, exactly 1 on the k largest of each row; gradient of ``capped_simplex``."""
+    """A mask ``[B, N]``, 1 on the k largest of each row; the gradient is ``capped_simplex``'s."""
     _check(scores_BN, k, temperature)
     scores_BN = full_precision(scores_BN)
     if k in (0, scores_BN.shape[1]):
@@ -56,18 +57,18 @@ def _check(scores_BN: Tensor, k: int, temperature: float) -> None:
 def _solve(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
     """x ``[B, N]`` with Σ σ(x) = k, 0 < k < N.
 
-    A fixed number of steps, so that nothing waits for the device: Newton's on the log-odds of the
-    mean (straight while the scores lie within a temperature), where that leaves the bracket
-    Newton's on the sum, else bisection.
+    The number of steps is fixed, so that nothing waits for the device. Each step is Newton's on the
+    log-odds of the mean (linear while the scores lie within one temperature). If that leaves the
+    bracket, it is Newton's on the sum; if that leaves the bracket too, it is a bisection.
     """
     total = scores_BN.shape[1]
     top_BK = scores_BN.topk(k + 1, dim=1).values
     kth_B1, next_B1 = top_BK[:, k - 1 : k], top_BK[:, k:]
-    # The smaller of the two sides is summed, since the other's sum has fewer digits left: for
-    # k > N/2 those left out, whose sigmoids are σ(−x).
+    # Sum the smaller of the two sides, which keeps more digits. For k > N/2, these are the tokens
+    # left out, whose sigmoids are σ(−x).
     sign, few = (1, k) if 2 * k <= total else (-1, total - k)
-    # ν is counted from the middle between the k-th score and the next, because differences from
-    # there are exact where it matters.
+    # Measure ν from the middle between the k-th and the next score, because differences from there
+    # are exact where it matters.
     z_BN = (scores_BN - (kth_B1 + next_B1) / 2) * (sign / temperature)
     gap_B1 = (kth_B1 - next_B1) / (2 * temperature)
     # Below: few − 1 terms of at most 1 and N − few + 1 of at most 1/(N − few + 1). Above: few + 1
@@ -94,7 +95,7 @@ def _solve(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
 
 
 def _slopes(x_BN: Tensor, temperature: float) -> Tensor:
-    """r = y (1 − y)/τ at y = σ(x). The product of two sigmoids keeps its digits where y is 1."""
+    """r = y (1 − y)/τ at y = σ(x). The product of two sigmoids keeps its digits for y near 1."""
     return torch.sigmoid(x_BN) * torch.sigmoid(-x_BN) / temperature
 
 

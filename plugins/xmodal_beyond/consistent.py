@@ -1,8 +1,8 @@
-"""Unlabelled target samples learn from agreement: mixed or plain, a sample is the same sample.
+"""Consistency training on unlabelled target samples: mixed and plain views should agree.
 
-PaRe's conclusion names unlabelled data of the target as a direction for further work. The loss is
-that of consistency training (Xie et al., "Unsupervised Data Augmentation", NeurIPS 2020), with the
-mixing of another mixer in the place of augmentations.
+PaRe's conclusion names unlabelled target data as a direction for further work. The loss is that of
+consistency training (Xie et al., "Unsupervised Data Augmentation", NeurIPS 2020), with the views of
+another mixer instead of augmentations.
 
 Shapes: B samples, N tokens.
 """
@@ -27,15 +27,15 @@ _LOGGED = "consistency weight"
 class Consistent(Mixer):
     """Adds consistency between plain and mixed views to a mixer of target and source.
 
-    The views of ``base`` for labelled samples stay as they are. Unlabelled samples are mixed by
-    ``base`` as well; each gives a plain and a mixed view, and with the head h^t, stopped gradients
-    sg and λ the replaced share,
+    The views of ``base`` for labelled samples do not change. ``base`` also mixes the unlabelled
+    samples; each gives a plain view with prediction p^t and a mixed view with prediction p^mt, both
+    by the target head. With sg for stopped gradients and λ for the replaced share,
 
         L_con = β_con (1 − λ) r(t) [ A(p^mt, sg p^t) + b A(p^t, sg p^mt) ]
 
-    where A is the target loss's ``agreement`` and b is ``back``. Where a batch has no unlabelled
-    samples, the views of the labelled ones must agree instead. Where nothing is replaced there is
-    nothing to agree on, and unlabelled samples are not encoded.
+    where A is the target loss's ``agreement`` and b is ``back``. If a batch has no unlabelled
+    samples, the loss compares the views of the labelled samples instead. If nothing is replaced,
+    the two views are equal, and unlabelled samples are not encoded.
     """
 
     citation = (
@@ -48,7 +48,7 @@ class Consistent(Mixer):
 
         base: Use[Mixer] = Field(
             default("patch-replace"),
-            description="The mixer that makes the views; one of target and source samples.",
+            description="The mixer that makes the views; it must mix target with source samples.",
         )
         beta_consistency: float = Field(
             1.0, ge=0, description="β_con, the weight of the consistency loss."
@@ -56,14 +56,14 @@ class Consistent(Mixer):
         back: float = Field(
             0.0,
             ge=0,
-            description="b, how much plain predictions also follow the mixed ones; 1 is symmetric.",
+            description="b, how much plain predictions also follow mixed ones; 1 is symmetric.",
         )
         ramp_up: float = Field(
             0.0,
             ge=0,
             le=1,
-            description="Share of the training in which the weight rises from 0.7 % to all of it, "
-            "as exp(−5(1 − t/ramp_up)²); 0 for all of it at once.",
+            description="Share of the training during which the weight rises from 0.7 % to 100 % "
+            "of beta, as exp(−5(1 − t/ramp_up)²); 0 uses the full weight from the start.",
         )
 
         @model_validator(mode="after")
@@ -72,7 +72,7 @@ class Consistent(Mixer):
             if not base.needs_source or base.needs_unlabelled:
                 raise ValueError(
                     f"base '{self.base.name}' does not mix target with source samples; "
-                    "name a mixer that does, such as patch-replace"
+                    "use a mixer that does, such as patch-replace"
                 )
             others = [part for part in base.uses if part not in Consistent.uses]
             if others:
@@ -91,7 +91,7 @@ class Consistent(Mixer):
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
-        """Mix, and compare. What the base raises passes through."""
+        """Mix, and compare. Errors of the base mixer pass through."""
         views: tuple[View, ...] = self.base(target, source, progress)
         factor = self.config.beta_consistency * self._ramp(progress)
         if factor == 0:
@@ -100,8 +100,8 @@ class Consistent(Mixer):
             return self._agreeing(views, target, factor)
         hidden = _as_sample(target.unlabelled, target)
         mixed: tuple[View, ...] = self.base(hidden, source and _as_many(source, hidden), progress)
-        # What the base would learn from the made-up labels, or a second time from the source's,
-        # is left out, and so is what it says about its views: that is about the labelled ones.
+        # Leave out the base's own loss terms on these views, which would use made-up labels or the
+        # source labels a second time. Leave out its log too: it describes the labelled views.
         bare = tuple(View(view.tokens, (), log=view.log) for view in mixed)
         own = self._agreeing(bare, hidden, factor, first=len(views))
         return views + tuple(replace(v, log=_only(v.log, _LOGGED)) for v in own if v.terms)
@@ -109,9 +109,9 @@ class Consistent(Mixer):
     def _agreeing(
         self, views: tuple[View, ...], sample: Sample, factor: float, first: int = 0
     ) -> tuple[View, ...]:
-        """The views with terms of agreement; ``first`` is the number the first one will have.
+        """The views with agreement terms; ``first`` is the number that the first view will have.
 
-        Unchanged where no view is mixed, or where all that is left in it is the source.
+        The views do not change if none is mixed, or if a mixed view holds only source tokens.
         """
         own = [view.tokens.x_BND is sample.tokens.x_BND for view in views]
         weights = {
@@ -127,7 +127,7 @@ class Consistent(Mixer):
             made[number] = _with(made[number], Term(sample.head, None, weight, like=first + at))
             back = self.config.back * weight
             if back or not made[at].terms:
-                # A term of weight 0 is skipped; it says what the plain view is encoded for.
+                # The engine skips a term of weight 0, but the term says why the view is encoded.
                 made[at] = _with(made[at], Term(sample.head, None, back, like=first + number))
         made[at] = replace(made[at], log={**made[at].log, _LOGGED: sum(weights.values())})
         return tuple(made)
@@ -149,13 +149,13 @@ def _only(log: Mapping[str, float], name: str) -> dict[str, float]:
 
 
 def _as_sample(tokens: Tokens, like: Sample) -> Sample:
-    """Unlabelled tokens with labels that nobody will look at."""
+    """Unlabelled tokens, with dummy labels that are never used."""
     y = like.y.new_zeros((len(tokens.x_BND), *like.y.shape[1:]))
     return Sample(tokens, y, like.head)
 
 
 def _as_many(source: Sample, other: Sample) -> Sample:
-    """As many source samples as ``other`` has, repeated where there are fewer."""
+    """As many source samples as ``other`` has; source samples repeat if there are too few."""
     have, wanted = len(source.tokens.x_BND), len(other.tokens.x_BND)
     if have == wanted:
         return source

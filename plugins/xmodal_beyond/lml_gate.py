@@ -1,6 +1,6 @@
-"""A gate whose noise does not drown its scores and whose relaxed mask stays in (0, 1).
+"""A gate whose noise does not drown out its scores and whose relaxed mask stays in (0, 1).
 
-Shapes: B samples, N tokens, D their width, H width behind the first layer.
+Shapes: B samples, N tokens, D their width, H width after the first layer.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _EQUAL = 1e-12
 class LMLGate(Selector):
     """Scores tokens by logits and takes the k best, with the gradient of the LML projection.
 
-    s = FC(x) of standardised tokens, without a sigmoid. While training, keys are s + c·G with
-    standard Gumbel noise G and a scale c that falls over the training; the mask is the hard top k
-    of the keys and carries the gradient of y = σ((keys + ν)/τ), Σ y = k, in every epoch.
-    ``scores_BN`` are the keys. In evaluation the mask is the plain top k of s, without a gradient.
+    The scores are s = FC(x) of standardised tokens, without a sigmoid. In training, the keys are
+    s + c·G with standard Gumbel noise G and a scale c that falls over the training. The mask is the
+    hard top k of the keys and has the gradient of y = σ((keys + ν)/τ), Σ y = k, in every epoch;
+    ``scores_BN`` are the keys. In evaluation, the mask is the plain top k of s without a gradient.
     """
 
     citation = (
@@ -43,21 +43,21 @@ class LMLGate(Selector):
         hidden: int = Field(64, ge=1, description="Hidden width of mlp.")
         standardise: bool = Field(
             True,
-            description="Centre and scale the tokens of every sample before they are scored, so "
-            "that noise and temperature mean the same on every backbone.",
+            description="Centre and scale the tokens of every sample before scoring, so that noise "
+            "and temperature have the same meaning on every backbone.",
         )
         temperature: float = Field(
             1.0, gt=0, description="τ of the relaxed mask, in units of the logits."
         )
         noise_start: float = Field(
-            1.0, ge=0, description="Scale of the Gumbel noise at first; 0 for none."
+            1.0, ge=0, description="Scale of the Gumbel noise at the start; 0 for no noise."
         )
-        noise_stop: float = Field(0.0, ge=0, description="Scale of the Gumbel noise at last.")
+        noise_stop: float = Field(0.0, ge=0, description="Scale of the Gumbel noise at the end.")
         noise_until: float = Field(
             1.0,
             gt=0,
             le=1,
-            description="Share of the training after which noise_stop is reached; linear between.",
+            description="Share of the training after which noise_stop is reached, linearly.",
         )
 
     config: Config
@@ -73,7 +73,7 @@ class LMLGate(Selector):
         self._generator = context.generator
 
     def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
-        """Select ``k`` tokens a row; 0 <= k <= N."""
+        """Select ``k`` tokens per row; 0 <= k <= N."""
         if not self.training:
             with torch.no_grad():
                 scores_BN = self.score(tokens.x_BND)
@@ -86,12 +86,12 @@ class LMLGate(Selector):
 
     def score(self, x_BND: Tensor) -> Tensor:
         """The logits s ``[B, N]``, without noise."""
-        # In half precision scores would tie by the hundred, so mixed precision stops here.
+        # Compute in full precision: in half precision, hundreds of scores would tie.
         with torch.autocast(x_BND.device.type, enabled=False):
             x_BND = x_BND.to(self.first.weight.dtype)
             h_BNH = functional.linear(x_BND, self.first.weight)
             if self.config.standardise:
-                # W (x − mean)/size = (W x − mean of W x)/size: the wide tokens stay untouched.
+                # W (x − mean)/size = (W x − mean of W x)/size: avoids a copy of the wide tokens.
                 h_BNH = (h_BNH - h_BNH.mean(dim=1, keepdim=True)) / spread(x_BND)
             scores_BN1: Tensor = self.rest(h_BNH + self.first.bias)
         return scores_BN1.squeeze(-1)
@@ -105,9 +105,10 @@ class LMLGate(Selector):
 
 @torch.no_grad()
 def spread(x_BND: Tensor) -> Tensor:
-    """The root mean square ``[B, 1, 1]`` of each sample's tokens less their mean token; a constant.
+    """The root mean square ``[B, 1, 1]`` of each sample's tokens minus their mean; no gradient.
 
-    Without it the spread of new logits is that of the tokens, which can be far below the noise.
+    Without this division, initial logits spread as little as the tokens, possibly far below the
+    noise.
     """
     mean_B1D = x_BND.mean(dim=1, keepdim=True)
     count = x_BND.shape[1] * x_BND.shape[2]

@@ -1,4 +1,4 @@
-"""Table of contents of what goes beyond PaRe: a gate, a schedule, unlabelled samples."""
+"""Table of contents of extensions of PaRe: a gate, a schedule, and use of unlabelled samples."""
 
 from __future__ import annotations
 

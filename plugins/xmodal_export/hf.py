@@ -1,6 +1,6 @@
 """Exports to plain PyTorch: the backbone as a model of its library, embedder and head as programs.
 
-Whoever has torch and transformers can run the result; nothing in it needs xmodal.
+The result runs with torch and transformers; it does not need xmodal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BODY_FILES = ("config.json", "model.safetensors")
 
 _USAGE = """## Use
 
-Needs torch {torch}{transformers}; no xmodal.
+Needs torch {torch}{transformers}; does not need xmodal.
 
 ```python
 import torch
@@ -35,12 +35,12 @@ y = model(torch.tensor(x, dtype=torch.{dtype}))
 
 | file | what it is |
 |---|---|
-| `modeling.py` | runs the model; read it, it is short |
-| `embed.pt2` | samples to tokens, standardisation included (`torch.export`) |
+| `modeling.py` | runs the model; it is short enough to read |
+| `embed.pt2` | samples to tokens, including standardisation (`torch.export`) |
 {backbone}| `head.pt2` | features to predictions in the unit of the labels (`torch.export`) |
-| `xmodal.json` | all of this page for programs |
+| `xmodal.json` | the content of this page, for programs |
 
-`.pt2` files are meant for the version of torch that wrote them; later ones usually read them.
+`.pt2` files are meant for the torch version that wrote them; later versions usually read them too.
 """
 _HF_ROWS = (
     "| `config.json`, `model.safetensors` | the adapted backbone; "
@@ -55,7 +55,7 @@ _TIMM_ROWS = (
 
 
 class HuggingFaceExport(Exporter):
-    """The backbone for transformers or timm, embedder and head for torch alone."""
+    """The backbone for transformers or timm; embedder and head for plain torch."""
 
     class Config(programs.Tolerance):
         """Settings of ``hf``."""
@@ -63,7 +63,7 @@ class HuggingFaceExport(Exporter):
     config: Config
 
     def export(self, trained: Trained, folder: Path) -> Exported:
-        """Write, load with the loader that is written beside it, and compare."""
+        """Write the export, load it with the loader written next to it, and compare."""
         network, x = programs.plain(trained), programs.real_samples(trained)
         wanted = programs.reference(trained)
         library = network.backbone.library_model()
@@ -72,14 +72,17 @@ class HuggingFaceExport(Exporter):
         if library is not None and library.library == "transformers":
             form = "transformers"
             _write(trained, network, x, folder, library)
-            reason = "other numbers"
+            reason = "its outputs differ"
             try:
                 apart, size = programs.difference(wanted, _loaded(folder), x)
             except (DataError, RuntimeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:150]
             if not apart <= programs.allowed(size, self.config.tolerance):
-                # Swin's layers of the library fail on grids smaller than their window.
-                notes += (f"transformers cannot run this backbone ({reason}), so it is a program",)
+                # The library's Swin layers fail on grids smaller than their window.
+                notes += (
+                    f"transformers cannot run this backbone ({reason}), so it is exported as a "
+                    "program",
+                )
                 form = ""
                 for name in _BODY_FILES:
                     (folder / name).unlink()
@@ -93,8 +96,8 @@ class HuggingFaceExport(Exporter):
             rows += _TIMM_ROWS.format(name=library.config["architecture"])
         if form:
             notes += (
-                "the backbone's own embedding layer (and pooler) is empty: it reads the tokens of "
-                "`embed.pt2`, not words or images",
+                "the backbone's own embedding layer (and pooler) is a dummy: the backbone reads "
+                "the tokens of `embed.pt2`, not words or images",
             )
         usage = _USAGE.format(
             torch=torch.__version__.partition("+")[0],
@@ -108,7 +111,7 @@ class HuggingFaceExport(Exporter):
 def _write(
     trained: Trained, network: Network, x: Tensor, folder: Path, library: LibraryModel | None
 ) -> None:
-    """The programs, and the backbone: of a library, or as a program too."""
+    """Write the programs, and the backbone as a library model or as another program."""
     grid = trained.facts.grid
     prefix = None if library is None else library.prefix
     embed = programs.Embed(network, trained.raw, prefix)
@@ -117,7 +120,7 @@ def _write(
         features = network.backbone(Tokens(tokens, grid))
     h_BMF = features.x_BND
     if prefix is not None:
-        # The library gives the features of the prefix too; their values do not matter here.
+        # The library also returns the features of the prefix; their values do not matter here.
         h_BMF = torch.cat(
             [h_BMF.new_zeros(len(h_BMF), prefix.shape[1], h_BMF.shape[2]), h_BMF], dim=1
         )
@@ -136,7 +139,7 @@ def _write(
 
 
 def _saved(library: LibraryModel) -> dict[str, Tensor]:
-    # safetensors refuses memory that two entries share.
+    # safetensors refuses entries that share memory.
     return {name: value.detach().clone().contiguous() for name, value in library.state.items()}
 
 
@@ -147,7 +150,7 @@ def _save(module: nn.Module, x: Tensor, file: Path) -> None:
 
 
 def _loaded(folder: Path) -> nn.Module:
-    """The model as a user of the folder loads it. Raises DataError where it does not load."""
+    """The model as a user of the folder would load it. Raises DataError if it does not load."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -156,7 +159,7 @@ def _loaded(folder: Path) -> nn.Module:
     try:
         return standalone.load(folder)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise DataError(f"the export cannot be loaded again: {error}") from error
+        raise DataError(f"the export cannot be loaded: {error}") from error
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -30,8 +30,8 @@ session = onnxruntime.InferenceSession("model.onnx")
 
 | file | what it is |
 |---|---|
-| `model.onnx` | the whole model (opset {opset}), standardisation included; any batch size |
-{data}| `xmodal.json` | all of this page for programs |
+| `model.onnx` | the whole model (opset {opset}), including standardisation; any batch size |
+{data}| `xmodal.json` | the content of this page, for programs |
 """
 _DATA_ROW = "| `model.onnx.data` | its weights; keep it beside `model.onnx` |\n"
 

@@ -9,5 +9,5 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_exporters() -> Mapping[str, str]:
-    """Plain PyTorch with the libraries the backbone is from, and ONNX."""
+    """Plain PyTorch with the backbone's own library, and ONNX."""
     return {"hf": "xmodal_export.hf:HuggingFaceExport", "onnx": "xmodal_export.onnx:Onnx"}

@@ -21,10 +21,10 @@ from xmodal.interfaces import Network, Settings, Trained
 
 
 class Tolerance(Settings):
-    """How far an export may be from the trained model."""
+    """How far an export's outputs may be from those of the trained model."""
 
     tolerance: float = Field(
-        1e-4, gt=0, description="Largest difference allowed, as a share of the largest output."
+        1e-4, gt=0, description="Largest allowed difference, as a share of the largest output."
     )
 
 
@@ -42,9 +42,7 @@ class Whole(nn.Module):
 
 
 class Embed(nn.Module):
-    """Raw samples to what the backbone's layers read: the backbone's own prefix tokens,
-    then the tokens.
-    """
+    """Raw samples to the input of the backbone's layers: its own prefix tokens, then the tokens."""
 
     def __init__(self, network: Network, raw: RawForm, prefix_1PD: Tensor | None) -> None:
         super().__init__()
@@ -60,7 +58,7 @@ class Embed(nn.Module):
 
 
 class Encode(nn.Module):
-    """Tokens of a grid to features."""
+    """Tokens on a grid to features."""
 
     def __init__(self, network: Network, grid: tuple[int, ...]) -> None:
         super().__init__()
@@ -87,7 +85,7 @@ class Head(nn.Module):
 
 
 def plain(trained: Trained) -> Network:
-    """A copy on the CPU whose low-rank updates are merged into the matrices they update."""
+    """A copy on the CPU, with low-rank updates merged into the matrices that they update."""
     network = copy.deepcopy(trained.model).cpu().eval().requires_grad_(False)
     if trained.recipe.adapter is None:
         return network
@@ -96,7 +94,7 @@ def plain(trained: Trained) -> Network:
 
     for name, layer in list(network.named_modules()):
         if isinstance(layer, BaseTunerLayer):
-            # The updates are fp32 like their matrices; nothing can overflow on the way.
+            # The updates are fp32 like their matrices, so merging cannot overflow.
             layer.merge()
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, layer.get_base_layer())
@@ -104,38 +102,38 @@ def plain(trained: Trained) -> Network:
 
 
 def reference(trained: Trained) -> Whole:
-    """The trained model itself, on the CPU and in fp32, to compare with."""
+    """The trained model, on the CPU and in fp32, as the reference."""
     here = trained.device.type == "cpu"
     network = trained.model if here else copy.deepcopy(trained.model).cpu()
     return Whole(network, trained.raw).eval()
 
 
 def real_samples(trained: Trained) -> Tensor:
-    """Raw samples to check with: rows of tables in double precision, all else in single.
+    """Raw samples for the check: table rows in double precision, others in single precision.
 
-    Raises DataError where the run has kept none.
+    Raises DataError if the run kept no samples.
     """
     x = torch.from_numpy(trained.samples())
     if len(x) == 0:
         raise DataError(
-            f"{trained.run.path} keeps no test samples to check an export with (state: "
-            f"{trained.run.state}); finish it with: xmodal resume {trained.run.path}"
+            f"{trained.run.path} has no test samples to check an export with (state: "
+            f"{trained.run.state}); finish the run with: xmodal resume {trained.run.path}"
         )
-    # Standardising a large offset needs the digits; images would only double in size.
+    # Standardising tables with a large offset needs the digits; images would only double in size.
     return x if trained.facts.task.form == "row" else x.float()
 
 
 def traced(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """The program of a module, for any batch."""
+    """The program of a module, for any batch size."""
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Of a batch of one torch would make a constant.
+        # torch would treat a batch size of 1 as a constant.
         return torch.export.export(module, (at_least(x, 2),), dynamic_shapes=({0: batch},))
 
 
 def at_least(x: Tensor, count: int) -> Tensor:
-    """``x``, repeated where it has fewer samples."""
+    """``x``, repeated if it has fewer than ``count`` samples."""
     return x.repeat(-(-count // len(x)), *[1] * (x.ndim - 1))[: max(count, len(x))]
 
 
@@ -143,7 +141,7 @@ def at_least(x: Tensor, count: int) -> Tensor:
 def difference(
     wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[float, float]:
-    """The largest difference in batches of 1 to 5 samples, and the largest wanted number."""
+    """The largest difference over batches of 1 to 5 samples, and the largest reference output."""
     apart, size = 0.0, 0.0
     for count in (1, 2, 5):
         part = at_least(x, count)[:count]
@@ -157,12 +155,12 @@ def difference(
 
 def allowed(size: float, tolerance: float) -> float:
     """The largest difference allowed between outputs of at most ``size``."""
-    # Outputs that are all but zero are differences of larger numbers.
+    # Outputs close to zero are differences of larger numbers, so they have larger errors.
     return tolerance * max(0.01, size)
 
 
 def agree(apart: float, size: float, tolerance: float, what: str) -> None:
-    """Raise DataError where a difference is above ``tolerance`` times the largest output."""
+    """Raise DataError if the difference exceeds ``tolerance`` times the largest output."""
     limit = allowed(size, tolerance)
     if not apart <= limit:
         raise DataError(
@@ -177,5 +175,5 @@ def notes(trained: Trained) -> tuple[str, ...]:
     if trained.recipe.precision != "fp32":
         found += (f"the run computed in {trained.recipe.precision}, this export computes in fp32",)
     if trained.recipe.adapter is not None:
-        found += ("the adapter's updates are merged into the matrices of the backbone",)
+        found += ("the adapter's updates are merged into the backbone's weight matrices",)
     return found

@@ -3,10 +3,10 @@
     model = load("FOLDER")
     y = model(x)  # x: a tensor as README.md describes it
 
-embed.pt2 makes tokens of samples, the backbone encodes them, head.pt2 makes predictions of what
-comes out. The backbone is a model of transformers whose own embedding layer is not used
-(config.json and model.safetensors), or body.pt2 where transformers has no such model. The .pt2
-files are programs of torch.export.
+embed.pt2 turns samples into tokens, the backbone encodes the tokens, and head.pt2 turns the result
+into predictions. The backbone is a transformers model whose own embedding layer is not used
+(config.json and model.safetensors), or body.pt2 if transformers has no such model. The .pt2 files
+are programs of torch.export.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load(folder: str | Path) -> ExportedModel:
 
 
 def library_backbone(folder: Path) -> Any:
-    """The backbone, whose embedding layer hands on the tokens that it is given."""
+    """The backbone, with an embedding layer that passes its input tokens through."""
     from transformers import AutoModel
 
     body = AutoModel.from_pretrained(folder, local_files_only=True).eval()
@@ -54,7 +54,7 @@ def library_backbone(folder: Path) -> Any:
 
     def hand_on(*given: Any, inputs_embeds: Any = None, **named: Any) -> Any:
         tokens = given[0] if inputs_embeds is None else inputs_embeds
-        # Layers with windows also ask for the height and width of the grid of tokens.
+        # Layers with windows also need the height and width of the token grid.
         return tokens if grid is None else (tokens, tuple(grid))
 
     body.embeddings.forward = hand_on

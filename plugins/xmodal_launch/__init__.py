@@ -1,1 +1,1 @@
-"""Where the runs of a comparison run."""
+"""Launchers: where the runs of a comparison are executed."""

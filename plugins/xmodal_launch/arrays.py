@@ -1,7 +1,7 @@
-"""The Slurm job arrays that were queued from a folder: the jobs of each, and which have ended.
+"""The Slurm job arrays queued from a folder: the jobs of each array, and which have ended.
 
 Each array has a folder named by its key. The list of its jobs is written before the array is
-queued; each job that ends says so in a file of its own.
+queued. Each job that ends writes a file of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAST_LINES = 20
 
 
 class ArrayFolder:
-    """The arrays of a folder that other comparisons may share. Keys are unique."""
+    """The arrays of a folder, which other comparisons may share. Keys are unique."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,7 +29,7 @@ class ArrayFolder:
         self._ended: dict[str, set[int]] = {}
 
     def add(self, key: str, names: Sequence[str]) -> None:
-        """List the jobs of an array that is about to be queued, so that it can be found then."""
+        """List the jobs of an array that is about to be queued, so that it can be found later."""
         (self.folder / key).mkdir(parents=True)
         write_atomically(self.folder / key / LIST, json.dumps(list(names)))
         self._lists[key] = list(names)
@@ -40,9 +40,9 @@ class ArrayFolder:
         shutil.rmtree(self.folder / key, ignore_errors=True)
 
     def names(self, key: str) -> list[str]:
-        """The jobs of an array, by number; none if it belongs to another folder.
+        """The jobs of an array, by number; empty if it belongs to another folder.
 
-        Raises OSError or ValueError if its list is here but cannot be read.
+        Raises OSError or ValueError if the list exists but cannot be read.
         """
         if key not in self._lists:
             try:
@@ -52,12 +52,12 @@ class ArrayFolder:
         return self._lists[key]
 
     def file(self, key: str, index: int) -> Path:
-        """The file in which a job says that it has ended."""
+        """The file in which a job reports its end."""
         return self.folder / key / f"{index}{ENDED}"
 
     def ended(self, key: str) -> set[int]:
-        """The jobs of an array that say they have ended, as far as the file system answers."""
-        with suppress(OSError):  # what was known still holds, also if the folder was cleared up
+        """The jobs of an array that have reported their end, if the file system answers."""
+        with suppress(OSError):  # earlier reports still hold, even if the folder was removed
             found = os.listdir(self.folder / key)
             self._ended[key] = {int(Path(name).stem) for name in found if name.endswith(ENDED)}
         return self._ended.get(key, set())
@@ -65,7 +65,7 @@ class ArrayFolder:
     def clear_up(self, listed: Collection[str]) -> None:
         """Remove the files of arrays whose jobs have all reported their end.
 
-        Arrays that Slurm has ``listed`` stay, and so do lists that cannot be read.
+        Keeps arrays that Slurm has ``listed``, and lists that cannot be read.
         """
         for file in self.folder.glob(f"*/{LIST}"):
             key = file.parent.name
@@ -77,7 +77,7 @@ class ArrayFolder:
                 shutil.rmtree(file.parent, ignore_errors=True)
 
     def explain(self, log: Path, key: str, number: str) -> None:
-        """Add to the log of a job that never reported its end what its node said."""
+        """Copy the node's output into the log of a job that never reported its end."""
         file = self.folder / key / f"{number}_0_log.err"
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -87,7 +87,7 @@ class ArrayFolder:
             f"nothing; it was cancelled before it began, or the node does not see {file.parent}"
         )
         with suppress(OSError), log.open("a", encoding="utf-8") as stream:
-            stream.write(f"job {number} of Slurm left the queue early; its node said:\n{said}\n")
+            stream.write(f"Slurm job {number} left the queue early; output of its node:\n{said}\n")
 
 
 def _read(file: Path) -> list[str]:

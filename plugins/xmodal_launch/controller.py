@@ -1,7 +1,7 @@
-"""Asks Slurm's controller which of our arrays' jobs are in its queue, and cancels jobs.
+"""Asks Slurm's controller which of our jobs are in its queue, and cancels jobs.
 
-Only ``squeue`` and ``scancel`` are needed: many clusters have no accounting. What is not in the
-queue any more has ended; how, its run directory says.
+Needs only ``squeue`` and ``scancel``, because many clusters have no accounting. A job that has left
+the queue has ended; its run directory tells how.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PREFIX = "xmodal-"
-"""Begins the names of our arrays; the key of the array follows."""
+"""The start of our arrays' names; the key of the array follows."""
 RUNNING = frozenset(
     ["RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"]
 )
@@ -31,7 +31,7 @@ class Found:
 
 
 class Controller:
-    """The queue of one user, asked at most every ``poll`` seconds."""
+    """The queue of one user; asks Slurm at most every ``poll`` seconds."""
 
     def __init__(self, poll: float) -> None:
         self.trouble = ""
@@ -39,7 +39,7 @@ class Controller:
         self._asked = float("-inf")
 
     def ask(self, now: bool = False) -> list[Found] | None:
-        """Our jobs in the queue. None if it is too early to ask again, or without an answer."""
+        """Our jobs in the queue; None if it is too early to ask again or Slurm does not answer."""
         if not now and time.monotonic() - self._asked < self._poll:
             return None
         self._asked = time.monotonic()
@@ -47,7 +47,7 @@ class Controller:
         return None if text is None else read(text)
 
     def cancel(self, ids: Sequence[str], softly: bool) -> None:
-        """Cancel jobs. Softly: those that run are only told to end, and may take their time."""
+        """Cancel jobs. ``softly`` only tells running jobs to end, so that they can save first."""
         if softly:
             self.withdraw(ids)
             self._run("scancel", "--quiet", "--signal=TERM", *ids)
@@ -55,11 +55,11 @@ class Controller:
             self._run("scancel", "--quiet", *ids)
 
     def withdraw(self, ids: Sequence[str]) -> None:
-        """Cancel those of these jobs that have not begun."""
+        """Cancel those of the jobs that have not begun."""
         self._run("scancel", "--quiet", "--state=PENDING", *ids)
 
     def cancel_array(self, key: str) -> None:
-        """Cancel an array whose jobs' names at Slurm are not known."""
+        """Cancel an array whose Slurm job ids are unknown."""
         self._run("scancel", "--quiet", f"--name={PREFIX}{key}")
 
     def _run(self, *command: str) -> str | None:
@@ -75,14 +75,14 @@ class Controller:
 
 
 def is_transient(message: str) -> bool:
-    """Whether an error of Slurm's commands speaks of the way to the controller."""
+    """Whether an error of Slurm's commands is about the connection to the controller."""
     return any(words in message.lower() for words in LOST)
 
 
 def read(text: str) -> list[Found]:
-    """Parse lines ``id|name|state``; lines about jobs of others are left out.
+    """Parse lines ``id|name|state``, leaving out other jobs than ours.
 
-    The id of an array's job is ``array_index``; an array of one job is an ordinary job.
+    The id of an array's job is ``array_index``; an array with a single job is an ordinary job.
     """
     found = []
     for line in text.splitlines():

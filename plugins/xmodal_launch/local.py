@@ -1,4 +1,4 @@
-"""Runs jobs as processes of this machine: one a GPU, or a few that share the processor's cores."""
+"""Runs jobs as processes on this machine: one per GPU, or a few that share the CPU cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import Field
 from xmodal.interfaces import Context, Job, Launcher, Settings
 
 CORES_A_JOB = 4
-"""Without a GPU: more cores than that hardly speed up one small run."""
+"""Cores per job without a GPU; more cores hardly speed up one small run."""
 
 
 @dataclass
@@ -25,16 +25,16 @@ class _Started:
 
 
 class Local(Launcher):
-    """Processes of this machine. Cores are shared out evenly, so jobs do not slow each other."""
+    """Processes on this machine. Jobs share the cores evenly, so they do not slow each other."""
 
     class Config(Settings):
         """Settings of the launcher."""
 
         jobs: int | None = Field(
-            None, ge=1, description="Jobs at a time; default: one a GPU, or one for four cores."
+            None, ge=1, description="Jobs at a time; default: one per GPU, or one per four cores."
         )
         grace: float = Field(
-            120.0, gt=0, description="Seconds a job has to save itself when it is stopped."
+            120.0, gt=0, description="Seconds that a stopped job has to save itself."
         )
 
     config: Config
@@ -49,7 +49,7 @@ class Local(Launcher):
 
     @property
     def slots(self) -> int:
-        """Jobs at a time."""
+        """The largest number of jobs at a time."""
         return self._slots
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -59,7 +59,7 @@ class Local(Launcher):
         self._fill()
 
     def unfinished(self) -> Mapping[str, str]:
-        """Jobs that run, and those that wait for a slot."""
+        """Running jobs, and jobs that wait for a slot."""
         for name, started in list(self._started.items()):
             if started.process.poll() is not None:
                 started.log.close()
@@ -69,11 +69,11 @@ class Local(Launcher):
         return running | {job.name: "queued" for job in self._waiting}
 
     def withdraw(self, names: Sequence[str]) -> None:
-        """Drop those that wait for a slot."""
+        """Drop jobs that wait for a slot."""
         self._waiting = [job for job in self._waiting if job.name not in names]
 
     def stop(self) -> None:
-        """Ask every job to save and end; kill what has not ended in time."""
+        """Ask every job to save and end; kill those that do not end in time."""
         self._waiting.clear()
         for started in self._started.values():
             started.process.send_signal(signal.SIGTERM)
@@ -93,7 +93,7 @@ class Local(Launcher):
             job = self._waiting.pop(0)
             job.log.parent.mkdir(parents=True, exist_ok=True)
             log = job.log.open("ab")
-            # A session of its own: Ctrl-C reaches only us, and we end the jobs in order.
+            # A session of its own: Ctrl-C reaches only this process, which then ends the jobs.
             process = subprocess.Popen(
                 job.command,
                 stdout=log,
@@ -117,7 +117,7 @@ def _cores() -> int:
 
 
 def _gpus() -> list[str]:
-    """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """The GPUs of this process, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     if not torch.cuda.is_available():

@@ -9,7 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_launchers() -> Mapping[str, str]:
-    """This machine, a cluster of Slurm's, a cluster of Ray's."""
+    """This machine, a Slurm cluster, a Ray cluster."""
     return {
         "local": "xmodal_launch.local:Local",
         "slurm": "xmodal_launch.slurm:Slurm",

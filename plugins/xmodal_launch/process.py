@@ -1,6 +1,6 @@
-"""The part of a cluster's job that runs where the job landed: the command as a child process.
+"""The part of a cluster job that runs on its node: runs the command as a child process.
 
-Imports nothing heavy, for it lives beside the run and must not take its memory or time.
+Imports nothing heavy, because it lives as long as the run and must not take its memory or time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JOB = "XMODAL_JOB"
-"""Names the job to the run (``xmodal.runs.JOB``), which may then follow on its own dead self."""
+"""Tells the run which job it is (``xmodal.runs.JOB``), so that a restarted job can take over."""
 PAUSE = 0.2
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to run. Paths are absolute texts; output is added to ``log``; ``folder`` is worked in.
+    """What to run, with absolute paths.
 
-    ``job`` stays the same when the cluster starts the job again.
+    ``folder`` is the working directory; output is appended to ``log``. ``job`` stays the same when
+    the cluster starts the job again.
     """
 
     command: tuple[str, ...]
@@ -36,9 +37,9 @@ class Order:
 
 
 def start(order: Order, threads: int, own_session: bool = False) -> subprocess.Popen[bytes]:
-    """Start the command, after a line in its log that it has begun, and where.
+    """Start the command, after a line in its log that names this machine.
 
-    Raises FileNotFoundError where this machine does not see its folders.
+    Raises FileNotFoundError if this machine does not see the job's folders.
     """
     _check(order)
     environment = os.environ | {
@@ -66,23 +67,23 @@ def _check(order: Order) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"node {socket.gethostname()} does not see {folder}: the cells (--root) and the "
-                "working directory must lie on a file system that all nodes share"
+                "working directory must be on a file system that all nodes share"
             )
 
 
-# Loaded before any fork: between fork and exec as little as possible may happen.
+# Load this before any fork, because as little as possible should happen between fork and exec.
 _C = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _prepare() -> None:
-    """In the child: outlive the cluster's warning signal, but not the job."""
+    """In the child: ignore the cluster's warning signal, but die with the job."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if _C is not None:
         _C.prctl(_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait in small steps, between which signals are handled. Returns the exit code."""
+    """Wait in small steps, so that signals are handled in between. Returns the exit code."""
     while process.poll() is None:
         time.sleep(PAUSE)
     return process.returncode
@@ -91,7 +92,7 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 def end(process: subprocess.Popen[bytes], grace: float) -> None:
     """Ask the command to save and end, and kill it after ``grace`` seconds.
 
-    Leaves it to be collected by ``wait``, so this may run inside a signal handler that has
+    Does not collect the process: ``wait`` does, so this may run inside a signal handler that
     interrupted ``wait``.
     """
     with suppress(ProcessLookupError):
@@ -106,8 +107,8 @@ def end(process: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def _ended(pid: int) -> bool:
-    """Whether a child has ended; does not collect it."""
+    """Whether a child process has ended; does not collect it."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-    except ChildProcessError:  # collected already
+    except ChildProcessError:  # already collected
         return True

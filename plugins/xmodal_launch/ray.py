@@ -1,4 +1,4 @@
-"""Runs jobs as tasks of a Ray cluster; started by Ray again, elsewhere, when their node dies."""
+"""Runs jobs as tasks of a Ray cluster, which restarts them on another node if theirs dies."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from xmodal_launch.process import Order
 from xmodal_launch.ray_task import run
 
 STOPPING = 15.0
-"""Seconds that Ray itself gets to end tasks, beside what the jobs need to save."""
+"""Seconds for Ray itself to end tasks, in addition to the time that jobs need to save."""
 
 
 @dataclass(frozen=True)
 class _Task:
     job: Job
     reference: Any
-    size: int  # of the log when the task was handed over: it begins with a line of its own
+    size: int  # of the log when the task was submitted; a task first adds a line of its own
 
 
 class Ray(Launcher):
-    """Tasks of a Ray cluster that runs already."""
+    """Tasks of a Ray cluster that is already running."""
 
     class Config(Settings):
         """Settings of the launcher."""
@@ -36,23 +36,23 @@ class Ray(Launcher):
         address: str | None = Field(
             None,
             description="Address of the cluster, such as 10.0.0.1:6379; "
-            "default: RAY_ADDRESS, or the cluster that this machine is part of.",
+            "default: RAY_ADDRESS, or the cluster of this machine.",
         )
-        jobs: int = Field(1000, ge=1, description="Jobs that are handed to Ray at a time.")
+        jobs: int = Field(1000, ge=1, description="Jobs submitted to Ray at a time.")
         cpus: float | None = Field(
             None,
             gt=0,
-            description="Processors a job, and its threads; "
-            "default: 4, or all of the largest node if it has fewer.",
+            description="Processors per job, and its threads; "
+            "default: 4, or all processors of the largest node if it has fewer.",
         )
         gpus: float | None = Field(
-            None, ge=0, description="GPUs a job, also parts of one; default: 1 if any node has one."
+            None, ge=0, description="GPUs per job, also fractions; default: 1 if a node has GPUs."
         )
         retries: int = Field(
-            3, ge=0, description="How often a job goes on elsewhere after its node died."
+            3, ge=0, description="How often a job may continue on another node after its node died."
         )
         grace: float = Field(
-            120.0, gt=0, description="Seconds a job has to save itself when it is stopped."
+            120.0, gt=0, description="Seconds that a stopped job has to save itself."
         )
         wait: bool = Field(
             False, description="Wait for a node that is large enough to join the cluster."
@@ -68,22 +68,22 @@ class Ray(Launcher):
         self._cpus = min(4.0, most["CPU"]) if config.cpus is None else config.cpus
         self._gpus = min(1.0, most["GPU"]) if config.gpus is None else config.gpus
         if not config.wait and (self._cpus > most["CPU"] or self._gpus > most["GPU"]):
-            # Ray would wait for ever.
+            # Ray would wait forever.
             raise UsageError(
                 f"no node of the Ray cluster has {self._cpus:g} processors and {self._gpus:g} GPUs "
-                f"(the most are {most['CPU']:g} and {most['GPU']:g}); set cpus or gpus of the "
-                "launcher, or `wait: true` if such a node will join"
+                f"(at most {most['CPU']:g} and {most['GPU']:g}); set cpus or gpus of the launcher, "
+                "or `wait: true` if such a node will join"
             )
         self._tasks: dict[str, _Task] = {}
         self._withdrawn: set[str] = set()
 
     @property
     def slots(self) -> int:
-        """Jobs that wait or run at a time."""
+        """The largest number of jobs that may wait or run at a time."""
         return self.config.jobs
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Hand jobs to Ray, which starts them where there is room."""
+        """Submit jobs to Ray, which starts them on nodes with free resources."""
         config = self.config
         task = self._ray.remote(run).options(
             num_cpus=self._cpus,
@@ -104,7 +104,7 @@ class Ray(Launcher):
             self._tasks[job.name] = _Task(job, task.remote(order, threads, config.grace), size)
 
     def unfinished(self) -> Mapping[str, str]:
-        """Tasks that Ray has not finished; those whose logs have grown run."""
+        """Tasks that Ray has not finished; a task is running if its log has grown."""
         for name in self._ended(0):
             task = self._tasks.pop(name)
             if name not in self._withdrawn:
@@ -113,7 +113,7 @@ class Ray(Launcher):
         return {name: "running" if _begun(task) else "queued" for name, task in self._tasks.items()}
 
     def withdraw(self, names: Sequence[str]) -> None:
-        """Cancel tasks that have not begun; one that just begins lets its job save itself."""
+        """Cancel tasks that have not begun; a task that is just starting lets its job save."""
         for name in names:
             task = self._tasks.get(name)
             if task is not None and name not in self._withdrawn and not _begun(task):
@@ -121,7 +121,7 @@ class Ray(Launcher):
                 self._ray.cancel(task.reference)
 
     def stop(self) -> None:
-        """Cancel all tasks: those that run pass it on to their jobs, which save themselves."""
+        """Cancel all tasks; running tasks tell their jobs, which save themselves."""
         for task in self._tasks.values():
             self._ray.cancel(task.reference)
         until = time.monotonic() + self.config.grace + STOPPING
@@ -150,15 +150,15 @@ class Ray(Launcher):
 
 
 def _begun(task: _Task) -> bool:
-    """Whether a task has begun: the first thing it does is to say so in the job's log."""
+    """Whether a task has begun: its first action is to add a line to the job's log."""
     try:
         return task.job.log.stat().st_size > task.size
-    except OSError:  # the file system does not answer: let it go on
+    except OSError:  # the file system does not answer: assume that the task has begun
         return True
 
 
 def _connect(address: str | None) -> Any:
-    """Ray, connected. Never starts a cluster: one machine has the launcher `local`."""
+    """Ray, connected. Never starts a cluster: for one machine, use the launcher `local`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -173,7 +173,7 @@ def _connect(address: str | None) -> Any:
         ray.init(address=where, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
         if where == "auto":
-            message = "no Ray cluster runs on this machine; set address of the launcher"
+            message = "no Ray cluster runs on this machine; set the launcher's address"
         else:
             message = f"no Ray cluster at {where}: {str(error).strip().partition('.')[0]}"
         raise UsageError(f"{message}, or start one with: ray start --head") from None

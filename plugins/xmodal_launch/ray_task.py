@@ -1,4 +1,4 @@
-"""What runs on a node as a task of Ray: one cell, which saves itself when the task is cancelled."""
+"""The Ray task that runs on a node: one cell, which saves itself when the task is cancelled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from xmodal_launch.process import Order, end, start, wait
 
 
 def run(order: Order, threads: int, grace: float) -> int:
-    """Run the command to its end and return its exit code; a cancelled task ends it softly.
+    """Run the command and return its exit code; if the task is cancelled, let the command save.
 
-    It is in a session of its own: Ctrl-C in the terminal reaches the comparison only.
+    The command has its own session, so Ctrl-C in the terminal reaches only the comparison.
     """
     process = start(order, threads, own_session=True)
     try:

@@ -1,8 +1,8 @@
-"""Runs jobs on a Slurm cluster, through submitit: one array, queued again after time limits.
+"""Runs jobs on a Slurm cluster through submitit, as job arrays; requeues them after time limits.
 
-Which jobs wait or run is asked of Slurm, all at once and not too often, and never remembered: every
-array's name carries a key, and the key's folder lists its jobs. So a comparison that was killed
-leaves nothing behind that the next one cannot find, take over and stop.
+Slurm alone knows which jobs wait or run; it is asked about all of them at once, and not too often.
+The name of every array has a key, and the key's folder lists the array's jobs. If a comparison is
+killed, the next one can therefore find, take over and stop all its jobs.
 """
 
 from __future__ import annotations
@@ -29,51 +29,49 @@ from xmodal_launch.slurm_job import ClusterCell
 
 TRIES = 3
 AGAIN = 30.0
-"""Seconds until jobs are offered again that Slurm did not take while it had others of ours."""
+"""Seconds until jobs are submitted again that Slurm refused while it had others of ours."""
 LAST_WORD = 60.0
-"""Seconds that Slurm gets to cancel what did not end softly."""
+"""Seconds for Slurm to cancel jobs that did not end when asked."""
 
 
 class Slurm(Launcher):
-    """Jobs of a Slurm cluster. Run the comparison on a machine that has ``sbatch``."""
+    """Jobs on a Slurm cluster. Run the comparison on a machine that has ``sbatch``."""
 
     class Config(Settings):
         """Settings of the launcher."""
 
         partition: str | None = Field(None, description="Partition; default: the cluster's.")
-        account: str | None = Field(None, description="Account that the time is booked on.")
+        account: str | None = Field(None, description="Account to charge the time to.")
         qos: str | None = Field(None, description="Quality of service.")
         minutes: int = Field(
-            60, ge=1, description="Time limit. What is not done by then saves and is queued again."
+            60, ge=1, description="Time limit; a job that reaches it saves and is queued again."
         )
         timeouts: int = Field(
-            20, ge=0, description="How often a job may meet its time limit and go on."
+            20, ge=0, description="How often a job may continue after a time limit."
         )
-        cpus: int = Field(4, ge=1, description="Processors a job, and its threads.")
-        gpus: int = Field(0, ge=0, description="GPUs a job.")
+        cpus: int = Field(4, ge=1, description="Processors per job, and its threads.")
+        gpus: int = Field(0, ge=0, description="GPUs per job.")
         memory: float | None = Field(
-            None, gt=0, description="Gigabytes a job; default: the cluster's."
+            None, gt=0, description="Gigabytes of memory per job; default: the cluster's."
         )
         jobs: int = Field(256, ge=1, description="Jobs of one array that may run at a time.")
         queued: int = Field(
-            1000, ge=1, description="Jobs that may wait or run; clusters limit that and arrays."
+            1000, ge=1, description="Jobs that may wait or run; clusters limit it and array sizes."
         )
         setup: tuple[str, ...] = Field(
-            (), description="Lines of shell before the job, such as `module load cuda`."
+            (), description="Shell lines to run before the job, such as `module load cuda`."
         )
         options: dict[str, str | int | bool] = Field(
             default_factory=dict,
             description="Further options of sbatch: {constraint: a100, exclude: node7}.",
         )
         grace: int = Field(
-            120, ge=20, description="Seconds to save, before the time limit and when stopped."
+            120, ge=20, description="Seconds for a job to save, before its limit or when stopped."
         )
         keep: bool = Field(
             False, description="Leave the jobs in the queue when the comparison is interrupted."
         )
-        poll: float = Field(
-            10.0, ge=0, description="Seconds between two questions to Slurm about its queue."
-        )
+        poll: float = Field(10.0, ge=0, description="Seconds between two queries of Slurm's queue.")
         folder: Path = Field(
             Path("runs/.slurm"), description="Where submitit keeps its files; nodes must see it."
         )
@@ -83,7 +81,7 @@ class Slurm(Launcher):
             if self.grace >= 60 * self.minutes:
                 raise ValueError(
                     f"grace ({self.grace} s, to save before the time limit) must be shorter than "
-                    f"the time limit itself (minutes: {self.minutes})"
+                    f"the time limit (minutes: {self.minutes})"
                 )
             return self
 
@@ -96,7 +94,7 @@ class Slurm(Launcher):
         self._slurm = Controller(config.poll)
         self._mine: dict[str, Job] = {}
         self._found: dict[str, Found] = {}
-        self._waiting: dict[str, Job] = {}  # until Slurm takes them
+        self._waiting: dict[str, Job] = {}  # until Slurm accepts them
         self._again = self._withdraws_again = float("-inf")
         self._listed: set[str] = set()  # the arrays of this folder that Slurm has in its queue
         self._ours: set[str] = set()  # the arrays that hold jobs of this comparison
@@ -108,13 +106,13 @@ class Slurm(Launcher):
 
     @property
     def slots(self) -> int:
-        """Jobs that wait or run at a time."""
+        """The largest number of jobs that may wait or run at a time."""
         return self.config.queued
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs as one array; one that an earlier comparison left there is taken over.
+        """Queue jobs as one array; take over a job that an earlier comparison left in the queue.
 
-        Raises UsageError if Slurm refuses them while it has no others of this comparison.
+        Raises UsageError if Slurm refuses the jobs while it has no others of this comparison.
         """
         self._refresh(now=True)
         new = {job.name: job for job in jobs}
@@ -123,14 +121,14 @@ class Slurm(Launcher):
         self._hand_over()
 
     def unfinished(self) -> Mapping[str, str]:
-        """The jobs of this folder that have not ended, those of other comparisons included."""
+        """The unfinished jobs of this folder, including those of other comparisons."""
         self._refresh()
         self._hand_over()
         found = {name: found.word for name, found in self._found.items()}
         return dict.fromkeys(self._waiting, "queued") | found
 
     def withdraw(self, names: Sequence[str]) -> None:
-        """Cancel those that have not begun; they leave the queue unless Slurm just starts them."""
+        """Cancel jobs that have not begun; a job that Slurm is just starting may stay."""
         self._waiting = {name: job for name, job in self._waiting.items() if name not in names}
         waits = {name: found for name, found in self._found.items() if found.word == "queued"}
         mine = [name for name in names if name in waits and name in self._mine]
@@ -142,11 +140,11 @@ class Slurm(Launcher):
         self._refresh(now=True)
 
     def stop(self) -> None:
-        """Ask the jobs to save and end, and cancel what has not ended in time."""
+        """Ask the jobs to save and end; cancel those that do not end in time."""
         self._waiting.clear()
         if self.config.keep:
             if left := len(self._ids()):
-                why = f"{left} jobs stay in Slurm's queue (keep: true); the same command finds them"
+                why = f"{left} jobs stay in Slurm's queue (keep: true); rerun to take them over"
                 warnings.warn(why, stacklevel=2)
             return
         self._stopping = True
@@ -167,7 +165,7 @@ class Slurm(Launcher):
         return [self._found[name].id for name in self._mine if name in self._found]
 
     def _hand_over(self) -> None:
-        """Queue what waits. A refusal means "not now" as long as Slurm has other jobs of ours."""
+        """Queue waiting jobs. While Slurm has other jobs of ours, a refusal means "not now"."""
         self._ours |= {self._found[name].key for name in self._waiting if name in self._found}
         new = [job for name, job in self._waiting.items() if name not in self._found]
         self._waiting = {job.name: job for job in new}
@@ -179,17 +177,17 @@ class Slurm(Launcher):
             self._again = time.monotonic() + AGAIN
             if refusal != self._told:
                 self._told = refusal
-                why = f"Slurm takes no further jobs for now ({len(new)} waiting): {refusal}"
+                why = f"Slurm accepts no more jobs for now ({len(new)} waiting): {refusal}"
                 warnings.warn(why, stacklevel=2)
             return
         self._waiting.clear()
         if refusal:
-            raise UsageError(f"Slurm does not take the jobs: {refusal}")
+            raise UsageError(f"Slurm refuses the jobs: {refusal}")
 
     def _queue(self, jobs: list[Job], tries: int) -> str:
-        """Submit an array, whose list is written first, so that it can be found whatever happens.
+        """Submit an array. Its list is written first, so that it can always be found.
 
-        Returns why Slurm did not take it; empty if it did.
+        Returns Slurm's reason for refusing it; empty if Slurm accepted it.
         """
         key = uuid.uuid4().hex[:16]
         names = [job.name for job in jobs]
@@ -199,7 +197,7 @@ class Slurm(Launcher):
             refusal = _submitted(self.config, self._arrays.folder / key, PREFIX + key, cells)
             if not is_transient(refusal):
                 break
-            # The array may be there nevertheless, but it would lack the files that come after it.
+            # The array may be queued all the same, but without the files that are written later.
             time.sleep(max(1.0, self.config.poll) if left else 0.0)
             self._slurm.cancel_array(key)
         if refusal:
@@ -219,9 +217,9 @@ class Slurm(Launcher):
         return ClusterCell(order, str(ended), self.config.grace)
 
     def _refresh(self, now: bool = False, must: bool = False) -> None:
-        """Learn which jobs are in the queue. Without an answer nothing is known to have ended.
+        """Find out which jobs are in the queue. Without an answer, no job counts as ended.
 
-        Raises UsageError if there ``must`` be an answer and there is none.
+        Raises UsageError if Slurm ``must`` answer but does not.
         """
         answer = self._slurm.ask(now=now or must)
         if must and answer is None:
@@ -230,8 +228,8 @@ class Slurm(Launcher):
         listed = list(before.items()) if answer is None else self._named(answer)
         keys = {found.key for _, found in [*before.items(), *listed]}
         ended = {key: self._arrays.ended(key) for key in keys}
-        # Slurm still has to clear up after those that have ended, which may take long. The same
-        # cell may be there twice: it failed, and another array tries it again.
+        # Slurm may take long to clear ended jobs from its queue. A cell may appear twice: its first
+        # job failed, and another array tries it again.
         self._found = {name: job for name, job in listed if job.index not in ended[job.key]}
         if answer is not None:
             self._listed = {found.key for _, found in listed}
@@ -239,14 +237,14 @@ class Slurm(Launcher):
             self._leave(name, before[name], ended[before[name].key])
 
     def _named(self, answer: Sequence[Found]) -> list[tuple[str, Found]]:
-        """Slurm's answer with the names of the jobs, as far as they are of this folder."""
+        """Those jobs of Slurm's answer that belong to this folder, with their names."""
         named = []
         self._unread = ""
         for found in answer:
             try:
                 names = self._arrays.names(found.key)
             except (OSError, ValueError) as error:
-                # Whatever is in there must not be queued once more.
+                # The jobs in this array must not be queued a second time.
                 self._unread = (
                     f"the list of jobs of array {PREFIX}{found.key}, which is in the queue, "
                     f"cannot be read: {error}; cancel it with scancel --name={PREFIX}{found.key}"
@@ -257,7 +255,7 @@ class Slurm(Launcher):
         return named
 
     def _leave(self, name: str, was: Found, ended: set[int]) -> None:
-        """A job has left the queue: say why if it did not itself."""
+        """Handle a job that left the queue: explain its end in its log if the job did not."""
         job = self._mine.pop(name, None)
         told = was.index in ended or name in self._withdrawn or self._stopping
         self._withdrawn.discard(name)
@@ -281,7 +279,7 @@ def _check() -> None:
 
 
 def _submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[ClusterCell]) -> str:
-    """Why Slurm did not take the array of this ``name``; empty if it did.
+    """Submit the array ``name``; return Slurm's reason for refusing it, empty if accepted.
 
     submitit keeps its files in ``folder``.
     """
@@ -291,7 +289,7 @@ def _submitted(config: Slurm.Config, folder: Path, name: str, cells: Sequence[Cl
     executor = _executor(config, folder, name)
     where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
-        # A comparison may itself be a job, whose variables are no orders for the new ones.
+        # A comparison may itself be a Slurm job; its variables must not affect the new jobs.
         with clean_env(), executor.batch():
             os.environ.update(where)
             for cell in cells:
@@ -319,7 +317,7 @@ def _executor(config: Slurm.Config, folder: Path, name: str) -> Any:
         job_name=name,
         time=config.minutes,
         cpus_per_task=config.cpus,
-        # srun does not take this over from sbatch.
+        # srun does not inherit this from sbatch.
         srun_args=[f"--cpus-per-task={config.cpus}"],
         array_parallelism=config.jobs,
         signal_delay_s=config.grace,

@@ -1,8 +1,8 @@
-"""What runs on a node as a job of Slurm: one cell, which outlives time limits and preemption.
+"""The job that runs on a Slurm node: one cell, which survives time limits and preemption.
 
-Slurm says USR2 before the time limit (submitit asks for that) and TERM when it preempts, when the
-job is requeued or cancelled. Either way the run saves itself. Only after the first two may the job
-wait in the queue again: a job that somebody cancelled stays cancelled.
+Slurm sends USR2 before the time limit (submitit asks for it), and TERM when it preempts, requeues
+or cancels the job. The run saves itself in all cases. It goes back to the queue only after a time
+limit or a preemption: a job that somebody cancelled stays cancelled.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 class ClusterCell:
-    """The function that submitit calls on the node. ``ended`` is the file that says how it ended.
+    """The function that submitit calls on the node.
 
-    ``grace`` are the seconds from the warning to the time limit.
+    ``ended`` is the file in which the job reports its end. ``grace`` is the number of seconds from
+    the warning to the time limit.
     """
 
     def __init__(self, order: Order, ended: str, grace: float) -> None:
@@ -31,15 +32,15 @@ class ClusterCell:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> tuple[Order, str, float]:
-        """The arguments only: a running process cannot be pickled."""
+        """Only the arguments, because a running process cannot be pickled."""
         return self.order, self.ended, self.grace
 
     def __setstate__(self, state: tuple[Order, str, float]) -> None:
-        """Made again from its arguments."""
+        """Rebuild from the arguments."""
         self.__init__(*state)  # type: ignore[misc]
 
     def __call__(self) -> None:
-        """Run the command to its end; exits as it did."""
+        """Run the command to its end; exit with its exit code."""
         Path(self.ended).unlink(missing_ok=True)
         self._process = start(self.order, _threads())
         code = wait(self._process)
@@ -51,11 +52,11 @@ class ClusterCell:
             sys.exit(code if code > 0 else 128 - code)
 
     def checkpoint(self) -> Any:
-        """Let the run save itself; submitit then puts what is returned into the queue again."""
+        """Let the run save itself; submitit then queues the returned job again."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            # A little earlier than Slurm would: what is killed here is at least queued again.
+            # End slightly before Slurm would: a job killed here is at least queued again.
             end(self._process, max(1.0, self.grace - 10))
         return DelayedSubmission(ClusterCell(self.order, self.ended, self.grace))
 
@@ -69,8 +70,8 @@ def _threads() -> int:
 def _preempted() -> bool:
     """Whether Slurm is about to take the node away for another job.
 
-    It would then queue the job again itself, but only if it had to kill it: a job that ends in its
-    time of grace counts as finished.
+    Slurm then queues the job again itself, but only if it had to kill it: a job that ends within
+    its grace period counts as finished.
     """
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout

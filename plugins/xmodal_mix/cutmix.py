@@ -1,4 +1,4 @@
-"""CutMix of tokens: a block of the target gives way to the source's tokens at the same place.
+"""CutMix of tokens: source tokens replace a block of target tokens at the same place.
 
 Yun, Han, Oh, Chun, Choe, Yoo: CutMix, ICCV 2019, between modalities as in PaRe's Table 4.
 Shapes: B samples, N target tokens, M source tokens, D width.
@@ -17,14 +17,14 @@ from xmodal_mix.objective import DrawnMixer
 from xmodal_mix.places import Grid, common, counterparts
 
 Box = tuple[tuple[int, int], ...]
-"""From (inclusive) and to (exclusive) on every axis of the grid."""
+"""The start (inclusive) and end (exclusive) on every axis of the grid."""
 
 
 class CutMix(DrawnMixer):
     """Replaces one block of target tokens, the same for the whole micro-batch.
 
-    The block is a rectangle of the form of a 2-D grid, and a span of a sequence or a table row. It
-    lies where the source has tokens too. λ of Eq. 1 is the share of the target's tokens that were
+    The block is a rectangle of a 2-D grid, or a span of a sequence or a table row. It covers only
+    places where the source has tokens too. λ of Eq. 1 is the share of target tokens that are
     replaced.
     """
 
@@ -56,7 +56,7 @@ class CutMix(DrawnMixer):
             self._noted = True
             self._note(
                 f"cutmix: {grid_text(source)} source tokens for {grid_text(target)} target tokens; "
-                f"blocks lie in the first {grid_text(region)}"
+                f"blocks are cut from the first {grid_text(region)}"
             )
         lam = self.config.draw(progress, self._generator)
         centre = [int(torch.randint(side, (), generator=self._generator)) for side in region]
@@ -66,7 +66,8 @@ class CutMix(DrawnMixer):
 def block(grid: Grid, lam: float, centre: Grid) -> Box:
     """The block of share λ around ``centre``, clipped to the grid (Yun et al. 2019, section 3.2).
 
-    Its sides are int(side · λ^(1/axes)); an odd side reaches further to the end, as in timm.
+    Its sides are int(side · λ^(1/axes)); an odd side reaches one further towards the end, as in
+    timm.
     """
     sides = [int(side * lam ** (1 / len(grid))) for side in grid]
     return tuple(
@@ -76,7 +77,7 @@ def block(grid: Grid, lam: float, centre: Grid) -> Box:
 
 
 def paste(target: Tokens, source: Tokens, box: Box) -> tuple[Tokens, Tensor]:
-    """The target with the source's tokens inside ``box``, and the source token of every slot."""
+    """The target with source tokens inside ``box``, and the source token of every slot."""
     x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
     place = counterparts(target.grid, source.grid)
     inside = torch.zeros(target.grid, dtype=torch.bool)

@@ -20,8 +20,8 @@ _CITATION = "Zhang, Cissé, Dauphin, Lopez-Paz: mixup: Beyond Empirical Risk Min
 class Mixup(DrawnMixer):
     """x^m = (1 − λ) x^t + λ x^s, token by token, with the losses of Eq. 1-2.
 
-    Target tokens without a source token at their place stay; λ in the loss is then smaller by the
-    share of the tokens that were mixed.
+    Target tokens without a source token at their place do not change. λ in the loss is multiplied
+    by the share of tokens that are mixed.
     """
 
     citation = _CITATION
@@ -46,7 +46,7 @@ class Mixup(DrawnMixer):
         self._noted = True
         count = int((counterparts(target.grid, source.grid) >= 0).sum())
         self._note(
-            f"mixup: {grid_text(source.grid)} source tokens meet {grid_text(target.grid)} target "
+            f"mixup: {grid_text(source.grid)} source tokens for {grid_text(target.grid)} target "
             f"tokens; {count} of {target.x_BND.shape[1]} are mixed"
         )
 
@@ -54,8 +54,8 @@ class Mixup(DrawnMixer):
 class TargetMixup(DrawnMixer):
     """x^m = (1 − λ) x_a + λ x_b of two target samples; no source ("target_mixup" of Table 18).
 
-    The pair of labels is two terms, (1 − λ) L_tar(p^m, y_a) + λ L_tar(p^m, y_b), which suits every
-    kind of label. The partner of a sample is its neighbour in the micro-batch, whose order is
+    The two labels give two loss terms, (1 − λ) L_tar(p^m, y_a) + λ L_tar(p^m, y_b), which works for
+    every kind of label. The partner of a sample is its neighbour in the micro-batch, whose order is
     random.
     """
 
@@ -64,10 +64,10 @@ class TargetMixup(DrawnMixer):
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
-        """Mix. A micro-batch of one sample has no pair and stays plain."""
+        """Mix. A micro-batch with a single sample is not mixed."""
         lam = self.config.draw(progress, self._generator)
         if len(target.tokens.x_BND) == 1:
-            self._note("target-mixup: micro-batches of one sample hold no pair and are not mixed")
+            self._note("target-mixup: micro-batches with a single sample are not mixed")
             lam = 0.0
         partner = Tokens(target.tokens.x_BND.roll(1, 0), target.tokens.grid)
         mixed, _ = mix(target.tokens, partner, lam)
@@ -81,7 +81,7 @@ class TargetMixup(DrawnMixer):
 
 
 def mix(target: Tokens, source: Tokens, lam: float) -> tuple[Tokens, float]:
-    """(1 − λ) x^t + λ x^s at every place the source has, and λ as a share of all target tokens."""
+    """(1 − λ) x^t + λ x^s wherever the source has a token, and λ averaged over target tokens."""
     x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
     if target.grid == source.grid:
         return Tokens((1 - lam) * x_BND + lam * s_BMD, target.grid), lam

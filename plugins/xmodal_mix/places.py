@@ -1,8 +1,8 @@
-"""Which source token has the same place as a target token, when their grids differ.
+"""Which source token is at the same place as a target token, even if their grids differ.
 
-Two grids of as many axes are laid corner to corner: the token at (row, column) meets the token at
-(row, column). Otherwise the source is read in reading order, token by token, along the target's
-reading order. Target tokens beyond the source have no counterpart.
+Two grids with equally many axes are aligned at their first corner: tokens at the same (row, column)
+correspond. Otherwise, tokens at the same position in reading order correspond. Target tokens beyond
+the source have no counterpart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Grid = tuple[int, ...]
 
 
 def counterparts(target: Grid, source: Grid) -> Tensor:
-    """The source token (int64) at every place of the target, of shape ``target``; -1: none."""
+    """The source token (int64) at every place of the target, with shape ``target``; -1 if none."""
     if len(target) != len(source):
         order = torch.arange(prod(target)).view(target)
         return torch.where(order < prod(source), order, -1)
@@ -30,8 +30,9 @@ def counterparts(target: Grid, source: Grid) -> Tensor:
 
 
 def common(target: Grid, source: Grid) -> Grid:
-    """The largest block at the target's first corner that the source covers, in whole rows where
-    the source is read in reading order.
+    """The largest block at the target's first corner that the source covers.
+
+    If tokens correspond by reading order, the block has whole rows.
     """
     if len(target) == len(source):
         return tuple(min(sides) for sides in zip(target, source, strict=True))

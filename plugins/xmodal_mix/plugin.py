@@ -1,4 +1,4 @@
-"""Table of contents of the mixing baselines: what PaRe's tables compare patch replacement with."""
+"""Table of contents of the mixing baselines that PaRe's tables compare with patch replacement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_mixers() -> Mapping[str, str]:
-    """Mixing with a source, mixing or changing the target alone, and twice the same."""
+    """Mixing with a source, mixing or changing the target alone, and repeating the target."""
     return {
         "mixup": "xmodal_mix.mixup:Mixup",
         "cutmix": "xmodal_mix.cutmix:CutMix",

@@ -1,4 +1,4 @@
-"""The target several times: PaRe's loss and its cost without its mixing."""
+"""The target several times: PaRe's loss and cost, without mixing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from xmodal.interfaces import Mixer, Settings
 class Repeat(Mixer):
     """The plain target view ``times`` times, each with its own dropout and stochastic depth.
 
-    With two views of weight 1 this is Eq. 2 of PaRe at λ = 0, which PaRe itself computes in one.
+    With two views of weight 1, this is Eq. 2 of PaRe at λ = 0, for which PaRe needs only one view.
     """
 
     class Config(Settings):
         """Settings of the mixer."""
 
-        times: int = Field(2, ge=1, description="How many views of the target a step encodes.")
+        times: int = Field(2, ge=1, description="Number of target views encoded per step.")
         weight: float = Field(1.0, gt=0, description="Weight of the loss of each view.")
 
     config: Config

@@ -17,10 +17,10 @@ from xmodal.ops import ViewWeights, plain_and_changed
 
 
 class TargetMask(Mixer):
-    """Masks the k tokens the selector ranks lowest, and predicts the target's label from the rest.
+    """Masks the k lowest-ranked target tokens and predicts the target's label from the others.
 
-    The scheduler says k. Where the selector's mask carries a gradient, it reaches the selector
-    through the factors of kept and masked tokens, as in PaRe's Algorithm 1.
+    The scheduler sets k; the selector ranks the tokens. If the selector's mask has a gradient, the
+    gradient flows through the factors of kept and masked tokens, as in PaRe's Algorithm 1.
     """
 
     citation = (
@@ -36,14 +36,14 @@ class TargetMask(Mixer):
         )
         fill: Literal["zero", "mean", "learned"] = Field(
             "zero",
-            description="What stands in a masked slot. zero: nothing, as after the multiplication "
-            "by the mask in PaRe's Algorithm 1. mean: the sample's mean token. learned: one "
-            "trained token for all.",
+            description="What replaces a masked token. zero: zeros, as after multiplying by the "
+            "mask in PaRe's Algorithm 1. mean: the sample's mean token. learned: one trained token "
+            "for all slots.",
         )
         weight: Literal["kept", "whole"] = Field(
             "kept",
-            description="Weight of the masked view's loss before β2. kept: 1 − λ, the share of "
-            "kept tokens, as the target term has in Eq. 1. whole: 1.",
+            description="Weight of the masked view's loss, besides β2. kept: 1 − λ, the share of "
+            "kept tokens, as for the target term in Eq. 1. whole: 1.",
         )
 
     config: Config

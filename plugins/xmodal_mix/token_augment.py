@@ -1,7 +1,9 @@
 """Augmentation of tokens, for any modality: noise, dropped tokens, and moves between samples.
 
-Cheung & Yeung, "MODALS: Modality-agnostic Automated Data Augmentation in the Latent Space", ICLR
-2021, is where the moves and the noise come from; dropping is ours. B samples, N tokens, D width.
+Moves and noise are from Cheung & Yeung, "MODALS: Modality-agnostic Automated Data Augmentation in
+the Latent Space", ICLR 2021; dropping is an addition of this project.
+
+Shapes: B samples, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from xmodal.ops import ViewWeights, plain_and_changed
 
 
 class TokenAugment(Mixer):
-    """One plain view and one with, in this order, the moves, the noise and the dropped tokens.
+    """A plain view, and a view with moved tokens, then noise, then dropped tokens.
 
-    The label stays as it is. A strength of 0 turns an operation off.
+    The label does not change. A strength of 0 turns an operation off.
     """
 
     citation = (
@@ -42,23 +44,23 @@ class TokenAugment(Mixer):
             0.1, ge=0, description="Gaussian noise, in standard deviations of each channel."
         )
         drop: float = Field(
-            0.1, ge=0, lt=1, description="Probability of each token to be replaced by 'fill'."
+            0.1, ge=0, lt=1, description="Probability that a token is replaced by 'fill'."
         )
         fill: Literal["mean", "other"] = Field(
             "mean",
-            description="What a dropped token becomes. mean: its sample's mean token. other: the "
-            "token of another sample at the same place.",
+            description="What replaces a dropped token. mean: its sample's mean token. other: the "
+            "token at the same place in another sample.",
         )
         partners: Literal["class", "any"] = Field(
             "class",
-            description="Which samples of the micro-batch x_j and x_k are. class: of the sample's "
-            "own class; without classes there are no moves. any: any.",
+            description="Which samples of the micro-batch x_j and x_k may be. class: those of the "
+            "sample's own class (no moves if labels are not classes). any: all.",
         )
 
         @model_validator(mode="after")
         def _something(self) -> TokenAugment.Config:
             if not (self.difference or self.interpolate or self.noise or self.drop):
-                raise ValueError("difference, interpolate, noise and drop are all 0")
+                raise ValueError("difference, interpolate, noise and drop must not all be 0")
             return self
 
     config: Config
@@ -69,8 +71,8 @@ class TokenAugment(Mixer):
         self._moves = _can_move(config, context.facts)
         if not self._moves and _asks_for_moves(config):
             context.note(
-                "token-augment: difference and interpolate pair samples of one class and are left "
-                "out for labels that are not classes; 'partners: any' pairs any"
+                "token-augment: difference and interpolate pair samples of one class and are "
+                "skipped because labels are not classes; 'partners: any' pairs any samples"
             )
 
     @classmethod
@@ -93,11 +95,11 @@ class TokenAugment(Mixer):
         return plain_and_changed(target, self.config, changed, terms)
 
     def _changed(self, target: Sample) -> Tensor | None:
-        """The augmented tokens; None where there was nothing to do (no pair, no token dropped)."""
+        """The augmented tokens; None if nothing changed (no pair, no dropped token)."""
         config, x_BND, changed = self.config, target.tokens.x_BND, False
         if self._moves and len(x_BND) > 1:
             same_BB = self._same(target.y)
-            # Only what is not sure to change otherwise is worth waiting for the device.
+            # Wait for the device only if the other operations may have changed nothing.
             changed = bool(config.noise) or bool((same_BB.sum(1) > 1).any())
             x_BND = self._moved(x_BND, same_BB)
         if config.noise:
@@ -109,7 +111,7 @@ class TokenAugment(Mixer):
         return x_BND if changed else None
 
     def _same(self, y: Tensor) -> Tensor:
-        """Which samples may be partners of which ``[B, B]``; every sample is its own."""
+        """Which samples may be partners, bool ``[B, B]``; every sample may pair with itself."""
         if self.config.partners == "class":
             return y.unsqueeze(0) == y.unsqueeze(1)
         return torch.ones(len(y), len(y), dtype=torch.bool, device=y.device)
@@ -129,7 +131,7 @@ class TokenAugment(Mixer):
         return x_BND
 
     def _partners(self, allowed_BB: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-        """``count`` different random partners a sample, and whether it has as many."""
+        """``count`` different random partners per sample, and whether the sample has so many."""
         draw_BB = torch.rand(allowed_BB.shape, generator=self._generator).to(allowed_BB.device)
         ranked_BB = draw_BB.masked_fill(~allowed_BB, -1.0)
         return list(ranked_BB.topk(count, dim=1).indices.T), allowed_BB.sum(1) >= count
@@ -151,7 +153,7 @@ def _can_move(config: TokenAugment.Config, facts: Facts) -> bool:
 
 
 def _dropped(x_BND: Tensor, lost_BN: Tensor, fill: str) -> Tensor:
-    """``x_BND`` with its lost tokens filled."""
+    """``x_BND`` with its dropped tokens filled."""
     if fill == "other" and len(x_BND) > 1:
         filler_BND = x_BND.roll(1, 0)
     else:

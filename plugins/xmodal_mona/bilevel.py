@@ -9,7 +9,7 @@ L_outer reads e only through phi'. With v = grad L_outer at phi'(e), the chain r
 
 which is additive over the micro-batches of L_inner. The product of the mixed second derivative
 with v is computed exactly, by a second backward pass, or as a central difference (DARTS, Liu et
-al., ICLR 2019, section 2.3). Nothing here writes to a parameter or to a ``.grad``.
+al., ICLR 2019, section 2.3). This module never writes to a parameter or to a ``.grad``.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ def gradients(
 ) -> Gradients:
     """grad_e L_inner(phi, e) and grad_e L_outer(phi'(e)).
 
-    ``inner`` holds one function of phi a micro-batch, already weighted by its share; each may be
-    called several times and must give the same loss for the same phi. ``mean`` averages over
-    processes. ``epsilon`` scales the central difference: its step is epsilon / ||v||.
+    ``inner`` holds one function of phi per micro-batch, already weighted by the micro-batch's
+    share. Each may be called several times and must give the same loss for the same phi. ``mean``
+    averages over processes. ``epsilon`` scales the central difference: its step is
+    epsilon / ||v||.
     """
     phi = _leaves(phi)
-    # One micro-batch keeps its graph for the second backward pass; several would need its memory
-    # all at once, so they run again.
+    # A single micro-batch keeps its graph for the second backward pass. Several micro-batches run
+    # again instead, because keeping all their graphs would take too much memory.
     keep = exact and len(inner) == 1
     value, g_phi, g_e, graph = _first_order(inner, phi, embedder, keep)
     g_phi, g_e = mean(g_phi), mean(g_e)
@@ -82,7 +83,7 @@ def first_order(inner: Sequence[LossOf], embedder: Sequence[Tensor]) -> tuple[Te
 def _first_order(
     inner: Sequence[LossOf], phi: Weights, embedder: Sequence[Tensor], keep: bool
 ) -> tuple[Tensor, Tensors, Tensors, Tensors]:
-    """L_inner, its gradients at phi and e, and the one at phi with its graph if it is kept."""
+    """L_inner and its gradients at phi and e; the gradient at phi keeps its graph if asked to."""
     value, graph = torch.zeros(()), []
     total = _zeros([*phi.values(), *embedder])
     for loss_of in inner:
@@ -110,7 +111,7 @@ def _central_difference(
     if norm == 0:
         return product
     eps = epsilon / norm
-    # One micro-batch after the other: their difference is smaller than the gradients themselves.
+    # Subtract within each micro-batch: the differences are smaller than the gradients themselves.
     for loss_of in inner:
         for sign in (1.0, -1.0):
             moved = {
@@ -123,7 +124,7 @@ def _central_difference(
 
 
 def _gradient(value: Tensor, variables: Sequence[Tensor], create_graph: bool = False) -> Tensors:
-    """The gradient, zero at variables that ``value`` does not depend on."""
+    """The gradient; zero for variables that ``value`` does not depend on."""
     if not value.requires_grad:
         return _zeros(variables)
     return list(

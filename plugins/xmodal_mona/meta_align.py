@@ -1,11 +1,12 @@
 """The stage of MoNA (Ma et al., ICML 2024) that trains the target embedder before fine-tuning.
 
-It looks for an embedder on which a fine-tuning step of the encoder does not harm what the encoder
-knows: after that step, the source must still be told apart. ``bilevel`` has the objective.
+The stage looks for an embedder that lets the encoder take a fine-tuning step without losing what
+it knows: after that step, the encoder must still separate the source labels. ``bilevel`` defines
+the objective.
 
-A step is one bi-level problem over all its samples, so it hands the engine one piece whatever
-``batch.micro`` says, and computes the gradient itself: micro-batch by micro-batch in the target,
-all source samples at once.
+Each step is one bi-level problem over all its samples. The stage therefore hands the engine a
+single piece, whatever ``batch.micro`` says, and computes the gradient itself: target samples
+micro-batch by micro-batch, source samples all at once.
 """
 
 from __future__ import annotations
@@ -54,35 +55,36 @@ class MetaAlign(OptimizingStage):
             5, ge=1, description="Passes over the training split with the whole objective."
         )
         warmup_epochs: int = Field(
-            1, ge=0, description="Passes before those that minimise the target loss alone."
+            1, ge=0, description="Earlier passes that minimise the target loss alone."
         )
         train: tuple[str, ...] = Field(
             ("embedder.*",),
             min_length=1,
-            description="Patterns over parameter names: of the embedder, or also of the predictor.",
+            description="Patterns over parameter names of the embedder and the predictor.",
         )
         inner: tuple[str, ...] = Field(
             ("backbone.*",),
             min_length=1,
-            description="What the virtual step changes: patterns over names of the backbone's "
+            description="What the virtual step changes: patterns over the names of the backbone's "
             "parameters.",
         )
         alpha: float = Field(0.01, gt=0, description="Learning rate of the virtual step (SGD).")
         weight: float = Field(1.0, gt=0, description="Lambda, the weight of the outer loss.")
-        source_batch: int = Field(32, ge=2, description="Source samples a step, read at once.")
-        exponent: float = Field(2.0, ge=1, description="The power of distances in L_align.")
+        source_batch: int = Field(32, ge=2, description="Source samples per step, read at once.")
+        exponent: float = Field(2.0, ge=1, description="The power of the distances in L_align.")
         temperature: float = Field(2.0, gt=0, description="t in L_uniform's exp(-t d^2).")
         gradient: Literal["exact", "finite-difference"] = Field(
             "exact",
-            description="How second derivatives are found: by a second backward pass, or as DARTS "
-            "does (fused attention, two more target passes, in float32).",
+            description="How to compute second derivatives: by a second backward pass, or by "
+            "finite differences as in DARTS (keeps fused attention; needs two more target passes "
+            "and float32).",
         )
         epsilon: float = Field(
-            0.01, gt=0, description="The finite difference moves the weights by this distance."
+            0.01, gt=0, description="How far the finite difference moves the weights."
         )
-        batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
+        batch: BatchSize = Field(BatchSize(), description="Samples per step, and how many at once.")
         schedule: Schedule = Field(
-            Schedule(decay="none"), description="Warm-up and decay of the rate."
+            Schedule(decay="none"), description="Warm-up and decay of the learning rate."
         )
 
         @field_validator("train")
@@ -91,14 +93,14 @@ class MetaAlign(OptimizingStage):
             for pattern in patterns:
                 if pattern.split(".")[0] not in ("embedder", "predictor"):
                     raise ValueError(
-                        f"'{pattern}': this stage trains the embedder and leaves the backbone as "
-                        "it is; patterns start with 'embedder.' or 'predictor.'"
+                        f"'{pattern}': this stage does not train the backbone; patterns must start "
+                        "with 'embedder.' or 'predictor.'"
                     )
             return patterns
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """A backbone without features has nothing to keep."""
+        """The backbone needs weights for the virtual step to change."""
         if facts.backbone.feature_width == 0:
             yield f"backbone '{facts.backbone.name}' has no weights for a virtual step"
 
@@ -115,23 +117,23 @@ class MetaAlign(OptimizingStage):
         source = session.facts.source
         if source is not None and source.target.kind != "classification":
             session.note(
-                f"meta-align: source '{source.name}' has {source.target.kind} labels; the nearest "
-                "labels of a batch count as the same class"
+                f"meta-align: source '{source.name}' has {source.target.kind} labels, not classes; "
+                "the samples with the nearest labels in a batch count as one class"
             )
 
     def steps_per_epoch(self, session: Session) -> int:
-        """Optimizer steps an epoch; the last, smaller batch counts."""
+        """Optimizer steps per epoch, including the last, smaller batch."""
         return self.at_most(math.ceil(loader.count(session.data.train) / self.config.batch.size))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[BilevelStep]]:
-        """One problem a step, from ``progress.step`` on."""
+        """One bi-level problem per step, from ``progress.step`` on."""
         batch: BatchSize = self.config.batch
         source = self._source(session, progress)
         for target in session.batches(progress, batch.size, batch.micro, mixed=False):
             yield problem(target, source)
 
     def _source(self, session: Session, progress: Progress) -> Iterator[Labelled] | None:
-        """The source samples of the next steps; none during the warm-up."""
+        """The source samples of the coming steps, or None during the warm-up."""
         epoch = progress.epoch - self.config.warmup_epochs
         if epoch < 0:
             return None
@@ -150,7 +152,7 @@ class MetaAlign(OptimizingStage):
         return draw(session, session.source, order)
 
     def _divides_source(self, session: Session) -> bool:
-        """Whether each process encodes a part of the source samples; no part may be empty."""
+        """Whether to divide the source samples among processes; no process may get none."""
         assert session.source is not None
         size: int = min(self.config.source_batch, loader.count(session.source))
         return 1 < session.world <= size
@@ -158,7 +160,7 @@ class MetaAlign(OptimizingStage):
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """weight * L_outer(phi'(e)) + L_inner(phi, e) with its gradient at what trains."""
+        """weight * L_outer(phi'(e)) + L_inner(phi, e), with its gradient at the trained weights."""
         step: BilevelStep = micro
         embedder = [p for p in session.model.parameters() if p.requires_grad]
         inner = [self._inner(session, batch) for batch in step.target]
@@ -180,12 +182,12 @@ class MetaAlign(OptimizingStage):
         weight = self.config.weight
         g_e = [a + weight * b for a, b in zip(found.first, found.second, strict=True)]
         log["inner"] = found.inner
-        # How much the source has to say: the norm of its part of the gradient over the target's.
+        # How much the source contributes: the norm of its gradient over the norm of the target's.
         log["gradient share"] = weight * _norm(found.second) / _norm(found.first).clamp_min(1e-30)
         return _with_gradient(weight * found.outer + found.inner, embedder, g_e), log
 
     def _phi(self, session: Session) -> Weights:
-        """The encoder's weights that the virtual step changes, by their names in the backbone."""
+        """The encoder weights that the virtual step changes, by their names in the backbone."""
         model = session.model
         return {
             name: weight

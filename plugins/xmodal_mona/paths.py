@@ -1,7 +1,7 @@
-"""The two ways through a model that MoNA differentiates, as functions of the encoder's weights.
+"""The two paths through a model that MoNA differentiates, as functions of the encoder's weights.
 
-The model's own weights and statistics stay as they are: other weights are lent to it for one call.
-The backbone is called as a module, so the engine counts every sample that goes through it.
+A call runs the model with substitute weights and leaves its own weights and statistics unchanged.
+The backbone is called as a module, so the engine counts every sample that passes through it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _BODY = "model.backbone."
 
 
 class _TargetLoss(nn.Module):
-    """L_inner: the target's own loss, without any mixing."""
+    """L_inner: the target's own loss, without mixing."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean loss of target samples."""
+        """The mean loss over the target samples."""
         model = self.model
         features = model.backbone(model.embedder(x))
         loss: Tensor = model.loss(model.apply_head(TARGET, features), y).mean()
@@ -37,7 +37,7 @@ class _TargetLoss(nn.Module):
 
 
 class _SourceFeatures(nn.Module):
-    """Features of source samples, read with the backbone's own frozen embedding."""
+    """Features of source samples, embedded by the backbone's own frozen embedding."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def source_features(model: Model, phi: Weights, x: Tensor) -> Tensor:
 
 
 def _call(path: nn.Module, phi: Weights, *inputs: Tensor) -> Tensor:
-    # Copies of the running statistics: a virtual step must leave none behind in backbone or head.
+    # Use copies of the running statistics: a virtual step must not change backbone or head.
     lent = {
         name: buffer.clone()
         for name, buffer in path.named_buffers()
@@ -72,10 +72,10 @@ def _call(path: nn.Module, phi: Weights, *inputs: Tensor) -> Tensor:
 
 
 def repeatable(loss_of: LossOf, device: torch.device) -> LossOf:
-    """The same function with the same dropout masks in every call.
+    """The same function, with the same dropout masks in every call.
 
-    The first call draws from the global generators as usual; later ones see the state that it saw
-    and leave the generators as they found them.
+    The first call draws from the global generators as usual. Later calls start from the state that
+    the first call saw, and restore the generators afterwards.
     """
     seen: list[Any] = []
 

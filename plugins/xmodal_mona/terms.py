@@ -1,9 +1,9 @@
 """Alignment and uniformity of features on the unit sphere (Wang & Isola, ICML 2020, section 4).
 
-Together they say how well an encoder still tells the source's labels apart: samples of one label
-should lie together, all samples should be spread over the sphere.
+Together they measure how well an encoder still separates the source labels: samples with the same
+label should lie close together, and all samples should be spread over the sphere.
 
-Shapes: B samples, F width of the features, P = B (B - 1) / 2 unordered pairs of different samples,
+Shapes: B samples, F features, P = B (B - 1) / 2 unordered pairs of different samples,
 in the order of ``torch.pdist``: (0, 1), (0, 2), ..., (1, 2), ...
 """
 
@@ -23,9 +23,9 @@ def unit_features(x_BND: Tensor) -> Tensor:
 def positive_pairs(y: Tensor) -> Tensor:
     """Which pairs belong together, bool ``[P]``.
 
-    Classes (int64 ``[B]``): the pairs of one class. Labels of numbers ``[B, ...]``: the pairs of
-    which one is nearest to the other among all labels of the batch, by Euclidean distance; ties
-    all count.
+    For classes (int64 ``[B]``), the pairs of samples with the same class. For numeric labels
+    ``[B, ...]``, the pairs in which either sample's label is the nearest to the other's in the
+    batch, by Euclidean distance; all ties count.
     """
     size = len(y)
     first_P, second_P = torch.triu_indices(size, size, 1, device=y.device)
@@ -40,7 +40,7 @@ def positive_pairs(y: Tensor) -> Tensor:
 
 
 def alignment(z_BF: Tensor, positive_P: Tensor, exponent: float = 2.0) -> Tensor:
-    """L_align = mean over positive pairs of ||z_i - z_j||^a; 0 where there is none."""
+    """L_align = mean over positive pairs of ||z_i - z_j||^a; 0 without positive pairs."""
     distance_P = torch.pdist(z_BF)
     if not bool(positive_P.any()):
         return distance_P.sum() * 0.0

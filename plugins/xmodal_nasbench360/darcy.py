@@ -1,8 +1,8 @@
 """The task ``darcy``: predict the pressure u of Darcy flow from the permeability a (NAS-Bench-360).
 
-Normalisation as published: a and u pointwise to mean 0 and standard deviation 1 of the training
-samples. Labels stay physical; the task's decoding brings predictions back. Losses and metrics are
-other parts.
+Normalisation is as published: a and u have mean 0 and standard deviation 1 at every point, over the
+training samples. Labels keep their physical unit; the task's decoder maps predictions back to it.
+Losses and metrics are separate components.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Pairs = tuple[Fields, Fields]
 
 
 class FieldPairs(Dataset[Pair]):
-    """Inputs ``[n, C, R, R]`` and labels ``[n, 1, R, R]`` in memory."""
+    """Inputs ``[n, C, R, R]`` and labels ``[n, 1, R, R]``, held in memory."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x = x
@@ -83,25 +83,25 @@ class Darcy(Task):
     """Darcy flow, permeability to pressure (Li et al. 2021), as split by NAS-Bench-360."""
 
     class Config(Settings):
-        """What data to use; test samples come from a random stream of their own."""
+        """Which data to use; test samples have a random stream of their own."""
 
-        resolution: int = Field(85, ge=3, description="Points a side of every sample.")
+        resolution: int = Field(85, ge=3, description="Points per side of every sample.")
         solver_grid: int = Field(
-            169, ge=5, le=841, description="Points a side of the generator; published: 421."
+            169, ge=5, le=841, description="Points per side of the generator; published: 421."
         )
         placement: Placement = Field(
             "node",
-            description="Where samples live: on nodes (u exactly 0 on the boundary), or on cell "
-            "centres through splines as in the published files.",
+            description="Where the sample points lie: on nodes (u is exactly 0 on the boundary), "
+            "or on cell centres, interpolated by splines as in the published files.",
         )
         train: int = Field(900, ge=2, description="Training samples.")
         validation: int = Field(100, ge=1, description="Validation samples.")
         test: int = Field(100, ge=1, description="Test samples.")
-        data_seed: int = Field(0, ge=0, description="Seed of the data, not of the run.")
+        data_seed: int = Field(0, ge=0, description="Seed of the data, independent of the run's.")
         path: str | None = Field(
-            None, description="Folder with the published .mat files; they are read, not generated."
+            None, description="Folder of the published .mat files, to read instead of generating."
         )
-        coordinates: bool = Field(True, description="Append two channels of positions.")
+        coordinates: bool = Field(True, description="Append two channels with the coordinates.")
         loss: Use[Loss] = Field(_NAME, description="The training loss.")
         metric: Use[Metric] = Field(_NAME, description="The score.")
 
@@ -124,7 +124,7 @@ class Darcy(Task):
 
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
-        """The facts; with ``path``, checks that the files are there. Raises DataError."""
+        """The facts; with ``path``, checks that the files exist. Raises DataError."""
         if config.path is not None:
             published_files(Path(config.path).expanduser())
         side = config.resolution
@@ -173,7 +173,7 @@ class Darcy(Task):
 
     @classmethod
     def decoder(cls, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
-        """Back to physical u."""
+        """The map from normalised predictions back to physical u."""
         return Denormalise(state["mean"], state["std"])
 
     def _generated(self, fitting: int) -> tuple[Pairs, Pairs]:
@@ -197,8 +197,8 @@ class Darcy(Task):
             return ("Darcy flow: the published files",)
         return (
             f"Darcy flow: generated from seed {config.data_seed}, {config.placement} placement, "
-            f"solved on {config.solver_grid}x{config.solver_grid}; the published distribution, "
-            "other samples",
+            f"solved on {config.solver_grid}x{config.solver_grid}; same distribution as the "
+            "published data, but other samples",
         )
 
 

@@ -1,8 +1,8 @@
 """Darcy-flow arrays: generated once into the cache, or read from the published MATLAB files.
 
-Generation runs in threads (the transforms release the interpreter lock) chunk by chunk. A chunk is
-one cache entry and does not depend on how many samples are wanted, so an interrupted generation
-continues and a larger data set extends a smaller one.
+Generation runs in threads (the transforms release the interpreter lock), chunk by chunk. A chunk is
+one cache entry and does not depend on the number of samples requested. An interrupted generation
+can therefore continue, and a larger data set extends a smaller one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Fields = npt.NDArray[np.float32]
 
 CHUNK = 50
 GENERATOR = 1
-"""Version of the mathematics; a change makes new cache entries."""
+"""Version of the computation; a new number makes new cache entries."""
 
 TRAIN_FILE = "piececonst_r421_N1024_smooth1.mat"
 TEST_FILE = "piececonst_r421_N1024_smooth2.mat"
@@ -41,7 +41,7 @@ Meter = Callable[[int], None]
 
 @contextmanager
 def meter(title: str, total: int) -> Iterator[Meter]:
-    """A progress bar on standard error; where that is no terminal, a line every 100 samples."""
+    """A progress bar on standard error; without a terminal, a line every 100 samples."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -61,7 +61,7 @@ def meter(title: str, total: int) -> Iterator[Meter]:
 
 
 def chunk_key(grid: Grid, seed: int, stream: int, start: int) -> dict[str, Any]:
-    """What identifies a chunk in the cache."""
+    """The key of a chunk in the cache."""
     return {
         "generator": GENERATOR,
         **grid.key(),
@@ -73,14 +73,14 @@ def chunk_key(grid: Grid, seed: int, stream: int, start: int) -> dict[str, Any]:
 
 
 def _cores() -> int:
-    """The cores this process may use; not every system can say, then all of them."""
+    """The number of cores this process may use; all cores where the system cannot tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> None:
-    """Draw the chunk's samples in all cores and write them to ``folder``."""
+    """Draw the chunk's samples on all cores and write them to ``folder``."""
     shape = (CHUNK, grid.resolution, grid.resolution)
     a, u = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
@@ -93,7 +93,7 @@ def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> 
         for finished in pool.map(one, range(CHUNK)):
             count(finished)
     finally:
-        # After an interrupt only the samples already begun are finished: at most a second.
+        # After an interrupt, finish only the samples already begun: at most a second.
         pool.shutdown(cancel_futures=True)
     save_file({"a": a, "u": u}, folder / _ARRAYS)
 
@@ -117,7 +117,7 @@ def generate(
 
 @contextmanager
 def _lazy(title: str, total: int) -> Iterator[Meter]:
-    """A meter that appears with the first sample, so that cached data load silently."""
+    """A meter that appears with the first generated sample; cached data load silently."""
     opened: list[Meter] = []
     with ExitStack() as stack:
 
@@ -130,16 +130,19 @@ def _lazy(title: str, total: int) -> Iterator[Meter]:
 
 
 def published_files(folder: Path) -> tuple[Path, Path]:
-    """The published training and test file in ``folder``. Raises DataError with what to fetch."""
+    """The published training and test file in ``folder``.
+
+    Raises DataError that tells which files to fetch.
+    """
     files = (folder / TRAIN_FILE, folder / TEST_FILE)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise DataError(
             f"{folder}: no {' and no '.join(missing)}\n"
-            "fetch them (1.6 GB each) from NAS-Bench-360's Google Drive: file "
+            "download them (1.6 GB each) from NAS-Bench-360's Google Drive: file "
             "17anR-H_C7It5sytoNFOk7YmOeeCX11F6 (training) and file "
             "1v0nJs7GMnT2JYfhPuKBm7KyXRSBxMEFW (test)\n"
-            "or leave out 'path' to generate the data"
+            "or remove 'path' to generate the data"
         )
     return files
 
@@ -151,7 +154,7 @@ def _matlab(file: Path, name: str, samples: int) -> npt.NDArray[Any]:
 
     if h5py.is_hdf5(file):
         with h5py.File(file, "r") as handle:
-            # HDF5 sees MATLAB's column-major arrays with the axes reversed.
+            # HDF5 reads MATLAB's column-major arrays with their axes reversed.
             return np.asarray(handle[name][..., :samples]).transpose(2, 1, 0)
     return np.asarray(loadmat(file, variable_names=[name])[name][:samples])
 
@@ -168,12 +171,12 @@ def _read_published(file: Path, resolution: int, samples: int) -> dict[str, Fiel
         stride, rest = divmod(array.shape[1] - 1, resolution - 1)
         if rest:
             raise DataError(
-                f"{file}: {array.shape[1]} points a side cannot be thinned to {resolution}; "
+                f"{file}: {array.shape[1]} points per side cannot be thinned to {resolution}; "
                 "85 takes every 5th of 421"
             )
         arrays[short] = np.ascontiguousarray(array[:, ::stride, ::stride], dtype=np.float32)
         if not np.isfinite(arrays[short]).all():
-            raise DataError(f"{file}: '{name}' holds values that are not finite")
+            raise DataError(f"{file}: '{name}' has NaN or infinite values")
     return arrays
 
 

@@ -1,8 +1,8 @@
 """Samples of the Darcy-flow distribution of the Fourier neural operator's data (NAS-Bench-360).
 
-A Gaussian random field is thresholded into a coefficient a of 12 and 3, and -div(a grad u) = 1 is
-solved with u = 0 on the boundary. A sample is a function of (seed, stream, index) alone: the grid
-only decides how finely it is resolved. Written from the published equations and constants.
+A Gaussian random field is thresholded into a coefficient a with values 12 and 3, and
+-div(a grad u) = 1 is solved with u = 0 on the boundary. A sample depends only on (seed, stream,
+index); the grid only sets its resolution. Written from the published equations and constants.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TAU = 3.0
 HIGH = 12.0
 LOW = 3.0
 MODES = 421
-"""Cosine modes a side; as many as the published grid resolves, drawn for every grid alike."""
+"""Cosine modes per side: as many as the published grid resolves; the same for every grid."""
 
 Placement = Literal["node", "published"]
 
@@ -29,10 +29,10 @@ Placement = Literal["node", "published"]
 class Grid:
     """Where a sample is computed and kept.
 
-    ``node``: a and u live on the nodes i / (n - 1), the boundary included, where u is exactly 0.
-    ``published``: a and u live on the cell centres (i + 1/2) / n; a is carried to the nodes and u
-    back by not-a-knot cubic splines, so u is small but not 0 on the outermost ring, as in the
-    published files. Either way every ``(solver_grid - 1) / (resolution - 1)``-th point is kept.
+    ``node``: a and u are given on the nodes i / (n - 1), including the boundary, where u is exactly
+    0. ``published``: a and u are given on the cell centres (i + 1/2) / n. Not-a-knot cubic splines
+    carry a to the nodes and u back, so u is small but not 0 on the outermost ring, as in the
+    published files. In both cases, every ``(solver_grid - 1) / (resolution - 1)``-th point is kept.
     """
 
     resolution: int
@@ -41,7 +41,7 @@ class Grid:
 
     @property
     def stride(self) -> int:
-        """Distance of the kept points on the solver's grid."""
+        """Distance between kept points on the solver's grid."""
         return (self.solver_grid - 1) // (self.resolution - 1)
 
     def key(self) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def _sum_cosines(coefficients: Array, grid: Grid) -> Array:
 
     n = grid.solver_grid
     count = min(n, coefficients.shape[0])
-    # scipy's unnormalised cosine transforms count every mode twice but the first (and, on the
-    # nodes, the last).
+    # scipy's unnormalised cosine transforms count every mode twice, except the first mode (and, on
+    # the nodes, the last).
     weight = np.full(count, np.sqrt(0.5))
     weight[0] = 1.0
     if grid.placement == "node" and count == n:
@@ -86,7 +86,7 @@ def gaussian_field(rng: np.random.Generator, grid: Grid) -> Array:
 
 @lru_cache(maxsize=8)
 def _resampling(n: int, to_nodes: bool) -> Array:
-    """The matrix ``[n, n]`` of spline interpolation between cell centres and nodes of one axis."""
+    """The matrix ``[n, n]`` of spline interpolation between cell centres and nodes on one axis."""
     from scipy.interpolate import CubicSpline
 
     nodes = np.linspace(0.0, 1.0, n)
@@ -96,12 +96,12 @@ def _resampling(n: int, to_nodes: bool) -> Array:
 
 
 def pressure(a: Array, placement: Placement) -> Array:
-    """Solve for u at the points where ``a`` is given, ``[n, n]`` both."""
+    """Solve for u at the points where ``a`` is given; both are ``[n, n]``."""
     if placement == "node":
         return solve(a)
     there, back = _resampling(a.shape[0], True), _resampling(a.shape[0], False)
-    # Splines overshoot where a jumps: a few faces at the boundary even turn negative. The published
-    # data share that; conjugate gradients still converge, in about 30 iterations (measured).
+    # Splines overshoot where a jumps, so a few faces at the boundary even become negative, as in
+    # the published data. Conjugate gradients still converge, in about 30 iterations (measured).
     return np.asarray(back @ solve(there @ a @ there.T) @ back.T)
 
 

@@ -2,10 +2,10 @@
 
 Second-order finite differences on the grid nodes, solved by conjugate gradients preconditioned with
 the exact inverse of the constant-coefficient operator (two sine transforms). The number of
-iterations depends only on max a / min a, never on the grid: 22 to 25 for the contrast 4 of Darcy
-flow.
+iterations depends only on max a / min a, never on the grid: it is 22 to 25 for Darcy flow, whose
+ratio is 4.
 
-Shapes: n nodes a side, boundary included; node (i, j) lies at (i, j) / (n - 1).
+Shapes: n nodes per side, including the boundary; node (i, j) lies at (i, j) / (n - 1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def face_coefficients(a_nn: Array) -> tuple[Array, Array]:
     """Coefficients on the faces between neighbouring nodes: arithmetic means of the nodal values.
 
     Returns ``[n - 1, n - 2]`` (faces crossed along axis 0) and ``[n - 2, n - 1]`` (along axis 1).
-    Arithmetic rather than harmonic means, because the published data use them.
+    The means are arithmetic, not harmonic, as in the published data.
     """
     return (
         0.5 * (a_nn[1:, 1:-1] + a_nn[:-1, 1:-1]),
@@ -34,7 +34,7 @@ def face_coefficients(a_nn: Array) -> tuple[Array, Array]:
 
 
 def apply_operator(faces: tuple[Array, Array], u_mm: Array) -> Array:
-    """-div(a grad u) at the m = n - 2 interior nodes a side, with u = 0 on the boundary."""
+    """-div(a grad u) at the m = n - 2 interior nodes per side, with u = 0 on the boundary."""
     along0, along1 = faces
     n = u_mm.shape[0] + 2
     u_nn = np.zeros((n, n))
@@ -64,7 +64,7 @@ def _precondition(r_mm: Array, inverse: Array) -> Array:
 def solve(a_nn: Array, f_nn: Array | float = 1.0, tolerance: float = TOLERANCE) -> Array:
     """Solve for u ``[n, n]`` to a relative residual of ``tolerance`` in the Euclidean norm.
 
-    Raises ArithmeticError without convergence.
+    Raises ArithmeticError if the iteration does not converge.
     """
     n = a_nn.shape[0]
     faces, inverse = face_coefficients(a_nn), _inverse_eigenvalues(n)

@@ -18,5 +18,5 @@ def xmodal_tasks() -> Mapping[str, str]:
 
 @hookimpl
 def xmodal_metrics() -> Mapping[str, str]:
-    """Metrics that only one of the tasks uses."""
+    """Metrics of a single task."""
     return {"mae-lr-d8": "xmodal_nasbench360.psicov_metric:LongRangeError"}

@@ -1,7 +1,7 @@
 """The task ``psicov``: predict distances between residues from coevolution (NAS-Bench-360).
 
-Proteins are read one by one from the user's copy of the data; all inputs at once would take 206 GB.
-Training proteins are DeepCov's, test proteins PSICOV's 150.
+Proteins are read one by one from the user's copy of the data, because all inputs together would
+take 206 GB. Training uses DeepCov's proteins; testing uses PSICOV's 150.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _METRIC: Any = "mae-lr-d8"
 
 
 class Proteins(Dataset[Pair]):
-    """Reads a protein when asked: x ``[57, S, S]``, y ``[1, S, S]`` in angstroms (padding: 100).
+    """Reads proteins on demand: x ``[57, S, S]``, y ``[1, S, S]`` in angstroms (padding: 100).
 
-    ``clip`` cuts labels off, padding included.
+    ``clip`` is the largest label; larger ones, including padding, are clipped.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Psicov(Task):
     """Protein distance prediction (PDNET's data in NAS-Bench-360): 3356/100/150 proteins."""
 
     class Config(Settings):
-        """Where the data lie and how they are split."""
+        """Where the data are and how they are split."""
 
         path: str | None = Field(
-            None, description="Folder that holds 'protein'; default: datasets/psicov of the cache."
+            None, description="Folder that holds 'protein'; default: the cache's datasets/psicov."
         )
-        size: int = Field(512, ge=32, description="Side of the canvas every protein is put on.")
+        size: int = Field(512, ge=32, description="Side of the canvas that holds each protein.")
         validation: int = Field(
-            100, ge=1, description="Validation proteins: the last ones of deepcov.lst."
+            100, ge=1, description="Validation proteins, taken from the end of deepcov.lst."
         )
         loss: Use[Loss] = Field(_LOSS, description="The training loss.")
         metric: Use[Metric] = Field(_METRIC, description="The score.")
@@ -89,14 +89,17 @@ class Psicov(Task):
 
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
-        """The facts; those of the published lists where the data are not there yet."""
+        """The facts; those of the published lists if the data are missing."""
         root = files.find_root(_folder(config, store))
         train, test = TRAIN, TEST
         if root is not None:
             train = len(files.read_list(root, "deepcov"))
             test = len(files.read_list(root, "psicov"))
         if train <= config.validation:
-            raise DataError(f"{train} proteins leave none to train on beside the validation")
+            raise DataError(
+                f"validation takes {config.validation} of {train} proteins and leaves none to "
+                "train on"
+            )
         return TaskFacts(
             name="psicov",
             shape=(files.CHANNELS, config.size, config.size),
@@ -110,12 +113,12 @@ class Psicov(Task):
 
     @classmethod
     def missing(cls, config: Any, store: Store) -> Iterable[str]:
-        """The data, where they are not there."""
+        """How to get the data, if they are missing."""
         folder = _folder(config, store)
         return () if files.find_root(folder) else (files.how_to_fetch(folder),)
 
     def load(self, seed: int) -> TaskData:
-        """Find the files; nothing is read before a sample is asked for. The split is fixed."""
+        """Find the files; a sample is read only on demand. The split is fixed."""
         config = self.config
         folder = _folder(config, self.store)
         root = files.find_root(folder)

@@ -1,9 +1,9 @@
-"""The files of the PSICOV task: where they lie, and how one protein becomes an input and a label.
+"""The files of the PSICOV task: where they are, and how a protein becomes an input and a label.
 
-Formats and channels as in PDNET (Adhikari 2020), which NAS-Bench-360 packed into ``protein.zip``.
-Every pickle goes through a reader that runs no code.
+Formats and channels are those of PDNET (Adhikari 2020), which NAS-Bench-360 packed into
+``protein.zip``. Every pickle goes through a reader that runs no code.
 
-Shapes: L residues; S the side of the canvas all proteins are put on.
+Shapes: L residues; S side of the canvas for all proteins.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Array = npt.NDArray[np.float32]
 
 CHANNELS = 57
 MARGIN = 5
-"""Empty pixels before (and, where there is room, after) a protein on its canvas."""
+"""Empty pixels before a protein on its canvas and, if there is room, after it."""
 PADDING = 100.0
-"""Label of pixels outside the protein, in angstroms; farther apart than any contact."""
+"""Label of pixels outside the protein, in angstroms; larger than the distance of any contact."""
 CLIP = 16.0
-"""Training labels are cut off here, padding included, as published."""
+"""Largest training label in angstroms; larger ones, including padding, are clipped as published."""
 
 ARCHIVE = "https://pde-xd.s3.amazonaws.com/protein.zip"
 DRIVE = "1nBs6qJJPK8qNzsmFo3waPsGzHFHplLMo"
@@ -45,7 +45,7 @@ class Protein:
 
 
 def find_root(path: Path) -> Path | None:
-    """The unpacked ``protein`` folder: ``path`` itself or inside it; None where there is none."""
+    """The unpacked ``protein`` folder: ``path`` itself or a folder in it; None if not found."""
     for candidate in (path / "protein", path):
         if (candidate / "deepcov").is_dir() and (candidate / "psicov").is_dir():
             return candidate
@@ -53,16 +53,16 @@ def find_root(path: Path) -> Path | None:
 
 
 def how_to_fetch(path: Path) -> str:
-    """What to tell a user who does not have the data."""
+    """Instructions for a user who does not have the data."""
     return "\n".join(
         (
             f"PSICOV: no data in {path}",
-            f"1. fetch protein.zip (1.1 GB) from {ARCHIVE}",
+            f"1. download protein.zip (1.1 GB) from {ARCHIVE}",
             f"   or from Google Drive, file {DRIVE}; the data were made by {PROJECT}",
             f"2. mkdir -p '{path}'",
             f"3. unzip protein.zip -d '{path}'",
-            f"that gives {path / 'protein' / 'deepcov'} and {path / 'protein' / 'psicov'};",
-            "data elsewhere: set 'path' of the task to the folder that holds 'protein'",
+            f"this creates {path / 'protein' / 'deepcov'} and {path / 'protein' / 'psicov'};",
+            "if the data are elsewhere, set the task's 'path' to the folder that holds 'protein'",
         )
     )
 
@@ -86,7 +86,7 @@ def read_list(root: Path, subset: str) -> tuple[Protein, ...]:
 
 
 def fingerprint(proteins: Sequence[Protein]) -> str:
-    """SHA-256 over the names and sizes of all files. Raises DataError where one is missing."""
+    """SHA-256 over the names and sizes of all files. Raises DataError if one is missing."""
     digest = hashlib.sha256()
     for protein in proteins:
         for file in (protein.features, protein.distance):
@@ -106,15 +106,16 @@ def _array(features: Mapping[str, Any], key: str, shape: tuple[int, ...], path: 
     if array.shape != shape:
         raise DataError(f"{path}: '{key}' has shape {array.shape}, expected {shape}")
     if not np.isfinite(array).all():
-        raise DataError(f"{path}: '{key}' holds values that are not finite")
+        raise DataError(f"{path}: '{key}' has NaN or infinite values")
     return array
 
 
 def read_features(path: Path) -> Array:
     """The 57 channels ``[57, L, L]`` of a protein. Raises DataError.
 
-    Each of 3 secondary-structure, 22 profile, 1 accessibility and 1 entropy values a residue gives
-    two channels (constant down the columns, then along the rows); three are of pairs already.
+    Each residue has 3 secondary-structure, 22 profile, 1 accessibility and 1 entropy values. Each
+    value gives two channels (constant down the columns, then along the rows). The other three
+    channels describe pairs.
     """
     features = read_pickle(path)
     if not isinstance(features, dict) or not isinstance(features.get("seq"), str):
@@ -141,7 +142,8 @@ def read_features(path: Path) -> Array:
 def read_distances(path: Path, length: int) -> Array:
     """C-beta distances ``[L, L]`` in angstroms, at least 1. Raises DataError.
 
-    The diagonal becomes the mean of its neighbours in the row; unknown distances become padding.
+    Diagonal entries become the mean of their neighbours in the row; unknown distances become
+    padding.
     """
     content = read_npy(path)
     try:
@@ -163,8 +165,8 @@ def place(array: Array, side: int, fill: float) -> Array:
     """Put ``[..., L, L]`` on a canvas ``[..., side, side]`` of ``fill``, 5 pixels from its corner.
 
     A protein too long for the canvas and its margins is cut to its central part, so a sample
-    depends on its index alone (the published code cuts at random; no published protein is long
-    enough).
+    depends only on its index. (The published code cuts at random, but no published protein is that
+    long.)
     """
     room = side - 2 * MARGIN
     start = max(0, array.shape[-1] - room) // 2

@@ -1,8 +1,8 @@
-"""The score of PSICOV: the error of predicted distances in the contacts that shape a fold.
+"""The PSICOV score: the error of predicted distances between residues in long-range contact.
 
-MAE over residue pairs at least 24 apart in the sequence whose true distance is at most 8 angstroms.
-It departs from the published evaluation, which judges every protein with the length of the first
-one of its batch and averages the two triangles twice.
+It is the MAE over residue pairs at least 24 apart in the sequence whose true distance is at most 8
+angstroms. The published evaluation differs: it applies the length of the first protein of a batch
+to every protein in it, and averages the two triangles twice.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FLOOR = 0.01
 
 
 class LongRangeError(Metric):
-    """Mean absolute error of long-range contacts, in angstroms; the mean over proteins."""
+    """Mean absolute error of long-range contacts in angstroms, averaged over proteins."""
 
     better: ClassVar[Literal["lower", "higher"]] = "lower"
 
     class Config(Settings):
-        """Nothing to set: the name fixes the mathematics."""
+        """No settings."""
 
     def reset(self) -> None:
         """Forget everything."""
@@ -38,8 +38,9 @@ class LongRangeError(Metric):
     def update(self, prediction: Tensor, y: Tensor) -> None:
         """Add proteins; both ``[B, 1, L, L]`` in angstroms.
 
-        Padding needs no mask: its label, 100 angstroms, is never a contact. A pair's prediction is
-        the mean of its two entries, at least 0.01. Proteins without such pairs are skipped.
+        Padding needs no mask: its label, 100 angstroms, is never a contact. The prediction for a
+        pair is the mean of its two entries, at least 0.01. Proteins without long-range contacts are
+        skipped.
         """
         symmetric = ((prediction + prediction.transpose(-1, -2)) / 2).clamp(min=FLOOR)
         contacts = (y <= CONTACT) & torch.ones_like(y, dtype=torch.bool).triu(SEPARATION)
@@ -49,7 +50,7 @@ class LongRangeError(Metric):
                 self._errors.append(float(gap[contact].mean()))
 
     def compute(self) -> float:
-        """The mean over proteins, in angstroms; not a number where no protein had such pairs."""
+        """The mean over proteins, in angstroms; NaN if no protein had long-range contacts."""
         if not self._errors:
             return float("nan")
         return sum(self._errors) / len(self._errors)

@@ -1,7 +1,7 @@
-"""Reading numpy pickles from strangers without running their code.
+"""Reads untrusted numpy pickles without running their code.
 
-A pickle may name any function and have it called. These readers let it name only what rebuilds
-numpy arrays; anything else is refused with a DataError before it is looked up.
+A pickle can name any function and have it called. These readers allow only the functions that
+rebuild numpy arrays, and refuse every other name with a DataError before looking it up.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes into old pickle protocols; no other codec is looked up."""
+    """How Python 3 stores bytes in old pickle protocols; refuses every other codec."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"codec {encoding!r}")
     return text.encode("latin1")
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    # numpy names these as private functions; a pickle names them by where they lived when written.
+    # These functions are private in numpy; a pickle names the module they were in when written.
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     numeric = np._core.numeric  # type: ignore[attr-defined]
     table: dict[tuple[str, str], Any] = {
@@ -45,10 +45,10 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 class _NumpyOnly(pickle.Unpickler):
-    """Rebuilds numpy arrays and Python's own containers, nothing else."""
+    """Rebuilds only numpy arrays and Python's own containers."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look a name up in the allowed ones. Raises UnpicklingError for any other."""
+        """Look up an allowed name. Raises UnpicklingError for any other."""
         try:
             return _allowed()[module, name]
         except KeyError:
@@ -61,7 +61,7 @@ class _NumpyOnly(pickle.Unpickler):
 
 def _load(stream: BinaryIO, path: Path) -> Any:
     try:
-        # Older files were written by Python 2, whose text and arrays need latin1.
+        # Python 2 wrote some of these files; its text and arrays need latin1.
         return _NumpyOnly(stream, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise DataError(
@@ -83,13 +83,13 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_npy(path: Path) -> np.ndarray[Any, Any]:
-    """The array in a .npy file; one of objects is unpickled safely. Raises DataError."""
+    """The array in a .npy file; arrays of objects are unpickled safely. Raises DataError."""
     try:
         with path.open("rb") as stream:
             version = npy.read_magic(stream)
             readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             if version not in readers:
-                raise ValueError(f"version {version} of the format is not read")
+                raise ValueError(f"version {version} of the format is not supported")
             shape, _, dtype = readers[version](stream)
             if not dtype.hasobject:
                 stream.seek(0)

@@ -1,7 +1,8 @@
 """Reads a user's copy of an OpenML table: an ``.npz`` pack of many tables, a CSV or an ARFF file.
 
-A pack holds ``{did}_X`` (NaN = missing), ``{did}_y`` and one JSON string ``meta`` with ``did``,
-``name``, ``cat`` (categorical columns) and ``attributes`` of each table, rows in TabPFN's order.
+A pack holds ``{did}_X`` (NaN = missing) and ``{did}_y`` for each table, with rows in TabPFN's
+order, and one JSON string ``meta`` with each table's ``did``, ``name``, ``cat`` (categorical
+columns) and ``attributes``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from xmodal_openml.tables import Labels, Numbers, Table
 def read_table(
     path: Path, did: int | None, target: str | None, categories: tuple[str, ...]
 ) -> Table:
-    """Read one table. Raises DataError naming the file, and the row or column if there is one."""
+    """Read one table. Raises DataError with the file and, where it applies, the row or column."""
     if not path.is_file():
         folder = path.parent
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
@@ -50,7 +51,7 @@ def _from_pack(path: Path, did: int | None) -> Table:
     except (KeyError, ValueError, OSError) as error:
         raise DataError(f"{path}: not a pack of OpenML tables: {error}") from error
     if x_NF.ndim != 2 or raw_N.shape != x_NF.shape[:1]:
-        raise DataError(f"{path}: {did}_X {x_NF.shape} and {did}_y {raw_N.shape} do not fit")
+        raise DataError(f"{path}: {did}_X {x_NF.shape} and {did}_y {raw_N.shape} do not match")
     entry = entries[did]
     names: list[tuple[str, ...]] = [()] * x_NF.shape[1]
     for column in entry["cat"]:
@@ -65,7 +66,7 @@ def _from_pack(path: Path, did: int | None) -> Table:
 
 
 def _codes(values_N: NDArray[Any]) -> tuple[Numbers, list[str]]:
-    """Code the sorted distinct values 0 .. m-1, keeping missing ones (NaN)."""
+    """Code the sorted distinct values 0 .. m-1; missing values stay NaN."""
     import pandas as pd
 
     codes_N, found = pd.factorize(values_N, sort=True)
@@ -90,7 +91,7 @@ _ATTRIBUTE = re.compile(
 def _read_arff(path: Path) -> tuple[Any, set[str]]:
     """Read an ARFF file: a frame and the names of its nominal columns.
 
-    SciPy's reader refuses quoted nominal values, which OpenML's files have.
+    SciPy's reader does not serve: it refuses the quoted nominal values in OpenML's files.
     """
     import pandas as pd
 
@@ -116,10 +117,14 @@ def _read_arff(path: Path) -> tuple[Any, set[str]]:
 
 
 def _from_frame(path: Path, frame: Any, target: str | None, categories: set[str]) -> Table:
-    """Encode a frame: text and named columns are categories, the target (default: last) labels."""
+    """Encode a frame.
+
+    Text columns and the columns in ``categories`` are categories; ``target`` (default: the last
+    column) is the label.
+    """
     names = [str(name) for name in frame.columns]
     if len(frame) == 0 or len(names) < 2:
-        raise DataError(f"{path}: needs at least one row and two columns, has {frame.shape}")
+        raise DataError(f"{path}: needs at least one row and two columns, but has {frame.shape}")
     for name in [*sorted(categories), *([target] if target else [])]:
         if name not in names:
             raise DataError(f"{path}: no column '{name}'{did_you_mean(name, names)}")

@@ -9,7 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_tasks() -> Mapping[str, str]:
-    """Tables of OpenML-CC18: one generic task that reads files, and four that need no file."""
+    """Tables of OpenML-CC18: one generic task that reads files, and four tasks without files."""
     return {
         "openml": "xmodal_openml.task:OpenML",
         "openml/balance-scale": "xmodal_openml.task:BalanceScale",

@@ -1,6 +1,6 @@
-"""How OpenML-CC18 tables are split: TabPFN's protocol, ORCA's, and the validation part.
+"""How OpenML-CC18 tables are split: TabPFN's protocol, ORCA's protocol, and the validation part.
 
-Pure functions of labels and small integers; global random states are never touched.
+All are pure functions of labels and small integers; none touches a global random state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SEEDS = range(13, 21)
 
 
 def tabpfn_order(count: int) -> Indices:
-    """The row order TabPFN's file has: ``order[i]`` is the raw row at place i (numpy, seed 13)."""
+    """The row order of TabPFN's file: ``order[i]`` is the raw row at place i (numpy, seed 13)."""
     order = np.arange(count)
     np.random.RandomState(13).shuffle(order)
     return order
@@ -29,9 +29,10 @@ def tabpfn_order(count: int) -> Indices:
 def tabpfn_split(y_N: Labels, number: int) -> tuple[Indices, Indices]:
     """Train and test rows of split ``number`` >= 1 of rows already in ``tabpfn_order``.
 
-    Split 1 keeps the order, split k > 1 permutes with torch's seed k; then a window of at most
-    2,000 rows, halved, whose halves hold every class. Raises DataError where no window does.
-    Source: ``generate_valid_split`` and ``evaluate`` of automl/TabPFN.
+    Split 1 keeps the order; split k > 1 permutes the rows with torch's seed k. Of up to 8 random
+    windows of at most 2,000 rows, the result is the first whose two halves both hold every class.
+    Raises DataError if no window does. Source: ``generate_valid_split`` and ``evaluate`` of
+    automl/TabPFN.
     """
     count = len(y_N)
     order = np.arange(count)
@@ -54,7 +55,7 @@ def tabpfn_split(y_N: Labels, number: int) -> tuple[Indices, Indices]:
 def orca_split(y_N: Labels, number: int) -> tuple[Indices, Indices]:
     """A stratified 90/10 split, seeded with ``number``. Raises DataError for a class of one row.
 
-    ORCA draws it without a seed and caches it, so its own split cannot be had again.
+    ORCA draws its split without a seed and caches it, so its own split cannot be reproduced.
     """
     from sklearn.model_selection import StratifiedShuffleSplit
 
@@ -69,9 +70,9 @@ def orca_split(y_N: Labels, number: int) -> tuple[Indices, Indices]:
 def hold_out(rows: Indices, y_N: Labels, seed: int) -> tuple[Indices, Indices]:
     """Split ``rows`` into training and validation rows: 20 %, stratified, order kept.
 
-    Every fifth row of the rows sorted by class (shuffled inside a class): each class gives a fifth
-    of its rows, give or take one, and the count depends on ``len(rows)`` alone. A class of one row
-    stays in training.
+    Takes every fifth of the rows sorted by class (shuffled within a class). Each class thus gives
+    about a fifth of its rows, and the number of rows depends only on ``len(rows)``. A class of one
+    row stays in training.
     """
     order = np.random.RandomState(seed).permutation(len(rows))
     order = order[np.argsort(y_N[rows][order], kind="stable")]

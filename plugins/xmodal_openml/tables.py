@@ -1,7 +1,7 @@
-"""Four tables of OpenML-CC18 that can be had exactly without a download, in OpenML's row order.
+"""Four tables of OpenML-CC18 that can be rebuilt without a download, in OpenML's row order.
 
 Three are complete enumerations (all balance beams, all finished tic-tac-toe boards, all cars of a
-decision model); the fourth ships with scikit-learn. Nothing here shuffles or splits.
+decision model); the fourth ships with scikit-learn. This module does not shuffle or split.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Table:
-    """A classification table: ``x_NF``, NaN where missing, labels ``y_N`` in 0 .. len(classes)-1.
+    """A classification table: ``x_NF`` with NaN if missing, labels ``y_N`` in 0 .. len(classes)-1.
 
-    ``levels`` has one entry a column: 0 for a number, m for a category coded 0 .. m-1.
-    ``shuffled``: the rows are already in the order of TabPFN's seed 13. ``names`` are the
-    categories of each column in the order of their codes (none for a number), ``label`` the name
-    of the label.
+    ``levels`` has one entry per column: 0 for a number, m for a category coded 0 .. m-1.
+    ``shuffled``: the rows are already in the order of TabPFN's seed 13. ``names`` lists the
+    categories of each column in the order of their codes (none for a number). ``label`` is the
+    name of the label column.
     """
 
     x_NF: Numbers
@@ -37,7 +37,7 @@ class Table:
     label: str = "class"
 
     def level_names(self) -> tuple[tuple[str, ...], ...]:
-        """The categories of every column; their codes where they have no names."""
+        """The names of every column's categories, or their codes if they have no names."""
         return self.names or tuple(tuple(map(str, range(count))) for count in self.levels)
 
 
@@ -49,13 +49,13 @@ def wdbc() -> Table:
     names = tuple(str(name) for name in data.feature_names)
     # OpenML's file holds six decimals.
     x_NF = np.asarray(data.data, dtype=np.float64).round(6)
-    # scikit-learn codes malignant 0, benign 1: the other way round.
+    # scikit-learn uses the opposite codes: malignant 0, benign 1.
     y_N = 1 - np.asarray(data.target, dtype=np.int64)
     return Table(x_NF, y_N, (0,) * x_NF.shape[1], names, ("benign", "malignant"))
 
 
 def balance_scale() -> Table:
-    """OpenML 11 (625 x 4): every beam; the class is the side of larger weight times distance."""
+    """OpenML 11 (625 x 4): every beam; the class is the side with more weight times distance."""
     x_NF = np.array(list(itertools.product(range(1, 6), repeat=4)), dtype=np.float64)
     left_N, right_N = x_NF[:, 0] * x_NF[:, 1], x_NF[:, 2] * x_NF[:, 3]
     y_N = 1 - np.sign(left_N - right_N).astype(np.int64)
@@ -77,7 +77,7 @@ def _wins(board: tuple[int, ...], player: int) -> bool:
 
 
 def _outcome(board: tuple[int, ...]) -> str | None:
-    """``x``, ``o`` or ``draw`` for a board a game can end on (x moved first), otherwise None."""
+    """``x``, ``o`` or ``draw`` if a game can end on the board (x moves first), otherwise None."""
     crosses, noughts = board.count(_CROSS), board.count(_NOUGHT)
     if _wins(board, _CROSS):
         return "x" if crosses == noughts + 1 and not _wins(board, _NOUGHT) else None
@@ -86,11 +86,12 @@ def _outcome(board: tuple[int, ...]) -> str | None:
     return "draw" if crosses == 5 and noughts == 4 else None
 
 
-@cache  # most of a second
+@cache  # takes nearly a second
 def tic_tac_toe() -> Table:
-    """OpenML 50 (958 x 9): every board a game can end on; ``positive`` where x, who began, won.
+    """OpenML 50 (958 x 9): every board a game can end on; ``positive`` if x, who began, won.
 
-    OpenML's order: games won by x, by o, drawn; in each the boards descend as words over b < o < x.
+    OpenML's order: games won by x, games won by o, drawn games; within each group, boards in
+    descending alphabetical order, with b < o < x.
     """
     boards: dict[str, list[tuple[int, ...]]] = {"x": [], "o": [], "draw": []}
     for board in itertools.product((_CROSS, _NOUGHT, _BLANK), repeat=9):

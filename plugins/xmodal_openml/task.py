@@ -1,7 +1,7 @@
-"""OpenML-CC18 tables as tasks: read, split as TabPFN or ORCA did, standardise with training rows.
+"""OpenML-CC18 tables as tasks: read, split as in TabPFN or ORCA, standardised by training rows.
 
-Rows are ``[F]`` float32: numbers standardised, categories coded 0 .. m-1, NaN where missing
-(embedding a missing value is the embedder's business).
+Rows are ``[F]`` float32: numbers are standardised, categories are coded 0 .. m-1, and missing
+values are NaN (the embedder has to handle them).
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _AUROC = cast("Use[Metric]", {"use": "auroc-error"})
 
 
 class TableSettings(Settings):
-    """What every table has: how to split it, the loss and the metric."""
+    """Settings of every table: how to split it, the loss and the metric."""
 
     split: Literal["seed", 1, 2, 3, 4, 5] = Field(
-        "seed", description="Which of TabPFN's five splits; 'seed': split (seed mod 5) + 1."
+        "seed", description="Which of TabPFN's five splits; 'seed' takes split (seed mod 5) + 1."
     )
     protocol_split: Literal["tabpfn", "orca"] = Field(
         "tabpfn",
-        description="tabpfn: halves of at most 1,000 rows. orca: stratified 90/10 (unseeded in the "
-        "published code, here seeded with the split's number).",
+        description="tabpfn: two halves of at most 1,000 rows. orca: stratified 90/10 (without a "
+        "seed in the published code, here seeded with the split number).",
     )
-    loss: Use[Loss] = Field(_BALANCED, description="Classes weigh 1 / their frequency by default.")
-    metric: Use[Metric] = Field(_AUROC, description="1 - AUROC, one class against one.")
+    loss: Use[Loss] = Field(_BALANCED, description="Default: classes weighted by 1 / frequency.")
+    metric: Use[Metric] = Field(_AUROC, description="Default: 1 - AUROC, one class against one.")
 
 
 class TableTask(Task):
-    """What every table does with its rows; a subclass says where they come from."""
+    """Splits and standardises the rows of a table; a subclass provides the table."""
 
     Config = TableSettings
 
@@ -70,7 +70,7 @@ class TableTask(Task):
 
     @classmethod
     def describe(cls, config: TableSettings, store: Store) -> TaskFacts:
-        """Facts of the table; reads it, since none has more than a few thousand rows."""
+        """Facts of the table; reads it, because tables have a few thousand rows at most."""
         table = cls.table(config)
         parts = _parts(table, config, 0)
         counts = dict(zip(("train", "validation", "test"), map(len, parts), strict=True))
@@ -112,7 +112,7 @@ class TableTask(Task):
             f"{_number(self.config, seed)}: {counts} rows to train, validate and test"
         ]
         if self.config.protocol_split == "orca":
-            notes.append("ORCA's published 90/10 split was unseeded; this one is seeded")
+            notes.append("ORCA's published 90/10 split had no seed; this split is seeded")
         if missing:
             notes.append(f"{missing:,} missing values are kept as NaN for the embedder")
         return tuple(notes)
@@ -140,7 +140,7 @@ def _statistics(table: Table, rows: Indices) -> tuple[Numbers, Numbers]:
     mean_F = np.nansum(x_NF, axis=0) / seen_F
     scale_F = np.sqrt(np.nansum((x_NF - mean_F) ** 2, axis=0) / seen_F)
     number_F = np.array(table.levels) == 0
-    # A constant column has scale 0 up to rounding; dividing by it would blow test rows up.
+    # A constant column has scale 0 up to rounding; dividing by it would make test rows huge.
     flat_F = scale_F <= 1e-12 * np.maximum(np.abs(mean_F), 1.0)
     return np.where(number_F, mean_F, 0.0), np.where(number_F & ~flat_F, scale_F, 1.0)
 
@@ -154,16 +154,16 @@ def _checksum(table: Table) -> str:
 
 
 class OpenML(TableTask):
-    """A table of OpenML-CC18 from a file: a pack of tables with a dataset id, CSV or ARFF."""
+    """A table of OpenML-CC18 from a file: a CSV, an ARFF, or one table of an .npz pack."""
 
     class Config(TableSettings):
         """Settings of ``openml``."""
 
-        path: Path = Field(description="An .npz pack, a .csv or an .arff file.")
-        did: int | None = Field(None, description="OpenML's dataset id: which table of a pack.")
-        target: str | None = Field(None, description="The label's column; the last by default.")
+        path: Path = Field(description="An .npz pack, a .csv file or an .arff file.")
+        did: int | None = Field(None, description="OpenML dataset id of the table in a pack.")
+        target: str | None = Field(None, description="The label column; the last by default.")
         categories: tuple[str, ...] = Field(
-            (), description="CSV: columns of numbers that are codes of categories."
+            (), description="CSV: numeric columns whose numbers are codes of categories."
         )
 
     @classmethod
@@ -191,7 +191,7 @@ class BuiltTable(TableTask):
 
     @classmethod
     def table(cls, config: TableSettings) -> Table:
-        """The whole table, made here."""
+        """The whole table, built in memory."""
         return cls.build()
 
 

@@ -1,4 +1,4 @@
-"""The ``align`` stage of ORCA: brings the embedded target near the embedded source, by class."""
+"""ORCA's stage ``align``: moves the embedded target close to the embedded source, by class."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from xmodal.interfaces import Distance, Session, Use, default
 class Align(AlignmentStage):
     """Minimises the distance between source and target in the embedding (ORCA, stage 2).
 
-    One optimizer step an epoch: sum over classes c of n_c/n times distance(source, samples of class
-    c). Targets without classes get pseudo-classes by k-means on their labels. The whole class has
-    one label, and classes of one sample are left out, as published.
+    Each epoch is one optimizer step on the sum over classes c of n_c/n times distance(source,
+    samples of class c). Targets without classes get pseudo-classes by k-means on their labels. As
+    published, a whole class has one label, and classes with a single sample are left out.
     """
 
     citation = (
@@ -34,7 +34,7 @@ class Align(AlignmentStage):
             default("sinkhorn"), description="The distance between source and target features."
         )
         classes: int = Field(
-            10, ge=1, description="Pseudo-classes of targets whose labels are not classes, at most."
+            10, ge=1, description="Largest number of pseudo-classes, where labels are not classes."
         )
 
     title = stream = "align"
@@ -42,7 +42,7 @@ class Align(AlignmentStage):
 
     @classmethod
     def renamed(cls, name: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """``per_class: false`` has become the stage ``align-features``."""
+        """``per_class: false`` is now the stage ``align-features``."""
         if "per_class" not in settings:
             return name, settings
         plain = settings["per_class"] is False
@@ -57,5 +57,5 @@ class Align(AlignmentStage):
         return members(target_classes(data, task, self.config.classes, seed, session.workers))
 
     def sets_text(self, count: int) -> str:
-        """How many classes count."""
+        """The number of classes that are used."""
         return f"{count} classes of at least {FEWEST}"

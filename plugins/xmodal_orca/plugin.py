@@ -1,4 +1,4 @@
-"""Table of contents of ORCA (Shen et al., ICML 2023): alignment, and what it aligns by."""
+"""Table of contents of ORCA (Shen et al., ICML 2023): the alignment stage and its distances."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A relaxed draw of k of N tokens, whose gradient reaches the scores: pure functions on tensors.
+"""A relaxed draw of k of N tokens with a gradient to the scores: pure functions on tensors.
 
-The relaxed draw of Xie & Ermon (IJCAI 2019) takes k softmaxes one after the other. Its limit for
-many tokens has a closed form, which ``relaxed_subset`` computes; ``relaxed_subset_exact`` keeps the
-loop, as a setting and to test against.
+The relaxed draw of Xie & Ermon (IJCAI 2019) computes k softmaxes one after the other. Its limit for
+many tokens has a closed form, which ``relaxed_subset`` computes. ``relaxed_subset_exact`` keeps the
+loop, as an option and as a test reference.
 
-Shapes: B samples, N tokens, K chosen tokens; keys are scores plus Gumbel noise, khot their relaxed
-membership, which sums to k over N.
+Shapes: B samples, N tokens, K chosen tokens. Keys are scores plus Gumbel noise; khot is their
+relaxed membership, which sums to k over N.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn.functional import softplus
 
 from xmodal.ops import full_precision
 
-# Scores plus Gumbel noise are solved to float64 accuracy in 6 steps; the rest serves keys that lie
+# Scores plus Gumbel noise need 6 steps for float64 accuracy; the other steps are for keys that lie
 # thousands of temperatures apart.
 _NEWTON_STEPS = 10
 
@@ -28,9 +28,10 @@ _NEWTON_STEPS = 10
 def relaxed_subset(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
     """Relaxed membership ``[B, N]`` of the k largest of finite ``keys_BN``; every row sums to k.
 
-    The many-token limit of ``relaxed_subset_exact``: khot_i = τ·softplus(s_i/τ + L) with the one
-    scalar L a row that makes it sum to k. Increasing in the keys; entries can exceed 1, as they do
-    in the loop. O(N) time and memory a row. Computed in float32 (float64 for float64 keys).
+    The many-token limit of ``relaxed_subset_exact``: khot_i = τ·softplus(s_i/τ + L), with one
+    scalar L per row chosen so that the row sums to k. It increases with the keys; entries can
+    exceed 1, as in the loop. O(N) time and memory per row. Computed in float32 (float64 for float64
+    keys).
     """
     _check(keys_BN, k, temperature)
     if k == 0:
@@ -42,7 +43,7 @@ def relaxed_subset(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
 def relaxed_subset_exact(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
     """Relaxed membership ``[B, N]`` of the k largest keys by k softmaxes (Xie & Ermon, IJCAI 2019).
 
-    Time and memory of the gradient grow as k·N a row: gigabytes for thousands of tokens.
+    Time and memory of the gradient grow as k·N per row: gigabytes for thousands of tokens.
     """
     _check(keys_BN, k, temperature)
     alpha_BN = full_precision(keys_BN)
@@ -51,7 +52,7 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int, temperature: float) -> Tensor:
     for _ in range(k):
         p_BN = torch.softmax(alpha_BN / temperature, dim=1)
         khot_BN = khot_BN + p_BN
-        # α^{j+1} = α^j + log(1 − p^j): what was drawn is lowered before the next draw.
+        # α^{j+1} = α^j + log(1 − p^j): lower the drawn tokens before the next draw.
         alpha_BN = alpha_BN + (1 - p_BN).clamp_min(tiny).log()
     return khot_BN
 
@@ -71,13 +72,13 @@ def _inverse_softplus(total: float) -> float:
 def _solve_shift(z_BN: Tensor, total: float) -> Tensor:
     """L ``[B, 1]`` with Σ_i softplus(z_i + L) = ``total`` > 0, for rows whose largest z is 0.
 
-    A fixed number of steps, so that nothing waits for the device. Each is Newton's step on the
-    logarithm of the sum (straight while softplus ≈ exp); where that leaves the bracket, Newton's
-    step on the sum (straight once softplus ≈ x; safe from above, the sum being convex); where that
-    leaves it too, bisection.
+    The number of steps is fixed, so that nothing waits for the device. Each step is Newton's on the
+    logarithm of the sum (linear while softplus ≈ exp). If that leaves the bracket, it is Newton's
+    on the sum (linear once softplus ≈ x; safe from above because the sum is convex). If that leaves
+    the bracket too, it is a bisection.
     """
-    # All z are at most 0, hence the lower end. The largest term alone and Jensen's inequality each
-    # bound L from above.
+    # All z are at most 0, which gives the lower end. The largest term and Jensen's inequality each
+    # give an upper bound of L.
     low_B1 = torch.full_like(z_BN[:, :1], _inverse_softplus(total / z_BN.shape[1]))
     high_B1 = (low_B1 - z_BN.mean(1, keepdim=True)).clamp_max(_inverse_softplus(total))
     shift_B1 = high_B1
@@ -103,7 +104,7 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keys_BN: Tensor, k: int, temperature: float) -> Tensor:
-        # Taking the largest key away changes L only, and keeps every exponential finite.
+        # Subtracting the largest key changes only L, and keeps every exponential finite.
         z_BN = (keys_BN - keys_BN.amax(1, keepdim=True)) / temperature
         x_BN = z_BN + _solve_shift(z_BN, k / temperature)
         ctx.save_for_backward(torch.sigmoid(x_BN))

@@ -1,4 +1,4 @@
-"""The gate of PaRe: a small network scores tokens, and the k best are drawn with a gradient.
+"""PaRe's gate: a small network scores tokens and draws the k best, with a gradient.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -21,10 +21,10 @@ from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 class Gate(Selector):
     """Scores each token with a sigmoid in (0, 1) and selects the k best (PaRe, section 3.3).
 
-    While training, Gumbel noise is added to the scores and the mask carries the straight-through
+    During training, Gumbel noise is added to the scores, and the mask has the straight-through
     gradient of the relaxed draw; ``scores_BN`` are then the noisy keys, which the mask ranks. In
-    evaluation, and from ``gumbel_epochs`` on, the mask is the plain top k without a gradient and
-    ``scores_BN`` are the scores.
+    evaluation, and from epoch ``gumbel_epochs`` on, the mask is the plain top k without a gradient,
+    and ``scores_BN`` are the scores.
     """
 
     citation = CITATION
@@ -45,12 +45,12 @@ class Gate(Selector):
         gumbel_epochs: int | None = Field(
             None,
             ge=0,
-            description="Draw with Gumbel noise and train the gate in this many first epochs, then "
-            "take the plain top k; null for all epochs, as in the paper.",
+            description="Draw with Gumbel noise and train the gate only in the first so many "
+            "epochs, then take the plain top k; null draws in all epochs, as in the paper.",
         )
         draw: Literal["closed", "exact"] = Field(
             "closed",
-            description="closed: the relaxed draw in closed form. exact: its loop of k softmaxes, "
+            description="closed: the relaxed draw in closed form. exact: a loop of k softmaxes, "
             "which costs hundreds of times more.",
         )
 
@@ -62,7 +62,7 @@ class Gate(Selector):
         self._generator = context.generator
 
     def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
-        """Select ``k`` tokens a row; 0 <= k <= N."""
+        """Select ``k`` tokens per row; 0 <= k <= N."""
         if not self._draws(progress):
             with torch.no_grad():
                 scores_BN = self.score(tokens.x_BND)
@@ -78,7 +78,7 @@ class Gate(Selector):
 
     def score(self, x_BND: Tensor) -> Tensor:
         """S = σ(FC(x)) ``[B, N]`` (PaRe, section 3.3), without noise."""
-        # In half precision scores would tie by the hundred, so mixed precision stops here.
+        # Compute in full precision: in half precision, hundreds of scores would tie.
         with torch.autocast(x_BND.device.type, enabled=False):
             weight = next(self.network.parameters())
             scores_BN1: Tensor = torch.sigmoid(self.network(x_BND.to(weight.dtype)))

@@ -1,4 +1,4 @@
-"""PaRe's mixer: target tokens give way, one by one, to the source's most important ones.
+"""PaRe's mixer: replaces target tokens, one by one, by the source's most important tokens.
 
 Shapes: B samples, N target tokens, M source tokens, K replaced tokens, D width.
 """
@@ -21,18 +21,18 @@ from xmodal_pare import CITATION
 Replace = Literal["lowest", "highest"]
 Match = Literal["position", "score", "same-position"]
 
-_REPLACE = "Which target tokens give way: those the selector ranks lowest, or highest."
+_REPLACE = "Which target tokens to replace: those that the selector ranks lowest, or highest."
 _MATCH = (
-    "Which source token fills which slot. position: first to first, in reading order. score: the "
-    "best source token fills the lowest-ranked slot, and so on. same-position: the source token at "
-    "the slot's own place, whatever its score; needs equal grids."
+    "Which source token fills which slot. position: in reading order, the first fills the first. "
+    "score: the best source token fills the lowest-ranked slot, and so on. same-position: the "
+    "source token at the same place as the slot, whatever its score; needs equal grids."
 )
 
 
 class Late(Settings):
-    """Other rules from an epoch on."""
+    """Different rules for later epochs."""
 
-    epoch: int = Field(ge=0, description="The first epoch (from 0) with these rules.")
+    epoch: int = Field(ge=0, description="The first epoch with these rules, counted from 0.")
     replace: Replace = Field("lowest", description=_REPLACE)
     match: Match = Field("position", description=_MATCH)
 
@@ -40,8 +40,8 @@ class Late(Settings):
 class PatchReplace(Mixer):
     """Replaces the k lowest-ranked target tokens by the k highest-ranked source tokens.
 
-    PaRe, section 3.3, Eq. 1-2 and Algorithm 1. Gives the plain target view and the mixed view; at
-    k = 0 the two are the same and become one view, so that the encoder runs once.
+    PaRe, section 3.3, Eq. 1-2 and Algorithm 1. Gives the plain target view and the mixed view. At
+    k = 0 they are equal and become a single view, so that the encoder runs once.
     """
 
     citation = CITATION
@@ -51,20 +51,20 @@ class PatchReplace(Mixer):
 
         source_term: bool = Field(
             True,
-            description="Whether the mixed view also predicts the source label (Eq. 1); false is "
+            description="Predict the source label from the mixed view too (Eq. 1); false is "
             '"PaRe w/o src_loss" of Table 18.',
         )
         replace: Replace = Field("lowest", description=_REPLACE)
         match: Match = Field("position", description=_MATCH)
         late: Late | None = Field(
-            None, description="Other replace and match rules from an epoch on."
+            None, description="Different replace and match rules for later epochs."
         )
 
         @model_validator(mode="after")
         def _loss_at_any_k(self) -> PatchReplace.Config:
             if self.beta_target == 0 and not self.source_term:
                 raise ValueError(
-                    "beta_target is 0 and source_term false: nothing would be left at k = N"
+                    "beta_target is 0 and source_term is false: the loss would be empty at k = N"
                 )
             return self
 
@@ -81,20 +81,20 @@ class PatchReplace(Mixer):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """``same-position`` needs a source laid out like the target."""
+        """``same-position`` needs source and target tokens on equal grids."""
         rules = [config.match] + ([config.late.match] if config.late else [])
         target, source = facts.grid, facts.backbone.grid
         if "same-position" in rules and target and source and len(target) != len(source):
             yield (
-                f"match 'same-position' needs source and target tokens on one grid; the tokens of "
-                f"backbone '{facts.backbone.name}' are {grid_text(source)}, those of task "
-                f"'{facts.task.name}' {grid_text(target)}; use 'position' or 'score'"
+                f"match 'same-position' needs source and target tokens on equal grids; backbone "
+                f"'{facts.backbone.name}' has {grid_text(source)}, task '{facts.task.name}' has "
+                f"{grid_text(target)}; use 'position' or 'score'"
             )
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
-        """Mix. Raises UsageError where ``same-position`` meets two different grids."""
+        """Mix. Raises UsageError if ``same-position`` meets different grids."""
         source = source_needed(source, "patch-replace")
         tokens, partner = target.tokens, source.tokens
         total = tokens.x_BND.shape[1]
@@ -108,8 +108,8 @@ class PatchReplace(Mixer):
         if k == 0 or self.config.beta_mix == 0:
             return plain_and_changed(target, self.config, None, log=log)
         mixed, origin_BN = self._mix(tokens, partner, k, progress)
-        # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s); without the source's term
-        # nothing is left to learn from the mixed view at k = N.
+        # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s); without the source term, the
+        # mixed view has no loss at k = N.
         terms = [Term(target.head, target.y, 1 - lam)]
         if self.config.source_term:
             terms.append(Term(source.head, source.y, lam))
@@ -117,20 +117,20 @@ class PatchReplace(Mixer):
         return plain_and_changed(target, self.config, mixed, terms, log, origin_BN)
 
     def _replaceable(self, target: Tokens, source: Tokens) -> int:
-        """How many tokens can be replaced at most: as many as the smaller side has."""
+        """The largest possible k: the number of tokens on the smaller side."""
         total, available = target.x_BND.shape[1], source.x_BND.shape[1]
         if available < total and not self._noted:
             self._noted = True
             self._note(
-                f"patch-replace: {available} source tokens for {total} target tokens; k is "
-                f"counted in {available}"
+                f"patch-replace: {available} source tokens for {total} target tokens; k is at most "
+                f"{available}"
             )
         return min(total, available)
 
     def _mix(
         self, target: Tokens, source: Tokens, k: int, progress: Progress
     ) -> tuple[Tokens, Tensor]:
-        """The mixed tokens (Alg. 1) and, per slot, the source token in it or -1."""
+        """The mixed tokens (Alg. 1) and, for each slot, its source token or -1."""
         replace, match = self._rules(progress)
         keep_BN, scores_BN = self._kept(target, k, replace, progress)
         if match == "same-position":
@@ -149,8 +149,8 @@ class PatchReplace(Mixer):
             )
             picks_BK = _highest_first(chosen) if by_score else chosen.indices_BK
             inserted_BKD = _weigh(_pick(source.x_BND, picks_BK), chosen.mask_BN.gather(1, picks_BK))
-        # Kept and inserted tokens are multiplied by their masks: a factor of 1 that carries the
-        # gate's gradient (Alg. 1).
+        # Multiply kept and inserted tokens by their masks: the factor 1 carries the gate's gradient
+        # (Alg. 1).
         kept_BND = _weigh(target.x_BND, keep_BN)
         index_BKD = slots_BK.unsqueeze(-1).expand_as(inserted_BKD)
         mixed_BND = kept_BND.scatter(1, index_BKD, inserted_BKD.to(kept_BND.dtype))
@@ -166,7 +166,7 @@ class PatchReplace(Mixer):
     def _kept(
         self, target: Tokens, k: int, replace: Replace, progress: Progress
     ) -> tuple[Tensor, Tensor]:
-        """The mask ``[B, N]`` of the N - k target tokens that stay, and the scores behind it."""
+        """The mask ``[B, N]`` of the N - k kept target tokens, and the scores that it ranks."""
         if replace == "highest":
             gone: Selection = self.selector(target, k, progress)
             return 1 - gone.mask_BN, gone.scores_BN
@@ -175,7 +175,7 @@ class PatchReplace(Mixer):
 
 
 def _weigh(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
-    """``x_BND`` times its mask of ones, needed only where the mask carries a gradient."""
+    """``x_BND`` times its mask of ones; multiplies only if the mask has a gradient."""
     return x_BND * mask_BN.unsqueeze(-1).to(x_BND.dtype) if mask_BN.requires_grad else x_BND
 
 

@@ -9,7 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_selectors() -> Mapping[str, str]:
-    """The learned gate, and the random choice it is compared with."""
+    """The learned gate, and random selection as its baseline."""
     return {
         "gate": "xmodal_pare.gate:Gate",
         "random": "xmodal_pare.random_selector:RandomSelector",
@@ -24,7 +24,7 @@ def xmodal_mixers() -> Mapping[str, str]:
 
 @hookimpl
 def xmodal_schedulers() -> Mapping[str, str]:
-    """How many tokens to replace, over the training."""
+    """Schedules of the number of replaced tokens during training."""
     return {
         "linear": "xmodal_pare.schedulers:Linear",
         "piecewise": "xmodal_pare.schedulers:Piecewise",

@@ -1,4 +1,4 @@
-"""The baseline of PaRe's Table 5: tokens chosen uniformly at random, with nothing learned.
+"""The baseline of PaRe's Table 5: selects tokens uniformly at random, without learning.
 
 Shapes: B samples, N tokens.
 """
@@ -14,7 +14,7 @@ from xmodal_pare import CITATION
 
 
 class RandomSelector(Selector):
-    """Selects k tokens a row uniformly at random (PaRe, Table 5, "Random")."""
+    """Selects k tokens per row uniformly at random (PaRe, Table 5, "Random")."""
 
     citation = CITATION
 
@@ -26,7 +26,7 @@ class RandomSelector(Selector):
         self._generator = context.generator
 
     def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
-        """Select ``k`` tokens a row; the mask carries no gradient."""
+        """Select ``k`` tokens per row; the mask has no gradient."""
         drawn_BN = torch.rand(tokens.x_BND.shape[:2], generator=self._generator)
         scores_BN = drawn_BN.to(tokens.x_BND.device, non_blocking=True)
         return Selection(hard_subset(scores_BN, k), scores_BN, k)

@@ -1,9 +1,9 @@
-"""How many tokens to replace, over the training: linear, piecewise, exponential, constant, random.
+"""How many tokens to replace during training: linear, piecewise, exponential, constant, random.
 
-Counts are clipped to the tokens there are *before* a formula is applied, so a start of 3000 becomes
-N on a smaller grid and still falls over the whole training (Algorithm 1 starts from N).
+Counts are clipped to the available tokens *before* a formula is applied. A start of 3000 therefore
+becomes N on a smaller grid and still falls over the whole training (Algorithm 1 starts from N).
 
-Symbols: N tokens, t the finished share of the training in [0, 1), k the number to replace.
+Symbols: N tokens; t the finished share of the training, in [0, 1); k the number to replace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PER = "epoch: k changes between epochs, as in the paper. step: after every opti
 class Ends(TokenCounts):
     """Settings of a line from a start to a stop."""
 
-    start: float = Field(3000, ge=0, description="Count at the beginning of the training.")
+    start: float = Field(3000, ge=0, description="Count at the start of training.")
     stop: float = Field(0, ge=0, description="Count that the formula approaches at the end.")
 
     def counts(self) -> dict[str, float]:
@@ -41,7 +41,7 @@ class Falling(Ends):
 
 
 class _Counting(Scheduler):
-    """Turns configured counts into tokens, noting once where there are fewer tokens."""
+    """Turns configured counts into tokens; notes once if a count exceeds the number of tokens."""
 
     citation = CITATION
 
@@ -61,12 +61,12 @@ class _Counting(Scheduler):
             self._note(line)
 
     def _floor(self, value: float) -> int:
-        """k = int(value). Shares such as 0.29 of 100 must not lose a token to rounding."""
+        """k = int(value). Rounding must not cost a token, as with a share of 0.29 of 100."""
         return int(value + 1e-9) if self.config.unit == "share" else int(value)
 
 
 class _Line(_Counting):
-    """Knows the line that falls from start to stop."""
+    """A schedule based on the line from start to stop."""
 
     def _line(self, t: float, num_tokens: int) -> int:
         start = self._tokens(self.config.start, num_tokens)
@@ -77,7 +77,7 @@ class _Line(_Counting):
 class Linear(_Line):
     """k = int(start − (start − stop)·t), t = epoch/epochs (PaRe, section 3.3 and Algorithm 1).
 
-    As in the paper t never reaches 1: the last epoch is (start − stop)/epochs above the stop.
+    As in the paper, t never reaches 1: in the last epoch, k is (start − stop)/epochs above stop.
     """
 
     class Config(Falling):
@@ -93,7 +93,7 @@ class Linear(_Line):
 class Exponential(_Counting):
     """k = int(stop + (start − stop)·exp(−rate·t)).
 
-    PaRe's Table 4 compares an exponential schedule without giving its formula; this one is ours.
+    PaRe's Table 4 has an exponential schedule but not its formula; this formula is our own.
     """
 
     class Config(Falling):
@@ -110,10 +110,10 @@ class Exponential(_Counting):
 
 
 class Piecewise(_Counting):
-    """k is constant between milestones: given ``steps``, or ``pieces`` equal pieces of the line.
+    """k is constant between milestones: those in ``steps``, or ``pieces`` equal pieces of the line.
 
-    Without ``steps``, k = int(start − (start − stop)·⌊t·pieces⌋/pieces). PaRe's Table 4 compares a
-    piecewise schedule without giving its milestones; these are ours.
+    Without ``steps``, k = int(start − (start − stop)·⌊t·pieces⌋/pieces). PaRe's Table 4 has a
+    piecewise schedule but not its milestones; these are our own.
     """
 
     class Config(Falling):
@@ -122,7 +122,7 @@ class Piecewise(_Counting):
         pieces: int = Field(4, ge=1, description="Number of equal pieces from start to stop.")
         steps: tuple[tuple[float, float], ...] | None = Field(
             None,
-            description="Milestones [t, count] instead of equal pieces: that count from the "
+            description="Milestones [t, count] instead of equal pieces: the count applies from the "
             "finished share t of the training on. The first t must be 0.",
         )
 
@@ -138,12 +138,12 @@ class Piecewise(_Counting):
                 return self
             times = [t for t, _ in self.steps]
             if not times or times[0] != 0 or times[-1] >= 1 or times != sorted(set(times)):
-                raise ValueError("steps must begin at t = 0 and rise to below 1")
+                raise ValueError("the t of steps must begin at 0, increase and stay below 1")
             if any(count < 0 for _, count in self.steps):
                 raise ValueError("steps must not have negative counts")
             clash = self.model_fields_set & {"start", "stop", "pieces"}
             if clash:
-                raise ValueError(f"give either steps or {', '.join(sorted(clash))}, not both")
+                raise ValueError(f"set either steps or {', '.join(sorted(clash))}, not both")
             return self
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
@@ -153,7 +153,7 @@ class Piecewise(_Counting):
             count = [count for at, count in config.steps if at <= t][-1]
             return self._floor(self._tokens(count, num_tokens))
         start, stop = self._tokens(config.start, num_tokens), self._tokens(config.stop, num_tokens)
-        # Without the small term, 0.7·10 and its like would count as still in the piece before.
+        # Without the small term, rounding would put values such as 0.7·10 into the piece before.
         done = int(t * config.pieces + 1e-9) / config.pieces
         return self._floor(start - (start - stop) * done)
 
@@ -176,10 +176,10 @@ class Constant(_Counting):
 
 
 class LinearMean(_Line):
-    """k = the mean of what ``linear`` gives in the epochs of the stage, rounded; in every epoch.
+    """k = the rounded mean of ``linear`` over the epochs of the stage, in every epoch.
 
-    PaRe's "non-gradual" variant with a constant k (Table 4), which the paper does not give: this
-    one replaces as many tokens as the gradual schedule, but for the rounding.
+    PaRe's "non-gradual" variant with a constant k (Table 4). The paper does not give its value;
+    this schedule replaces, up to rounding, as many tokens as the gradual schedule.
     """
 
     class Config(Ends):
@@ -192,10 +192,10 @@ class LinearMean(_Line):
 
 
 class RandomK(_Line):
-    """k = what ``linear`` gives in an epoch of the stage, drawn uniformly anew in every call.
+    """k = the value of ``linear`` in an epoch of the stage that is drawn at random in every call.
 
-    PaRe's "non-gradual" variant as its section 4.2 describes it ("the selection of k is random"),
-    without a distribution: this one has the values of the gradual schedule in random order.
+    PaRe's "non-gradual" variant, of which section 4.2 says only that "the selection of k is
+    random". This schedule draws uniformly from the values of the gradual schedule.
     """
 
     class Config(Ends):

@@ -1,7 +1,7 @@
 """Low-rank updates of a backbone's linear layers (LoRA, Hu et al., ICLR 2022), by the peft library.
 
-Peft puts the layers in; this module decides which ones and refuses those whose update would be
-ignored. What trains is the stage's to say: the new parameters have ``lora_`` in their names.
+Peft inserts the layers. This module chooses them, and refuses layers whose update would be ignored.
+The stage decides which parameters train; the new ones have ``lora_`` in their names.
 
 Symbols as in the paper: W [out, in] a pretrained matrix, A [r, in], B [out, r], r the rank.
 """
@@ -20,14 +20,14 @@ from xmodal.errors import UsageError
 from xmodal.interfaces import Adapter, Backbone, Context, Facts, Settings
 
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""Modules of torch that read the weights of their linear layers without calling them (the second
-one outside training): an update of such a layer would have no effect."""
+"""Modules of torch that read the weights of their linear layers without calling the layers (the
+second only outside training). An update of such a layer would have no effect."""
 
 
 class Lora(Adapter):
     """h = W x + scale B A x for every chosen linear layer, scale = α/r (Eq. 3).
 
-    A starts at random and B at zero, so that the backbone starts as it was (section 4.1).
+    A starts at random and B at zero, so that the update is 0 at the start (section 4.1).
     """
 
     citation = "Hu et al.: LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022"
@@ -39,16 +39,16 @@ class Lora(Adapter):
         alpha: float | None = Field(
             None,
             gt=0,
-            description="α of the scale α/r; the rank where null, which makes the scale 1.",
+            description="α of the scale α/r; null takes the rank, for a scale of 1.",
         )
         dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the input of A.")
         targets: Literal["all-linear"] | tuple[str, ...] = Field(
             "all-linear",
-            description="Which linear layers of the backbone: all of them, or patterns over their "
-            "names, such as *attention*.",
+            description="Which linear layers of the backbone to adapt: all, or those that match "
+            "patterns over their names, such as *attention*.",
         )
         rslora: bool = Field(
-            False, description="Scale by α/√r (Kalajdzievski 2023); with no alpha by √r."
+            False, description="Scale by α/√r (Kalajdzievski 2023), or by √r without alpha."
         )
         dora: bool = Field(
             False,
@@ -71,12 +71,12 @@ class Lora(Adapter):
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
-        """A backbone without tokens of its own has no layers to adapt."""
+        """The backbone must have layers to adapt."""
         if facts.backbone.width == 0:
             yield f"backbone '{facts.backbone.name}' has no linear layers for adapter 'lora'"
 
     def apply(self, backbone: Backbone) -> None:
-        """Put the updates into the backbone. Raises UsageError where no linear layer is chosen."""
+        """Insert the updates into the backbone. Raises UsageError if no linear layer is chosen."""
         # Imported late: checking a recipe needs no peft.
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -91,8 +91,8 @@ class Lora(Adapter):
             use_rslora=config.rslora,
             use_dora=config.dora,
         )
-        # Held in a module without a config: peft would take the backbone's settings for a config of
-        # its own, and would not adapt a model that is itself one linear layer.
+        # Wrap the backbone in a module without a config: peft would mistake the backbone's settings
+        # for its own config, and would not adapt a model that is itself a linear layer.
         holder = nn.ModuleDict({"body": backbone})
         trains = {name: p.requires_grad for name, p in backbone.named_parameters()}
         inject_adapter_in_model(settings, holder)
@@ -100,22 +100,22 @@ class Lora(Adapter):
         for name, parameter in backbone.named_parameters():
             before = trains.get(name.replace(".base_layer.", "."))
             added += parameter.numel() if before is None else 0
-            # Peft freezes all else for good; what trains is the stage's to say.
+            # Peft freezes all other parameters; undo this, since the stage decides what trains.
             parameter.requires_grad_(True if before is None else before)
         for name in chosen:
-            # Peft's layers begin in training mode, in a backbone that is not as well.
+            # Peft's layers start in training mode, even if the backbone is not in it.
             backbone.get_submodule(name).train(layers[name].training)
         self._note(
-            f"lora: rank {config.rank} in {len(chosen)} linear layers, {added:,} parameters more"
+            f"lora: rank {config.rank} in {len(chosen)} linear layers, {added:,} new parameters"
         )
         if left and config.targets == "all-linear":
-            self._note(f"lora: fused layers stay as they are: {_some(left)}")
+            self._note(f"lora: fused layers are not adapted: {_some(left)}")
 
 
 def linear_layers(backbone: Backbone) -> tuple[dict[str, nn.Linear], tuple[str, ...]]:
-    """The linear layers of a backbone that can be adapted by name, and the names of those that
-    cannot because a fused module holds them. Layers of the frozen source embedding are not among
-    them.
+    """The linear layers of a backbone that can be adapted, by name, and the names of the others.
+
+    The others are inside a fused module. Layers of the frozen source embedding are in neither.
     """
     source = {id(parameter) for parameter in backbone.embedding_parameters()}
     fused = tuple(name for name, module in backbone.named_modules() if isinstance(module, FUSED))
@@ -134,7 +134,7 @@ def linear_layers(backbone: Backbone) -> tuple[dict[str, nn.Linear], tuple[str, 
 def _chosen(
     layers: dict[str, nn.Linear], targets: str | tuple[str, ...], left: tuple[str, ...]
 ) -> list[str]:
-    """The names of the layers to adapt. Raises UsageError where a pattern fits none."""
+    """The names of the layers to adapt. Raises UsageError if a pattern matches none."""
     patterns = ("*",) if isinstance(targets, str) else targets
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in layers):
@@ -142,12 +142,12 @@ def _chosen(
         fused = [name for name in left if fnmatchcase(name, pattern)]
         if fused:
             raise UsageError(
-                f"adapter.targets: '{pattern}' fits only layers inside fused modules, where an "
+                f"adapter.targets: '{pattern}' matches only layers inside fused modules, where an "
                 f"update would be ignored: {_some(fused)}"
             )
         names = f"; its linear layers: {_some(list(layers))}" if layers else ""
         raise UsageError(
-            f"adapter.targets: '{pattern}' fits no linear layer of the backbone{names}"
+            f"adapter.targets: '{pattern}' matches no linear layer of the backbone{names}"
         )
     return [n for n in layers if any(fnmatchcase(n, pattern) for pattern in patterns)]
 

@@ -1,4 +1,4 @@
-"""RECRAFT's feature alignment: brings all embedded target samples near the embedded source."""
+"""RECRAFT's feature alignment: moves all embedded target samples close to the embedded source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xmodal.interfaces import Distance, Use, default
 class AlignFeatures(AlignmentStage):
     """Minimises W(mean tokens of random target samples, mean tokens of the source).
 
-    All samples are one set, and no labels are looked at.
+    All samples form one set; labels are ignored.
     """
 
     class Config(AlignmentSettings):
@@ -22,4 +22,4 @@ class AlignFeatures(AlignmentStage):
         )
 
     title = "align-features"
-    stream = "align"  # runs of the stage's first name drew their samples under it
+    stream = "align"  # the stage's former name, so that old runs draw the same samples

@@ -1,7 +1,7 @@
-"""RECRAFT's label alignment: samples of one target class shall look like one class of the source.
+"""RECRAFT's label alignment: samples of one target class should look like one source class.
 
-The source head and the encoder stay as they are; the target embedder f^t minimises the
-feature-label distortion H(Y^s | Y^t) of what the head predicts for target samples.
+The source head and the encoder do not train. The target embedder f^t minimises the feature-label
+distortion H(Y^s | Y^t) of the head's predictions for target samples.
 
 Shapes: B target samples.
 """
@@ -31,8 +31,8 @@ Micro = tuple[list[Tensor], float]
 class AlignLabels(Prepare):
     """Trains the target embedder to minimise Σ_c w_c H(mean_{x in c} softmax(h_s(g(f^t(x))))).
 
-    An epoch takes every class in chunks of ``chunk`` samples, so that each counts by its frequency
-    w_c; the mean is over a chunk.
+    An epoch reads every class in chunks of ``chunk`` samples, so that a class counts by its
+    frequency w_c. The mean is taken over one chunk.
     """
 
     class Config(StageSettings):
@@ -42,16 +42,17 @@ class AlignLabels(Prepare):
         chunk: int = Field(
             16,
             ge=2,
-            description="Samples of one class whose mean prediction has its entropy taken.",
+            description="Samples of one class per chunk; a chunk's loss is the entropy of its mean "
+            "prediction.",
         )
-        chunks: int = Field(1, ge=1, description="Chunks an optimizer step.")
+        chunks: int = Field(1, ge=1, description="Chunks per optimizer step.")
         subtract_marginal: bool = Field(
             False,
-            description="Minimise H(Y^s|Y^t) - H(Y^s), minus their mutual information, so that not "
-            "all classes may look like the same one; needs several chunks a step.",
+            description="Minimise H(Y^s|Y^t) - H(Y^s), the negative mutual information, so that "
+            "not all target classes look like one source class; needs several chunks per step.",
         )
         clusters: int = Field(
-            10, ge=2, description="Pseudo-classes of targets whose labels are not classes, at most."
+            10, ge=2, description="Largest number of pseudo-classes, where labels are not classes."
         )
         train: tuple[str, ...] = Field(
             ("embedder.*",), description="Patterns over parameter names."
@@ -71,15 +72,15 @@ class AlignLabels(Prepare):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """The source head must predict something that has an entropy."""
+        """The source head must predict labels that have an entropy."""
         if facts.source is not None and facts.source.target.kind == "regression":
             yield (
-                f"source '{facts.source.name}' has numbers as labels, whose prediction has no "
-                "entropy; use a source of classes, of several labels, or of 0/1 maps"
+                f"source '{facts.source.name}' has numeric labels, whose predictions have no "
+                "entropy; use a source with classes, several 0/1 labels or 0/1 maps"
             )
 
     def _target_classes(self, session: Session) -> Tensor:
-        """The class of every training sample, worked out once."""
+        """The class of every training sample, computed once."""
         if self._classes is None:
             self._classes = target_classes(
                 session.data.train,
@@ -95,14 +96,15 @@ class AlignLabels(Prepare):
         return class_chunks(self._target_classes(session), self.config.chunk, generator)
 
     def steps_per_epoch(self, session: Session) -> int:
-        """Optimizer steps an epoch; the same in every epoch."""
+        """Optimizer steps per epoch; the same in every epoch."""
         return self.at_most(math.ceil(len(self._chunks(session, 0, 0)) / self.config.chunks))
 
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterator[Micro]]:
-        """The chunks of every step from ``progress.step`` on, with their weight.
+        """The chunks of every step from ``progress.step`` on, with their weights.
 
-        A chunk weighs by its size, that over an epoch a class weighs w_c; a step of whole chunks 1.
-        A chunk is a micro-batch of its own; with ``subtract_marginal`` the whole step is one.
+        A chunk is weighted by its size, so that over an epoch a class has weight w_c; a step of
+        full chunks has weight 1. Each chunk is one micro-batch; with ``subtract_marginal``, the
+        whole step is one micro-batch.
         """
         chunks, take = self._chunks(session, progress.stage, progress.epoch), self.config.chunks
         chunks = chunks[progress.step * take : progress.steps * take]
@@ -141,7 +143,7 @@ class AlignLabels(Prepare):
         return value * weight, log
 
     def _predict(self, session: Session, x: Tensor) -> Tensor:
-        """h_s(g(f^t(x))): what the source head sees in target samples, without drop-out."""
+        """h_s(g(f^t(x))): the source head's predictions for target samples, without dropout."""
         model = session.model
         head = model.predictor if model.share_head else model.source_predictor
         assert head is not None

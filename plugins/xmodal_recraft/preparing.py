@@ -1,7 +1,7 @@
-"""What the stages that prepare for fine-tuning share.
+"""Shared code of the stages that prepare a model for fine-tuning.
 
-They call the parts of the model themselves. Their data depend on nothing but seed, stage, epoch and
-step, so of several processes each computes the same update.
+These stages call the parts of the model themselves. Their data depend only on seed, stage, epoch
+and step, so every process computes the same update.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xmodal.optimize import OptimizingStage
 
 
 class Prepare(OptimizingStage):
-    """A stage that reads the source, is not scored, and says so where it would train nothing."""
+    """A stage that reads the source, is not scored, and fails if it would train nothing."""
 
     citation = (
         "Tran, Dao, Nguyen, Truong, Hoang: Rethinking Cross-Modal Fine-Tuning: Optimizing the "
@@ -25,14 +25,14 @@ class Prepare(OptimizingStage):
     evaluates = False
 
     def begin(self, session: Session) -> None:
-        """Raises UsageError where the patterns of ``train`` fit no parameter."""
+        """Raise UsageError if the patterns of ``train`` match no parameter."""
         if is_frozen(session.model):
             raise UsageError(
-                f"a stage that prepares trains nothing: no parameter fits {list(self.train)}; with "
-                "'source_head: target' the head of the source is called predictor.*"
+                f"this stage would train nothing: no parameter matches {list(self.train)}; with "
+                "'source_head: target' the source head is called predictor.*"
             )
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether nothing of a module trains in the current stage."""
+    """Whether no parameter of the module trains in the current stage."""
     return not any(parameter.requires_grad for parameter in module.parameters())

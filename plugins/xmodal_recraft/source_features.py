@@ -1,6 +1,6 @@
-"""What the frozen encoder makes of the source samples: computed once where memory allows.
+"""The frozen encoder's features of the source samples, computed once if they fit into memory.
 
-Shapes: n source samples, B samples of a batch, N tokens, F width of the features.
+Shapes: n source samples, B samples of a batch, N tokens, F features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROBED = 8
 
 @torch.no_grad()
 def encode(session: Session, x: Tensor) -> Tokens:
-    """Features of source samples on the device, without drop-out, in float32."""
+    """Features of source samples on the device, without dropout, in float32."""
     model = session.model
     with evaluating(model.backbone), session.autocast():
         features = model.backbone(model.embed_source(x))
@@ -34,7 +34,7 @@ def mean_token(features: Tokens) -> Tokens:
 
 @torch.no_grad()
 def reads_the_mean(session: Session) -> bool:
-    """Whether the source head predicts the same from the mean token as from all of them."""
+    """Whether the source head predicts the same from the mean token as from all tokens."""
     model = session.model
     head = model.predictor if model.share_head else model.source_predictor
     assert head is not None
@@ -55,10 +55,10 @@ def _probe(session: Session) -> Tokens:
 
 
 class SourceFeatures:
-    """Features and labels of the source by index, of an encoder that does not train.
+    """Source features and labels by index, for an encoder that does not train.
 
-    ``pooled`` keeps the mean token alone. They lie on the CPU if they fit into ``memory`` bytes;
-    otherwise every batch is encoded anew, and ``kept`` is None.
+    ``pooled`` keeps only the mean token. The features are kept on the CPU if they fit into
+    ``memory`` bytes; otherwise every batch is encoded again, and ``kept`` is None.
     """
 
     def __init__(self, session: Session, pooled: bool, memory: float) -> None:
@@ -71,7 +71,7 @@ class SourceFeatures:
             self.kept = self._all()
         else:
             session.note(
-                "source features are encoded anew in every epoch: they take more memory than "
+                "source features are computed again in every epoch: they need more memory than "
                 "stage 'source-head' may use (cache_gb)"
             )
 
@@ -88,7 +88,7 @@ class SourceFeatures:
         return torch.cat(parts), torch.cat(labels)
 
     def batches(self, indices: list[Tensor]) -> Iterator[tuple[Tokens, Tensor]]:
-        """Features and labels of every index tensor, on the device."""
+        """Features and labels for every index tensor, on the device."""
         device = self._session.device
         if self.kept is not None:
             for index in indices:

@@ -1,8 +1,9 @@
 """RECRAFT's first stage: a source head whose loss is Lipschitz in the embedding it is given.
 
-Its bound assumes that the source loss l_s(z) = l(h_s(g(z)), y) changes at most by τ where the
-embedding z changes by 1; the stage trains the head h_s on the frozen encoder g and punishes
-gradients beyond τ. What z is can be chosen: τ has the size of gradients in the encoder's features.
+RECRAFT's bound assumes that the source loss l_s(z) = l(h_s(g(z)), y) changes by at most τ when the
+embedding z changes by 1. The stage trains the head h_s on the frozen encoder g and penalises
+gradients larger than τ. A setting chooses z: the default τ suits gradients in the encoder's
+features.
 
 Shapes: B source samples, N tokens, D width.
 """
@@ -40,27 +41,27 @@ class SourceHead(Prepare):
 
         epochs: int = Field(20, ge=1, description="Passes over the source.")
         penalty_from: int = Field(
-            10, ge=0, description="The first epoch (from 0) with the gradient penalty."
+            10, ge=0, description="The first epoch with the gradient penalty, counted from 0."
         )
         rho: float = Field(100.0, ge=0, description="ρ, the weight of the gradient penalty.")
-        tau: float = Field(0.4, ge=0, description="τ, the gradient norm that goes unpunished.")
+        tau: float = Field(0.4, ge=0, description="τ, the largest gradient norm without penalty.")
         lipschitz_in: Literal["features", "tokens"] = Field(
             "features",
-            description="z, in which the loss is made Lipschitz. features: what leaves the encoder "
-            "(the mean token, where the head reads nothing else), computed once. tokens: what "
-            "enters it; costs encoder passes, and tau's default does not suit it.",
+            description="The z in which to make the loss Lipschitz. features: the encoder's output "
+            "(only the mean token if the head reads no more), computed once. tokens: the encoder's "
+            "input; needs encoder passes and another tau than the default.",
         )
         label_smoothing: float | None = Field(
             0.1,
             ge=0,
             lt=1,
-            description="Cross-entropy with this smoothing where source labels are classes; null, "
-            "and for other labels always: the source's own loss.",
+            description="Label smoothing of the cross-entropy, for source labels that are classes. "
+            "null, or labels of another kind: use the source's own loss.",
         )
         train: tuple[str, ...] = Field(
             ("source_predictor.*",), description="Patterns over parameter names."
         )
-        batch: BatchSize = Field(BatchSize(), description="Samples a step, and how many at once.")
+        batch: BatchSize = Field(BatchSize(), description="Samples per step, and how many at once.")
         cache_gb: float = Field(
             2.0, ge=0, description="Memory for the features of the frozen encoder, in gigabytes."
         )
@@ -71,14 +72,14 @@ class SourceHead(Prepare):
     _pooled = False
 
     def begin(self, session: Session) -> None:
-        """Encode the source once, if the encoder is frozen; the same again when a run resumes."""
+        """Encode the source once if the encoder is frozen; a resumed run does so again."""
         super().begin(session)
         self._pooled, self._features = reads_the_mean(session), None
         if is_frozen(session.model.backbone):
             self._features = SourceFeatures(session, self._pooled, self.config.cache_gb * 1e9)
 
     def steps_per_epoch(self, session: Session) -> int:
-        """Optimizer steps in a pass over the source; the last, smaller batch counts."""
+        """Optimizer steps per pass over the source, including the last, smaller batch."""
         assert session.source is not None
         return self.at_most(math.ceil(loader.count(session.source) / self.config.batch.size))
 
@@ -98,7 +99,7 @@ class SourceHead(Prepare):
     def _stream(
         self, session: Session, progress: Progress, indices: list[Tensor]
     ) -> Iterator[tuple[Tensor | Tokens, Tensor]]:
-        """Features where they may be taken as given, raw samples where the encoder must run."""
+        """Precomputed features if z allows them; otherwise raw samples for the encoder."""
         through = self._punished(progress) and self.config.lipschitz_in == "tokens"
         if self._features is not None and not through:
             yield from self._features.batches(indices)
@@ -138,7 +139,7 @@ class SourceHead(Prepare):
     def _predict(
         self, session: Session, x: Tensor | Tokens, punished: bool
     ) -> tuple[Tensor, Tensor]:
-        """z, and what the head predicts from it."""
+        """z, and the head's prediction from it."""
         model = session.model
         if isinstance(x, Tokens):
             features = Tokens(x.x_BND.requires_grad_(punished), x.grid)
@@ -153,7 +154,7 @@ class SourceHead(Prepare):
         return z.x_BND, model.apply_head(SOURCE, features)
 
     def source_loss(self, session: Session, prediction: Tensor, y: Tensor) -> Tensor:
-        """l_s of every sample ``[B]``."""
+        """The loss l_s of every sample, ``[B]``."""
         source, smoothing = session.facts.source, self.config.label_smoothing
         assert source is not None
         if smoothing is None or source.target.kind != "classification":
@@ -165,7 +166,7 @@ class SourceHead(Prepare):
 def gradient_penalty(loss_B: Tensor, z: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """(1/n) Σ_i max(0, ‖∇_z l_i‖₂ − τ)² and the norms ``[B]``; differentiable in the parameters.
 
-    ``z`` is ``[B, ...]``; l_i must depend on its i-th row alone, over which the norm is taken.
+    ``z`` is ``[B, ...]``. l_i must depend only on row i of z; norm i is over that row.
     """
     (gradient,) = torch.autograd.grad(loss_B.sum(), z, create_graph=True)
     norm_B: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)

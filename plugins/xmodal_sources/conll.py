@@ -1,10 +1,11 @@
-"""English CoNLL-2003 named entities, cut into windows of word pieces: the text proxy.
+"""English CoNLL-2003 named entities, cut into windows of word pieces: the text source.
 
-The published features have shape (N, 32, 768) and labels 0 .. 7, but how they were made is not
-published. The windows and labels here are inferred: they give that shape from the data set that the
-authors name. The text is Reuters news, for research only: it is read at run time and never shipped.
+The published features have shape (N, 32, 768) and labels 0 .. 7; how they were made is not
+published. The windows and labels here are a reconstruction that gives this shape from the data set
+that the authors name. The text is Reuters news, for research only: it is read at run time and never
+shipped.
 
-Shapes: n windows, L word pieces a window.
+Shapes: n windows, L word pieces per window.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ Tokenize = Callable[[list[str]], list[list[int]]]
 
 @dataclass(frozen=True)
 class Window:
-    """L word pieces and the class of the entity tag that most of their words carry."""
+    """L word pieces, and the class of the entity tag that most of their words have."""
 
     pieces: tuple[int, ...]
     label: int
 
 
 def read_documents(path: Path) -> list[list[list[Word]]]:
-    """Documents of sentences of (word, tag). Raises DataError that names the line that is wrong."""
+    """Documents of sentences of (word, tag). Raises DataError with the number of a bad line."""
     documents: list[list[list[Word]]] = []
     sentence: list[Word] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -82,8 +83,8 @@ def read_documents(path: Path) -> list[list[list[Word]]]:
 def windows(document: list[list[Word]], length: int, tokenize: Tokenize) -> Iterator[Window]:
     """Windows of exactly ``length`` pieces over the consecutive sentences of one document.
 
-    A window starts at the first word that no window holds yet; its last word may be cut. Windows
-    without an entity, and a rest shorter than ``length``, are left out.
+    A window starts at the first word that is not in a window yet; its last word may be cut. Windows
+    without an entity are left out, as are trailing words too few for a window.
     """
     words = [word for sentence in document for word in sentence]
     pieces: list[int] = []
@@ -102,7 +103,7 @@ def windows(document: list[list[Word]], length: int, tokenize: Tokenize) -> Iter
 
 
 class Conll2003(Source):
-    """Windows of news text, labelled with the majority entity tag: B- and I- of 4 kinds."""
+    """Windows of news text, labelled with their most common entity tag: B- and I- of 4 kinds."""
 
     class Config(Settings):
         """Settings of ``conll-2003``."""
@@ -110,13 +111,13 @@ class Conll2003(Source):
         samples: int | None = Field(
             5000, gt=0, description="At most this many windows, as published; null for all."
         )
-        length: int = Field(32, gt=0, description="Word pieces a window, as published.")
+        length: int = Field(32, gt=0, description="Word pieces per window; published: 32.")
         split: Literal["train", "validation", "test"] = Field(
             "train", description="Which part to draw from."
         )
         loss: Use[Loss] = Field(default("cross-entropy"), description="Loss of the source head.")
         balanced: bool = Field(
-            False, description="Draw as many windows a class as can be, instead of as they come."
+            False, description="Balance the classes; otherwise draw from all windows at random."
         )
 
     config: Config

@@ -1,6 +1,6 @@
 """Two sources that need only scikit-learn: its handwritten digits, alone or on photographs.
 
-``digits`` is for tests and for machines without anything else. ``digits-on-photos`` is a real
+``digits`` is for tests and for machines without other data. ``digits-on-photos`` is a real
 figure-ground problem with exact masks, but its figures are digits, not objects.
 """
 
@@ -33,7 +33,7 @@ from xmodal_sources.images import (
 from xmodal_sources.photos import Photos
 
 FRACTION = (0.15, 0.45)
-# Share of a digit's box that its strokes cover at half height, measured over all 1,797 digits.
+# Share of a digit's box that its strokes cover at half intensity, measured over all 1,797 digits.
 COVER = 0.38
 SMOOTH = 64
 
@@ -48,7 +48,7 @@ def _digits() -> tuple[Tensor, list[int]]:
 
 
 class Digits(Source):
-    """Scikit-learn's 8x8 digits, enlarged, grey in three channels, of 10 classes."""
+    """Scikit-learn's 8x8 digits, enlarged, in grey with three channels; 10 classes."""
 
     Config = ImageSettings
     config: ImageSettings
@@ -75,8 +75,8 @@ class Digits(Source):
 class DigitsOnPhotos(Source):
     """Digits filled with one photograph on another, labelled pixel by pixel (1: digit).
 
-    One to three turned and sheared digits cover 15 to 45 % of an image. Which of the two
-    photographs is the figure is a fair coin, so a pixel's colour alone says nothing.
+    One to three rotated and sheared digits cover 15 to 45 % of an image. A fair coin decides which
+    of the two photographs fills the digits, so a pixel's colour alone does not reveal its label.
     """
 
     Config = ForegroundSettings
@@ -129,7 +129,7 @@ def draw_mask(shapes: Tensor, size: tuple[int, int], generator: torch.Generator)
         for _ in range(count):
             shape = shapes[integer(len(shapes), generator)]
             height = torch.maximum(height, _placed(shape, side, size, generator))
-        # Cut at the level that gives the wanted share: strokes grow thicker or thinner a little.
+        # Cut at the level that gives the wanted share; strokes get slightly thicker or thinner.
         keep = round(fraction * height.numel())
         level = float(height.flatten().kthvalue(height.numel() - keep).values)
         mask = height > max(level, 0.2)
@@ -140,7 +140,7 @@ def draw_mask(shapes: Tensor, size: tuple[int, int], generator: torch.Generator)
 def _placed(
     shape: Tensor, side: float, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    """``shape`` turned, sheared and set into a canvas ``[H, W]``, ``side`` pixels high."""
+    """``shape``, ``side`` pixels high, rotated, sheared and placed on a canvas ``[H, W]``."""
     angle, shear = uniform(-0.5, 0.5, generator), uniform(-0.3, 0.3, generator)
     stretch = uniform(0.8, 1.25, generator)
     room = [max(0.0, (length - 0.8 * side) / 2) for length in size]

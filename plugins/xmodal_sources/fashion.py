@@ -1,6 +1,6 @@
-"""Fashion-MNIST, 60,000 grey 28x28 pictures of clothing, out of Debian's package.
+"""Fashion-MNIST, 60,000 grey 28x28 pictures of clothing, from Debian's package.
 
-Grey and small: for machines without photographs; it does not replace CIFAR-10.
+For machines without photographs: the pictures are grey and small, and do not replace CIFAR-10.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
     values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes)
     if values.size != math.prod(shape):
-        raise DataError(f"{path}: {values.size} values where the header promises {shape}")
+        raise DataError(f"{path}: {values.size} values, but the header promises {shape}")
     return values.reshape(shape)
 
 
 class FashionMnist(Source):
-    """Pictures of clothing of 10 classes, grey in three channels."""
+    """Pictures of clothing in 10 classes, in grey with three channels."""
 
     class Config(ImageSettings):
         """Settings of ``fashion-mnist``."""

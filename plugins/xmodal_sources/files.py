@@ -1,7 +1,7 @@
 """Labelled photographs in the user's own files: CIFAR-10 and folders of images.
 
 CIFAR-10 is read from its published archive, unpacked, or from an ``.npz`` of uint8 images. The
-checksums are verified before anything is unpickled; an ``.npz`` may not hold pickles at all.
+checksums are verified before anything is unpickled; pickles in an ``.npz`` are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR_MD5 = "c58f30108f718f92721af3b95e74349a"
 CIFAR_FOLDER = "cifar-10-batches-py"
 CIFAR_HELP = (
-    f"fetch {CIFAR_URL} (163 MB, md5 {CIFAR_MD5}), unpack it, and set 'path' to the folder that "
+    f"download {CIFAR_URL} (163 MB, md5 {CIFAR_MD5}), unpack it, and set 'path' to the folder that "
     f"holds {CIFAR_FOLDER}; or set 'download: true'; or set 'path' to an .npz with train_x "
     "(uint8, [n, 3, 32, 32]) and train_y"
 )
@@ -45,14 +45,14 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class FileSettings(ImageSettings):
-    """Settings of a source that reads the user's files and can fetch them."""
+    """Settings of a source that reads the user's files and can download them."""
 
     path: Path | None = Field(None, description="Where the files are.")
-    download: bool = Field(False, description="Fetch them into the cache if 'path' is not set.")
+    download: bool = Field(False, description="Download the files into the cache if path is unset.")
 
 
 def missing(name: str, config: FileSettings, help_text: str) -> str | None:
-    """What to say if the files of a source are not there and may not be fetched, else None."""
+    """The message if a source's files are missing and may not be downloaded, otherwise None."""
     if config.path is not None and not config.path.expanduser().exists():
         return f"source {name}: {config.path} does not exist; {help_text}"
     if config.path is None and not config.download:
@@ -73,7 +73,7 @@ class Cifar10(Source):
 
     @classmethod
     def missing(cls, config: FileSettings, store: Store) -> Iterable[str]:
-        """The files, where they are not there and may not be fetched."""
+        """How to get the files, if they are missing and may not be downloaded."""
         problem = missing("cifar10", config, CIFAR_HELP)
         return (problem,) if problem else ()
 
@@ -105,7 +105,7 @@ class Cifar10(Source):
 
 
 def read_cifar(folder: Path) -> Arrays:
-    """The training part of an unpacked CIFAR-10 archive; checksums first. Raises DataError."""
+    """The training part of an unpacked CIFAR-10 archive, after its checksums. Raises DataError."""
     from torchvision import datasets  # imports a compiler; only loading needs it
 
     root = folder.parent if folder.name == CIFAR_FOLDER else folder
@@ -138,23 +138,23 @@ def read_npz(path: Path) -> Arrays:
 class FolderSettings(ImageSettings):
     """Settings of ``image-folder``."""
 
-    path: Path = Field(description="A folder with one folder of images a class.")
+    path: Path = Field(description="A folder that holds one folder of images per class.")
 
 
 class ImageFolder(Source):
-    """The user's own images: one folder a class, in the order of the folders' names."""
+    """The user's own images: one folder per class, in the order of the folder names."""
 
     Config = FolderSettings
     config: FolderSettings
 
     @classmethod
     def describe(cls, config: FolderSettings) -> SourceFacts:
-        """Images with one class a folder. Raises DataError where there is none."""
+        """Images with one class per folder. Raises DataError without class folders."""
         count = len(class_folders(config.path.expanduser()))
         return SourceFacts("image-folder", "image", Target("classification", count))
 
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
-        """Draw the samples, balanced over the folders, read and resize them (without cropping)."""
+        """Draw the samples, balanced over the folders, then read and resize them (no cropping)."""
         size = image_size(request, "image-folder")
         files, labels = list_images(self.config.path.expanduser())
         chosen = balanced_draw(labels, self.config.samples, seeded("image-folder", seed))
@@ -173,12 +173,14 @@ def class_folders(root: Path) -> list[Path]:
         raise DataError(f"source image-folder: {root} is not a folder")
     found = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.name)
     if len(found) < 2:
-        raise DataError(f"source image-folder: {root} must hold one folder a class, two at least")
+        raise DataError(
+            f"source image-folder: {root} must hold one folder per class, and at least two"
+        )
     return found
 
 
 def list_images(root: Path) -> tuple[list[Path], list[int]]:
-    """All image files and classes, in torchvision's order. Raises DataError if one is empty."""
+    """All image files and classes, in torchvision's order. Raises DataError for an empty class."""
     from torchvision import datasets  # imports a compiler; only loading needs it
 
     class_folders(root)

@@ -1,7 +1,7 @@
-"""What all image sources share: settings, seeded draws, resizing and batched preparation.
+"""Shared code of all image sources: settings, seeded draws, resizing and batched preparation.
 
-Images are float in [0, 1]. They reach their final size here, once, and go through the backbone's
-preparation in batches, so that the peak memory is the result plus one batch.
+Images are float in [0, 1]. This module resizes each image once, to its final size, and passes them
+through the backbone's preparation in batches, so that peak memory is the result plus one batch.
 
 Shapes: B samples, C channels, H and W the requested height and width.
 """
@@ -47,23 +47,23 @@ class ForegroundSettings(ImageSettings):
 
 
 def seeded(name: str, seed: int) -> torch.Generator:
-    """A CPU generator of its own for each source name, so that two sources never share draws."""
+    """A separate CPU generator for each source name, so that two sources never share draws."""
     digest = hashlib.sha256(f"{name}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """One number of U(low, high)."""
+    """One number drawn from U(low, high)."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def integer(below: int, generator: torch.Generator) -> int:
-    """One integer of 0 .. below - 1."""
+    """One integer drawn from 0 .. below - 1."""
     return int(torch.randint(below, (), generator=generator))
 
 
 def image_size(request: SourceRequest, name: str) -> tuple[int, int]:
-    """Height and width of the images asked for. Raises DataError if the run wants text."""
+    """Height and width of the requested images. Raises DataError if the backbone reads text."""
     if len(request.size) != 2:
         raise DataError(
             f"source {name} makes images, but the backbone reads sequences of length "
@@ -73,7 +73,7 @@ def image_size(request: SourceRequest, name: str) -> tuple[int, int]:
 
 
 def mask_size(request: SourceRequest, name: str) -> tuple[int, int]:
-    """Height and width of dense labels, by default the images'. Raises DataError."""
+    """Height and width of dense labels; by default those of the images. Raises DataError."""
     shape = request.label_shape or request.size
     if len(shape) != 2:
         raise DataError(f"source {name} labels pixels, but the run asks for labels {tuple(shape)}")
@@ -83,13 +83,13 @@ def mask_size(request: SourceRequest, name: str) -> tuple[int, int]:
 def balanced_draw(y: Sequence[int], samples: int | None, generator: torch.Generator) -> list[int]:
     """Draw ``min(samples, len(y))`` positions without replacement, shuffled, balanced over classes.
 
-    A class too small for its share gives all it has and the others fill in.
+    A class that is too small for its share gives all its samples; the other classes fill the gap.
     """
     labels = np.asarray(y)
     order = torch.randperm(len(labels), generator=generator).numpy()
     wanted = len(labels) if samples is None else min(samples, len(labels))
-    # Rank of each sample within its class, in random order: taking the lowest ranks first is a
-    # round robin over the classes, which is exactly "equal, and the others fill in".
+    # Rank the samples within each class in random order. Taking the lowest ranks first is a round
+    # robin over the classes, which gives equal shares and lets other classes fill gaps.
     rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -135,7 +135,7 @@ def batches(count: int) -> Iterator[range]:
 
 
 def paired(x: Tensor, y: Tensor) -> Dataset[Pair]:
-    """A TensorDataset of samples and labels, typed by what it yields."""
+    """A TensorDataset of samples and labels, with the type of its items."""
     return cast("Dataset[Pair]", TensorDataset(x, y))
 
 
@@ -143,10 +143,10 @@ def paired(x: Tensor, y: Tensor) -> Dataset[Pair]:
 def collect(
     request: SourceRequest, count: int, make: Callable[[Sequence[int]], Batch]
 ) -> Dataset[Pair]:
-    """Make ``count`` samples batch by batch, prepare each batch, and keep the prepared ones.
+    """Make ``count`` samples batch by batch, prepare each batch, and collect the prepared batches.
 
     ``make`` maps positions to images ``[B, 3, H, W]`` in [0, 1] and their labels. Raises DataError
-    where there is nothing to make.
+    if ``count`` is 0.
     """
     x_all: Tensor | None = None
     labels: list[Tensor] = []
@@ -158,5 +158,5 @@ def collect(
         x_all[positions.start : positions.stop] = x
         labels.append(y)
     if x_all is None:
-        raise DataError("the source holds no samples")
+        raise DataError("the source has no samples")
     return paired(x_all, torch.cat(labels))

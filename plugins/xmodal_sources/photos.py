@@ -1,7 +1,7 @@
 """Random crops of scikit-learn's two sample photographs, as textures and backgrounds.
 
-Each photograph is shrunk once to a few zooms at which a crop has exactly the requested size, so a
-crop is a slice: no interpolation a sample, hence fast and exact.
+Each photograph is shrunk once to a few zooms at which a crop has exactly the requested size. A crop
+is then a slice without interpolation, which is fast and exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ZOOMS = (1.0, 0.75, 0.55, 0.4)
 class Photos:
     """The two photographs at every zoom, for crops ``[3, *size]`` in [0, 1].
 
-    A zoom is the share of the photograph's height (width, for wider crops) that a crop shows.
+    A zoom is the share of the photograph's height (or width, for wide crops) that a crop shows.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -26,7 +26,7 @@ class Photos:
         self.plates = [_zoomed(_photo(name), size) for name in PHOTOS]
 
     def crop(self, which: int, generator: torch.Generator) -> Tensor:
-        """A crop of photograph ``which`` (0 or 1), maybe mirrored, its channels' gains changed."""
+        """A crop of photograph ``which`` (0 or 1), maybe mirrored, with changed channel gains."""
         plates = self.plates[which]
         plate = plates[integer(len(plates), generator)]
         top = integer(plate.shape[1] - self.size[0] + 1, generator)

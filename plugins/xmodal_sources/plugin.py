@@ -1,4 +1,4 @@
-"""Table of contents of this plugin: labelled images and text, the kinds backbones know."""
+"""Table of contents of this plugin: labelled images and text, like backbones' pretraining data."""
 
 from __future__ import annotations
 

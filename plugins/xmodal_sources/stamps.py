@@ -1,8 +1,8 @@
-"""Two sources of real objects: the cut-outs of Debian's tuxpaint-stamps-default, on backgrounds.
+"""Two sources of real objects: cut-outs from Debian's tuxpaint-stamps-default, on backgrounds.
 
-The package's PNG files carry exact outlines in their alpha channel. ``stamps`` asks for the
-category folder, ``stamps-foreground`` for the outline. The files are read as installed, or out of
-Debian's package; none is part of this project (GPL-2).
+The package's PNG files have exact outlines in their alpha channel. The label in ``stamps`` is the
+category folder, in ``stamps-foreground`` the outline. The files come from the installed package, or
+are unpacked from Debian's package; none is part of this project (GPL-2).
 
 Shapes: h and w the height and width of a cut-out, H and W those of an image.
 """
@@ -56,8 +56,8 @@ CATEGORIES = (
     "town",
     "vehicles",
 )
-"""Folders with at least ten stamps; the four others are too small to be classes."""
-# Symbols are letters and outlines, not objects: a third of all stamps, left out as foregrounds.
+"""Folders with at least ten stamps; the other four are too small to be classes."""
+# Symbols, a third of all stamps, are letters and outlines, not objects: not used as foregrounds.
 OBJECTS = (
     *(name for name in CATEGORIES if name != "symbols"),
     "medical",
@@ -71,7 +71,7 @@ SOLID = 0.97
 
 @dataclass(frozen=True)
 class Cutout:
-    """A cut-out cropped to its outline: ``[4, h, w]`` in [0, 1], RGB times alpha, and alpha."""
+    """A cut-out cropped to its outline: ``[4, h, w]`` in [0, 1]; RGB times alpha, then alpha."""
 
     rgba_4hw: Tensor
     category: str
@@ -83,7 +83,7 @@ class Cutout:
 
 
 def find_folder(context: Context) -> Path:
-    """The folder of category folders: the installed one, or unpacked from Debian's package."""
+    """The folder of category folders: as installed, or unpacked from Debian's package."""
     if INSTALLED.is_dir():
         return INSTALLED
     root = context.store.debian_files(PACKAGE, ["usr/share/tuxpaint/stamps/*.png"])
@@ -93,8 +93,8 @@ def find_folder(context: Context) -> Path:
 def read_cutouts(folder: Path, categories: Sequence[str]) -> list[Cutout]:
     """All usable cut-outs of the categories, in the order of their paths.
 
-    Left out: mirrored doubles, what is smaller than 24 pixels, what has no outline (opaque
-    rectangles). Raises DataError for a category without any.
+    Leaves out mirrored duplicates, images smaller than 24 pixels and images without an outline
+    (opaque rectangles). Raises DataError for a category without usable cut-outs.
     """
     cutouts = []
     for category in categories:
@@ -127,7 +127,10 @@ def _read(file: Path, category: str) -> Cutout | None:
 def placed(
     cutout: Cutout, fraction: float, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    """The cut-out somewhere on a transparent canvas ``[4, H, W]``, about ``fraction`` of it."""
+    """The cut-out at a random place on a transparent canvas ``[4, H, W]``.
+
+    It covers about ``fraction`` of the canvas.
+    """
     height, width = cutout.rgba_4hw.shape[1:]
     scale = math.sqrt(fraction * size[0] * size[1] / (cutout.cover * height * width))
     scale = min(scale, size[0] / height, size[1] / width)
@@ -145,7 +148,7 @@ def placed(
 
 
 def background(photos: Photos, generator: torch.Generator) -> Tensor:
-    """White, one colour, or a photograph, ``[3, H, W]``, each a third of the time."""
+    """White, one colour or a photograph ``[3, H, W]``, with equal probability."""
     kind = integer(3, generator)
     if kind == 0:
         return torch.ones(3, *photos.size)
@@ -160,14 +163,14 @@ def over(canvas_4HW: Tensor, ground_3HW: Tensor) -> Tensor:
 
 
 def cut_over(canvas_4HW: Tensor, ground_3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """The canvas over the ground with hard edges, and the mask of the pixels it took."""
+    """The canvas over the ground with hard edges, and the mask of the pixels it covers."""
     mask = canvas_4HW[3] >= 0.5
     colour = canvas_4HW[:3] / canvas_4HW[3:].clamp_min(0.5)
     return torch.where(mask, colour.clamp(0, 1), ground_3HW), mask
 
 
 def _turns(count: int, members: int, generator: torch.Generator) -> list[int]:
-    """``count`` draws of ``members`` things, each as often as any other, in random order."""
+    """``count`` draws from ``members`` items in random order, every item equally often."""
     rounds = [torch.randperm(members, generator=generator) for _ in range(-(-count // members))]
     return [int(i) for i in torch.cat(rounds)[:count]]
 
@@ -175,7 +178,7 @@ def _turns(count: int, members: int, generator: torch.Generator) -> list[int]:
 class Stamps(Source):
     """Cut-outs on white, plain or photographic backgrounds, labelled with their category folder.
 
-    Every category comes up equally often, and within it every stamp, each time in another place.
+    Every category appears equally often, and within it every stamp, each time in another place.
     """
 
     class Config(ImageSettings):
@@ -189,7 +192,7 @@ class Stamps(Source):
 
     @classmethod
     def describe(cls, config: Config) -> SourceFacts:
-        """Images with one class a category."""
+        """Images with one class per category."""
         return SourceFacts("stamps", "image", Target("classification", len(config.categories)))
 
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
@@ -255,7 +258,7 @@ class StampsForeground(Source):
 def scene(
     cutouts: Sequence[Cutout], row: int, photos: Photos, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One image ``[3, H, W]``, the cut-out ``row`` and maybe one behind it, and their mask."""
+    """One image ``[3, H, W]`` of the cut-out ``row``, maybe another behind it, and their mask."""
     if integer(4, generator):
         image = photos.crop(integer(2, generator), generator)
     else:

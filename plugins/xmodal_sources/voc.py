@@ -1,7 +1,7 @@
-"""The foreground of PASCAL VOC 2012: the dense proxy of the published PaRe code.
+"""The foreground of PASCAL VOC 2012: the dense source of the published PaRe code.
 
-A pixel is 1 where any of the twenty object classes is and 0 elsewhere, the void border included, as
-published. Images and masks are resized to the requested sizes without keeping their proportions.
+As published, a pixel is 1 if it belongs to any of the twenty object classes, otherwise 0; the void
+border is 0. Images and masks are resized to the requested sizes, ignoring their aspect ratio.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}"
 MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
 INSIDE = Path("VOCdevkit/VOC2012")
 HELP = (
-    f"fetch {URL} (2.0 GB, md5 {MD5}), unpack it, and set 'path' to its folder {INSIDE}; "
-    "or set 'download: true'; digits-on-photos and stamps-foreground need no such download"
+    f"download {URL} (2.0 GB, md5 {MD5}), unpack it, and set 'path' to its folder {INSIDE}; "
+    "or set 'download: true'; the sources digits-on-photos and stamps-foreground need no download"
 )
 VOID = 255
 
@@ -53,7 +53,7 @@ class VocForeground(Source):
         """Settings of ``voc-foreground``."""
 
         split: Literal["train", "val", "trainval"] = Field(
-            "train", description="The list under ImageSets/Segmentation."
+            "train", description="The list of images under ImageSets/Segmentation."
         )
 
     config: Config
@@ -65,7 +65,7 @@ class VocForeground(Source):
 
     @classmethod
     def missing(cls, config: Config, store: Store) -> Iterable[str]:
-        """The files, where they are not there and may not be fetched."""
+        """How to get the files, if they are missing and may not be downloaded."""
         problem = missing("voc-foreground", config, HELP)
         return (problem,) if problem else ()
 
@@ -99,19 +99,19 @@ class VocForeground(Source):
 
 
 def read_list(root: Path, split: str) -> list[str]:
-    """The image names of a segmentation list. Raises DataError if it is not there or empty."""
+    """The image names of a segmentation list. Raises DataError if it is missing or empty."""
     file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     try:
         names = file.read_text(encoding="utf-8").split()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error}); {HELP}") from error
     if not names:
-        raise DataError(f"{file}: names no images")
+        raise DataError(f"{file}: lists no images")
     return names
 
 
 def read_mask(path: Path) -> Tensor:
-    """The boolean foreground ``[H, W]`` of a palette image. Raises DataError otherwise."""
+    """The boolean foreground ``[H, W]`` of a palette image. Raises DataError for other images."""
     image = open_image(path, None)
     if image.mode not in ("P", "L"):
         raise DataError(f"{path}: not a palette image of classes (mode {image.mode})")

@@ -1,1 +1,1 @@
-"""Trackers: where the numbers of a run also go."""
+"""Trackers: send the numbers of a run to other programs."""

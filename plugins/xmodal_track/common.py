@@ -1,4 +1,4 @@
-"""What the trackers share: the setting for steps, flat recipes, the check for their package."""
+"""Shared code of the trackers: the setting for steps, flat recipes, the check for a package."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Plain = str | int | float | bool
 
 
 class TrackerSettings(Settings):
-    """What all trackers can be told."""
+    """Settings of every tracker."""
 
     every_steps: int | None = Field(
-        10, ge=1, description="Track every so many optimizer steps; null: epochs only."
+        10, ge=1, description="Optimizer steps between tracked steps; null tracks only epochs."
     )
 
 
 def absent(package: str, extra: str) -> Iterator[str]:
-    """One line if a package is not installed; imports nothing."""
+    """Yield one line if a package is not installed; imports nothing."""
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:
         spec = None
-    # A mere folder of that name, such as the one W&B leaves behind, is found without an origin.
+    # A plain folder of that name, such as the one W&B leaves behind, has no origin.
     if spec is None or spec.origin is None:
         yield f"needs the package '{package}'; install it: pip install 'xmodal[{extra}]'"
 
 
 def flat(value: Any, path: str = "") -> dict[str, Plain]:
-    """Nested settings with dotted names; what is not set reads ``none``.
+    """Nested settings with dotted names; unset values read ``none``.
 
     ``{"stages": [{"use": "finetune"}]}`` gives ``{"stages.0.use": "finetune"}``.
     """

@@ -17,12 +17,12 @@ from xmodal_track.common import TrackerSettings, absent, flat
 
 FOLDER = "mlruns"
 MOST = 100
-"""Parameters that a server takes at a time."""
+"""The largest number of parameters that a server accepts at a time."""
 STATES = {"done": "FINISHED", "interrupted": "KILLED"}
 
 
 class MLflow(Tracker):
-    """A run of MLflow; the experiment is the task. Its own usage reports are switched off."""
+    """An MLflow run in the experiment of its task. MLflow's usage reports are turned off."""
 
     class Config(TrackerSettings):
         """Settings of the tracker."""
@@ -30,7 +30,7 @@ class MLflow(Tracker):
         tracking_uri: str | None = Field(
             None,
             min_length=1,
-            description="A server or a folder; default: $MLFLOW_TRACKING_URI, else ./mlruns.",
+            description="A server or a folder; default: $MLFLOW_TRACKING_URI, or ./mlruns.",
         )
         experiment: str | None = Field(
             None, min_length=1, description="The experiment; default: the name of the task."
@@ -40,12 +40,12 @@ class MLflow(Tracker):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """Whether the package is there."""
+        """Report a missing package."""
         yield from absent("mlflow", "mlflow")
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        # MLflow reports its use to its makers unless told otherwise before it is imported.
+        # MLflow reports its use to its makers unless this is set before the import.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import entities
         from mlflow.tracking import MlflowClient
@@ -56,13 +56,13 @@ class MLflow(Tracker):
         self._known: dict[str, int] = {}
 
     def start(self, run: Tracked) -> Mapping[str, str]:
-        """Create a run, or continue the one in ``run.memory`` on the server where it was begun."""
+        """Create a run, or continue the run in ``run.memory`` on the server where it began."""
         memory = dict(run.memory or {})
         uri = memory.get("uri") or _absolute(
             self.config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or FOLDER
         )
         if urlparse(uri).scheme == "file":
-            # Folders still work but must be asked for; databases need the whole of MLflow.
+            # Folders still work but need this setting; databases need the full MLflow package.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = self._make(tracking_uri=uri)
         if run.memory is None:
@@ -79,13 +79,13 @@ class MLflow(Tracker):
         return {"uri": uri, "run": self._id}
 
     def _last_steps(self) -> dict[str, int]:
-        """The last step of every metric: a killed run may have told more than was noted down."""
+        """The last step of every metric: a killed run may have sent more than it recorded."""
         names = self._client.get_run(self._id).data.metrics
         histories = {name: self._client.get_metric_history(self._id, name) for name in names}
         return {name: max(m.step for m in history) for name, history in histories.items()}
 
     def _experiment(self, name: str) -> str:
-        """The identifier of an experiment, which another run may be making at this moment."""
+        """The id of an experiment; another run may be creating it at the same time."""
         from mlflow.exceptions import MlflowException
 
         found = self._client.get_experiment_by_name(name)
@@ -99,7 +99,7 @@ class MLflow(Tracker):
         return str(found.experiment_id)
 
     def _parameters(self, recipe: Mapping[str, Any]) -> None:
-        """Add the parameters that the run lacks; MLflow does not let one change."""
+        """Add the parameters that the run lacks; MLflow does not allow changes."""
         known = self._client.get_run(self._id).data.params
         new = {_allowed(k): str(v) for k, v in flat(recipe).items() if _allowed(k) not in known}
         made = [self._entities.Param(key, value) for key, value in new.items()]
@@ -115,7 +115,7 @@ class MLflow(Tracker):
         self._client.log_batch(self._id, metrics=metrics)
 
     def finish(self, state: str, result: Mapping[str, float] | None) -> None:
-        """Add the result and say how the run ended."""
+        """Add the result, and record how the run ended."""
         if not self._id:
             return
         if result is not None:
@@ -124,7 +124,7 @@ class MLflow(Tracker):
 
 
 def _absolute(uri: str) -> str:
-    """An address that means the same from any working directory."""
+    """An address that is valid from any working directory."""
     parts = urlparse(uri)
     if parts.scheme in ("", "file"):
         return Path(parts.path if parts.scheme else uri).expanduser().resolve().as_uri()
@@ -132,5 +132,5 @@ def _absolute(uri: str) -> str:
 
 
 def _allowed(name: str) -> str:
-    """A name with the characters that MLflow takes."""
+    """A name with only the characters that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", name)

@@ -9,7 +9,7 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_trackers() -> Mapping[str, str]:
-    """Event files, a tracking server, a service."""
+    """TensorBoard's event files, MLflow, Weights & Biases."""
     return {
         "tensorboard": "xmodal_track.tensorboard:TensorBoard",
         "mlflow": "xmodal_track.mlflow:MLflow",

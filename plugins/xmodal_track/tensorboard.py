@@ -22,7 +22,7 @@ class TensorBoard(Tracker):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """Whether the package is there."""
+        """Report a missing package."""
         yield from absent("tensorboard", "tensorboard")
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -34,7 +34,7 @@ class TensorBoard(Tracker):
         self._run: Tracked | None = None
 
     def start(self, run: Tracked) -> Mapping[str, str]:
-        """Open an event file; of an earlier one, points after ``run.step`` no longer count."""
+        """Open an event file; points after ``run.step`` in an earlier file no longer count."""
         self._run = run
         resumed = run.memory is not None
         # torch has no type annotations here.
@@ -49,13 +49,13 @@ class TensorBoard(Tracker):
         return {}
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Add scalars, and write them down at once, so that a crash loses none."""
+        """Add scalars and flush them, so that a crash loses none."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def finish(self, state: str, result: Mapping[str, float] | None) -> None:
-        """Add the result beside the hyperparameters, and close."""
+        """Add the result to the hyperparameters, and close the file."""
         if self._writer is None:
             return
         if result is not None and self._run is not None:

@@ -1,4 +1,4 @@
-"""Weights & Biases: files in the run's own folder to be sent later, or sent at once."""
+"""Weights & Biases: writes files in the run's own folder to send later, or sends at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFFLINE = ("offline", "disabled", "dryrun")
 
 
 class WandB(Tracker):
-    """A run of Weights & Biases, kept in ``<run>/wandb``; sends nothing unless it is ``online``."""
+    """A Weights & Biases run, kept in ``<run>/wandb``; sends nothing unless mode is ``online``."""
 
     class Config(TrackerSettings):
         """Settings of the tracker."""
@@ -28,37 +28,37 @@ class WandB(Tracker):
         mode: Literal["offline", "online"] = Field(
             "offline",
             description="offline: write files, for `wandb sync`. online: send at once "
-            "($WANDB_MODE=offline still wins).",
+            "($WANDB_MODE=offline takes precedence).",
         )
         project: str = Field("xmodal", min_length=1, description="The project.")
         entity: str | None = Field(
-            None, min_length=1, description="The user or team; default: your own."
+            None, min_length=1, description="The user or team; default: your default entity."
         )
         machine: bool = Field(
-            False, description="Also record host, command, packages and the load of the machine."
+            False, description="Also record host, command, packages and machine load."
         )
 
     config: Config
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """Whether the package is there."""
+        """Report a missing package."""
         yield from absent("wandb", "wandb")
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        # W&B reports its own errors to its makers unless told otherwise before it is imported.
+        # W&B reports its own errors to its makers unless this is set before the import.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._wandb = wandb
         self._mode = "offline" if os.environ.get("WANDB_MODE") in OFFLINE else config.mode
-        # A service that is there already belongs to somebody else, and stays.
+        # A service that already runs belongs to another program: do not stop it.
         self._own = wandb.run is None
         self._run: Any = None
 
     def start(self, run: Tracked) -> Mapping[str, str]:
-        """Begin a run, or continue the one in ``run.memory`` as a further piece."""
+        """Begin a run, or continue the run in ``run.memory`` with another piece."""
         if self._mode == "online":
             self._log_in()
         identifier = (run.memory or {}).get("run") or uuid.uuid4().hex[:8]
@@ -78,13 +78,13 @@ class WandB(Tracker):
             reinit="create_new",
             settings=self._settings(),
         )
-        # Its own count of rows starts anew in every piece, and drops what comes at one step twice.
+        # W&B's own row count restarts in every piece and drops a second row at the same step.
         self._run.define_metric(AXIS)
         self._run.define_metric("*", step_metric=AXIS)
         return {"run": identifier}
 
     def _log_in(self) -> None:
-        """Use a key that is there; nobody is asked for one in the middle of a run."""
+        """Log in with an existing key; never ask for a key in the middle of a run."""
         login = self._wandb.login
         silent = {"prompt": False} if "prompt" in signature(login).parameters else {"timeout": 1}
         if not login(verify=False, **silent):
@@ -93,7 +93,7 @@ class WandB(Tracker):
     def _settings(self) -> Any:
         """Settings of a client that prints nothing and records neither code nor machine."""
         recorded, known = self.config.machine, self._wandb.Settings.model_fields
-        # By default its own process keeps 15 s of rows in memory, which are lost if it is killed.
+        # By default, W&B's process keeps 15 s of rows in memory, which are lost if it is killed.
         flush = {FLUSH: 0.2} if FLUSH in known else {}
         return self._wandb.Settings(
             **flush,
@@ -112,7 +112,7 @@ class WandB(Tracker):
         self._run.log({AXIS: step, **numbers})
 
     def finish(self, state: str, result: Mapping[str, float] | None) -> None:
-        """Add the result to the summary, and end the run and the service it needed."""
+        """Add the result to the summary; end the run and the service that it started."""
         try:
             if self._run is not None:
                 if result is not None:

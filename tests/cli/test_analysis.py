@@ -109,7 +109,7 @@ def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name
 def test_a_method_without_mixing_says_why(xmodal: Cli, finished: dict[str, Path]) -> None:
     done = xmodal("analyse", "nft", "--root", finished["root"], *QUICK, *_energy(finished))
     assert done.code == 0, done.err
-    assert "Mixer 'none' replaces no counted tokens" in done.err
+    assert "Mixer 'none' has no count of replaced tokens" in done.err
     assert "the run kept no replaced tokens" in done.err
     numbers = json.loads((finished["nft"] / "analysis" / "distance.json").read_text())
     assert numbers["k"] == []
@@ -124,8 +124,8 @@ def test_a_method_without_source_or_training(
         "analyse", finished["baseline"], *QUICK, *_energy(finished), "--output", tmp_path / "out"
     )
     assert done.code == 0, done.err
-    assert "distance: the recipe names no source that this backbone reads" in done.err
-    assert "landscape: no matrix of this run's model was trained" in done.err
+    assert "distance: the recipe has no source that this backbone can read" in done.err
+    assert "landscape: this run trained no weight matrix" in done.err
     assert (tmp_path / "out" / "analysis.html").is_file()
     assert not (finished["baseline"] / "analysis").exists()
 
@@ -232,7 +232,7 @@ def test_distance_through_a_backbone(xmodal: Cli, finished: dict[str, Path], spa
         (("drcy", "digits"), 2, "no data set 'drcy'; did you mean 'darcy'?"),
         (("digits", "digitz"), 2, "did you mean 'digits'?"),
         (("mine.npz", "digits"), 2, "no file 'mine.npz'"),
-        (("methods/nft", "digits"), 2, "recipe 'methods/nft' names no task"),
+        (("methods/nft", "digits"), 2, "recipe 'methods/nft' has no task"),
         (("digits", "cifar10"), 4, "source cifar10 needs files"),
         (("digits", "conll-2003"), 2, "is text, which has no raw values"),
         (

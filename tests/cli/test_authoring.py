@@ -20,10 +20,13 @@ Cli = Callable[..., Any]
 
 TAKEN = "a package 'xmodal_mona' is already installed; choose another name, such as 'my-mona'"
 WRONG_NEW = [
-    (("MyMixer", "mixer"), "'MyMixer' is no name; did you mean 'my-mixer'?"),
-    (("my_mixer", "mixer"), "'my_mixer' is no name; did you mean 'my-mixer'?"),
-    (("3", "mixer"), "'3' is no name\nnames are lower-case words with hyphens, such as my-mixer"),
-    (("../up", "mixer"), "'../up' is no name; did you mean 'up'?"),
+    (("MyMixer", "mixer"), "'MyMixer' is not a valid name; did you mean 'my-mixer'?"),
+    (("my_mixer", "mixer"), "'my_mixer' is not a valid name; did you mean 'my-mixer'?"),
+    (
+        ("3", "mixer"),
+        "'3' is not a valid name\nnames are lower-case words with hyphens, such as my-mixer",
+    ),
+    (("../up", "mixer"), "'../up' is not a valid name; did you mean 'up'?"),
     (("mixup", "mixer"), "mixer 'mixup' is already registered by xmodal"),
     (("mona", "mixer"), TAKEN),
     (("mine", "mixxer"), "unknown kind 'mixxer'; did you mean 'mixer'?"),
@@ -122,7 +125,7 @@ def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     assert lines[3].startswith("mend     its own tests: FAILED tests/test_my_mixer.py::")
     assert lines[4].startswith("mend     recipe methods/my-mixer, two epochs: ")
     assert "did you mean 'share'?" in lines[4]
-    assert done.err == "error: xmodal-my-mixer: 3 of 4 checks ask for mending\n"
+    assert done.err == "error: xmodal-my-mixer: 3 of 4 checks failed\n"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     [
         ("xmodal-tpnorm", "no plugin package 'xmodal-tpnorm' is installed"),
         ("xmodal_mixx", "no plugin package 'xmodal_mixx' is installed; did you mean 'xmodal_mix'?"),
-        (".", ". has no pyproject.toml: not the folder of a package"),
+        (".", ". has no pyproject.toml, so it is not a package"),
         ("no.py", "--plugin no.py: no such file"),
     ],
 )
@@ -144,7 +147,7 @@ def test_a_package_without_an_entry_point(xmodal: Cli) -> None:
     Path("pyproject.toml").write_text('[project]\nname = "mine"\n')
     done = xmodal("plugins", "check", ".")
     assert done.code == 3
-    assert "pyproject.toml announces no plugin" in done.err
+    assert "pyproject.toml declares no plugin" in done.err
 
 
 def test_a_contract_that_needs_settings_is_skipped() -> None:
@@ -152,7 +155,7 @@ def test_a_contract_that_needs_settings_is_skipped() -> None:
     labels = {s.label: s for s in check.steps(package)}
     outcome = check.taken(labels["contract of task openml"])
     assert outcome.state == "skipped"
-    assert outcome.line == "needs settings (path field required); check it in a test of your own"
+    assert outcome.line == "needs settings (path field required); check it in your own test"
 
 
 # --- list and info ---

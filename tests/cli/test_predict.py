@@ -135,7 +135,7 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
     [
         (("table", "pages.parquet"), 4, "pages.parquet: cannot be read as parquet"),
         (("table", "gap.csv"), 4, "y: row 2 has no label"),
-        (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, but others have"),
+        (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, but other rows have one"),
         (("field", "wide.csv", "--out", "w.npz"), 4, "expected 256 columns and training had no"),
         (("table", "nothing.npz"), 4, "nothing.npz: no such file"),
         (("table", "x.txt"), 4, "cannot read '.txt'"),

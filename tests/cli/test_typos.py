@@ -160,7 +160,7 @@ def test_names_come_first_where_torch_is_not_loaded(process: Callable[..., Any])
     Path("mine.yaml").write_text("extends: demo/pare\nselector:\n  temprature: 0.5\n")
     done = process("run", "mine.yaml")
     first, rest = done.err.split("\n", 1)
-    assert first == "loading torch and the parts that are needed ..."
+    assert first == "loading torch and the required components ..."
     assert rest.startswith("error: mine.yaml:3:3  selector.temprature")
     assert rest.endswith("1 problem (exit 2)\n")
     assert process("run", "mine.yaml", "--quiet").err == rest

@@ -114,7 +114,7 @@ def test_tasks_withdrawn_and_cells_that_a_node_does_not_see(
     for job in jobs:
         (tmp_path / f"{job.name}.go").touch()
     wait_for(lambda: not launcher.unfinished(), "end")
-    assert "must lie on a file system that all nodes share" in (tmp_path / "lost.log").read_text()
+    assert "must be on a file system that all nodes share" in (tmp_path / "lost.log").read_text()
     launcher.stop()  # nothing is left, which is no trouble
 
 

@@ -173,7 +173,7 @@ def test_jobs_that_slurm_does_not_take_now_wait(
     partition = ["scontrol", "update", "PartitionName=usual"]
     subprocess.run([*partition, "State=INACTIVE"], check=True)
     try:
-        with pytest.warns(UserWarning, match=r"no further jobs for now \(1 waiting\): .*partition"):
+        with pytest.warns(UserWarning, match=r"no more jobs for now \(1 waiting\): .*partition"):
             slurm.submit([job(tmp_path, "late")])
         assert slurm.unfinished() == {"a": "running", "late": "queued"}
         assert len(queue()) == 1
@@ -197,7 +197,7 @@ def test_what_goes_wrong_before_the_job_is_told(
     wait_for(lambda: not queue(), "end")
     (tmp_path / "gone").mkdir()
     wait_for(lambda: not slurm.unfinished(), "end")
-    assert "must lie on a file system that all nodes share" in lost.log.read_text()
+    assert "must be on a file system that all nodes share" in lost.log.read_text()
     with pytest.raises(UsageError, match="invalid partition"):
         launcher(partition="nonsense").submit([job(tmp_path, "never")])
     assert queue() == {}

@@ -273,4 +273,4 @@ def test_an_interruption_says_how_far_it_came(
         interrupted()
     said = capsys.readouterr().err
     assert said.startswith("skipped: x on a_1\n    no data\n")
-    assert said.endswith("1 of 3 cells are done; the same command goes on from here\n")
+    assert said.endswith("1 of 3 cells are done; repeat the command to continue\n")

@@ -62,7 +62,7 @@ REFUSED: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "needs a 2-D token grid",
     ),
     ("baseline", "classes of rows", ("adapter=lora",), "has no linear layers"),
-    ("lora", "classes of rows", ('adapter.targets=["*attn*"]',), "fits no linear layer"),
+    ("lora", "classes of rows", ('adapter.targets=["*attn*"]',), "matches no linear layer"),
     ("pare", "classes of grids", ("source=null",), "is missing; mixer 'patch-replace' needs one"),
     ("pare", "classes of grids", ("selector=null",), "is missing; mixer 'patch-replace' needs a"),
     (

@@ -69,9 +69,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> FineTuner:
     ],
 )
 def test_what_is_no_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(RecipeError, match=f"'{name}' is no device.*did you mean '{nearest}'"):
+    with pytest.raises(RecipeError, match=f"'{name}' is not a device.*did you mean '{nearest}'"):
         api.run("methods/nft", "tasks/openml/car", overrides=[f"device='{name}'"])
-    with pytest.raises(UsageError, match=f"'{name}' is no device.*did you mean '{nearest}'"):
+    with pytest.raises(UsageError, match=f"'{name}' is not a device.*did you mean '{nearest}'"):
         device.checked(name)
 
 

@@ -271,7 +271,10 @@ def test_the_matrix_is_turned_for_the_other_side(tmp_path: Path) -> None:
         assert words[b, a] == turned.get(words[a, b], words[a, b])
     assert all(words[m, m] == "" for m in "abcd")
     assert compare_words.matrix(table.comparison.pairs[:1]) is None
-    assert compare_words.headline(table).more == "Better than the most others: a, than 3."
+    assert (
+        compare_words.headline(table).more
+        == "Better than the most other methods: a (better than 3)."
+    )
 
 
 # --- scores ------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_table_rows_are_a_table(tmp_path: Path) -> None:
     test = {"x": x, "y": torch.tensor([0, 1, 1, 0]), "prediction": torch.eye(2)[[0, 1, 0, 0]]}
     samples = {"test": test, "train": {"x": x[:3]}, "probes": [], "images": {}}
     html = check(write_report(make(tmp_path / "run", about, samples, classes=("no", "yes"))))
-    assert "3 further features are not shown" in html
+    assert "3 more features are not shown" in html
     assert "no (100%) ✗" in html
 
 

@@ -71,7 +71,7 @@ class Silent(TinySelector):
 @pytest.mark.parametrize(
     ("component", "reason"),
     [
-        (Lenient, "accepts a key it does not know"),
+        (Lenient, "accepts an unknown key"),
         (Reserved, "'use' is a reserved key"),
         (Silent, "problems must give non-empty lines"),
     ],
@@ -147,10 +147,10 @@ class InfiniteGradient(TinySelector):
 @pytest.mark.parametrize(
     ("component", "reason"),
     [
-        (Threshold, "rows of mask_BN hold"),
+        (Threshold, "rows of mask_BN have"),
         (Soft, "must be 0 or 1"),
         (Boolean, "must be floating point"),
-        (Backwards, "rank a token that was left out above"),
+        (Backwards, "ranks a token that was left out above"),
         (GlobalNoise, "context.generator alone"),
         (BatchCentred, "depends on the other samples"),
         (InfiniteGradient, "NaN or infinity"),
@@ -195,7 +195,7 @@ class GlobalDraw(Scheduler):
     [
         (Fraction, "must give an int, not float"),
         (TooMany, "N=0 gives k=3000"),
-        (Counting, "not on what it was asked before"),
+        (Counting, "not on earlier calls"),
         (GlobalDraw, "context.generator alone"),
     ],
 )

@@ -1,1 +1,1 @@
-"""For authors of plugins: write a new package, check one, and describe what is installed."""
+"""For plugin authors: write a new package, check a package, and describe installed components."""

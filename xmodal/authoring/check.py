@@ -1,6 +1,6 @@
-"""Checks a plugin package from end to end, and says of everything that fails what to mend.
+"""Checks a plugin package from end to end, and tells for every failure what to fix.
 
-What a part is tried in: a method that has a place for it, on a small task that needs no files.
+A part is tried in a method that uses its kind, on a small task that needs no files.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ TRIALS: Mapping[str, tuple[str, str]] = {
     "tracker": (PLAIN, "trackers=[{name}]"),
     "task": (PLAIN, "task={name}"),
 }
-"""A method with a place for each kind of part, and the override that puts the part there."""
+"""For each kind of part: a method that uses it, and the override that inserts the part."""
 TASKS = ("tasks/darcy", "tasks/openml/balance-scale")
 SEQUENCES = "arrays/sequence"
-"""A recipe that reads sequences from a file, which is made here."""
+"""A recipe that reads sequences from a file, which this module writes."""
 SCALE = "smoke"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to check: ``run`` raises ``Skip``, or any other error if something is wrong."""
+    """One check: ``run`` raises ``Skip`` to skip it, or any other error if it fails."""
 
     label: str
     run: Callable[[], None]
 
 
 class Skip(Exception):
-    """A step that cannot be taken here, with the reason."""
+    """Raised by a step that cannot be run, with the reason."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """How a step ended; ``line`` says why it was skipped or what to mend."""
+    """The result of a step; ``line`` tells why it was skipped or what to fix."""
 
     state: Literal["ok", "skipped", "mend"]
     line: str = ""
@@ -73,7 +73,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Package:
-    """What was asked for: its plugins, what they register, and where its tests lie."""
+    """The package to check: its plugins, their components and recipes, and its test folder."""
 
     name: str
     registry: Registry
@@ -85,7 +85,7 @@ class Package:
 
 
 def taken(step: Step) -> StepResult:
-    """Take a step. What it prints is dropped."""
+    """Run a step, and discard its printed output."""
     try:
         with redirect_stdout(StringIO()):
             step.run()
@@ -97,7 +97,7 @@ def taken(step: Step) -> StepResult:
 
 
 def what_to_mend(error: BaseException) -> str:
-    """One line for a failure: the sentence of a check, or the error and the line that raised it."""
+    """One line for a failure: the sentence of a check, or the error and the line of its origin."""
     text = " ".join(str(error).split())
     if isinstance(error, XModalError) or (isinstance(error, AssertionError) and text):
         return text
@@ -106,7 +106,7 @@ def what_to_mend(error: BaseException) -> str:
 
 
 def steps(package: Package) -> Iterator[Step]:
-    """Everything to check, in order. What fails does not keep the rest from being checked."""
+    """All checks, in order. A failed check does not stop the others."""
     yield Step("table of contents", partial(_contents, package))
     for entry in package.entries:
         yield Step(f"contract of {entry.kind} {entry.name}", partial(_contract, package, entry))
@@ -125,9 +125,9 @@ def steps(package: Package) -> Iterator[Step]:
 
 
 def find(reference: str) -> Package:
-    """The package of a reference: a folder, a plugin file, a distribution, a package or a plugin.
+    """The package for a reference: a folder, plugin file, distribution, package or plugin.
 
-    Raises UsageError with the nearest name where there is none.
+    Raises UsageError with the nearest name if nothing matches.
     """
     path = Path(reference)
     if path.is_dir():
@@ -138,24 +138,24 @@ def find(reference: str) -> Package:
 
 
 def _in_folder(folder: Path) -> Package:
-    """The package whose source lies in a folder; the source is checked, installed or not."""
+    """The package whose source is in a folder; checks this source, installed or not."""
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{folder} has no pyproject.toml: not the folder of a package") from error
+        raise UsageError(f"{folder} has no pyproject.toml, so it is not a package") from error
     except tomllib.TOMLDecodeError as error:
         raise PluginError(f"{folder / 'pyproject.toml'}: {error}") from error
     points = project.get("project", {}).get("entry-points", {}).get(plugins.GROUP, {})
     if not points:
         raise PluginError(
-            f"{folder / 'pyproject.toml'} announces no plugin: it needs "
+            f"{folder / 'pyproject.toml'} declares no plugin: it needs "
             f'[project.entry-points.{plugins.GROUP}] with a line such as name = "package.plugin"'
         )
     root = (folder / "src" if (folder / "src").is_dir() else folder).resolve()
     sys.path.insert(0, str(root))
     tops = {target.partition(".")[0] for target in points.values()}
     for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-        # Read at the start of the command, perhaps from where it is installed.
+        # The module was imported at the start of the command, perhaps from its installed copy.
         del sys.modules[name]
     importlib.invalidate_caches()
     found = plugins.registry()
@@ -178,7 +178,7 @@ def _loaded(
     *names: str,
     folder: Path | None = None,
 ) -> Package:
-    """The plugins of a registry that go by one of the names."""
+    """The plugins of a registry that have one of the names."""
     wanted = {_plain(name) for name in names}
 
     def meant(plugin: str, distribution: str, module: str = "") -> bool:
@@ -192,7 +192,7 @@ def _loaded(
         known |= {p.module.__name__.partition(".")[0] for p in registry.plugins}
         raise UsageError(
             f"no plugin package '{reference}' is installed{did_you_mean(reference, known)}\n"
-            "give the name of an installed distribution or package, or a folder or file"
+            "name an installed distribution or package, or a folder or file"
         )
     origins = {(p.plugin, p.distribution) for p in loaded}
     rivals = [
@@ -212,7 +212,7 @@ def _loaded(
 
 
 def _plain(name: str) -> str:
-    """A name as package installers compare names."""
+    """A name in the normal form that package installers compare."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -225,7 +225,7 @@ def _contents(package: Package) -> None:
     for entry in package.entries:
         package.registry.load(entry.kind, entry.name)
     if not package.entries and not list(_recipes(package)):
-        raise PluginError("it registers no component, no recipe: is a hook missing?")
+        raise PluginError("it registers no component and no recipe: is a hook missing?")
 
 
 def _contract(package: Package, entry: Entry) -> None:
@@ -241,7 +241,7 @@ def _contract(package: Package, entry: Entry) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip().lower()
-        raise Skip(f"needs settings ({what}); check it in a test of your own") from error
+        raise Skip(f"needs settings ({what}); check it in your own test") from error
     missing = next(iter(component.missing(config, Store())), None)
     if missing is not None:
         raise Skip(f"needs files: {' '.join(missing.split())}")
@@ -252,7 +252,7 @@ def _contract(package: Package, entry: Entry) -> None:
 def _tests(package: Package) -> None:
     tests = package.folder / "tests" if package.folder else None
     if tests is None or not tests.is_dir():
-        raise Skip("no folder of tests here; give the folder of the package to run them")
+        raise Skip("no tests folder here; to run the tests, name the folder of the package")
     if importlib.util.find_spec("pytest") is None:
         raise Skip("pytest is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
@@ -282,7 +282,7 @@ def _recipes(package: Package) -> Iterator[tuple[str, Path]]:
 
 
 def _named(path: Path, package: Package) -> Iterator[tuple[str, str]]:
-    """The parts of the package that a recipe of it names itself."""
+    """The parts of the package that one of its recipes names directly."""
     from xmodal.authoring.describe import choices
     from xmodal.recipe.yaml import read
 
@@ -295,17 +295,17 @@ def _recipe(package: Package, name: str, path: Path) -> None:
 
     data = compose([name], package.registry).data
     before = [] if "stages" in data else [PLAIN]
-    # A scale may choose other parts; those of the package are what is to be tried.
+    # A scale may choose other parts; override it with the parts of the package.
     own = [f"{kind}={json.dumps(data[kind])}" for kind, _ in _named(path, package) if kind in data]
     _run(package, [*before, name], own, "task" in data)
 
 
 def _trial(package: Package, entry: Entry) -> None:
     if entry.kind not in TRIALS:
-        raise Skip("no part of a training run; its contract is the check")
+        raise Skip("not part of a training run; only its contract is checked")
     component: Any = package.registry.load(entry.kind, entry.name)
     if any(field.is_required() for field in component.Config.model_fields.values()):
-        raise Skip("needs settings; ship a recipe that gives them")
+        raise Skip("needs settings; ship a recipe that sets them")
     method, override = TRIALS[entry.kind]
     overrides = [override.format(name=entry.name)]
     if entry.kind == "mixer":
@@ -315,7 +315,7 @@ def _trial(package: Package, entry: Entry) -> None:
 
 
 def _run(package: Package, recipes: list[str], overrides: list[str], has_task: bool) -> None:
-    """Run two epochs on the first small task that suits the recipes."""
+    """Run two epochs on the first small task that fits the recipes."""
     from xmodal import api
     from xmodal.data.store import Store
     from xmodal.engine.plan import compose_plan
@@ -329,7 +329,7 @@ def _run(package: Package, recipes: list[str], overrides: list[str], has_task: b
             try:
                 compose_plan(asked[0], package.registry, Store(), asked[1], SCALE)
             except XModalError as error:
-                # Of a recipe that has several problems, the first.
+                # Report only the first problem of a recipe.
                 why = str(next(iter(getattr(error, "problems", [])), error))
                 refused.append(f"{' '.join(asked[0])}: {' '.join(why.split())}")
                 continue

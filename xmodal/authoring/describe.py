@@ -1,4 +1,4 @@
-"""What can be said of components: from their source, from recipes, and from their settings."""
+"""Describes components, from their source, their settings, and the recipes that use them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def summary(target: str) -> str:
-    """The first sentence of the docstring of ``package.module:Class``; empty where there is none.
+    """The first sentence of the docstring of ``package.module:Class``; empty if it has none.
 
-    Nothing is imported. Modules without source (zip files, compiled ones) have no summary.
+    Imports nothing. Modules without source files (in zip files, compiled) have no summary.
     """
     module, _, name = target.partition(":")
     file = source_file(module)
@@ -37,7 +37,7 @@ def summary(target: str) -> str:
 
 
 def source_file(module: str) -> Path | None:
-    """The source of a module, found without running it or the packages around it."""
+    """The source of a module, found without running the module or its parent packages."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -62,12 +62,12 @@ def class_in(tree: ast.Module, name: str) -> ast.ClassDef | None:
 def first_sentence(docstring: str) -> str:
     """The first sentence of a docstring, on one line."""
     paragraph = " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
-    # A capital letter follows: "Eq. 1" is no end.
+    # A sentence ends only before a capital letter: not in "Eq. 1".
     return re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph)[0]
 
 
 def settings_in(tree: ast.Module, name: str) -> list[tuple[str, str, str]]:
-    """The settings that a class of a module declares itself: name, default and description."""
+    """The settings that a class declares itself: name, default and description."""
     found = class_in(tree, name)
     statements = [] if found is None else found.body
     config = next(
@@ -102,11 +102,11 @@ def _setting(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
 
 
 def recipes_that_use(kind: str, name: str, registry: Registry) -> list[str]:
-    """The recipes that choose a component, themselves or in what they extend."""
+    """The recipes that choose a component, directly or in recipes that they extend."""
     from xmodal.errors import XModalError
     from xmodal.recipe.compose import all_recipes, compose
 
-    # Under a key that is no kind, such as the inner mixer of another, only the name can tell.
+    # Under a key that is not a kind, such as a mixer's inner mixer, only the name can match.
     unmistakable = [k for k, n in registry.entries if n == name] == [kind]
     found = []
     for recipe in all_recipes(registry):

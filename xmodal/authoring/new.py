@@ -1,4 +1,4 @@
-"""Writes a new plugin package from templates: it can be installed and passes its checks at once."""
+"""Writes a new plugin package from templates; it is installable and passes its checks at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 def write(name: str, kind: str, out: Path | None, registry: Registry) -> list[Path]:
     """Write the package of a new component into ``out`` and return its files.
 
-    Raises UsageError for a name or a folder that cannot be used.
+    Raises UsageError for an invalid name or folder.
     """
     find_kind(kind)
     check_name(name, kind, registry)
@@ -41,13 +41,14 @@ def write(name: str, kind: str, out: Path | None, registry: Registry) -> list[Pa
 
 
 def check_name(name: str, kind: str, registry: Registry) -> None:
-    """Raise UsageError, with a name that would do, for one that is no name or is taken."""
+    """Raise UsageError, with a suggestion, for a name that is invalid or already taken."""
     if not NAME.fullmatch(name):
         spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
         right = re.sub(r"[^a-z0-9]+", "-", spaced).strip("-").lstrip("0123456789-")
         hint = f"; did you mean '{right}'?" if NAME.fullmatch(right) else ""
         raise UsageError(
-            f"'{name}' is no name{hint}\nnames are lower-case words with hyphens, such as my-{kind}"
+            f"'{name}' is not a valid name{hint}\n"
+            f"names are lower-case words with hyphens, such as my-{kind}"
         )
     rivals = registry.collisions.get((kind, name), ())
     entry = registry.entries.get((kind, name)) or next(iter(rivals), None)
@@ -69,7 +70,7 @@ def check_name(name: str, kind: str, registry: Registry) -> None:
 
 
 def rendered(name: str, kind: str) -> dict[str, str]:
-    """The text of every file of a new package, by its place in it."""
+    """The text of every file in a new package, by its relative path."""
     package, cls = _package(name), "".join(word.capitalize() for word in name.split("-"))
     words: dict[str, Any] = {
         "name": name,
@@ -104,7 +105,7 @@ def rendered(name: str, kind: str) -> dict[str, str]:
 
 
 def usage(name: str, kind: str) -> list[str]:
-    """Commands that show what a new part does."""
+    """Commands that try out a new part."""
     trial = "xmodal run methods/nft tasks/darcy --scale smoke"
     if kind != "task" and _recipe(name, kind):
         return [f"xmodal compare pare {name} --task darcy --scale smoke"]
@@ -123,7 +124,7 @@ def _package(name: str) -> str:
 
 
 def _recipe(name: str, kind: str) -> str:
-    """The name of the recipe of a new part; empty for kinds that make no method and no task."""
+    """The name of the recipe for a new part; empty for kinds that need no recipe."""
     if not (TEMPLATES / "recipes" / f"{kind}.yaml.jinja").is_file():
         return ""
     return f"tasks/{name}" if kind == "task" else f"methods/{name}"

@@ -1,7 +1,7 @@
-"""The command line. Imports nothing heavy at the top: ``xmodal --help`` must stay instant.
+"""The command line. Imports nothing heavy at the top, so that ``xmodal --help`` is instant.
 
-Results go to stdout, everything else to stderr. Every failure a user can cause ends in one message
-and the exit code of its kind.
+Results go to stdout, everything else to stderr. Every error that a user can cause ends in one
+message and the exit code of its kind.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Hold the options every command shares."""
+    """Define the options of the main command."""
 
 
 app.command("run")(run.run)
@@ -55,7 +55,7 @@ app.add_typer(plugins.app, name="plugins")
 
 
 class _ToStderr(logging.Handler):
-    """What the registry has to say, on stderr."""
+    """Prints log messages of the package on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(record.getMessage(), err=True)
@@ -78,6 +78,6 @@ def main() -> None:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output (head, less) went away; that is its right.
+        # The reader of the output (head, less) closed it, which is not an error.
         sys.stderr.close()
         sys.exit(0)

@@ -30,7 +30,7 @@ DEMO = "demo"
 
 
 class Spread(TyperCommand):
-    """A command whose repeatable options also take several values: ``--task a b``."""
+    """A command whose repeatable options also accept several values: ``--task a b``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Turn ``--task a b`` into ``--task a --task b``."""
@@ -52,48 +52,48 @@ def compare(
         list[str] | None, typer.Argument(help="Names or files of methods.", show_default=False)
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Names or files of tasks; several may follow.")
+        list[str] | None, typer.Option(help="Names or files of one or more tasks.")
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="A grid written in a file, such as table4; options win.")
+        str | None, typer.Option(help="A suite (a grid in a file), such as table4; options win.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds of every cell, from 0; default 3.")
+        int | None, typer.Option(min=1, help="Number of seeds per method and task; default 3.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value,value: every value is a method of its own."),
+        typer.Option("--set", help="key=value,value: every value makes a separate method."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Ask only how the others compare with this method.")
+        str | None, typer.Option(help="Compare all other methods only with this method.")
     ] = None,
     trivial: Annotated[
-        bool, typer.Option(help="Also run the trivial answer that all have to beat.")
+        bool, typer.Option(help="Also run the trivial answer that every method must beat.")
     ] = True,
-    scale: Annotated[str | None, typer.Option(help="Put a scale layer last.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Scale layer to apply last.")] = None,
     fraction: Annotated[
         float | None, typer.Option(help="Share of the training samples, above 0 and up to 1.")
     ] = None,
     launcher: Annotated[
         str,
         typer.Option(
-            help="Where the cells run: a name, a block {use: ...}, or its file.",
+            help="Where to run the cells: a name, a block {use: ...}, or a file with one.",
             show_default="this machine",
         ),
     ] = "",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells to run at a time.")] = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, help="Hours after which no further cell is started.")
+        float | None, typer.Option(min=0, help="Hours after which no more cells are started.")
     ] = None,
     root: Annotated[Path, typer.Option(help="Where the cells are kept.")] = Path("runs/cells"),
     out: Annotated[
-        Path | None, typer.Option(help="Where the report goes; default: beside the cells.")
+        Path | None, typer.Option(help="Where to write the report; default: next to the cells.")
     ] = None,
-    collect: Annotated[bool, typer.Option("--collect", help="Run nothing, only read.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Only read finished cells.")] = False,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare methods on tasks. Cells that are done are read, others run; Ctrl-C loses nothing.
+    """Compare methods on tasks. Reads finished cells and runs the others; Ctrl-C loses nothing.
 
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
@@ -126,9 +126,7 @@ def demo(
     force: Annotated[bool, typer.Option(help="Repeat runs that are already done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Adapt a pretrained vision transformer to a solved PDE, beside its baselines (minutes on a
-    CPU).
-    """
+    """Run a comparison with the arguments of ``running.compare``, and show its progress."""
     from xmodal.comparison import run
 
     begun = time.monotonic()
@@ -158,7 +156,7 @@ def _watched(**asked: Any) -> ComparisonTable:
 
 
 def _ended(table: ComparisonTable) -> None:
-    """Leave with the code of failed runs, if there are any."""
+    """Exit with the code for failed runs, if there are any."""
     from xmodal.comparison.queue import FAILED
 
     if any(state.word == FAILED for state in table.states):
@@ -170,7 +168,7 @@ Watch = Callable[["Queue", "list[State]"], None]
 
 @contextmanager
 def _live() -> Iterator[Watch]:
-    """A live table on a terminal, else one line a change; an interruption says what is done."""
+    """A live table on a terminal, otherwise one line per change; reports an interruption."""
     words: dict[int, str] = {}
     with _shown(words) as show:
 
@@ -185,14 +183,14 @@ def _live() -> Iterator[Watch]:
             yield tell
         except KeyboardInterrupt:
             done = sum(word == "done" for word in words.values())
-            said = f"{done} of {len(words)} cells are done; the same command goes on from here"
+            said = f"{done} of {len(words)} cells are done; repeat the command to continue"
             output.stderr().print(said)
             raise
 
 
 @contextmanager
 def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
-    """What shows the states; ``words`` are those of the cells when they were shown last."""
+    """A function that shows the states; ``words`` holds the states that were last shown."""
     from rich.live import Live
 
     console = output.stderr()
@@ -211,14 +209,14 @@ def _shown(words: Mapping[int, str]) -> Iterator[Watch]:
 
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Show the warnings of launchers as notes, without the line of code that they come from."""
+    """Show warnings of launchers as notes, without their line of code."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: output.stderr().print(f"note: {message}")
         yield
 
 
 def _table(queue: Queue, states: list[State]) -> Any:
-    """The cells that run, failed or wait, under a count of all states."""
+    """A table of running, failed and waiting cells; its title counts all states."""
     from rich.table import Table
 
     counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""``xmodal doctor``: checks that this machine can run what it needs to."""
+"""``xmodal doctor``: checks that this machine can run xmodal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xmodal.cli.run import AsJson
 
 
 class Finding(NamedTuple):
-    """One check: its name, whether it passed, and what was seen or should be done."""
+    """One check: its name, whether it passed, and what was found or how to fix it."""
 
     check: str
     ok: bool
@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check libraries, device, cache and plugins; say how to mend what is wrong."""
+    """Check libraries, device, cache and plugins, and tell how to fix problems."""
     plugins.announce_loading()
     findings = [finding for check in _CHECKS for finding in check()]
     if as_json:
@@ -52,7 +52,7 @@ def _libraries() -> list[Finding]:
 
 
 def _torchvision_matches() -> list[Finding]:
-    """A CPU torch next to a CUDA torchvision imports torch but breaks timm; say so plainly."""
+    """Detect a CPU torch with a CUDA torchvision, which imports torch but breaks timm."""
     try:
         import torch
         import torchvision.ops
@@ -60,7 +60,7 @@ def _torchvision_matches() -> list[Finding]:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        advice = "reinstall both from one place: pip install --force-reinstall torch torchvision"
+        advice = "reinstall both from one index: pip install --force-reinstall torch torchvision"
         return [Finding("torch and torchvision match", False, f"{reason}; {advice}")]
     return [Finding("torch and torchvision match", True, "yes")]
 

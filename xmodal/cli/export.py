@@ -1,4 +1,4 @@
-"""``xmodal export``: a trained model in a form that other programs read."""
+"""``xmodal export``: writes a trained model in a form that other programs read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def export(
     reference: Annotated[
         str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")
     ],
-    to: Annotated[str, typer.Option(help="An exporter: xmodal plugins list exporter.")],
-    out: Annotated[Path, typer.Option(help="The new folder to write.")],
+    to: Annotated[str, typer.Option(help="The exporter; see xmodal plugins list exporter.")],
+    out: Annotated[Path, typer.Option(help="The folder to create.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the exporter: key=value.")
     ] = None,
@@ -26,14 +26,14 @@ def export(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a trained model, and check that the export predicts the same.
+    """Export a trained model, and check that the export gives the same predictions.
 
     Example:  xmodal export mine_cpu --to onnx --out model
     """
     from xmodal import runs
 
     registry = plugins.registry(tuple(plugin or ()))
-    # An unknown exporter or run is said before anything is loaded.
+    # Report an unknown exporter or run before loading anything.
     registry.entry("exporter", to)
     runs.locate(reference)
     plugins.announce_loading()

@@ -1,4 +1,4 @@
-"""Shows a run while it lasts: bars on a terminal, one plain line an epoch elsewhere."""
+"""Shows the progress of a run: bars on a terminal, otherwise one plain line per epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """The observer of the command line. Use as a context manager."""
+    """The observer for the command line; a context manager."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console = console
@@ -46,7 +46,7 @@ class Watcher:
         self.say(f"note: {line}")
 
     def started(self, run: Run, session: RunSession, resumed: bool) -> None:
-        """Say where the run lives and, on a terminal, start the bars."""
+        """Print the run's directory and, on a terminal, start the bars."""
         from xmodal.engine.observe import start_line
 
         self.say(start_line(run, session, resumed))
@@ -63,7 +63,7 @@ class Watcher:
             self.bars.start()
 
     def record(self, record: StepRecord | EpochRecord) -> None:
-        """Advance the bars, or print an epoch's line."""
+        """Advance the bars, or print the line of an epoch."""
         from xmodal.engine.loop import EpochRecord  # imports torch, as does the next
         from xmodal.engine.observe import epoch_line
 

@@ -1,6 +1,6 @@
 """Tables and JSON on stdout, notes on stderr, and the options that commands share.
 
-Public, for plugins that add commands; imports nothing heavy.
+Public, for plugins that add commands. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def stdout() -> Console:
-    """The console results go to; square brackets are text, and only terminals wrap lines."""
+    """The console for results; wraps lines only on a terminal."""
     return _console(200)
 
 
@@ -41,7 +41,7 @@ def _console(width: int, **where: Any) -> Console:
 
 
 def hush() -> None:
-    """Do not say that torch is being loaded."""
+    """Suppress the message that torch is being loaded."""
     logging.getLogger("xmodal.plugins").setLevel(logging.WARNING)
 
 
@@ -60,9 +60,9 @@ def print_json(content: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Print a table; columns of numbers are right-aligned by the caller's formatting."""
+    """Print a table; the caller formats numbers so that they align to the right."""
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        # Square brackets in a name are no markup.
+        # Square brackets in a name are not markup.
         table.add_row(*(Text(str(cell)) for cell in row))
     stdout().print(table)

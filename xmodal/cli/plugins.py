@@ -14,16 +14,16 @@ from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins
 from xmodal.errors import PluginError
 
-app = typer.Typer(help="What is installed, and what each part can be told.", no_args_is_help=True)
+app = typer.Typer(help="List, describe, create and check components.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="Only one kind, such as selector.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="List only this kind: selector, ...")] = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every component, and plugins that could not be loaded."""
+    """List every component, and every plugin that could not be loaded."""
     registry = plugins.registry(tuple(plugin or ()))
     wanted = plugins.find_kind(kind) if kind else None
     entries = [
@@ -67,7 +67,7 @@ def info(
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a component is, where it comes from, its settings and the recipes that use it."""
+    """Show a component: its description, origin, settings, and the recipes that use it."""
     registry = plugins.registry(tuple(plugin or ()))
     entry = registry.entry(plugins.find_kind(kind), name)
     component = registry.load(kind, name)
@@ -106,14 +106,14 @@ def info(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Its name in recipes, such as my-mixer.")],
+    name: Annotated[str, typer.Argument(help="The component's name in recipes, such as my-mixer.")],
     kind: Annotated[str, typer.Option(help="mixer, selector, scheduler, embedder, predictor, ...")],
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write; default: xmodal-NAME.")
+        Path | None, typer.Option(help="The folder to create; default: xmodal-NAME.")
     ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Write a package with a new component that can be installed, checked and changed at once.
+    """Write an installable package with a new, working component for you to change.
 
     Example:  xmodal plugins new my-mixer --kind mixer
     """
@@ -142,9 +142,9 @@ def check(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Check a package: contents, contracts, its tests, a short run of each recipe and part.
+    """Check a package: contents, contracts, its tests, and a short run of each recipe and part.
 
-    Says of everything that fails what to mend, and ends with exit code 3 where something does.
+    Tells for every failure what to fix. The exit code is 3 if a check fails.
     """
     console = output.stdout()
     if not as_json:
@@ -163,4 +163,4 @@ def check(
         output.print_json([{"step": step.label, **vars(outcome)} for step, outcome in done])
     count = sum(outcome.state == "mend" for _, outcome in done)
     if count:
-        raise PluginError(f"{package}: {count} of {len(done)} checks ask for mending")
+        raise PluginError(f"{package}: {count} of {len(done)} checks failed")

@@ -1,4 +1,4 @@
-"""``xmodal predict``: predictions of a trained model for new samples."""
+"""``xmodal predict``: predicts new samples with a trained model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from xmodal.inference.model import TrainedModel
 
 _PROBABLE = ("classification", "multi-label")
-"""Kinds of labels that have probabilities."""
+"""Kinds of labels with probabilities."""
 _COMPLETE = ("classification", "regression")
-"""Kinds of labels that are scored only if none is missing."""
+"""Kinds of labels that are scored only if no label is missing."""
 
 
 def predict(
@@ -36,13 +36,13 @@ def predict(
         typer.Argument(help="Samples: .npz with x (and y), .npy, or a table (.csv, .parquet)."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write .npz, .npy or .csv; by default CSV on stdout.")
+        Path | None, typer.Option(help="The .npz, .npy or .csv to write; default: CSV on stdout.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Samples at a time; by default as in the run.")
+        int | None, typer.Option(min=1, help="Samples at a time; default: as in the run.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; as in the run.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace a file that exists.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device; default: as in the run.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -85,7 +85,7 @@ def predict(
 
 
 def _noting() -> Callable[[str], None]:
-    """A function that prints notes on stderr, one for each column."""
+    """A function that prints notes on stderr, at most one per column."""
     said: set[str] = set()
 
     def note(line: str) -> None:
@@ -98,7 +98,7 @@ def _noting() -> Callable[[str], None]:
 
 
 class _Scored:
-    """The metric over all batches. Either no label is missing, or all are."""
+    """The metric over all batches. Either all labels are known, or none is."""
 
     def __init__(self, model: TrainedModel, labelled: bool) -> None:
         self.model = model
@@ -116,7 +116,7 @@ class _Scored:
         if nothing and self.gap is None:
             self.gap = first
         if complete and self.known and self.gap is not None:
-            raise DataError(f"y: row {self.gap} has no label, but others have")
+            raise DataError(f"y: row {self.gap} has no label, but other rows have one")
         if self.metric is not None and not (complete and nothing):
             self.metric.update(outputs, self.model.labels(y, first))
 
@@ -133,7 +133,7 @@ class _Scored:
 def _predicted(
     model: TrainedModel, samples: SampleReader, scored: _Scored, quiet: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """The number and the outputs of the samples of every batch, with progress."""
+    """The first sample's number and the outputs of every batch; shows progress."""
     from rich.progress import Progress
 
     console = output.stderr()

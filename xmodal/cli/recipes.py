@@ -16,12 +16,12 @@ from xmodal.cli.run import AsJson, Plugins, Recipes, split_arguments
 from xmodal.errors import UsageError
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
-Scale = Annotated[str | None, typer.Option(help="Put a scale layer last.")]
+Scale = Annotated[str | None, typer.Option(help="Scale layer to apply last.")]
 
 
 @app.command("list")
 def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = False) -> None:
-    """List recipes; a pattern such as 'methods/*' narrows the list."""
+    """List recipes, or only those that match a pattern such as 'methods/*'."""
     from xmodal.recipe.compose import all_recipes
     from xmodal.recipe.yaml import read
 
@@ -42,10 +42,10 @@ def show(
     arguments: Recipes,
     scale: Scale = None,
     origins: Annotated[
-        bool, typer.Option("--origins", help="Where each value comes from.")
+        bool, typer.Option("--origins", help="Show where each value comes from.")
     ] = False,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Every setting, defaults too.")
+        bool, typer.Option("--resolved", help="Show every setting, including defaults.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +101,7 @@ def cp(
 def validate_(
     arguments: Recipes, scale: Scale = None, plugin: Plugins = None, as_json: AsJson = False
 ) -> None:
-    """Check a recipe as far as possible without loading data or weights; lists every problem."""
+    """Check a recipe without loading data or weights, and list every problem."""
     from xmodal.data.store import Store
     from xmodal.engine.plan import compose_plan, missing_files
 

@@ -17,15 +17,13 @@ Recipes = Annotated[
     list[str],
     typer.Argument(
         metavar="RECIPE|KEY=VALUE",
-        help="A recipe name or path, more of them (later win), and overrides such as seed=3 or "
+        help="One or more recipe names or paths (later ones win), and overrides such as seed=3 or "
         "stages.0.epochs=5.",
     ),
 ]
 Track = Annotated[
     list[str] | None,
-    typer.Option(
-        "--track", help="Also send the numbers to this tracker (plugins list); can be repeated."
-    ),
+    typer.Option("--track", help="Also send the numbers to this tracker; can be repeated."),
 ]
 
 
@@ -41,16 +39,16 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def run(
     arguments: Recipes,
     scale: Annotated[
-        str | None, typer.Option(help="Put a scale layer last: paper, cpu, smoke.")
+        str | None, typer.Option(help="Scale layer to apply last: paper, cpu, smoke.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as the override seed=N.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
     root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     directory: Annotated[
-        Path | None, typer.Option(help="The exact run directory to use or continue.")
+        Path | None, typer.Option(help="The run directory to create or continue.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, try one step, change nothing.")
+        bool, typer.Option("--dry-run", help="Load everything and try one step; write nothing.")
     ] = False,
     force: Annotated[bool, typer.Option(help="Repeat a run that is already done.")] = False,
     track: Track = None,
@@ -58,7 +56,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe. The same run is never done twice, and one that was interrupted continues.
+    """Run a recipe. A finished run is not repeated, and an interrupted run continues.
 
     Examples:  xmodal run demo/pare   |   xmodal run methods/pare tasks/darcy --scale cpu seed=1
     """
@@ -87,7 +85,7 @@ def run(
 
 
 def _is_first_process() -> bool:
-    """Whether this is the process that prints, of those that torchrun or accelerate started."""
+    """Whether this process prints, among those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -107,14 +105,14 @@ def resume(
     reference: Annotated[str, typer.Argument(help="A run directory, or a name under --root.")],
     root: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     device: Annotated[
-        str | None, typer.Option(help="Another device than the run's own, such as auto.")
+        str | None, typer.Option(help="Use another device than the run's own, such as auto.")
     ] = None,
     track: Track = None,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue an interrupted run, bit for bit as if it had never stopped."""
+    """Continue an interrupted run; the result is bit-identical to that of an unbroken run."""
     from xmodal import runs
 
     if quiet or not _is_first_process():
@@ -170,7 +168,7 @@ def _dry_run(
     registry = plugins.registry(plugin_files)
     store = Store()
     made = compose_plan(recipes, registry, store, overrides, scale, trackers)
-    from xmodal.engine.dry_run import describe  # imports torch, for which a plan has waited
+    from xmodal.engine.dry_run import describe  # imports torch
 
     console = output.stderr()
     facts = describe(made, store, lambda line: console.print(f"note: {line}"))

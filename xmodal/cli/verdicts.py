@@ -1,4 +1,4 @@
-"""Shows a comparison: the verdicts first, then what they rest on, then what is doubtful."""
+"""Shows a comparison: first the verdicts, then the numbers behind them, then the doubts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ JSON, REPORT, FIGURES = "comparison.json", "report.html", "figures"
 
 
 def write(folder: Path, table: ComparisonTable) -> list[Path]:
-    """Write everything a comparison says into a folder; returns the page and the tables.
+    """Write the page, tables and figures of a comparison; return the page, then the tables.
 
-    The page comes first. The folder ``figures`` has every figure as SVG and PDF.
+    The folder ``figures`` gets every figure as SVG and PDF.
     """
     from xmodal.comparison.spreadsheets import write_tables
     from xmodal.report import write_compare_report
@@ -46,13 +46,13 @@ def show(table: ComparisonTable, files: Sequence[Path]) -> None:
         _verdicts(table)
         _doubts(table.comparison.flags)
     for task, reason in table.left_out.items():
-        output.stderr().print(f"not weighed: {task}: {reason}")
+        output.stderr().print(f"left out of the verdict: {task}: {reason}")
     if files:
         output.stderr().print(f"report: {files[0]}")
 
 
 def _doubts(flags: Sequence[Flag]) -> None:
-    """The first of every kind; the page has all."""
+    """Print the first doubts of every kind; the page has all."""
     kinds: dict[str, list[Flag]] = {}
     for flag in flags:
         kinds.setdefault(flag.kind, []).append(flag)
@@ -65,7 +65,7 @@ def _doubts(flags: Sequence[Flag]) -> None:
 
 
 def problems(standing: Iterable[tuple[Cell, State]]) -> None:
-    """What is not done: each reason once, with all whom it concerns."""
+    """Print why cells are not done: each reason once, with all methods that it concerns."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for cell, state in standing:
         if state.word != "done":
@@ -78,7 +78,7 @@ def problems(standing: Iterable[tuple[Cell, State]]) -> None:
 
 
 def _means(table: ComparisonTable) -> None:
-    """Mean and deviation of every method on every task, with what it cost."""
+    """Print mean, deviation and cost of every method on every task."""
     for task in table.tasks:
         mine = [row for row in table.rows if row.task == task]
         if not mine:
@@ -108,7 +108,7 @@ def _means(table: ComparisonTable) -> None:
 
 
 def _verdicts(table: ComparisonTable) -> None:
-    """One line a pair; where nothing may be said over tasks, what the single tasks say."""
+    """Print one line per pair; without a verdict over tasks, print the single tasks."""
     assert table.comparison is not None
     pairs = table.comparison.pairs
     if not pairs:
@@ -129,7 +129,7 @@ def _verdicts(table: ComparisonTable) -> None:
         for pair in pairs
     ]
     columns = ("", "verdict", "than", "error", "P(better)", "p Holm", "wins/ties/losses")
-    title = "verdicts: change of the error over tasks with its 95 % interval"
+    title = "verdicts: change of the error over tasks, with 95 % interval"
     output.print_table(columns, lines, title=title)
     output.stdout().print()
     _undecided(pairs)
@@ -138,7 +138,7 @@ def _verdicts(table: ComparisonTable) -> None:
 
 
 def _undecided(pairs: Sequence[PairResult]) -> None:
-    """What is in the way of a word, once for all pairs it holds for; numbers are in the table."""
+    """Print what would settle undecided pairs: each reason once, with all its pairs."""
     reasons: dict[str, list[str]] = {}
     for pair in pairs:
         if pair.verdict.word in ("inconclusive", "refused"):
@@ -160,7 +160,7 @@ def _numbers(pair: PairResult) -> tuple[str, str, str]:
 
 
 def _single_tasks(pairs: Sequence[PairResult]) -> None:
-    """The paired differences task by task, with what a few seeds can say about them."""
+    """Print the paired differences task by task, with their intervals over seeds."""
     lines = []
     for pair in pairs:
         for task in pair.tasks:

@@ -1,8 +1,8 @@
-"""The abstract parts of a cross-modal fine-tuning run, all from one name.
+"""The interfaces of all parts of a cross-modal fine-tuning run, importable from this module.
 
-Every part is one class with a nested pydantic ``Config``: the recipe block of that part *is* its
-``Config``. A part learns about its surroundings from ``Facts`` (plain numbers, known before any
-weight or sample is loaded) and receives run-time objects in a ``Context``.
+Every part is one class with a nested pydantic ``Config``; the recipe block of that part *is* its
+``Config``. A part learns about the rest of the run from ``Facts`` (plain numbers that are known
+before any weight or sample is loaded), and receives run-time objects in a ``Context``.
 """
 
 from __future__ import annotations
@@ -64,4 +64,4 @@ INTERFACES: tuple[type[Component], ...] = (
     Loss,
     Metric,
 )
-"""Every kind of component this version knows, in the order a recipe names them."""
+"""Every kind of component in this version, in the order of a recipe."""

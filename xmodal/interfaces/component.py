@@ -1,7 +1,7 @@
-"""What every part has in common: a nested ``Config``, a ``Context``, and what it can say early.
+"""The base of every part: a nested ``Config``, a ``Context``, and checks before a run.
 
-The recipe block of a part *is* its ``Config``. A part learns about its surroundings from ``Facts``
-and receives run-time objects in a ``Context``.
+The recipe block of a part *is* its ``Config``. A part learns about the rest of the run from
+``Facts`` and receives run-time objects in a ``Context``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from xmodal.settings import Settings
 
 @dataclass(frozen=True)
 class Context:
-    """What a component is built with.
+    """The run-time objects that a component is built with.
 
     ``generator`` is the component's own source of randomness (on the CPU); its state is saved with
-    every checkpoint. ``components`` holds the parts given to it (a mixer gets ``selector`` and
-    ``scheduler``, an embedder gets ``backbone``). ``output`` is what a predictor must predict.
-    ``note`` records one line for the user.
+    every checkpoint. ``components`` holds the parts that the component uses (a mixer gets
+    ``selector`` and ``scheduler``, an embedder gets ``backbone``). ``output`` is what a predictor
+    must predict. ``note`` records one line for the user.
 
-    Every part is made with one, also a tracker, a launcher or an exporter (``Context.outside``).
+    Every part gets a context; trackers, launchers and exporters get one from ``Context.outside``.
     """
 
     facts: Facts
@@ -49,17 +49,20 @@ class Context:
         note: Callable[[str], None] = lambda line: None,
         **components: Any,
     ) -> Context:
-        """The context of a part that belongs to no run. ``facts`` are ``NO_FACTS`` where nothing is
-        known of a task and a backbone; the generator is that of the part ``name`` of a run with
-        this seed.
+        """The context of a part that does not belong to a run.
+
+        ``facts`` is ``NO_FACTS`` if no task and backbone are known. The generator equals that of
+        the part ``name`` in a run with this seed.
         """
         generator = randomness.generator(seed, "component", name)
         return cls(facts, generator, store, components, note=note)
 
 
 class Component(ABC):
-    """A named, configurable part. Concrete classes nest a ``Config`` that derives from
-    ``Settings``; ``citation`` says in one line whom the idea is from.
+    """A named, configurable part.
+
+    Concrete classes nest a ``Config`` that derives from ``Settings``. ``citation`` names the source
+    of the idea in one line.
     """
 
     kind: ClassVar[str]
@@ -79,19 +82,19 @@ class Component(ABC):
 
     @classmethod
     def renamed(cls, name: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """What a recipe block of this part means today: a registered name and its settings.
+        """Translate an old recipe block of this part into today's name and settings.
 
-        For recipes written before a part or a setting got another name. The default changes
+        This serves recipes written before a part or a setting was renamed. The default changes
         nothing.
         """
         return name, settings
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """What is wrong with this choice here, knowable before any weight is loaded."""
+        """Problems of this component in this run that can be found before loading weights."""
         return ()
 
     @classmethod
     def missing(cls, config: Any, store: Store) -> Iterable[str]:
-        """Files the user must fetch first: what, how large, from where, where to put them."""
+        """Files that the user must fetch first: which, how large, from where, where to put them."""
         return ()

@@ -1,4 +1,4 @@
-"""Where samples come from: a task to learn, and a labelled proxy of the pretraining modality."""
+"""Where samples come from: the task to learn, and a labelled source like the pretraining data."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class TaskData:
-    """A loaded task. Every dataset maps an index to ``(x, y)``; training order is the engine's.
+    """A loaded task. Every dataset maps an index to ``(x, y)``; the engine shuffles.
 
     ``decode`` turns a predictor's output into the unit of ``y`` (for example, it undoes a
-    normalisation); losses and metrics see the decoded prediction. ``checksum`` identifies the data.
-    ``unlabelled`` holds samples to train on whose labels must not be looked at. Where nothing is
-    held out to test on, ``test`` is the same object as ``validation``, and results say so.
-    ``images`` names channels worth drawing in a report: ``{"title": channel of x}``. ``raw`` says
-    how samples were prepared, so that a trained model can prepare others; None where ``x`` is as
-    it was in the files.
+    normalisation); losses and metrics get the decoded prediction. ``checksum`` identifies the data.
+    ``unlabelled`` holds training samples whose labels must not be used. If the task has no test
+    samples, ``test`` is the same object as ``validation``, and results report this. ``images``
+    names channels to draw in reports: ``{"title": channel of x}``. ``raw`` describes how samples
+    were prepared, so that a trained model can prepare others; None if ``x`` is as in the files.
     """
 
     train: Dataset[Pair]
@@ -53,17 +52,17 @@ class Task(Component):
     @classmethod
     @abstractmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
-        """The task's facts; cheap. May read the user's own files. Raises DataError."""
+        """The task's facts. Must be fast, but may read the user's own files. Raises DataError."""
 
     @abstractmethod
     def load(self, seed: int) -> TaskData:
-        """Load, split and normalise. A random split is a function of ``seed``."""
+        """Load, split and normalise. A random split depends only on ``seed``."""
 
     @classmethod
     def decoder(cls, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
-        """The ``decode`` of a finished run without its data; ``state`` is its state dict.
+        """Rebuild the ``decode`` of a finished run from its state dict, without the data.
 
-        The default knows only the identity, and raises DataError for anything else.
+        The default supports only the identity, and raises DataError for anything else.
         """
         if state:
             raise DataError(
@@ -74,11 +73,11 @@ class Task(Component):
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What the run wants from a source.
+    """The samples that a run requests from a source.
 
-    ``size``: image height and width, or ``(length,)`` in tokens. ``label_shape``: spatial shape for
-    dense labels. ``prepare`` is the backbone's ``prepare_source``; ``tokenize``, of a text
-    backbone, gives the word pieces of each word.
+    ``size``: image height and width, or ``(length,)`` in tokens. ``label_shape``: spatial shape of
+    dense labels. ``prepare`` is the backbone's ``prepare_source``. ``tokenize``, for text
+    backbones, gives the word pieces of each word.
     """
 
     size: tuple[int, ...]
@@ -88,9 +87,9 @@ class SourceRequest:
 
 
 class Source(Component):
-    """A labelled proxy of the modality the backbone was pretrained on.
+    """A labelled data set of the modality that the backbone was pretrained on.
 
-    Its ``Config`` must have a ``loss`` field: the loss of the source head. ``context`` is kept for
+    Its ``Config`` must have a field ``loss``: the loss of the source head. ``context`` is kept for
     ``load``, which finds the cache in ``context.store``.
     """
 
@@ -107,4 +106,4 @@ class Source(Component):
 
     @abstractmethod
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
-        """Load model-ready samples. Everything that can be computed once is computed here."""
+        """Load samples that are ready for the model; do all one-time computation here."""

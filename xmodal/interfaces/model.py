@@ -1,4 +1,4 @@
-"""The parts a model is made of, and what its predictions are measured with.
+"""The parts of a model, and the losses, metrics and distances that measure it.
 
 Shapes: B samples, N tokens, D width of the tokens, F width of the features, K outputs.
 """
@@ -26,8 +26,9 @@ class Embedder(Component, nn.Module):
     @classmethod
     @abstractmethod
     def grid(cls, config: Any, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
-        """The token grid this embedder will produce. Raises ValueError with the reason if it
-        cannot.
+        """The token grid that this embedder will produce.
+
+        Raises ValueError with the reason if it cannot embed this task for this backbone.
         """
 
     @abstractmethod
@@ -35,9 +36,9 @@ class Embedder(Component, nn.Module):
         """Embed a batch."""
 
     def calibrate(self, x: Tensor, source_norm: float | None) -> None:
-        """Adjust to a first batch of training samples, once, before training.
+        """Adjust to a first batch of training samples; called once, before training.
 
-        ``source_norm`` is the mean Euclidean norm of the backbone's own tokens, or None where it is
+        ``source_norm`` is the mean Euclidean norm of the backbone's own tokens, or None if it is
         unknown. The default does nothing.
         """
         return
@@ -50,11 +51,11 @@ class Selector(Component, nn.Module):
 
     @abstractmethod
     def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
-        """Select ``k`` tokens a row; 0 <= k <= N."""
+        """Select ``k`` tokens per row; 0 <= k <= N."""
 
 
 class Scheduler(Component):
-    """Says how many tokens to replace."""
+    """Decides how many tokens to replace."""
 
     kind = "scheduler"
 
@@ -65,19 +66,19 @@ class Scheduler(Component):
     def observe(
         self, mix: Callable[[int], Tokens], target: Tokens, source: Tokens, progress: Progress
     ) -> None:
-        """Look at a training batch before k is asked for; ``mix(k)`` gives its mixed tokens.
+        """Observe a training batch before the mixer asks for k; ``mix(k)`` gives its mixed tokens.
 
-        For schedules that depend on the data. One with a state of its own must also be an
-        ``nn.Module`` that keeps it in buffers. The default looks at nothing.
+        This is for schedules that depend on the data. A schedule with state must also be an
+        ``nn.Module`` that keeps its state in buffers. The default does nothing.
         """
         return
 
 
 class Mixer(Component, nn.Module):
-    """Builds the views a step trains on.
+    """Builds the views that a step trains on.
 
     ``needs_source`` asks the engine for source batches, ``needs_unlabelled`` for target samples
-    without labels (a run may have none); ``uses`` names the parts it is given.
+    without labels (a run may have none). ``uses`` names the parts that the mixer receives.
     """
 
     kind = "mixer"
@@ -89,7 +90,7 @@ class Mixer(Component, nn.Module):
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:
-        """Mix. ``source`` has as many samples as ``target``; its N may differ."""
+        """Mix. ``source`` has as many samples as ``target``, but its N may differ."""
 
 
 class Predictor(Component, nn.Module):
@@ -111,8 +112,8 @@ class Predictor(Component, nn.Module):
 class LibraryModel:
     """A backbone as a model of a public library, for exports.
 
-    ``config`` and ``state`` are the library's own. ``prefix`` ``[1, P, D]`` are tokens of the
-    backbone that go in front of an embedder's, and whose features are dropped.
+    ``config`` and ``state`` are in the library's own form. ``prefix`` ``[1, P, D]`` holds tokens of
+    the backbone that precede the embedder's tokens; their features are dropped.
     """
 
     library: Literal["transformers", "timm"]
@@ -124,8 +125,9 @@ class LibraryModel:
 class Backbone(Component, nn.Module):
     """A pretrained backbone: its own embedding of source samples, and its encoder.
 
-    ``licence`` is that of the pretrained weights, as exports state it. A backbone whose ``Config``
-    has a field ``pretrained`` is built without its weights where a run's own replace them.
+    ``licence`` is the licence of the pretrained weights, as stated in exports. If ``Config`` has a
+    field ``pretrained``, the backbone is built without pretrained weights whenever the weights of a
+    run replace them.
     """
 
     kind = "backbone"
@@ -143,26 +145,26 @@ class Backbone(Component, nn.Module):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tokens:
-        """The pretrained embedding of source samples: what the encoder was trained to read."""
+        """Embed source samples into the tokens that the encoder was pretrained to read."""
 
     def prepare_source(self, raw: Any) -> Tensor:
-        """Make raw source samples what ``embed`` reads.
+        """Turn raw source samples into the input of ``embed``.
 
-        Images: float ``[n, 3, H, W]`` in [0, 1], already of the wanted size. Text: a list of lists
-        of words. The default returns ``raw`` unchanged.
+        Images are float ``[n, 3, H, W]`` in [0, 1], already of the requested size. Text is a list
+        of lists of words. The default returns ``raw`` unchanged.
         """
         return raw  # type: ignore[no-any-return]
 
     def embedding_parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters that only ``embed`` uses. They stay frozen: the source embedder is fixed."""
+        """Parameters that only ``embed`` uses. They stay frozen, because embedding is fixed."""
         return ()
 
     def tokenize(self, words: list[str]) -> list[list[int]]:
-        """Word pieces of each word; only text backbones have them."""
+        """The word pieces of each word; only for text backbones."""
         raise NotImplementedError(f"{type(self).__name__} does not read text")
 
     def reference_norm(self) -> float | None:
-        """The mean norm of this backbone's own tokens, where it is known without source samples."""
+        """The mean norm of this backbone's own tokens, if known without source samples."""
         return None
 
     def patch_projection(self) -> nn.Conv2d | None:
@@ -174,19 +176,18 @@ class Backbone(Component, nn.Module):
         return None
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
-        """Pretrained positions ``[N, D]`` interpolated to ``grid``; None where relative."""
+        """Pretrained positions ``[N, D]`` interpolated to ``grid``; None if they are relative."""
         return None
 
     def library_model(self) -> LibraryModel | None:
-        """This backbone as a model of a public library; None where no library has it."""
+        """This backbone as a model of a public library; None if no library has it."""
         return None
 
 
 class Adapter(Component):
-    """Changes a pretrained backbone in place before anything trains, for example adds low-rank
-    parts.
+    """Changes a pretrained backbone in place before training, for example adds low-rank updates.
 
-    Which of its parameters train is the stage's to say, by their names.
+    The stage decides which of the adapter's parameters train, by their names.
     """
 
     kind = "adapter"
@@ -197,17 +198,17 @@ class Adapter(Component):
 
 
 class Loss(Component, nn.Module):
-    """A loss of predictions against labels."""
+    """A loss between predictions and labels."""
 
     kind = "loss"
 
     @classmethod
     def supports(cls, output: Target) -> bool:
-        """Whether this loss fits labels of that kind."""
+        """Whether this loss fits labels of this kind."""
         return True
 
     def fit(self, y: Tensor) -> None:
-        """Look once at all training labels (for class weights). The default does nothing."""
+        """See all training labels once, for example to weight classes. The default does nothing."""
         return
 
     @abstractmethod
@@ -215,7 +216,7 @@ class Loss(Component, nn.Module):
         """The loss of every sample, ``[B]``."""
 
     def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
-        """How far a prediction is from another one of the same samples, ``[B]``; 0 where equal.
+        """How far a prediction is from another prediction of the same samples, ``[B]``; 0 if equal.
 
         The default is this loss with the other prediction as the label, which suits numbers.
         """
@@ -231,29 +232,29 @@ class Metric(Component):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget all batches."""
 
     @abstractmethod
     def update(self, prediction: Tensor, y: Tensor) -> None:
-        """Add a batch of predictions (as the predictor and the task's decoding make them)."""
+        """Add a batch of predictions, decoded into the unit of the labels."""
 
     @abstractmethod
     def compute(self) -> float:
-        """The score of everything seen since ``reset``."""
+        """The score of all batches since ``reset``."""
 
     def smallest(self) -> float | None:
-        """The least error above 0 that the labels seen since ``reset`` allow: one sample wrong.
+        """The smallest error above 0 for the labels since ``reset``: a single wrong sample.
 
-        A comparison of ratios counts errors below half of it as half of it. None where an error is
-        never 0 by luck (a mean of distances), or higher is better.
+        When errors are compared by ratio, errors below half of this value count as half of it. None
+        if an error is never 0 by luck (such as a mean of distances), or if higher is better.
         """
         return None
 
 
 class Distance(Component):
-    """A distance between two sets of points, the source's and the target's.
+    """A distance between two sets of points: those of the source and those of the target.
 
-    ``fit`` is called once with the source and keeps whatever can be computed from it alone.
+    ``fit`` is called once with the source, and keeps all values that depend only on the source.
     """
 
     kind = "distance"
@@ -264,4 +265,4 @@ class Distance(Component):
 
     @abstractmethod
     def __call__(self, target: Points) -> Tensor:
-        """The distance (a scalar) of ``target`` ``[m, D]``, differentiable in its points."""
+        """The distance (a scalar) to ``target`` ``[m, D]``, differentiable in its points."""

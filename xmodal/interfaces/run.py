@@ -1,7 +1,6 @@
-"""What a run goes through and what surrounds it: stages, launchers, trackers, exporters.
+"""The phases of a run and the services around it: stages, launchers, trackers, exporters.
 
-``Model``, ``Session`` and ``Trained`` are what stages and exporters are given; the engine has the
-classes behind them.
+Stages and exporters receive a ``Model``, ``Session`` or ``Trained``; the engine implements them.
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ class Network(nn.Module):
 class Model(ABC, nn.Module):
     """The model of a run: embedder, backbone, heads and mixer.
 
-    It knows heads only as "target" and "source". ``frozen``: ids of what never trains.
+    Its heads are called "target" and "source". ``frozen`` holds the ids of parameters that never
+    train.
     """
 
     embedder: Embedder
@@ -63,7 +63,7 @@ class Model(ABC, nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss of one micro-batch and what to log about it."""
+        """The loss of one micro-batch, and numbers to log."""
 
     @abstractmethod
     def predict(self, x: Tensor) -> Tensor:
@@ -75,15 +75,15 @@ class Model(ABC, nn.Module):
 
     @abstractmethod
     def views(self, batch: Batch, progress: Progress) -> tuple[View, ...]:
-        """Embed and mix."""
+        """Embed and mix a batch."""
 
     @abstractmethod
     def encode(self, views: tuple[View, ...]) -> list[Tokens]:
-        """Push all views through the backbone, those of one shape together."""
+        """Pass all views through the backbone; views of equal shape go together."""
 
     @abstractmethod
     def apply_head(self, head: str, features: Tokens) -> Tensor:
-        """The prediction of one head, the target's in the unit of its labels."""
+        """The prediction of one head; the target head predicts in the unit of its labels."""
 
     @abstractmethod
     def loss_of(self, head: str) -> Loss:
@@ -91,11 +91,14 @@ class Model(ABC, nn.Module):
 
     @abstractmethod
     def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:
-        """Set ``requires_grad`` by patterns and return what trains. ``norms``: every LayerNorm."""
+        """Set ``requires_grad`` by name patterns and return the parameters that train.
+
+        The pattern ``norms`` selects every LayerNorm.
+        """
 
 
 class Session(Protocol):
-    """A run in memory: what a stage works with."""
+    """A run in memory, as a stage sees it."""
 
     seed: int
     workers: int
@@ -105,7 +108,7 @@ class Session(Protocol):
 
     @property
     def model(self) -> Model:
-        """What is trained."""
+        """The model to train."""
 
     @property
     def data(self) -> TaskData:
@@ -113,11 +116,11 @@ class Session(Protocol):
 
     @property
     def facts(self) -> Facts:
-        """What was known before anything was loaded."""
+        """The facts that were known before loading."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the model."""
 
     @property
     def rank(self) -> int:
@@ -125,39 +128,42 @@ class Session(Protocol):
 
     @property
     def world(self) -> int:
-        """How many processes train this model."""
+        """The number of processes that train this model."""
 
     def note(self, line: str) -> None:
-        """Record one line for the user, once."""
+        """Record one line for the user; repeated lines are recorded once."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """A block in the precision of the run."""
+        """A context manager for code in the precision of the run."""
 
     def batches(
         self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
     ) -> Iterator[Iterator[Batch]]:
         """This process's micro-batches of every step of the epoch, from ``progress.step`` on.
 
-        Shuffles the training split and takes ``size`` samples a step, at most ``micro`` of them at
-        once. ``mixed``: with the source and unlabelled samples that the mixer wants. Reads no data
-        before a micro-batch is asked for.
+        Shuffles the training split and takes ``size`` samples per step, at most ``micro`` of them
+        at once. ``mixed`` adds the source and unlabelled samples that the mixer needs. Data are
+        read only when a micro-batch is requested.
         """
 
     def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """What the mixer wants beside ``number`` labelled target samples: always the first ones."""
+        """Source and unlabelled samples for ``number`` target samples: always the first ones.
+
+        Each is None if the mixer does not need it.
+        """
 
     def gather(self, own: Sequence[Any]) -> list[Any]:
-        """The entries of all processes, in the order of the processes."""
+        """The entries of all processes, in the order of their ranks."""
 
     def average(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes of the run."""
 
 
 class Trained(Protocol):
-    """A trained model that is used: raw samples in, predictions in the unit of the labels out.
+    """A trained model for predictions: raw samples in, predictions in the unit of the labels out.
 
-    ``recipe`` is the resolved recipe, ``raw`` says what a raw sample is, ``classes`` names classes
-    or labels, and ``run`` is the run directory it comes from (``run.path``, ``run.state``).
+    ``recipe`` is the resolved recipe, ``raw`` describes a raw sample, ``classes`` names classes or
+    labels, and ``run`` is the run directory of the model (``run.path``, ``run.state``).
     """
 
     model: Network
@@ -170,30 +176,30 @@ class Trained(Protocol):
     note: Callable[[str], None]
 
     def prepare(self, x: Any, first: int = 0) -> Tensor:
-        """Raw samples as the model reads them, float32; ``first`` numbers the first row."""
+        """Raw samples as the model reads them, float32; messages count rows from ``first``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs of prepared samples, in the precision and with the arithmetic of the run."""
+        """The outputs for prepared samples, in the precision and with the arithmetic of the run."""
 
     def outputs(self, x: Any, batch: int | None = None) -> Tensor:
-        """What the model gives for raw samples: ``[n, K]`` or ``[n, K, *shape]``, on the CPU."""
+        """The outputs for raw samples: ``[n, K]`` or ``[n, K, *shape]``, on the CPU."""
 
     def predict(self, x: Any, batch: int | None = None, names: bool = False) -> Any:
         """Predictions of raw samples, in the unit and the shape of the labels."""
 
     def samples(self) -> Any:
-        """A few raw test samples that the run has kept (none: an empty array)."""
+        """A few raw test samples that the run kept; an empty array if it kept none."""
 
 
 class Stage(Component):
     """One phase of a run. Yields optimizer steps, each an iterable of micro-batches.
 
     Its ``Config`` has ``epochs`` and ``train``, unless the class overrides ``planned_epochs`` and
-    ``train``.
-    ``needs_source`` asks for the recipe's source in ``session.source``, ``needs_source_head`` for a
-    head that predicts its labels. ``evaluates``: whether its epochs are scored and can be the best
-    of the run; a stage that prepares for another one says no. ``divides``: whether ``steps`` gives
-    each process of a run a part of the work (``session.batches`` does); otherwise all do all of it.
+    ``train``. ``needs_source`` asks for the recipe's source in ``session.source``;
+    ``needs_source_head`` asks for a head that predicts source labels. ``evaluates``: whether its
+    epochs are scored and can be the best of the run; False for a stage that prepares another stage.
+    ``divides``: whether ``steps`` divides the work among the processes of a run (as
+    ``session.batches`` does); otherwise every process does all of it.
     """
 
     kind = "stage"
@@ -204,22 +210,22 @@ class Stage(Component):
 
     @classmethod
     def planned_epochs(cls, config: Any) -> int:
-        """How many epochs a stage with these settings takes; known before anything is built."""
+        """The number of epochs of a stage with these settings, known before it is built."""
         return int(getattr(config, "epochs", 1))
 
     @classmethod
     def learning_rate(cls, config: Any) -> float | None:
-        """The peak learning rate that the settings ask for; None where nothing is stepped."""
+        """The peak learning rate in the settings; None if the stage takes no optimizer steps."""
         return None
 
     @property
     def epochs(self) -> int:
-        """How many times ``steps`` is asked for."""
+        """How often the engine calls ``steps``."""
         return self.planned_epochs(self.config)
 
     @property
     def train(self) -> tuple[str, ...]:
-        """What trains: patterns over parameter names (``embedder.*``), or ``norms``: LayerNorms."""
+        """Name patterns of the parameters to train (``embedder.*``); ``norms``: every LayerNorm."""
         return tuple(self.config.train)
 
     def begin(self, session: Session) -> None:
@@ -234,39 +240,39 @@ class Stage(Component):
     def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer | None:
         """The optimizer of the trainable parameters, or None if there is nothing to step.
 
-        Must accept an empty list: a resumed run asks whether a finished stage takes steps at all.
+        Must accept an empty list: a resumed run asks whether a finished stage takes any steps.
         """
 
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
     ) -> torch.optim.lr_scheduler.LRScheduler | None:
-        """The learning-rate schedule, stepped once an optimizer step."""
+        """The learning-rate schedule, stepped after every optimizer step."""
         return None
 
     def clip(self) -> float | None:
-        """The gradient norm to clip to, once an optimizer step."""
+        """The gradient norm to clip to before every optimizer step."""
         return None
 
     @abstractmethod
     def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
         """The optimizer steps of ``progress.epoch`` from ``progress.step`` on.
 
-        Reads no data before a micro-batch is asked for, so a resumed run skips for free.
+        Reads data only when a micro-batch is requested, so that a resumed run can skip steps fast.
         """
 
     @abstractmethod
     def loss(
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The loss of one micro-batch, weighted by its share of the step, and what to log.
+        """The loss of one micro-batch, weighted by its share of the step, and numbers to log.
 
-        Loss and gradient are averaged over the processes of a run.
+        The engine averages loss and gradient over the processes of a run.
         """
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process to run: a name, the command, and the file that its output is added to."""
+    """One process to run: a name, the command, and the file to which its output is appended."""
 
     name: str
     command: tuple[str, ...]
@@ -274,10 +280,10 @@ class Job:
 
 
 class Launcher(Component):
-    """Runs jobs somewhere, and says which of them have not ended yet.
+    """Runs jobs somewhere, and reports which of them have not ended yet.
 
-    It belongs to no run (``Context.outside``). A job that ends says in its own directory how.
-    ``default``: comparisons use this launcher unless another one is named.
+    A launcher does not belong to a run (``Context.outside``). A job reports in its own directory
+    how it ended. ``default``: comparisons use this launcher unless the user names another.
     """
 
     kind = "launcher"
@@ -286,13 +292,13 @@ class Launcher(Component):
     @property
     @abstractmethod
     def slots(self) -> int:
-        """How many jobs it wants to hold at a time, waiting ones included where it queues them."""
+        """The number of jobs to hold at a time, including waiting jobs if it queues them."""
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs, or queue them.
 
-        A job that ``unfinished`` lists is not started again; it becomes this launcher's to stop.
+        A job that ``unfinished`` lists is not started again, but ``stop`` will stop it too.
         """
 
     @abstractmethod
@@ -303,23 +309,23 @@ class Launcher(Component):
         """
 
     def withdraw(self, names: Sequence[str]) -> None:
-        """Take back jobs that have not begun; those that run go on. By default all go on.
+        """Take back jobs that have not begun; running jobs go on. By default, all jobs go on.
 
-        ``unfinished`` need not show it at once, and this may be called again meanwhile.
+        ``unfinished`` need not show this at once, and ``withdraw`` may be called again meanwhile.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """End all jobs as softly as possible (they save and can be resumed), and wait for them."""
+        """End all jobs gently, so that they save and can be resumed, and wait for them."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run as it is told to a tracker, before the first number.
+    """The description of a run that a tracker receives before the first number.
 
-    ``recipe`` is the resolved recipe; ``tags`` are the few words by which runs are found again.
-    ``memory`` is what ``start`` returned when this run began, None for a run that is new to the
-    tracker; ``step`` is the last optimizer step that it was told of.
+    ``recipe`` is the resolved recipe; ``tags`` are a few words to find the run by. ``memory`` is
+    the value that ``start`` returned when this run began, or None if the run is new to the tracker.
+    ``step`` is the last optimizer step that was sent to the tracker.
     """
 
     name: str
@@ -331,12 +337,12 @@ class Tracked:
 
 
 class Tracker(Component):
-    """Shows the numbers of a run somewhere else, while it lasts.
+    """Sends the numbers of a run to another program, while the run lasts.
 
-    Made when a run starts; its ``__init__`` imports what it needs. ``start``,
-    ``log`` and ``finish`` are then called in this order by a thread of the tracker's own, so that
-    no run waits for them. What one of them raises becomes a note and ends the tracking, not the
-    run. A tracker prints nothing and leaves the global random generators alone. Its ``Config`` has
+    The tracker is built when a run starts; its ``__init__`` imports the packages it needs.
+    ``start``, ``log`` and ``finish`` are then called in this order by a separate thread, so that
+    the run never waits for them. An exception in one of them becomes a note and ends the tracking,
+    not the run. A tracker must not print or use the global random generators. Its ``Config`` has
     ``every_steps``, unless the class overrides the property.
     """
 
@@ -344,35 +350,36 @@ class Tracker(Component):
 
     @property
     def every_steps(self) -> int | None:
-        """How often it wants an optimizer step; None for epochs only, which it is always told."""
+        """Send every so many optimizer steps; None sends only epochs, which are always sent."""
         every: int | None = self.config.every_steps
         return every
 
     @abstractmethod
     def start(self, run: Tracked) -> Mapping[str, str]:
-        """Begin a run, or continue the one that ``run.memory`` names.
+        """Begin a run, or continue the run that ``run.memory`` identifies.
 
-        Returns what it needs to find it again, such as an identifier.
+        Returns the values needed to find the run again, such as an identifier.
         """
 
     @abstractmethod
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Add numbers at an optimizer step. Steps never go back, also after a resume."""
+        """Add numbers at an optimizer step. Steps never decrease, not even after a resume."""
 
     @abstractmethod
     def finish(self, state: str, result: Mapping[str, float] | None) -> None:
-        """End all that ``start`` began; called once, also where ``start`` or ``log`` failed.
+        """End the tracking; called once, even if ``start`` or ``log`` failed.
 
-        ``state`` is ``done``, ``interrupted``, ``stopped`` or ``failed``; only a run that is done
+        ``state`` is ``done``, ``interrupted``, ``stopped`` or ``failed``. Only a run that is done
         has a ``result``: test score, parameters, time, memory.
         """
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an exporter wrote: ``usage`` explains the files and how to use them, in Markdown.
+    """The result of an export: ``usage`` explains the files and how to use them, in Markdown.
 
-    ``difference`` is the largest one from the model's own outputs, on ``samples`` real samples.
+    ``difference`` is the largest difference from the model's own outputs on ``samples`` real
+    samples.
     """
 
     usage: str
@@ -384,15 +391,15 @@ class Exported:
 class Exporter(Component):
     """Writes a trained model in a form that other programs read.
 
-    It belongs to no run in progress (``Context.outside``).
+    An exporter does not belong to a run in progress (``Context.outside``).
     """
 
     kind = "exporter"
 
     @abstractmethod
     def export(self, trained: Trained, folder: Path) -> Exported:
-        """Write into an empty folder, and compare what was written with the model.
+        """Write into an empty folder, and compare the result with the model.
 
-        Raises DataError or UsageError with the reason where that cannot be done or does not agree;
-        the folder is then thrown away.
+        Raises DataError or UsageError with the reason if the export fails or does not agree with
+        the model; the folder is then removed.
         """

@@ -1,4 +1,4 @@
-"""One component chosen outside of a recipe: on the command line, or in a file of its own."""
+"""Chooses one component outside of a recipe: on the command line, or in a file of its own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def choose(
     where: str,
     settings: Mapping[str, Any] | None = None,
 ) -> Use[Any]:
-    """A component from ``NAME``, from a block ``{use: NAME, setting: 1}``, or from a file with one.
+    """A component from ``NAME``, a block ``{use: NAME, setting: 1}``, or a file with such a block.
 
-    ``where`` says where the text stands (``--distance``), for messages; ``settings`` are added to
-    those of the text. Raises RecipeError with every problem and the nearest right name.
+    ``where`` names the place of the text (``--distance``) in messages. ``settings`` are added to
+    those of the text. Raises RecipeError with every problem and the nearest existing name.
     """
     value = parse_value(text, where)
     origins: Mapping[Path_, Origin] = {}
@@ -45,7 +45,7 @@ def chosen(
     settings: Mapping[str, Any] | None = None,
     origins: Mapping[Path_, Origin] | None = None,
 ) -> Use[Any]:
-    """A component from a name or a block that has been read; as ``choose``."""
+    """Like ``choose``, for a name or a block that has already been read."""
     if isinstance(value, str):
         value = {"use": value}
     if isinstance(value, Mapping):

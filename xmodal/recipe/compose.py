@@ -4,10 +4,9 @@ A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the wo
 then in the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
 
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
-component it replaces. ``training:`` holds settings for every stage that knows them, so that a task
-can say how to train without naming a method's stages; what a stage says itself wins.
-``always:`` holds what a recipe insists on whatever later layers say, and is laid on last; only the
-command line comes after it.
+component it replaces. ``training:`` holds settings for every stage that has them, so that a task
+can set them without naming the stages of a method; a stage's own settings win. ``always:`` holds
+settings that override all later layers except the command line.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ class RecipeFile:
 
 
 def all_recipes(registry: Registry) -> list[RecipeFile]:
-    """Every recipe that can be named, the working directory's first; a name appears once."""
+    """Every recipe with a name, those of the working directory first; each name appears once."""
     return [found for found in _once_each(registry) if not found.name.startswith(SUITES)]
 
 
 def all_suites(registry: Registry) -> list[RecipeFile]:
-    """Every suite that can be named, with names such as ``suites/table4``."""
+    """Every suite with a name, such as ``suites/table4``."""
     return [found for found in _once_each(registry) if found.name.startswith(SUITES)]
 
 
@@ -70,14 +69,14 @@ def _everywhere(registry: Registry) -> Iterator[RecipeFile]:
 
 
 def _files_below(folder: Path) -> tuple[tuple[str, Path], ...]:
-    """The recipes below a folder with their names, in order."""
+    """The recipes below a folder, with their names, sorted."""
     if not folder.is_dir():
         return ()
     paths = sorted(folder.rglob("*" + SUFFIX))
     return tuple((p.relative_to(folder).as_posix().removesuffix(SUFFIX), p) for p in paths)
 
 
-# What is installed stays as it is while a process lasts; a grid looks hundreds of recipes up.
+# Installed recipes do not change while a process runs, and a grid looks up hundreds of them.
 _installed = functools.cache(_files_below)
 
 
@@ -87,8 +86,7 @@ def looks_like_path(reference: str) -> bool:
 
 
 def find_recipe(reference: str, registry: Registry, base: Path | None = None) -> RecipeFile:
-    """Find a recipe. ``base`` is the folder relative paths start from (the file that says
-    ``extends``).
+    """Find a recipe. Relative paths start at ``base``: the folder of the file with ``extends``.
 
     Raises UsageError with the nearest name or file.
     """
@@ -98,7 +96,7 @@ def find_recipe(reference: str, registry: Registry, base: Path | None = None) ->
         for candidate in candidates:
             if candidate.is_file():
                 return RecipeFile(candidate.stem, candidate, "")
-        # "recipes/x.yaml" is how shipped recipes are usually typed, from any directory.
+        # Users type shipped recipes as "recipes/x.yaml", from any directory.
         name = path.as_posix().removeprefix("recipes/").removesuffix(SUFFIX)
     else:
         name = reference
@@ -113,7 +111,7 @@ def find_recipe(reference: str, registry: Registry, base: Path | None = None) ->
 
 
 def _check_rivals(chosen: RecipeFile, registry: Registry) -> None:
-    """Raise PluginError where two plugins ship the recipe; the user's own file wins quietly."""
+    """Raise PluginError if two plugins ship the recipe; a user's own file wins silently."""
     rivals = {f.path.resolve(): f.origin for f in _everywhere(registry) if f.name == chosen.name}
     if chosen.origin and len(rivals) > 1:
         owners = " and ".join(rivals.values())
@@ -141,8 +139,9 @@ def compose(
     scale: str | None = None,
     trackers: Sequence[str] = (),
 ) -> Layered:
-    """Compose recipes (names or paths, later wins), then a scale layer, then what they insist on,
-    then ``key=value`` overrides. ``trackers`` join those that the result names.
+    """Compose recipes (names or paths; later ones win), a scale layer, ``always:``, and overrides.
+
+    Overrides have the form ``key=value``. ``trackers`` are added to those of the result.
     """
     layered = Layered()
     for reference in references:
@@ -157,7 +156,7 @@ def compose(
 
 
 def _add_trackers(layered: Layered, names: Sequence[str]) -> None:
-    """Name further trackers, each once."""
+    """Add trackers, each once."""
     known = layered.data.get("trackers") or []
     known = known if isinstance(known, list) else [known]
     named = [use.get("use") if isinstance(use, dict) else use for use in known]
@@ -167,10 +166,9 @@ def _add_trackers(layered: Layered, names: Sequence[str]) -> None:
 
 
 def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
-    """Lay ``scales/<scale>`` on top, then what that scale says of this task, where it says
-    anything.
+    """Apply ``scales/<scale>``, then the layer of that scale for this task, if one exists.
 
-    The second is ``scales/<scale>/<task>``, the longest that exists for a task named with slashes.
+    The second is ``scales/<scale>/<task>``; for a task name with slashes, the longest that exists.
     """
     known = {f.name for f in all_recipes(registry) if f.name.startswith("scales/")}
     if f"scales/{scale}" not in known:
@@ -190,7 +188,7 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
 def validate(layered: Layered, registry: Registry) -> Recipe:
     """Validate a composed recipe. Raises RecipeError with every problem and its position.
 
-    Where torch is not loaded yet, names come first: nobody waits seconds for it to learn of a typo.
+    If torch is not loaded yet, names are checked first, so that a typo is reported at once.
     """
     if not plugins.torch_is_loaded():
         check_names(layered, registry)
@@ -198,8 +196,9 @@ def validate(layered: Layered, registry: Registry) -> Recipe:
 
 
 def check_names(layered: Layered, registry: Registry) -> None:
-    """Check all that can be known without importing a part: the names of the parts, which parts
-    are missing, and the recipe's own keys. Raises RecipeError with every such problem.
+    """Check names of parts, missing parts and the recipe's own keys, without importing any part.
+
+    Raises RecipeError with every such problem.
     """
     data = {key: value for key, value in layered.data.items() if key != "training"}
     try:
@@ -216,10 +215,10 @@ def _validated(layered: Layered, context: dict[str, Any]) -> Recipe:
 
 
 def _lay_always(layered: Layered) -> None:
-    """Lay what stands under ``always:`` over everything else.
+    """Apply the settings under ``always:`` over everything else.
 
-    A method that starts from random weights does not know the backbone. In the backbone's own block
-    the setting would be dropped as soon as a later layer names another backbone.
+    Example: a method that starts from random weights sets ``pretrained: false`` for any backbone.
+    In an ordinary block, the setting would be dropped when a later layer names another backbone.
     """
     settings = layered.data.pop("always", {})
     origins = dict(layered.origins)
@@ -233,9 +232,9 @@ def _lay_always(layered: Layered) -> None:
 
 
 def _spread_training(layered: Layered, registry: Registry) -> Layered:
-    """Fill the settings under ``training:`` into every stage that knows them.
+    """Copy the settings under ``training:`` into every stage that has them.
 
-    Raises RecipeError for a setting no stage knows.
+    Raises RecipeError for a setting that no stage has.
     """
     if "training" not in layered.data:
         return layered
@@ -273,12 +272,12 @@ def _stage_fields(stage: Any, registry: Registry) -> set[str]:
     try:
         return set(registry.load("stage", str(stage["use"])).Config.model_fields)
     except (UsageError, PluginError, KeyError, TypeError):
-        return set()  # validation will say what is wrong with the stage
+        return set()  # validation will report the problem of this stage
 
 
 def _unknown_training(layered: Layered, key: str, known: set[str]) -> Problem:
     where = str(layered.origins.get(("training", key), (layered.files or ["recipe"])[-1]))
-    message = f"no stage of this recipe knows it{did_you_mean(key, known)}"
+    message = f"no stage of this recipe has this setting{did_you_mean(key, known)}"
     return Problem(where, f"training.{key}", message, (f"known: {', '.join(sorted(known))}",))
 
 
@@ -287,7 +286,7 @@ def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[P
     if path in chain:
         trail = " -> ".join(p.stem for p in (*chain, path))
         raise UsageError(f"recipes extend each other in a circle: {trail}")
-    # Without the second bound, files that each extend the next one twice would take forever.
+    # Without the second bound, files that each extend the next file twice would take forever.
     if len(chain) >= MAX_DEPTH or len(layered.files) >= MAX_LAYERS:
         raise UsageError(f"{_shown(found)}: too many recipes extend each other")
     document = read(found.path, _shown(found))
@@ -304,9 +303,7 @@ def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[P
 
 
 def _shown(found: RecipeFile) -> str:
-    """The name of a recipe file in messages: short for shipped recipes, the path as typed
-    otherwise.
-    """
+    """The name of a recipe file in messages: short for shipped recipes, otherwise as typed."""
     return f"recipes/{found.name}.yaml" if found.origin else str(found.path)
 
 
@@ -333,11 +330,11 @@ def _merge(
     origins: dict[Path_, Origin],
     source_path: Path_,
 ) -> None:
-    """Lay ``value`` (found at ``source_path`` of its document) over what stands at ``path``."""
+    """Merge ``value`` (from ``source_path`` of its document) over the value at ``path``."""
     parent: Any
     parent, key = _parent(layered.data, path) if path else ({"": layered.data}, "")
     current = parent.get(key) if isinstance(parent, dict) else parent[key]
-    # A name and a block of settings are two ways to write one component, at any depth.
+    # A name and a block of settings are two ways to write a component, at any depth.
     if isinstance(current, str) and (isinstance(value, dict) or _is_component(path)):
         parent[key] = current = {"use": current}
         layered.origins.setdefault((*path, "use"), layered.origins.get(path, origins[source_path]))
@@ -391,7 +388,7 @@ def _override(layered: Layered, text: str) -> None:
         items: Any = data
         inner = items.get(part) if isinstance(items, dict) else items[part]
         if not isinstance(inner, dict | list):
-            # A plain name is short for a block with only ``use``.
+            # A plain name is short for a block with only ``use:``.
             data[part] = {"use": inner} if isinstance(inner, str) else {}
             layered.origins.setdefault(here, origin)
             if isinstance(inner, str):
@@ -401,7 +398,7 @@ def _override(layered: Layered, text: str) -> None:
     if isinstance(data, list) and (not isinstance(last, int) or last >= len(data)):
         raise UsageError(f"override '{text}': {dotted(path[:-1])} has {len(data)} items")
     if last == "use":
-        # Merged as a block, so that the settings of another component are dropped.
+        # Merge as a block, so that the settings of another component are dropped.
         path, value = path[:-1], {"use": value}
     origins = {(): origin} | dict.fromkeys(_paths(value, ()), origin)
     _merge(layered, path, value, origins, ())

@@ -1,4 +1,4 @@
-"""Turns pydantic's errors into problems people can act on: place, key, nearest right thing."""
+"""Turns pydantic's errors into clear problems: the place, the key and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xmodal.errors import Problem, did_you_mean, nearest
 from xmodal.recipe.yaml import Origin, Path_, dotted
 
 LAYER_KEYS = ("extends", "always", "training")
-"""Keys of recipe files that are gone once the layers are composed."""
+"""Keys of recipe files that disappear when the layers are composed."""
 
 
 def explain(
@@ -37,7 +37,7 @@ def explain(
 
 
 def _inside(item: Any, data: Any, path: Path_) -> str:
-    """The key inside a block that an error about the whole block is really about, or nothing."""
+    """The key that really causes an error reported for its whole block, or nothing."""
     if item["type"] == "union_tag_not_found":
         block = _at(data, path)
         return nearest("use", block) or "" if isinstance(block, dict) else ""
@@ -51,7 +51,7 @@ def _at(data: Any, path: Path_) -> Any:
 
 
 def _existing(loc: Path_, data: Any) -> Path_:
-    """The longest part of a location that stands in the recipe (pydantic adds tags of unions)."""
+    """The longest part of a location that exists in the recipe (pydantic adds tags of unions)."""
     path: Path_ = ()
     for part in loc:
         inside = part in data if isinstance(data, dict) else False
@@ -103,12 +103,12 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
 
 
 def _misspelt_use(message: str, path: Path_) -> str:
-    """Point out the key that was probably meant to be ``use``, where the path ends in one."""
+    """Point out a key at the end of the path that was probably meant to be ``use``."""
     key = str(path[-1]) if path else ""
     return f"unknown setting{did_you_mean(key, ['use'])}" if nearest("use", [key]) else message
 
 
 def _owner(data: Any, path: Path_) -> str:
-    """The component an unknown setting was given to."""
+    """The component that got an unknown setting."""
     block = _at(data, path[:-1])
     return str(block.get("use", "")) if isinstance(block, dict) else ""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Task,
         Tracker,
     )
-else:  # the interfaces import torch; names and keys are checked without it
+else:  # the interfaces import torch, which checking names and keys does not need
     Adapter, Backbone, Embedder = Kind("adapter"), Kind("backbone"), Kind("embedder")
     Loss, Mixer, Predictor = Kind("loss"), Kind("mixer"), Kind("predictor")
     Scheduler, Selector, Source = Kind("scheduler"), Kind("selector"), Kind("source")
@@ -35,87 +35,86 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?")
 
 
 def well_formed(device: str) -> str:
-    """``device``, if devices are called so. Raises ValueError with the nearest name."""
+    """``device``, if it is a valid device name. Raises ValueError with the nearest valid name."""
     if _DEVICE.fullmatch(device):
         return device
     meant = re.sub(r"^gpu", "cuda", device.strip().lower())
     known = (meant,) if _DEVICE.fullmatch(meant) else ("auto", "cpu", "cuda", "cuda:0", "mps")
     hint = did_you_mean(meant, known)
-    raise ValueError(f"'{device}' is no device; expected auto, cpu, cuda, cuda:N or mps{hint}")
+    raise ValueError(f"'{device}' is not a device; expected auto, cpu, cuda, cuda:N or mps{hint}")
 
 
 class Saving(Settings):
     """When checkpoints are written and how many are kept."""
 
     every_steps: int | None = Field(
-        None, ge=1, description="Also save every so many optimizer steps, not only after an epoch."
+        None, ge=1, description="Also save after every so many optimizer steps within an epoch."
     )
     every_minutes: float | None = Field(
-        10.0, gt=0, description="Also save after so many minutes inside an epoch."
+        10.0, gt=0, description="Also save after every so many minutes within an epoch."
     )
     keep: int = Field(2, ge=1, description="Complete checkpoints to keep besides the best model.")
     finished: int = Field(
         0,
         ge=0,
-        description="How many of these a run keeps when it is done.",
+        description="Complete checkpoints to keep once the run is done.",
     )
 
 
 class Recipe(Settings):
-    """One run, complete: same recipe, same data, same versions, same result."""
+    """A complete run: the same recipe, data and versions give the same result."""
 
-    description: str = Field("", description="One line for people.")
+    description: str = Field("", description="One line that describes the recipe.")
     role: Literal["method", "control", "trivial"] = Field(
         "method",
-        description="What a method is in a comparison: a contender, a control that only gets the "
-        "compute of a dearer one, or the trivial answer that every other has to beat.",
+        description="The role of a method in a comparison: a contender, a control that only "
+        "matches the compute of a more expensive method, or a trivial answer that every other "
+        "method must beat.",
     )
-    task: Use[Task] = Field(description="What to learn.")
+    task: Use[Task] = Field(description="The target task to learn.")
     source: Use[Source] | None = Field(
-        None, description="Labelled proxy of the modality the backbone was pretrained on."
+        None, description="Labelled data of the modality that the backbone was pretrained on."
     )
     backbone: Use[Backbone] = Field(description="The pretrained backbone.")
     adapter: Use[Adapter] | None = Field(
         None, description="Changes the backbone in place, such as low-rank updates."
     )
     embedder: Use[Embedder] = Field(description="Turns target samples into tokens.")
-    mixer: Use[Mixer] = Field(description="Builds the views a step trains on.")
+    mixer: Use[Mixer] = Field(description="Builds the views that a step trains on.")
     selector: Use[Selector] | None = Field(None, description="Chooses important tokens.")
-    scheduler: Use[Scheduler] | None = Field(None, description="How many tokens to replace, when.")
+    scheduler: Use[Scheduler] | None = Field(None, description="Sets how many tokens to replace.")
     predictor: Use[Predictor] = Field(description="Turns features into predictions.")
     source_predictor: Use[Predictor] | None = Field(
-        None, description="Head for source labels; default: the predictor's kind, own weights."
+        None, description="Head for source labels; default: like the predictor, with own weights."
     )
     source_head: Literal["own", "target"] = Field(
-        "own", description="Whether source labels get a head of their own or share the target's."
+        "own", description="Whether source labels have their own head or share the target's."
     )
     source_loss: Use[Loss] | None = Field(
         None, description="Loss of source labels; default: the source's."
     )
     stages: tuple[Use[Stage], ...] = Field(description="The phases of the run, in order.")
-    fraction: float = Field(
-        1.0, gt=0, le=1, description="Share of the training samples that is used at all."
-    )
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of the training samples to use.")
     labelled: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of the used training samples whose labels may be seen; the others are "
-        "left to methods that learn from samples without labels.",
+        description="Share of the used training samples that keep their labels; methods that learn "
+        "from unlabelled samples can use the others.",
     )
-    seed: int = Field(0, ge=0, description="Pairs runs: same seed, same split, order and head.")
+    seed: int = Field(0, ge=0, description="The same seed gives the same split, order and head.")
     protocol: Literal["clean", "published"] = Field(
         "clean",
         description="clean: select on validation, test once. published: select on the test split.",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the backbone.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    workers: int = Field(0, ge=0, description="Data-loading processes; the result is the same.")
-    deterministic: bool = Field(True, description="Use deterministic algorithms where there are.")
-    evaluation_batch: int = Field(64, ge=1, description="Samples a batch outside training.")
+    workers: int = Field(0, ge=0, description="Data-loading processes; do not change the result.")
+    deterministic: bool = Field(True, description="Use deterministic algorithms where they exist.")
+    evaluation_batch: int = Field(64, ge=1, description="Samples per batch outside training.")
     saving: Saving = Field(default_factory=Saving, description="Checkpoints.")
     trackers: tuple[Use[Tracker], ...] = Field(
-        (), description="Where the numbers of the run also go; the result is the same."
+        (), description="Programs that also get the run's numbers; do not change the result."
     )
 
     @field_validator("stages")

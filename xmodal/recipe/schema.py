@@ -1,4 +1,4 @@
-"""JSON Schema of recipes, so that editors complete and check them."""
+"""JSON Schema of recipes, with which editors complete and check them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from xmodal.settings import inlined
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema of a whole recipe file. Nothing is required: ``extends`` may supply it."""
+    """The schema of a recipe file. No key is required, because ``extends`` may supply it."""
     schema = inlined(Recipe.model_json_schema())
     schema.pop("required", None)
     extends = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     training = {
         "type": "object",
-        "description": "Settings for every stage that knows them; what a stage says itself wins.",
+        "description": "Settings for every stage that has them; a stage's own settings win.",
     }
     always = {
         "type": "object",
-        "description": "Keys of a recipe, laid over whatever later layers say.",
+        "description": "Recipe keys that override all later layers.",
     }
     layers = {"always": always, "training": training}
     schema["properties"] = {"extends": extends, **schema["properties"], **layers}

@@ -1,7 +1,7 @@
-"""Reads YAML 1.2 and remembers where every value stands.
+"""Reads YAML 1.2 and remembers the position of every value.
 
-Plain data only: tags, anchors and duplicate keys are errors, so a recipe can neither run code nor
-blow up.
+Only plain data is allowed: tags, anchors and duplicate keys are errors, so a recipe can neither run
+code nor expand without bound.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_BYTES = 1_000_000
 _PLAIN = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
 }
-# The library finds these in plain text such as 2026-01-31; in YAML 1.2 that is only text.
+# The library recognises these in text such as 2026-01-31, which is plain text in YAML 1.2.
 _TEXT = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 _OTHER_VERSION = re.compile(r"^%YAML\s+(?!1\.2\b)", re.MULTILINE)
 
@@ -108,7 +108,7 @@ def _compose(text: str, name: str) -> Node | None:
 
 
 class _Walk:
-    """Turns a node tree into plain data, noting origins and refusing all that is not plain."""
+    """Turns a node tree into plain data, records origins, and refuses everything else."""
 
     def __init__(self, name: str, origins: dict[Path_, Origin]) -> None:
         self.name = name
@@ -140,10 +140,10 @@ class _Walk:
         try:
             return self.construct(node)
         except (ValueError, KeyError, YAMLError):
-            # Such as "!!int x", or a number of ten thousand digits.
+            # For example "!!int x", or a number with ten thousand digits.
             shown = repr(node.value[:40])
             raise self.refuse(
-                node, path, f"{shown} is no {str(node.tag).rpartition(':')[2]}"
+                node, path, f"{shown} is not a valid {str(node.tag).rpartition(':')[2]}"
             ) from None
 
     def mapping(self, node: MappingNode, path: Path_) -> dict[str, Any]:
@@ -160,5 +160,5 @@ class _Walk:
 
 
 def dotted(path: Path_) -> str:
-    """Write a key path as people type it: ``stages.0.optimizer.lr``."""
+    """A key path as users type it: ``stages.0.optimizer.lr``."""
     return ".".join(str(part) for part in path)

@@ -1,7 +1,7 @@
-"""Pages and figures: what people read of a run and of a comparison.
+"""Pages and figures of runs and comparisons, for people to read.
 
-These names are what other parts and plugins may use; each is loaded on first use, because what
-draws needs matplotlib and what reads samples needs PyTorch.
+The names below are public for other packages and plugins. Each is loaded on first use, because
+drawing needs matplotlib and reading samples needs PyTorch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The one chart engine: matplotlib figures, shown inside a page or saved for a paper.
+"""The chart engine: matplotlib figures, shown inside a page or saved for a paper.
 
 A figure is drawn once, in the colours of a light page. ``save`` writes it as SVG, PDF or PNG.
-``inline`` gives the same figure as SVG for a page, where every colour of the palette has become a
-CSS variable, so that it follows the reader's light or dark theme.
+``inline`` gives the same figure as SVG for a page; it replaces every colour of the palette by a CSS
+variable, so that the figure follows the reader's light or dark theme.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLOURS = {
     "series-4": ("#8a4fc4", "#b994ea"),
     "series-5": ("#b07c00", "#dcae42"),
     "series-6": ("#c8396e", "#f07fa6"),
-    # Methods: apart for colour-blind readers too, at least 3:1 against the surface.
+    # Methods: distinct for colour-blind readers too, contrast at least 3:1 with the surface.
     "method-1": ("#056bd4", "#208bf6"),
     "method-2": ("#dd6c10", "#d67620"),
     "method-3": ("#06724c", "#20b190"),
@@ -53,8 +53,8 @@ COLOURS = {
     "method-7": ("#1a9ed0", "#87e1fb"),
     "method-8": ("#373e49", "#dfe8da"),
 }
-"""The palette: by name, the colour on a light page and on a dark one. No two light ones are equal,
-so a colour in a figure says which variable it is."""
+"""The palette: by name, the colour on a light and on a dark page. All light colours differ, so a
+colour in a figure identifies its variable."""
 INK, MUTED, LINE, SURFACE, BAD = (COLOURS[n][0] for n in ("ink", "muted", "line", "surface", "bad"))
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("series-"))
 METHODS = tuple(light for name, (light, _) in COLOURS.items() if name.startswith("method-"))
@@ -64,7 +64,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "p")
 
 _VARIABLES = {light: f"var(--{name})" for name, (light, _) in COLOURS.items()}
 _SETTINGS: dict[str, Any] = {
-    # Text stays text (small, searchable, in the page's font); "$" in a name is not mathematics.
+    # Keep text as text (small, searchable, in the page's font); "$" in a name is not mathematics.
     **{"svg.fonttype": "none", "svg.hashsalt": "xmodal", "text.parse_math": False},
     **{"pdf.fonttype": 42, "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False},
@@ -80,7 +80,7 @@ _SETTINGS |= {
     }.items()
 }
 _REM_PER_INCH = 6.6
-_LOG_RATIO = 30  # wider ranges than this are drawn on a logarithmic axis
+_LOG_RATIO = 30  # ranges wider than this factor are drawn on a logarithmic axis
 _DPI = 160
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -88,7 +88,7 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn figure: its title, itself, what it shows in words, and what a legend must explain."""
+    """A figure: its title, its drawing, a description in words, and what its legend explains."""
 
     title: str
     figure: Figure
@@ -106,7 +106,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: ``colour`` is 0 for the ink of the text, else the number of a series."""
+    """One line: ``colour`` is 0 for the text colour, otherwise the number of a series."""
 
     label: str
     x: Sequence[float]
@@ -116,13 +116,13 @@ class Curve:
 
     @property
     def dash(self) -> tuple[float, ...]:
-        """The dash pattern that tells this line apart without colour."""
+        """The dash pattern that identifies this line without colour."""
         return DASHES[(self.colour - 1) % len(DASHES)] if self.colour else ()
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method looks everywhere on a page: colour, marker and dashes.
+    """The style of a method everywhere on a page: colour, marker and dashes.
 
     Colours repeat after the eighth method; marker and dashes then differ.
     """
@@ -136,12 +136,12 @@ class MethodStyle:
 
     @property
     def variable(self) -> str:
-        """The colour for the style sheet."""
+        """The colour as a variable of the style sheet."""
         return _VARIABLES[self.colour]
 
     @property
     def marker(self) -> str:
-        """The marker, in matplotlib's words."""
+        """The marker, by matplotlib's name."""
         return MARKERS[self._turn % len(MARKERS)]
 
     @property
@@ -151,7 +151,7 @@ class MethodStyle:
 
     @property
     def symbol(self) -> Markup:
-        """A sample of line and marker, which ``<use href="#key-...">`` shows in a page."""
+        """A sample of line and marker, shown in a page by ``<use href="#key-...">``."""
         return _symbol(self)
 
     @property
@@ -159,11 +159,11 @@ class MethodStyle:
         return self.position + self.position // len(METHODS)
 
     def line(self, **more: Any) -> dict[str, Any]:
-        """Arguments of a line of this method."""
+        """Matplotlib arguments for a line of this method."""
         return {"color": self.colour, "linewidth": 1.8, "linestyle": dashes(self.dash), **more}
 
     def mark(self, size: float = 7, **more: Any) -> dict[str, Any]:
-        """Arguments of this method's markers, without a line."""
+        """Matplotlib arguments for markers of this method, without a line."""
         edge = {"markeredgecolor": SURFACE, "markeredgewidth": 0.8}
         look = {"color": self.colour, "marker": self.marker, "markersize": size}
         return {"linestyle": "none", **look, **edge, **more}
@@ -174,7 +174,7 @@ class MethodStyle:
 
 @contextmanager
 def drawing(size: tuple[float, float], font: float = 11, layout: str | None = "constrained") -> Any:
-    """A new figure of ``size`` inches in the project's style; draw on it inside the block."""
+    """A new figure of ``size`` inches in the project's style, to draw on inside the block."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -183,14 +183,14 @@ def drawing(size: tuple[float, float], font: float = 11, layout: str | None = "c
 
 
 def boxed(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
-    """Axes that leave these margins, in inches; much faster than to measure every label."""
+    """Axes with these margins in inches; much faster than measuring every label."""
     width, height = (float(side) for side in figure.get_size_inches())
     inside = (width - left - right) / width, (height - bottom - top) / height
     return figure.add_axes((left / width, bottom / height, *inside))
 
 
 def plain(axes: Axes, title: str = "", grid: Literal["x", "y"] | None = "y") -> None:
-    """Finish axes: a title, and a grid across ``grid``."""
+    """Finish axes: add a title, and a grid along ``grid``."""
     if grid:
         axes.grid(axis=grid)
     if title:
@@ -198,7 +198,7 @@ def plain(axes: Axes, title: str = "", grid: Literal["x", "y"] | None = "y") -> 
 
 
 def without_ticks(axes: Axes, title: str = "") -> None:
-    """Finish axes whose units mean nothing, such as a map's."""
+    """Finish axes whose units have no meaning, such as those of a map."""
     plain(axes, title, grid=None)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -211,9 +211,9 @@ def legend(axes: Axes, **where: Any) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a file of its own: ``.svg``, ``.pdf`` or ``.png``; returns its path.
+    """Write a figure to a file, ``.svg``, ``.pdf`` or ``.png``, and return its path.
 
-    Several labelled lines get a legend below, unless the figure has one.
+    Several labelled lines get a legend below, unless the figure already has one.
     """
     import matplotlib
 
@@ -227,7 +227,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 @contextmanager
 def _own_legend(figure: Figure) -> Iterator[None]:
-    """A legend below the figure for as long as this lasts; a page has legends of its own."""
+    """Add a legend below the figure inside the block; pages have their own legends."""
     found = figure.axes[0].get_legend_handles_labels() if figure.axes else ([], [])
     drawn = sorted(zip(*found, strict=True), key=lambda pair: _position(pair[0]))
     handles, labels = [handle for handle, _ in drawn], [label for _, label in drawn]
@@ -248,7 +248,7 @@ def _own_legend(figure: Figure) -> Iterator[None]:
 
 
 def _position(artist: Artist) -> int:
-    """The number that ``named`` gave to what is drawn."""
+    """The number that ``named`` gave to an artist."""
     return int((artist.get_gid() or "").partition(":")[2] or 0)
 
 
@@ -265,7 +265,7 @@ def _lift(figure: Figure, height: float, extra: float) -> None:
 def inline(figure: Figure, words: str, clip: bool = True) -> Markup:
     """The figure as SVG for a page, in the page's colours and font; ``words`` describe it.
 
-    Without ``clip``, what lies beyond the limits of an axis is shown.
+    Without ``clip``, parts beyond the limits of an axis are shown.
     """
     root = _rendered(figure, clip)
     width, height = root.attrib["viewBox"].split()[2:]
@@ -280,7 +280,7 @@ def inline(figure: Figure, words: str, clip: bool = True) -> Markup:
 
 
 def named(artist: Artist, kind: str, position: int = 0) -> None:
-    """Give what is drawn a name: it is its class in a page, and an id of its own in a file."""
+    """Name an artist: the name is its class in a page, and part of a unique id in a file."""
     artist.set_gid(f"{kind}:{position}")
 
 
@@ -299,7 +299,7 @@ def _symbol(style: MethodStyle) -> Markup:
 
 
 def _rendered(figure: Figure, clip: bool) -> ElementTree.Element:
-    """The figure as matplotlib's SVG, with clip paths or without."""
+    """The figure as matplotlib's SVG, with or without clip paths."""
     import matplotlib
 
     stream = io.StringIO()
@@ -312,10 +312,10 @@ def _rendered(figure: Figure, clip: bool) -> ElementTree.Element:
 
 
 def _themed(root: ElementTree.Element, prefix: str) -> list[ElementTree.Element]:
-    """The content of an SVG without what only a file of its own needs.
+    """The content of an SVG, without the parts that only a separate file needs.
 
-    Ids that are referred to get ``prefix``, since one page holds many figures; ``named`` ones
-    become classes; all others go.
+    Ids with references get ``prefix``, because one page holds many figures. Ids set by ``named``
+    become classes; all other ids are removed.
     """
     links = {e.attrib[_HREF][1:] for e in root.iter() if e.attrib.get(_HREF, "").startswith("#")}
     links |= {e.attrib["clip-path"][5:-1] for e in root.iter() if "clip-path" in e.attrib}
@@ -323,7 +323,7 @@ def _themed(root: ElementTree.Element, prefix: str) -> list[ElementTree.Element]
 
 
 def _element(old: ElementTree.Element, prefix: str, links: set[str]) -> list[ElementTree.Element]:
-    """The element in the page's words: none, itself, or only its content."""
+    """The element adapted for a page: nothing, the element, or only its content."""
     tag = old.tag.removeprefix(_SVG)
     if tag in ("metadata", "style") or (tag == "clipPath" and old.attrib["id"] not in links):
         return []
@@ -369,12 +369,12 @@ def _style(text: str) -> str:
 
 
 def _rounded(word: str) -> str:
-    """A coordinate with two places; a command of a path as it is."""
+    """A coordinate with two decimals; path commands are not changed."""
     return word if word.isalpha() else f"{float(word):.2f}".rstrip("0").rstrip(".")
 
 
 def _hash(content: str) -> str:
-    """A short name for ``content`` that is the same every time."""
+    """A short, reproducible name for ``content``."""
     return "c" + hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
@@ -387,7 +387,7 @@ def series(position: int) -> int:
 
 
 def dashes(pattern: Sequence[float]) -> Any:
-    """A dash pattern as matplotlib wants it."""
+    """A dash pattern in matplotlib's form."""
     return (0, tuple(pattern)) if pattern else "solid"
 
 
@@ -399,7 +399,7 @@ def curves(
     note: str = "",
     height: float = 2.3,
 ) -> Chart:
-    """Lines over one axis, logarithmic where the range asks for it; a mark is a ring on a line."""
+    """Lines over one axis, logarithmic if the range is wide; a mark is a ring on a line."""
     with drawing((4.3, height)) as figure:
         axes = figure.add_subplot()
         plain(axes)
@@ -425,9 +425,9 @@ def _draw(axes: Axes, line: Curve) -> None:
 
 
 def number_axes(axes: Axes, whole: bool, values: Sequence[float]) -> bool:
-    """Few round numbers on both axes; the upright one is logarithmic where ``values`` ask for it.
+    """Put a few round numbers on both axes; y is logarithmic if the range of ``values`` is wide.
 
-    ``whole``: y has whole numbers only. Returns whether y is logarithmic.
+    ``whole``: y has only whole numbers. Returns whether y is logarithmic.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
@@ -438,14 +438,14 @@ def number_axes(axes: Axes, whole: bool, values: Sequence[float]) -> bool:
     if not finite or min(finite) <= 0 or max(finite) / min(finite) <= _LOG_RATIO:
         return False
     axes.set_yscale("log")
-    # The default labels are powers in mathematical notation, which is switched off here.
+    # The default labels are powers in mathematical notation, which is turned off here.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     return True
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """At most about ``count`` round values on a logarithmic axis."""
+    """About ``count`` round values on a logarithmic axis, at most."""
     from matplotlib.ticker import MaxNLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

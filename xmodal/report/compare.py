@@ -1,6 +1,6 @@
-"""The page of a comparison: the verdict first, then what it rests on, down to every recipe.
+"""The page of a comparison: first the verdict, then the numbers behind it, down to every recipe.
 
-It shows what ``Table`` holds and what the run directories of its cells say, and decides nothing.
+It shows the content of a ``ComparisonTable`` and of the run directories; it decides nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xmodal.report.charts import Chart, MethodStyle, save
 from xmodal.report.page import write_page
 
 OPEN = 3
-"""So many pairs or kinds are unfolded; more are closed to begin with."""
+"""Up to this many pairs or kinds are shown unfolded; more start folded."""
 ORDER = ("better", "worse", "equivalent", "inconclusive", "refused")
 KINDS = {
     "mixed-conditions": "Different conditions",
@@ -33,11 +33,11 @@ KINDS = {
     "edge-of-grid": "Best learning rate at the end of the search",
     "failed-runs": "Failed runs",
     "missing-runs": "Missing runs",
-    "floored-errors": "Errors too small to be told from 0",
+    "floored-errors": "Errors too small to distinguish from 0",
     "within-spread": "Difference within the spread over seeds",
 }
 MATRIX = 4
-"""From this many methods on, the words are also shown as a matrix."""
+"""From this many methods on, the verdicts are also shown as a matrix."""
 
 
 def write_compare_report(
@@ -50,9 +50,9 @@ def write_compare_report(
 ) -> Path:
     """Write the page of a comparison to ``path`` and return it.
 
-    ``rule`` is the one that decided the verdicts (default: the default rule).
-    ``single_file`` leaves out the links to the cells, for a page that is sent somewhere.
-    ``figures_folder`` gets every figure as SVG and PDF.
+    ``rule`` is the rule that decided the verdicts (default: the default rule). ``single_file``
+    leaves out the links to the cells, for a page that is sent to others. ``figures_folder`` gets
+    every figure as SVG and PDF.
     """
     rule = rule or Rule()
     drawn = comparison_figures(table, rule)
@@ -106,12 +106,12 @@ def write_compare_report(
 
 
 def method_styles(table: ComparisonTable) -> dict[str, MethodStyle]:
-    """How each method looks, everywhere on the page and in every figure."""
+    """The style of each method, the same on the page and in every figure."""
     return {method: MethodStyle(i) for i, method in enumerate(table.methods)}
 
 
 def comparison_figures(table: ComparisonTable, rule: Rule | None = None) -> dict[str, Chart]:
-    """Every figure of a comparison by the name of its file, as far as the results allow it.
+    """Every figure of a comparison that the results allow, by its file name.
 
     ``effects-A-B`` for each pair, ``profiles``, ``ranks``, ``cost``, and ``curves-TASK``.
     """
@@ -144,7 +144,7 @@ def _effects(table: ComparisonTable, pair: PairResult) -> str:
 
 
 def _files(names: Sequence[str]) -> dict[str, str]:
-    """A piece of a file name for each name, all different, without what file systems refuse."""
+    """A piece of a file name for each name; all differ, and all are valid on file systems."""
     found: dict[str, str] = {}
     for position, name in enumerate(names):
         piece = re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-.") or "method"
@@ -155,7 +155,7 @@ def _files(names: Sequence[str]) -> dict[str, str]:
 
 
 def _forests(table: ComparisonTable, drawn: dict[str, Chart], rule: Rule) -> list[dict[str, Any]]:
-    """Pairs with a figure of their effects, the settled ones first, and the same as a table."""
+    """Pairs with a figure and a table of their effects, settled pairs first."""
     if table.comparison is None:
         return []
     return [
@@ -176,7 +176,7 @@ def _friedman(p: float | None) -> str:
 
 
 def _small_profiles(overview: Overview | None, styles: figures.Styles) -> list[dict[str, Any]]:
-    """Profiles of pairs; with two methods that would be the large one again."""
+    """Profiles of pairs; none for two methods, because the large profile shows the same."""
     if overview is None or len(overview.profiles) < 3:
         return []
     return [
@@ -190,7 +190,7 @@ def _small_profiles(overview: Overview | None, styles: figures.Styles) -> list[d
 
 @dataclass(frozen=True)
 class Judged:
-    """One pair as the table of verdicts shows it; numbers are empty where it is refused."""
+    """One pair as shown in the table of verdicts; numbers are empty if the verdict is refused."""
 
     pair: PairResult
     effect: str = ""
@@ -210,7 +210,7 @@ class Judged:
 
 
 def judged(pair: PairResult) -> Judged:
-    """A pair with its numbers as text, and what would settle it apart from the reasons."""
+    """A pair with its numbers as text, and its remedies separate from its reasons."""
     reasons, numbers = pair.verdict.reasons, pair.numbers
     if numbers is None:
         return Judged(pair, reasons=reasons)
@@ -236,15 +236,15 @@ def judged(pair: PairResult) -> Judged:
 
 
 def by_word(pairs: Sequence[PairResult]) -> list[Judged]:
-    """All pairs, the settled ones first, else in their order."""
+    """All pairs, settled pairs first, otherwise in their order."""
     return sorted((judged(pair) for pair in pairs), key=lambda one: ORDER.index(one.word))
 
 
 @dataclass(frozen=True)
 class Headline:
-    """What the comparison says. ``refused``: why it may say nothing, where that holds for all.
+    """The verdict of the comparison. ``refused``: the reasons, if all pairs are refused.
 
-    ``way_out`` is what would settle the undecided pairs, where it is the same for all of them.
+    ``way_out`` tells what would settle the undecided pairs, if it is the same for all of them.
     """
 
     sentence: str
@@ -255,16 +255,16 @@ class Headline:
 
 
 def headline(table: ComparisonTable) -> Headline:
-    """The verdict in a sentence or few."""
+    """The verdict in one or a few sentences."""
     if table.comparison is None:
-        return Headline("No verdict yet.", "Nothing is done that could be weighed.")
+        return Headline("No verdict yet.", "No finished run can be compared.")
     pairs = by_word(table.comparison.pairs)
     if not pairs:
-        return Headline("No verdict.", "A verdict takes two methods.")
+        return Headline("No verdict.", "A verdict needs two methods.")
     if all(one.word == "refused" for one in pairs):
         reasons = dict.fromkeys(reason for one in pairs for reason in one.reasons)
         if len(reasons) > 2:
-            return Headline("No verdict: all pairs are refused.", "The reasons stand below.")
+            return Headline("No verdict: all pairs are refused.", "The reasons are below.")
         return Headline("No verdict.", refused=tuple(f"{r[:1].upper()}{r[1:]}." for r in reasons))
     settled = [_sentence(one) for one in pairs if one.word in ORDER[:3]]
     open_ = [one for one in pairs if one.word not in ORDER[:3]]
@@ -288,7 +288,7 @@ def _sentence(one: Judged) -> str:
 
 
 def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
-    """The words as seen from each row's method; None for few, or where all are refused."""
+    """The verdicts from the view of each row's method; None if too few, or if all are refused."""
     methods = list(dict.fromkeys(method for pair in pairs for method in (pair.a, pair.b)))
     if len(methods) < MATRIX or all(pair.verdict.word == "refused" for pair in pairs):
         return None
@@ -302,7 +302,7 @@ def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
 
 
 def _ahead(found: Sequence[Judged]) -> str:
-    """Who is better than the most others, and than how many."""
+    """The methods that are better than the most others, and than how many."""
     counts: dict[str, int] = {}
     for one in found:
         if one.word in ("better", "worse"):
@@ -312,11 +312,11 @@ def _ahead(found: Sequence[Judged]) -> str:
     if not most:
         return ""
     names = [name for name, count in counts.items() if count == most]
-    return f"Better than the most others: {text.listed(names)}, than {most}."
+    return f"Better than the most other methods: {text.listed(names)} (better than {most})."
 
 
 def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
-    """Flags by kind, those that refuse first: title, whether it refuses, texts."""
+    """Flags by kind, refusing kinds first: the title, whether it refuses, the texts."""
     kinds = {kind: [flag for flag in flags if flag.kind == kind] for kind in KINDS}
     return [
         (title, kinds[kind][0].refuses, [flag.text for flag in kinds[kind]])
@@ -329,7 +329,7 @@ def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
 
 
 def caption(table: ComparisonTable) -> str:
-    """How every number of the page was made; part of each caption."""
+    """How every number on the page was made; part of each caption."""
     cells = [cell for cell in table.cells if cell.directory is not None] or list(table.cells)
     parts = [_selection(table)]
     seeds = text.spans(cell.seed for cell in cells)
@@ -384,7 +384,7 @@ def heading(table: ComparisonTable) -> str:
 
 
 def progress(table: ComparisonTable) -> str:
-    """How many cells are done, and how the others stand."""
+    """How many cells are done, and the states of the others."""
     words = [state.word for state in table.states]
     total = text.plural(len(words), "cell")
     if words and all(word == "done" for word in words):

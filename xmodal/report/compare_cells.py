@@ -1,8 +1,8 @@
-"""What the cells of a comparison say: scores, course of training, cost, recipes, what is missing.
+"""The cells of a comparison: scores, course of training, cost, recipes and missing cells.
 
-Scores are shown in the task's own metric, as they were measured; verdicts rest on ``Table.scores``.
-Cost is counted in samples through the encoder, which no other load on the machine changes; time and
-memory stand beside it as they were measured.
+Scores are shown in the task's own metric, as measured; verdicts use the table's error scores. Cost
+is counted in samples through the encoder, which does not depend on other load on the machine; time
+and memory are shown next to it, as measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class SeedLink:
-    """A seed of a cell, and where its page lies seen from the comparison's; empty without one."""
+    """A seed of a cell, and the link to its page from the comparison's page; empty if none."""
 
     seed: int
     href: str
@@ -46,7 +46,7 @@ class SeedLink:
 
 @dataclass(frozen=True)
 class ScoreEntry:
-    """One method on one task: ``mean ± sd``, how many seeds, and what is missing."""
+    """One method on one task: ``mean ± sd``, the number of seeds, and the missing runs."""
 
     value: str = ""
     seeds: int = 0
@@ -75,7 +75,7 @@ def columns(table: ComparisonTable) -> list[TaskColumn]:
 
 
 def scores(table: ComparisonTable, page: Path | None) -> list[tuple[str, list[ScoreEntry]]]:
-    """Mean and deviation of every method on every task; ``page`` is where links start from."""
+    """Mean and deviation of every method on every task; links are relative to ``page``."""
     here = grouped(table.standing, lambda pair: _key(pair[0]))
     best = {task: table.best(task) for task in table.tasks}
 
@@ -103,12 +103,12 @@ def _score(
         SeedLink(cell.seed, link(cell, page)) for cell, state in here if state.word == DONE
     )
     if not found.n:
-        return ScoreEntry(missing=missing or "not asked for", links=links)
+        return ScoreEntry(missing=missing or "not requested", links=links)
     return ScoreEntry(text.mean_sd(found.mean, found.sd), found.n, best, missing, links)
 
 
 def link(cell: Cell, page: Path | None) -> str:
-    """The cell's page, or its directory, relative to ``page``; empty where links are not wanted."""
+    """The cell's page, or its directory, relative to ``page``; empty if links are not wanted."""
     if page is None or cell.directory is None:
         return ""
     report = cell.directory / FILE
@@ -125,7 +125,7 @@ def link(cell: Cell, page: Path | None) -> str:
 
 @dataclass(frozen=True)
 class Course:
-    """Validation scores of one method on one task: mean, least and largest over seeds."""
+    """Validation scores of one method on one task: mean, smallest and largest over seeds."""
 
     method: str
     epochs: tuple[int, ...]
@@ -136,7 +136,7 @@ class Course:
 
 
 def course(method: str, runs: Sequence[Mapping[int, float]]) -> Course | None:
-    """Mean and range over the runs at the epochs that all of them have; None if there are none."""
+    """Mean and range over the runs, at the epochs that all of them have; None if none."""
     runs = [run for run in runs if run]
     shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     columns = [(e, [run[e] for run in runs]) for e in shared]
@@ -154,9 +154,9 @@ def course(method: str, runs: Sequence[Mapping[int, float]]) -> Course | None:
 
 
 def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[str, int]]:
-    """What the curves of a task show, and one course a method, over its finished cells.
+    """The title of a task's curves, one course per method over its finished cells, and a count.
 
-    Epochs count from the first that was scored; third is how many each method had before.
+    Epochs count from the first scored epoch; the count is each method's number of earlier epochs.
     """
     rows = [row for row in table.rows if row.task == task]
     split = "test" if any(row.selected_on == "test" for row in rows) else "validation"
@@ -179,9 +179,9 @@ def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[
 
 
 def compared_fields(table: ComparisonTable) -> list[tuple[str, list[FieldMaps]]]:
-    """For tasks of 2-D fields: what every method predicts of the same test samples.
+    """For tasks with 2-D fields: every method's predictions for the same test samples.
 
-    Of each method, its first seed that is done.
+    Uses the first finished seed of each method.
     """
     done, found = _done(table), []
     for task in table.tasks:
@@ -197,7 +197,7 @@ def compared_fields(table: ComparisonTable) -> list[tuple[str, list[FieldMaps]]]
 
 @dataclass(frozen=True)
 class UnfinishedCells:
-    """Cells of one method on one task that are not done for one reason."""
+    """Cells of one method on one task that are not done, for the same reason."""
 
     method: str
     task: str
@@ -209,7 +209,7 @@ class UnfinishedCells:
 
 
 def unfinished(table: ComparisonTable) -> list[UnfinishedCells]:
-    """Cells without a result: failed first, then skipped, then those still to come."""
+    """Cells without a result: failed cells first, then skipped, then those yet to run."""
 
     def alike(pair: tuple[Cell, State]) -> tuple[str, str, str, str, str]:
         cell, state = pair
@@ -252,7 +252,7 @@ def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What runs of a method took, mean over seeds; ``share`` of the dearest is for a bar."""
+    """The cost of a method's runs, averaged over seeds; ``share`` of the highest is for a bar."""
 
     method: str
     encoded: float
@@ -265,7 +265,7 @@ class Cost:
 
 
 def costs(table: ComparisonTable, tasks: Sequence[str]) -> list[Cost]:
-    """Cost of a run of each method that is done on all of ``tasks``, mean over these tasks."""
+    """The cost of a run, averaged over ``tasks``, for each method that is done on all of them."""
     made = grouped(table.rows, _key)
     able = [m for m in table.methods if tasks and all((m, task) in made for task in tasks)]
     found = [(m, [made[m, task] for task in tasks]) for m in able]
@@ -293,20 +293,20 @@ def _parameters(counts: Sequence[int]) -> str:
 
 
 def common(table: ComparisonTable) -> tuple[str, ...]:
-    """Tasks on which every method that is done anywhere is done."""
+    """The tasks on which all methods are done, leaving out methods that are done nowhere."""
     made = {(row.method, row.task) for row in table.rows}
     methods = {row.method for row in table.rows}
     return tuple(t for t in table.tasks if made and all((m, t) in made for m in methods))
 
 
 def front(table: ComparisonTable) -> tuple[list[Spot], tuple[str, ...]]:
-    """Error against cost on the tasks that all methods share; the tasks come second."""
+    """Error against cost on the tasks that all methods share, and these tasks."""
     if table.scores is None or not table.rows:
         return [], ()
     tasks, level_MT = levels(table.scores)
     made = grouped(table.rows, _key)
     methods = table.scores.methods
-    # A method whose every run failed has spent nothing that is known.
+    # If every run of a method failed, its cost is unknown.
     known = [i for i, m in enumerate(methods) if all((m, task) in made for task in tasks)]
     if not tasks or not known:
         return [], ()
@@ -323,7 +323,7 @@ def front(table: ComparisonTable) -> tuple[list[Spot], tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Spot:
-    """One method: geometric mean of its error over the best's, samples through the encoder."""
+    """One method: the geometric mean of its error over the best error, and its encoded samples."""
 
     method: str
     error: float
@@ -332,9 +332,10 @@ class Spot:
 
 
 def spots(error: Mapping[str, float], cost: Mapping[str, float]) -> list[Spot]:
-    """Methods by cost; on the front are those that no other beats in one and matches in the other.
+    """Methods by cost. The front has the methods that no other beats on one axis and at least
+    matches on the other.
 
-    A method that failed somewhere has an infinite error and is never on the front.
+    A method with a failed task has an infinite error and is never on the front.
     """
     found = []
     for method in error:
@@ -353,7 +354,7 @@ def spots(error: Mapping[str, float], cost: Mapping[str, float]) -> list[Spot]:
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """Cells of one method on one task: the first one's recipe, and what others have instead."""
+    """Cells of one method on one task: the recipe of the first, and how the others differ."""
 
     method: str
     task: str
@@ -384,7 +385,7 @@ def recipes(table: ComparisonTable) -> list[RecipeEntry]:
 
 
 def _yaml(cell: Cell) -> str:
-    """As the run wrote it; before it began, as it will."""
+    """The resolved recipe as the run wrote it or, before the run began, as it will write it."""
     written = recipe_text(cell.run)
     if written:
         return written
@@ -394,7 +395,7 @@ def _yaml(cell: Cell) -> str:
 
 
 def differences(resolved: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Settings that are not the same in all recipes: the key, and its values in their order."""
+    """Settings that differ between recipes: the key, and its values in order."""
     flat = [dict(_flat(recipe)) for recipe in resolved]
     keys = dict.fromkeys(key for recipe in flat for key in recipe)
     found = []
@@ -421,7 +422,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def surroundings(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Words:
-    """Versions and machine of all finished cells; where they differ, every value that occurs."""
+    """Versions and machines of all finished cells; if they differ, every value that occurs."""
     # The hash is of one run alone; data are said per task below.
     kept = [{k: v for k, v in m.items() if k not in ("hash", "data")} for _, m in manifests]
     return _distinct(pair for manifest in kept for pair in environment(manifest))
@@ -438,7 +439,7 @@ def _distinct(pairs: Iterable[tuple[str, str]]) -> Words:
 
 
 def design(table: ComparisonTable) -> Words:
-    """What was asked for."""
+    """The requested comparison."""
     cells = table.cells
     seeds = text.spans(cell.seed for cell in cells)
     roles = [

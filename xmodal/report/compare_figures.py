@@ -1,6 +1,6 @@
 """The figures of a comparison: effects of a pair, profiles, ranks, learning curves, cost.
 
-Every method has its ``MethodStyle``: the same colour, marker and dashes in all of them.
+Every method has its own ``MethodStyle``: the same colour, marker and dashes in all figures.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Styles = Mapping[str, MethodStyle]
 NAMED = 24
-LOG_RATIO = 30  # wider ranges than this are drawn on a logarithmic axis
+LOG_RATIO = 30  # ranges wider than this factor are drawn on a logarithmic axis
 RATIOS = (
     (0.98, 0.99, 1.0, 1.01, 1.02),
     (0.96, 0.98, 1.0, 1.02, 1.04),
@@ -51,7 +51,7 @@ RATIOS = (
     (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
     (0.01, 0.1, 1.0, 10.0, 100.0),
 )
-"""Ratios of two errors that an axis may name, from the finest."""
+"""Ratios of two errors for axis labels, finest first."""
 
 
 # --- effects of a pair ---
@@ -59,7 +59,7 @@ RATIOS = (
 
 @dataclass(frozen=True)
 class EffectRow:
-    """One task, or the mean over all, in words; ``effect`` says if there is no mean."""
+    """One task, or the mean over all tasks, as text; ``effect`` tells if there is no mean."""
 
     name: str
     effect: str
@@ -68,7 +68,7 @@ class EffectRow:
 
 
 def effect_rows(pair: PairResult, rule: Rule) -> list[EffectRow]:
-    """The rows of a pair's figure in words: its tasks, and the mean over them if there is one."""
+    """The rows of a pair's figure as text: its tasks, and the mean over them if there is one."""
     rows = [_task_row(task, pair) for task in pair.tasks]
     if pair.numbers:
         effect = pair.numbers.effect
@@ -100,7 +100,7 @@ def _range(interval: Interval | None) -> str:
 
 
 def effects_end(pair: PairResult, seeds_TS: Sequence[Floats], rule: Rule) -> float:
-    """Where the axis of log-ratios ends on both sides: wide enough for all that is drawn."""
+    """The end of the log-ratio axis on both sides, wide enough for everything drawn."""
     ends = [2 * rule.log_rope]
     for values in seeds_TS:
         ends += [abs(float(v)) for v in values if math.isfinite(v)]
@@ -114,7 +114,8 @@ def effects_end(pair: PairResult, seeds_TS: Sequence[Floats], rule: Rule) -> flo
 def effects(pair: PairResult, scores: ErrorTable, styles: Styles, rule: Rule) -> Chart:
     """The forest plot of a pair: dots for seeds, a bar for the interval, a mark for the mean.
 
-    x is the log-ratio of the two errors; rows count from 0. A failed run stands at the axis' end.
+    x is the log-ratio of the two errors; rows count from 0. A failed run is drawn at the end of the
+    axis.
     """
     d_TS = log_ratios(scores.of_method(pair.a), scores.of_method(pair.b))
     seeds_TS = [d_TS[scores.tasks.index(task.task)] for task in pair.tasks]
@@ -143,7 +144,7 @@ def effects(pair: PairResult, scores: ErrorTable, styles: Styles, rule: Rule) ->
 
 
 def _effect(axes: Axes, position: int, task: TaskResult, seeds_S: Floats, end: float) -> None:
-    """One task: the interval, and one dot a seed, the seeds below each other."""
+    """One task: the interval, and one dot per seed, one below the other."""
     if task.mean is not None and task.interval:
         ends = task.interval.low, task.interval.high
         (bar,) = axes.plot(ends, [position] * 2, color=INK, linewidth=1.6, zorder=2)
@@ -184,7 +185,7 @@ def _total(axes: Axes, position: int, pair: PairResult, styles: Styles) -> None:
 
 
 def _ratio_axis(axes: Axes, pair: PairResult, end: float) -> None:
-    """The axis in ratios of errors, and which side is whose."""
+    """The axis with ratios of errors, and which method each side favours."""
     ratios = ratio_ticks(end)
     axes.set_xticks([math.log(ratio) for ratio in ratios], [f"{ratio:g}×" for ratio in ratios])
     axes.tick_params(axis="x", length=3, pad=2)
@@ -203,7 +204,7 @@ def _ratio_axis(axes: Axes, pair: PairResult, end: float) -> None:
 def _effect_words(
     axes: Axes, pair: PairResult, rows: Sequence[EffectRow], across: float, head: float
 ) -> None:
-    """Names left of the axis, numbers right of it, in columns at inches from the axis."""
+    """Names to the left of the axis and numbers to the right, in columns placed in inches."""
     at = axes.get_yaxis_transform()
     effect, note = 1 + 0.15 / across, 1 + 2.5 / across
     y = -0.5 - head / 2
@@ -230,7 +231,7 @@ def _short(label: str, limit: int = 25) -> str:
 
 
 def ratio_ticks(end: float) -> tuple[float, ...]:
-    """Ratios to name on an axis that reaches from log-ratio ``-end`` to ``end``."""
+    """The ratios to label on an axis from log-ratio ``-end`` to ``end``."""
     for ratios in RATIOS:
         shown = tuple(r for r in ratios if abs(math.log(r)) <= end)
         if len(shown) == len(ratios) and abs(math.log(ratios[-1])) < 0.45 * end:
@@ -257,7 +258,7 @@ def profiles(found: Sequence[Profile], styles: Styles, small: bool = False) -> C
         axes.set_xlabel("factor τ" if small else "error at most τ times the best (log scale)")
         if not small:
             axes.set_ylabel("ρ(τ), share of tasks")
-        # The best is drawn last, over the others.
+        # Draw the best method last, on top of the others.
         for profile in sorted(found, key=lambda p: p.area):
             _profile(axes, profile, styles[profile.method], end)
     words = "; ".join(
@@ -269,7 +270,7 @@ def profiles(found: Sequence[Profile], styles: Styles, small: bool = False) -> C
 
 
 def _profile(axes: Axes, profile: Profile, style: MethodStyle, end: float) -> None:
-    """The step function, with marks at its start and where half of the tasks are reached."""
+    """The step function, with marks at its start and at half of the tasks."""
     taus, shares = list(profile.taus), list(profile.shares)
     if taus[-1] < end:
         taus, shares = [*taus, end], [*shares, shares[-1]]
@@ -290,7 +291,7 @@ def _name_ticks(axes: Axes, values: Sequence[float]) -> None:
 
 
 def tick_label(value: float) -> str:
-    """A tick's label: thousands and millions in short."""
+    """A tick's label; thousands and millions are abbreviated."""
     return text.count(round(value)) if value >= 1e4 and value == round(value) else f"{value:.6g}"
 
 
@@ -302,8 +303,8 @@ _RANK_AXIS, _OUT, _LEVEL = 330.0, 38.0, 20.0  # points
 def ranks(overview: Overview, styles: Styles) -> Chart:
     """The critical-difference diagram: methods by average rank, 1 is best.
 
-    Bars join methods that no test tells apart, a ruler shows the critical difference. x is the
-    rank, y counts points downwards.
+    Bars join methods that the tests cannot distinguish; a ruler shows the critical difference. x is
+    the rank, y counts points downwards.
     """
     names, most = list(overview.ranks), float(max(len(overview.ranks), 2))
     half = math.ceil(len(names) / 2)
@@ -332,12 +333,12 @@ def ranks(overview: Overview, styles: Styles) -> Chart:
             _rank(axes, name, overview.ranks[name], styles[name], at, -unit if first else unit)
     places = "; ".join(f"{name} {text.number(rank, 3)}" for name, rank in overview.ranks.items())
     groups = "; ".join(text.listed(clique) for clique in overview.cliques) or "none"
-    words = f"Average ranks: {places}. Not told apart: {groups}"
+    words = f"Average ranks: {places}. Not distinguished: {groups}"
     return Chart("Average ranks", figure, words)
 
 
 def _ruler(axes: Axes, length: float, most: float) -> None:
-    """Nemenyi's critical difference as long as it is on the axis, or as long as the axis."""
+    """Nemenyi's critical difference, drawn to scale but at most as long as the axis."""
     longer = length > most - 1 + 1e-9
     end = min(1 + length, most)
     look: dict[str, Any] = {"color": MUTED, "linewidth": 1.3, "clip_on": False}
@@ -365,7 +366,7 @@ def _rank(
     at: tuple[float, float, float],
     outwards: float,
 ) -> None:
-    """A line from the rank down and out to the name; ``outwards`` is one point that way."""
+    """A line from the rank down and outwards to the name; ``outwards`` is one point outwards."""
     axis, y, edge = at
     look = style.line(linewidth=1.1, linestyle="solid", clip_on=False)
     (line,) = axes.plot([rank, rank, edge], [axis, y, y], **look)
@@ -383,9 +384,9 @@ def _rank(
 def learning_curves(
     task: str, what: str, courses: Sequence[Course], styles: Styles, before: Mapping[str, int]
 ) -> Chart:
-    """One line a method, its seeds as a band; a method with one score is a level line.
+    """One line per method, with its seeds as a band; a method with one score is a level line.
 
-    ``before``: how many epochs of a method were not scored.
+    ``before``: how many earlier epochs of a method were not scored.
     """
     last = max(2, *(c.epochs[-1] for c in courses))
     with drawing((3.7, 2.4), font=10, layout=None) as figure:
@@ -399,7 +400,7 @@ def learning_curves(
     found = [
         f"{c.method} from {text.number(c.mean[0])} to {text.number(c.mean[-1])}" for c in courses
     ]
-    notes = [f"{m}: {text.plural(n, 'epoch')} before, not scored." for m, n in before.items()]
+    notes = [f"{m}: {text.plural(n, 'earlier epoch')} not scored." for m, n in before.items()]
     level = [c.method for c in courses if len(c.epochs) == 1]
     if level:
         notes.append(f"Level line: {text.listed(level)}, scored once.")
@@ -424,9 +425,9 @@ def _course(axes: Axes, c: Course, style: MethodStyle, last: int) -> None:
 
 
 def cost(found: Sequence[Spot], styles: Styles) -> Chart | None:
-    """Error against cost with the front as a step line; None where no method has both.
+    """Error against cost with the front as a step line; None if no method has both numbers.
 
-    Methods without any encoder pass stand left of the logarithmic axis, at 0.
+    Methods without encoder passes are drawn at 0, to the left of the logarithmic axis.
     """
     shown = [spot for spot in found if math.isfinite(spot.error)]
     if not shown:
@@ -444,7 +445,7 @@ def cost(found: Sequence[Spot], styles: Styles) -> Chart | None:
         if free:
             _free_place(axes, zero, low, high)
         _error_axis(axes, max(spot.error for spot in shown))
-        axes.set_xlabel("samples through the encoder, a run (log scale)")
+        axes.set_xlabel("samples through the encoder per run (log scale)")
         front = [(spot.cost or zero, spot.error) for spot in shown if spot.front]
         if front:
             x, y = zip(*front, (high, front[-1][1]), strict=True)
@@ -459,7 +460,7 @@ def cost(found: Sequence[Spot], styles: Styles) -> Chart | None:
 
 
 def _free_place(axes: Axes, zero: float, low: float, high: float) -> None:
-    """A piece of axis of its own for a cost of 0."""
+    """A separate piece of axis for a cost of 0."""
     axes.spines["bottom"].set_bounds(low, high)
     at = axes.get_xaxis_transform()
     ends = [zero / (low / zero) ** 0.3, zero * (low / zero) ** 0.3]

@@ -1,6 +1,6 @@
-"""Turns a context into one self-contained HTML file: templates, style sheet, atomic writing.
+"""Renders a context into one self-contained HTML file, with templates and a style sheet.
 
-Everything a page shows is inside it; nothing is fetched and nothing needs a script.
+A page contains everything that it shows; it fetches nothing and needs no script.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ OWN = "xmodal.report"
 
 
 def write_page(path: Path, template: str, context: Mapping[str, Any], package: str = OWN) -> Path:
-    """Render ``template`` with ``context`` and replace ``path`` by it in one step.
+    """Render ``template`` with ``context`` and write it to ``path`` atomically.
 
-    ``package`` has the template in its folder of that name; it may include those of this one.
+    The template is in the folder ``templates`` of ``package``; it may include this package's
+    templates.
     """
     environment = Environment(
         loader=ChoiceLoader(
@@ -47,7 +48,7 @@ def write_page(path: Path, template: str, context: Mapping[str, Any], package: s
 
 
 def _variables() -> tuple[str, str]:
-    """The palette as style sheet, light and dark."""
+    """The palette as style sheet variables, light and dark."""
     light, dark = (
         " ".join(f"--{name}: {pair[theme]};" for name, pair in COLOURS.items()) for theme in (0, 1)
     )

@@ -1,7 +1,7 @@
-"""Pictures made of pixels: maps of fields, photographs, and tokens marked on a sample.
+"""Pictures made of pixels: maps of fields, photographs, and samples with marked tokens.
 
-Maps are perceptually uniform. A sample under tokens is drawn once and referred to; the marks are
-outlines of runs of tokens, so thousands of tokens stay small.
+Colour maps are perceptually uniform. A sample under tokens is drawn once and then referenced. Marks
+are outlines of runs of tokens, so that pages with thousands of tokens stay small.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EPOCHS = 5
 
 @dataclass(frozen=True)
 class ColourScale:
-    """A colour map with the values of its two ends."""
+    """A colour map and the values at its two ends."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class ColourScale:
 
 
 def scale_of(arrays: Iterable[Array], colours: str = FIELD, zero: bool = False) -> ColourScale:
-    """The scale that holds every finite value of ``arrays``; ``zero`` puts its low end at 0."""
+    """The scale that covers every finite value in ``arrays``; ``zero`` makes it start at 0."""
     values = np.concatenate([np.asarray(a, dtype=np.float64).ravel() for a in arrays])
     values = values[np.isfinite(values)]
     if not values.size:
@@ -60,7 +60,7 @@ def field(values: Array, scale: ColourScale) -> str:
 def photo(values: Array) -> str:
     """``(3, H, W)`` or ``(H, W)`` of any range, stretched to 0 .. 1, as a data URI."""
     values = np.nan_to_num(np.asarray(values, dtype=np.float64))
-    # The tails of a normalised photograph would otherwise wash it out.
+    # Cut off extreme values, which would make a normalised photograph pale.
     low, high = np.percentile(values, (0.5, 99.5))
     values = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
     image = np.moveaxis(values, 0, -1) if values.ndim == 3 else np.stack([values] * 3, axis=-1)
@@ -89,13 +89,13 @@ def _encode(pixels: Array) -> str:
 
 
 def as_array(tensor: Any) -> Array:
-    """A tensor as a plain array (half precision becomes float)."""
+    """A tensor as a NumPy array (half precision becomes float)."""
     tensor = tensor.detach().cpu()
     return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
 
 
 def drawn_channels(x: Array, images: Mapping[str, int]) -> list[tuple[str, Array]]:
-    """The channels of ``x`` worth drawing: those the task names, else the first."""
+    """The channels of ``x`` to draw: those that the task names, otherwise the first."""
     named = [(title, c) for title, c in images.items() if 0 <= c < x.shape[1]][:MAX_INPUTS]
     return [(title, x[:, c]) for title, c in named] or [("input", x[:, 0])]
 
@@ -105,9 +105,9 @@ def drawn_channels(x: Array, images: Mapping[str, int]) -> list[tuple[str, Array
 
 @dataclass(frozen=True)
 class TokenSheet:
-    """What lies under an overlay: a shared drawing and its grid of tokens.
+    """The layer under an overlay: a shared drawing and its grid of tokens.
 
-    ``name`` is empty where there is no picture and the tokens are drawn as a bare strip.
+    ``name`` is empty if there is no picture; the tokens are then drawn as a bare strip.
     """
 
     grid: tuple[int, int]
@@ -118,7 +118,7 @@ class TokenSheet:
 
 @dataclass(frozen=True)
 class MixedSample:
-    """One sample: what was replaced and what was taken, one drawing an epoch."""
+    """One sample: its replaced and its taken tokens, one drawing per epoch."""
 
     name: str
     replaced: list[Markup]
@@ -127,7 +127,7 @@ class MixedSample:
 
 @dataclass(frozen=True)
 class Mixing:
-    """The whole section: column heads ``(epoch, k)`` and the samples."""
+    """The section about mixing: column heads ``(epoch, k)`` and the samples."""
 
     heads: list[tuple[str, str]]
     pairs: list[MixedSample]
@@ -136,9 +136,9 @@ class Mixing:
 
 
 def mixing(samples: Mapping[str, Any], facts: Mapping[str, Any], prefix: str = "") -> Mixing | None:
-    """What happened to the probe samples over about five epochs; None where nothing was mixed.
+    """How the probe samples were mixed in about five epochs; None if nothing was mixed.
 
-    ``prefix`` keeps names apart where one page shows several runs.
+    ``prefix`` keeps names distinct if one page shows several runs.
     """
     probes = [(i, p) for i, p in enumerate(samples.get("probes", [])) if "origin" in p]
     if not probes or "train" not in samples:
@@ -187,7 +187,7 @@ def _pair(
 
 
 def shown_epochs(count: int) -> list[int]:
-    """The positions of about five of ``count`` epochs, first and last among them."""
+    """The positions of about five of ``count`` epochs, including the first and the last."""
     return sorted({round(t) for t in np.linspace(0, count - 1, EPOCHS)})
 
 
@@ -197,7 +197,7 @@ def shown_epochs(count: int) -> list[int]:
 def _target(
     x: Array, tokens: int, facts: Mapping[str, Any], images: Mapping[str, int]
 ) -> TokenSheet:
-    """The target sample ``[1, C, H, W]`` or ``[1, C, L]``, or a bare strip for anything else."""
+    """The target sample ``[1, C, H, W]`` or ``[1, C, L]``; a bare strip for other shapes."""
     grid = tuple(int(side) for side in facts.get("grid", ()))
     if len(grid) == 2 and math.prod(grid) == tokens and x.ndim == 4:
         title, channel = drawn_channels(x, images)[0]
@@ -210,13 +210,13 @@ def _target(
 
 
 def _soft(scale: ColourScale) -> ColourScale:
-    """Greys without black and white, so that an overlay reads the same on both."""
+    """Greys without black and white, so that an overlay is visible on all of them."""
     margin = 0.3 * (scale.high - scale.low)
     return ColourScale(scale.low - margin, scale.high + margin / 2, scale.colours)
 
 
 def _source(source: Array | None, i: int, largest: int, facts: Mapping[str, Any]) -> TokenSheet:
-    """The source sample, if it is an image whose patches ``largest`` can index; else a strip."""
+    """The source sample if it is an image with a patch at index ``largest``; otherwise a strip."""
     if source is None or i >= len(source):
         return TokenSheet((1, largest + 1))
     x = source[i]
@@ -237,7 +237,7 @@ def _picture(uri: str, grid: tuple[int, int], ratio: float) -> TokenSheet:
 
 
 def _curve(values: Array, tokens: int) -> TokenSheet:
-    """A series over its tokens: the line fills a strip one token high."""
+    """A series over its tokens; the line fills a strip of one token's height."""
     values = np.nan_to_num(np.asarray(values, dtype=np.float64))
     values = values[:: max(1, len(values) // 400)]
     low, high = float(values.min()), float(values.max())
@@ -259,7 +259,7 @@ def _named(sheet: TokenSheet, name: str) -> TokenSheet:
 
 
 def _drawing(sheet: TokenSheet, chosen: Array, words: str, kind: str) -> Markup:
-    """One SVG: the sheet, the chosen tokens over it, and for taken tokens the rest dimmed."""
+    """One SVG: the sheet with the chosen tokens marked; for taken tokens, the others are dimmed."""
     height, width = sheet.grid
     mask = np.zeros((height, width), dtype=bool)
     mask.flat[chosen[chosen < mask.size]] = True
@@ -281,12 +281,12 @@ def _drawing(sheet: TokenSheet, chosen: Array, words: str, kind: str) -> Markup:
 
 
 def _fill(mask: Array) -> str:
-    """The chosen cells as one path, a rectangle a run of cells in a row."""
+    """The chosen cells as one path, with one rectangle per run of cells in a row."""
     return "".join(f"M{a} {row}h{b - a}v1h{a - b}z" for row, a, b in _runs(mask))
 
 
 def _edges(mask: Array) -> str:
-    """The border between chosen and other cells as one path."""
+    """The border between chosen cells and other cells, as one path."""
     padded = np.pad(mask, 1)
     across = padded[1:, 1:-1] != padded[:-1, 1:-1]
     along = (padded[1:-1, 1:] != padded[1:-1, :-1]).T

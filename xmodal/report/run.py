@@ -1,4 +1,4 @@
-"""The page of one run: what was measured, how training went, what was predicted and mixed."""
+"""The page of one run: its numbers, learning curves, predictions and mixed samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Words = list[tuple[str, str]]
 def write_report(run: Run) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Reads only the run directory; whatever the run has not produced (yet) is left out. Raises
+    Reads only the run directory, and leaves out what the run has not produced (yet). Raises
     DataError for a damaged file.
     """
     manifest, result = run.read("manifest.json"), run.read("result.json")
@@ -58,7 +58,7 @@ def write_report(run: Run) -> Path:
 
 
 def kept_samples(run: Run) -> dict[str, Any]:
-    """The samples a run kept for pictures; nothing if it kept none or they are damaged."""
+    """The samples that a run kept for pictures; empty if it kept none or they are damaged."""
     try:
         return checkpoint.load(run.path / "samples")
     except DataError:
@@ -66,13 +66,13 @@ def kept_samples(run: Run) -> dict[str, Any]:
 
 
 def recipe_text(run: Run) -> str:
-    """The resolved recipe, as it was written."""
+    """The resolved recipe, as the run wrote it."""
     file = run.path / "resolved.yaml"
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def selection(result: Mapping[str, Any]) -> str:
-    """One sentence: which weights were tested, and what chose them."""
+    """One sentence: which weights were tested, and how they were chosen."""
     if not result:
         return "This run has no result yet."
     at = result["validation"]["at"]
@@ -90,7 +90,7 @@ def selection(result: Mapping[str, Any]) -> str:
 
 
 def measured(result: Mapping[str, Any]) -> Words:
-    """The numbers beside the test score."""
+    """The numbers next to the test score."""
     if not result:
         return []
     parameters, norms = result["parameters"], result.get("token_norm", {})
@@ -125,7 +125,7 @@ def trained(parameters: Mapping[str, int]) -> str:
 
 
 def setting(facts: Mapping[str, Any]) -> Words:
-    """Task, source and backbone in words."""
+    """Task, source and backbone as text."""
     words: Words = []
     task, source, backbone = (facts.get(name) or {} for name in ("task", "source", "backbone"))
     if task:
@@ -147,7 +147,7 @@ def setting(facts: Mapping[str, Any]) -> Words:
 
 
 def environment(manifest: Mapping[str, Any]) -> Words:
-    """Versions, hashes and machine."""
+    """Versions, hashes and the machine."""
     words: Words = [
         (name, str(manifest[key]))
         for name, key in (
@@ -174,9 +174,9 @@ def _sides(shape: Any) -> str:
 
 
 def history_charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
-    """Loss and its parts, validation metric, k, learning rate, gradient norm, and what else is.
+    """Loss and its parts, validation metric, k, learning rate, gradient norm, and other numbers.
 
-    A single epoch makes no curve, so it gives no chart.
+    A single epoch is not a curve, so it gives no chart.
     """
     if len(metrics) < 2:
         return []
@@ -194,7 +194,7 @@ def history_charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
 
 
 def train_curve(metrics: Lines, name: str, label: str = "", colour: int = 1) -> Curve | None:
-    """A train mean over epochs counted through all stages; None where it was never logged."""
+    """A training mean over the epochs of all stages; None if it was never logged."""
     points = [(i + 1, float(m["train"][name])) for i, m in enumerate(metrics) if name in m["train"]]
     if not points:
         return None
@@ -202,7 +202,7 @@ def train_curve(metrics: Lines, name: str, label: str = "", colour: int = 1) -> 
 
 
 def validation_curve(metrics: Lines, label: str, colour: int = 1) -> Curve:
-    """The validation metric over epochs, its best epoch marked."""
+    """The validation metric over epochs, with the best epoch marked."""
     scored = [
         (i + 1, float(m["validation"]["metric"]))
         for i, m in enumerate(metrics)
@@ -220,7 +220,7 @@ def stage_borders(metrics: Lines) -> list[float]:
 
 
 def history_table(metrics: Lines) -> tuple[list[str], list[list[str]]]:
-    """The same numbers as text: column names and one row an epoch."""
+    """The same numbers as text: column names and one row per epoch."""
     names = sorted({name for line in metrics for name in line["train"]})
     head = ["epoch", "validation metric", "validation loss", "seconds", *names]
     rows = []

@@ -1,6 +1,6 @@
-"""What a model said about a few test samples, ready to draw: maps, curves, cards or a table.
+"""A model's predictions for a few test samples, ready to draw: maps, curves, cards or a table.
 
-The form follows the task's label and the shape of a sample, never the method.
+The form depends on the task's labels and the shape of a sample, never on the method.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPARED = 2
 
 @dataclass(frozen=True)
 class MapRow:
-    """One sample: its name, its relative error, and ``(picture, what it shows)`` a column."""
+    """One sample: its name, its relative error, and ``(picture, description)`` per column."""
 
     name: str
     note: str
@@ -40,7 +40,7 @@ class MapRow:
 
 @dataclass(frozen=True)
 class FieldMaps:
-    """Fields side by side. ``bars``: a scale and how many columns share it."""
+    """Fields side by side. ``bars``: each scale, and how many columns share it."""
 
     heads: list[str]
     rows: list[MapRow]
@@ -50,7 +50,7 @@ class FieldMaps:
 
 @dataclass(frozen=True)
 class ClassShare:
-    """One class: its share in [0, 1] and whether it is true."""
+    """One class: its share in [0, 1], and whether it is the true class."""
 
     label: str
     share: float
@@ -59,7 +59,7 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class SampleCard:
-    """One sample: a picture or chart of its input, and what was predicted."""
+    """One sample: a picture or chart of its input, and the prediction."""
 
     name: str
     right: bool | None
@@ -71,7 +71,7 @@ class SampleCard:
 
 @dataclass(frozen=True)
 class ShownSamples:
-    """The pictures of a run; whatever does not apply is empty."""
+    """The pictures of a run; forms that do not apply are empty."""
 
     maps: FieldMaps | None = None
     lines: list[Chart] = field(default_factory=list)
@@ -88,7 +88,7 @@ class ShownSamples:
 def shown(
     samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]
 ) -> ShownSamples:
-    """What to draw of ``samples["test"]`` for the task of ``facts``; empty if nothing was kept."""
+    """The pictures of ``samples["test"]`` for the task in ``facts``; empty without samples."""
     test = samples.get("test")
     task = facts.get("task", {})
     if test is None or not len(test["x"]):
@@ -105,14 +105,14 @@ def shown(
 
 
 def relative_error(prediction: Array, y: Array) -> float:
-    """Euclidean norm of the error over that of the truth."""
+    """The Euclidean norm of the error, divided by that of the truth."""
     good = np.isfinite(y)
     size = float(np.linalg.norm(y[good]))
     return float(np.linalg.norm((prediction - y)[good])) / (size or 1.0)
 
 
 def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> FieldMaps:
-    """Input, prediction, truth and absolute error of every sample; scales hold for all samples."""
+    """Input, prediction, truth and absolute error of every sample; all samples share scales."""
     columns = drawn_channels(x, images)
     error = np.abs(prediction - y)
     values = scale_of([prediction[:, 0], y[:, 0]])
@@ -137,9 +137,10 @@ def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> Fi
 
 
 def side_by_side(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[FieldMaps]:
-    """For 2-D fields: every method's prediction and error of the same test samples, one scale.
+    """For 2-D fields: every method's prediction and error for the same test samples, on one scale.
 
-    ``runs`` are labels and kept samples. Empty for fewer than two, or where their truths differ.
+    ``runs`` are pairs of a label and kept samples. The result is empty for fewer than two runs, or
+    if their truths differ.
     """
     fields = [(name, s) for name, s in runs if "test" in s and s["test"]["y"].ndim == 4]
     if len(fields) < 2:
@@ -220,7 +221,7 @@ def _cards(
 
 
 def _bars(y: Array, scores: Array, classes: Sequence[str]) -> tuple[list[ClassShare], bool | None]:
-    """The likeliest classes and the true ones; nothing for regression."""
+    """The most likely classes and the true classes; empty for regression."""
     single = np.issubdtype(y.dtype, np.integer)
     if not single and not (y.size > 1 and np.isin(y, (0.0, 1.0)).all()):
         return [], None
@@ -234,7 +235,7 @@ def _bars(y: Array, scores: Array, classes: Sequence[str]) -> tuple[list[ClassSh
 
 
 def probabilities(scores: Array, single: bool) -> Array:
-    """Scores of one sample as shares in [0, 1]; what already is a distribution stays as it is."""
+    """Scores of one sample as shares in [0, 1]; a probability distribution is not changed."""
     scores = np.nan_to_num(np.asarray(scores, dtype=np.float64).ravel())
     if not single:
         return np.asarray(1 / (1 + np.exp(-np.clip(scores, -50, 50))))
@@ -245,7 +246,7 @@ def probabilities(scores: Array, single: bool) -> Array:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """The name of a class, or its number where the task names none."""
+    """The name of a class, or its number if the task has no class names."""
     return str(classes[label]) if 0 <= label < len(classes) else f"class {label}"
 
 
@@ -273,5 +274,5 @@ def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Show
         features = [number(float(v), 3) for v in x[i, :width]]
         rows.append([str(i + 1), truth, said, *features])
     hidden = x.shape[1] - width
-    note = f"{hidden} further features are not shown." if hidden else ""
+    note = f"{hidden} more features are not shown." if hidden else ""
     return ShownSamples(table=(head, rows), note=note)

@@ -1,6 +1,6 @@
-"""For tests of components: contract checks, and small stand-ins for what a component meets.
+"""For tests of components: contract checks, and small stand-ins for the rest of a run.
 
-It needs no test framework.
+Works without a test framework.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Contract checks: what the engine relies on in a component of each kind.
+"""Contract checks: the properties of each kind of component that the engine relies on.
 
-Every check raises AssertionError with one clear sentence. In a plugin's own tests::
+Every check raises AssertionError with one clear sentence. Use them in a plugin's own tests::
 
     from xmodal.testing import check_selector
 
@@ -49,5 +49,5 @@ CHECKS: dict[str, Callable[..., None]] = {
 
 
 def check(component: type[Component], given: Given = None) -> None:
-    """Run the check of the component's kind with its own stand-ins."""
+    """Run the check for the component's kind, with the kit's own stand-ins."""
     CHECKS[component.kind](component, given)

@@ -55,9 +55,9 @@ def check_embedder(
     task: TaskFacts | None = None,
     backbone: BackboneFacts | None = None,
 ) -> None:
-    """An embedder makes the grid it announces, sample by sample, and all of it can be trained.
+    """An embedder makes the grid that ``grid()`` gives, sample by sample, and is fully trainable.
 
-    Without ``task``, every form is tried; ``grid`` must give a reason for those it refuses.
+    Without ``task``, tries every form; ``grid`` must give a reason for forms that it refuses.
     """
     (name, config), backbone = check_class(component, Embedder, given), backbone or tiny_backbone()
     refused = []
@@ -103,9 +103,9 @@ def _embed(component: type[Embedder], given: Given, facts: Facts) -> None:
 def check_predictor(
     component: type[Predictor], given: Given = None, facts: Facts | None = None
 ) -> None:
-    """A predictor gives the announced shape for every kind of label it supports.
+    """A predictor gives the right shape for every kind of label that it supports.
 
-    Without ``facts``, every kind of label is tried; those that ``problems`` rules out are left.
+    Without ``facts``, tries every kind of label that ``problems`` does not rule out.
     """
     name, config = check_class(component, Predictor, given)
     cases = [facts] if facts else _label_cases()
@@ -122,7 +122,7 @@ def check_predictor(
 def _label_cases() -> list[Facts]:
     cases = [tiny_facts("grid", tiny_target(kind)) for kind in KINDS]
     sequence = tiny_facts("sequence", tiny_target("dense", "sequence"))
-    # Labels that are not a multiple of the tokens, as in padded samples.
+    # Labels whose size is not a multiple of the token grid, as in padded samples.
     odd = tiny_facts("grid", replace(tiny_target("dense"), shape=(15, 23)))
     return [*cases, tiny_facts("sequence", tiny_target("regression")), sequence, odd]
 
@@ -150,9 +150,9 @@ def _predict(component: type[Predictor], given: Given, facts: Facts) -> None:
 def check_backbone(
     component: type[Backbone], given: Given = None, store: Store | None = None, raw: Any = None
 ) -> None:
-    """A backbone's facts hold: widths, grids, patch and norm, frozen embedding, no batch effects.
+    """A backbone's facts are true: widths, grids, patch, norm, frozen embedding, no batch effects.
 
-    ``raw`` are source samples for ``prepare_source``; by default noise images or a few words.
+    ``raw`` holds source samples for ``prepare_source``; the default is noise images or a few words.
     """
     (name, config), store = check_class(component, Backbone, given), store or Store()
     facts = component.describe(config, store)
@@ -202,7 +202,7 @@ def _embedding(backbone: Backbone, name: str) -> None:
     facts = backbone.facts
     known = {id(p) for p in backbone.parameters()}
     strange = [p for p in backbone.embedding_parameters() if id(p) not in known]
-    expect(not strange, f"{name}.embedding_parameters names what is no parameter of it")
+    expect(not strange, f"{name}.embedding_parameters gives something that is not its parameter")
     norm = backbone.embedding_norm()
     message = f"{name}: embedding_norm() and the fact embedding_norm disagree"
     expect((norm is not None) == facts.embedding_norm, message)

@@ -1,6 +1,6 @@
 """Contract checks of tasks, sources and stages: parts that read data or need a whole run.
 
-A stage's steps are exercised by running a recipe; here only its settings are checked.
+This module checks only the settings of a stage; run a recipe to exercise its steps.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def check_task(component: type[Task], given: Given = None, store: Store | None = None) -> None:
-    """A task's data have the form its facts announce, and one seed gives one split."""
+    """A task's data have the form given in its facts, and the same seed gives the same split."""
     (name, config), store = check_class(component, Task, given), store or Store()
     for key in ("loss", "metric"):
         expect(key in component.Config.model_fields, f"{name}.Config needs a field '{key}'")
@@ -66,11 +66,11 @@ def check_source(
     store: Store | None = None,
     request: SourceRequest | None = None,
 ) -> None:
-    """A source's samples have the form it was asked for, and one seed gives one data set."""
+    """A source's samples have the requested form, and the same seed gives the same data set."""
     name, config = check_class(component, Source, given)
     facts = component.describe(config)
     expect(isinstance(facts, SourceFacts), f"{name}.describe must give SourceFacts")
-    expect(facts.target.shape == (), f"{name}: the facts' label shape is the request's")
+    expect(facts.target.shape == (), f"{name}: the label shape in the facts must be empty")
     shape = (8, 12) if facts.target.kind == "dense" else ()
     request = request or SourceRequest((16, 24), shape, _as_tensor)
     context = replace(tiny_context(), store=store or Store())
@@ -103,14 +103,14 @@ def _pair(x: Tensor, y: Tensor, shape: tuple[int, ...], target: Target, where: s
 
 
 def check_stage(component: type[Stage], given: Given = None) -> None:
-    """A stage says how long it lasts, what trains and how gradients are clipped."""
+    """A stage tells its number of epochs, what it trains and how it clips gradients."""
     (name, _), stage = check_class(component, Stage, given), build(component, given)
     try:
         epochs, train = stage.epochs, stage.train
     except AttributeError as error:
         raise AssertionError(f"{name} has neither the setting nor the property: {error}") from error
     expect(type(epochs) is int and epochs >= 0, f"{name}.epochs must be an int, not {epochs!r}")
-    # A pattern of one letter other than * comes from a string that was taken for a list.
+    # A pattern of one letter other than * comes from a string that was mistaken for a list.
     lonely = [p for p in train if len(p) == 1 and p != "*"]
     patterns = isinstance(train, tuple) and all(isinstance(p, str) for p in train) and not lonely
     expect(patterns, f"{name}.train must be a tuple of patterns, not {train!r}")

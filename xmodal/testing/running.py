@@ -1,7 +1,7 @@
-"""For tests of whole runs: observers that watch a run or break it off, and what a run ended with.
+"""For tests of whole runs: observers that record or interrupt a run, and a run's final weights.
 
-A run that ``StopAt`` broke off and that is then repeated must end bit-equal to one that nothing
-stopped: compare their ``weights``.
+A run that ``StopAt`` interrupted and that was then resumed must end bit-identical to an unbroken
+run: compare their ``weights``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RecordingObserver(Silent):
         self.steps: list[StepRecord] = []
 
     def record(self, record: StepRecord | EpochRecord) -> None:
-        """Keep it."""
+        """Keep the record of a step."""
         if isinstance(record, StepRecord):
             self.steps.append(record)
 
@@ -34,14 +34,14 @@ class RecordingObserver(Silent):
 
 
 class StopAt(RecordingObserver):
-    """Behaves like a crash after so many records of steps and epochs."""
+    """Simulates a crash after a number of records of steps and epochs."""
 
     def __init__(self, records: int) -> None:
         super().__init__()
         self.left = records
 
     def record(self, record: StepRecord | EpochRecord) -> None:
-        """Raise RuntimeError from inside the loop when the time has come."""
+        """Raise RuntimeError inside the loop once enough records have arrived."""
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("crash")
@@ -49,13 +49,13 @@ class StopAt(RecordingObserver):
 
 
 def weights(run: runs.Run, folder: str = "final") -> dict[str, Tensor]:
-    """The model a run ended with, or that of another of its checkpoints."""
+    """The final model of a run, or the model in another of its checkpoints."""
     model: dict[str, Tensor] = checkpoint.load(run.path / folder)["model"]
     return model
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Expect two models to be equal bit for bit."""
+    """Expect two models to be bit-identical."""
     expect(one.keys() == other.keys(), "the models have different parameters")
     different = [name for name in one if not torch.equal(one[name], other[name])]
     expect(not different, f"the models differ in {', '.join(different)}")

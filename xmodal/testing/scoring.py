@@ -43,7 +43,7 @@ CERTAIN = 50.0
 
 
 def _cases(facts: Facts | None) -> list[Facts]:
-    """Facts with every kind of label, or just the given ones."""
+    """Facts for every kind of label, or only the given facts."""
     if facts is not None:
         return [facts]
     dense_1d = tiny_facts("sequence", tiny_target("dense", "sequence"))
@@ -51,9 +51,9 @@ def _cases(facts: Facts | None) -> list[Facts]:
 
 
 def _perfect(target: Target, y: Tensor) -> list[Tensor]:
-    """Predictions that deserve the best score: certain logits, the labels themselves, or both."""
+    """Predictions that should get the best score: certain logits, the labels, or both."""
     if target.kind == "classification":
-        # Losses with smoothed labels punish certainty: the milder of the two suits them.
+        # Losses with smoothed labels penalise certainty, so the less certain logits suit them.
         return [logit * functional.one_hot(y, target.size).float() for logit in (CERTAIN, 4.0)]
     logits = CERTAIN * (2 * y - 1)
     return {"multi-label": [logits], "regression": [y.clone()]}.get(
@@ -67,7 +67,7 @@ def check_loss(
     facts: Facts | None = None,
     zero_at_perfect: bool = True,
 ) -> None:
-    """A loss gives one finite number a sample, with a finite gradient, and 0 where all is right.
+    """A loss gives one finite number per sample, with a finite gradient; 0 for perfect predictions.
 
     ``zero_at_perfect=False`` is for losses whose minimum is not 0, such as smoothed labels.
     """
@@ -117,9 +117,9 @@ def _at_perfect(loss: Loss, right: Tensor, y: Tensor, name: str) -> float:
 
 
 def check_metric(component: type[Metric], given: Given = None, facts: Facts | None = None) -> None:
-    """A metric is one finite number of the whole split, whatever the batches and their order.
+    """A metric gives one finite number per split, independent of batches and their order.
 
-    Without ``facts``, every kind of label is tried that ``problems`` does not rule out.
+    Without ``facts``, tries every kind of label that ``problems`` does not rule out.
     """
     (name, config), tried = check_class(component, Metric, given), 0
     expect(component.better in ("lower", "higher"), f"{name}.better must be 'lower' or 'higher'")
@@ -158,7 +158,7 @@ def _metric(metric: Metric, target: Target) -> None:
     best = min(scores) if metric.better == "lower" else max(scores)
     good = best <= whole if metric.better == "lower" else best >= whole
     expect(good, f"{name}: better is {metric.better}, but perfect is {best}, random {whole}")
-    expect(_close(_score(metric, [(prediction, y)]), whole), f"{name}: reset() forgets not all")
+    expect(_close(_score(metric, [(prediction, y)]), whole), f"{name}: reset() keeps some state")
 
 
 def _close(one: float, other: float) -> bool:
@@ -170,8 +170,9 @@ FAR = 10.0
 
 
 def check_distance(component: type[Distance], given: Given = None) -> None:
-    """A distance is a finite scalar with a gradient, small for one sample of the same points, large
-    for far ones; classes may be missing, and no input is changed.
+    """A distance is a finite scalar with a gradient, larger for distant points than for near ones.
+
+    It must accept points without classes, and must not change its inputs.
     """
     name, _ = check_class(component, Distance, given)
     near = random(48, WIDTH, seed=0)
@@ -201,9 +202,7 @@ def _distance(component: type[Distance], given: Given, source: Points, target: P
 
 
 def check_adapter(component: type[Adapter], given: Given = None) -> None:
-    """An adapter leaves a backbone a backbone, gives the same names every time, and adds
-    what can train.
-    """
+    """An adapter keeps a backbone usable, gives the same names every time, and adds parameters."""
     name, _ = check_class(component, Adapter, given)
     plain = _backbone()
     backbones = [_backbone(), _backbone()]
@@ -212,7 +211,7 @@ def check_adapter(component: type[Adapter], given: Given = None) -> None:
             build(component, given).apply(backbone)
     names = [[key for key, _ in backbone.named_parameters()] for backbone in backbones]
     expect(names[0] == names[1], f"{name} must give the same parameter names every time")
-    expect(len(names[0]) == len(set(names[0])), f"{name}: two parameters have one name")
+    expect(len(names[0]) == len(set(names[0])), f"{name}: two parameters have the same name")
     changed = set(names[0]) != {key for key, _ in plain.named_parameters()}
     expect(changed, f"{name} changes no parameter of the backbone")
     tokens = tiny_tokens(GRIDS["grid"])

@@ -44,7 +44,7 @@ NUM_TOKENS = GRID[0] * GRID[1]
 
 
 def _replayed(context: Any, call: Callable[[], Any], global_seed: int = 0) -> Any:
-    """Call with the component's own generator at one fixed state."""
+    """Call with the component's own generator in a fixed state."""
     context.generator.manual_seed(7)
     with seeded(global_seed):
         return call()
@@ -53,7 +53,7 @@ def _replayed(context: Any, call: Callable[[], Any], global_seed: int = 0) -> An
 def check_selector(
     component: type[Selector], given: Given = None, facts: Facts | None = None
 ) -> None:
-    """A selector picks exactly k tokens a row, ranks all, and samples do not see each other."""
+    """A selector picks exactly k tokens per row, ranks all tokens and treats samples separately."""
     check_class(component, Selector, given)
     context = tiny_context(facts or tiny_facts())
     selector = build(component, given, context)
@@ -86,7 +86,7 @@ def _selection(selector: Selector, tokens: Tokens, k: int, point: Progress) -> N
         f"{name}: mask_BN must be 0 or 1 everywhere",
     )
     ones_B = (mask_BN > 0.5).sum(dim=1)
-    expect(bool((ones_B == k).all()), f"{name}: the rows of mask_BN hold {ones_B.tolist()} ones")
+    expect(bool((ones_B == k).all()), f"{name}: the rows of mask_BN have {ones_B.tolist()} ones")
     finite(chosen.scores_BN, f"{name}: scores_BN")
     _ranked(mask_BN > 0.5, chosen.scores_BN.detach(), name)
     picked_BK = mask_BN.gather(1, chosen.indices_BK)
@@ -98,7 +98,7 @@ def _selection(selector: Selector, tokens: Tokens, k: int, point: Progress) -> N
 def _ranked(chosen_BN: Tensor, scores_BN: Tensor, name: str) -> None:
     lowest_B = scores_BN.masked_fill(~chosen_BN, torch.inf).amin(dim=1)
     highest_B = scores_BN.masked_fill(chosen_BN, -torch.inf).amax(dim=1)
-    message = f"{name}: scores_BN rank a token that was left out above one that was chosen"
+    message = f"{name}: scores_BN ranks a token that was left out above a token that was chosen"
     expect(bool((lowest_B >= highest_B).all()), message)
 
 
@@ -114,7 +114,10 @@ def _mask_gradient(selector: nn.Module, x_BND: Tensor, mask_BN: Tensor, name: st
 
 
 def _replays(selector: Selector, context: Any) -> None:
-    """Same generator state, same choice, whatever the global generator does (dropout may)."""
+    """The same generator state gives the same choice, whatever the global generator does.
+
+    Dropout may use the global generator.
+    """
     name, tokens, k = type(selector).__name__, tiny_tokens(GRID), NUM_TOKENS // 2
     seeds = (0, 0) if selector.training and has_dropout(selector) else (0, 1)
     first, second = (
@@ -125,7 +128,7 @@ def _replays(selector: Selector, context: Any) -> None:
 
 
 def _separate(selector: Selector, context: Any) -> None:
-    """Other numbers in the first sample leave the choice of the others alone."""
+    """Other numbers in the first sample do not change the choice in the others."""
     name, tokens, k = type(selector).__name__, tiny_tokens(GRID), NUM_TOKENS // 2
     changed_BND = tokens.x_BND.clone()
     changed_BND[0] = changed_BND[0].flip(0) * 3
@@ -139,7 +142,7 @@ def _separate(selector: Selector, context: Any) -> None:
 def check_scheduler(
     component: type[Scheduler], given: Given = None, facts: Facts | None = None
 ) -> None:
-    """A scheduler gives a whole number in 0 .. N, whatever it was asked before."""
+    """A scheduler gives a whole number in 0 .. N, independent of earlier calls."""
     check_class(component, Scheduler, given)
     context = tiny_context(facts or tiny_facts())
     points = [
@@ -152,7 +155,7 @@ def check_scheduler(
         counts = _counts(component, given, context, points, num_tokens)
         again = _counts(component, given, context, points[::-1], num_tokens, 1)[::-1]
         message = f"{component.__name__} must depend on progress and context.generator alone"
-        expect(counts == again, f"{message}, not on what it was asked before")
+        expect(counts == again, f"{message}, not on earlier calls")
 
 
 def _counts(
@@ -180,10 +183,10 @@ def check_mixer(
     parts: Mapping[str, Component] | None = None,
     repeats: bool = False,
 ) -> None:
-    """A mixer gives sound views for every k and every source length, and changes no input.
+    """A mixer gives valid views for every k and every source length, and does not change inputs.
 
-    ``parts`` replaces the kit's own selector and scheduler. ``repeats``: the mixer means to give
-    the same tokens more than once, for example to meet another dropout.
+    ``parts`` replaces the kit's own selector and scheduler. ``repeats``: the mixer gives the same
+    tokens more than once on purpose, for example to see another dropout.
     """
     check_class(component, Mixer, given)
     facts = facts or tiny_facts()
@@ -212,7 +215,7 @@ def _mix(mixer: Mixer, context: Any, grid: Any, name: str, repeats: bool) -> Non
     for number, view in enumerate(views):
         _view(view, number, len(views), target, source, name)
     total = sum(term.weight for view in views for term in view.terms)
-    expect(total > 0, f"{name}: all weights are 0, there is nothing to train on")
+    expect(total > 0, f"{name}: all weights are 0, so there is nothing to train on")
     for number, view in enumerate(views):
         doubles = [v for v in views[number + 1 :] if _equal(v.tokens, view.tokens)]
         message = f"{name}: two views hold the same tokens; give one view both terms"
@@ -235,7 +238,7 @@ def _view(
     expect(isinstance(view, View), f"{name} must return Views")
     rows, width = len(view.tokens.x_BND), target.tokens.x_BND.shape[2]
     check_tokens(view.tokens, rows, width, f"{name}: the tokens of a view")
-    expect(bool(view.terms), f"{name}: a view without terms is encoded for nothing")
+    expect(bool(view.terms), f"{name}: a view has no terms, so encoding it is useless")
     for term in view.terms:
         weight = float(term.weight)
         expect(0 <= weight < float("inf"), f"{name}: a term has weight {weight}")
@@ -248,7 +251,7 @@ def _view(
             continue
         expect(len(term.y) == rows, f"{name}: {len(term.y)} labels for {rows} rows of tokens")
         known = bool(torch.isin(term.y, samples[term.head].y).all())
-        expect(known, f"{name}: labels of head '{term.head}' are not those it was given")
+        expect(known, f"{name}: labels of head '{term.head}' are not those of its input")
     for key, value in view.log.items():
         expect(abs(float(value)) < float("inf"), f"{name}: log '{key}' is {value}")
     if view.origin_BN is not None:
@@ -256,7 +259,7 @@ def _view(
 
 
 def _origin(view: View, target_BND: Tensor, source_BMD: Tensor | None, name: str) -> None:
-    """Every slot holds what ``origin_BN`` says: its own token, or that token of the partner."""
+    """Every slot holds the token named in ``origin_BN``: its own, or a token of the partner."""
     assert view.origin_BN is not None
     origin_BN, x_BND = view.origin_BN, view.tokens.x_BND.detach()
     shaped(origin_BN, tuple(x_BND.shape[:2]), f"{name}: origin_BN")
@@ -268,14 +271,14 @@ def _origin(view: View, target_BND: Tensor, source_BMD: Tensor | None, name: str
             candidates = target_BND[row, slot][None]
         else:
             partner = target_BND if source_BMD is None else source_BMD[row : row + 1]
-            expect(index < partner.shape[1], f"{name}: origin_BN names token {index} of fewer")
+            expect(index < partner.shape[1], f"{name}: origin_BN names token {index}, out of range")
             candidates = partner[:, index]
         close = torch.isclose(candidates, x_BND[row, slot], atol=1e-5).all(dim=1).any()
         expect(bool(close), f"{name}: slot {slot} does not hold token {index}, as origin_BN says")
 
 
 def _flows(mixer: Mixer, target: Sample, source: Sample | None, name: str) -> None:
-    """The target's embedder learns from the views: a finite, non-zero gradient."""
+    """The target's embedder gets a finite, non-zero gradient from the views."""
     leaf_BND = target.tokens.x_BND.clone().requires_grad_()
     learning = replace(target, tokens=Tokens(leaf_BND, target.tokens.grid))
     total = torch.zeros(())

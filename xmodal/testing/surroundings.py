@@ -1,7 +1,7 @@
-"""Contract checks of what surrounds a run: launchers, trackers and exporters.
+"""Contract checks of the services around a run: launchers, trackers and exporters.
 
-Launchers run real, short processes in a folder that is removed again; the nodes of a cluster
-must see that folder: TMPDIR says where it is made.
+Launchers run real, short processes in a temporary folder. The nodes of a cluster must see that
+folder; TMPDIR sets its location.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from xmodal.testing.tiny import (
 )
 
 PATIENCE = 60.0
-# Ends softly, but takes its time for it, as a run that saves itself does.
+# Takes a while to end when asked, like a run that saves itself.
 _LONG = """
 import signal, sys, time
 def save(*_):
@@ -59,8 +59,9 @@ time.sleep(600)
 
 
 def check_launcher(component: type[Launcher], given: Given = None) -> None:
-    """A launcher runs all jobs, each once, keeps their output, survives one that fails, takes none
-    back that has begun, and stops the rest softly.
+    """A launcher runs every job once, keeps its output, survives a failing job, and stops gently.
+
+    It does not take back a job that has begun.
     """
     name, _ = check_class(component, Launcher, given)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,23 +84,23 @@ def _check_ends(launcher: Launcher, name: str, folder: Path) -> None:
         text = job.log.read_text(encoding="utf-8")
         expect(f"number {number}" in text, f"{name}: the output of a job is not in its log")
     kept = jobs[0].log.read_text(encoding="utf-8").startswith("before\n")
-    expect(kept, f"{name}: a job's output must be added to its log")
+    expect(kept, f"{name}: a job's output must be appended to its log")
 
 
 def _check_stop(launcher: Launcher, name: str, folder: Path) -> None:
     long = _job(folder, "long", _LONG)
     launcher.submit([long])
-    expect(set(launcher.unfinished()) == {"long"}, f"{name}: a job that runs is not listed")
+    expect(set(launcher.unfinished()) == {"long"}, f"{name}: a running job is not listed")
     launcher.submit([long])
     _wait(lambda: long.log.exists() and "started" in long.log.read_text(), f"{name}: no start")
     _wait(lambda: launcher.unfinished() == {"long": "running"}, f"{name}: a job does not run")
     launcher.withdraw(["long", "unknown"])
-    expect(launcher.unfinished() == {"long": "running"}, f"{name}.withdraw ends a job that runs")
+    expect(launcher.unfinished() == {"long": "running"}, f"{name}.withdraw ends a running job")
     launcher.stop()
     expect(not launcher.unfinished(), f"{name}: a job goes on after stop()")
     text = long.log.read_text(encoding="utf-8")
     expect("saved" in text, f"{name}.stop() must let a job save itself, and wait for it")
-    expect(text.count("started") == 1, f"{name}: a job that is listed must not start again")
+    expect(text.count("started") == 1, f"{name}: a listed job must not start again")
 
 
 def _job(folder: Path, name: str, code: str) -> Job:
@@ -125,19 +126,19 @@ RESULT = {"test/metric": 0.25, "best/metric": 0.5, "steps": 12.0}
 
 
 def check_tracker(component: type[Tracker], given: Given = None) -> None:
-    """A tracker follows a run, goes on with one that was cut off, and ends at any point.
+    """A tracker follows a run, continues a run that was cut off, and can end at any point.
 
-    It must leave standard output and the global random generators alone.
+    It must not use standard output or the global random generators.
     """
     name, _ = check_class(component, Tracker, given)
     with tempfile.TemporaryDirectory() as text, chdir(text), redirect_stdout(io.StringIO()) as out:
         run = Tracked("example/run", Path(text), RECIPE, dict.fromkeys(TAGS, "example"))
         before = _generators()
         memory = _follow(component, given, run, "interrupted", None, (1, 10, 10))
-        expect(_plain(memory), f"{name}.start must return text by names of text, not {memory}")
+        expect(_plain(memory), f"{name}.start must map text to text, not return {memory}")
         again = replace(run, memory=json.loads(json.dumps(memory)), step=10)
         continued = _follow(component, given, again, "done", RESULT, (12,))
-        expect(continued == memory, f"{name} begins another run instead of going on: {continued}")
+        expect(continued == memory, f"{name} begins another run instead of continuing: {continued}")
         build(component, given).finish("failed", None)
         expect(_generators() == before, f"{name} draws from a global random generator")
         expect(not out.getvalue(), f"{name} prints: {out.getvalue()!r}")
@@ -155,7 +156,7 @@ def _follow(
     every = tracker.every_steps
     expect(
         every is None or (isinstance(every, int) and every >= 1),
-        f"{component.__name__}.every_steps must be a number from 1, or None, not {every!r}",
+        f"{component.__name__}.every_steps must be at least 1, or None, not {every!r}",
     )
     try:
         memory = tracker.start(run)
@@ -200,7 +201,7 @@ class _Head(nn.Module):
 
 
 class _Example(TrainedModel):
-    """A model of images ``[n, 16, 24, 2]``, channels last, that no run has trained."""
+    """An untrained model of images ``[n, 16, 24, 2]``, channels last."""
 
     kept = SAMPLES
 
@@ -209,7 +210,7 @@ class _Example(TrainedModel):
 
 
 def tiny_trained(folder: Path) -> TrainedModel:
-    """A classifier with random weights whose run lies in ``folder``."""
+    """A classifier with random weights, whose run is in ``folder``."""
     facts = tiny_facts()
     scale = torch.tensor([2.0, 3.0], dtype=torch.float64).reshape(2, 1, 1)
     raw = RawForm((16, 24, 2), (2, 16, 24), channel=2, mean=scale, scale=scale)
@@ -226,10 +227,10 @@ def tiny_trained(folder: Path) -> TrainedModel:
 
 
 def check_exporter(component: type[Exporter], given: Given = None) -> None:
-    """An exporter writes files that agree with the model, and leaves the model as it was.
+    """An exporter writes files that agree with the model, and does not change the model.
 
-    It must refuse what it cannot check, with an error for users, and leave standard output and the
-    random generator alone.
+    It must refuse a model that it cannot check, with an error for users, and must not use standard
+    output or the random generator.
     """
     (name, _), exporter = check_class(component, Exporter, given), build(component, given)
     with tempfile.TemporaryDirectory() as text, redirect_stdout(io.StringIO()) as out:
@@ -241,11 +242,11 @@ def check_exporter(component: type[Exporter], given: Given = None) -> None:
         exported = exporter.export(trained, folder)
         expect(any(folder.iterdir()), f"{name} writes no file")
         far = not (math.isfinite(exported.difference) and 0 <= exported.difference < CLOSE)
-        expect(not far, f"{name}: what it writes is {exported.difference} away from the model")
+        expect(not far, f"{name}: the export differs from the model by {exported.difference}")
         expect(
             exported.samples == SAMPLES, f"{name} checks {exported.samples} of {SAMPLES} samples"
         )
-        expect(bool(exported.usage.strip()), f"{name} does not say how to use what it writes")
+        expect(bool(exported.usage.strip()), f"{name} does not explain how to use its files")
         expect(torch.equal(trained.outputs(x), before), f"{name} changes the model")
         expect(torch.equal(torch.get_rng_state(), state), f"{name} draws random numbers")
         expect(not out.getvalue(), f"{name} prints: {out.getvalue()!r}")

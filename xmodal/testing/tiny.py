@@ -1,7 +1,6 @@
-"""Small stand-ins for everything a component meets, and the questions that all checks ask.
+"""Small stand-ins for all parts of a run, and the assertions that all checks share.
 
-Nothing here is registered under a name, and nothing reads files. All of it is a function of its
-arguments: the same call gives the same numbers.
+No stand-in has a registered name or reads files. The same call always gives the same numbers.
 
 Shapes: B samples, N tokens, D width of tokens and features.
 """
@@ -38,19 +37,19 @@ WIDTH = 16
 PATCH = 4
 BATCH = 3
 CLASSES = 2 * BATCH
-# Two channels and unequal sides, so that code which expects RGB squares is found out.
+# Two channels and unequal sides expose code that expects square RGB images.
 SHAPES: dict[str, tuple[int, ...]] = {"grid": (2, 16, 24), "sequence": (2, 40), "row": (6,)}
 GRIDS: dict[str, tuple[int, ...]] = {"grid": (4, 6), "sequence": (10,), "row": (6,)}
 LEVELS = (0, 0, 3, 0, 2, 4)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal numbers, a function of shape and seed."""
+    """Standard normal numbers that depend only on shape and seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def tiny_target(kind: str = "classification", form: Form = "grid") -> Target:
-    """A label of that kind; dense labels lie on the samples' own grid."""
+    """A target of this kind; dense labels have the samples' own grid."""
     if kind == "dense":
         return Target("dense", 2, SHAPES[form][1:])
     sizes = {"classification": CLASSES, "multi-label": 4, "regression": 2}
@@ -58,7 +57,7 @@ def tiny_target(kind: str = "classification", form: Form = "grid") -> Target:
 
 
 def tiny_task(form: Form = "grid", target: Target | None = None) -> TaskFacts:
-    """Facts of a task with samples of that form."""
+    """Facts of a task with samples of this form."""
     return TaskFacts(
         name=f"example-{form}",
         shape=SHAPES[form],
@@ -82,7 +81,7 @@ def tiny_backbone() -> BackboneFacts:
 
 
 def tiny_facts(form: Form = "grid", target: Target | None = None) -> Facts:
-    """Facts of a whole run on samples of that form, with a source of images."""
+    """Facts of a whole run on samples of this form, with an image source."""
     source = SourceFacts("example-source", "image", Target("classification", CLASSES))
     return Facts(tiny_task(form, target), tiny_backbone(), source, GRIDS[form])
 
@@ -93,7 +92,7 @@ def tiny_context(
     output: Target | None = None,
     seed: int = 0,
 ) -> Context:
-    """A context to build a component with, with a generator of its own."""
+    """A context to build a component with, with its own generator."""
     facts = facts or tiny_facts()
     generator = torch.Generator().manual_seed(seed)
     return Context(facts, generator, Store(), components or {}, output or facts.task.target)
@@ -105,14 +104,14 @@ def tiny_tokens(grid: tuple[int, ...] = (4, 6), batch: int = BATCH, seed: int = 
 
 
 def tiny_sample(head: str = TARGET, grid: tuple[int, ...] = (4, 6), seed: int = 0) -> Sample:
-    """Random tokens with labels; no label of the target head is one of the source head."""
+    """Random tokens with labels; target and source heads have no label in common."""
     first = BATCH if head == SOURCE else 0
     labels = torch.arange(first, first + BATCH)
     return Sample(tiny_tokens(grid, seed=seed + first), labels, head)
 
 
 def tiny_samples(task: TaskFacts, batch: int = BATCH, seed: int = 0) -> Tensor:
-    """Raw samples ``[B, *shape]``; categories of a table are coded 0 .. m-1."""
+    """Raw samples ``[B, *shape]``; table categories are coded 0 .. m-1."""
     x = random(batch, *task.shape, seed=seed)
     for column, levels in enumerate(task.levels):
         if levels:
@@ -121,7 +120,7 @@ def tiny_samples(task: TaskFacts, batch: int = BATCH, seed: int = 0) -> Tensor:
 
 
 def tiny_labels(target: Target, batch: int = BATCH, seed: int = 0) -> Tensor:
-    """Labels of that form. Every class occurs; dense labels are 0 or 1, which suits all losses."""
+    """Labels for a target. Every class occurs; dense labels are 0 or 1, which suits all losses."""
     if target.kind == "classification":
         return (torch.arange(batch) + seed) % target.size
     shape = (batch, target.size, *target.shape)
@@ -138,12 +137,12 @@ def tiny_prediction(target: Target, batch: int = BATCH, seed: int = 1) -> Tensor
 
 
 def progress(epoch: int = 0, epochs: int = 4, step: int = 0, steps: int = 2) -> Progress:
-    """A point of the first stage."""
+    """A point in the first stage."""
     return Progress(0, epoch, epochs, step, steps)
 
 
 class TinyBackbone(Backbone):
-    """A random backbone: every token meets the mean of all tokens of its sample."""
+    """A random backbone that mixes every token with the mean of all tokens of its sample."""
 
     def __init__(self, config: Settings, context: Context) -> None:
         super().__init__(config, context)
@@ -177,12 +176,12 @@ class TinyBackbone(Backbone):
         return self.input_norm
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """What only the embedding uses."""
+        """The parameters that only the embedding uses."""
         return [*self.projection.parameters(), *self.input_norm.parameters()]
 
 
 class TinySelector(Selector):
-    """The k tokens of the largest sum, with a straight-through gradient."""
+    """Selects the k tokens with the largest sum, with a straight-through gradient."""
 
     def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
         """Select."""
@@ -224,14 +223,14 @@ def settings(component: type[Component], given: Given) -> Any:
 
 
 def build(component: type[Component], given: Given = None, context: Context | None = None) -> Any:
-    """Construct a component as the engine does, under a fixed seed."""
+    """Build a component as the engine does, under a fixed seed."""
     with seeded(0):
         return component(settings(component, given), context or tiny_context())
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators inside the block and put their states back after it."""
+    """Seed the global generators inside the block, and restore their states after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -248,7 +247,7 @@ def finite(value: Tensor, what: str) -> None:
 
 
 def shaped(value: Any, shape: tuple[int, ...], what: str) -> None:
-    """Expect a tensor of a shape."""
+    """Expect a tensor with this shape."""
     expect(isinstance(value, Tensor), f"{what} must be a tensor, not {type(value).__name__}")
     found = tuple(value.shape)
     expect(found == shape, f"{what} must have shape {list(shape)}, not {list(found)}")
@@ -301,7 +300,7 @@ def check_class(
 
 
 def check_config(component: type[Component], given: Given = None) -> None:
-    """The settings survive dumping, have a JSON schema, and refuse unknown keys."""
+    """Settings must survive dumping, have a JSON schema, and refuse unknown keys."""
     name, config = component.__name__, settings(component, given)
     for mode in ("python", "json"):
         dumped = config.model_dump(mode=mode)
@@ -316,7 +315,7 @@ def check_config(component: type[Component], given: Given = None) -> None:
     except ValidationError:
         pass
     else:
-        raise AssertionError(f"{name}.Config accepts a key it does not know")
+        raise AssertionError(f"{name}.Config accepts an unknown key")
     problems = component.problems(config, tiny_context().facts)
     for line in problems:
         expect(isinstance(line, str) and bool(line), f"{name}.problems must give non-empty lines")

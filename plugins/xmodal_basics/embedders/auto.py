@@ -1,4 +1,4 @@
-"""The ``auto`` embedder: the one that fits the form of the task's samples, at its defaults."""
+"""The ``auto`` embedder: picks the embedder that fits the task's samples, with its defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTS: dict[str, type[TokenEmbedder]] = {"grid": Patch, "sequence": Conv1d, "row
 class AutoEmbedder(Embedder):
     """``patch`` for grids, ``conv-1d`` for sequences, ``columns`` for table rows.
 
-    Name one of those instead to set what only it has, such as the patch size.
+    To set what only one of them has, such as the patch size, name that embedder instead.
     """
 
     Config = TokenSettings

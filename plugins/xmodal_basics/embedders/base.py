@@ -1,8 +1,8 @@
-"""What all trainable embedders share: the end of the embedding, and its calibration.
+"""The base of all trainable embedders: the end of the embedding, and its calibration.
 
-A subclass projects raw samples to tokens; this base adds what the pretrained backbone's own
-embedding ends in: its LayerNorm (if it has one) and its positions, both trainable copies.
-``calibrate`` brings the tokens to the norm that the backbone's encoder is used to.
+A subclass projects raw samples to tokens. This base then applies trainable copies of the last parts
+of the pretrained backbone's own embedding: its LayerNorm, if it has one, and its positions.
+``calibrate`` scales the tokens to the norm that the backbone's encoder saw in pretraining.
 
 Shapes: B samples, N tokens, D width.
 """
@@ -22,8 +22,8 @@ from xmodal.batch import Tokens
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Embedder, Settings, TaskFacts
 
 SMALLEST_SHARE = 0.1
-"""Calibration never shrinks the projection below this share of the wanted norm: where the positions
-alone are longer than the backbone's tokens, the closest norm would otherwise hide the input."""
+"""Calibration never shrinks the projection below this share of the wanted norm. Otherwise, if the
+positions were longer than the backbone's tokens, the input would shrink to almost nothing."""
 
 
 class TokenSettings(Settings):
@@ -31,12 +31,12 @@ class TokenSettings(Settings):
 
     init: Literal["source", "random"] = Field(
         "source",
-        description="Start from the backbone's own embedding as far as it fits, or at random.",
+        description="Start from the backbone's own embedding where it fits, or at random.",
     )
     scale: Literal["auto", "source", "none"] = Field(
         "auto",
-        description="Scale the first tokens to the norm of the backbone's own: 'auto' where the "
-        "backbone has no embedding LayerNorm to copy.",
+        description="Scale the initial tokens to the norm of the backbone's own; 'auto' does so "
+        "if the backbone has no embedding LayerNorm to copy.",
     )
     positions: bool = Field(
         True, description="Add a trainable copy of the backbone's pretrained positions."
@@ -44,7 +44,7 @@ class TokenSettings(Settings):
 
 
 class TokenEmbedder(Embedder):
-    """A projection, then the backbone's LayerNorm where it has one, then its positions."""
+    """A projection, then the backbone's LayerNorm if it has one, then its positions."""
 
     norm: nn.LayerNorm | None
     positions: nn.Parameter | None
@@ -87,10 +87,10 @@ class TokenEmbedder(Embedder):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, source_norm: float | None) -> None:
-        """Scale the part before the positions so that the mean token norm is ``source_norm``.
+        """Scale the content, without positions, so that the mean token norm is ``source_norm``.
 
-        Does nothing where ``scale`` is 'none', or 'auto' with a LayerNorm. Takes the closest norm
-        that can be reached where none is exact.
+        Does nothing if ``scale`` is 'none', or 'auto' with a LayerNorm. If no factor gives the
+        exact norm, takes the closest one.
         """
         if self.config.scale == "none" or (self.config.scale == "auto" and self.norm is not None):
             return
@@ -107,31 +107,28 @@ class TokenEmbedder(Embedder):
 
 
 def pretrained_positions(backbone: Backbone, grid: tuple[int, ...]) -> Tensor | None:
-    """The backbone's positions ``[N, D]`` for a grid; to a backbone of images a sequence is
-    one row.
-    """
+    """The backbone's positions ``[N, D]`` for a grid; image backbones see a sequence as one row."""
     found = backbone.positions(grid)
     return backbone.positions((1, *grid)) if found is None and len(grid) == 1 else found
 
 
 def check(name: str, needs: str, form: str, task: TaskFacts, backbone: BackboneFacts) -> None:
-    """Raise ValueError where the task's samples do not have the form that the embedder reads, or
-    the backbone does not say how wide its tokens are.
-    """
+    """Raise ValueError if the backbone's token width is not fixed."""
     if task.form != form:
         raise ValueError(f"embedder '{name}' needs {needs}; task '{task.name}' gives a {task.form}")
     if backbone.width == 0:
         raise ValueError(
-            f"embedder '{name}' needs a backbone with tokens of a known width; backbone "
-            f"'{backbone.name}' takes any (use embedder 'flat')"
+            f"embedder '{name}' needs a backbone with tokens of a fixed width; backbone "
+            f"'{backbone.name}' takes any width (use embedder 'flat')"
         )
 
 
 def scale_to_norm(content_BND: Tensor, positions_ND: Tensor | None, wanted: float) -> float:
-    """The factor s at which the mean norm of ``s * content + positions`` is ``wanted``.
+    """The factor s for which the mean norm of ``s * content + positions`` is ``wanted``.
 
-    The mean norm is convex in s, so the root right of its minimum is unique; where the minimum is
-    already above ``wanted`` it is the closest value. s stays above ``SMALLEST_SHARE``.
+    The mean norm is convex in s, so the root to the right of its minimum is unique. If even the
+    minimum is above ``wanted``, s is the factor of the minimum. ``SMALLEST_SHARE`` bounds s from
+    below.
     """
     from scipy.optimize import brentq, minimize_scalar
 
@@ -151,7 +148,7 @@ def scale_to_norm(content_BND: Tensor, positions_ND: Tensor | None, wanted: floa
         return float(norm_BN.mean()) - wanted
 
     low = SMALLEST_SHARE * wanted / length
-    # By the triangle inequality the mean norm at this s is at least ``wanted``.
+    # By the triangle inequality, the mean norm at this s is at least ``wanted``.
     high = (wanted + rest_N.sqrt().mean().item()) / length
     inner = float(minimize_scalar(excess, bounds=(low, high), method="bounded").x)
     best = min(low, inner, key=excess)

@@ -18,8 +18,8 @@ from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 class Columns(TokenEmbedder):
     """Turns ``[B, F]`` into F tokens (FT-Transformer's feature tokenizer, Gorishniy et al. 2021).
 
-    A number x of column f becomes ``x * weight_f + bias_f``; a category its own vector; a missing
-    value (NaN, or a code outside the known levels) a vector that is learned for the column.
+    A number x in column f becomes ``x * weight_f + bias_f``. A category has its own vector. A
+    missing value (NaN, or an unknown code) becomes a learned vector of its column.
     """
 
     levels_F: Tensor

@@ -16,27 +16,28 @@ from xmodal.interfaces import BackboneFacts, Context, TaskFacts
 from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 
 FEWEST_TOKENS = 4
-"""Where the published rule gives fewer (a long prime length gives one), ``pad: auto`` pads."""
+"""If the published rule gives fewer tokens (a long prime length gives one), ``pad: auto`` pads."""
 
 
 class Conv1d(TokenEmbedder):
     """Cuts ``[B, C, L]`` into pieces and projects each with one convolution.
 
-    A piece has the smallest length that divides L and gives at most ``target_length`` tokens
-    (ORCA's rule). With padding it has ``ceil(L / target_length)`` and zeros fill the last one. The
-    projection always starts from Xavier's uniform distribution, as in the published code.
+    The length of a piece is the smallest divisor of L that gives at most ``target_length`` tokens
+    (ORCA's rule). With padding, the length is ``ceil(L / target_length)``, and zeros fill the last
+    piece. The projection always starts from Xavier's uniform distribution, as in the published
+    code.
     """
 
     class Config(TokenSettings):
         target_length: PositiveInt = Field(512, description="The largest number of tokens.")
         kernel: PositiveInt | None = Field(
             None,
-            description="Length of a piece; by the rule where null. L is padded to a multiple.",
+            description="Length of a piece (L is padded to a multiple); null applies the rule.",
         )
         pad: bool | Literal["auto"] = Field(
             "auto",
-            description="Pad L instead of looking for a divisor; 'auto' where the divisor would "
-            f"give fewer than {FEWEST_TOKENS} tokens.",
+            description="Pad L instead of looking for a divisor; 'auto' pads if the divisor gives "
+            f"fewer than {FEWEST_TOKENS} tokens.",
         )
 
     def __init__(self, config: Config, context: Context) -> None:
@@ -67,7 +68,7 @@ class Conv1d(TokenEmbedder):
 
 
 def pieces(config: Conv1d.Config, length: int, max_tokens: int | None) -> tuple[int, int]:
-    """The length of a piece and the number of pieces; together at least ``length``."""
+    """The length of a piece and the number of pieces; their product is at least ``length``."""
     if config.kernel is not None:
         return config.kernel, ceil(length / config.kernel)
     limit = min(config.target_length, max_tokens or config.target_length)

@@ -11,11 +11,11 @@ from xmodal.interfaces import BackboneFacts, Embedder, TaskFacts
 
 
 class Flat(Embedder):
-    """Flattens every sample to one token as wide as the sample has numbers; nothing is trained."""
+    """Flattens every sample to a single token that holds all its numbers; trains nothing."""
 
     @classmethod
     def grid(cls, config: object, task: TaskFacts, backbone: BackboneFacts) -> tuple[int, ...]:
-        """``(1,)``. Raises ValueError where the backbone reads tokens of another width."""
+        """``(1,)``. Raises ValueError if the backbone reads tokens of another width."""
         width = prod(task.shape)
         if backbone.width not in (0, width):
             raise ValueError(

@@ -20,9 +20,9 @@ from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 class Patch(TokenEmbedder):
     """Cuts ``[B, C, H, W]`` into patches and projects each with one convolution.
 
-    At its native size a sample is padded with zeros at the right and the bottom to a multiple of
-    the patch. ``init: source`` tiles the pretrained RGB kernel along the input channels, by ORCA's
-    rule.
+    A sample at its native size is padded with zeros at the right and the bottom to a multiple of
+    the patch. ``init: source`` tiles the pretrained RGB kernel along the input channels, as in
+    ORCA.
     """
 
     class Config(TokenSettings):
@@ -32,7 +32,7 @@ class Patch(TokenEmbedder):
             "'backbone' for the size the backbone was trained with, or 'native' for no resizing.",
         )
         patch: PositiveInt | None = Field(
-            None, description="Side of a patch in pixels; the backbone's own where null."
+            None, description="Side of a patch in pixels; null takes the backbone's."
         )
         channel_rescale: bool = Field(
             False,
@@ -77,12 +77,13 @@ class Patch(TokenEmbedder):
 def copy_projection(pretrained: nn.Conv2d, projection: nn.Conv2d, rescale: bool) -> None:
     """Copy a pretrained patch projection to one with other channels and another patch side.
 
-    Channel c gets the kernel of pretrained channel c mod 3: a single channel reads as red. Another
-    patch side resamples the kernel by FlexiViT's pseudo-inverse (Beyer et al. 2023, eq. 5).
+    Channel c gets the kernel of pretrained channel c mod 3, so a single channel gets that of red.
+    If the patch sides differ, the kernel is resampled by FlexiViT's pseudo-inverse (Beyer et al.
+    2023, eq. 5).
     """
     weight = pretrained.weight
     if pretrained.kernel_size != projection.kernel_size:
-        # The import takes a third of a small run on a table, which never gets here.
+        # Imported late: the import would take a third of a small run on a table, which needs none.
         from timm.layers import resample_patch_embed
 
         weight = resample_patch_embed(weight, list(projection.kernel_size))
@@ -95,9 +96,7 @@ def copy_projection(pretrained: nn.Conv2d, projection: nn.Conv2d, rescale: bool)
 
 
 def _patch(config: Patch.Config, backbone: BackboneFacts) -> int:
-    """The patch side in pixels. Raises ValueError where neither the recipe nor the backbone
-    has one.
-    """
+    """The patch side in pixels. Raises ValueError if neither recipe nor backbone has one."""
     side = config.patch or backbone.patch
     if side is None:
         raise ValueError(

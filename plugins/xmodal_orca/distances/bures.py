@@ -1,4 +1,4 @@
-"""The Bures-Wasserstein distance between the Gaussians that fit two point sets.
+"""The Bures-Wasserstein distance between Gaussians fitted to two point sets.
 
 Shapes: n source points, m target points, D their width, P pairs of Gaussians.
 """
@@ -26,7 +26,7 @@ class Gaussian:
     covariance: Tensor
 
     def at(self, index: Tensor) -> Gaussian:
-        """Some of several Gaussians."""
+        """The Gaussians at ``index``."""
         return Gaussian(self.mean[index], self.covariance[index])
 
 
@@ -47,7 +47,7 @@ def ridged(gaussian: Gaussian, amount: Tensor) -> Gaussian:
 
 
 def root(covariance_DD: Tensor) -> Tensor:
-    """Σ^½ of symmetric positive matrices ``[..., D, D]``; not for gradients."""
+    """Σ^½ of symmetric positive matrices ``[..., D, D]``, without a gradient."""
     values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
     roots_1D = values_D.clamp_min(0).sqrt().unsqueeze(-2)
     root_DD: Tensor = (vectors_DD * roots_1D) @ vectors_DD.transpose(-1, -2)
@@ -57,13 +57,13 @@ def root(covariance_DD: Tensor) -> Tensor:
 def bures_squared(one: Gaussian, other: Gaussian, root_of_one_DD: Tensor) -> Tensor:
     """‖μ − μ'‖² + tr(Σ + Σ' − 2 (Σ^½ Σ' Σ^½)^½) ``[...]``, differentiable in ``other``.
 
-    POT's ``bures_wasserstein_distance`` is the square root of this, whose gradient is infinite
-    where the sets are equal, and differentiates eigenvectors, which fails where eigenvalues tie;
-    the trace of a root needs eigenvalues alone.
+    POT's ``bures_wasserstein_distance`` does not serve here. It takes the square root of this
+    value, whose gradient is infinite for equal sets, and it differentiates eigenvectors, which
+    fails for equal eigenvalues. The trace of a root needs only eigenvalues.
     """
     middle_DD = root_of_one_DD @ other.covariance @ root_of_one_DD
     values_D = torch.linalg.eigvalsh(middle_DD)
-    # sqrt has no gradient at 0; what rounding makes of a zero eigenvalue counts as nothing.
+    # sqrt has no gradient at 0: treat zero eigenvalues, up to rounding, as absent.
     floor = torch.finfo(values_D.dtype).eps ** 2
     cross = values_D.clamp_min(floor).sqrt().sum(-1)
     traces = _trace(one.covariance) + _trace(other.covariance)
@@ -78,7 +78,7 @@ def _trace(matrix_DD: Tensor) -> Tensor:
 class Bures(Distance):
     """Squared 2-Wasserstein distance between the Gaussians of both sets' means and covariances.
 
-    W₂² of two Gaussians (Dowson & Landau, 1982); classes are not looked at. Computed in float64.
+    W₂² of two Gaussians (Dowson & Landau, 1982), computed in float64. Classes are ignored.
     """
 
     class Config(Settings):
@@ -88,17 +88,17 @@ class Bures(Distance):
             RIDGE,
             gt=0,
             allow_inf_nan=False,
-            description="Added to every variance of both sets, in units of the source's mean "
-            "variance: makes covariances of few points invertible.",
+            description="Amount added to every variance of both sets, in units of the source's "
+            "mean variance; makes the covariances of few points invertible.",
         )
 
     config: Config
 
     def fit(self, source: Points) -> None:
-        """Keep mean, covariance and its root."""
+        """Keep the source's mean, covariance and the root of the covariance."""
         x_ND = fixed(source).x_ND
         plain = moments(x_ND, _equal(x_ND))
-        # A source without any spread still needs a ridge: one of its own is as good as any.
+        # A source whose points are all equal still needs a ridge; its size is arbitrary.
         spread = plain.covariance.diagonal().mean()
         self._amount = self.config.ridge * torch.where(spread > 0, spread, torch.ones_like(spread))
         self._gaussian = ridged(plain, self._amount)
@@ -106,7 +106,7 @@ class Bures(Distance):
         self._x_ND = x_ND[:1]
 
     def __call__(self, target: Points) -> Tensor:
-        """The distance of ``target`` ``[m, D]``."""
+        """The distance to ``target`` ``[m, D]``."""
         z_MD = matching(target.x_ND, self._x_ND)
         other = ridged(moments(z_MD, _equal(z_MD)), self._amount)
         return bures_squared(self._gaussian, other, self._root_DD).to(z_MD.dtype)

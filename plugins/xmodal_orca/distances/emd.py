@@ -1,4 +1,4 @@
-"""The exact optimal transport between two point sets.
+"""Exact optimal transport between two point sets.
 
 Shapes: n source points, m target points, D their width.
 """
@@ -17,13 +17,13 @@ from xmodal_orca.distances.points import (
     uniform,
 )
 
-_PIVOTS = 10_000_000  # POT's own limit of 100,000 stops early on some thousands of points
+_PIVOTS = 10_000_000  # POT's default of 100,000 is too small for several thousand points
 
 
 def exact_transport(cost_NM: Tensor, a_N: Tensor, b_M: Tensor) -> Tensor:
     """min_P <P, C> over plans with marginals a and b, by POT's network simplex on the CPU.
 
-    Differentiable in the costs; the gradient is the plan.
+    Differentiable in the costs; the gradient is the optimal plan.
     """
     import ot
 
@@ -34,7 +34,7 @@ def exact_transport(cost_NM: Tensor, a_N: Tensor, b_M: Tensor) -> Tensor:
 class EMD(DrawingDistance):
     """Exact optimal transport with cost ½‖x − x'‖²: half the squared 2-Wasserstein distance.
 
-    What ``sinkhorn`` becomes for a vanishing regularisation; classes are not looked at.
+    This is the limit of ``sinkhorn`` without regularisation. Classes are ignored.
     """
 
     citation = "Flamary et al.: POT: Python Optimal Transport, JMLR 2021"

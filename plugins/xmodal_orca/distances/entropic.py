@@ -2,12 +2,13 @@
 
     OT_ε(a, b) = min_P <P, C> + ε KL(P | a ⊗ b) = max_{f,g} <a, f> + <b, g>  (at the optimum)
 
-Feydy et al. (AISTATS 2019) for the symmetric problem, Schmitzer (SISC 2019) for ε-scaling with an
-absorbed kernel. POT has the same algorithm, but on 5000 x 128 points of width 128 with ε = 0.1 its
-``sinkhorn_epsilon_scaling`` took 17 CPU seconds, its default entropic solver 3.4, and its
-``sinkhorn_stabilized`` divided by zero; this one takes 0.3 to a marginal error of 1e-4.
+Sources: Feydy et al. (AISTATS 2019) for the symmetric problem, Schmitzer (SISC 2019) for ε-scaling
+with an absorbed kernel. POT has the same algorithm, but is slower: on 5000 x 128 points of width
+128 with ε = 0.1, its ``sinkhorn_epsilon_scaling`` took 17 CPU seconds, its default entropic solver
+took 3.4, and its ``sinkhorn_stabilized`` divided by zero. This module takes 0.3 to reach a marginal
+error of 1e-4.
 
-Shapes: L independent problems, N and M their points; padding has weight 0.
+Shapes: L independent problems with N and M points; padding has weight 0.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# What the potentials are good to: the L1 error of the plan's column sums, which sum to 1.
+# The accuracy of the potentials: the L1 error of the plan's column sums, which sum to 1.
 TOLERANCE = 1e-3
-# From the spread of the costs down to ε by this factor; each level starts where the last ended.
+# ε-scaling shrinks ε by this factor per level, starting from the spread of the costs; each level
+# starts from the potentials of the level before.
 _ANNEALING = 0.25
 _INNER, _ROUND, _ROUNDS = 20, 100, 20
 _CHECK_EVERY = 5
 _SYMMETRIC_STEPS = 200
-# Cells of the cost matrix that exist at a time in the symmetric problem: 16 MB of float32.
+# Cells of the cost matrix in memory at one time in the symmetric problem: 16 MB of float32.
 _CELLS = 2**22
 
 
@@ -33,8 +35,8 @@ def transport(
 ) -> Tensor:
     """OT_ε ``[L]``, differentiable in the costs.
 
-    The gradient is the plan (envelope theorem): the potentials are solved for without a graph, and
-    one last half-step makes the plan's column sums exact and passes the gradient.
+    The gradient is the plan (envelope theorem). The potentials are computed without a graph; one
+    last half-step makes the plan's column sums exact and carries the gradient.
     """
     with torch.no_grad():
         f_LN = _solve(cost_LNM.detach(), a_LN, b_LM, epsilon, tolerance)
@@ -47,8 +49,8 @@ def self_transport(
 ) -> Tensor:
     """OT_ε of points with themselves ``[L]``; ``rows`` gives some rows of the costs ``[L, n, N]``.
 
-    Differentiable in the costs as ``transport`` is. Without a gradient, memory stays bounded
-    whatever N is.
+    Differentiable in the costs, like ``transport``. Without a gradient, memory is bounded for
+    every N.
     """
     log_LN = a_LN.log()
     step = max(1, _CELLS // a_LN.numel())
@@ -60,7 +62,7 @@ def self_transport(
     with torch.no_grad():
         p_LN = torch.zeros_like(a_LN)
         for _ in range(_SYMMETRIC_STEPS):
-            # The average of old and new converges fast here, where alternating would not.
+            # Averaging the old and new potentials converges fast here; alternating would not.
             change_LN = 0.5 * (half_step(p_LN) - p_LN)
             p_LN = p_LN + change_LN
             if float((a_LN * change_LN.abs()).sum(1).max()) < 0.5 * tolerance * epsilon:
@@ -104,10 +106,10 @@ def _scale(
 ) -> tuple[Tensor, float]:
     """Sinkhorn's scalings v ``[L, M]`` of the kernel at potential g, and the error of the plan.
 
-    With g absorbed into the kernel, exponentials are taken once and a step is two matrix-vector
-    products: 40 times cheaper than a step on the potentials.
+    With g absorbed into the kernel, exponentials are computed once, and a step is two
+    matrix-vector products: 40 times cheaper than a step on the potentials.
     """
-    tiny = 1e-30  # a kernel column that underflows rises by 69 ε a round instead of to infinity
+    tiny = 1e-30  # an underflowing kernel column rises by 69 ε per round, instead of to infinity
     log_b_LM = b_LM.log()
     f_LN = _soft_minimum(cost_LNM, g_LM, log_b_LM, epsilon)
     h_L1M = (g_LM + epsilon * log_b_LM).unsqueeze(1)
@@ -121,7 +123,8 @@ def _scale(
             if error < tolerance:
                 break
         v_LM = torch.where(real_LM, b_LM / sums_LM.clamp_min(tiny), 1.0)
-        # Row vector times transposed kernel: eight times faster on CPUs than kernel times column.
+        # A row vector times the transposed kernel is eight times faster on CPUs than the kernel
+        # times a column vector.
         row_sums_LN = torch.bmm(v_LM.unsqueeze(1), kernel_LNM.transpose(1, 2)).squeeze(1)
         u_LN = row_sums_LN.clamp_min(tiny).reciprocal()
     return v_LM, error

@@ -16,8 +16,8 @@ from xmodal_orca.distances.points import fixed, matching
 class L2(Distance):
     """Mean Euclidean distance over all pairs of a source and a target point.
 
-    The objective ``l2`` of ORCA's code, which averages over random pairs instead. It pulls all
-    target points to the source's middle and is not 0 for equal sets.
+    ORCA's code has this objective as ``l2``, averaged over random pairs. It pulls all target
+    points towards the centre of the source and is not 0 for equal sets.
     """
 
     citation = (
@@ -35,5 +35,5 @@ class L2(Distance):
         self._x_ND = fixed(source).x_ND
 
     def __call__(self, target: Points) -> Tensor:
-        """The mean distance of ``target`` ``[m, D]``."""
+        """The mean distance to ``target`` ``[m, D]``."""
         return torch.cdist(self._x_ND, matching(target.x_ND, self._x_ND)).mean()

@@ -17,15 +17,15 @@ from xmodal_orca.distances.bures import Gaussian, bures_squared, moments, ridged
 from xmodal_orca.distances.emd import exact_transport
 from xmodal_orca.distances.points import Classes, half_squared
 
-_CELLS = 2**22  # cells of cost matrices that exist at a time
+_CELLS = 2**22  # cells of cost matrices in memory at one time
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Classes with what can be computed from them alone.
+    """Classes, with the values that depend only on one set.
 
-    ``own_C`` is taken off W once a side, so that equal classes are at distance 0; ``diagonal_C`` is
-    W[y, y] within the set.
+    ``own_C`` is subtracted from W once for each set, so that equal classes have distance 0.
+    ``diagonal_C`` is W[y, y] within the set.
     """
 
     classes: Classes
@@ -40,11 +40,11 @@ class LabelDistance(ABC):
 
     @abstractmethod
     def prepare(self, classes: Classes) -> Prepared:
-        """Compute once what belongs to one set."""
+        """Compute once the values that depend only on one set."""
 
     @abstractmethod
     def pairs(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
-        """The distance ``[P]`` of class i of one set and class j of the other, before ``own_C``."""
+        """Distances ``[P]`` between classes i of one set and j of the other, before ``own_C``."""
 
     def between(self, one: Prepared, other: Prepared) -> Tensor:
         """W ``[C, K]``, differentiable in the points of ``other``."""
@@ -72,9 +72,9 @@ class LabelDistance(ABC):
 
 
 class PointLabels(LabelDistance):
-    """Optimal transport of the classes' points with cost ‖x − x'‖² (no ½).
+    """Optimal transport between the classes' points with cost ‖x − x'‖² (no ½).
 
-    Exact for ``reg`` None. Otherwise entropic, and for ``debias`` the Sinkhorn divergence.
+    Exact if ``reg`` is None, otherwise entropic; with ``debias``, the Sinkhorn divergence.
     """
 
     def __init__(self, reg: float | None, debias: bool, tolerance: float) -> None:
@@ -110,7 +110,7 @@ class PointLabels(LabelDistance):
 
 
 class GaussianLabels(LabelDistance):
-    """Squared Bures-Wasserstein distance of the classes' Gaussians.
+    """Squared Bures-Wasserstein distance between the classes' Gaussians.
 
     ``ridge`` (a scalar, the same for both sets) is added to every variance.
     """
@@ -119,7 +119,7 @@ class GaussianLabels(LabelDistance):
         self._ridge = ridge
 
     def prepare(self, classes: Classes) -> Prepared:
-        """Mean, covariance and its root, of every class."""
+        """The mean, covariance and root of the covariance of every class."""
         gaussian = ridged(moments(classes.x_CSD, classes.weight_CS), self._ridge)
         zero_C = torch.zeros_like(classes.weight_CS[:, 0])
         with torch.no_grad():
@@ -130,7 +130,7 @@ class GaussianLabels(LabelDistance):
         """W₂² ``[P]``."""
         W_P = _bures(one, other, i_P, j_P)
         if one.classes.x_CSD.requires_grad:
-            # Roots carry no gradient; that of the first argument is of the pair turned around.
+            # The root has no gradient: the first argument gets its gradient from swapped pairs.
             turned_P = _bures(other, one, j_P, i_P)
             W_P = W_P + (turned_P - turned_P.detach())
         return W_P.to(one.own_C.dtype)
@@ -146,14 +146,14 @@ def _bures(one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
 
 
 def mean_variance(classes: Classes) -> Tensor:
-    """The mean variance of a coordinate within a class, in float64; 1 where there is none."""
+    """The mean variance of a coordinate within a class, in float64; 1 if no class varies."""
     covariance_CDD = moments(classes.x_CSD, classes.weight_CS).covariance
     mean = covariance_CDD.diagonal(dim1=-2, dim2=-1).mean()
     return torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
 def _trimmed(classes: Classes, index: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Points ``[P, S, D]`` and weights of some classes, with no more padding than they need."""
+    """Points ``[P, S, D]`` and weights of some classes, with as little padding as possible."""
     index_P = torch.as_tensor(index, device=classes.x_CSD.device).reshape(-1)
     weight_PS = classes.weight_CS[index_P]
     size = int((weight_PS > 0).sum(1).max())
@@ -161,6 +161,6 @@ def _trimmed(classes: Classes, index: Tensor | int) -> tuple[Tensor, Tensor]:
 
 
 def _exact(cost_ST: Tensor, a_S: Tensor, b_T: Tensor) -> Tensor:
-    """Exact transport without the padding."""
+    """Exact transport, ignoring the padding."""
     rows, columns = int((a_S > 0).sum()), int((b_T > 0).sum())
     return exact_transport(cost_ST[:rows, :columns], a_S[:rows], b_T[:columns])

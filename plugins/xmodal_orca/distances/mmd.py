@@ -1,4 +1,4 @@
-"""The maximum mean discrepancy between two point sets, with the kernels ORCA's code uses.
+"""The maximum mean discrepancy between two point sets, with the kernels of ORCA's code.
 
 Shapes: n source points, m target points, D their width.
 """
@@ -16,7 +16,7 @@ from xmodal.interfaces import Settings
 from xmodal_orca.distances.points import DrawingDistance, half_squared, matching
 
 KERNELS = 5
-_CELLS = 2**22  # kernel values that exist at a time in the source's own term
+_CELLS = 2**22  # kernel values in memory at one time while computing the source's own term
 
 
 class MMD(DrawingDistance):
@@ -24,7 +24,7 @@ class MMD(DrawingDistance):
 
     mean k(x, x') + mean k(z, z') − 2 mean k(x, z) over all pairs (Gretton et al., JMLR 2012, Eq. 5)
     with k = Σ_i exp(−‖x − x'‖² / (w 2^i)), i = −2 .. 2 (Long et al., ICML 2015). The width w is a
-    mean squared distance and carries no gradient.
+    mean squared distance without gradient.
     """
 
     class Config(Settings):
@@ -32,8 +32,8 @@ class MMD(DrawingDistance):
 
         bandwidth: Literal["pooled", "source"] = Field(
             "pooled",
-            description="The width of the middle kernel: the mean squared distance of all points "
-            "of both sets, anew in every call, as published; or of the source's alone, once.",
+            description="The width of the middle kernel is a mean squared distance: over both sets "
+            "and recomputed in every call, as published; or over the source only, computed once.",
         )
         subsample: int | None = Field(
             1000,
@@ -44,7 +44,7 @@ class MMD(DrawingDistance):
     config: Config
 
     def fit(self, source: Points) -> None:
-        """Keep the source, and its own term where the kernels' width is known already."""
+        """Keep the source, and its own term if the kernel width is already known."""
         self._x_ND = self.kept(source).x_ND
         self._width: Tensor | None = None
         if self.config.bandwidth == "source":
@@ -78,14 +78,14 @@ def mean_kernel(x_ND: Tensor, z_MD: Tensor, width: Tensor) -> Tensor:
     k_NM = torch.exp(-2 * half_squared(x_ND, z_MD) / widest)
     total = k_NM.mean()
     for _ in range(KERNELS - 1):
-        k_NM = k_NM.square()  # half the width is the kernel squared
+        k_NM = k_NM.square()  # halving the width squares the kernel
         total = total + k_NM.mean()
     return total
 
 
 @torch.no_grad()
 def own_term(x_ND: Tensor, width: Tensor) -> Tensor:
-    """The mean of the kernel over all pairs of source points, a block of rows at a time."""
+    """The mean of the kernel over all pairs of source points, computed in blocks of rows."""
     count = x_ND.shape[0]
     blocks = torch.split(x_ND, max(1, _CELLS // count))
     return torch.stack([mean_kernel(b, x_ND, width) * (len(b) / count) for b in blocks]).sum()

@@ -1,4 +1,4 @@
-"""OTDD (Alvarez-Melis & Fusi, NeurIPS 2020), the distance between labelled sets ORCA aligns by.
+"""OTDD (Alvarez-Melis & Fusi, NeurIPS 2020), the distance between labelled sets in ORCA.
 
 Shapes: n source points, m target points, D their width, C source classes, K target classes.
 """
@@ -33,8 +33,9 @@ from xmodal_orca.distances.points import (
 )
 
 Solver = Literal["sinkhorn", "exact"]
-# W enters as a value, whose error is of second order in the plan's: with a plan twenty times
-# coarser it moves by 6e-5 of itself (10 classes of 250 points against 128, width 128).
+# Only the value of W is needed, and its error is of second order in the error of the plan. A plan
+# twenty times coarser changes W by a relative 6e-5 (10 classes of 250 points against 128, width
+# 128).
 _INNER = 20
 
 
@@ -42,8 +43,8 @@ class OTDD(DrawingDistance):
     """Optimal transport with cost ½‖x − x'‖² + ½ W[y, y'], W between the points of two classes.
 
     ORCA's alignment objective (``otdd-exact``: the defaults; ``otdd-gaussian``:
-    ``labels: gaussian``). Where the target has one class, W shifts the value by a constant and
-    ``sinkhorn`` has the same gradient for half the time.
+    ``labels: gaussian``). If the target has one class, W only adds a constant, and ``sinkhorn``
+    gives the same gradient in half the time.
     """
 
     citation = (
@@ -55,11 +56,11 @@ class OTDD(DrawingDistance):
 
         labels: Literal["exact", "gaussian"] = Field(
             "exact",
-            description="W from the classes' points, or from Gaussians with their means and "
-            "covariances.",
+            description="Compute W from the classes' points, or from Gaussians with their means "
+            "and covariances.",
         )
-        inner: Solver = Field("sinkhorn", description="How W is solved for, where labels is exact.")
-        outer: Solver = Field("sinkhorn", description="How the transport itself is solved for.")
+        inner: Solver = Field("sinkhorn", description="The solver for W if 'labels' is exact.")
+        outer: Solver = Field("sinkhorn", description="The solver for the transport itself.")
         reg: float = Field(
             0.1,
             gt=0,
@@ -68,17 +69,17 @@ class OTDD(DrawingDistance):
         )
         debias: bool = Field(
             True,
-            description="Subtract half of either side's transport to itself from every Sinkhorn "
-            "problem, so that equal sets are at distance 0.",
+            description="Subtract half of each set's transport to itself from every Sinkhorn "
+            "problem, so that equal sets have distance 0.",
         )
         label_gradient: bool = Field(
             False,
-            description="Whether the gradient also goes through W; the published code cuts it.",
+            description="Let the gradient also pass through W; the published code does not.",
         )
         min_count: int = Field(
             2,
             ge=1,
-            description="Classes of fewer points are left out, unless all are as small.",
+            description="Leave out classes with fewer points, unless all classes have fewer.",
         )
         subsample: int | None = Field(
             None, ge=1, description="Use this many source points, drawn once; null uses all."
@@ -87,14 +88,14 @@ class OTDD(DrawingDistance):
             entropic.TOLERANCE,
             gt=0,
             le=0.02,
-            description="The share of mass the outer Sinkhorn plan may misplace; for W, "
-            "twenty times as much.",
+            description="The share of mass that the outer Sinkhorn plan may misplace; for W it may "
+            "be twenty times as much.",
         )
 
     config: Config
 
     def fit(self, source: Points) -> None:
-        """Keep the source, its label-to-label distances and its transport to itself."""
+        """Keep the source, the distances between its classes and its transport to itself."""
         with torch.no_grad():
             kept = self.kept(source)
             classes = by_class(kept, self.config.min_count)
@@ -103,7 +104,7 @@ class OTDD(DrawingDistance):
             self._own = self._to_itself(self._source)
 
     def __call__(self, target: Points) -> Tensor:
-        """The distance of ``target`` ``[m, D]`` with classes, if it has any."""
+        """The distance to ``target`` ``[m, D]``, with its classes if it has any."""
         x_ND = self._source.classes.x_ND
         z_MD = matching(target.x_ND, x_ND)
         classes = by_class(Points(z_MD, target.classes_N), self.config.min_count)
@@ -127,7 +128,7 @@ class OTDD(DrawingDistance):
         return PointLabels(reg, self.config.debias, _INNER * self.config.tolerance)
 
     def _to_itself(self, one: Prepared) -> Tensor:
-        """OT_ε of a set with itself; 0 where nothing is debiased."""
+        """OT_ε of a set with itself; 0 without debiasing."""
         x_ND, y_N = one.classes.x_ND, one.classes.label_N
         if self.config.outer == "exact" or not self.config.debias:
             return x_ND.new_zeros(())

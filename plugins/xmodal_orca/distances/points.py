@@ -1,4 +1,4 @@
-"""What all distances do with points: precision, a fixed subsample, squared distances, classes.
+"""Operations on points shared by all distances: precision, subsamples, squared distances, classes.
 
 Shapes: n source points, m target points, D their width, C classes, S points of the largest class.
 """
@@ -20,8 +20,8 @@ from xmodal.interfaces import Context, Distance
 class Classes:
     """Points sorted into their classes, padded to the largest.
 
-    ``label_N`` is the class (0 .. C-1) of every point kept; ``x_CSD`` the points of each class,
-    padded with zeros of weight 0 in ``weight_CS``, whose rows sum to 1.
+    ``label_N`` is the class (0 .. C-1) of every kept point. ``x_CSD`` holds the points of each
+    class, padded with zeros. ``weight_CS`` is 0 for padding, and each of its rows sums to 1.
     """
 
     x_ND: Tensor
@@ -31,19 +31,19 @@ class Classes:
 
 
 def precise(x_ND: Tensor) -> Tensor:
-    """Points in float32, or float64 where they are that already."""
+    """Points in float32, or in float64 if they already are."""
     if x_ND.dim() != 2 or x_ND.shape[0] == 0:
         raise ValueError(f"a distance needs points of shape [n, D], not {list(x_ND.shape)}")
     return x_ND if x_ND.dtype == torch.float64 else x_ND.float()
 
 
 def fixed(source: Points) -> Points:
-    """The source in a precision to compute with, cut off from the graph."""
+    """The source in the precision for computing, detached from the graph."""
     return Points(precise(source.x_ND.detach()), source.classes_N)
 
 
 def matching(x_MD: Tensor, source_ND: Tensor) -> Tensor:
-    """Target points in a precision to compute with. Raises ValueError if the widths differ."""
+    """Target points in the precision for computing. Raises ValueError if the widths differ."""
     if x_MD.shape[-1] != source_ND.shape[1]:
         raise ValueError(
             f"the target's points are {x_MD.shape[-1]} wide, the source's {source_ND.shape[1]}"
@@ -52,7 +52,7 @@ def matching(x_MD: Tensor, source_ND: Tensor) -> Tensor:
 
 
 def subsample(source: Points, count: int | None, seed: int) -> Points:
-    """At most ``count`` points, drawn without replacement; all of them for None."""
+    """At most ``count`` points, drawn without replacement; all points if ``count`` is None."""
     total = len(source.x_ND)
     if count is None or count >= total:
         return source
@@ -84,15 +84,15 @@ def half_squared(x_ND: Tensor, z_MD: Tensor) -> Tensor:
 
 
 def uniform(x_ND: Tensor) -> Tensor:
-    """Equal weights of all points that sum to 1."""
+    """Equal weights for all points, which sum to 1."""
     count = x_ND.shape[0]
     return x_ND.new_full((count,), 1 / count)
 
 
 def by_class(points: Points, least: int) -> Classes:
-    """Sort points into classes; without classes all are of one.
+    """Sort points into classes; points without classes form a single class.
 
-    Classes of fewer than ``least`` points are left out, unless that would leave out every point.
+    Classes with fewer than ``least`` points are left out, unless no point would remain.
     """
     x_ND, classes_N = points.x_ND, points.classes_N
     if classes_N is None:

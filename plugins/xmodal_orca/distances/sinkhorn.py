@@ -1,4 +1,4 @@
-"""The Sinkhorn divergence between two point sets, without what does not depend on the target.
+"""The Sinkhorn divergence between two point sets.
 
 Shapes: n source points, m target points, D their width.
 """
@@ -23,8 +23,8 @@ from xmodal_orca.distances.points import (
 class Sinkhorn(DrawingDistance):
     """Sinkhorn divergence with cost ½‖x − x'‖²; the gradient of ORCA's OTDD, at a fraction of it.
 
-    OT_ε(a, b) − ½ OT_ε(a, a) − ½ OT_ε(b, b) (Feydy et al., AISTATS 2019, Eq. 3); classes are not
-    looked at. OTDD with one target class, as ORCA calls it, differs by a constant.
+    OT_ε(a, b) − ½ OT_ε(a, a) − ½ OT_ε(b, b) (Feydy et al., AISTATS 2019, Eq. 3). Classes are
+    ignored. OTDD with one target class, as in ORCA, differs only by a constant.
     """
 
     citation = (
@@ -43,8 +43,8 @@ class Sinkhorn(DrawingDistance):
         )
         debias: bool = Field(
             True,
-            description="Subtract half of either set's transport to itself, so that equal sets "
-            "are at distance 0.",
+            description="Subtract half of each set's transport to itself, so that equal sets have "
+            "distance 0.",
         )
         subsample: int | None = Field(
             None, ge=1, description="Use this many source points, drawn once; null uses all."
@@ -53,7 +53,7 @@ class Sinkhorn(DrawingDistance):
             entropic.TOLERANCE,
             gt=0,
             lt=1,
-            description="The share of mass the transport plan may misplace.",
+            description="The share of mass that the transport plan may misplace.",
         )
 
     config: Config
@@ -66,7 +66,7 @@ class Sinkhorn(DrawingDistance):
             self._own = self._to_itself(self._x_ND) if self.config.debias else None
 
     def __call__(self, target: Points) -> Tensor:
-        """The divergence of ``target`` ``[m, D]``."""
+        """The divergence from ``target`` ``[m, D]``."""
         z_MD = matching(target.x_ND, self._x_ND)
         cost_NM = half_squared(self._x_ND, z_MD)
         weights = uniform(self._x_ND)[None], uniform(z_MD)[None]

@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance between two point sets: the mean over lines.
+"""The sliced Wasserstein distance between two point sets: the mean over random lines.
 
 Shapes: n source points, m target points, D their width, R lines.
 """
@@ -17,7 +17,7 @@ from xmodal_orca.distances.points import DrawingDistance, fixed, matching
 class Sliced(DrawingDistance):
     """Squared sliced 2-Wasserstein distance over fixed random lines (Bonneel et al., 2015).
 
-    Exact transport of the projections on each line; classes are not looked at.
+    Exact transport of the projections on each line. Classes are ignored.
     """
 
     citation = "Flamary et al.: POT: Python Optimal Transport, JMLR 2021"
@@ -25,7 +25,7 @@ class Sliced(DrawingDistance):
     class Config(Settings):
         """Settings of the distance."""
 
-        projections: int = Field(128, ge=1, description="How many lines, drawn once.")
+        projections: int = Field(128, ge=1, description="Number of random lines, drawn once.")
 
     config: Config
 
@@ -40,11 +40,11 @@ class Sliced(DrawingDistance):
         self._sorted_NR = (x_ND @ self._lines_DR).sort(dim=0).values
 
     def __call__(self, target: Points) -> Tensor:
-        """The squared distance of ``target`` ``[m, D]``."""
+        """The squared distance to ``target`` ``[m, D]``."""
         import ot
 
         z_MD = matching(target.x_ND, self._lines_DR.T)
         sorted_MR = (z_MD @ self._lines_DR).sort(dim=0).values
-        # POT's sliced distance sorts both sets again, and its root has no gradient at 0.
+        # POT's sliced distance would sort both sets again, and its root has no gradient at 0.
         squared_R: Tensor = ot.wasserstein_1d(self._sorted_NR, sorted_MR, p=2, require_sort=False)
         return squared_R.mean()

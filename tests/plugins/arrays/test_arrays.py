@@ -243,12 +243,12 @@ def changed(y: Any, row: int, value: Any) -> Any:
          r"'y' row 4: label '12' is not in classes; did you mean '[12]'\?"),
         ({"x": X, "y": Y * 0}, {}, r"'y' is constant: every label is '0'"),
         ({"x": X, "y": np.full(60, 0.5)}, {"kind": "regression"}, r"'y' is constant"),
-        ({"x": X, "y": Y + 0.5}, {"kind": "classification"}, r"row 0: label 0\.5 is no whole"),
+        ({"x": X, "y": Y + 0.5}, {"kind": "classification"}, r"row 0: label 0\.5 is not a whole"),
         ({"x": X, "y": X[:, 0, :4]}, {"kind": "multi-label"}, r"'y' row 0: multi-label needs"),
         ({"x": X, "y": X[:, 0, :4]}, {"kind": "classification"}, r"'y' is not one-hot: row 0"),
         ({"x": X[:0], "y": Y[:0]}, {}, r"'x' has no samples, shape \(0, 3, 20\)"),
         ({"x": X.astype(str), "y": Y}, {}, r"'x' holds <U\d+, not real numbers"),
-        ({"x": X, "y": Y}, {"form": "row"}, r"'x': form row needs one number a column"),
+        ({"x": X, "y": Y}, {"form": "row"}, r"'x': form row needs samples with one axis"),
         ({"x": X[:, None, None, None], "y": Y}, {}, r"'x': form auto does not fit samples"),
         ({"x": X, "y": X}, {"kind": "regression"}, r"'y' has labels of shape \(3, 20\), "),
         ({"x": X[:2], "y": X[:2, 0, 0]}, {}, r"'x': 2 samples cannot be cut into parts of 0\.7"),
@@ -312,7 +312,10 @@ def test_complaints_about_files(tmp_path: Path, name: str, message: str) -> None
 @pytest.mark.parametrize(
     ("first", "noted"),
     [
-        ("30.5,True,7,no", "columns 'True', 'no' are values of theirs: does the file lack a line"),
+        (
+            "30.5,True,7,no",
+            "columns 'True', 'no' are also values in them: does the file lack",
+        ),
         ("30.5,7.5,17,sick", "columns '30.5', '7.5', '17' look like numbers: does the file lack"),
         ("0,1,2,sick", None),
         ("2001,2002,2003,y", None),

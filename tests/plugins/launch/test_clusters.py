@@ -123,7 +123,7 @@ def test_a_controller_that_does_not_answer_ends_no_job(tmp_path: Path, fake: Pat
     (fake / "squeue.says").write_text(running)
     assert launcher.unfinished() == {"/cells/0": "running"}
     said = (tmp_path / "1" / "output.txt").read_text()
-    assert "job 5_1 of Slurm left the queue early" in said
+    assert "Slurm job 5_1 left the queue early" in said
     assert "does not see" in said
 
 
@@ -182,7 +182,7 @@ def test_the_array_asks_for_what_the_settings_say(tmp_path: Path, fake: Path) ->
 def test_a_refusal_is_told(tmp_path: Path, fake: Path) -> None:
     launcher = slurm(tmp_path)
     (fake / "sbatch").write_text("#!/bin/sh\necho invalid partition specified: gpu >&2; exit 1\n")
-    with pytest.raises(UsageError, match="does not take the jobs: invalid partition specified"):
+    with pytest.raises(UsageError, match="refuses the jobs: invalid partition specified"):
         launcher.submit(jobs(tmp_path, 2))
     assert launcher.unfinished() == {}
     assert not list((tmp_path / "slurm").iterdir())
@@ -229,7 +229,7 @@ def test_jobs_that_slurm_does_not_take_now_wait_while_others_run(
     key = submitted(launcher, given[:2], fake)
     (fake / "squeue.says").write_text(f"5_0|xmodal-{key}|RUNNING\n5_1|xmodal-{key}|RUNNING\n")
     (fake / "sbatch").write_text(REFUSES)
-    with pytest.warns(UserWarning, match=r"no further jobs for now \(1 waiting\): .*QOSMaxS"):
+    with pytest.warns(UserWarning, match=r"no more jobs for now \(1 waiting\): .*QOSMaxS"):
         launcher.submit(given[2:])
     before = calls(fake, "sbatch")
     expected = {"/cells/0": "running", "/cells/1": "running", "/cells/2": "queued"}
@@ -257,13 +257,13 @@ def test_a_refusal_ends_the_waiting_when_nothing_runs_any_more(tmp_path: Path, f
     key = submitted(launcher, given[:2], fake)
     (fake / "squeue.says").write_text(f"5_0|xmodal-{key}|RUNNING\n")
     (fake / "sbatch").write_text(REFUSES)
-    with pytest.warns(UserWarning, match="no further jobs"):
+    with pytest.warns(UserWarning, match="no more jobs"):
         launcher.submit(given[2:])
     before = calls(fake, "sbatch")
     assert launcher.unfinished()["/cells/2"] == "queued"
     assert calls(fake, "sbatch") == before  # not all the time
     (fake / "squeue.says").write_text("")
-    with pytest.raises(UsageError, match=r"does not take the jobs: .*QOSMaxSubmitJobPerUserLimit"):
+    with pytest.raises(UsageError, match=r"refuses the jobs: .*QOSMaxSubmitJobPerUserLimit"):
         launcher.unfinished()
 
 
@@ -291,7 +291,7 @@ def test_jobs_that_wait_are_withdrawn(tmp_path: Path, fake: Path) -> None:
     running = f"5_0|xmodal-{key}|RUNNING\n"
     (fake / "squeue.says").write_text(f"{running}5_1|xmodal-{key}|PENDING\n")
     (fake / "sbatch").write_text(REFUSES)
-    with pytest.warns(UserWarning, match="no further jobs"):
+    with pytest.warns(UserWarning, match="no more jobs"):
         launcher.submit(given[2:])
     (fake / "scancel").write_text(
         f'#!/bin/sh\necho "scancel $*" >> {fake}/calls\n'
@@ -322,7 +322,7 @@ def order(folder: Path, code: str) -> Order:
 
 def test_a_node_that_does_not_see_the_cells_says_so(tmp_path: Path) -> None:
     lost = Order(("true",), str(tmp_path / "not" / "log.txt"), str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="must lie on a file system that all nodes share"):
+    with pytest.raises(FileNotFoundError, match="must be on a file system that all nodes share"):
         process.start(lost, 1)
 
 

@@ -297,9 +297,9 @@ def test_every_encoder_pass_is_counted(mode: str, micro: str, passes: int) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train": ["*"]}, "leaves the backbone as it is"),
-        ({"train": ["norms"]}, "leaves the backbone as it is"),
-        ({"train": ["backbone.norm.*"]}, "leaves the backbone as it is"),
+        ({"train": ["*"]}, "does not train the backbone"),
+        ({"train": ["norms"]}, "does not train the backbone"),
+        ({"train": ["backbone.norm.*"]}, "does not train the backbone"),
         ({"train": []}, "at least 1 item"),
         ({"alpha": 0}, "greater than 0"),
         ({"weight": 0}, "greater than 0"),

@@ -245,7 +245,7 @@ def test_plain_npy_and_damaged_npy(tmp_path: Path) -> None:
     ("key", "value", "reason"),
     [
         ("pssm", np.zeros((22, 30)), "shape"),
-        ("sa", np.full(30, np.nan), "not finite"),
+        ("sa", np.full(30, np.nan), "NaN or infinite"),
         ("entropy", None, "entropy"),
     ],
 )

@@ -189,7 +189,7 @@ def test_held_out_rows_do_not_change_the_training_rows(monkeypatch: pytest.Monke
 def test_orca_s_split_is_90_to_10_and_says_what_is_ours() -> None:
     data = make(task.Car, protocol_split="orca").load(0)
     assert len(data.test) == 173  # type: ignore[arg-type]
-    assert any("unseeded" in note for note in data.notes)
+    assert any("published 90/10 split had no seed" in note for note in data.notes)
 
 
 ARFF = """@relation pets

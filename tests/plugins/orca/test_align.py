@@ -508,4 +508,4 @@ def test_hostile_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_body_without_tokens_of_its_own_is_refused() -> None:
     facts = Facts(TaskFacts("toy", (4,), IMAGES, {}), BackboneFacts("identity", "any", 0, 0))
     (line,) = Align.problems(stage().config, facts)
-    assert "embedding of its own" in line
+    assert "its own embedding" in line

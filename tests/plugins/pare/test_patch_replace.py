@@ -330,7 +330,7 @@ def test_problems_name_grids_that_cannot_agree():
     assert list(PatchReplace.problems(config, FACTS)) == []
     text = changed(FACTS, backbone=BackboneFacts("words", "text", 4, 4, grid=(32,)))
     (problem,) = PatchReplace.problems(config, text)
-    assert "'words' are 32, those of task 'toy' 4×4" in problem
+    assert "'words' has 32, task 'toy' has 4×4" in problem
     assert list(PatchReplace.problems(PatchReplace.Config(), text)) == []
 
 
@@ -349,5 +349,5 @@ def test_wrong_settings_are_refused(wrong):
 
 
 def test_a_loss_that_vanishes_at_full_replacement_is_refused():
-    with pytest.raises(ValidationError, match="nothing would be left at k = N"):
+    with pytest.raises(ValidationError, match="the loss would be empty at k = N"):
         mixer(1, beta_target=0, source_term=False)

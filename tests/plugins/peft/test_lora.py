@@ -160,7 +160,7 @@ def test_every_body(name: str) -> None:
     added = updates(backbone)
     assert sum(p.numel() for p in added.values()) == wanted
     assert len(added) == 2 * count
-    assert notes == [f"lora: rank 3 in {count} linear layers, {wanted:,} parameters more"]
+    assert notes == [f"lora: rank 3 in {count} linear layers, {wanted:,} new parameters"]
     with torch.no_grad():
         assert torch.equal(backbone(tokens).x_BND, before)
     shake(backbone)
@@ -206,8 +206,8 @@ def test_updates_that_would_be_ignored_are_not_made() -> None:
     notes: list[str] = []
     backbone = adapted(Fused(), notes)
     assert {name.split(".lora")[0] for name in updates(backbone)} == {"encoder.1"}
-    assert "fused layers stay as they are: attention.out_proj, block.self_attn" in notes[1]
-    with pytest.raises(UsageError, match=r"'attention\.\*' fits only layers inside fused"):
+    assert "fused layers are not adapted: attention.out_proj, block.self_attn" in notes[1]
+    with pytest.raises(UsageError, match=r"'attention\.\*' matches only layers inside fused"):
         adapted(Fused(), targets=["attention.*"])
 
 
@@ -219,7 +219,7 @@ def test_patterns_choose_layers() -> None:
 
 
 def test_a_pattern_for_nothing_says_what_there_is() -> None:
-    with pytest.raises(UsageError, match=r"'\*attn\*' fits no linear layer.*layers\.0\.qkv"):
+    with pytest.raises(UsageError, match=r"'\*attn\*' matches no linear layer.*layers\.0\.qkv"):
         adapted(tiny(), targets=["*.qkv", "*attn*"])
 
 
@@ -327,7 +327,7 @@ def test_a_dry_run_shows_it() -> None:
     made = compose_plan(["methods/lora", "tasks/darcy"], registry(), _store(), SMALL, "smoke")
     notes: list[str] = []
     sections = describe(made, _store(), notes.append)
-    assert "lora: rank 8 in 8 linear layers, 8,192 parameters more" in notes
+    assert "lora: rank 8 in 8 linear layers, 8,192 new parameters" in notes
     assert "backbone 8,192" in sections["parameters"]["trains in stage 0"]
 
 

@@ -339,7 +339,7 @@ def test_image_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty"):
         load("image-folder", IMAGES, path=str(tmp_path))
-    with pytest.raises(DataError, match="one folder a class"):
+    with pytest.raises(DataError, match="one folder per class"):
         load("image-folder", IMAGES, path=str(tmp_path / "cats"))
 
 
