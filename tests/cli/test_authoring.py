@@ -19,6 +19,7 @@ from xmodal.plugins import HOOKS
 Cli = Callable[..., Any]
 
 TAKEN = "a package 'xmodal_mona' is already installed; choose another name, such as 'my-mona'"
+LOADING = "loading torch and the required components ...\n"
 WRONG_NEW = [
     (("MyMixer", "mixer"), "'MyMixer' is not a valid name; did you mean 'my-mixer'?"),
     (("my_mixer", "mixer"), "'my_mixer' is not a valid name; did you mean 'my-mixer'?"),
@@ -99,7 +100,7 @@ def test_a_new_package_keeps_its_contract(xmodal: Cli, kind: str, path: None) ->
 def test_a_new_package_passes_every_check(process: Cli, kind: str) -> None:
     process("plugins", "new", f"my-{kind}", "--kind", kind)
     done = process("plugins", "check", f"xmodal-my-{kind}")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, LOADING)
     first, *lines = done.out.splitlines()
     assert first == f"checking xmodal-my-{kind}"
     assert len(lines) == 4
@@ -125,7 +126,7 @@ def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     assert lines[3].startswith("mend     its own tests: FAILED tests/test_my_mixer.py::")
     assert lines[4].startswith("mend     recipe methods/my-mixer, two epochs: ")
     assert "did you mean 'share'?" in lines[4]
-    assert done.err == "error: xmodal-my-mixer: 3 of 4 checks failed\n"
+    assert done.err == LOADING + "error: xmodal-my-mixer: 3 of 4 checks failed\n"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     """Print a table; the caller formats numbers so that they align to the right."""
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        # Square brackets in a name are not markup.
-        table.add_row(*(Text(str(cell)) for cell in row))
+        # Square brackets in a name are not markup, and programs that read a table know one minus.
+        table.add_row(*(Text(str(cell).replace("−", "-")) for cell in row))
     stdout().print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,8 +73,9 @@ def info(
     entry = registry.entry(plugins.find_kind(kind), name)
     component = registry.load(kind, name)
     rows = describe.settings(component)
-    file = inspect.getsourcefile(component) or ""
-    line = inspect.getsourcelines(component)[1]
+    file, line = component.__module__, None
+    with suppress(OSError, TypeError):  # no source: a package in a zip file, or compiled
+        file, line = str(inspect.getsourcefile(component)), inspect.getsourcelines(component)[1]
     about = inspect.cleandoc(component.__doc__ or "")
     recipes = describe.recipes_that_use(kind, name, registry)
     if as_json:
@@ -93,7 +95,8 @@ def info(
         )
         return
     console = output.stdout()
-    console.print(f"{kind} {name}  ({entry.origin}; {file}:{line})")
+    place = "" if line is None else f":{line}"
+    console.print(f"{kind} {name}  ({entry.origin}; {file}{place})")
     console.print(about + "\n")
     if rows:
         output.print_table(("setting", "type", "default", "what"), rows)

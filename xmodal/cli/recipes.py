@@ -13,7 +13,7 @@ import typer
 from xmodal import plugins
 from xmodal.cli import output
 from xmodal.cli.run import AsJson, Plugins, Recipes, split_arguments
-from xmodal.errors import UsageError
+from xmodal.errors import UsageError, did_you_mean
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 Scale = Annotated[str | None, typer.Option(help="Scale layer to apply last.")]
@@ -25,7 +25,12 @@ def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = Fal
     from xmodal.recipe.compose import all_recipes
     from xmodal.recipe.yaml import read
 
-    found = [f for f in all_recipes(plugins.registry()) if fnmatch(f.name, pattern)]
+    known = all_recipes(plugins.registry())
+    found = [f for f in known if fnmatch(f.name, pattern)]
+    if not found:
+        folders = {f"{f.name.partition('/')[0]}/*" for f in known if "/" in f.name}
+        hint = did_you_mean(pattern, folders | {f.name for f in known})
+        raise UsageError(f"no recipe matches '{pattern}'{hint}\nlist all: xmodal recipes list")
     rows = []
     for recipe in found:
         description = str(read(recipe.path).data.get("description", ""))

@@ -12,6 +12,7 @@ from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
 from xmodal.errors import PluginError, UsageError
 from xmodal.recipe.choice import choose
+from xmodal.recipe.compose import looks_like_path
 
 if TYPE_CHECKING:
     from xmodal.comparison.table import ComparisonTable
@@ -49,6 +50,8 @@ def compare(
     what goes wrong in a cell is in the table.
     """
     registry = plugins.registry(tuple(plugin_files))
+    if launcher and not launcher.startswith("{") and not looks_like_path(launcher):
+        registry.entry("launcher", launcher)  # a wrong name is not worth planning a grid
     request = requested(
         registry,
         methods,

@@ -11,7 +11,7 @@ from typing import Any
 from xmodal import text
 from xmodal.engine import checkpoint
 from xmodal.errors import DataError
-from xmodal.report.charts import Chart, Curve, curves, series
+from xmodal.report.charts import Chart, Curve, curves, save, series
 from xmodal.report.page import write_page
 from xmodal.report.pictures import mixing
 from xmodal.report.samples import shown
@@ -26,16 +26,18 @@ Lines = Sequence[Mapping[str, Any]]
 Words = list[tuple[str, str]]
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, figures_folder: Path | None = None) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Reads only the run directory, and leaves out what the run has not produced (yet). Raises
-    DataError for a damaged file.
+    Reads only the run directory, and leaves out what the run has not produced (yet).
+    ``figures_folder`` gets every chart as SVG and PDF. Raises DataError for a damaged file.
     """
     manifest, result = run.read("manifest.json"), run.read("result.json")
     facts = manifest.get("facts", {})
     metrics = run.metrics()
     samples = kept_samples(run)
+    charts = history_charts(metrics, result)
+    seen = shown(samples, facts, manifest.get("classes", []))
     context = {
         "name": manifest.get("name") or run.path.name,
         "task": result.get("task") or facts.get("task", {}).get("name", ""),
@@ -44,13 +46,18 @@ def write_report(run: Run) -> Path:
         "measured": measured(result),
         "setting": setting(facts),
         "notes": result.get("notes", []),
-        "charts": history_charts(metrics, result),
+        "charts": charts,
         "numbers": history_table(metrics) if metrics else None,
-        "shown": shown(samples, facts, manifest.get("classes", [])),
+        "shown": seen,
         "mixing": mixing(samples, facts),
         "recipe": recipe_text(run),
         "environment": environment(manifest),
     }
+    if figures_folder is not None:
+        for chart in [*charts, *seen.lines]:
+            name = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")
+            for kind in ("svg", "pdf"):
+                save(chart.figure, figures_folder / f"{name}.{kind}")
     return write_page(run.path / FILE, "run.html.jinja", context)
 
 

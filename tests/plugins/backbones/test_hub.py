@@ -319,7 +319,7 @@ def test_swin_by_hub_id(hub: Hub, folder: Path, first: dict[str, Loaded]) -> Non
     }
     assert len(state) > 20
     for key, value in state.items():
-        assert torch.equal(loaded[f"backbone.{key.replace('layernorm.', 'norm.')}"], value), key
+        assert torch.equal(loaded[f"body.{key.replace('layernorm.', 'norm.')}"], value), key
     x = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     with torch.no_grad():
         expected = model(x).last_hidden_state
