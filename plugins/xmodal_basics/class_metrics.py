@@ -165,7 +165,7 @@ class AUROCError(_Ranking):
         return float(roc_auc_score(y, p_BK, multi_class="ovo", labels=labels))
 
     def smallest(self) -> float | None:
-        """One pair of samples in the wrong order, in the label or pair of classes with most pairs."""
+        """One pair of samples in the wrong order, in the label or class pair with most pairs."""
         splits = self.splits()
         if self.target.kind == "classification":
             counts = sorted((positive for positive, _ in splits), reverse=True)
