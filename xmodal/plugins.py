@@ -29,7 +29,11 @@ from xmodal import hookspecs
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
 from xmodal.files import digest
 
+log = logging.getLogger(__name__)
+GROUP = "xmodal"
+INTERFACES = "xmodal.interfaces"
 ALLOW = "XMODAL_PLUGINS"
+STRICT = "XMODAL_STRICT_PLUGINS"
 
 
 @dataclass(frozen=True)
@@ -195,10 +199,6 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
 
 
-log = logging.getLogger(__name__)
-GROUP = "xmodal"
-INTERFACES = "xmodal.interfaces"
-STRICT = "XMODAL_STRICT_PLUGINS"
 _SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_commands")
 
 
