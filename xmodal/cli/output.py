@@ -59,10 +59,13 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=1, default=str))
 
 
+_DASHES = str.maketrans("−–", "--")
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
     """Print a table; the caller formats numbers so that they align to the right."""
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        # Square brackets in a name are not markup, and programs that read a table know one minus.
-        table.add_row(*(Text(str(cell).replace("−", "-")) for cell in row))
+        # Square brackets in a name are not markup, and programs that read a table know one dash.
+        table.add_row(*(Text(str(cell).translate(_DASHES)) for cell in row))
     stdout().print(table)

@@ -568,4 +568,4 @@ def test_text_backbones_can_be_cut_short() -> None:
     kind = type(backbone)
     assert not list(kind.problems(kind.Config(layers=6), tiny_facts()))
     (line,) = kind.problems(kind.Config(layers=7), tiny_facts())
-    assert line == "layers is 7; backbone 'minilm-l6' has 6"
+    assert line == "layers is 7, but backbone 'minilm-l6' has 6"
