@@ -96,7 +96,7 @@ def test_a_new_package_keeps_its_contract(xmodal: Cli, kind: str, path: None) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mixer", "embedder", "stage"])
+@pytest.mark.parametrize("kind", ["embedder", "stage"])  # the page of authors does a mixer
 def test_a_new_package_passes_every_check(process: Cli, kind: str) -> None:
     process("plugins", "new", f"my-{kind}", "--kind", kind)
     done = process("plugins", "check", f"xmodal-my-{kind}")
