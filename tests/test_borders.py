@@ -23,6 +23,8 @@ from xmodal.plugins import HOOKS, registry
 
 from .public import PUBLIC
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "xmodal").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))

@@ -17,6 +17,8 @@ from xmodal.recipe.compose import compose, validate
 
 from ..paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 DEMO = "demo/pare"
 
 

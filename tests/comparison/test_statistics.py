@@ -23,6 +23,8 @@ from xmodal.comparison import ranks, statistics
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 NAN, INF = math.nan, math.inf
 
 # --- scores ------------------------------------------------------------------------------------

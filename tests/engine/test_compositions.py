@@ -30,6 +30,8 @@ from xmodal.settings import Use
 
 from ..paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 METHODS = sorted(
     found.name.removeprefix("methods/")
     for found in all_recipes(plugins.registry())

@@ -28,6 +28,8 @@ from xmodal.engine.observe import Silent
 from xmodal.engine.run import Interrupted
 from xmodal.finetuner import overrides
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 TINY = {
     "training.max_steps": None,

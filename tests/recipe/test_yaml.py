@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from xmodal.errors import RecipeError
 from xmodal.recipe.yaml import MAX_BYTES, Origin, dotted, parse, parse_value, read
 
+pytestmark = pytest.mark.slow
+
 
 def value(text: str) -> Any:
     return parse(f"key: {text}", "r.yaml").data["key"]

@@ -28,6 +28,8 @@ from xmodal.report.compare_cells import columns, course, courses, differences, s
 from ..comparisons import TASKS, compared
 from ..pages import Page
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}$\""
 PROTOCOL = "Clean protocol: epoch selected on validation, tested once; seeds 0–2; all training"
 

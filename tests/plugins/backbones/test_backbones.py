@@ -28,6 +28,8 @@ from xmodal_backbones.common import count
 
 from ...paths import DATA
 
+pytestmark = pytest.mark.slow
+
 TASK = TaskFacts("demo", (3, 32, 32), Target("classification", 10), {"train": 1})
 
 

@@ -113,7 +113,8 @@ def test_cutmix_of_tokens_is_timms_cutmix_of_pixels(seed, monkeypatch):
 @given(
     seed=st.integers(0, 2**31),
     grid=st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    kept=st.floats(0, 1),
+    # Closer to 1 than rounding, the root of a share is 1 in one library and not in the other.
+    kept=st.floats(0, 1).map(lambda share: round(share, 9)),
 )
 @settings(max_examples=150, deadline=None)
 def test_blocks_are_those_of_timm(seed, grid, kept):

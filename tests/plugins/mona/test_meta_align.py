@@ -26,6 +26,8 @@ from xmodal_mona.meta_align import BilevelStep, MetaAlign, source_order
 from xmodal_mona.paths import repeatable
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
 
+pytestmark = pytest.mark.slow
+
 CAR = ("methods/mona", "tasks/openml/car")
 BATCH, SOURCE = 10, 12
 MODES = ("exact", "finite-difference")

@@ -19,6 +19,8 @@ from xmodal_orca.distances.otdd import OTDD
 from xmodal_orca.distances.points import by_class
 from xmodal_orca.distances.sinkhorn import Sinkhorn
 
+pytestmark = pytest.mark.slow
+
 TIGHT = {"reg": 2.0, "tolerance": 1e-10}
 
 

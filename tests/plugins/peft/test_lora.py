@@ -25,6 +25,8 @@ from xmodal_peft.lora import Lora, linear_layers
 
 from ...conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 SMALL = [o for o in TINY if not o.startswith("selector")]
 BODIES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     "tiny": ({}, (4, 6), 8),
