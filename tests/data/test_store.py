@@ -27,6 +27,8 @@ from xmodal.data import download
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -30,6 +30,8 @@ from xmodal.interfaces import TaskData
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 from xmodal.testing.tiny import tiny_context
 
+pytestmark = pytest.mark.slow
+
 TRAIN, CLASSES = 40, 3
 EXTRA = '''
 """Parts that need what the engine offers."""

@@ -170,7 +170,10 @@ def methods() -> list[Any]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[] if m == "pare" else pytest.mark.slow) for m in methods()],
+)
 def test_first_losses_on_darcy(method: str) -> None:
     if method == "baseline":
         # Its parts are other parts, so it comes after the scale that would replace them.

@@ -16,6 +16,8 @@ from xmodal.plugins import HOOKS, Registry, registry
 from xmodal.testing import contract
 from xmodal.testing.tiny import settings, tiny_facts
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "needs downloaded weights"
 NEEDS = {
     ("backbone", "hf"): "reads the user's own model folder",

@@ -23,6 +23,8 @@ from xmodal_nasbench360 import darcy_data
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
+pytestmark = pytest.mark.slow
+
 
 class AnyLoss(Loss):
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ from xmodal_orca.distances.points import half_squared
 from xmodal_orca.distances.sinkhorn import Sinkhorn
 from xmodal_orca.distances.sliced import Sliced
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("otdd", "sinkhorn", "emd", "bures", "mmd", "sliced", "l2")
 ZERO_TO_ITSELF = ("otdd", "sinkhorn", "emd", "bures", "mmd", "sliced")
 EPSILON = 0.3

@@ -14,6 +14,8 @@ from torch import Tensor
 from xmodal.ops import gumbel_noise, hard_subset, straight_through
 from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
+pytestmark = pytest.mark.slow
+
 
 def noisy_keys(
     batch: int, tokens: int, seed: int = 0, dtype: torch.dtype = torch.float64

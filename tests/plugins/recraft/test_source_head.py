@@ -26,6 +26,8 @@ from xmodal.testing.tiny import random
 from xmodal_recraft import source_features
 from xmodal_recraft.source_head import SourceHead, gradient_penalty
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ("methods/recraft", "tasks/openml/car")
 
 
