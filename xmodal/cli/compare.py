@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +18,11 @@ from typer.core import TyperCommand
 
 from xmodal import text
 from xmodal.cli import output, verdicts
-from xmodal.cli.run import AsJson, Plugins
+from xmodal.cli.output import AsJson, Plugins
 
 if TYPE_CHECKING:
     from xmodal.comparison.queue import Queue, State
+    from xmodal.comparison.run import Watch
     from xmodal.comparison.table import ComparisonTable
 
 MANY = ("--task", "--set")
@@ -126,7 +127,10 @@ def demo(
     force: Annotated[bool, typer.Option(help="Repeat runs that are already done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a comparison with the arguments of ``running.compare``, and show its progress."""
+    """Adapt a pretrained vision transformer to a solved PDE, and compare it with its baselines.
+
+    Takes minutes on a CPU.
+    """
     from xmodal.comparison import run
 
     begun = time.monotonic()
@@ -148,7 +152,7 @@ def demo(
 
 
 def _watched(**asked: Any) -> ComparisonTable:
-    """Run a comparison, ``asked`` in the words of ``xmodal.compare``, and show how it goes."""
+    """Run a comparison with the arguments of ``xmodal.compare``, and show its progress."""
     from xmodal.comparison import run
 
     with _live() as watch, _warnings_as_notes():
@@ -161,9 +165,6 @@ def _ended(table: ComparisonTable) -> None:
 
     if any(state.word == FAILED for state in table.states):
         raise typer.Exit(6)
-
-
-Watch = Callable[["Queue", "list[State]"], None]
 
 
 @contextmanager

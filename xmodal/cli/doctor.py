@@ -12,7 +12,7 @@ import typer
 
 from xmodal import plugins, text
 from xmodal.cli import output
-from xmodal.cli.run import AsJson
+from xmodal.cli.output import AsJson
 
 
 class Finding(NamedTuple):

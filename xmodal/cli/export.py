@@ -9,7 +9,7 @@ import typer
 
 from xmodal import plugins, text
 from xmodal.cli import output
-from xmodal.cli.run import AsJson, Plugins
+from xmodal.cli.output import AsJson, Plugins
 from xmodal.errors import UsageError
 
 

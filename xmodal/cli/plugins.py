@@ -12,7 +12,7 @@ import typer
 from xmodal import plugins
 from xmodal.authoring import describe
 from xmodal.cli import output
-from xmodal.cli.run import AsJson, Plugins
+from xmodal.cli.output import AsJson, Plugins
 from xmodal.errors import PluginError
 
 app = typer.Typer(help="List, describe, create and check components.", no_args_is_help=True)

@@ -12,7 +12,8 @@ import typer
 
 from xmodal import plugins
 from xmodal.cli import output
-from xmodal.cli.run import AsJson, Plugins, Recipes, split_arguments
+from xmodal.cli.output import AsJson, Plugins
+from xmodal.cli.run import Recipes, split_arguments
 from xmodal.errors import UsageError, did_you_mean
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)

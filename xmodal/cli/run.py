@@ -10,8 +10,7 @@ import typer
 
 from xmodal import text
 from xmodal.cli import output
-from xmodal.cli.output import AsJson as AsJson
-from xmodal.cli.output import Plugins as Plugins
+from xmodal.cli.output import AsJson, Plugins
 
 Recipes = Annotated[
     list[str],

@@ -98,7 +98,8 @@ def _execute(
     builder = Builder(plan, store, observer.note)
     data = builder.data()
     resolved = plan.recipe.model_dump(mode="json")
-    digest = runs.content_hash(resolved, versions(plan, registry), {"task": data.checksum})
+    components = versions(plan, registry)
+    digest = runs.content_hash(resolved, components, {"task": data.checksum})
     # Of several processes one chooses and owns the directory; the others only read it.
     main = alone.is_main_process
     chosen = (
@@ -111,7 +112,7 @@ def _execute(
         if main and order.force:
             run.clear()
         if main and not (run.path / "manifest.json").exists():
-            _describe(run, plan, order, registry, resolved, digest, data)
+            _describe(run, plan, order, registry, resolved, components, digest, data)
         alone.wait_for_everyone()
         tracking = Tracking(plan.recipe, run, builder.note)
         with _recorded(run, tracking) if main else nullcontext():
@@ -134,6 +135,7 @@ def _describe(
     order: RunOrder,
     registry: Registry,
     resolved: Mapping[str, Any],
+    components: Mapping[str, str],
     digest: str,
     data: TaskData,
 ) -> None:
@@ -150,7 +152,7 @@ def _describe(
         "facts": asdict(plan.facts),
         "epochs": plan.epochs,
         "learning_rate": plan.learning_rate,
-        "components": versions(plan, registry),
+        "components": dict(components),
         "data": {"task": data.checksum},
         "classes": list(data.classes),
         "plugins": {p.plugin: p.digest or p.version for p in registry.plugins},

@@ -113,7 +113,9 @@ def pretrained_positions(backbone: Backbone, grid: tuple[int, ...]) -> Tensor | 
 
 
 def check(name: str, needs: str, form: str, task: TaskFacts, backbone: BackboneFacts) -> None:
-    """Raise ValueError if the backbone's token width is not fixed."""
+    """Raise ValueError if the task's samples do not have the form that the embedder reads, or if
+    the backbone's token width is not fixed.
+    """
     if task.form != form:
         raise ValueError(f"embedder '{name}' needs {needs}; task '{task.name}' gives a {task.form}")
     if backbone.width == 0:
