@@ -163,17 +163,13 @@ def _one_thread() -> Any:
 
 
 def methods() -> list[Any]:
-    """Every shipped method recipe; a few are among the fast tests."""
+    """Every shipped method recipe; one is among the fast tests."""
     names = sorted(file.stem for file in (ROOT / "recipes" / "methods").glob("*.yaml"))
-    fast = ("nft", "orca", "pare")
-    return [pytest.param(n, marks=[] if n in fast else [pytest.mark.slow]) for n in names]
+    return [pytest.param(n, marks=[] if n == "pare" else [pytest.mark.slow]) for n in names]
 
 
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=[] if m == "pare" else pytest.mark.slow) for m in methods()],
-)
+@pytest.mark.parametrize("method", methods())
 def test_first_losses_on_darcy(method: str) -> None:
     if method == "baseline":
         # Its parts are other parts, so it comes after the scale that would replace them.
