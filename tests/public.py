@@ -18,5 +18,6 @@ PUBLIC = (
     "xmodal.settings",
     "xmodal.testing",
     "xmodal.testing.contract",
+    "xmodal.text",
     "xmodal.workbench",
 )

@@ -10,11 +10,25 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from xmodal.text import visible
+
+MOST_PROBLEMS = 20
+MOST_CHARACTERS = 10_000
+
 
 class XModalError(Exception):
-    """Base of every error that is shown to the user as one message."""
+    """Base of every error that is shown to the user as one message.
+
+    What cannot be seen is escaped, so that a name in somebody's file does not steer the terminal.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        more = len(message) - MOST_CHARACTERS
+        text = visible(message[:MOST_CHARACTERS])
+        return f"{text}... ({more} more characters)" if more > 0 else text
 
 
 class UsageError(XModalError):
@@ -65,7 +79,9 @@ class RecipeError(UsageError):
     def __init__(self, problems: Sequence[Problem], unchecked: str = "") -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        lines = [str(problem) for problem in self.problems]
+        lines = [str(problem) for problem in self.problems[:MOST_PROBLEMS]]
+        if count > MOST_PROBLEMS:
+            lines.append(f"... and {count - MOST_PROBLEMS} more")
         later = f"; not checked yet: {unchecked}" if unchecked else ""
         lines.append(f"{count} problem{'s' if count > 1 else ''} (exit {self.exit_code}){later}")
         super().__init__("\n".join(lines))

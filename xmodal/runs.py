@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.files import write_atomically
+from xmodal.text import shortlist
 
 DEFAULT_ROOT = Path("runs")
 TRACKERS = "trackers.json"
@@ -287,7 +288,11 @@ def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
     names = {Path(k).parts[0] for k in known} | set(known)
     raise UsageError(
         f"no run '{reference}'{did_you_mean(reference, names)}"
-        + (f"\nruns under {root}: {', '.join(known[-10:])}" if known else f"\n{root} has no runs")
+        + (
+            f"\nruns under {root}: {shortlist(reversed(known))}"
+            if known
+            else f"\n{root} has no runs"
+        )
     )
 
 

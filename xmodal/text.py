@@ -1,14 +1,19 @@
-"""Formats numbers and lists in the same way on the terminal, in reports and in figures.
+"""Formats numbers, names and lists in the same way in messages, in reports and in figures.
 
-Numbers have four significant digits and units; missing numbers are a dash.
+Numbers have four significant digits and units; missing numbers are a dash. Names can come from
+anybody's files: what could steer a terminal is shown, and what is long is cut.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 MISSING = "–"
+MOST_NAMES, MOST_LETTERS = 12, 80
+"""How many names a message lists, and how many characters of each."""
+_JOINERS = "\u200c\u200d"
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -122,3 +127,37 @@ def listed(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def shortlist(names: Iterable[object], most: int = MOST_NAMES) -> str:
+    """Names in a message, ``a, b, c``; of many only the first ``most``: ``a, b, ... (3000)``.
+
+    Every name is shown by ``shown``.
+    """
+    names = list(names)
+    text = ", ".join(map(shown, names[:most]))
+    return text if len(names) <= most else f"{text}, ... ({len(names)})"
+
+
+def shown(value: object, most: int = MOST_LETTERS) -> str:
+    """A name or a value within a line of a message: visible, on one line, and not too long."""
+    text = str(value)
+    line = visible(text[:most], line_breaks=False)
+    return line if len(text) <= most else f"{line}... ({len(text)} characters)"
+
+
+def visible(text: str, line_breaks: bool = True) -> str:
+    """The text with escapes such as ``\\x1b`` for characters that cannot be seen.
+
+    These could steer a terminal (control characters), change the order of what is read
+    (directions), or fail to be written (halves of surrogate pairs). ``line_breaks``: leave line
+    feeds and tabs as they are.
+    """
+    kept = "\n\t" if line_breaks else ""
+    hidden = {letter for letter in set(text) if letter not in kept and _hidden(letter)}
+    return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in hidden})
+
+
+def _hidden(letter: str) -> bool:
+    # Joiners are format characters, but needed to write Persian, Hindi and families of emoji.
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in _JOINERS

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xmodal.errors import DataError, did_you_mean
+from xmodal.text import shortlist
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -122,8 +123,8 @@ class Container:
 
     def inventory(self) -> str:
         """All arrays, with shapes and types."""
-        shown = [f"'{key}' {rows.shape} {rows.dtype}" for key, rows in self.arrays.items()]
-        return ", ".join(shown) or "nothing"
+        arrays = (f"'{key}' {rows.shape} {rows.dtype}" for key, rows in self.arrays.items())
+        return shortlist(arrays) or "nothing"
 
     def get(self, key: str, setting: str) -> Rows:
         """The array ``key``. Raises DataError with the nearest key and all shapes."""

@@ -16,6 +16,7 @@ import numpy as np
 from xmodal.data import infer_kind
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import Target
+from xmodal.text import shortlist
 from xmodal_arrays.containers import Array, ArrayRows, Rows
 from xmodal_arrays.layout import Layout
 from xmodal_arrays.locate import FilePart
@@ -103,7 +104,7 @@ def _classes(parts: Sequence[FilePart], raw: list[Array], settings: DataSettings
     if all(y_N.dtype.kind == "U" for y_N in raw):
         values: list[str] = list(names) or sorted({str(v) for y_N in raw for v in np.unique(y_N)})
         coded = [_coded(part, y_N, values) for part, y_N in zip(parts, raw, strict=True)]
-        notes = [] if names else [f"{parts[0].y_name}: classes in order: {_shown(values)}"]
+        notes = [] if names else [f"{parts[0].y_name}: classes in order: {shortlist(values)}"]
     else:
         coded, values, notes = _counted(parts, raw, names)
     if len(values) < 2:
@@ -113,11 +114,6 @@ def _classes(parts: Sequence[FilePart], raw: list[Array], settings: DataSettings
     rows = tuple(ArrayRows(y_N) for y_N in coded)
     read_as = f"{parts[0].y.dtype} with {len(values)} values read as classification"
     return FileLabels(target, rows, read_as, tuple(values), notes=tuple(notes))
-
-
-def _shown(values: Sequence[object]) -> str:
-    shown = [str(value) for value in values]
-    return ", ".join(shown if len(shown) <= 12 else [*shown[:10], "...", shown[-1]])
 
 
 def _coded(part: FilePart, y_N: Array, values: list[str]) -> Array:
@@ -158,7 +154,7 @@ def _counted(
     values = [str(value) for value in found]
     if np.array_equal(found, np.arange(len(found))):
         return whole, values, []
-    note = f"{parts[0].y_name}: labels {_shown(values)} are numbered 0 to {len(found) - 1}"
+    note = f"{parts[0].y_name}: labels {shortlist(values)} are numbered 0 to {len(found) - 1}"
     return [np.searchsorted(found, y_N) for y_N in whole], values, [note]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from xmodal.errors import DataError, did_you_mean
+from xmodal.text import shortlist
 from xmodal_arrays.containers import (
     SUFFIXES,
     Array,
@@ -73,7 +74,7 @@ def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
         return [("all", path)]
     if len(files) == 1:
         return [("all", existing(files[0]))]
-    names = ", ".join(file.name for file in files) or "no data file"
+    names = shortlist(file.name for file in files) or "no data file"
     raise DataError(
         f"{path}: the folder has {names}; expected one file, x.npy and y.npy, or train and test "
         f"files ({', '.join(SUFFIXES)})"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xmodal.errors import DataError, did_you_mean
+from xmodal.text import shortlist
 from xmodal_arrays.containers import Array, ArrayRows
 from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
@@ -51,14 +52,15 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
         levels.append(found)
     plain = [name for name, found in zip(x_names, levels, strict=True) if not found]
     if plain:
-        shown = ", ".join(plain[:12]) + ", ..." * (len(plain) > 12)
-        notes.append(f"arrays: read as numbers: {shown} (list codes in task.categories to change)")
+        notes.append(
+            f"arrays: read as numbers: {shortlist(plain)} (list codes in task.categories to change)"
+        )
     x_parts = np.split(np.stack(columns, axis=1), bounds)
     parts = []
     for (role, path), frame, x_NF in zip(files, frames, x_parts, strict=True):
         y_N = _label_values(path, frame, y_names)
         group_N = _plain(frame[settings.group]) if settings.group else None
-        y_name = f"{path}: column '{', '.join(y_names)}'"
+        y_name = f"{path}: column '{shortlist(y_names)}'"
         parts.append(
             FilePart(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
         )
@@ -121,9 +123,9 @@ def _doubt(path: Path, frame: Any) -> str:
     names, are = (own, "are also values in them") if own else (numbers, "look like numbers")
     if not own and (counted or len(numbers) < 2):
         return ""
-    shown = ", ".join(f"'{name}'" for name in names[:6]) + ", ..." * (len(names) > 6)
+    listed = shortlist(map(repr, names), 6)
     return (
-        f"arrays: {path}: the names of columns {shown} {are}: does the file lack a line of names?"
+        f"arrays: {path}: the names of columns {listed} {are}: does the file lack a line of names?"
     )
 
 
@@ -148,7 +150,7 @@ def _columns(path: Path, frame: Any, settings: DataSettings, y_names: list[str])
     _require(path, frame, [*names, *others, *settings.categories])
     names = [name for name in names if name not in {*y_names, *others}]
     if not names:
-        raise DataError(f"{path}: no column is left for x (columns {', '.join(frame.columns)})")
+        raise DataError(f"{path}: no column is left for x (columns {shortlist(frame.columns)})")
     return names
 
 
@@ -157,7 +159,7 @@ def _require(path: Path, frame: Any, names: list[str]) -> None:
         if name not in frame.columns:
             raise DataError(
                 f"{path}: no column '{name}'{did_you_mean(name, frame.columns)}; it has "
-                f"{', '.join(frame.columns)}"
+                f"{shortlist(frame.columns)}"
             )
 
 

@@ -22,6 +22,7 @@ from xmodal.data import RawForm, Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
+from xmodal.text import shortlist
 from xmodal_arrays.containers import Indices
 from xmodal_arrays.labels import FileLabels, read_labels
 from xmodal_arrays.layout import Layout, layout
@@ -262,7 +263,7 @@ def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:
         for role, share in split_of.items():
             present = np.unique(plan.labels.rows[share.part].read(share.rows))
             lacking = np.setdiff1d(np.arange(len(plan.labels.classes)), present)
-            names = ", ".join(f"'{plan.labels.classes[label]}'" for label in lacking)
+            names = shortlist(repr(plan.labels.classes[label]) for label in lacking)
             if len(lacking) and role == "train":
                 raise DataError(
                     f"{plan.parts[share.part].y_name}: no training sample of class {names}; "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, LibraryModel
+from xmodal.text import shortlist
 from xmodal_backbones.common import count, seeded
 
 _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
@@ -166,7 +167,7 @@ def report(name: str, model: nn.Module, missing: Sequence[str], unexpected: Sequ
     absent = [key for key in missing if not _is_head(key)]
     if extra or absent:
         parts = [
-            f"{len(keys)} {what} keys: {', '.join(sorted(keys)[:8])}{' ...' * (len(keys) > 8)}"
+            f"{what} keys: {shortlist(sorted(keys), 8)}"
             for what, keys in (("missing", absent), ("unexpected", extra))
             if keys
         ]

@@ -31,6 +31,7 @@ from xmodal.data import loader
 from xmodal.errors import UsageError
 from xmodal.interfaces import Facts, Session
 from xmodal.optimize import BatchSize, OptimizingStage, Schedule, StageSettings
+from xmodal.text import shortlist
 from xmodal_mona.bilevel import LossOf, Weights, first_order, gradients
 from xmodal_mona.paths import repeatable, source_features, target_loss
 from xmodal_mona.terms import alignment, positive_pairs, uniformity
@@ -112,8 +113,8 @@ class MetaAlign(OptimizingStage):
     def begin(self, session: Session) -> None:
         """Check the patterns. Raises UsageError if the virtual step would change nothing."""
         if not self._phi(session):
-            shown = ", ".join(self.config.inner)
-            raise UsageError(f"no parameter of the backbone matches meta-align's inner: {shown}")
+            inner = shortlist(self.config.inner)
+            raise UsageError(f"no parameter of the backbone matches meta-align's inner: {inner}")
         source = session.facts.source
         if source is not None and source.target.kind != "classification":
             session.note(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xmodal.errors import DataError, did_you_mean
+from xmodal.text import shortlist
 from xmodal_openml.tables import Labels, Numbers, Table
 
 
@@ -43,7 +44,7 @@ def _from_pack(path: Path, did: int | None) -> Table:
         with np.load(path, allow_pickle=False) as pack:
             entries = {int(entry["did"]): entry for entry in json.loads(str(pack["meta"]))}
             if did not in entries:
-                known = ", ".join(f"{key} ({entries[key]['name']})" for key in sorted(entries))
+                known = shortlist(f"{key} ({entries[key]['name']})" for key in sorted(entries))
                 wanted = "set did:" if did is None else f"no table with did {did}"
                 raise DataError(f"{path}: {wanted}; the pack has {known}")
             x_NF = pack[f"{did}_X"].astype(np.float64)

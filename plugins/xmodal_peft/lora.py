@@ -18,6 +18,7 @@ from torch import nn
 
 from xmodal.errors import UsageError
 from xmodal.interfaces import Adapter, Backbone, Context, Facts, Settings
+from xmodal.text import shortlist
 
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules of torch that read the weights of their linear layers without calling the layers (the
@@ -109,7 +110,7 @@ class Lora(Adapter):
             f"lora: rank {config.rank} in {len(chosen)} linear layers, {added:,} new parameters"
         )
         if left and config.targets == "all-linear":
-            self._note(f"lora: fused layers are not adapted: {_some(left)}")
+            self._note(f"lora: fused layers are not adapted: {shortlist(left, 6)}")
 
 
 def linear_layers(backbone: Backbone) -> tuple[dict[str, nn.Linear], tuple[str, ...]]:
@@ -143,14 +144,10 @@ def _chosen(
         if fused:
             raise UsageError(
                 f"adapter.targets: '{pattern}' matches only layers inside fused modules, where an "
-                f"update would be ignored: {_some(fused)}"
+                f"update would be ignored: {shortlist(fused, 6)}"
             )
-        names = f"; its linear layers: {_some(list(layers))}" if layers else ""
+        names = f"; its linear layers: {shortlist(layers, 6)}" if layers else ""
         raise UsageError(
             f"adapter.targets: '{pattern}' matches no linear layer of the backbone{names}"
         )
     return [n for n in layers if any(fnmatchcase(n, pattern) for pattern in patterns)]
-
-
-def _some(names: list[str] | tuple[str, ...], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -265,7 +265,7 @@ def take_members(archive: Path, members: list[str], folder: Path) -> None:
     with zipfile.ZipFile(archive) as opened:
         missing = sorted(set(members) - set(opened.namelist()))
         if missing:
-            raise DataError(f"{archive.name} has no member {', '.join(missing)}")
+            raise DataError(f"{archive.name} has no member {text.shortlist(missing)}")
         for name in members:
             target = inside(folder, name)
             target.parent.mkdir(parents=True, exist_ok=True)

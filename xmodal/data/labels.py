@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xmodal.data.preparation import RawForm, are_numbers, positions
 from xmodal.errors import DataError
+from xmodal.text import shortlist, shown
 
 Kind = Literal["classification", "multi-label", "regression", "dense"]
 
@@ -100,8 +101,8 @@ def class_numbers(y: Array, names: Sequence[str], first: int) -> NDArray[np.int6
     wrong = np.flatnonzero(np.isnan(index_N))
     if len(wrong):
         raise DataError(
-            f"y: row {first + wrong[0]} is '{y[wrong[0]]}'; expected one of "
-            f"{', '.join(names[:12])}{', ...' * (len(names) > 12)}{more}"
+            f"y: row {first + wrong[0]} is '{shown(y[wrong[0]])}'; expected one of "
+            f"{shortlist(names)}{more}"
         )
     return index_N.astype(np.int64)
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xmodal.errors import DataError, did_you_mean
+from xmodal.text import shortlist, shown
 
 Array = NDArray[Any]
 
@@ -191,7 +192,7 @@ class RawForm:
             return
         if x.shape == self.shape:
             raise DataError(f"x: {wanted}, got one sample {list(x.shape)}; write x[None]")
-        names = f" (columns {', '.join(self.columns)})" if self.columns else ""
+        names = f" (columns {shortlist(self.columns)})" if self.columns else ""
         raise DataError(f"x: {wanted}{names}, got {list(x.shape)}")
 
     def empty(self, where: str) -> DataError:
@@ -207,10 +208,10 @@ class RawForm:
             wrong = (code_N != np.round(code_N)) | (code_N < 0) | (code_N >= len(names))
             rows = np.flatnonzero(wrong & ~np.isnan(code_N))
             if len(rows):
-                shown = ", ".join(f"{i} = {name}" for i, name in enumerate(names[:6]))
+                codes = shortlist(f"{i} = {name}" for i, name in enumerate(names))
                 raise DataError(
                     f"x: column {column} ('{self.columns[column]}') holds categories, coded "
-                    f"{shown}{', ...' * (len(names) > 6)}; row {first + rows[0]} has "
+                    f"{codes}; row {first + rows[0]} has "
                     f"{code_N[rows[0]]:g} (a table with named columns may hold the names)"
                 )
 
@@ -229,7 +230,7 @@ class RawForm:
         if len(columns) != prod(self.shape):
             raise DataError(
                 f"x: expected {prod(self.shape)} columns and training had no names to choose by; "
-                f"got {len(columns)} ({', '.join(columns[:12])}{', ...' * (len(columns) > 12)})"
+                f"got {len(columns)} ({shortlist(columns)})"
             )
         levels: Sequence[tuple[str, ...]] = self.levels or [()] * len(columns)
         coded = [
@@ -244,10 +245,9 @@ def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint
     missing = [name for name in columns if name not in known]
     if missing:
         hint = hint or did_you_mean(missing[0], known)
-        shown = ", ".join(f"'{name}'" for name in missing)
         raise DataError(
-            f"{where}: no column {shown}{hint}; expected {', '.join(columns)}; got "
-            f"{', '.join(known)}"
+            f"{where}: no column {shortlist(map(repr, missing))}{hint}; expected "
+            f"{shortlist(columns)}; got {shortlist(known)}"
         )
 
 
@@ -260,7 +260,7 @@ def numbers(series: Any, first: int = 0) -> Array:
     if len(wrong):
         raise DataError(
             f"x: column '{series.name}' must hold numbers; row {first + wrong[0]} has "
-            f"'{series.iloc[wrong[0]]}'"
+            f"'{shown(series.iloc[wrong[0]])}'"
         )
     return values_N
 
@@ -273,7 +273,7 @@ def _codes(
     if len(unseen) and note is not None:
         note(
             f"column '{series.name}': what training never saw counts as missing ({len(unseen)} of "
-            f"{len(series)} rows; first: row {first + unseen[0]}, '{series.iloc[unseen[0]]}'; "
-            f"known: {', '.join(names[:12])}{', ...' * (len(names) > 12)})"
+            f"{len(series)} rows; first: row {first + unseen[0]}, "
+            f"'{shown(series.iloc[unseen[0]])}'; known: {shortlist(names)})"
         )
     return codes_N

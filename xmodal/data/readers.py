@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from xmodal.data.preparation import RawForm, are_numbers, require
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.files import atomically
+from xmodal.text import shortlist
 
 Array = NDArray[Any]
 READABLE = (".npz", ".npy", ".csv", ".parquet")
@@ -107,7 +108,9 @@ def _npz(path: Path, form: RawForm, batch: int) -> SampleReader:
         pack = zipfile.ZipFile(path)
         keys = [name.removesuffix(".npy") for name in pack.namelist()]
         if "x" not in keys:
-            raise DataError(f"{path}: no array 'x'{did_you_mean('x', keys)}; it has {keys}")
+            raise DataError(
+                f"{path}: no array 'x'{did_you_mean('x', keys)}; it has {shortlist(keys)}"
+            )
         x = _Member(path, pack, "x")
         y = _Member(path, pack, "y") if "y" in keys else None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from xmodal.errors import DataError
 from xmodal.files import PARTIAL, atomically, digest, digests
+from xmodal.text import shortlist
 
 FORMAT = 1
 SUMS = "SHA256.json"
@@ -121,6 +122,7 @@ def load_exactly(module: torch.nn.Module, state: Mapping[str, Tensor], where: st
     report = module.load_state_dict(dict(state), strict=False)
     if report.missing_keys or report.unexpected_keys:
         raise DataError(
-            f"{where} does not fit this model: missing {report.missing_keys}, "
-            f"unexpected {report.unexpected_keys}"
+            f"{where} does not fit this model: "
+            f"missing: {shortlist(report.missing_keys) or 'none'}; "
+            f"unexpected: {shortlist(report.unexpected_keys) or 'none'}"
         )

@@ -27,6 +27,7 @@ from xmodal.engine.evaluate import evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
 from xmodal.errors import TrainingError
 from xmodal.interfaces import Stage
+from xmodal.text import shortlist
 
 
 @dataclass
@@ -291,8 +292,9 @@ def _check_gradient(norm: float, named: list[tuple[str, nn.Parameter]], at: Prog
     if math.isfinite(norm):
         return
     bad = [n for n, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
-    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    raise TrainingError(f"the gradient is not finite at {_place(at)}, first in: {shown}\n{_ADVICE}")
+    raise TrainingError(
+        f"the gradient is not finite at {_place(at)}, first in: {shortlist(bad, 5)}\n{_ADVICE}"
+    )
 
 
 def _place(at: Progress) -> str:

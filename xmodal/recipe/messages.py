@@ -9,7 +9,10 @@ from pydantic import ValidationError
 
 from xmodal.errors import Problem, did_you_mean, nearest
 from xmodal.recipe.yaml import Origin, Path_, dotted
+from xmodal.text import shortlist, shown
 
+MOST_KNOWN = 40
+"""Settings of a part, or parts of a kind, that a message lists."""
 LAYER_KEYS = ("extends", "always", "training")
 """Keys of recipe files that disappear when the layers are composed."""
 
@@ -78,8 +81,8 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
         extra = LAYER_KEYS if len(path) == 1 else ("use",) if owner else ()
         known = sorted({*filter(None, str(context["known"]).split(", ")), *extra})
         hint = did_you_mean(str(path[-1]), known)
-        listed = ", ".join(known)
-        return [f"unknown setting{' for ' + owner if owner else ''}{hint}", f"known: {listed}"]
+        whose = f" for {owner}" if owner else ""
+        return [f"unknown setting{whose}{hint}", f"known: {shortlist(known, MOST_KNOWN)}"]
     if kind == "missing":
         return ["is missing"]
     if kind in ("component_unknown", "component_broken"):
@@ -91,14 +94,17 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
     if kind == "union_tag_invalid":
         known = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), known)
-        return [f"unknown choice '{context['tag']}'{hint}", f"known: {', '.join(known)}"]
+        return [
+            f"unknown choice '{context['tag']}'{hint}",
+            f"known: {shortlist(known, MOST_KNOWN)}",
+        ]
     message = str(item["msg"])
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     if message != item["msg"] and not str(item["msg"]).startswith("Value error"):
         message = f"should be {message}"
     given = item.get("input")
     if isinstance(given, str | int | float | bool) or given is None:
-        message += f", not {given!r}"
+        message += f", not {shown(repr(given))}"
     return [message]
 
 

@@ -340,7 +340,7 @@ def test_columns_read_as_numbers_are_noted(tmp_path: Path, wide: bool) -> None:
     frame = pd.DataFrame({f"c{i}": np.arange(20) for i in range(14 if wide else 1)})
     frame["zip"], frame["town"], frame["y"] = "00003", ["a", "b"] * 10, [0, 1] * 10
     frame.to_csv(tmp_path / "t.csv", index=False)
-    shown = ", ".join(f"c{i}" for i in range(12)) + ", ..." if wide else "c0, zip"
+    shown = ", ".join(f"c{i}" for i in range(12)) + ", ... (15)" if wide else "c0, zip"
     noted = f"arrays: read as numbers: {shown} (list codes in task.categories to change)"
     assert noted in make(path=tmp_path / "t.csv").load(0).notes
     if not wide:
