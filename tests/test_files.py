@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from xmodal.files import PARTIAL, atomically, contents, digest, digests, write_atomically
+from xmodal import files
+from xmodal.errors import DataError
+from xmodal.files import (
+    PARTIAL,
+    atomically,
+    contents,
+    digest,
+    digests,
+    hashed_again,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -88,3 +101,162 @@ def test_digests(tmp_path: Path) -> None:
     (tmp_path / "a" / "sub" / "b").rename(tmp_path / "a" / "sub" / "c")
     assert contents(tmp_path / "a") != first
     assert contents(tmp_path / "missing") == ""
+
+
+def test_a_mapping_stands_for_a_folder_wherever_its_files_lie(tmp_path: Path) -> None:
+    for name in ("a/x", "a/sub/y", "far/p", "q"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(Path(name).name.translate(str.maketrans("pq", "xy")))
+    there = contents({"x": tmp_path / "far" / "p", "sub/y": tmp_path / "q"})
+    assert contents(tmp_path / "a") == there
+    assert contents({"x": tmp_path / "q", "sub/y": tmp_path / "far" / "p"}) != there
+
+
+def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
+    for folder in ("a", "real"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "real" / "image").write_text("1")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "up").symlink_to(tmp_path / "real")
+    first = contents(tmp_path / "a")
+    image = tmp_path / "real" / "image"
+    assert first == contents({"link/image": image, "again/image": image})
+    image.write_text("2")
+    assert contents(tmp_path / "a") != first
+
+
+def test_names_that_are_no_text_have_a_digest(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff")).write_text("x")
+    except OSError:
+        pytest.skip("this file system knows only names of text")
+    assert len(contents(tmp_path / "a")) == 64
+
+
+# --- remembered digests ---
+
+LARGE = 2**22
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were read for their digest; the cache is empty."""
+    monkeypatch.setenv(files.CACHE, str(tmp_path / "cache"))
+    names: list[str] = []
+
+    def counted(path: Path, *rest: Any) -> str:
+        names.append(path.name)
+        return digest(path, *rest)
+
+    monkeypatch.setattr(files, "digest", counted)
+    return names
+
+
+def large(path: Path, content: bytes = b"a", *, old: bool = True) -> str:
+    """Write a file that is worth remembering; returns its SHA-256."""
+    path.write_bytes(content * LARGE)
+    if old:
+        wait_for_the_clock(path)
+    return hashlib.sha256(content * LARGE).hexdigest()
+
+
+def wait_for_the_clock(path: Path) -> None:
+    """Let the last change of a file be further back than a tick."""
+    while time.time_ns() <= path.stat().st_ctime_ns + files._TICK:
+        time.sleep(0.01)
+
+
+def test_large_files_are_read_once(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_TICK", 10**7)
+    path = tmp_path / "a"
+    expected = large(path)
+    assert contents(path) == contents(path) == expected
+    assert read == ["a"]
+    with hashed_again():
+        assert contents(path) == contents(path) == expected
+    assert read == ["a", "a"]
+    (tmp_path / "small").write_text("x")
+    assert contents(tmp_path / "small") == contents(tmp_path / "small")
+    assert read == ["a", "a", "small", "small"]
+
+
+def test_every_mark_of_a_change_counts(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_TICK", 10**7)
+    path, status = tmp_path / "a", (tmp_path / "a").with_name("b")
+    large(path)
+    contents(path)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    changed = large(path, b"b")
+    os.utime(path, ns=times)  # the same size, and the old time of modification
+    wait_for_the_clock(path)
+    assert contents(path) == changed
+    large(status, b"c")
+    os.utime(status, ns=times)
+    wait_for_the_clock(status)
+    contents(path)
+    status.replace(path)  # another inode
+    assert contents(path) == hashlib.sha256(b"c" * LARGE).hexdigest()
+    assert read == ["a", "a", "a"]
+
+
+def test_only_what_changed_in_a_folder_is_read(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_TICK", 10**7)
+    (tmp_path / "in").mkdir()
+    for name in "xyz":
+        large(tmp_path / "in" / name)
+    first = contents(tmp_path / "in")
+    large(tmp_path / "in" / "y", b"b")
+    assert contents(tmp_path / "in") != first
+    assert sorted(read) == ["x", "y", "y", "z"]
+
+
+def test_a_file_that_was_just_modified_is_not_remembered(tmp_path: Path, read: list[str]) -> None:
+    path = tmp_path / "a"
+    large(path, old=False)
+    contents(path)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    second = large(path, b"b", old=False)
+    os.utime(path, ns=times)
+    assert contents(path) == second
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"NAME": 3}', '{"NAME": [[1, 2], 5]}', None])
+def test_a_damaged_cache_costs_only_time(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.setattr(files, "_TICK", 10**7)
+    path = tmp_path / "a"
+    expected = large(path)
+    contents(path)
+    (entry,) = (tmp_path / "cache" / "digests").glob("*.json")
+    if content is None:
+        (tmp_path / "cache" / "digests").rename(tmp_path / "elsewhere")
+        (tmp_path / "cache" / "digests").write_text("a file where the folder should be")
+    else:
+        entry.write_text(content.replace("NAME", str(path)))
+    assert contents(path) == expected
+    assert read == ["a", "a"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("half")
+
+    def written_meanwhile(name: Path) -> str:
+        path.write_text("half and more")
+        return digest(name)
+
+    monkeypatch.setattr(files, "digest", written_meanwhile)
+    with pytest.raises(DataError, match="changed while it was read"):
+        contents(path)

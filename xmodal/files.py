@@ -1,4 +1,10 @@
-"""Atomic writes, digests of files, and JSON files that may be missing."""
+"""Atomic writes, digests of files and folders, and JSON files that may be missing.
+
+Digests of large data are remembered in the cache of the user, so that a run does not read its data
+twice. What is remembered counts only while path, size, times and inode of a file are what they
+were, and never for a file that was modified moments before: a second change within the same tick
+of the file system's clock would not show.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +14,33 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from platformdirs import user_cache_dir
 
 from xmodal.errors import DataError
 
 PARTIAL = ".partial-"
 """The prefix of unfinished files and folders, which a killed process leaves behind."""
+CACHE = "XMODAL_CACHE"
+"""The environment variable that moves the cache."""
+_WORTH = 2**22
+"""Bytes from which reading again costs more than remembering."""
+_TICK = 2 * 10**9
+"""Nanoseconds: the coarsest clock of a common file system (FAT)."""
+_State = tuple[int, int, int, int, int]
+"""Size, times of modification and of change, inode and device of a file."""
+_fresh: ContextVar[dict[str, Any] | None] = ContextVar("fresh digests", default=None)
+"""The digests that count in a block of ``hashed_again``: those of the block itself."""
+
+
+def cache_folder() -> Path:
+    """The folder of everything that can be fetched or computed again."""
+    return Path(os.environ.get(CACHE) or user_cache_dir("xmodal")).expanduser().absolute()
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -30,14 +55,100 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
-def contents(path: Path) -> str:
-    """One digest of a file, or of all names and files in a folder; empty if neither exists."""
-    if path.is_file():
-        return digest(path)
-    if not path.is_dir():
-        return ""
-    lines = (f"{sha256} {name}\n" for name, sha256 in digests(path).items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def contents(path: Path | Mapping[str, Path]) -> str:
+    """One digest of a file, or of all names and files of a folder; empty if neither exists.
+
+    A mapping stands for a folder that holds just these files under these names, wherever they lie.
+    Digests of large data are remembered. Raises DataError for a file that cannot be read, or that
+    changes meanwhile.
+    """
+    if isinstance(path, Path):
+        if path.is_file():
+            return _sums([path])[0]
+        if not path.is_dir():
+            return ""
+        path = _below(path)
+    names = sorted(path)
+    pairs = list(zip(names, _sums([path[name] for name in names]), strict=True))
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def hashed_again(wanted: bool = True) -> Iterator[None]:
+    """A block in which ``contents`` reads all data anew, once, whatever is remembered of them."""
+    token = _fresh.set({} if wanted else _fresh.get())
+    try:
+        yield
+    finally:
+        _fresh.reset(token)
+
+
+def _below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> dict[str, Path]:
+    """Every file below a folder by its relative path; links are followed, but not in circles."""
+    found: dict[str, Path] = {}
+    try:
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        for path in () if here in above else folder.iterdir():
+            if path.is_dir():
+                inner = _below(path, (*above, here))
+                found |= {f"{path.name}/{name}": file for name, file in inner.items()}
+            elif path.is_file():
+                found[path.name] = path
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
+    return found
+
+
+def _sums(files: Sequence[Path]) -> list[str]:
+    """The SHA-256 of files, from the cache where they are what they were."""
+    begun = time.time_ns()
+    states = [_state(file) for file in files]
+    if sum(state[0] for state in states) < _WORTH:
+        return [_read(file, state) for file, state in zip(files, states, strict=True)]
+    names = [str(file.absolute()) for file in files]
+    key = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    entry, fresh = cache_folder() / "digests" / f"{key[:32]}.json", _fresh.get()
+    known: dict[str, Any] = read_json(entry) if fresh is None else fresh.get(key, {})
+    sums: list[str] = []
+    settled: dict[str, tuple[_State, str]] = {}
+    for name, file, state in zip(names, files, states, strict=True):
+        before = known.get(name)
+        match known.get(name):
+            case [before, str(found)] if before == list(state):
+                sums.append(found)
+            case _:
+                sums.append(_read(file, state))
+        if max(state[1:3]) + _TICK < begun:
+            settled[name] = (state, sums[-1])
+    written = json.dumps(settled)
+    if fresh is not None:
+        fresh[key] = json.loads(written)
+    if settled and json.loads(written) != known:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs only time
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(entry, written, durable=False)
+    return sums
+
+
+def _state(file: Path) -> _State:
+    """What stays equal as long as the content does, on an honest system."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+
+
+def _read(file: Path, state: _State) -> str:
+    """The SHA-256 of a file, which must not change while it is read."""
+    try:
+        found = digest(file)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from None
+    if _state(file)[:2] != state[:2]:
+        raise DataError(f"{file} changed while it was read; try again when it is complete")
+    return found
 
 
 @contextlib.contextmanager

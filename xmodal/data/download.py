@@ -29,11 +29,9 @@ from typing import IO, Any
 
 from xmodal import text
 from xmodal.errors import DataError
-from xmodal.files import digest, inside, read_json, write_json
+from xmodal.files import CACHE, digest, inside, read_json, write_json
 
 log = logging.getLogger("xmodal.data")
-CACHE = "XMODAL_CACHE"
-"""The environment variable that moves the cache."""
 
 _CHUNK = 2**18
 _TIMEOUT = 30.0

@@ -12,7 +12,6 @@ import contextlib
 import fnmatch
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_dir
 
 from xmodal.data.download import (
-    CACHE,
     Expected,
     fetch,
     log,
@@ -35,7 +32,16 @@ from xmodal.data.download import (
     unpack_archive,
 )
 from xmodal.errors import DataError
-from xmodal.files import atomically, digest, digests, inside, read_json, write_json
+from xmodal.files import (
+    CACHE,
+    atomically,
+    cache_folder,
+    digest,
+    digests,
+    inside,
+    read_json,
+    write_json,
+)
 
 _VERIFIED = ".verified.json"
 """Beside, or in, what was fetched: what it was found to be."""
@@ -50,8 +56,7 @@ class Store:
     root: Path
 
     def __init__(self, root: Path | None = None) -> None:
-        chosen = root or os.environ.get(CACHE) or user_cache_dir("xmodal")
-        self.root = Path(chosen).expanduser().absolute()
+        self.root = cache_folder() if root is None else root.expanduser().absolute()
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
