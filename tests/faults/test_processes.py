@@ -255,6 +255,7 @@ def test_draws_differ_between_processes_and_the_weights_do_not(two: Path) -> Non
     assert first["result"]["test"] == second["result"]["test"]
 
 
+@pytest.mark.slow
 def test_every_line_of_the_log_stands_once(two: Path) -> None:
     log = (made(two / "pare").path / "log.txt").read_text().splitlines()
     lines = [line.split(" ", 2)[2] for line in log]  # without the time
