@@ -182,7 +182,7 @@ def _numbers(parts: Sequence[FilePart], raw: list[Array], kind: Kind) -> FileLab
     for part, y_N in zip(parts, raw, strict=True):
         if y_N.dtype.kind == "U":
             _fail(part, f"row 0: label '{y_N.flat[0]}' is text, which is not a {kind} label")
-        y_NK = y_N.astype(np.float32).reshape(len(y_N), -1)
+        y_NK = y_N.astype(np.float64).reshape(len(y_N), -1)
         wrong = np.flatnonzero(~np.isin(y_NK, (0, 1)).all(axis=1))
         if kind == "multi-label" and len(wrong):
             row = wrong[0]

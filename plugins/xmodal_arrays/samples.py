@@ -1,7 +1,4 @@
-"""Statistics of training samples, and data sets that apply them, in memory or row by row.
-
-x gets its layout, is standardised and cast to float32; y gets its layout and keeps its unit.
-"""
+"""Statistics of training samples, and data sets that apply them, in memory or row by row."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from xmodal.data import Moments, RawForm
 from xmodal.errors import DataError
 from xmodal.interfaces import Pair
-from xmodal_arrays.containers import Array, Indices, Rows
+from xmodal_arrays.containers import Indices, Rows
 from xmodal_arrays.labels import chunks
 from xmodal_arrays.layout import Layout
 
@@ -24,61 +21,12 @@ MEMORY = 1 << 31
 """Samples and labels up to this size in bytes (as float32) are kept in memory."""
 
 
-@dataclass(frozen=True)
-class SampleScale:
-    """Mean and deviation, broadcastable to ``[n, *shape]``."""
-
-    mean: NDArray[np.float64]
-    deviation: NDArray[np.float64]
-
-    def apply(self, x_N: Array) -> Array:
-        """Standardise."""
-        return (x_N - self.mean) / self.deviation
-
-
-class Moments:
-    """Mean and standard deviation per channel, chunk by chunk (Chan et al. 1979), ignoring NaN."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        size = layout.shape[0]
-        self.count, self.mean, self.squares = np.zeros(size), np.zeros(size), np.zeros(size)
-        self.binary = np.ones(size, dtype=bool)
-
-    def add(self, x_N: Array) -> None:
-        """Add samples ``[n, *shape]``."""
-        axes = tuple(axis for axis in range(x_N.ndim) if axis != 1)
-        known = ~np.isnan(x_N)
-        count = known.sum(axis=axes)
-        safe = np.maximum(count, 1)
-        mean = np.where(known, x_N, 0).sum(axis=axes) / safe
-        shape = (1, -1, *(1,) * (x_N.ndim - 2))
-        squares = (np.where(known, x_N - mean.reshape(shape), 0) ** 2).sum(axis=axes)
-        total = np.maximum(self.count + count, 1)
-        gap = mean - self.mean
-        self.mean = self.mean + gap * count / total
-        self.squares = self.squares + squares + gap**2 * self.count * count / total
-        self.count = self.count + count
-        self.binary &= (~known | np.isin(x_N, (0, 1))).all(axis=axes)
-
-    def scale(self, keep: NDArray[np.bool_] | None = None) -> SampleScale:
-        """The scale; channels in ``keep`` are not changed, constant channels are only centred."""
-        deviation = np.sqrt(self.squares / np.maximum(self.count, 1))
-        flat = deviation <= 1e-12 * np.maximum(np.abs(self.mean), 1)
-        deviation = np.where(flat, 1.0, deviation)
-        mean = self.mean
-        if keep is not None:
-            mean, deviation = np.where(keep, 0.0, mean), np.where(keep, 1.0, deviation)
-        shape = (-1, *(1,) * (len(self.layout.shape) - 1))
-        return SampleScale(mean.reshape(shape), deviation.reshape(shape))
-
-
 def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool = False) -> Moments:
     """Read all of ``rows`` once: check that values are finite, and collect training statistics.
 
     Raises DataError with the array, the number of bad rows and the first of them.
     """
-    moments = Moments(layout)
+    moments = Moments(layout.shape[0])
     training = np.zeros(rows.shape[0], dtype=bool)
     training[train] = True
     wrong: list[int] = []
@@ -98,14 +46,14 @@ def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool 
 
 @dataclass(frozen=True, eq=False)
 class FileSamples(Dataset[Pair]):
-    """Selected rows of samples and labels, read on demand."""
+    """Selected rows of samples and labels, read on demand, prepared as ``form`` says."""
 
     x: Rows
     y: Rows
     index: Indices
-    x_layout: Layout
     y_layout: Layout | None
-    scale: SampleScale | None
+    form: RawForm
+    name: str
 
     def __len__(self) -> int:
         return len(self.index)
@@ -116,13 +64,16 @@ class FileSamples(Dataset[Pair]):
 
     def take(self, index: Indices) -> Pair:
         """Samples ``[n, *shape]`` float32 and labels at rows ``index``."""
-        x_N = self.x_layout.apply(self.x.read(index)).astype(np.float64)
-        if self.scale is not None:
-            x_N = self.scale.apply(x_N)
+        raw_N = np.ascontiguousarray(self.x.read(index), dtype=np.float64)
+        x_N = self.form.apply(torch.from_numpy(raw_N))
+        self.form.require_float32(x_N, self.name, index)
         y_N = self.y.read(index)
         if self.y_layout is not None:
-            y_N = np.ascontiguousarray(self.y_layout.apply(y_N), dtype=np.float32)
-        return torch.from_numpy(np.ascontiguousarray(x_N, dtype=np.float32)), torch.from_numpy(y_N)
+            y_N = self.y_layout.apply(y_N)
+        if self.y_layout is None and y_N.dtype.kind != "f":
+            return x_N, torch.from_numpy(y_N)
+        y = torch.from_numpy(np.ascontiguousarray(y_N, dtype=np.float64))
+        return x_N, self.form.standardise_labels(y).float()
 
     def fitted(self) -> Dataset[Pair]:
         """A tensor data set if it fits into memory, otherwise this data set."""
@@ -136,7 +87,7 @@ class FileSamples(Dataset[Pair]):
 
 
 class Affine(nn.Module):
-    """Maps standardised predictions back to the unit of the labels."""
+    """Maps standardised predictions to the unit of the labels, for losses that need that unit."""
 
     mean: Tensor
     deviation: Tensor
@@ -147,10 +98,9 @@ class Affine(nn.Module):
         self.register_buffer("deviation", deviation)
 
     @classmethod
-    def of(cls, scale: SampleScale) -> Affine:
-        """The inverse of standardising with ``scale``."""
-        mean, deviation = (torch.from_numpy(v).float() for v in (scale.mean, scale.deviation))
-        return cls(mean, deviation)
+    def of(cls, mean: Tensor, deviation: Tensor) -> Affine:
+        """The inverse of standardising, in float32."""
+        return cls(mean.float(), deviation.float())
 
     def forward(self, prediction: Tensor) -> Tensor:
         """Standardised predictions ``[B, K, *shape]`` to the same in physical units."""

@@ -54,7 +54,7 @@ class DataSettings(Settings):
     normalize: Literal["auto", "none", "standard"] = Field(
         "auto",
         description="standard: every channel or column gets mean 0 and standard deviation 1 over "
-        "the training samples; auto: the same, but leaves 0/1 channels unchanged.",
+        "the training samples; auto: the same, but channels of two values become 0 and 1.",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -23,11 +23,11 @@ from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
 from xmodal.text import shortlist
-from xmodal_arrays.containers import Indices
+from xmodal_arrays.containers import Array, Indices
 from xmodal_arrays.labels import FileLabels, read_labels
 from xmodal_arrays.layout import Layout, layout
 from xmodal_arrays.locate import TABLES, FilePart, Role, array_parts, sources
-from xmodal_arrays.samples import Affine, FileSamples, SampleScale, scan
+from xmodal_arrays.samples import Affine, FileSamples, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
 from xmodal_arrays.tables import Encoded, read_tables
@@ -36,10 +36,12 @@ _DEFAULTS = {
     "classification": ("cross-entropy", "error-rate"),
     "regression": ("mse", "rmse"),
     "multi-label": ("bce", "auroc-error"),
+    "regression of several": ("mse", "r2-error"),  # their units may differ
     "dense": ("relative-l2", "relative-l2"),
     "binary": ("bce", "balanced-error"),
 }
 _ROLES: tuple[Role, ...] = ("train", "validation", "test")
+Scale = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,10 @@ def _default(data: Mapping[str, Any], which: int) -> dict[str, str]:
     except DataError:
         # ``describe`` soon meets the same error and reports it in full.
         return {"use": _DEFAULTS["classification"][which]}
-    return {"use": _DEFAULTS["binary" if labels.binary else labels.target.kind][which]}
+    kind: str = "binary" if labels.binary else labels.target.kind
+    if kind == "regression" and labels.target.size > 1:
+        kind = "regression of several"
+    return {"use": _DEFAULTS[kind][which]}
 
 
 def _default_loss(data: dict[str, Any]) -> Use[Loss]:
@@ -175,14 +180,15 @@ class Arrays(Task):
         plan = understand(self.config)
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
-        scale = self._input_scale(plan, train)
-        decode = _label_scale(plan, train)
+        form = _raw_form(plan, self._input_scale(plan, train))
+        form, decode = _label_scale(plan, train, form, self.config.loss.component)
 
         @cache  # a share with two roles is one object, so the engine can recognise it
         def samples(share: Share) -> Dataset[Pair]:
             rows = plan.labels.rows[share.part]
-            layouts = plan.layout, plan.labels.layout
-            return FileSamples(plan.parts[share.part].x, rows, share.rows, *layouts, scale).fitted()
+            part = plan.parts[share.part]
+            own = FileSamples(part.x, rows, share.rows, plan.labels.layout, form, part.x_name)
+            return own.fitted()
 
         sets = {role: samples(share) for role, share in split_of.items()}
         sizes = ", ".join(f"{len(split_of[role].rows):,}" for role in _ROLES)
@@ -198,36 +204,44 @@ class Arrays(Task):
             decode=decode,
             notes=notes + tuple(_class_notes(plan, split_of)),
             classes=plan.labels.classes,
-            raw=_raw_form(plan, scale),
+            raw=form,
         )
 
     @classmethod
     def decoder(cls, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
-        """The map from standardised predictions to the unit of the labels, if needed."""
+        """The map to the unit of the labels, for a loss that needs that unit."""
         return Affine(state["mean"], state["deviation"]) if state else nn.Identity()
 
-    def _input_scale(self, plan: FilePlan, train: Share) -> SampleScale | None:
-        """Scan all samples; return the scale of the training samples, or None if not wanted."""
+    def _input_scale(self, plan: FilePlan, train: Share) -> Scale:
+        """Scan all samples; return mean and scale of the training samples, None if not wanted."""
         row = plan.layout.form == "row"
-        scale = None
+        scale: Scale = (None, None)
         for index, part in enumerate(plan.parts):
             rows = train.rows if index == train.part else np.array([], dtype=np.int64)
             moments = scan(part.x, plan.layout, part.x_name, rows, allow_nan=row)
             if index == train.part and self.config.normalize != "none":
-                keep = moments.binary & (self.config.normalize == "auto")
-                scale = moments.scale(keep | (np.array(plan.levels) > 0) if row else keep)
+                mean_C, scale_C = moments.input_scale(keep_two=self.config.normalize == "auto")
+                if row:
+                    coded_C = np.array(plan.levels) > 0
+                    mean_C, scale_C = np.where(coded_C, 0, mean_C), np.where(coded_C, 1, scale_C)
+                scale = _over(plan.layout, mean_C), _over(plan.layout, scale_C)
         return scale
 
 
-def _raw_form(plan: FilePlan, scale: SampleScale | None) -> RawForm:
+def _over(layout: Layout, values_C: Array) -> Tensor:
+    """A number for each channel as a tensor that broadcasts over samples."""
+    return torch.from_numpy(values_C.reshape(-1, *(1,) * (len(layout.shape) - 1)))
+
+
+def _raw_form(plan: FilePlan, scale: Scale) -> RawForm:
     """A record of the samples' layout, coding and standardisation."""
     table, y, part = plan.table, plan.labels.layout, plan.parts[0]
     return RawForm(
         shape=part.x.shape[1:],
         laid=plan.layout.shape,
         channel=plan.layout.channel,
-        mean=None if scale is None else torch.from_numpy(scale.mean),
-        scale=None if scale is None else torch.from_numpy(scale.deviation),
+        mean=scale[0],
+        scale=scale[1],
         columns=() if table is None else table.columns,
         levels=() if table is None else table.names,
         missing=plan.layout.form == "row",
@@ -237,20 +251,32 @@ def _raw_form(plan: FilePlan, scale: SampleScale | None) -> RawForm:
     )
 
 
-def _label_scale(plan: FilePlan, train: Share) -> nn.Module:
-    """Check dense labels; for numbers, return the map from standardised predictions to labels."""
+def _label_scale(
+    plan: FilePlan, train: Share, form: RawForm, loss: type[Loss]
+) -> tuple[RawForm, nn.Module]:
+    """Check labels that are numbers, and standardise them: in the data, or in the predictions.
+
+    A loss that needs labels in their own unit gets them so; the predictor is decoded to that unit.
+    """
     labels = plan.labels
     numbers = labels.target.kind == "regression" or labels.layout is not None
-    if not numbers:
-        return nn.Identity()
-    found = labels.layout or Layout("row", (labels.target.size,))
     decode: nn.Module = nn.Identity()
+    if not numbers:
+        return form, decode
+    found = labels.layout or Layout("row", (labels.target.size,))
     for index, part in enumerate(plan.parts):
         rows = train.rows if index == train.part else np.array([], dtype=np.int64)
         moments = scan(labels.rows[index], found, part.y_name, rows)
-        if index == train.part and not labels.binary:
-            decode = Affine.of(moments.scale())
-    return decode
+        if index != train.part or labels.binary:
+            continue
+        if moments.constant_C.all():
+            raise DataError(f"{part.y_name} is constant in the training samples: nothing to learn")
+        mean, scale = (_over(found, values_C) for values_C in moments.label_scale())
+        if loss.standardises:
+            form = replace(form, label_mean=mean, label_scale=scale)
+        else:
+            decode = Affine.of(mean, scale)
+    return form, decode
 
 
 def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:

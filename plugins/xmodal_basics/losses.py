@@ -1,7 +1,9 @@
 """Per-sample losses ``[B]``.
 
 Labels that are NaN are left out of a sample's mean, so masked maps need no special loss. Prediction
-and label must have equal shapes: nothing broadcasts.
+and label must have equal shapes: nothing broadcasts. Labels that are numbers may come standardised,
+each output by itself. Relative losses then undo the shift for the size of a label, but not for the
+error, whose digits a large mean would cost.
 
 Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]``.
 """
@@ -122,6 +124,7 @@ class BinaryCrossEntropy(_Elementwise):
         pos_weight: float = Field(1.0, gt=0, description="Weight of the labels that are 1.")
 
     kinds = ("multi-label", "dense")
+    standardises = False
 
     def each(self, prediction: Tensor, y: Tensor) -> Tensor:
         """The loss of every logit."""
@@ -143,6 +146,8 @@ class BinaryCrossEntropy(_Elementwise):
 class SquaredError(_Elementwise):
     """The mean squared error of a sample."""
 
+    degree = 2
+
     def each(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Squares."""
         return (prediction - y).square()
@@ -151,13 +156,31 @@ class SquaredError(_Elementwise):
 class AbsoluteError(_Elementwise):
     """The mean absolute error of a sample."""
 
+    degree = 1
+
     def each(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Absolute values."""
         return (prediction - y).abs()
 
 
 class RelativeL2Loss(Loss):
-    """||p - y|| / ||y|| of a sample (Li et al. 2021, Darcy flow)."""
+    """||p - y|| / ||y|| of a sample (Li et al. 2021, Darcy flow), the mean over its outputs.
+
+    y is the label in its own unit, also if labels are standardised. A label that is zero everywhere
+    has no relative error and is left out.
+    """
+
+    degree = 0
+    offset: Tensor | None
+
+    def __init__(self, config: Settings, context: Context) -> None:
+        super().__init__(config, context)
+        # Not saved in checkpoints: a resumed run calls ``unit`` again.
+        self.register_buffer("offset", None, persistent=False)
+
+    def unit(self, mean: Tensor, scale: Tensor) -> None:
+        """Keep the label 0 in standardised units."""
+        self.offset = (mean / scale).float()
 
     @classmethod
     def supports(cls, output: Target) -> bool:
@@ -165,16 +188,23 @@ class RelativeL2Loss(Loss):
         return output.kind in ("regression", "dense")
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The ratio of norms over all but the first axis."""
-        return relative_l2(prediction, y)
+        """The ratio of norms over all but the first two axes, averaged over the second."""
+        return relative_l2(prediction, y, self.offset)[0]
 
 
 class NormalisedRMSELoss(RelativeL2Loss):
     """RMSE / RMS(y) of a sample: the relative L2 error under PDEBench's name."""
 
 
-class RootMeanSquaredErrorLoss(RelativeL2Loss):
+class RootMeanSquaredErrorLoss(Loss):
     """The root of a sample's mean squared error."""
+
+    degree = 1
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        """Labels that are numbers."""
+        return output.kind in ("regression", "dense")
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         """The root over all but the first axis; its gradient at zero error is zero, not NaN."""
@@ -190,15 +220,30 @@ def softmax_divergence(prediction: Tensor, other: Tensor) -> Tensor:
     return functional.kl_div(log_p_BK, log_q_BK, reduction="none", log_target=True).sum(1)
 
 
-def relative_l2(prediction: Tensor, y: Tensor) -> Tensor:
-    """||p - y|| / ||y|| over all but the first axis, ``[B]``; NaN labels count as absent.
+def relative_l2(
+    prediction: Tensor, y: Tensor, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """||p - y|| / ||y + offset|| of each output ``[B, K, *shape]``, averaged over outputs: ``[B]``.
 
-    An all-zero label has no relative error; dividing by a tiny norm keeps its loss finite.
+    Labels that are NaN count as absent. An output whose label is zero everywhere has no relative
+    error and is left out; the second tensor ``[B]`` says which samples have any other.
     """
     y_filled, known = filled(prediction, y)
-    error_B: Tensor = torch.linalg.vector_norm((prediction - y_filled).flatten(1), dim=1)
-    size_B: Tensor = torch.linalg.vector_norm(torch.where(known, y_filled, 0.0).flatten(1), dim=1)
-    return error_B / size_B.clamp_min(torch.finfo(size_B.dtype).eps)
+    error_BKS = (prediction - y_filled).unsqueeze(-1).flatten(2)
+    y_BKS = torch.where(known, y_filled, 0.0).unsqueeze(-1).flatten(2)
+    error_BK: Tensor = torch.linalg.vector_norm(error_BKS, dim=2)
+    rounding_BK = torch.zeros_like(error_BK)
+    if offset is not None:
+        offset_BKS = torch.where(known, offset.to(y_filled), 0.0).unsqueeze(-1).flatten(2)
+        # Below these digits the sum of the two is nothing but rounding.
+        digits = 4 * torch.finfo(y_BKS.dtype).eps
+        rounding_BK = digits * torch.linalg.vector_norm(offset_BKS, dim=2)
+        y_BKS = y_BKS + offset_BKS
+    size_BK: Tensor = torch.linalg.vector_norm(y_BKS, dim=2)
+    sized_BK = size_BK > rounding_BK
+    ratio_BK = torch.where(sized_BK, error_BK / torch.where(sized_BK, size_BK, 1.0), 0.0)
+    count_B = sized_BK.sum(1)
+    return ratio_BK.sum(1) / count_B.clamp_min(1), count_B > 0
 
 
 def filled(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

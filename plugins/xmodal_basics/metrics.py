@@ -1,7 +1,9 @@
 """Scores over a whole split. All are errors: lower is better.
 
 Every score is computed from the whole split, never as a mean over batch scores. Dense labels that
-are NaN are left out. An undefined score (a single class, no samples) is NaN.
+are NaN are left out. An undefined score (a single class, no samples) is NaN. Numbers come in the
+user's unit, whatever it is: before they are squared, they are divided by a power of two near the
+largest of them, so that squares neither overflow nor vanish.
 
 Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]``.
 """
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from xmodal.data import Moments
 from xmodal.interfaces import Context, Facts, Metric, Settings
 from xmodal_basics.losses import filled, relative_l2
 
@@ -89,13 +92,18 @@ class ErrorRate(_Mean):
 
 
 class RelativeL2Error(_Mean):
-    """The mean over samples of ||p - y|| / ||y||."""
+    """The mean over samples and outputs of ||p - y|| / ||y||, without labels that are all 0."""
 
     kinds = NUMBERS
 
     def values(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The relative error of each sample."""
-        return relative_l2(prediction, y)
+        """The relative error of each sample that has one."""
+        y_BKS = y.unsqueeze(-1).flatten(2)
+        unit = power_of_two(y_BKS.abs().nan_to_num(0.0).amax(2)).view(
+            *y.shape[:2], *[1] * (y.ndim - 2)
+        )
+        ratio_B, has_B = relative_l2(prediction / unit, y / unit)
+        return ratio_B[has_B]
 
 
 class NormalisedRMSE(RelativeL2Error):
@@ -113,19 +121,29 @@ class MeanAbsoluteError(_Mean):
         return (prediction - y).abs()[known]
 
 
-class RootMeanSquaredError(_Mean):
+class RootMeanSquaredError(Error):
     """The root of the mean squared error of all numbers."""
 
     kinds = NUMBERS
 
-    def values(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """The squared error of each known number."""
+    def reset(self) -> None:
+        """Forget everything."""
+        self.unit, self.total, self.count = torch.zeros((), dtype=torch.float64), 0.0, 0
+
+    def add(self, prediction: Tensor, y: Tensor) -> None:
+        """Add the squares of the errors of known numbers."""
         y, known = filled(prediction, y)
-        return (prediction - y).square()[known]
+        errors = (prediction - y)[known]
+        if len(errors) == 0:
+            return
+        unit = power_of_two(torch.maximum(errors.abs().max(), self.unit))
+        self.total *= float(self.unit / unit) ** 2
+        self.total += float((errors / unit).square().sum())
+        self.unit, self.count = unit, self.count + len(errors)
 
     def compute(self) -> float:
         """The root of the mean."""
-        return super().compute() ** 0.5  # type: ignore[no-any-return]
+        return float(self.unit) * (self.total / self.count) ** 0.5 if self.count else float("nan")
 
 
 class R2Error(Error):
@@ -135,29 +153,31 @@ class R2Error(Error):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.origin_K: Tensor | None = None
-        self.residual_K = self.first_K = self.second_K = self.count_K = torch.zeros(())
+        self.labels = Moments(self.target.size)
+        self.unit_K = self.residual_K = torch.zeros(self.target.size, dtype=torch.float64)
 
     def add(self, prediction: Tensor, y: Tensor) -> None:
-        """Add to the sums; a fixed origin avoids losing digits if the mean is large."""
-        y, known = filled(prediction, y)
-        error_KS, y_KS, known_KS = (
-            (t.movedim(1, 0).flatten(1)) for t in (prediction - y, y, known)
-        )
-        count_K = known_KS.sum(1)
-        if self.origin_K is None:
-            y_known_KS = torch.where(known_KS, y_KS, 0.0)
-            self.origin_K = y_known_KS.sum(1) / count_K.clamp_min(1)
-        shifted_KS = torch.where(known_KS, y_KS - self.origin_K[:, None], 0.0)
-        self.residual_K = self.residual_K + error_KS.square().sum(1)
-        self.first_K = self.first_K + shifted_KS.sum(1)
-        self.second_K = self.second_K + shifted_KS.square().sum(1)
-        self.count_K = self.count_K + count_K
+        """Add to the sums of squares."""
+        error_KS = (prediction - filled(prediction, y)[0]).movedim(1, 0).flatten(1)
+        self.labels.add(y.numpy())
+        unit_K = power_of_two(torch.maximum(error_KS.abs().amax(1), self.unit_K))
+        self.residual_K = self.residual_K * (self.unit_K / unit_K) ** 2
+        self.residual_K = self.residual_K + (error_KS / unit_K[:, None]).square().sum(1)
+        self.unit_K = unit_K
 
     def compute(self) -> float:
         """The mean over outputs whose labels vary."""
-        total_K = self.second_K - self.first_K.square() / self.count_K
-        return float((self.residual_K / total_K)[total_K > 0].mean())
+        varying_K = ~self.labels.constant_C
+        if not varying_K.any():
+            return float("nan")
+        share_K = self.unit_K.numpy()[varying_K] / self.labels.deviation_C[varying_K]
+        mean_K = self.residual_K.numpy()[varying_K] / self.labels.count_C[varying_K]
+        return float((mean_K * share_K**2).mean())
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """The next power of two above each number, and 1 for 0: to divide by it costs no digits."""
+    return torch.where(size > 0, torch.ldexp(torch.ones_like(size), torch.frexp(size)[1]), 1.0)
 
 
 # --- classes and 0/1 labels ---

@@ -74,7 +74,7 @@ class HuggingFaceExport(Exporter):
             _write(trained, network, x, folder, library)
             reason = "its outputs differ"
             try:
-                apart, size = programs.difference(wanted, _loaded(folder), x)
+                apart, size = programs.difference(wanted, _loaded(folder), x, trained.raw)
             except (DataError, RuntimeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:150]
             if not apart <= programs.allowed(size, self.config.tolerance):
@@ -88,7 +88,7 @@ class HuggingFaceExport(Exporter):
                     (folder / name).unlink()
         if not form:
             _write(trained, network, x, folder, None)
-            apart, size = programs.difference(wanted, _loaded(folder), x)
+            apart, size = programs.difference(wanted, _loaded(folder), x, trained.raw)
         programs.agree(apart, size, self.config.tolerance, "the export")
         rows = _HF_ROWS if form else _PROGRAM_ROWS
         if library is not None and library.library == "timm":
@@ -125,7 +125,8 @@ def _write(
             [h_BMF.new_zeros(len(h_BMF), prefix.shape[1], h_BMF.shape[2]), h_BMF], dim=1
         )
     _save(embed, x, folder / "embed.pt2")
-    _save(programs.Head(network, features.grid), h_BMF, folder / "head.pt2")
+    head = programs.Head(network, trained.raw, features.grid)
+    _save(head, h_BMF, folder / "head.pt2")
     if library is None:
         _save(programs.Encode(network, grid), tokens, folder / "body.pt2")
     else:

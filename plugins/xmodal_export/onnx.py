@@ -54,7 +54,8 @@ class Onnx(Exporter):
         network, x = programs.plain(trained), programs.real_samples(trained)
         whole = programs.Whole(network, trained.raw).eval()
         opset = _write(whole, x, folder / FILE)
-        apart, size = programs.difference(programs.reference(trained), _Graph(folder / FILE), x)
+        wanted, graph = programs.reference(trained), _Graph(folder / FILE)
+        apart, size = programs.difference(wanted, graph, x, trained.raw)
         programs.agree(apart, size, self.config.tolerance, "the ONNX graph")
         notes = programs.notes(trained)
         usage = _USAGE.format(

@@ -37,8 +37,7 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict ``[B, K]`` or ``[B, K, *shape]``."""
-        outputs: Tensor = self.network(self.raw.apply(x))
-        return outputs
+        return self.raw.restore_labels(self.network(self.raw.apply(x)))
 
 
 class Embed(nn.Module):
@@ -73,15 +72,15 @@ class Encode(nn.Module):
 class Head(nn.Module):
     """Features of the backbone's layers to outputs; the features of the prefix are dropped."""
 
-    def __init__(self, network: Network, grid: tuple[int, ...]) -> None:
+    def __init__(self, network: Network, raw: RawForm, grid: tuple[int, ...]) -> None:
         super().__init__()
         self.predictor, self.decode, self.grid = network.predictor, network.decode, grid
+        self.raw = raw
 
     def forward(self, h_BMF: Tensor) -> Tensor:
         """Predict ``[B, K]`` or ``[B, K, *shape]``."""
         features = Tokens(h_BMF[:, h_BMF.shape[1] - prod(self.grid) :], self.grid)
-        outputs: Tensor = self.decode(self.predictor(features).float())
-        return outputs
+        return self.raw.restore_labels(self.decode(self.predictor(features).float()))
 
 
 def plain(trained: Trained) -> Network:
@@ -139,15 +138,19 @@ def at_least(x: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def difference(
-    wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], x: Tensor
+    wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], x: Tensor, raw: RawForm
 ) -> tuple[float, float]:
-    """The largest difference over batches of 1 to 5 samples, and the largest reference output."""
+    """The largest difference over batches of 1 to 5 samples, and the largest reference output.
+
+    Outputs in a unit are compared as the model computed them: standardised.
+    """
     apart, size = 0.0, 0.0
     for count in (1, 2, 5):
         part = at_least(x, count)[:count]
         one, other = wanted(part), found(part)
         if one.shape != other.shape or not bool(torch.isfinite(other).all()):
             return float("inf"), 0.0
+        one, other = raw.standardise_labels(one), raw.standardise_labels(other)
         apart = max(apart, float((one - other).abs().max()))
         size = max(size, float(one.abs().max()))
     return apart, size

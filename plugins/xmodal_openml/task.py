@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
-from xmodal.data import RawForm, Store
+from xmodal.data import Moments, RawForm, Store
 from xmodal.interfaces import (
     Loss,
     Metric,
@@ -135,14 +135,11 @@ def _parts(table: Table, config: TableSettings, seed: int) -> tuple[Indices, Ind
 
 def _statistics(table: Table, rows: Indices) -> tuple[Numbers, Numbers]:
     """Mean and scale of each column over ``rows``; 0 and 1 for categories and empty columns."""
-    x_NF = table.x_NF[rows]
-    seen_F = np.maximum((~np.isnan(x_NF)).sum(axis=0), 1)
-    mean_F = np.nansum(x_NF, axis=0) / seen_F
-    scale_F = np.sqrt(np.nansum((x_NF - mean_F) ** 2, axis=0) / seen_F)
+    moments = Moments(len(table.columns))
+    moments.add(table.x_NF[rows])
+    mean_F, scale_F = moments.input_scale()
     number_F = np.array(table.levels) == 0
-    # A constant column has scale 0 up to rounding; dividing by it would make test rows huge.
-    flat_F = scale_F <= 1e-12 * np.maximum(np.abs(mean_F), 1.0)
-    return np.where(number_F, mean_F, 0.0), np.where(number_F & ~flat_F, scale_F, 1.0)
+    return np.where(number_F, mean_F, 0.0), np.where(number_F, scale_F, 1.0)
 
 
 def _checksum(table: Table) -> str:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from xmodal.data.classes import members, target_classes
     from xmodal.data.labels import infer_kind
     from xmodal.data.preparation import RawForm
+    from xmodal.data.statistics import Moments
     from xmodal.data.store import Store
 
-__all__ = ["RawForm", "Store", "infer_kind", "loader", "members", "target_classes"]
+__all__ = ["Moments", "RawForm", "Store", "infer_kind", "loader", "members", "target_classes"]
 
 _LAZY = {
+    "Moments": "xmodal.data.statistics",
     "RawForm": "xmodal.data.preparation",
     "Store": "xmodal.data.store",
     "infer_kind": "xmodal.data.labels",

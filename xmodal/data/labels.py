@@ -116,7 +116,7 @@ def _places_of_ones(y_NK: Array, first: int) -> NDArray[np.int64]:
     return np.asarray(y_NK.argmax(axis=1), dtype=np.int64)
 
 
-def fields(y: Array, form: RawForm, shape: Shape, first: int) -> NDArray[np.float32]:
+def fields(y: Array, form: RawForm, shape: Shape, first: int) -> NDArray[np.float64]:
     """Labels, in the user's layout or the model's, as ``[n, *shape]``. Raises DataError."""
     kept = form.label_shape or shape
     layouts: dict[Shape, Shape] = {_squeezed(shape): shape, _squeezed(kept): kept}
@@ -128,7 +128,7 @@ def fields(y: Array, form: RawForm, shape: Shape, first: int) -> NDArray[np.floa
     y = _numbers(y, first).reshape(len(y), *found)
     if form.label_channel is not None and found == kept:
         y = np.moveaxis(y, 1 + form.label_channel, 1)
-    return np.ascontiguousarray(y.reshape(len(y), *shape), dtype=np.float32)
+    return np.ascontiguousarray(y.reshape(len(y), *shape), dtype=np.float64)
 
 
 def _squeezed(shape: Shape) -> Shape:

@@ -94,12 +94,15 @@ class RawForm:
 
     channel: the axis of a raw sample that holds its channels. None: they come first, or there are
         none.
-    mean, scale: then ``(x - mean) / scale``, in the precision of ``mean``, cast to float32.
+    mean, scale: then ``(x - mean) / scale``, in the precision of ``mean``, cast to float32. The
+        scale of a channel that was constant in training is infinite: it always becomes 0.
     extra: constant channels that are added last.
     columns, levels: for tables, the names of the columns, and the categories of each in the order
         of their codes (empty for numbers).
     missing: NaN is allowed.
-    label_shape, label_channel: as ``shape`` and ``channel``, of raw labels. Labels keep their unit.
+    label_shape, label_channel: as ``shape`` and ``channel``, of raw labels.
+    label_mean, label_scale: labels and predictions are ``(y - label_mean) / label_scale`` in the
+        model, float64 ``[K, 1, ...]``. None: they keep their unit.
     label_columns: the label columns of a table.
     """
 
@@ -115,6 +118,8 @@ class RawForm:
     label_shape: tuple[int, ...] | None = None
     label_channel: int | None = None
     label_columns: tuple[str, ...] = ()
+    label_mean: Tensor | None = None
+    label_scale: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """The form as tensors and plain values, for ``checkpoint.save``."""
@@ -143,6 +148,19 @@ class RawForm:
             x = torch.cat([x, self.extra.expand(x.shape[0], *self.extra.shape)], dim=1)
         return x
 
+    @staticmethod
+    def require_float32(x: Tensor, name: str, rows: Sequence[int] | Array) -> None:
+        """Raise DataError for the first prepared sample that float32 cannot hold; ``rows`` of it.
+
+        Standardised training samples always fit; others may be too far from them.
+        """
+        wrong = x.isinf().flatten(1).any(dim=1).nonzero()
+        if len(wrong):
+            raise DataError(
+                f"{name}: row {rows[int(wrong[0])]} has a value that is more than 3.4e38 standard "
+                "deviations from the training samples (without standardising: above 3.4e38)"
+            )
+
     def _moved(self, x: Tensor) -> Tensor:
         assert self.channel is not None
         return x.movedim(1 + self.channel, 1)
@@ -151,8 +169,23 @@ class RawForm:
         """Undo ``apply``: raw samples (float64) of what the model reads."""
         x = x[:, : self.laid[0]].double()
         if self.mean is not None and self.scale is not None:
-            x = x * self.scale + self.mean
+            x = torch.where(self.scale.isinf(), 0.0, x * self.scale) + self.mean
         return self._raw(x, self.shape, self.channel)
+
+    def standardise_labels(self, y: Tensor) -> Tensor:
+        """Labels ``[n, K, ...]`` in the user's unit as the loss reads them."""
+        if self.label_mean is None or self.label_scale is None:
+            return y
+        return ((y.double() - self.label_mean) / self.label_scale).float()
+
+    def restore_labels(self, y: Tensor) -> Tensor:
+        """Labels or predictions ``[n, K, ...]`` of the model in the user's unit, on the CPU.
+
+        They are float64: float32 cannot tell 1.7e9 from 1.7e9 + 50.
+        """
+        if self.label_mean is None or self.label_scale is None:
+            return y
+        return y.cpu().double() * self.label_scale + self.label_mean
 
     def raw_labels(self, y: Tensor) -> Tensor:
         """Labels ``[n, K, *shape]`` in the shape that they have in the user's files."""

@@ -177,6 +177,9 @@ class Builder:
         predictor = self.make(recipe.predictor, "predictor", target, backbone=backbone)
         loss = self._loss(recipe.task.config.loss, "loss", target)
         _fit(loss, data.train)
+        raw = data.raw
+        if raw is not None and raw.label_mean is not None and raw.label_scale is not None:
+            loss.unit(raw.label_mean, raw.label_scale)
         source, source_predictor, source_loss = None, None, None
         if source_users(recipe):
             source = self.source(backbone)

@@ -5,6 +5,7 @@ Both run in evaluation mode, in fixed order, and leave every random stream as it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmodal.batch import Batch, Progress
-from xmodal.data import loader
+from xmodal.data import RawForm, loader
 from xmodal.engine import distributed
 from xmodal.engine.session import RunSession
+from xmodal.interfaces import Loss
 from xmodal.ops import evaluating
 
 
@@ -24,11 +26,14 @@ from xmodal.ops import evaluating
 class SplitScore:
     """The metric and the mean loss of a split, and the predictions where they were asked for.
 
+    All are in the unit of the user's labels, except ``objective``, the mean loss as it is trained,
+    of standardised labels. ``loss`` is None if float64 cannot hold it in that unit: 1e200 squared.
     ``smallest``: the least error above 0 that the metric could have shown.
     """
 
     metric: float
-    loss: float
+    objective: float
+    loss: float | None
     predictions: Tensor | None = None
     smallest: float | None = None
 
@@ -36,22 +41,67 @@ class SplitScore:
 @torch.no_grad()
 def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> SplitScore:
     """Score ``dataset`` with the model as it is."""
-    model, metric = session.model, session.metric
+    model, metric, data = session.model, session.metric, session.data
     metric.reset()
-    total, count = 0.0, 0
+    unit = LossUnit.of(model.loss, data.raw)
+    total, own, count = 0.0, 0.0, 0
     kept: list[Tensor] = []
     with evaluating(model):
         for prediction, y in _predicted(session, dataset):
-            metric.update(prediction, y)
-            total += float(model.loss(prediction, y).sum())
+            restored = data.in_unit(prediction)
+            metric.update(restored, data.in_unit(y))
+            value = float(model.loss(prediction, y).sum())
+            total += value
+            own += value if unit.even else float(unit.weighted(model.loss, prediction, y).sum())
             count += len(y)
             if keep:
-                kept.append(prediction.cpu())
+                kept.append(restored.cpu())
     predictions = torch.cat(kept) if keep else None
     # Processes on different devices may differ in a last digit; they must choose the same epoch.
-    found = (metric.compute(), total / max(1, count), metric.smallest())
-    score, loss, smallest = distributed.of_the_first(found, session.world)
-    return SplitScore(score, loss, predictions, smallest)
+    count = max(1, count)
+    found = (metric.compute(), total / count, unit.restored(own / count), metric.smallest())
+    score, objective, loss, smallest = distributed.of_the_first(found, session.world)
+    return SplitScore(score, objective, loss, predictions, smallest)
+
+
+@dataclass(frozen=True)
+class LossUnit:
+    """How a loss of standardised labels becomes that of the labels in the user's unit.
+
+    ``size`` is the largest scale of an output, ``weight`` the scales as shares of it. A loss that
+    does not say its degree stays that of standardised labels.
+    """
+
+    size: float = 1.0
+    degree: int = 0
+    weight: Tensor | None = None
+
+    @classmethod
+    def of(cls, loss: Loss, raw: RawForm | None) -> LossUnit:
+        """The unit of ``loss`` for labels prepared as ``raw`` says."""
+        if raw is None or raw.label_scale is None or not loss.degree:
+            return cls()
+        size = raw.label_scale.max()
+        return cls(float(size), loss.degree, (raw.label_scale / size).float())
+
+    @property
+    def even(self) -> bool:
+        """Whether all outputs have the same scale."""
+        return self.weight is None or bool((self.weight == 1).all())
+
+    def weighted(self, loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
+        """The loss with each output in its share of the largest scale, ``[B]``."""
+        assert self.weight is not None
+        weight = self.weight.to(y.device)
+        value: Tensor = loss(prediction * weight, y * weight)
+        return value
+
+    def restored(self, value: float) -> float | None:
+        """A loss in units of ``size`` as one in the user's unit; None beyond float64."""
+        restored = value
+        for _ in range(self.degree):
+            restored *= self.size
+        return restored if math.isfinite(restored) and (restored or not value) else None
 
 
 def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:

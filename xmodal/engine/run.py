@@ -374,7 +374,8 @@ def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) ->
     """Write all test predictions with their labels, unless they are too large."""
     size = predictions.numel() * predictions.element_size()
     if size <= MAX_PREDICTION_BYTES:
-        content = {"prediction": predictions, "label": loader.labels(session.data.test)}
+        labels = session.data.in_unit(loader.labels(session.data.test))
+        content = {"prediction": predictions, "label": labels}
         tensors = {name: tensor.contiguous() for name, tensor in content.items()}
         save_file(tensors, run.path / "predictions.safetensors")
 
@@ -385,7 +386,7 @@ def keep_samples(
     """Keep a few samples, and what the mixer did to them, for the report."""
     x, y = loader.first(session.data.test, SHOWN_SAMPLES)
     kept: dict[str, Any] = {
-        "test": {"x": x, "y": y, "prediction": predictions[: len(x)]},
+        "test": {"x": x, "y": session.data.in_unit(y), "prediction": predictions[: len(x)]},
         "train": {"x": loader.first(session.data.train, PROBED_SAMPLES)[0]},
         "probes": snapshot.probes,
         "images": dict(session.data.images),

@@ -94,7 +94,11 @@ def described(trained: TrainedModel) -> dict[str, Any]:
             "missing": raw.missing,
             "standardised": raw.mean is not None,
         },
-        "output": {"kind": target.kind, "shape": [target.size, *target.shape]},
+        "output": {
+            "kind": target.kind,
+            "shape": [target.size, *target.shape],
+            "dtype": "float32" if raw.label_scale is None else "float64",
+        },
         "classes": list(trained.classes),
         "hash": trained.run.read("manifest.json").get("hash"),
         "seed": recipe.seed,
@@ -138,7 +142,7 @@ def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) ->
         lines += ["", "A number that is none of a category's codes counts as missing, like NaN."]
     lines += ["", "## Output", ""]
     sizes = ", ".join(map(str, output["shape"]))
-    lines += [f"`[n, {sizes}]`, float32: {_OUTPUTS[output['kind']]}."]
+    lines += [f"`[n, {sizes}]`, {output['dtype']}: {_OUTPUTS[output['kind']]}."]
     if trained.classes:
         named = ", ".join(f"{index} = {name}" for index, name in enumerate(trained.classes))
         lines += ["", f"Classes: {named}."]

@@ -223,17 +223,22 @@ class TrainedModel:
         elif isinstance(x, Tensor):
             x = x.detach().cpu().numpy()
         raw = self.raw.check(_native(np.asarray(x)), first)
-        return self.raw.apply(torch.from_numpy(np.require(raw, requirements=("C", "W"))))
+        prepared = self.raw.apply(torch.from_numpy(np.require(raw, requirements=("C", "W"))))
+        self.raw.require_float32(prepared, "x", range(first, first + len(prepared)))
+        return prepared
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs of prepared samples, in the precision and with the arithmetic of the run."""
+        """The outputs of prepared samples, in the precision and with the arithmetic of the run.
+
+        Numbers are in the unit of the labels.
+        """
         half = self.recipe.precision == "bf16"
         cast = torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
         with randomness.determinism_kept(), cast:
             randomness.use_determinism(self.recipe.deterministic)
             outputs: Tensor = self.model(x.to(self.device)).cpu()
-        return outputs
+        return self.raw.restore_labels(outputs)
 
     def decide(self, outputs: Tensor, names: bool = False) -> Array:
         """What ``predict`` returns for ``outputs``."""

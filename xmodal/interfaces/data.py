@@ -25,11 +25,13 @@ class TaskData:
     """A loaded task. Every dataset maps an index to ``(x, y)``; the engine shuffles.
 
     ``decode`` turns a predictor's output into the unit of ``y`` (for example, it undoes a
-    normalisation); losses and metrics get the decoded prediction. ``checksum`` identifies the data.
+    normalisation); losses get the decoded prediction. ``checksum`` identifies the data.
     ``unlabelled`` holds training samples whose labels must not be used. If the task has no test
     samples, ``test`` is the same object as ``validation``, and results report this. ``images``
     names channels to draw in reports: ``{"title": channel of x}``. ``raw`` describes how samples
     were prepared, so that a trained model can prepare others; None if ``x`` is as in the files.
+    Labels that are numbers should come standardised (``raw.label_mean`` and ``raw.label_scale``)
+    where ``loss.standardises``; metrics and predictions are in the unit of the user's labels.
     """
 
     train: Dataset[Pair]
@@ -42,6 +44,10 @@ class TaskData:
     classes: tuple[str, ...] = ()
     unlabelled: Dataset[Pair] | None = None
     raw: RawForm | None = None
+
+    def in_unit(self, y: Tensor) -> Tensor:
+        """Labels or decoded predictions in the unit of the user's labels; float64 if restored."""
+        return y if self.raw is None else self.raw.restore_labels(y)
 
 
 class Task(Component):

@@ -198,9 +198,18 @@ class Adapter(Component):
 
 
 class Loss(Component, nn.Module):
-    """A loss between predictions and labels."""
+    """A loss between predictions and labels.
+
+    ``standardises``: labels that are numbers may be standardised for training, each output by a
+    mean and a scale of its own, so that learning does not depend on their unit; ``unit`` tells the
+    loss these numbers. A loss whose labels must keep their value (0/1, counts) says False.
+    ``degree``: the power of the unit in which the loss is measured (2 for squares, 0 for ratios);
+    with it, the loss of a split is reported in the unit of the labels.
+    """
 
     kind = "loss"
+    standardises: ClassVar[bool] = True
+    degree: ClassVar[int | None] = None
 
     @classmethod
     def supports(cls, output: Target) -> bool:
@@ -209,6 +218,14 @@ class Loss(Component, nn.Module):
 
     def fit(self, y: Tensor) -> None:
         """See all training labels once, for example to weight classes. The default does nothing."""
+        return
+
+    def unit(self, mean: Tensor, scale: Tensor) -> None:
+        """Learn that labels and predictions are ``(value - mean) / scale``.
+
+        Both are float64 ``[K, 1, ...]``. Called once before training, if labels are standardised.
+        The default does nothing.
+        """
         return
 
     @abstractmethod
@@ -236,7 +253,7 @@ class Metric(Component):
 
     @abstractmethod
     def update(self, prediction: Tensor, y: Tensor) -> None:
-        """Add a batch of predictions, decoded into the unit of the labels."""
+        """Add a batch of predictions and labels, both in the unit of the user's labels."""
 
     @abstractmethod
     def compute(self) -> float:

@@ -89,9 +89,9 @@ def _encode(pixels: Array) -> str:
 
 
 def as_array(tensor: Any) -> Array:
-    """A tensor as a NumPy array (half precision becomes float)."""
+    """A tensor as a NumPy array (floating-point numbers become float64: labels may be 1e200)."""
     tensor = tensor.detach().cpu()
-    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    return np.asarray((tensor.double() if tensor.is_floating_point() else tensor).numpy())
 
 
 def drawn_channels(x: Array, images: Mapping[str, int]) -> list[tuple[str, Array]]:

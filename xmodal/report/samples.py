@@ -107,8 +107,9 @@ def shown(
 def relative_error(prediction: Array, y: Array) -> float:
     """The Euclidean norm of the error, divided by that of the truth."""
     good = np.isfinite(y)
-    size = float(np.linalg.norm(y[good]))
-    return float(np.linalg.norm((prediction - y)[good])) / (size or 1.0)
+    largest = np.abs(y[good]).max(initial=0.0) or 1.0  # squares of 1e200 are infinite
+    size = float(np.linalg.norm(y[good] / largest))
+    return float(np.linalg.norm((prediction - y)[good] / largest)) / (size or 1.0)
 
 
 def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> FieldMaps:

@@ -155,7 +155,7 @@ FIELD = RNG.normal(size=(40, 32, 24))
         (X, np.eye(3)[Y], ("sequence", (3, 20), "classification", 3), CLASSES),
         (X, X[:, 0, 0], ("sequence", (3, 20), "regression", 1), ("mse", "rmse")),
         (X, np.arange(60) + 1950, ("sequence", (3, 20), "regression", 1), ("mse", "rmse")),
-        (X, X[:, 0, :4], ("sequence", (3, 20), "regression", 4), ("mse", "rmse")),
+        (X, X[:, 0, :4], ("sequence", (3, 20), "regression", 4), ("mse", "r2-error")),
         (X, X[:, 0, :4] > 7, ("sequence", (3, 20), "multi-label", 4), ("bce", "auroc-error")),
         (X, X[:, 0], ("sequence", (3, 20), "dense", 1), ("relative-l2", "relative-l2")),
         (X, X[:, :2], ("sequence", (3, 20), "dense", 2), ("relative-l2", "relative-l2")),
@@ -441,25 +441,40 @@ def test_statistics_come_from_training_samples_alone(tmp_path: Path) -> None:
     moved_y[held_out] += 1e4
     after = make(path=npz(tmp_path, x=moved, y=moved_y)).load(0)
     assert torch.equal(tensors(before.train)[0], tensors(after.train)[0])
-    assert torch.equal(before.decode(torch.ones(1, 1)), after.decode(torch.ones(1, 1)))
+    assert torch.equal(before.in_unit(torch.ones(1, 1)), after.in_unit(torch.ones(1, 1)))
+    assert torch.equal(tensors(before.train)[1], tensors(after.train)[1])
     assert not torch.equal(tensors(before.test)[0], tensors(after.test)[0])
     assert before.checksum != after.checksum
 
 
-def test_labels_keep_their_unit_and_predictions_are_decoded(tmp_path: Path) -> None:
+def test_labels_are_standardised_and_predictions_restored(tmp_path: Path) -> None:
     y = np.stack([X[:, 0, 0] * 3 + 50, X[:, 1, 0] / 9], axis=1)
     data = make(path=npz(tmp_path, x=X, y=y)).load(0)
-    _, y_train = tensors(data.train)
-    rows = split(60, (0.7, 0.15, 0.15), 0)[0]
-    np.testing.assert_allclose(y_train.numpy(), y[rows], rtol=1e-6)
-    zero, one = data.decode(torch.zeros(1, 2)), data.decode(torch.ones(1, 2))
-    torch.testing.assert_close(zero[0], y_train.mean(0))
-    torch.testing.assert_close((one - zero)[0], y_train.std(0, correction=0))
+    _, z_train = tensors(data.train)
+    y_train = y[split(60, (0.7, 0.15, 0.15), 0)[0]]
+    np.testing.assert_allclose(
+        z_train.numpy(), (y_train - y_train.mean(0)) / y_train.std(0), atol=1e-6
+    )
+    np.testing.assert_allclose(data.in_unit(z_train).numpy(), y_train, rtol=1e-6)
+    assert isinstance(data.decode, torch.nn.Identity)
 
 
-def test_zero_one_channels_stay_as_they_are_unless_asked(tmp_path: Path) -> None:
-    x = X.copy()
-    x[:, 1] = x[:, 1] > 7
+def test_a_loss_that_needs_the_unit_gets_it(tmp_path: Path) -> None:
+    y = np.stack([X[:, 0] > 7, X[:, 1] > 7], axis=1) * 0.5 + 0.25  # 0/1 with smoothing
+    data = make(path=npz(tmp_path, x=X, y=y), loss="bce").load(0)
+    y_train = tensors(data.train)[1]
+    assert set(y_train.unique().tolist()) == {0.25, 0.75}
+    zero, one = data.decode(torch.zeros(1, 2, 20)), data.decode(torch.ones(1, 2, 20))
+    torch.testing.assert_close(zero[0, :, 0], y_train.mean((0, 2)))
+    torch.testing.assert_close((one - zero)[0, :, 0], y_train.std((0, 2), correction=0))
+
+
+@pytest.mark.parametrize("unit", [1, 1e-200, 1e200])
+def test_channels_of_two_values_become_zero_and_one_unless_asked(
+    tmp_path: Path, unit: float
+) -> None:
+    x = X.astype(np.float64)
+    x[:, 1] = (x[:, 1] > 7) * unit
     path = npz(tmp_path, x=x, y=Y)
     auto, standard = (make(path=path, normalize=n).load(0) for n in ("auto", "standard"))
     assert set(tensors(auto.train)[0][:, 1].unique().tolist()) == {0.0, 1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 
 import xmodal
 from xmodal import api
+from xmodal.data import RawForm
 from xmodal.errors import DataError, UsageError
 from xmodal.inference.export import FACTS
 from xmodal.inference.model import TrainedModel
@@ -267,9 +269,13 @@ class _Doubled(nn.Module):
 
 def test_difference_is_the_largest_and_wrong_shapes_never_agree() -> None:
     x = torch.arange(4.0)[:, None]
-    assert programs.difference(lambda x: x, lambda x: x + 0.5, x) == (0.5, 3.0)
-    assert programs.difference(lambda x: x, lambda x: x[:, 0], x)[0] == float("inf")
-    assert programs.difference(lambda x: x, lambda x: x * float("nan"), x)[0] == float("inf")
+    raw = RawForm(tuple(x.shape[1:]), tuple(x.shape[1:]))
+    assert programs.difference(lambda x: x, lambda x: x + 0.5, x, raw) == (0.5, 3.0)
+    assert programs.difference(lambda x: x, lambda x: x[:, 0], x, raw)[0] == float("inf")
+    assert programs.difference(lambda x: x, lambda x: x * float("nan"), x, raw)[0] == float("inf")
+    tiny = dataclasses.replace(raw, label_mean=torch.zeros(1), label_scale=torch.full((1,), 1e-9))
+    apart = programs.difference(lambda x: x * 1e-9, lambda x: x * 1e-9 + 5e-10, x, tiny)
+    assert apart == (pytest.approx(0.5), pytest.approx(3.0))
     programs.agree(0.5, 10.0, 0.05, "it")
     for apart in (0.51, float("inf"), float("nan")):
         with pytest.raises(DataError, match="it does not agree"):

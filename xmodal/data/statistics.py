@@ -1,0 +1,115 @@
+"""Mean and deviation of numbers of any size, one channel at a time, read chunk by chunk.
+
+Nothing depends on the unit: numbers are counted from a first one and divided by their range before
+they are squared, so squares neither overflow nor vanish, and a large offset costs no digits. No
+number is taken for zero because it is small: a channel is constant if all its values are equal.
+
+Shapes: n samples, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Numbers = NDArray[np.float64]
+
+
+class Moments:
+    """Mean and standard deviation (over all values, not n - 1) of each channel; NaN is left out.
+
+    Chunks are combined as in Chan et al. 1979. ``low_C`` and ``high_C`` are the extremes, and
+    ``two_C`` says which channels have no other values than these.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count_C = np.zeros(channels)
+        self.low_C = np.full(channels, np.inf)
+        self.high_C = np.full(channels, -np.inf)
+        self.two_C = np.ones(channels, dtype=bool)
+        # In units of ``_unit_C``, counted from ``_origin_C``.
+        self._origin_C, self._unit_C = np.zeros(channels), np.zeros(channels)
+        self._mean_C, self._squares_C = np.zeros(channels), np.zeros(channels)
+
+    def add(self, x_N: Array) -> None:
+        """Add samples ``[n, C, ...]``, finite or NaN."""
+        x_CM = np.moveaxis(x_N, 1, 0).reshape(len(self.count_C), -1).astype(np.float64)
+        known_CM = ~np.isnan(x_CM)
+        count_C = known_CM.sum(axis=1)
+        if not count_C.any():
+            return
+        low_C = np.where(known_CM, x_CM, np.inf).min(axis=1)
+        high_C = np.where(known_CM, x_CM, -np.inf).max(axis=1)
+        self._add_extremes(x_CM, known_CM, low_C, high_C)
+        seen = count_C > 0
+        first = seen & (self.count_C == 0)
+        low_C, high_C = (np.where(seen, end_C, self._origin_C) for end_C in (low_C, high_C))
+        self._origin_C = np.where(first, low_C / 2 + high_C / 2, self._origin_C)
+        self._rescale(np.maximum(high_C - self._origin_C, self._origin_C - low_C))
+        unit_C1 = np.where(self._unit_C > 0, self._unit_C, 1.0)[:, None]
+        u_CM = np.where(known_CM, (x_CM - self._origin_C[:, None]) / unit_C1, 0.0)
+        mean_C = u_CM.sum(axis=1) / np.maximum(count_C, 1)
+        squares_C = (np.where(known_CM, u_CM - mean_C[:, None], 0.0) ** 2).sum(axis=1)
+        total_C = np.maximum(self.count_C + count_C, 1)
+        gap_C = np.where(seen, mean_C - self._mean_C, 0.0)
+        self._mean_C = self._mean_C + gap_C * count_C / total_C
+        self._squares_C += squares_C + gap_C**2 * self.count_C * count_C / total_C
+        self.count_C = self.count_C + count_C
+
+    def _add_extremes(
+        self, x_CM: Numbers, known_CM: NDArray[np.bool_], low_C: Numbers, high_C: Numbers
+    ) -> None:
+        at_an_end = (x_CM == low_C[:, None]) | (x_CM == high_C[:, None])
+        self.two_C &= (~known_CM | at_an_end).all(axis=1)
+        low, high = np.minimum(low_C, self.low_C), np.maximum(high_C, self.high_C)
+        for end_C in (low_C, high_C, self.low_C, self.high_C):
+            self.two_C &= ~np.isfinite(end_C) | (end_C == low) | (end_C == high)
+        self.low_C, self.high_C = low, high
+
+    def _rescale(self, size_C: Numbers) -> None:
+        """Let the units be powers of two (exact to divide by) that are at least ``size_C``."""
+        unit_C = np.maximum(self._unit_C, np.ldexp(1.0, np.frexp(size_C)[1]) * (size_C > 0))
+        share_C = self._unit_C / np.where(unit_C > 0, unit_C, 1.0)
+        self._mean_C = self._mean_C * share_C
+        self._squares_C = self._squares_C * share_C**2
+        self._unit_C = unit_C
+
+    @property
+    def constant_C(self) -> NDArray[np.bool_]:
+        """Which channels have a single value, or none."""
+        return ~(self.low_C < self.high_C)
+
+    @property
+    def mean_C(self) -> Numbers:
+        """The mean; 0 without values."""
+        return np.asarray(self._origin_C + self._unit_C * self._mean_C)
+
+    @property
+    def deviation_C(self) -> Numbers:
+        """The standard deviation; 0 if constant."""
+        return self._unit_C * np.sqrt(self._squares_C / np.maximum(self.count_C, 1))
+
+    def input_scale(self, keep_two: bool = False) -> tuple[Numbers, Numbers]:
+        """Mean and scale ``[C]`` of samples: ``(x - mean) / scale`` is what a model reads.
+
+        The scale of a constant channel is infinite: no other value of it can mean anything.
+        ``keep_two``: channels of two values become 0 and 1, as masks are.
+        """
+        two_C = self.two_C & ~self.constant_C & keep_two
+        scale_C = np.where(self.constant_C, np.inf, self.deviation_C)
+        return (
+            np.where(two_C, self.low_C, self.mean_C),
+            np.where(two_C, self.high_C - self.low_C, scale_C),
+        )
+
+    def label_scale(self) -> tuple[Numbers, Numbers]:
+        """Mean and scale ``[C]`` of labels. At least one channel must vary.
+
+        A constant channel gets the smallest scale of the others: its own values do not tell one,
+        and predictions must stay where it is.
+        """
+        varying_C = self.deviation_C[~self.constant_C]
+        return self.mean_C, np.where(self.constant_C, varying_C.min(), self.deviation_C)
