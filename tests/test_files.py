@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from xmodal import files
-from xmodal.errors import DataError
+from xmodal.errors import DataError, MachineError
 from xmodal.files import (
     PARTIAL,
     atomically,
@@ -260,3 +262,41 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(files, "digest", written_meanwhile)
     with pytest.raises(DataError, match="changed while it was read"):
         contents(path)
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(MachineError) as caught:
+            write_atomically(tmp_path / "a", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == f"{tmp_path / 'a'}: File too large"
+    assert isinstance(caught.value, OSError)  # what may fail can be caught as before
+    assert caught.value.exit_code == 4
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=f"{tmp_path}/no/a: No such file or directory"):
+        write_atomically(tmp_path / "no" / "a", "x")
+
+
+def test_leftovers_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    host, child = socket.gethostname(), os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    gone = tmp_path / f"{PARTIAL}{host}-{child}-abcdefgh"
+    alive = tmp_path / f"{PARTIAL}{host}-{os.getppid()}-abcdefgh"
+    elsewhere = tmp_path / f"{PARTIAL}other-{child}-abcdefgh"
+    old = tmp_path / f"{PARTIAL}other-1-abcdefgh"
+    theirs = tmp_path / f"{PARTIAL}download"
+    for folder in (gone, alive, elsewhere, old, theirs):
+        (folder / "new").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    write_atomically(tmp_path / "a", "x")
+    assert names(tmp_path) == sorted(["a", *(folder.name for folder in (alive, elsewhere, theirs))])

@@ -7,7 +7,8 @@ without a traceback; any other exception is a bug (exit code 1). This module imp
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from xmodal.text import visible
@@ -47,6 +48,35 @@ class DataError(XModalError):
     """Data or weights are missing, damaged or of the wrong form."""
 
     exit_code = 4
+
+
+class MachineError(XModalError, OSError):
+    """A file cannot be read or written: the disk is full, there is no permission, a limit is met.
+
+    It is an OSError too, so that what may fail without harm is caught like any other.
+    """
+
+    exit_code = 4
+
+    @classmethod
+    def of(cls, error: OSError, path: object = "") -> MachineError:
+        """The same failure in one line, with the ``path`` it is about, or else the error's own."""
+        why = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        name = path or error.filename
+        made = cls(f"{name}: {why}" if name else why)
+        made.errno = error.errno
+        return made
+
+
+@contextmanager
+def file_errors(path: object = "") -> Iterator[None]:
+    """A block in which a failure of the machine becomes a MachineError that names ``path``."""
+    try:
+        yield
+    except (XModalError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise MachineError.of(error, path) from error
 
 
 class TrainingError(XModalError):

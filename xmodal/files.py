@@ -12,7 +12,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +22,18 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psutil
 from platformdirs import user_cache_dir
+from safetensors import SafetensorError
 
-from xmodal.errors import DataError
+from xmodal.errors import DataError, MachineError, XModalError
 
 PARTIAL = ".partial-"
 """The prefix of unfinished files and folders, which a killed process leaves behind."""
 CACHE = "XMODAL_CACHE"
 """The environment variable that moves the cache."""
+_LEFTOVER = re.compile(re.escape(PARTIAL) + r"(?P<host>.+)-(?P<pid>\d+)-[^-]+")
+_DAY = 86_400
 _WORTH = 2**22
 """Bytes from which reading again costs more than remembering."""
 _TICK = 2 * 10**9
@@ -156,35 +162,92 @@ def atomically(path: Path, *, durable: bool = True, sole: bool = False) -> Itera
     """A temporary path to write a file or a folder, renamed to ``path`` if the block succeeds.
 
     Readers see either the old content of ``path`` or all of the new content. If the block fails,
-    nothing is left behind. The temporary path is in a folder that only the block uses; the folder
-    is removed at the end.
+    nothing is left behind; what a killed process left beside ``path`` is removed. The temporary
+    path is in a folder that only the block uses; the folder is removed at the end. Raises
+    MachineError naming ``path`` if the disk is full, say.
 
     durable: write the content to disk before the renaming, so that it survives a power failure.
         False saves time, for content that is verified on use or that can be lost.
     sole: the caller holds a lock, so leftovers of a killed process are removed first.
     """
-    if sole:
-        scratch = path.with_name(PARTIAL + path.name)
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-    else:
-        scratch = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
-    try:
+    with _named(path), _scratch(path, durable, sole) as folder:
         # Use a name of its own: a search for manifest.json must not find an unfinished file.
-        new = scratch / "new"
+        new = folder / "new"
         yield new
         if durable:
             for inside_new in new.rglob("*"):
                 _sync(inside_new)
             _sync(new)
         if path.is_dir():
-            # Replacing a folder takes two steps. A crash in between leaves both in ``scratch``.
-            path.replace(scratch / "old")
+            # Replacing a folder takes two steps. A crash in between leaves both in ``folder``.
+            path.replace(folder / "old")
         new.replace(path)
         if durable:
             _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _scratch(path: Path, durable: bool, sole: bool) -> Iterator[Path]:
+    if not sole:
+        with scratch(path.parent, sweep=durable) as folder:
+            yield folder
+        return
+    folder = path.with_name(PARTIAL + path.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch(parent: Path, *, sweep: bool = True) -> Iterator[Path]:
+    """A folder for unfinished things in ``parent``; gone at the end of the block.
+
+    Its name says which process it belongs to. ``sweep``: first remove those of processes that were
+    killed.
+    """
+    if sweep:
+        remove_leftovers(parent)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{owner}-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that have ended did not finish in a folder.
+
+    A process of another machine counts as ended when its leftover is a day old.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            match = _LEFTOVER.fullmatch(entry.name)
+            if match is None or not entry.is_dir(follow_symlinks=False):
+                continue
+            if match["host"] == socket.gethostname():
+                ended = not psutil.pid_exists(int(match["pid"]))
+            else:
+                ended = time.time() - entry.stat().st_mtime > _DAY
+            if ended:
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let failures say which file was written: writing to an open file does not tell."""
+    try:
+        yield
+    except (XModalError, BrokenPipeError):
+        raise
+    except OSError as error:
+        own = error.filename is not None and PARTIAL not in str(error.filename)
+        raise MachineError.of(error, error.filename if own else path) from error
+    except SafetensorError as error:  # its words for a full disk
+        raise MachineError(f"{path}: {error}") from error
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:

@@ -465,11 +465,10 @@ def watching(verbose: int) -> Iterator[Observer | None]:
     if not verbose:
         yield None
         return
-    from rich.console import Console
-
+    from xmodal.cli import output
     from xmodal.cli.live import Watcher
 
-    with Watcher(Console(stderr=True, markup=False)) as watcher:
+    with Watcher(output.stderr()) as watcher:
         yield watcher
 
 

@@ -141,7 +141,7 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
         (("table", "x.txt"), 4, "cannot read '.txt'"),
         (("table", "x.npz"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
         (("table", "x.npy"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
-        (("table", "keys.npz"), 4, "no array 'x'; did you mean 'xs'?; it has ['xs']"),
+        (("table", "keys.npz"), 4, "no array 'x'; did you mean 'xs'?; it has xs"),
         (("table", "uneven.npz"), 4, "x has shape [5, 2], but y [4]"),
         (("table", "objects.npz"), 4, "holds Python objects, which are never unpickled"),
         (("table", "cut.npz"), 4, "cannot be read as .npz"),

@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from xmodal._version import __version__
-from xmodal.cli import doctor, export, plugins, predict, recipes, run
+from xmodal.cli import doctor, export, plugins, predict, recipes, run, streams
 from xmodal.cli.compare import Spread, compare, demo
-from xmodal.errors import XModalError
+from xmodal.errors import MachineError, XModalError
+from xmodal.text import visible
 
 app = typer.Typer(
     name="xmodal",
@@ -58,26 +59,45 @@ class _ToStderr(logging.Handler):
     """Prints log messages of the package on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        typer.echo(visible(record.getMessage()), err=True)
 
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    try:
+        with streams.guarded():
+            code = _ended()
+    except streams.ReaderGoneError:
+        code = 0
+    except MachineError as error:  # the last results could not be written
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _ended() -> int | str | None:
+    """Run the command, and say what went wrong; returns the exit code."""
     from xmodal.plugins import add_commands, log
 
     log.handlers = [_ToStderr()]
     log.setLevel(logging.INFO)
     try:
         for line in add_commands(app):
-            typer.secho(f"warning: {line}", err=True)
+            typer.echo(visible(f"warning: {line}"), err=True)
         app()
+    except SystemExit as end:
+        return end.code
     except XModalError as error:
-        typer.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-        sys.exit(error.exit_code)
+        return _failed(error)
+    except OSError as error:
+        return _failed(MachineError.of(error))
+    except MemoryError as error:
+        return _failed(MachineError(f"not enough memory: {error}".removesuffix(": ")))
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of the output (head, less) closed it, which is not an error.
-        sys.stderr.close()
-        sys.exit(0)
+        return 130
+    return 0
+
+
+def _failed(error: XModalError) -> int:
+    typer.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+    return error.exit_code

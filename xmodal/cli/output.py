@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xmodal.text import visible
+
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", help="Load a single-file plugin; can be repeated.")
 ]
@@ -33,8 +35,15 @@ def stderr() -> Console:
     return _console(500, stderr=True)
 
 
+class _Console(Console):
+    """A console that shows control characters in text instead of sending them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
 def _console(width: int, **where: Any) -> Console:
-    console = Console(highlight=False, markup=False, **where)
+    console = _Console(highlight=False, markup=False, emoji=False, **where)
     if not console.is_terminal:
         console.width = width
     return console
@@ -67,5 +76,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
         # Square brackets in a name are not markup, and programs that read a table know one dash.
-        table.add_row(*(Text(str(cell).translate(_DASHES)) for cell in row))
+        table.add_row(*(Text(visible(str(cell), False).translate(_DASHES)) for cell in row))
     stdout().print(table)

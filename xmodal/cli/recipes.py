@@ -15,6 +15,7 @@ from xmodal.cli import output
 from xmodal.cli.output import AsJson, Plugins
 from xmodal.cli.run import Recipes, split_arguments
 from xmodal.errors import UsageError, did_you_mean
+from xmodal.files import write_atomically
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 Scale = Annotated[str | None, typer.Option(help="Scale layer to apply last.")]
@@ -99,8 +100,8 @@ def cp(
     if destination.exists() and not force:
         raise UsageError(f"{destination} exists; --force overwrites it")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    destination.write_bytes(found.path.read_bytes())
-    typer.echo(destination)
+    write_atomically(destination, found.path.read_bytes())
+    output.stdout().print(str(destination), soft_wrap=True)
 
 
 @app.command("validate")
@@ -133,10 +134,8 @@ def validate_(
         return
     shape = "x".join(str(side) for side in facts.task.shape)
     source = f", source {row['source']}" if row["source"] else ""
-    typer.echo(
-        f"valid: {facts.task.name} ({shape}, {facts.task.target.kind}) as {tokens} tokens "
-        f"into {facts.backbone.name}{source}"
-    )
+    line = f"valid: {facts.task.name} ({shape}, {facts.task.target.kind}) as {tokens} tokens "
+    output.stdout().print(f"{line}into {facts.backbone.name}{source}", soft_wrap=True)
     for text in absent:
         output.stderr().print(f"before it can run: {text}")
 
@@ -151,4 +150,4 @@ def schema(
     if out is None:
         typer.echo(text)
     else:
-        out.write_text(text + "\n", encoding="utf-8")
+        write_atomically(out, text + "\n")

@@ -9,7 +9,6 @@ Shapes: n samples, F columns, C channels, K outputs.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from xmodal.data.labels import Kind, infer_kind
 from xmodal.data.preparation import numbers, positions
 from xmodal.errors import DataError
-from xmodal.files import PARTIAL, contents
+from xmodal.files import contents, scratch
 
 Array = NDArray[Any]
 Form = Literal["row", "sequence", "grid"]
@@ -263,8 +262,8 @@ def write(root: Path, parts: Mapping[str, tuple[Any, Array]]) -> tuple[Path, dic
     """
     root.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=root, prefix=PARTIAL) as scratch:
-        folder = Path(scratch) / "new"
+    with scratch(root) as unfinished:
+        folder = unfinished / "new"
         folder.mkdir()
         for part, (x, y) in parts.items():
             if isinstance(x, np.ndarray):

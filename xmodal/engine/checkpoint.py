@@ -32,7 +32,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (nested dicts, lists, tuples, tensors, numbers, text) as the folder
     ``folder``.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # not its parents: a run that was deleted stays deleted
     tensors: dict[str, Tensor] = {}
     skeleton = _split(dict(state), "", tensors)
     with atomically(folder) as new:
