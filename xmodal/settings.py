@@ -8,7 +8,7 @@ the process-wide registry is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar, get_args
@@ -196,6 +196,12 @@ class TokenCounts(Settings):
         description="patches: counts are numbers of tokens. share: counts are fractions of the "
         "tokens, 0 to 1.",
     )
+    of: int | None = Field(
+        None,
+        ge=1,
+        description="The number of tokens that counts of patches are meant for; on another grid "
+        "they change in proportion. null: they are what they are, at most all tokens.",
+    )
 
     def counts(self) -> dict[str, float]:
         """The settings that are counts, by name."""
@@ -207,12 +213,30 @@ class TokenCounts(Settings):
         """A count in tokens, at most ``num_tokens``; a larger count is clipped and noted."""
         if self.unit == "share":
             return count * num_tokens
+        if self.of is not None:
+            return count * num_tokens / self.of
         if count > num_tokens:
             note(f"schedule: {count:g} patches, but only {num_tokens} tokens; counts are clipped")
         return min(count, float(num_tokens))
 
+    def always_all(self, num_tokens: int) -> Iterator[str]:
+        """A problem if clipping makes every count ``num_tokens``, so that no token ever stays."""
+        counts = self.counts()
+        if self.unit == "share" or self.of is not None or not counts or num_tokens < 1:
+            return
+        if min(counts.values()) >= num_tokens < max(counts.values()):
+            named = " and ".join(f"{name} {count:g}" for name, count in counts.items())
+            yield (
+                f"{named}, but there are {num_tokens} tokens: all of them would be replaced in "
+                "every epoch, and the mixed view would never hold the target or its label; set "
+                "unit: share with fractions such as 0.64, or of: the number of tokens that these "
+                "counts are meant for (3136 in the paper)"
+            )
+
     @model_validator(mode="after")
     def _in_unit(self) -> Self:
+        if self.unit == "share" and self.of is not None:
+            raise ValueError("'of' goes with counts of patches; with unit 'share', leave it out")
         for name, value in self.counts().items():
             if self.unit == "share" and value > 1:
                 raise ValueError(f"{name} is {value:g}, but with unit 'share' it must be 0 to 1")
@@ -220,6 +244,8 @@ class TokenCounts(Settings):
                 raise ValueError(
                     f"{name} is {value:g}; for fractions of the tokens, set unit: share"
                 )
+            if self.of is not None and value > self.of:
+                raise ValueError(f"{name} is {value:g}, more than the {self.of} tokens of 'of'")
         return self
 
 

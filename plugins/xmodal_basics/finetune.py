@@ -44,7 +44,9 @@ class Finetune(OptimizingStage):
             "plain fine-tuning makes as many encoder passes as a method with two per sample.",
         )
         train: tuple[str, ...] = Field(
-            ("*",), description="Patterns over parameter names; 'norms' selects every LayerNorm."
+            ("*",),
+            description="Patterns over parameter names; 'norms' selects every LayerNorm, "
+            "'!pattern' leaves out what fits it.",
         )
         batch: BatchSize = Field(BatchSize(), description="Samples per step, and how many at once.")
         accumulate: Literal["mean", "sum"] = Field(

@@ -11,7 +11,7 @@ Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]`
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,13 +22,17 @@ from xmodal.interfaces import Context, Loss, Settings, Target
 
 
 class CrossEntropy(Loss):
-    """Softmax cross-entropy, optionally with classes weighted by their rarity."""
+    """Softmax cross-entropy, optionally with classes weighted by their rarity.
+
+    With ``balanced: batch``, the mean over a training batch is torch's weighted mean.
+    """
 
     class Config(Settings):
-        balanced: bool = Field(
+        balanced: bool | Literal["batch"] = Field(
             False,
             description="Weight classes by 1 / frequency in the training split, scaled so that the "
-            "mean weight over its samples is 1.",
+            "mean weight over its samples is 1; batch: over the samples of each training batch, as "
+            "the released ORCA does.",
         )
         label_smoothing: float = Field(
             0.0, ge=0, lt=1, description="Share spread over all classes."
@@ -64,7 +68,11 @@ class CrossEntropy(Loss):
             return loss_B
         if self.weight_K is None:
             raise RuntimeError("loss 'cross-entropy' with balanced: true needs fit() first")
-        return loss_B * self.weight_K.to(loss_B)[y]
+        weight_B = self.weight_K.to(loss_B)[y]
+        # Not in evaluation, whose batches must not change a score.
+        if self.config.balanced == "batch" and self.training:
+            weight_B = weight_B / weight_B.mean()
+        return loss_B * weight_B
 
     def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:
         """KL(softmax(other) || softmax(prediction)), without class weights and smoothing."""
@@ -170,6 +178,16 @@ class RelativeL2Loss(Loss):
     has no relative error and is left out.
     """
 
+    class Config(Settings):
+        """Settings of the relative error."""
+
+        factor: float = Field(
+            1.0,
+            gt=0,
+            description="Factor of the whole loss; the size of the batch gives the sum over the "
+            "batch instead of its mean.",
+        )
+
     degree = 0
     offset: Tensor | None
 
@@ -189,7 +207,8 @@ class RelativeL2Loss(Loss):
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         """The ratio of norms over all but the first two axes, averaged over the second."""
-        return relative_l2(prediction, y, self.offset)[0]
+        factor: float = self.config.factor
+        return factor * relative_l2(prediction, y, self.offset)[0]
 
 
 class NormalisedRMSELoss(RelativeL2Loss):

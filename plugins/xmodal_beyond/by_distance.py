@@ -11,7 +11,7 @@ Shapes: B samples, N tokens, D width, G values of k, P points collected for a me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from xmodal.batch import Points, Progress, Tokens
-from xmodal.interfaces import Context, Distance, Scheduler
+from xmodal.interfaces import Context, Distance, Facts, Scheduler
 from xmodal.ops import mean_tokens
 from xmodal.settings import TokenCounts, Use, default
 
@@ -93,6 +93,11 @@ class ByDistance(Scheduler, nn.Module):
         self.register_buffer("distance_G", torch.full((count,), float(_NEVER)))
         self.register_buffer("mixed_GPD", torch.zeros(count, config.points, width))
         self.register_buffer("source_PD", torch.zeros(config.points, width))
+
+    @classmethod
+    def problems(cls, config: Config, facts: Facts) -> Iterable[str]:
+        """Counts that are all larger than the number of tokens."""
+        return config.always_all(facts.num_tokens)
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training."""

@@ -74,9 +74,9 @@ class Denormalise(nn.Module):
 
 
 def coordinates(resolution: int) -> Tensor:
-    """The two channels ``[2, R, R]`` of positions in [0, 1]: along axis 0, then along axis 1."""
+    """Positions in [0, 1] in two channels ``[2, R, R]``: along axis 1, then 0, as published."""
     line = torch.linspace(0, 1, resolution)
-    return torch.stack(torch.meshgrid(line, line, indexing="ij"))
+    return torch.stack(torch.meshgrid(line, line, indexing="xy"))
 
 
 class Darcy(Task):

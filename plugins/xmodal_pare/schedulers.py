@@ -2,6 +2,7 @@
 
 Counts are clipped to the available tokens *before* a formula is applied. A start of 3000 therefore
 becomes N on a smaller grid and still falls over the whole training (Algorithm 1 starts from N).
+Counts that would all become N are refused; with ``of`` they change in proportion to the grid.
 
 Symbols: N tokens; t the finished share of the training, in [0, 1); k the number to replace.
 """
@@ -9,6 +10,7 @@ Symbols: N tokens; t the finished share of the training, in [0, 1); k the number
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import mean
 from typing import Literal
 
@@ -16,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 
 from xmodal.batch import Progress
-from xmodal.interfaces import Context, Scheduler
+from xmodal.interfaces import Context, Facts, Scheduler
 from xmodal.settings import TokenCounts
 from xmodal_pare import CITATION
 
@@ -50,6 +52,11 @@ class _Counting(Scheduler):
         self._note = context.note
         self._noted = False
 
+    @classmethod
+    def problems(cls, config: TokenCounts, facts: Facts) -> Iterable[str]:
+        """Counts that are all larger than the number of tokens."""
+        return config.always_all(facts.num_tokens)
+
     def _tokens(self, count: float, num_tokens: int) -> float:
         """A configured count in tokens, at most N."""
         tokens: float = self.config.in_tokens(count, num_tokens, self._note_once)
@@ -60,9 +67,11 @@ class _Counting(Scheduler):
             self._noted = True
             self._note(line)
 
-    def _floor(self, value: float) -> int:
-        """k = int(value). Rounding must not cost a token, as with a share of 0.29 of 100."""
-        return int(value + 1e-9) if self.config.unit == "share" else int(value)
+    def _floor(self, value: float, num_tokens: int) -> int:
+        """k = int(value). Scaling must not cost a token, as with a share of 0.29 of 100."""
+        config = self.config
+        as_given = config.unit == "patches" and config.of in (None, num_tokens)
+        return int(value) if as_given else int(value + 1e-9)
 
 
 class _Line(_Counting):
@@ -71,7 +80,7 @@ class _Line(_Counting):
     def _line(self, t: float, num_tokens: int) -> int:
         start = self._tokens(self.config.start, num_tokens)
         stop = self._tokens(self.config.stop, num_tokens)
-        return self._floor(start - (start - stop) * t)
+        return self._floor(start - (start - stop) * t, num_tokens)
 
 
 class Linear(_Line):
@@ -106,7 +115,7 @@ class Exponential(_Counting):
         start = self._tokens(self.config.start, num_tokens)
         stop = self._tokens(self.config.stop, num_tokens)
         left = math.exp(-self.config.rate * progress.done(self.config.per))
-        return self._floor(stop + (start - stop) * left)
+        return self._floor(stop + (start - stop) * left, num_tokens)
 
 
 class Piecewise(_Counting):
@@ -151,11 +160,11 @@ class Piecewise(_Counting):
         t, config = progress.done(self.config.per), self.config
         if config.steps is not None:
             count = [count for at, count in config.steps if at <= t][-1]
-            return self._floor(self._tokens(count, num_tokens))
+            return self._floor(self._tokens(count, num_tokens), num_tokens)
         start, stop = self._tokens(config.start, num_tokens), self._tokens(config.stop, num_tokens)
         # Without the small term, rounding would put values such as 0.7·10 into the piece before.
         done = int(t * config.pieces + 1e-9) / config.pieces
-        return self._floor(start - (start - stop) * done)
+        return self._floor(start - (start - stop) * done, num_tokens)
 
 
 class Constant(_Counting):
@@ -172,7 +181,7 @@ class Constant(_Counting):
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
         """k at this point of the training."""
-        return self._floor(self._tokens(self.config.value, num_tokens))
+        return self._floor(self._tokens(self.config.value, num_tokens), num_tokens)
 
 
 class LinearMean(_Line):

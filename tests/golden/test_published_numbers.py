@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ from xmodal.optimize import SGD, AdamW, Schedule, make_optimizer, make_schedule
 from xmodal.recipe.compose import compose, validate
 from xmodal.testing.tiny import TinySelector, tiny_context
 from xmodal_backbones import weights
+
+from ..paths import ROOT
 
 # --- what trains -----------------------------------------------------------------------------
 
@@ -123,6 +126,22 @@ def test_what_fpt_trains(model: Any) -> None:
     assert count - head - embedder == 57_344
 
 
+def test_darcy_as_released_leaves_queries_and_keys(model: Any) -> None:
+    """24 blocks of Swin-B: 2 matrices of d x d with their biases, d = 128, 256, 512, 1024."""
+    name, built = model
+    if name != "Darcy":
+        return
+    recipe = composed("methods/pare-published", "tasks/darcy")
+    chosen = built.select_trainable(recipe.stages[0].config.train)
+    left = {n for n, _ in built.named_parameters()} - {n for n, _ in chosen}
+    frozen = {n for n, p in built.named_parameters() if id(p) in built.frozen}
+    blocks = {128: 2, 256: 2, 512: 18, 1024: 2}
+    expected = sum(count * 2 * (d * d + d) for d, count in blocks.items())
+    gone = [p for n, p in built.named_parameters() if n in left - frozen]
+    assert (len(gone), size(gone)) == (24 * 4, expected)
+    assert all(".q_proj." in n or ".k_proj." in n for n in left - frozen)
+
+
 def test_fpt_as_released_is_a_pattern_away(model: Any) -> None:
     """The same choice by name, for those who need the released one."""
     name, built = model
@@ -172,19 +191,24 @@ def released_k(begin: int, end: int, epoch: int, epochs: int, series: bool) -> i
     return int(begin - end * (epoch / epochs))
 
 
+def composed(*recipes: str, overrides: tuple[str, ...] = ()) -> Any:
+    return validate(compose(recipes, plugins.registry(), overrides), plugins.registry())
+
+
 def published_recipe(task: str) -> Any:
-    """``methods/pare-published`` with the settings that its card gives for a task."""
-    at = RELEASED[task]
-    late = 10 if at["tokens"] == IMAGE else 5
-    overrides = [
-        f"scheduler.start={at['begin']}",
-        f"scheduler.stop={at['begin'] - at['end']}",
-        f"mixer.beta_mix={at['beta']}",
-        f"mixer.late.epoch={late}",
-        f"selector.gumbel_epochs={late}",
-    ]
-    layers = ["methods/pare-published", "tasks/darcy"]
-    return validate(compose(layers, plugins.registry(), overrides), plugins.registry())
+    """``methods/pare-published`` with its layer for a task, on data that have none of their own."""
+    form = "grid" if RELEASED[task]["tokens"] == IMAGE else "sequence"
+    name = task.lower().replace("-", "")
+    layers = ["methods/pare-published", f"arrays/{form}", f"methods/pare-published/{name}"]
+    # Arrays say what they are only when they are read.
+    return composed(*layers, overrides=("task.path=x.npz", "source_head=own"))
+
+
+def test_every_released_configuration_has_its_layer() -> None:
+    """The ten of NAS-Bench-360, and tables."""
+    found = (ROOT / "recipes" / "methods" / "pare-published").glob("*.yaml")
+    tasks = {task.lower().replace("-", "") for task in RELEASED}
+    assert {file.stem for file in found} == tasks | {"psicov", "openml"}
 
 
 def parts_of(recipe: Any) -> tuple[Any, Any]:
@@ -218,13 +242,85 @@ def test_k_of_cifar_as_it_is_known() -> None:
     assert [values[e] for e in (9, 10, 30, 59)] == [1775, 1750, 1250, 525]
 
 
-def test_the_default_of_pare_published_is_the_one_of_2d_classification() -> None:
-    recipe = validate(
-        compose(["methods/pare-published", "tasks/darcy"], plugins.registry()), plugins.registry()
-    )
+def test_pare_published_without_a_layer_is_2d_classification() -> None:
+    recipe = composed("methods/pare-published", "arrays/grid", overrides=("task.path=x.npz",))
     same = published_recipe("CIFAR-100")
     for part in ("mixer", "selector", "scheduler"):
         assert getattr(recipe, part).config == getattr(same, part).config
+
+
+@pytest.mark.parametrize("task", ["openml/car", "openml/wdbc", "openml/tic-tac-toe"])
+@pytest.mark.parametrize("scale", [None, "cpu", "smoke"])
+def test_pare_published_on_tables_is_the_one_of_series(task: str, scale: str | None) -> None:
+    made = compose_plan(
+        ["methods/pare-published", f"tasks/{task}"], plugins.registry(), Store(), scale=scale
+    )
+    scheduler, mixer = parts_of(made.recipe)
+    count = made.facts.num_tokens
+    k = [scheduler(Progress(0, epoch, 60, 0, 1), min(count, TEXT)) for epoch in range(60)]
+    start = min(count, 32)
+    assert k == [int(start - start * (epoch / 60)) for epoch in range(60)]
+    assert mixer.config.beta_mix == 0.1
+    assert made.recipe.selector.config.gumbel_epochs == mixer.config.late.epoch == 5
+
+
+@pytest.mark.parametrize("scale", [None, "cpu", "smoke"])
+def test_pare_published_on_darcy_keeps_its_shares(scale: str | None) -> None:
+    """λ falls from 1000/3136 = .319 on every grid, up to one token."""
+    made = compose_plan(
+        ["methods/pare-published", "tasks/darcy"], plugins.registry(), Store(), scale=scale
+    )
+    scheduler, _ = parts_of(made.recipe)
+    count = made.facts.num_tokens
+    for epoch in range(100):
+        share = released_k(1000, 500, epoch, 100, False) / IMAGE
+        k = scheduler(Progress(0, epoch, 100, 0, 1), count)
+        assert -1 / count <= k / count - share <= 1e-9
+    assert made.recipe.source_head == ("target" if scale is None else "own")
+
+
+def test_the_released_loss_of_darcy() -> None:
+    """Σ_b L_b + .3 [(1 − λ) Σ_b L_b(mixed) + λ BCE(mixed)] over a batch of 4, worked in NumPy.
+
+    Values and gradients of the prediction: the terms of the recipe's mixer with its losses.
+    """
+    recipe = composed("methods/pare-published", "tasks/darcy")
+    assert recipe.source_head == "target"
+    assert recipe.stages[0].config.batch.size == 4
+    _, mixer = parts_of(recipe)
+    random = np.random.default_rng(0)
+    plain, mixed, y = (random.normal(size=(4, 1, 5, 5)) for _ in range(3))
+    mask = (random.normal(size=(4, 1, 5, 5)) > 0).astype(float)
+    weights = view_weights(mixer, IMAGE, IMAGE, Progress(0, 30, 100, 0, 1))
+    context = tiny_context()
+    target = recipe.task.config.loss
+    loss = {"target": target.component(target.config, context)}
+    found = plugins.registry().load("loss", "bce")
+    loss["source"] = found(found.Config(), context)
+    labels = {"target": torch.tensor(y), "source": torch.tensor(mask)}
+    maps = [torch.tensor(plain, requires_grad=True), torch.tensor(mixed, requires_grad=True)]
+    total: Any = sum(
+        weight * loss[head](map_, labels[head]).mean()
+        for map_, terms in zip(maps, weights, strict=True)
+        for head, weight in terms
+    )
+    lam = 850 / IMAGE
+
+    def norms(values: np.ndarray) -> np.ndarray:
+        return np.sqrt((values**2).sum(axis=(1, 2, 3), keepdims=True))
+
+    ratio = {name: norms(p - y) / norms(y) for name, p in (("plain", plain), ("mixed", mixed))}
+    entropy = np.log1p(np.exp(mixed)) - mask * mixed
+    expected = ratio["plain"].sum() + 0.3 * (
+        (1 - lam) * ratio["mixed"].sum() + lam * entropy.mean()
+    )
+    assert float(total.detach()) == pytest.approx(expected)
+    total.backward()
+    slope = (plain - y) / norms(plain - y) / norms(y)
+    assert np.allclose(maps[0].grad, slope)
+    slope = 0.3 * (1 - lam) * (mixed - y) / norms(mixed - y) / norms(y)
+    slope += 0.3 * lam * (1 / (1 + np.exp(-mixed)) - mask) / mask.size
+    assert np.allclose(maps[1].grad, slope)
 
 
 # --- weights of the terms ------------------------------------------------------------------------
@@ -277,17 +373,83 @@ PAPER: dict[str, dict[str, Any]] = {  # Table 12; betas, warm-up and decay from 
         "epochs": 100,
         "batch": {"size": 4, "micro": None},
         "optimizer": {"use": "adamw", "lr": 1e-3, "weight_decay": 5e-3, "betas": (0.9, 0.98)},
-        "schedule": {"warmup_epochs": 5, "decay": "linear", "decay_epochs": None},
+        "schedule": {"warmup_epochs": 5, "decay": "linear"},
         "clip": None,
     },
     "psicov": {
         "epochs": 10,
         "batch": {"size": 32, "micro": 1},
         "optimizer": {"use": "adam", "lr": 5e-6, "weight_decay": 1e-5, "betas": (0.9, 0.98)},
-        "schedule": {"warmup_epochs": 5, "decay": "linear", "decay_epochs": 100},
+        "schedule": {"warmup_epochs": 5, "decay": "linear"},
         "clip": None,
     },
 }
+
+
+PARE_YAML: dict[str, tuple[Any, ...]] = {
+    # epochs, samples at once, accumulated, optimizer, rate, weight decay, clip, warm-up, decay
+    "CIFAR-100": (60, 32, 32, "sgd", 1e-4, 1e-3, None, 5, 200),
+    "Spherical": (60, 16, 8, "adamw", 1e-4, 0.1, None, 5, 60),
+    "NinaPro": (60, 16, 2, "adam", 1e-4, 1e-5, 1, 5, 60),
+    "FSD50K": (100, 32, 1, "adam", 3e-5, 5e-5, None, 5, 100),
+    "Cosmic": (60, 4, 1, "adamw", 1e-3, 0, None, 5, 60),
+    "ECG": (15, 64, 1, "adamw", 3e-5, 0.1, None, 5, 200),
+    "Satellite": (60, 64, 1, "adamw", 3e-5, 3e-6, None, 5, 60),
+    "DeepSEA": (25, 16, 1, "adam", 1e-5, 0, 1, 10, 25),
+    "Darcy": (100, 4, 1, "adamw", 1e-3, 5e-3, None, 5, 100),
+}
+ORCA_YAML: dict[str, tuple[Any, ...]] = {
+    "openml/balance-scale": (60, 4, 1, "adamw", 1e-6, 1e-5, 1, 5, 60, 0.0),
+    "openml/tic-tac-toe": (30, 64, 1, "adam", 1e-6, 0, 1, 5, 60, 0.05),
+    "openml/wdbc": (60, 64, 1, "adamw", 1e-5, 1e-5, 0.1, 5, 60, 0.0),
+    "openml/car": (60, 64, 1, "adamw", 1e-4, 0, 1, 5, 60, 0.05),
+}
+
+
+def check_training(stage: Any, row: tuple[Any, ...]) -> None:
+    epochs, micro, accumulated, optimizer, rate, decay, clip, warmup, end = row
+    assert stage.epochs == epochs
+    assert (stage.batch.size, stage.batch.micro or stage.batch.size) == (micro * accumulated, micro)
+    assert (stage.optimizer.use, stage.optimizer.lr) == (optimizer, rate)
+    assert stage.optimizer.weight_decay == decay
+    assert stage.clip == clip
+    assert stage.schedule.decay == "linear"
+    assert (stage.schedule.warmup_epochs, stage.schedule.decay_epochs or epochs) == (warmup, end)
+
+
+@pytest.mark.parametrize("task", PARE_YAML)
+def test_training_settings_of_the_released_pare(task: str) -> None:
+    recipe = published_recipe(task)
+    stage = recipe.stages[0].config
+    check_training(stage, PARE_YAML[task])
+    assert stage.accumulate == "sum"
+    if stage.optimizer.use == "sgd":
+        assert stage.optimizer.momentum == 0.9
+    else:
+        assert stage.optimizer.betas == (0.9, 0.98)
+    if RELEASED[task]["tokens"] != IMAGE:
+        assert recipe.backbone.config.dropout == 0.0
+
+
+@pytest.mark.parametrize("method", ["nft", "orca", "orca-published", "orca-pare", "pare"])
+@pytest.mark.parametrize("task", ORCA_YAML)
+def test_training_settings_of_tables_are_orcas(task: str, method: str) -> None:
+    recipe = composed(f"methods/{method}", f"tasks/{task}")
+    *row, dropout = ORCA_YAML[task]
+    check_training(recipe.stages[-1].config, tuple(row))
+    assert recipe.backbone.config.dropout == dropout
+    if method.startswith("orca"):
+        align = recipe.stages[0].config
+        assert (align.epochs, align.samples) == (20, 128)
+        assert align.optimizer.lr == recipe.stages[-1].config.optimizer.lr
+
+
+def test_what_the_released_orca_sets_for_psicov() -> None:
+    recipe = composed("methods/orca-published", "tasks/psicov")
+    assert (recipe.stages[0].config.epochs, recipe.stages[0].config.samples) == (60, 64)
+    assert recipe.task.config.metric.config.released
+    assert composed("methods/pare-published", "tasks/psicov").task.config.metric.config.released
+    assert not composed("methods/pare", "tasks/psicov").task.config.metric.config.released
 
 
 @pytest.mark.parametrize("method", ["nft", "pare", "pare-published"])
@@ -297,6 +459,8 @@ def test_training_settings_of_the_paper(task: str, method: str) -> None:
         compose([f"methods/{method}", f"tasks/{task}"], plugins.registry()), plugins.registry()
     )
     found = recipe.stages[0].config.model_dump()
+    ends = found["schedule"].pop("decay_epochs") or found["epochs"]
+    assert ends == 100
     assert {key: found[key] for key in PAPER[task]} == PAPER[task]
     assert found["accumulate"] == ("sum" if method == "pare-published" else "mean")
 

@@ -421,3 +421,83 @@ def test_unknown_top_level_keys(registry: Registry, key: str) -> None:
     write(r="seed: 1")
     hints = {"extend": "extends", "trainig": "training", "stage": "stages"}
     assert f"did you mean '{hints[key]}'?" in "\n".join(problems(registry, f"{key}=1"))
+
+
+# --- the layer of a recipe for a task ---
+
+
+def layered(**more: str) -> None:
+    """A method, its layers for two tasks, the tasks, and a scale with a layer of its own."""
+    write(
+        recipes__methods__m="seed: 1\nworkers: 1\ndevice: m\n",
+        recipes__methods__m__t="seed: 2\nworkers: 2\ndevice: m-t\n",
+        recipes__methods__m__t__deep="seed: 22\n",
+        recipes__tasks__t="task: t\nseed: 3\nworkers: 3\n",
+        recipes__tasks__deep="task: {use: t/deep}\n",
+        recipes__tasks__deeper="task: t/other/still\n",
+        recipes__tasks__u="task: u\n",
+        recipes__scales__s="device: s\n",
+        recipes__scales__s__t="device: s-t\n",
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipes", "overrides", "scale", "expected"),
+    [
+        (["methods/m", "tasks/t"], [], None, {"seed": 2, "workers": 2, "device": "m-t"}),
+        (["tasks/t", "methods/m"], [], None, {"seed": 2, "workers": 2, "device": "m-t"}),
+        (["methods/m", "tasks/t"], [], "s", {"seed": 2, "workers": 2, "device": "s-t"}),
+        (["methods/m", "tasks/t"], ["seed=9"], None, {"seed": 9, "workers": 2}),
+        (["methods/m", "tasks/deep"], [], None, {"seed": 22, "workers": 1, "device": "m"}),
+        (["methods/m", "tasks/deeper"], [], None, {"seed": 2, "workers": 2}),
+        (["methods/m", "tasks/u"], [], None, {"seed": 1, "workers": 1, "device": "m"}),
+        (["methods/m"], [], None, {"seed": 1}),
+        (["methods/m"], ["task=t"], None, {"seed": 2, "workers": 2, "device": "m-t"}),
+        (["methods/m"], ["task.use=t"], "s", {"seed": 2, "workers": 2, "device": "s-t"}),
+        (["tasks/t"], [], None, {"seed": 3, "workers": 3}),
+        (["methods/m", "tasks/t"], ["task=u"], None, {"seed": 3, "workers": 3, "device": "m"}),
+    ],
+)
+def test_a_recipe_has_a_layer_for_a_task(
+    registry: Registry, recipes: list[str], overrides: list[str], scale: Any, expected: Any
+) -> None:
+    layered()
+    found = compose(recipes, registry, overrides, scale).data
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_the_file_that_extends_a_method_wins_over_its_layer(registry: Registry) -> None:
+    layered(
+        both="extends: [methods/m, tasks/t]\nworkers: 7\n",
+        own="extends: methods/m\ntask: t\nworkers: 7\n",
+        further="extends: own.yaml\ndevice: mine\n",
+    )
+    for name, device in (("both", "m-t"), ("own", "m-t"), ("further", "mine")):
+        found = compose([f"{name}.yaml"], registry)
+        assert (found.data["workers"], found.data["seed"]) == (7, 2)
+        assert found.data["device"] == device
+        assert found.files.count(str(Path("recipes/methods/m/t.yaml"))) == 1
+    origin = compose(["both.yaml"], registry).origins["seed",]
+    assert str(origin).startswith(str(Path("recipes/methods/m/t.yaml")))
+
+
+def test_a_file_that_builds_on_a_task_wins_over_the_layer_of_a_method(registry: Registry) -> None:
+    layered(mine="extends: [tasks/t, scales/s]\nworkers: 7\n")
+    found = compose(["methods/m", "mine.yaml"], registry).data
+    assert (found["seed"], found["workers"], found["device"]) == (2, 7, "s-t")
+    found = compose(["mine.yaml", "methods/m"], registry).data
+    assert (found["seed"], found["workers"], found["device"]) == (2, 2, "m-t")
+
+
+def test_a_layer_that_is_named_lies_where_it_is_named(registry: Registry) -> None:
+    layered(mine="extends: [scales/s/t, tasks/t, scales/s]\n")
+    found = compose(["mine.yaml"], registry)
+    assert found.data["device"] == "s"
+    assert found.files.count(str(Path("recipes/scales/s/t.yaml"))) == 1
+
+
+def test_a_layer_that_extends_its_recipe_ends(registry: Registry) -> None:
+    layered()
+    Path("recipes/methods/m/t.yaml").write_text("extends: methods/m\nseed: 2\n")
+    assert compose(["methods/m", "tasks/t"], registry).data["seed"] == 2

@@ -20,7 +20,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from xmodal import plugins
@@ -271,12 +271,17 @@ def _tests(package: Package) -> None:
 
 
 def _recipes(package: Package) -> Iterator[tuple[str, Path]]:
-    """The recipes that the package ships, by name."""
+    """The recipes that the package ships, by name, without layers that others have for a task."""
     from xmodal.recipe.compose import all_recipes
 
     answers = [package.registry.call("xmodal_recipes", plugin) for plugin in package.loaded]
     folders = [Path(str(answer)).resolve() for answer in answers if answer is not None]
-    for found in all_recipes(package.registry):
+    known = all_recipes(package.registry)
+    names = {found.name for found in known}
+    for found in known:
+        above = {parent.as_posix() for parent in PurePosixPath(found.name).parents}
+        if above & names:
+            continue
         if any(found.path.resolve().is_relative_to(folder) for folder in folders):
             yield found.name, found.path
 

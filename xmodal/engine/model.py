@@ -130,14 +130,15 @@ class TrainingModel(Model):
     def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:
         """Set ``requires_grad`` by patterns and return what trains. ``norms``: every LayerNorm.
 
-        The pretrained source embedding never trains.
+        What fits a pattern that begins with ``!`` does not train, whatever the others say, nor does
+        the pretrained source embedding.
         """
         chosen = []
+        taken = [p for p in patterns if not p.startswith("!")]
+        left = [p.removeprefix("!") for p in patterns if p.startswith("!")]
         for name, parameter, module in self._parameters_with_modules():
-            wanted = any(
-                fnmatchcase(name, p) or (p == "norms" and isinstance(module, nn.LayerNorm))
-                for p in patterns
-            )
+            norm = isinstance(module, nn.LayerNorm)
+            wanted = _fits(name, norm, taken) and not _fits(name, norm, left)
             wanted = wanted and id(parameter) not in self.frozen
             parameter.requires_grad_(wanted)
             if wanted:
@@ -148,3 +149,8 @@ class TrainingModel(Model):
         for prefix, module in self.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{prefix}.{name}" if prefix else name, parameter, module
+
+
+def _fits(name: str, norm: bool, patterns: list[str]) -> bool:
+    """Whether a parameter fits any pattern; ``norm``: it belongs to a LayerNorm."""
+    return any(fnmatchcase(name, p) or (p == "norms" and norm) for p in patterns)

@@ -93,7 +93,7 @@ class Model(ABC, nn.Module):
     def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:
         """Set ``requires_grad`` by name patterns and return the parameters that train.
 
-        The pattern ``norms`` selects every LayerNorm.
+        The pattern ``norms`` selects every LayerNorm; ``!pattern`` leaves out what fits it.
         """
 
 
@@ -225,7 +225,7 @@ class Stage(Component):
 
     @property
     def train(self) -> tuple[str, ...]:
-        """Name patterns of the parameters to train (``embedder.*``); ``norms``: every LayerNorm."""
+        """Name patterns of the parameters to train, as for ``Model.select_trainable``."""
         return tuple(self.config.train)
 
     def begin(self, session: Session) -> None:

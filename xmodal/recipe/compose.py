@@ -7,6 +7,9 @@ Later layers win. Mappings merge, lists replace, and a different ``use:`` drops 
 component it replaces. ``training:`` holds settings for every stage that has them, so that a task
 can set them without naming the stages of a method; a stage's own settings win. ``always:`` holds
 settings that override all later layers except the command line.
+
+A recipe can have a layer for a task: ``<recipe>/<task>``, such as ``scales/cpu/darcy``. It is laid
+on as soon as both the recipe and the task are there, so it lies over them and below what follows.
 """
 
 from __future__ import annotations
@@ -125,11 +128,18 @@ COMMAND_LINE = "command line"
 
 @dataclass
 class Layered:
-    """A composed recipe before validation."""
+    """A composed recipe before validation.
+
+    ``task``: the one that the command line names. ``names``: the recipes laid on so far;
+    ``for_task``: those of them that are layers for the task.
+    """
 
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[Path_, Origin] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    task: Any = None
+    names: list[str] = field(default_factory=list)
+    for_task: set[str] = field(default_factory=set)
 
 
 def compose(
@@ -143,7 +153,7 @@ def compose(
 
     Overrides have the form ``key=value``. ``trackers`` are added to those of the result.
     """
-    layered = Layered()
+    layered = Layered(task=_overriding_task(overrides))
     for reference in references:
         _add(layered, find_recipe(reference, registry), registry, ())
     if scale is not None:
@@ -165,24 +175,45 @@ def _add_trackers(layered: Layered, names: Sequence[str]) -> None:
         _override(layered, f"trackers={json.dumps([*known, *new])}")
 
 
-def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
-    """Apply ``scales/<scale>``, then the layer of that scale for this task, if one exists.
+def _overriding_task(overrides: Sequence[str]) -> Any:
+    """The task that overrides name, if they do."""
+    task = None
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.strip() in ("task", "task.use"):
+            task = parse_value(value, f"{COMMAND_LINE} '{override}'")
+    return task
 
-    The second is ``scales/<scale>/<task>``; for a task name with slashes, the longest that exists.
-    """
+
+def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
+    """Apply ``scales/<scale>``, and with it the layer of that scale for this task."""
     known = {f.name for f in all_recipes(registry) if f.name.startswith("scales/")}
     if f"scales/{scale}" not in known:
         names = sorted(n.removeprefix("scales/") for n in known if n.count("/") == 1)
         hint = did_you_mean(scale, names)
         raise UsageError(f"no scale '{scale}'{hint}\nscales: {', '.join(names)}")
     _add(layered, find_recipe(f"scales/{scale}", registry), registry, ())
-    task = layered.data.get("task")
-    name = task.get("use", "") if isinstance(task, dict) else str(task or "")
-    while name:
-        if f"scales/{scale}/{name}" in known:
-            _add(layered, find_recipe(f"scales/{scale}/{name}", registry), registry, ())
-            return
-        name = name.rpartition("/")[0]
+
+
+def _add_for_task(layered: Layered, names: Sequence[str], task: Any, registry: Registry) -> None:
+    """Apply the layers that recipes have for this task, each once: ``<recipe>/<task>``.
+
+    For a task name with slashes, the longest that exists.
+    """
+    task = layered.task or task
+    name = task.get("use") if isinstance(task, dict) else task
+    if not isinstance(name, str) or not names:
+        return
+    known = {found.name: found for found in all_recipes(registry)}
+    parts = name.split("/")
+    longest_first = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    for recipe in names:
+        layer = next((n for n in longest_first if f"{recipe}/{n}" in known), None)
+        found = known.get(f"{recipe}/{layer}")
+        # A file can name a layer itself, to have it below others.
+        if found and found.name not in layered.for_task and _shown(found) not in layered.files:
+            layered.for_task.add(found.name)
+            _add(layered, found, registry, ())
 
 
 def validate(layered: Layered, registry: Registry) -> Recipe:
@@ -282,6 +313,7 @@ def _unknown_training(layered: Layered, key: str, known: set[str]) -> Problem:
 
 
 def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[Path, ...]) -> None:
+    """Lay on what a recipe extends, the recipe, and the layers for the task."""
     path = found.path.resolve()
     if path in chain:
         trail = " -> ".join(p.stem for p in (*chain, path))
@@ -290,16 +322,20 @@ def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[P
     if len(chain) >= MAX_DEPTH or len(layered.files) >= MAX_LAYERS:
         raise UsageError(f"{_shown(found)}: too many recipes extend each other")
     document = read(found.path, _shown(found))
-    parents = _parents(document)
-    for parent, where in parents:
+    first = len(layered.names)
+    for parent, where in _parents(document):
         try:
             target = find_recipe(parent, registry, found.path.parent)
         except UsageError as error:
             message, *more = str(error).split("\n")
             raise RecipeError([Problem(where, "extends", message, tuple(more))]) from None
         _add(layered, target, registry, (*chain, path))
+    # What a file says wins over the layers of what it extends, also where it names the task itself.
+    _add_for_task(layered, layered.names[first:], document.data.get("task"), registry)
     layered.files.append(_shown(found))
+    layered.names.append(found.name)
     _merge(layered, (), document.data, document.origins, ())
+    _add_for_task(layered, layered.names[:], layered.data.get("task"), registry)
 
 
 def _shown(found: RecipeFile) -> str:

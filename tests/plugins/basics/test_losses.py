@@ -58,6 +58,36 @@ def test_balanced_weights_are_scikit_learns() -> None:
     assert not loss.state_dict()
 
 
+def test_weights_over_a_batch_are_torchs_weighted_mean() -> None:
+    """Values and gradients of what the released ORCA trains on, in every batch."""
+    generator = torch.Generator().manual_seed(0)
+    fitted = torch.tensor([0] * 70 + [1] * 22 + [2] * 4 + [3] * 4)
+    loss = build(losses.CrossEntropy, CLASSES, balanced="batch").train()
+    loss.fit(fitted)
+    released = nn.CrossEntropyLoss(weight=100 / torch.bincount(fitted).float())
+    for _ in range(5):
+        y = fitted[torch.randperm(100, generator=generator)[:16]]
+        p = torch.randn(16, 4, generator=generator, requires_grad=True)
+        ours, theirs = loss(p, y).mean(), released(p, y)
+        torch.testing.assert_close(ours, theirs)
+        for found, expected in zip(
+            torch.autograd.grad(ours, p), torch.autograd.grad(theirs, p), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+
+
+def test_weights_do_not_depend_on_the_batches_of_an_evaluation() -> None:
+    y = torch.tensor([0] * 7 + [1] * 2 + [2, 3])
+    p = torch.randn(11, 4, generator=torch.Generator().manual_seed(0))
+    loss = build(losses.CrossEntropy, CLASSES, balanced="batch").eval()
+    loss.fit(y)
+    apart = torch.cat([loss(p[:4], y[:4]), loss(p[4:], y[4:])])
+    torch.testing.assert_close(loss(p, y), apart)
+    plain = build(losses.CrossEntropy, CLASSES, balanced=True).train()
+    plain.fit(y)
+    torch.testing.assert_close(loss(p, y), plain(p, y))
+
+
 def test_a_class_that_never_occurs_has_weight_one() -> None:
     loss = build(losses.CrossEntropy, CLASSES, balanced=True)
     loss.fit(torch.tensor([0, 0, 0, 1]))
@@ -94,6 +124,9 @@ def test_numeric_losses_by_hand() -> None:
     torch.testing.assert_close(build(losses.NormalisedRMSELoss)(p, y), relative)
     single = error[:, :16].norm(dim=1) / y[:, :1].flatten(1).norm(dim=1)
     torch.testing.assert_close(build(losses.RelativeL2Loss)(p[:, :1], y[:, :1]), single)
+    # The mean over a batch times its size is the released sum over the batch.
+    summed = build(losses.RelativeL2Loss, factor=len(y))(p, y).mean()
+    torch.testing.assert_close(summed, relative.sum())
 
 
 @pytest.mark.parametrize("cls", [losses.RelativeL2Loss, losses.RootMeanSquaredErrorLoss])

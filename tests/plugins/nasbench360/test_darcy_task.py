@@ -85,8 +85,12 @@ def test_normalisation_uses_training_samples_only(store: Store) -> None:
     moving = x[:, 0].std(0) > 0
     assert torch.allclose(x[:, 0].mean(0)[moving], torch.zeros(1), atol=1e-5)
     assert torch.allclose(x[:, 0].std(0)[moving], torch.ones(1), atol=1e-3)
-    assert x[0, 1, :, 0].tolist() == pytest.approx(np.linspace(0, 1, 11))
-    assert x[0, 2, 0].tolist() == pytest.approx(np.linspace(0, 1, 11))
+    # As published: numpy.meshgrid's own order, the position along columns first.
+    columns, rows = np.meshgrid(np.linspace(0, 1, 11), np.linspace(0, 1, 11))
+    assert np.allclose(x[0, 1], columns, atol=1e-7)
+    assert np.allclose(x[0, 2], rows, atol=1e-7)
+    assert columns[0, 10] == 1.0
+    assert columns[10, 0] == 0.0
     encoded = (y - y.mean(0)) / (y.std(0) + 1e-5)
     assert torch.allclose(data.decode(encoded), y, atol=1e-7)
     assert 0 < y.max() < 0.05

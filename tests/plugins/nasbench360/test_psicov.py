@@ -262,8 +262,8 @@ def test_list_names_cannot_leave_the_folder(data: Path) -> None:
         files.read_list(data / "protein", "psicov")
 
 
-def metric() -> Metric:
-    return LongRangeError(LongRangeError.Config(), SimpleNamespace())
+def metric(*, released: bool = False) -> Metric:
+    return LongRangeError(LongRangeError.Config(released=released), SimpleNamespace())
 
 
 def test_score_by_hand() -> None:
@@ -295,3 +295,68 @@ def test_score_ignores_batching() -> None:
     for i in range(6):
         apart.update(p[i : i + 1], y[i : i + 1])
     assert together.compute() == pytest.approx(apart.compute())
+
+
+def test_released_score_by_hand() -> None:
+    """The pair (0, 30): upper entry 5, lower 9. Published: 5/4 + 3 · 9/4 = 8; ours: 7."""
+    y, p = torch.full((1, 1, 40, 40), 100.0), torch.zeros(1, 1, 40, 40)
+    y[0, 0].fill_diagonal_(4.0)
+    y[0, 0, 0, 30] = y[0, 0, 30, 0] = 6.0
+    p[0, 0, 0, 30], p[0, 0, 30, 0] = 5.0, 9.0
+    for score, expected in ((metric(released=True), 2.0), (metric(), 1.0)):
+        score.update(p, y)
+        assert score.compute() == pytest.approx(expected)
+
+
+def test_released_score_raises_small_values_between_the_averages() -> None:
+    """-8 above, 2 below: the mean -3 becomes .01, then (.01 + 2)/2. Turned: (3 + .01)/2."""
+    for upper, lower, expected in ((-8.0, 2.0, 1.005), (8.0, -2.0, 1.505)):
+        y, p = torch.full((1, 1, 40, 40), 100.0), torch.zeros(1, 1, 40, 40)
+        y[0, 0].fill_diagonal_(4.0)
+        y[0, 0, 1, 30] = y[0, 0, 30, 1] = 6.0
+        p[0, 0, 1, 30], p[0, 0, 30, 1] = upper, lower
+        score = metric(released=True)
+        score.update(p, y)
+        assert score.compute() == pytest.approx(6 - expected)
+
+
+def published_score(predictions: np.ndarray, y: np.ndarray, lengths: list[int]) -> float:
+    """The formula of the published code, entry by entry: all proteins with the first's length."""
+    errors = []
+    for predicted, true in zip(predictions.astype(float), y.astype(float), strict=True):
+        size = len(predicted)
+        for i in range(size):
+            for j in range(i, size):
+                predicted[i, j] = (predicted[i, j] + predicted[j, i]) / 2
+        predicted[predicted < 0.01] = 0.01
+        at = []
+        for i in range(lengths[0]):
+            for j in range(i + 24, lengths[0]):
+                row, column = i + files.MARGIN, j + files.MARGIN
+                if true[row, column] <= 8:
+                    again = (predicted[row, column] + predicted[column, row]) / 2
+                    at.append(abs(again - true[row, column]))
+        errors.append(np.mean(at) if at else np.nan)
+    return float(np.nanmean(errors))
+
+
+@pytest.mark.parametrize("lengths", [[40, 30, 52], [52, 40, 30], [30, 52, 40]])
+def test_released_score_is_the_published_formula(lengths: list[int]) -> None:
+    random, size = np.random.default_rng(sum(lengths[:2])), 64
+    p = random.normal(6, 5, (3, size, size)).astype(np.float32)
+    y = np.full((3, size, size), 100, np.float32)
+    for map_, length in zip(y, lengths, strict=True):
+        half = random.uniform(1, 20, (length, length))
+        inside = slice(files.MARGIN, files.MARGIN + length)
+        map_[inside, inside] = (half + half.T) / 2
+        np.fill_diagonal(map_[inside, inside], 3.0)
+    expected = published_score(p.copy(), y, lengths)
+    for batch in (1, 2, 3):  # the first protein stays the first, whatever the batches
+        score = metric(released=True)
+        for start in range(0, 3, batch):
+            rows = slice(start, start + batch)
+            score.update(torch.from_numpy(p[rows, None]), torch.from_numpy(y[rows, None]))
+        assert score.compute() == pytest.approx(expected, rel=1e-6)
+    ours = metric()
+    ours.update(torch.from_numpy(p[:, None]), torch.from_numpy(y[:, None]))
+    assert abs(ours.compute() / expected - 1) > 0.02

@@ -5,6 +5,7 @@ Shapes: B samples, N tokens, D width.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -93,7 +94,7 @@ def test_training_ranks_noisy_keys():
 def test_gradient_follows_the_chain_rule():
     # d loss / d w = d loss / d mask · d khot / d key · σ'(u) · x, with the middle factor from the
     # derivative r_i (δ_ij − r_j / Σ r) of the implicit definition.
-    module, given = gate(seed=5), tokens(batch=1)
+    module, given = gate(seed=5, draw="closed"), tokens(batch=1)
     weight_BN = torch.randn(1, 16, generator=torch.Generator().manual_seed(2))
     (module(given, 6, at(0)).mask_BN * weight_BN).sum().backward()
     scores_N = module.score(given.x_BND)[0].detach()
@@ -141,6 +142,55 @@ def test_both_draws_choose_alike(draw):
     one, other = gate(seed=2)(tokens(), 6, at(0)), gate(seed=2, draw=draw)(tokens(), 6, at(0))
     assert torch.equal(one.mask_BN, other.mask_BN)
     assert other.mask_BN.requires_grad
+
+
+def learnt(draw: str, count: int, k: int) -> torch.Tensor:
+    """The gradient of the gate's weights on 3 samples of ``count`` tokens."""
+    module = gate(seed=5, draw=draw)
+    generator = torch.Generator().manual_seed(count)
+    x_BND = torch.randn(3, count, WIDTH, generator=generator)
+    weight_BN = torch.randn(3, count, generator=generator)
+    (module(Tokens(x_BND, (count,)), k, at(0)).mask_BN * weight_BN).sum().backward()
+    return module.network[0].weight.grad
+
+
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (6, 2), (25, 24), (50, 12), (64, 64), (64, 1)])
+def test_few_tokens_are_drawn_by_the_published_loop(count, k):
+    assert torch.equal(learnt("auto", count, k), learnt("exact", count, k))
+
+
+def test_many_tokens_are_drawn_in_closed_form():
+    assert torch.equal(learnt("auto", 65, 20), learnt("closed", 65, 20))
+    assert not torch.equal(learnt("auto", 65, 20), learnt("exact", 65, 20))
+
+
+def test_the_gradient_of_few_tokens_is_that_of_the_published_recursion():
+    """NumPy, written from the paper: k softmaxes of keys that fall by log(1 - p); differences."""
+
+    def objective(weights: np.ndarray, bias: float) -> float:
+        scores_N = 1 / (1 + np.exp(-(x_ND @ weights + bias)))
+        alpha_N, khot_N = scores_N + noise_N, 0.0
+        for _ in range(k):
+            p_N = np.exp(alpha_N / 0.9)
+            p_N = p_N / p_N.sum()
+            khot_N = khot_N + p_N
+            alpha_N = alpha_N + np.log(1 - p_N)
+        return float(khot_N @ value_N)
+
+    k, given = 6, tokens(batch=1)
+    value_1N = torch.randn(1, 16, generator=torch.Generator().manual_seed(2))
+    module = gate(seed=5)
+    (module(given, k, at(0)).mask_BN * value_1N).sum().backward()
+    noise_1N = gumbel_noise(torch.zeros(1, 16), torch.Generator().manual_seed(5))
+    x_ND, noise_N = given.x_BND[0].double().numpy(), noise_1N[0].double().numpy()
+    value_N = value_1N[0].double().numpy()
+    layer = module.network[0]
+    weights, bias = layer.weight[0].detach().double().numpy(), float(layer.bias.detach())
+    for entry in range(WIDTH):
+        step = np.zeros(WIDTH)
+        step[entry] = 1e-5
+        slope = (objective(weights + step, bias) - objective(weights - step, bias)) / 2e-5
+        assert float(layer.weight.grad[0, entry]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [0, 16])

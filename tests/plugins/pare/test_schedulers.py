@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 
 from xmodal.batch import Progress
 from xmodal.interfaces import BackboneFacts, Context, Facts, Target, TaskFacts
+from xmodal_beyond.by_distance import ByDistance
 from xmodal_pare.schedulers import (
     Constant,
     Exponential,
@@ -81,6 +84,76 @@ def test_a_start_above_n_becomes_n_and_is_noted_once():
     assert len(notes) == 1
     assert "3000" in notes[0]
     assert "196" in notes[0]
+
+
+@pytest.mark.parametrize("epochs", [60, 100])
+def test_counts_of_a_grid_are_themselves_on_that_grid(epochs):
+    """Every epoch, truncated as the released code truncates."""
+    schedule = build(Linear, start=2000, stop=500, of=3136)
+    released = [int(2000 - 1500 * (epoch / epochs)) for epoch in range(epochs)]
+    assert [schedule(at(epoch, epochs), 3136) for epoch in range(epochs)] == released
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 6, 25, 30, 36, 196, 784, 4096])
+def test_counts_of_a_grid_change_in_proportion(tokens):
+    notes: list[str] = []
+    schedule = build(Linear, notes, start=2000, stop=500, of=3136)
+    for epoch in range(60):
+        exact = Fraction(2000 * 60 - 1500 * epoch, 60) * Fraction(tokens, 3136)
+        assert schedule(at(epoch, 60), tokens) == math.floor(exact)
+    assert notes == []
+
+
+CLIPPED = [
+    (Linear, {"start": 2000, "stop": 500}),
+    (Linear, {"start": 1000, "stop": 26}),
+    (Linear, {"start": 1000, "stop": 25}),
+    (Exponential, {"start": 2000, "stop": 500}),
+    (Piecewise, {"start": 2000, "stop": 500}),
+    (Piecewise, {"steps": [[0, 2000], [0.5, 500]]}),
+    (LinearMean, {"start": 2000, "stop": 500}),
+    (RandomK, {"start": 2000, "stop": 500}),
+    (Constant, {}),
+    (ByDistance, {"start": 2000, "stop": 500}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), CLIPPED)
+def test_counts_that_would_all_be_clipped_are_refused(kind, settings):
+    facts = replace(FACTS, grid=(5, 5))
+    (problem,) = kind.problems(kind.Config(**settings), facts)
+    assert "there are 25 tokens" in problem
+    assert "unit: share" in problem
+    assert not list(kind.problems(kind.Config(**settings), replace(FACTS, grid=(56, 56))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Linear, {"start": 2000, "stop": 500, "of": 3136}),
+        (Linear, {"start": 0.64, "stop": 0.16, "unit": "share"}),
+        (Linear, {}),
+        (Linear, {"start": 1000, "stop": 24}),
+        (Linear, {"start": 25, "stop": 25}),
+        (Constant, {"value": 25}),
+        (Constant, {"value": 1, "unit": "share"}),
+    ],
+)
+def test_what_can_hold_the_target_is_not_refused(kind, settings):
+    assert not list(kind.problems(kind.Config(**settings), replace(FACTS, grid=(5, 5))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"unit": "share", "start": 0.5, "of": 100}, "leave it out"),
+        ({"start": 4000, "of": 3136}, "more than the 3136 tokens"),
+        ({"of": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_what_counts_are_of_is_checked(settings, reason):
+    with pytest.raises(ValidationError, match=reason):
+        Linear.Config(**settings)
 
 
 def test_shares_count_in_tokens():
