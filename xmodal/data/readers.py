@@ -1,8 +1,8 @@
 """Reads samples to predict and writes predictions, one batch at a time.
 
-Samples come from ``.npz``, ``.npy``, ``.csv`` or ``.parquet``; predictions go to ``.npz``, ``.npy``
-or ``.csv``. Files may be larger than memory: ``.npy`` is mapped, ``.npz`` is decompressed while it
-is read, and tables are read in pieces. Nothing is unpickled. A file of predictions appears when it
+Samples come from files of arrays (``xmodal.data.arrays``), ``.csv`` or ``.parquet``; predictions go
+to ``.npz``, ``.npy`` or ``.csv``. Files may be larger than memory: they are read in pieces. Nothing
+is unpickled. A file of predictions appears when it
 is complete.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +21,28 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xmodal.data import lengths
+from xmodal.data.arrays import (
+    LABEL_KEYS,
+    SAMPLE_KEYS,
+    SUFFIXES,
+    Container,
+    Rows,
+    described,
+    existing,
+    first_key,
+    open_container,
+    row_labels,
+)
 from xmodal.data.preparation import RawForm, are_numbers, require
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.files import atomically
 from xmodal.text import shortlist
 
 Array = NDArray[Any]
-READABLE = (".npz", ".npy", ".csv", ".parquet")
+READABLE = (*SUFFIXES, ".csv", ".parquet")
+Keys = tuple[tuple[str, ...], tuple[str, ...]]
+"""The names of the arrays of samples and of labels, as far as the user says them."""
 WRITABLE = (".npz", ".npy", ".csv")
 NOT_FLAT = "this model predicts fields, which do not fit into lines of text"
 Piece = tuple[Any, Array | None]
@@ -44,17 +58,19 @@ class SampleReader:
     count: int | None
     labelled: bool
     pieces: Iterator[Piece]
+    says: str = ""
+    """What was found, in words: names, shapes and types."""
 
 
-def read(path: Path, form: RawForm, batch: int) -> SampleReader:
-    """Raw samples of a file and, if it has them, labels, ``batch`` at a time. Raises DataError."""
-    if not path.is_file():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
-    readers = {".npz": _npz, ".npy": _npy, ".csv": _csv, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
+def read(path: Path, form: RawForm, batch: int, keys: Keys = ((), ())) -> SampleReader:
+    """Raw samples of a file or folder and, if it has them, labels, ``batch`` at a time.
+
+    Raises DataError.
+    """
+    path, suffix = existing(path), path.suffix.lower()
+    if path.is_dir() or suffix in SUFFIXES:
+        return _arrays(path, form, batch, keys)
+    reader = {".csv": _csv, ".parquet": _parquet}.get(suffix)
     if reader is None:
         hint = did_you_mean(path.suffix, READABLE)
         raise DataError(f"{path}: cannot read '{path.suffix}'{hint}; expected {list(READABLE)}")
@@ -64,73 +80,66 @@ def read(path: Path, form: RawForm, batch: int) -> SampleReader:
 # --- reading arrays -------------------------------------------------------------------------------
 
 
-def _npy(path: Path, form: RawForm, batch: int) -> SampleReader:
-    try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as .npy: {error}") from error
-    form.check_shape(x)
-    return SampleReader(len(x), False, ((x[i : i + batch], None) for i in range(0, len(x), batch)))
-
-
-class _Member:
-    """An array in an ``.npz`` file, read from front to back."""
-
-    def __init__(self, path: Path, pack: zipfile.ZipFile, key: str) -> None:
-        self.path, self.key, self.at = path, key, 0
-        self.stream: IO[bytes] = pack.open(f"{key}.npy")
-        version = np.lib.format.read_magic(self.stream)
-        header = np.lib.format.read_array_header_2_0
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0
-        self.shape, columns_first, self.dtype = header(self.stream)
-        if self.dtype.hasobject:
-            raise DataError(f"{path}: '{key}' holds Python objects, which are never unpickled")
-        self.whole: Array | None = None
-        if columns_first and len(self.shape) > 1:
-            with np.load(path, allow_pickle=False) as opened:
-                self.whole = opened[key]
-
-    def take(self, count: int) -> Array:
-        """The next ``count`` samples."""
-        start, self.at = self.at, min(self.at + count, self.shape[0])
-        if self.whole is not None:
-            return self.whole[start : self.at]
-        size = (self.at - start) * prod(self.shape[1:]) * self.dtype.itemsize
-        content = self.stream.read(size)
-        if len(content) < size:
-            raise DataError(f"{self.path}: '{self.key}' ends too early; the file is damaged")
-        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
-
-
-def _npz(path: Path, form: RawForm, batch: int) -> SampleReader:
-    try:
-        pack = zipfile.ZipFile(path)
-        keys = [name.removesuffix(".npy") for name in pack.namelist()]
-        if "x" not in keys:
-            raise DataError(
-                f"{path}: no array 'x'{did_you_mean('x', keys)}; it has {shortlist(keys)}"
-            )
-        x = _Member(path, pack, "x")
-        y = _Member(path, pack, "y") if "y" in keys else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+def _arrays(path: Path, form: RawForm, batch: int, keys: Keys) -> SampleReader:
+    """Samples, and labels if there are any, under the names they had in training or usual ones."""
+    container = open_container(path, form.samples)
+    single = path.suffix.lower() == ".npy" and path.is_file()
+    x_keys = (path.stem,) if single else _named(container, keys[0], form.x_keys, SAMPLE_KEYS)
+    y_keys = () if single else _named(container, keys[1], form.y_keys, LABEL_KEYS)
+    x = container.stacked(x_keys or SAMPLE_KEYS[:1], "--x")
+    y = container.stacked(y_keys, "--y") if y_keys else None
+    says = [f"samples {_says(x, x_keys)}"]
+    if lengths.is_unequal(x) or form.padded is not None:
+        x = _of_one_length(x, container.name(*x_keys), form, says)
     # An array of this shape that takes no memory.
     form.check_shape(np.broadcast_to(np.empty((), x.dtype), x.shape))
-    if y is not None and y.shape[:1] != x.shape[:1]:
-        raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
-    return SampleReader(x.shape[0], y is not None, _members(path, pack, x, y, batch))
+    if y is not None:
+        y = row_labels(y, x.shape[0])
+        says.append(f"labels {_says(y, y_keys)}")
+        if lengths.is_unequal(y):
+            y = lengths.even(y, container.name(*y_keys), form.label_shape or (), 0)
+        if y.shape[:1] != x.shape[:1]:
+            raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
+    return SampleReader(x.shape[0], y is not None, _batches(x, y, batch), ", ".join(says))
 
 
-def _members(
-    path: Path, pack: zipfile.ZipFile, x: _Member, y: _Member | None, batch: int
-) -> Iterator[Piece]:
-    with pack:
-        try:
-            while x.at < x.shape[0]:
-                yield x.take(batch), None if y is None else y.take(batch)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+def _named(
+    container: Container, asked: tuple[str, ...], known: tuple[str, ...], usual: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The keys to read: those asked for, else those of training, else the first usual one."""
+    if asked or (known and all(key in container.entries for key in known)):
+        return asked or known
+    found = first_key(container, usual)
+    return (found,) if found else ()
+
+
+def _says(rows: Rows, keys: tuple[str, ...]) -> str:
+    names = shortlist(f"'{key}'" for key in keys)
+    shown = "of unequal lengths" if lengths.is_unequal(rows) else described(rows.shape, rows.dtype)
+    return f"{names} {shown}"
+
+
+def _of_one_length(rows: Rows, name: str, form: RawForm, says: list[str]) -> Rows:
+    """Samples cut or filled up to the length of training."""
+    found = lengths.measure([(rows, name)])
+    axis = found.axis if form.padded is None else form.padded
+    if len(found.shape) != len(form.shape) or (found.longest, found.shortest) == (0, 0):
+        return rows
+    length = form.shape[axis]
+    if form.padded is None and found.shortest < length:
+        raise DataError(
+            f"{name} has samples of {found.shortest} to {found.longest} values; this model was "
+            f"trained on the first {length} of each"
+        )
+    if found.longest > length:
+        says.append(f"the first {length} of up to {found.longest} values are used")
+    return lengths.even(rows, name, form.shape, axis)
+
+
+def _batches(x: Rows, y: Rows | None, batch: int) -> Iterator[Piece]:
+    for start in range(0, x.shape[0], batch):
+        at = slice(start, min(start + batch, x.shape[0]))
+        yield x.read(at), None if y is None else y.read(at)
 
 
 # --- reading tables -------------------------------------------------------------------------------
