@@ -141,7 +141,11 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
         (("table", "x.txt"), 4, "cannot read '.txt'"),
         (("table", "x.npz"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
         (("table", "x.npy"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
-        (("table", "keys.npz"), 4, "no array 'x'; did you mean 'xs'?; it has 'xs' (5, 2) float64 (set --x)"),
+        (
+            ("table", "keys.npz"),
+            4,
+            "no array 'x'; did you mean 'xs'?; it has 'xs' (5, 2) float64 (set --x)",
+        ),
         (("table", "uneven.npz"), 4, "x has shape [5, 2], but y [4]"),
         (("table", "objects.npz"), 4, "'x' holds Python objects (pickle), which are never read"),
         (("table", "cut.npz"), 4, "cannot be read as .npz"),
