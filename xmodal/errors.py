@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xmodal.text import visible
 
@@ -109,7 +109,13 @@ class RecipeError(UsageError):
     def __init__(self, problems: Sequence[Problem], unchecked: str = "") -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
-        lines = [str(problem) for problem in self.problems[:MOST_PROBLEMS]]
+        lines: list[str] = []
+        hints: set[str] = set()
+        for problem in self.problems[:MOST_PROBLEMS]:
+            # What two problems have in common, such as all names of a kind, is said once.
+            new = tuple(hint for hint in problem.hints if hint not in hints)
+            lines.append(str(replace(problem, hints=new)))
+            hints.update(new)
         if count > MOST_PROBLEMS:
             lines.append(f"... and {count - MOST_PROBLEMS} more")
         later = f"; not checked yet: {unchecked}" if unchecked else ""

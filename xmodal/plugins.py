@@ -282,7 +282,7 @@ def _table(hook: str, table: Any) -> Mapping[str, str]:
 
 def _from_file(path: str) -> LoadedPlugin:
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UsageError(f"--plugin {path}: no such file")
     content = digest(file)
     # The digest distinguishes two files with the same name; plugins write f"{__name__}:Class".
@@ -350,7 +350,7 @@ def _discovered(files: tuple[str, ...], contents: tuple[str, ...]) -> Registry:
 
 def _content(path: str) -> str:
     """The digest of a plugin file; empty if the file is missing, which discovery reports."""
-    return digest(Path(path)) if Path(path).is_file() else ""
+    return digest(Path(path)) if os.path.isfile(path) else ""
 
 
 def find_kind(name: str) -> str:

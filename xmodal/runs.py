@@ -279,9 +279,10 @@ def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
     """Find a run by its directory, or the newest run with a name under ``root``."""
     path = Path(reference)
     for folder in (path, root / reference):
-        if (folder / "manifest.json").is_file():
+        if os.path.isfile(folder / "manifest.json"):
             return Run(folder)
-        inside = sorted(p.parent for p in folder.glob("*/manifest.json"))
+        found = folder.glob("*/manifest.json") if os.path.isdir(folder) else ()
+        inside = sorted(p.parent for p in found)
         if inside:
             return Run(inside[-1])
     known = sorted(str(p.parent.relative_to(root)) for p in root.glob("*/*/manifest.json"))

@@ -8,10 +8,13 @@ the process-wide registry is used.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Generic, Literal, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -33,24 +36,113 @@ from pydantic_core import (
 
 from xmodal import plugins
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
+from xmodal.text import shown
 
 __all__ = ["Settings", "TokenCounts", "Use", "component_schema", "default", "inlined"]
 
 C = TypeVar("C")
 
 
+class FileText(str):
+    """Text of a recipe file, which knows the folder that relative paths in it start from."""
+
+    __slots__ = ("folder",)
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path = Path()) -> Self:
+        made = super().__new__(cls, text)
+        made.folder = folder
+        return made
+
+
+_SCHEMAS_OF_VALUES = ("default", "metadata", "serialization", "expected", "ref", "schema_ref")
+
+
+def _with_numbers_only(schema: Any) -> Any:
+    """A schema that takes neither text nor truth values for numbers.
+
+    Otherwise ``seed: true`` would be seed 1, and a number in quotes a number.
+    """
+    if isinstance(schema, list | tuple):
+        return [_with_numbers_only(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("int", "float"):
+        return core_schema.no_info_before_validator_function(_number, cast(CoreSchema, schema))
+    return {
+        key: item if key in _SCHEMAS_OF_VALUES else _with_numbers_only(item)
+        for key, item in schema.items()
+    }
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        context = {"shown": f"the text '{shown(value)}'"}
+    elif isinstance(value, bool):
+        context = {"shown": str(value).lower()}
+    else:
+        return value
+    raise PydanticCustomError("not_a_number", "should be a number, not {shown}", context)
+
+
 class Settings(BaseModel):
     """Base of every ``Config``: an unknown key is an error that names the nearest known key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        strict: CoreSchema = _with_numbers_only(handler(source))
+        return strict
 
     @model_validator(mode="wrap")
     @classmethod
-    def _name_nearest_key(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _prepare(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, Mapping):
+            fields = cls.model_fields
+            value = {
+                key: _located(key, item, fields[key].annotation) if key in fields else item
+                for key, item in value.items()
+            }
         try:
             return handler(value)
         except ValidationError as error:
             raise _with_nearest_keys(cls, error) from None
+
+
+def _located(key: str, value: Any, annotation: Any) -> Any:
+    """The ``value`` of a setting with absolute paths, if ``annotation`` says that it holds paths.
+
+    A path that a recipe file gives starts from the folder of the file, any other from the working
+    directory.
+    """
+    inner = get_args(annotation)
+    if isinstance(value, str | Path) and (annotation is Path or Path in inner):
+        if any(get_origin(a) is Literal and value in get_args(a) for a in inner):
+            return value
+        folder = value.folder if isinstance(value, FileText) else Path.cwd()
+        path = folder / os.path.expanduser(value)
+        try:
+            os.lstat(path if str(value) else "")
+        except (OSError, ValueError) as error:
+            if not str(value) or isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+                context = {"at": key, "shown": f"'{shown(value)}'", "reason": _why(error)}
+                raise PydanticCustomError(
+                    "not_a_path", "{shown} cannot be a path: {reason}", context
+                ) from None
+        return path
+    if isinstance(value, list | tuple) and inner:
+        return [_located(key, item, inner[0]) for item in value]
+    return value
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror or "") if isinstance(error, OSError) else str(error)
+
+
+MAX_HINTS = 50
 
 
 def _with_nearest_keys(model: type[BaseModel], error: ValidationError) -> ValidationError:
@@ -59,7 +151,8 @@ def _with_nearest_keys(model: type[BaseModel], error: ValidationError) -> Valida
     details: list[InitErrorDetails] = []
     for item in error.errors(include_url=False):
         if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
-            hint = did_you_mean(str(item["loc"][0]), known)
+            # To search for the nearest key takes time, and nobody reads a thousand messages.
+            hint = did_you_mean(str(item["loc"][0]), known) if len(details) < MAX_HINTS else ""
             context = {"hint": hint, "known": ", ".join(known)}
             kind = PydanticCustomError("unknown_key", "unknown setting{hint}", context)
         else:

@@ -7,6 +7,7 @@ imports torch, so import it inside a command, not at the top of the command's fi
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -137,7 +138,7 @@ def finished(run: Run) -> Run:
     if run.state != "done":
         raise UsageError(
             f"{run.path} is not finished (state: {run.state}); "
-            f"continue it with: xmodal resume {run.path}"
+            f"continue it with: xmodal resume {shlex.quote(str(run.path.absolute()))}"
         )
     return run
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from xmodal.data.arrays import Axis
 from xmodal.data.lengths import Rule
@@ -72,6 +73,17 @@ class DataSettings(Settings):
         description="standard: every channel or column gets mean 0 and standard deviation 1 over "
         "the training samples; auto: the same, but channels of two values become 0 and 1.",
     )
+
+    @field_validator("x", "y", "drop", "categories", "classes")
+    @classmethod
+    def _each_once(cls, names: Any, info: ValidationInfo) -> Any:
+        if isinstance(names, tuple):
+            twice = next((name for name, number in Counter(names).items() if number > 1), None)
+            if twice is not None:
+                raise ValueError(f"'{twice}' is named twice")
+            if not names and info.field_name in ("x", "y"):
+                raise ValueError("the list is empty; name a key or columns, or leave it out")
+        return names
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -61,7 +61,9 @@ class Timm(PatchBackbone):
         name: str = Field(
             description="A timm model name such as vit_small_patch16_224.augreg_in1k."
         )
-        weights: str = Field("hub", description="'hub', or the path of a local .safetensors file.")
+        weights: Literal["hub"] | Path = Field(
+            "hub", description="'hub', or the path of a local .safetensors file."
+        )
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -194,7 +196,7 @@ def _facts(name: str, model: Any) -> BackboneFacts:
 
 def _weight_file(config: Any, model: Any) -> Path:
     if config.weights != "hub":
-        path = Path(config.weights).expanduser()
+        path = Path(config.weights)
         if path.suffix != ".safetensors" or not path.is_file():
             raise DataError(f"{path}: not a .safetensors file (pickles are never read)")
         return path

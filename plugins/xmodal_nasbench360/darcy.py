@@ -98,7 +98,7 @@ class Darcy(Task):
         validation: int = Field(100, ge=1, description="Validation samples.")
         test: int = Field(100, ge=1, description="Test samples.")
         data_seed: int = Field(0, ge=0, description="Seed of the data, independent of the run's.")
-        path: str | None = Field(
+        path: Path | None = Field(
             None, description="Folder of the published .mat files, to read instead of generating."
         )
         coordinates: bool = Field(True, description="Append two channels with the coordinates.")
@@ -126,7 +126,7 @@ class Darcy(Task):
     def describe(cls, config: Any, store: Store) -> TaskFacts:
         """The facts; with ``path``, checks that the files exist. Raises DataError."""
         if config.path is not None:
-            published_files(Path(config.path).expanduser())
+            published_files(config.path)
         side = config.resolution
         return TaskFacts(
             name="darcy",
@@ -186,7 +186,8 @@ class Darcy(Task):
 
     def _published(self, fitting: int) -> tuple[Pairs, Pairs]:
         config = self.config
-        train_file, test_file = published_files(Path(config.path or "").expanduser())
+        assert config.path is not None
+        train_file, test_file = published_files(config.path)
         fit = read_published(self.store, train_file, config.resolution, fitting)
         test = read_published(self.store, test_file, config.resolution, config.test)
         return fit, test

@@ -71,7 +71,7 @@ class Psicov(Task):
     class Config(Settings):
         """Where the data are and how they are split."""
 
-        path: str | None = Field(
+        path: Path | None = Field(
             None, description="Folder that holds 'protein'; default: the cache's datasets/psicov."
         )
         size: int = Field(512, ge=32, description="Side of the canvas that holds each protein.")
@@ -143,5 +143,5 @@ class Psicov(Task):
 
 def _folder(config: Any, store: Store) -> Path:
     if config.path is not None:
-        return Path(config.path).expanduser().absolute()
+        return Path(config.path)
     return store.root / "datasets" / "psicov"

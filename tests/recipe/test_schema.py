@@ -12,7 +12,8 @@ import pytest
 
 from xmodal.plugins import registry
 from xmodal.recipe.compose import all_recipes, compose, validate
-from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
+from xmodal.recipe.grammar import COMPONENT_FIELDS
+from xmodal.recipe.recipe import Recipe
 from xmodal.recipe.schema import recipe_schema
 from xmodal.recipe.yaml import read
 from xmodal.settings import component_schema

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from xmodal.errors import RecipeError
 from xmodal.recipe.yaml import MAX_BYTES, Origin, dotted, parse, parse_value, read
 
-pytestmark = pytest.mark.slow
-
 
 def value(text: str) -> Any:
     return parse(f"key: {text}", "r.yaml").data["key"]
@@ -103,11 +101,12 @@ def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
         ("? [a]\n: 1", "r.yaml:1:3", "is not text"),
         ("- 1", "r.yaml:1:1", "a recipe is a mapping"),
         ("only text", "r.yaml:1:1", "a recipe is a mapping"),
-        ("a: [1, 2", "r.yaml:1:9", "not valid YAML"),
+        ("a: [1, 2", "r.yaml:2:1", "not valid YAML"),
         ("a:\n\t- 1", "r.yaml:2:1", "not valid YAML"),
         ("a: 'x\n", "r.yaml:2:1", "not valid YAML"),
         ("a: 1\n---\nb: 2", "r.yaml:2:1", "another document"),
-        ("a: \x01", "r.yaml", "special characters"),
+        ("a: \x01", "r.yaml:1:4", "character U+0001 is not allowed"),
+        ("a: é\nü: é\x00", "r.yaml:2:5", "character U+0000 is not allowed"),
         ("%YAML 1.1\n---\na: no", "r.yaml", "recipes are YAML 1.2"),
     ],
 )
@@ -149,7 +148,7 @@ def test_number_with_too_many_digits() -> None:
 def test_anchors_and_bombs() -> None:
     bomb = "a: &a [x, x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a, *a]" for i in range(30))
     assert "anchors and aliases are not allowed" in refused(bomb)
-    assert "undefined alias" in refused("a: *b")
+    assert "anchors and aliases are not allowed" in refused("a: *b")
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "a: " + "{a: " * 3000, "- " * 3000])

@@ -14,7 +14,7 @@ from xmodal import plugins
 from xmodal.cli import output
 from xmodal.cli.output import AsJson, Plugins
 from xmodal.cli.run import Recipes, split_arguments
-from xmodal.errors import UsageError, did_you_mean
+from xmodal.errors import RecipeError, UsageError, did_you_mean
 from xmodal.files import write_atomically
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
@@ -35,7 +35,11 @@ def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = Fal
         raise UsageError(f"no recipe matches '{pattern}'{hint}\nlist all: xmodal recipes list")
     rows = []
     for recipe in found:
-        description = str(read(recipe.path).data.get("description", ""))
+        try:
+            description = str(read(recipe.path).data.get("description", ""))
+        except RecipeError as error:
+            description = ""
+            output.stderr().print(f"note: {error.problems[0]}")
         rows.append((recipe.name, description, recipe.origin or "here"))
     if as_json:
         keys = ("name", "description", "origin")
@@ -64,10 +68,11 @@ def show(
     registry = plugins.registry()
     layered = compose(recipes, registry, overrides, scale)
     if origins:
+        blocks = {path[:-1] for path in layered.origins}
         leaves = [
             (dotted(path), str(origin))
             for path, origin in sorted(layered.origins.items(), key=lambda item: str(item[0]))
-            if not any(other[: len(path)] == path and other != path for other in layered.origins)
+            if path not in blocks
         ]
         if as_json:
             output.print_json(dict(leaves))
@@ -82,7 +87,7 @@ def show(
         return
     from ruamel.yaml import YAML
 
-    YAML().dump(data, sys.stdout)
+    YAML().dump(json.loads(json.dumps(data)), sys.stdout)
 
 
 @app.command()

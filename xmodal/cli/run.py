@@ -28,7 +28,7 @@ Track = Annotated[
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Separate recipes from ``key=value`` overrides."""
-    overrides = [a for a in arguments if "=" in a and not Path(a).is_file()]
+    overrides = [a for a in arguments if "=" in a and not os.path.isfile(a)]
     recipes = [a for a in arguments if a not in overrides]
     if not recipes:
         raise typer.BadParameter("name at least one recipe; list them: xmodal recipes list")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import shlex
 from collections import Counter
@@ -24,8 +25,16 @@ from xmodal import files, runs
 from xmodal.data.store import Store
 from xmodal.engine.plan import compose_plan, missing_files, versions
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
-from xmodal.plugins import Registry
-from xmodal.recipe.compose import SUITES, all_recipes, all_suites, find_recipe, looks_like_path
+from xmodal.plugins import Registry, log
+from xmodal.recipe.compose import (
+    SUITES,
+    all_recipes,
+    all_suites,
+    expanded,
+    find_recipe,
+    from_anywhere,
+    looks_like_path,
+)
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import parse_value, read
 from xmodal.settings import Settings
@@ -155,16 +164,16 @@ def requested(
         "--scale": scale,
         "--fraction": fraction,
         "--against": against,
-        "--root": root or None,
+        "--root": os.path.abspath(root) if root else None,
     }
-    words = ["xmodal", "compare", *dict.fromkeys(methods)]
-    words += [] if suite is None else ["--suite", suite]
-    words += ["--task", *dict.fromkeys(tasks)] if tasks else []
+    words = ["xmodal", "compare", *map(from_anywhere, dict.fromkeys(methods))]
+    words += [] if suite is None else ["--suite", from_anywhere(suite)]
+    words += ["--task", *map(from_anywhere, dict.fromkeys(tasks))] if tasks else []
     words += ["--set", *settings] if settings else []
     for option, value in options.items():
         words += [] if value is None else [option, str(value)]
     for file in plugin_files:
-        words += ["--plugin", file]
+        words += ["--plugin", os.path.abspath(file)]
     words += [] if trivial else ["--no-trivial"]
     return Request(
         suite=chosen,
@@ -182,8 +191,8 @@ def find_suite(reference: str, registry: Registry) -> tuple[str, Suite]:
     Raises UsageError for a name that does not exist, RecipeError for what is wrong inside.
     """
     if looks_like_path(reference):
-        path, name = Path(reference).expanduser(), Path(reference).stem
-        if not path.is_file():
+        path, name = expanded(reference), Path(reference).stem
+        if not os.path.isfile(path):
             raise UsageError(f"no file '{reference}'")
     else:
         name = reference.removeprefix(SUITES)
@@ -201,10 +210,19 @@ def find_suite(reference: str, registry: Registry) -> tuple[str, Suite]:
 
 
 def trivial_method(registry: Registry) -> Contender | None:
-    """The installed method that says it is the trivial answer; the first, if there are several."""
+    """The installed method that says it is the trivial answer; the first, if there are several.
+
+    A file that cannot be read is noted: whoever does not ask for it can do without it.
+    """
     for found in all_recipes(registry):
-        if found.name.startswith("methods/") and read(found.path).data.get("role") == TRIVIAL:
-            return Contender(use=found.name.removeprefix("methods/"))
+        if found.name.startswith("methods/"):
+            try:
+                role = read(found.path).data.get("role")
+            except RecipeError as error:
+                log.warning("note: passed over: %s", error.problems[0])
+                continue
+            if role == TRIVIAL:
+                return Contender(use=found.name.removeprefix("methods/"))
     return None
 
 

@@ -8,6 +8,7 @@ they raise doubts, or settle them; asking for verdicts on them too would blunt e
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,7 @@ from xmodal.comparison.queue import FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import UsageError
+from xmodal.recipe.compose import from_anywhere
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -93,8 +95,9 @@ def _row(cell: Cell) -> CellResult:
 def by_hand(cell: Cell) -> str:
     """What to type to get this cell alone."""
     scale = ["--scale", cell.scale] if cell.scale else []
-    files = [word for file in cell.plugin_files for word in ("--plugin", file)]
-    return shlex.join(["xmodal", "run", *cell.references, *scale, *files, *cell.overrides])
+    files = [word for file in cell.plugin_files for word in ("--plugin", os.path.abspath(file))]
+    recipes = map(from_anywhere, cell.references)
+    return shlex.join(["xmodal", "run", *recipes, *scale, *files, *cell.overrides])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from xmodal.errors import Problem, RecipeError
 from xmodal.facts import Facts, Target
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
-from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
+from xmodal.recipe.grammar import COMPONENT_FIELDS
+from xmodal.recipe.recipe import Recipe
 from xmodal.settings import Use
 
 

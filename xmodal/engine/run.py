@@ -5,6 +5,7 @@ Nothing else writes into a run directory while the run lasts.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import sys
@@ -64,7 +65,8 @@ class Interrupted(XModalError):
 
     def __init__(self, number: int, run: runs.Run) -> None:
         self.exit_code = 128 + number
-        super().__init__(f"interrupted; state saved. Continue with: xmodal resume {run.path}")
+        command = shlex.join(["xmodal", "resume", str(run.path.absolute())])
+        super().__init__(f"interrupted; state saved. Continue with: {command}")
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from xmodal.errors import RecipeError
 from xmodal.plugins import Registry, find_kind
-from xmodal.recipe.compose import looks_like_path
+from xmodal.recipe.compose import expanded, looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import Origin, Path_, parse_value, read
 from xmodal.settings import Kind, Use
@@ -31,7 +30,7 @@ def choose(
     value = parse_value(text, where)
     origins: Mapping[Path_, Origin] = {}
     if isinstance(value, str) and looks_like_path(value):
-        document = read(Path(value).expanduser())
+        document = read(expanded(value))
         where, value = value, document.data
         origins = {(kind, *path): origin for path, origin in document.origins.items()}
     return chosen(kind, value, registry, where, settings, origins)

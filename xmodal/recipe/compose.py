@@ -4,9 +4,10 @@ A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the wo
 then in the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
 
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
-component it replaces. ``training:`` holds settings for every stage that has them, so that a task
-can set them without naming the stages of a method; a stage's own settings win. ``always:`` holds
-settings that override all later layers except the command line.
+component it replaces. A mapping over a list of components changes the items that it names, by their
+name or number (``stages: {finetune: {epochs: 3}}``). ``training:`` holds settings for every stage
+that has them, so that a task can set them without naming the stages of a method; a stage's own
+settings win. ``always:`` holds settings that override all later layers except the command line.
 
 A recipe can have a layer for a task: ``<recipe>/<task>``, such as ``scales/cpu/darcy``. It is laid
 on as soon as both the recipe and the task are there, so it lies over them and below what follows.
@@ -14,10 +15,11 @@ on as soon as both the recipe and the task are there, so it lies over them and b
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,20 @@ from pydantic import ValidationError
 from xmodal import plugins
 from xmodal.errors import PluginError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
+from xmodal.recipe.grammar import (
+    ALWAYS,
+    COMPONENT_FIELDS,
+    EXTENDS,
+    LIST_FIELDS,
+    TRAINING,
+    check,
+    origin_of,
+)
 from xmodal.recipe.messages import explain
-from xmodal.recipe.recipe import COMPONENT_FIELDS, Recipe
-from xmodal.recipe.yaml import Document, Origin, Path_, dotted, parse_value, read
+from xmodal.recipe.recipe import Recipe
+from xmodal.recipe.yaml import MAX_DEPTH, Document, Origin, Path_, dotted, parse_value, read
 from xmodal.settings import NAMES_ONLY
+from xmodal.text import shown
 
 SUFFIX = ".yaml"
 SUITES = "suites/"
@@ -88,16 +100,28 @@ def looks_like_path(reference: str) -> bool:
     return reference.endswith((SUFFIX, ".yml")) or reference.startswith((".", "/", "~"))
 
 
+def expanded(reference: str) -> Path:
+    """A path with ``~`` replaced; unlike ``Path.expanduser``, of any text."""
+    return Path(os.path.expanduser(reference))
+
+
+def from_anywhere(reference: str) -> str:
+    """A reference that means the same in every working directory, for commands to repeat."""
+    path = expanded(reference)
+    is_file = looks_like_path(reference) and os.path.isfile(path)
+    return os.path.abspath(path) if is_file else reference
+
+
 def find_recipe(reference: str, registry: Registry, base: Path | None = None) -> RecipeFile:
     """Find a recipe. Relative paths start at ``base``: the folder of the file with ``extends``.
 
     Raises UsageError with the nearest name or file.
     """
     if looks_like_path(reference):
-        path = Path(reference).expanduser()
+        path = expanded(reference)
         candidates = [path] if base is None or path.is_absolute() else [base / path, path]
         for candidate in candidates:
-            if candidate.is_file():
+            if os.path.isfile(candidate):  # unlike Path.is_file, for any text
                 return RecipeFile(candidate.stem, candidate, "")
         # Users type shipped recipes as "recipes/x.yaml", from any directory.
         name = path.as_posix().removeprefix("recipes/").removesuffix(SUFFIX)
@@ -107,10 +131,17 @@ def find_recipe(reference: str, registry: Registry, base: Path | None = None) ->
     if name in named:
         _check_rivals(named[name], registry)
         return named[name]
-    siblings = [str(p) for p in Path(reference).parent.glob("*" + SUFFIX)]
-    hint = did_you_mean(name, named) or did_you_mean(reference, siblings)
     what = "file" if looks_like_path(reference) else "recipe"
-    raise UsageError(f"no {what} '{reference}'{hint}\nlist them: xmodal recipes list")
+    hint = did_you_mean(name, named) or did_you_mean(reference, _siblings(reference))
+    raise UsageError(f"no {what} '{shown(reference)}'{hint}\nlist them: xmodal recipes list")
+
+
+def _siblings(reference: str) -> list[str]:
+    """Recipe files beside one that does not exist."""
+    try:
+        return [str(path) for path in Path(reference).parent.glob("*" + SUFFIX)]
+    except (OSError, ValueError):
+        return []  # not a path that can exist
 
 
 def _check_rivals(chosen: RecipeFile, registry: Registry) -> None:
@@ -121,7 +152,7 @@ def _check_rivals(chosen: RecipeFile, registry: Registry) -> None:
         raise PluginError(f"recipe '{chosen.name}' is provided by both {owners}; uninstall one")
 
 
-MAX_DEPTH = 20
+MAX_PARENTS = 20
 MAX_LAYERS = 200
 COMMAND_LINE = "command line"
 
@@ -160,19 +191,18 @@ def compose(
         _add_scale(layered, scale, registry)
     _lay_always(layered)
     for override in overrides:
-        _override(layered, override)
-    _add_trackers(layered, trackers)
+        _override(layered, override, registry)
+    _add_trackers(layered, trackers, registry)
     return layered
 
 
-def _add_trackers(layered: Layered, names: Sequence[str]) -> None:
+def _add_trackers(layered: Layered, names: Sequence[str], registry: Registry) -> None:
     """Add trackers, each once."""
     known = layered.data.get("trackers") or []
-    known = known if isinstance(known, list) else [known]
     named = [use.get("use") if isinstance(use, dict) else use for use in known]
     new = [name for name in dict.fromkeys(names) if name not in named]
     if new:
-        _override(layered, f"trackers={json.dumps([*known, *new])}")
+        _override(layered, f"trackers={json.dumps([*known, *new])}", registry)
 
 
 def _overriding_task(overrides: Sequence[str]) -> Any:
@@ -181,7 +211,7 @@ def _overriding_task(overrides: Sequence[str]) -> Any:
     for override in overrides:
         key, _, value = override.partition("=")
         if key.strip() in ("task", "task.use"):
-            task = parse_value(value, f"{COMMAND_LINE} '{override}'")
+            task = parse_value(value, f"{COMMAND_LINE} '{shown(override)}'")
     return task
 
 
@@ -231,7 +261,7 @@ def check_names(layered: Layered, registry: Registry) -> None:
 
     Raises RecipeError with every such problem.
     """
-    data = {key: value for key, value in layered.data.items() if key != "training"}
+    data = {key: value for key, value in layered.data.items() if key != TRAINING}
     try:
         _validated(replace(layered, data=data), {"registry": registry, NAMES_ONLY: True})
     except RecipeError as error:
@@ -251,15 +281,12 @@ def _lay_always(layered: Layered) -> None:
     Example: a method that starts from random weights sets ``pretrained: false`` for any backbone.
     In an ordinary block, the setting would be dropped when a later layer names another backbone.
     """
-    settings = layered.data.pop("always", {})
+    settings = layered.data.pop(ALWAYS, {})
     origins = dict(layered.origins)
-    for path in [path for path in origins if path[0] == "always"]:
+    for path in [path for path in origins if path[0] == ALWAYS]:
         del layered.origins[path]
-    if not isinstance(settings, dict):
-        message = "expected a block of settings, such as {backbone: {pretrained: false}}"
-        raise RecipeError([Problem(str(origins.get(("always",), "recipe")), "always", message)])
     for name, value in settings.items():
-        _merge(layered, (name,), value, origins, ("always", name))
+        _merge(layered, (name,), value, origins, (ALWAYS, name))
 
 
 def _spread_training(layered: Layered, registry: Registry) -> Layered:
@@ -267,35 +294,25 @@ def _spread_training(layered: Layered, registry: Registry) -> Layered:
 
     Raises RecipeError for a setting that no stage has.
     """
-    if "training" not in layered.data:
-        return layered
-    spread = copy.deepcopy(layered)
-    settings = spread.data.pop("training") or {}
-    if not isinstance(settings, dict):
-        where = str(layered.origins.get(("training",), "recipe"))
-        message = "expected a block of settings, such as {epochs: 3}"
-        raise RecipeError([Problem(where, "training", message)])
-    stages = spread.data.get("stages")
-    stages = [{"use": s} if isinstance(s, str) else s for s in stages or []]
+    settings = layered.data.get(TRAINING) or {}
+    stages = layered.data.get("stages") or []
+    spread = Layered({**layered.data}, layered.origins.copy(), layered.files)
+    spread.data.pop(TRAINING, None)
     known: set[str] = set()
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(stages if settings else ()):
+        stage = {"use": stage} if isinstance(stage, str) else stage
         fields = _stage_fields(stage, registry)
         known |= fields
-        mine = {key: value for key, value in settings.items() if key in fields}
-        filled = Layered({"stages": [*stages[:index], mine]}, {})
-        for path, origin in layered.origins.items():
-            if path[0] == "training" and len(path) > 1 and path[1] in mine:
-                filled.origins["stages", index, *path[1:]] = origin
-        origins = {path: Origin("recipe"), **layered.origins} if (path := ("stages", index)) else {}
+        if index == 0:
+            spread.data["stages"] = [{} for _ in stages]
+        for key in (key for key in settings if key in fields):
+            _merge(spread, ("stages", index, key), settings[key], layered.origins, (TRAINING, key))
         for key, value in stage.items():
             at: Path_ = ("stages", index, key)
-            _merge(filled, at, value, {at: origins.get(at, origins[path]), **origins}, at)
-        stages[index] = filled.data["stages"][index]
-        spread.origins.update(filled.origins)
+            _merge(spread, at, value, layered.origins, at)
     unknown = [key for key in settings if known and key not in known]
     if unknown:
         raise RecipeError([_unknown_training(layered, key, known) for key in unknown])
-    spread.data["stages"] = stages
     return spread
 
 
@@ -307,9 +324,9 @@ def _stage_fields(stage: Any, registry: Registry) -> set[str]:
 
 
 def _unknown_training(layered: Layered, key: str, known: set[str]) -> Problem:
-    where = str(layered.origins.get(("training", key), (layered.files or ["recipe"])[-1]))
+    where = str(origin_of(layered.origins, (TRAINING, key)))
     message = f"no stage of this recipe has this setting{did_you_mean(key, known)}"
-    return Problem(where, f"training.{key}", message, (f"known: {', '.join(sorted(known))}",))
+    return Problem(where, f"{TRAINING}.{key}", message, (f"known: {', '.join(sorted(known))}",))
 
 
 def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[Path, ...]) -> None:
@@ -319,9 +336,10 @@ def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[P
         trail = " -> ".join(p.stem for p in (*chain, path))
         raise UsageError(f"recipes extend each other in a circle: {trail}")
     # Without the second bound, files that each extend the next file twice would take forever.
-    if len(chain) >= MAX_DEPTH or len(layered.files) >= MAX_LAYERS:
+    if len(chain) >= MAX_PARENTS or len(layered.files) >= MAX_LAYERS:
         raise UsageError(f"{_shown(found)}: too many recipes extend each other")
     document = read(found.path, _shown(found))
+    check(document.data, document.origins, registry)
     first = len(layered.names)
     for parent, where in _parents(document):
         try:
@@ -344,15 +362,10 @@ def _shown(found: RecipeFile) -> str:
 
 
 def _parents(document: Document) -> list[tuple[str, str]]:
-    value = document.data.pop("extends", [])
-    origin = str(document.origins.get(("extends",), ""))
+    value = document.data.pop(EXTENDS, [])
     items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        message = "expected a recipe name or path, or a list of them"
-        raise RecipeError([Problem(origin, "extends", message)])
-    return [
-        (item, str(document.origins.get(("extends", i), origin))) for i, item in enumerate(items)
-    ]
+    places = [origin_of(document.origins, (EXTENDS, index)) for index in range(len(items))]
+    return [(str(item), str(place)) for item, place in zip(items, places, strict=True)]
 
 
 def _is_component(path: Path_) -> bool:
@@ -363,7 +376,7 @@ def _merge(
     layered: Layered,
     path: Path_,
     value: Any,
-    origins: dict[Path_, Origin],
+    origins: Mapping[Path_, Origin],
     source_path: Path_,
 ) -> None:
     """Merge ``value`` (from ``source_path`` of its document) over the value at ``path``."""
@@ -373,29 +386,72 @@ def _merge(
     # A name and a block of settings are two ways to write a component, at any depth.
     if isinstance(current, str) and (isinstance(value, dict) or _is_component(path)):
         parent[key] = current = {"use": current}
-        layered.origins.setdefault((*path, "use"), layered.origins.get(path, origins[source_path]))
+        given = layered.origins.get(path) or origin_of(origins, source_path)
+        layered.origins.setdefault((*path, "use"), given)
     if isinstance(value, str) and isinstance(current, dict) and "use" in current:
-        origins = {**origins, (*source_path, "use"): origins[source_path]}
         value = {"use": value}
-    if isinstance(value, dict) and isinstance(current, dict):
+    numbered = isinstance(value, dict) and any(isinstance(name, int) for name in value)
+    if isinstance(value, dict) and isinstance(current, list):
+        if numbered or (len(path) == 1 and path[0] in LIST_FIELDS):
+            for name, item in value.items():
+                inner = (*source_path, name)
+                index = _index(current, name, path, origin_of(origins, inner))
+                _merge(layered, (*path, index), item, origins, inner)
+            return
+    elif isinstance(value, dict) and isinstance(current, dict):
         if path and "use" in value and value["use"] != current.get("use"):
             current = {}
-            _put(layered, path, current, origins[source_path])
+            _put(layered, path, current, origins, source_path)
         for name, item in value.items():
-            _merge(layered, (*path, name), item, origins, (*source_path, name))
+            _merge(layered, (*path, str(name)), item, origins, (*source_path, name))
         return
-    _put(layered, path, value, origins[source_path])
-    for inner, origin in origins.items():
-        if inner[: len(source_path)] == source_path:
-            layered.origins[path + inner[len(source_path) :]] = origin
+    elif numbered or (isinstance(value, dict) and len(path) == 1 and path[0] in LIST_FIELDS):
+        names = ", ".join(str(name) for name in value)
+        message = f"there is no list yet in which {names} could be changed; write a list"
+        raise RecipeError([Problem(str(origin_of(origins, source_path)), dotted(path), message)])
+    _put(layered, path, value, origins, source_path)
 
 
-def _put(layered: Layered, path: Path_, value: Any, origin: Origin) -> None:
+def _index(items: list[Any], name: str | int, path: Path_, origin: Origin) -> int:
+    """The item of a list that has a name or a number. Raises RecipeError if there is none."""
+    names = [item.get("use") if isinstance(item, dict) else item for item in items]
+    found = [index for index, use in enumerate(names) if use == name]
+    if not found and re.fullmatch(r"[0-9]{1,9}", str(name)):
+        found = [int(name)]
+    if len(found) == 1 and found[0] < len(items):
+        return found[0]
+    key, shown = dotted(path), ", ".join(f"{i} ({use})" for i, use in enumerate(names[:20]))
+    if len(found) > 1:
+        message = f"{len(found)} items are called '{name}'; name one by its number: {shown}"
+    else:
+        hint = did_you_mean(str(name), [use for use in names if isinstance(use, str)])
+        message = f"no item '{name}'{hint}; {key} has {len(items)} items: {shown}"
+    raise RecipeError([Problem(str(origin), f"{key}.{name}", message)])
+
+
+def _put(
+    layered: Layered,
+    path: Path_,
+    value: Any,
+    origins: Mapping[Path_, Origin],
+    source_path: Path_,
+) -> None:
+    """Replace the value at ``path`` by a copy of ``value``, and the origins of all inside."""
     parent, key = _parent(layered.data, path)
-    for stale in [p for p in layered.origins if p[: len(path)] == path]:
-        del layered.origins[stale]
-    parent[key] = value
-    layered.origins[path] = origin
+    replaced = parent.get(key) if isinstance(parent, dict) else parent[key]
+    for inner in _paths(replaced, ()):
+        layered.origins.pop(path + inner, None)
+    parent[key] = _copied(value)
+    layered.origins[path] = origin_of(origins, source_path)
+    for inner in _paths(value, ()):
+        layered.origins[path + inner] = origin_of(origins, source_path + inner)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a value, so that what is merged into it does not change its document."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _parent(data: Any, path: Path_) -> tuple[Any, str | int]:
@@ -404,43 +460,34 @@ def _parent(data: Any, path: Path_) -> tuple[Any, str | int]:
     return data, path[-1]
 
 
-def _override(layered: Layered, text: str) -> None:
+def _override(layered: Layered, text: str, registry: Registry) -> None:
+    """Merge ``key=value``; the parts of a dotted key are names, or numbers of items."""
     key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
         raise UsageError(
-            f"override '{text}' is not of the form key=value, such as stages.0.epochs=3"
+            f"override '{shown(text)}' is not of the form key=value, such as stages.0.epochs=3"
         )
-    path: Path_ = tuple(int(p) if p.isdigit() else p for p in key.strip().split("."))
-    origin = Origin(f"{COMMAND_LINE} '{key.strip()}'")
-    value = parse_value(raw, f"{COMMAND_LINE} '{text}'")
-    data: Any = layered.data
-    for depth, part in enumerate(path[:-1]):
-        here = path[: depth + 1]
-        if isinstance(data, list) and not (isinstance(part, int) and part < len(data)):
-            size = len(data)
-            raise UsageError(
-                f"override '{text}': {dotted(path[:depth])} has {size} items (0-{size - 1})"
-            )
-        items: Any = data
-        inner = items.get(part) if isinstance(items, dict) else items[part]
-        if not isinstance(inner, dict | list):
-            # A plain name is short for a block with only ``use:``.
-            data[part] = {"use": inner} if isinstance(inner, str) else {}
-            layered.origins.setdefault(here, origin)
-            if isinstance(inner, str):
-                layered.origins[*here, "use"] = layered.origins[here]
-        data = data[part]
-    last = path[-1]
-    if isinstance(data, list) and (not isinstance(last, int) or last >= len(data)):
-        raise UsageError(f"override '{text}': {dotted(path[:-1])} has {len(data)} items")
-    if last == "use":
-        # Merge as a block, so that the settings of another component are dropped.
-        path, value = path[:-1], {"use": value}
-    origins = {(): origin} | dict.fromkeys(_paths(value, ()), origin)
-    _merge(layered, path, value, origins, ())
+    origin = Origin(f"{COMMAND_LINE} '{shown(key.strip())}'")
+    if parts[0] == ALWAYS:
+        direct = ".".join(parts[1:]) or "backbone.pretrained"
+        message = f"overrides come after '{ALWAYS}:' anyway; write {direct}=... alone"
+        raise RecipeError([Problem(str(origin), "", message)])
+    if parts[0] == EXTENDS:
+        message = "name the recipe on the command line instead, before or after others"
+        raise RecipeError([Problem(str(origin), "", message)])
+    if len(parts) > MAX_DEPTH:
+        raise RecipeError([Problem(str(origin), "", f"has more than {MAX_DEPTH} parts")])
+    value = parse_value(raw, f"{COMMAND_LINE} '{shown(text)}'")
+    for part in reversed(parts[1:]):
+        value = {int(part) if re.fullmatch(r"[0-9]{1,9}", part) else part: value}
+    layer = {parts[0]: value}
+    check(layer, {(): origin}, registry)
+    _merge(layered, (), layer, {(): origin}, ())
 
 
 def _paths(value: Any, path: Path_) -> list[Path_]:
+    """The path of every value inside of one."""
     if isinstance(value, dict):
         return [p for k, v in value.items() for p in [(*path, k), *_paths(v, (*path, k))]]
     if isinstance(value, list):

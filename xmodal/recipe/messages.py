@@ -7,36 +7,36 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xmodal.errors import Problem, did_you_mean, nearest
+from xmodal.errors import MOST_PROBLEMS, Problem, did_you_mean, nearest
+from xmodal.recipe.grammar import LAYER_KEYS, MOST_KNOWN
 from xmodal.recipe.yaml import Origin, Path_, dotted
 from xmodal.text import shortlist, shown
-
-MOST_KNOWN = 40
-"""Settings of a part, or parts of a kind, that a message lists."""
-LAYER_KEYS = ("extends", "always", "training")
-"""Keys of recipe files that disappear when the layers are composed."""
 
 
 def explain(
     error: ValidationError, data: Any, origins: Mapping[Path_, Origin], files: Sequence[str]
 ) -> list[Problem]:
     """Every problem of a composed recipe, in the order of the file."""
-    problems = []
+    found = []
     for item in error.errors(include_url=False):
+        if item["type"] == "default_factory_not_called":
+            continue  # another setting is wrong, and that is reported
         loc = tuple(item["loc"])
         block = _existing(loc, data)
         at = _inside(item, data, block)
         path = (*block, at) if (*block, at) in origins else block
-        origin = _origin(path, origins)
-        where = str(origin) if origin else (files[-1] if files else "recipe")
-        message, *more = _message(item, data, path)
-        order = (where.rpartition(":")[0], origin.line if origin else 0)
+        origin = _origin(path, origins) or Origin(files[-1] if files else "recipe")
         if item["type"] == "missing":
             path = (*block, loc[-1])
         named = item["type"] in ("component_unknown", "component_broken")
-        key = block if named else path or loc
-        problems.append((order, Problem(where, dotted(key), message, tuple(more))))
-    return [problem for _, problem in sorted(problems, key=lambda pair: pair[0])]
+        found.append((origin, block if named else path or loc, item, path))
+    problems: list[Problem] = []
+    for origin, key, item, path in sorted(found, key=lambda one: one[0]):
+        # To search for the nearest of all names takes time, and only the first are shown.
+        first = len(problems) < MOST_PROBLEMS
+        message, *more = _message(item, data, path) if first else [str(item["msg"])]
+        problems.append(Problem(str(origin), dotted(key), message, tuple(more)))
+    return problems
 
 
 def _inside(item: Any, data: Any, path: Path_) -> str:
@@ -103,7 +103,7 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
     if message != item["msg"] and not str(item["msg"]).startswith("Value error"):
         message = f"should be {message}"
     given = item.get("input")
-    if isinstance(given, str | int | float | bool) or given is None:
+    if kind != "not_a_number" and (isinstance(given, str | int | float | bool) or given is None):
         message += f", not {shown(repr(given))}"
     return [message]
 

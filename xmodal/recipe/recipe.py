@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
@@ -102,7 +103,12 @@ class Recipe(Settings):
         description="Share of the used training samples that keep their labels; methods that learn "
         "from unlabelled samples can use the others.",
     )
-    seed: int = Field(0, ge=0, description="The same seed gives the same split, order and head.")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**53,  # what every reader of JSON keeps exactly
+        description="The same seed gives the same split, order and head.",
+    )
     protocol: Literal["clean", "published"] = Field(
         "clean",
         description="clean: select on validation, test once. published: select on the test split.",
@@ -132,18 +138,8 @@ class Recipe(Settings):
     @field_validator("trackers")
     @classmethod
     def _each_once(cls, trackers: tuple[Use[Tracker], ...]) -> tuple[Use[Tracker], ...]:
-        names = [use.name for use in trackers]
-        twice = [name for name in names if names.count(name) > 1]
+        names = Counter(use.name for use in trackers)
+        twice = [name for name, number in names.items() if number > 1]
         if twice:
             raise ValueError(f"'{twice[0]}' is named twice")
         return trackers
-
-
-COMPONENT_FIELDS = tuple(
-    name
-    for name in Recipe.model_fields
-    if name not in {"description", "role", "seed", "protocol", "precision", "device", "workers"}
-    and name not in {"deterministic", "evaluation_batch", "saving", "source_head", "stages"}
-    and name not in {"fraction", "labelled", "trackers"}
-)
-"""Recipe fields that hold one component."""
