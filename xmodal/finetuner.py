@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
@@ -34,6 +35,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from xmodal.data import in_memory
 from xmodal.data.in_memory import CodedLabels, Form
+from xmodal.data.naming import name_of
 from xmodal.data.store import Store
 from xmodal.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.interfaces import Backbone
@@ -124,11 +126,20 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         self.directory = directory
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, validation_data: tuple[Any, Any] | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        validation_data: tuple[Any, Any] | None = None,
+        *,
+        groups: Any = None,
+    ) -> Self:
         """Train on ``X`` ``(n, features)``, ``(n, channels, length)`` or ``(n, channels, height,
         width)`` and labels ``y``.
 
-        ``validation_data`` (X, y) chooses the best epoch instead of held-out samples. Raises
+        ``validation_data`` (X, y) chooses the best epoch instead of held-out samples. ``groups``
+        ``(n,)`` says which samples belong together (a patient, a site); a group is held out as a
+        whole, or not at all. Raises
         ValueError for data and settings that do not work, and the errors of ``xmodal.errors``.
         """
         self._check_settings()
@@ -145,7 +156,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 "with validation_fraction=0 the training samples choose the best epoch"
             )
         with run_root(self.directory) as root, random_state_kept():
-            data, layout = in_memory.write(root / "data", parts)
+            data, layout = in_memory.write(root / "data", parts, self._groups(groups, x))
             share = 0.0 if validation_data is not None else float(self.validation_fraction)
             with as_value_errors(data, kept=self.directory is not None):
                 self._run(root, self._settings(data, layout, labels, share))
@@ -228,33 +239,35 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"validation_fraction={self.validation_fraction!r}; not in [0, 1)")
 
     def _samples(self, X: Any, reset: bool) -> Any:
-        """X, checked: an array with channels first, or a frame of numbers and text.
+        """X, checked: an array with channels first, or an Arrow table.
 
         ``reset``: X decides what samples are, else it must be like the X of ``fit``.
         """
-        known = None if reset else self._columns
-        frame = in_memory.as_frame(X, known) if reset or known else None
-        if frame is None:
+        names = None if reset else self._columns
+        table = in_memory.as_table(X, names) if reset or names else None
+        if table is None:
             X = validate_data(self, X, reset=reset, allow_nd=True, **self._limits(reset))
             shape = X.shape[1:]
         else:
             validate_data(self, X, reset=reset, skip_check_array=True)
-            numbers = frame.select_dtypes("number").to_numpy(float)
-            check_array(numbers, ensure_min_features=0, input_name="X", **self._limits(reset))
-            shape = frame.shape[1:]
+            wanted = self._limits(reset)["ensure_min_samples"]
+            if table.num_rows < wanted:
+                raise ValueError(
+                    f"Found array with {table.num_rows} sample(s) (shape={table.shape}) while a "
+                    f"minimum of {wanted} is required by {type(self).__name__}."
+                )
+            shape = table.shape[1:]
         if reset:
-            self._columns: in_memory.Columns | None = (
-                None if frame is None else in_memory.columns_of(frame)
-            )
-            self.form_ = in_memory.form_of(len(shape) + 1, self.form, text=frame is not None)
+            self._columns: list[str] | None = None if table is None else table.column_names
+            self.form_ = in_memory.form_of(len(shape) + 1, self.form, text=table is not None)
             self.sample_shape_ = shape
         elif shape != self.sample_shape_:
             raise ValueError(
                 f"X has samples of shape {shape}, but {type(self).__name__} is expecting "
                 f"{self.sample_shape_} as input"
             )
-        if frame is not None:
-            return frame
+        if table is not None:
+            return table
         if self.form_ != "row":
             assert_all_finite(X, input_name="X")
         if reset and (doubt := in_memory.doubtful(X, self.form_, self.channels)):
@@ -293,6 +306,18 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         y = check_array(y, input_name="y", estimator=self, **_LABEL_CHECKS)
         return in_memory.plain_labels(y)
 
+    def _groups(self, groups: Any, x: Any) -> Array | None:
+        """Groups as numbers or text, ``[n]``, without gaps."""
+        if groups is None:
+            return None
+        found = column_or_1d(groups, dtype=object)
+        check_consistent_length(x, found)
+        missing = np.flatnonzero(pandas.isna(found))
+        if len(missing):
+            raise ValueError(f"groups: row {missing[0]} has no group")
+        plain = np.array(found.tolist())
+        return plain if plain.dtype.kind in "iubU" else np.array(list(map(name_of, found)))
+
     def _validation(self, X: Any, y: Any, labels: CodedLabels) -> tuple[Any, Array]:
         """Samples and labels that choose the best epoch, read as those of ``fit`` were."""
         x = self._samples(X, reset=False)
@@ -318,7 +343,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             **layout,
         }
         if labels.classes is not None:
-            task["classes"] = [_class_name(value) for value in labels.classes.tolist()]
+            task["classes"] = [name_of(value) for value in labels.classes.tolist()]
         chosen = {f"task.{key}": value for key, value in task.items()}
         chosen |= {"seed": self.seed, "device": self.device, "saving.keep": 1}
         if self.backbone is not None:
@@ -385,11 +410,6 @@ def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
     if isinstance(settings, str):
         raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
     return list(settings or ())
-
-
-def _class_name(value: Any) -> str:
-    """A class as text: whole numbers without decimals, as files name them."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _as_json(value: Any) -> Any:

@@ -13,11 +13,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from xmodal.data import infer_kind
-from xmodal.data.arrays import Array, ArrayRows, Rows
+from xmodal.data import class_names, infer_kind, name_of, positions, whole_numbers
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import Target
-from xmodal.text import shortlist
+from xmodal.text import shortlist, shown
+from xmodal_arrays.containers import Array, ArrayRows, Rows
 from xmodal_arrays.layout import Layout
 from xmodal_arrays.locate import FilePart
 from xmodal_arrays.settings import DataSettings, Kind
@@ -94,68 +94,58 @@ def _checked(part: FilePart) -> Array:
 
 
 def _classes(parts: Sequence[FilePart], raw: list[Array], settings: DataSettings) -> FileLabels:
-    names = settings.classes
     if raw[0].ndim == 2:
         for part, y_NK in zip(parts, raw, strict=True):
             wrong = np.flatnonzero(~np.isin(y_NK, (0, 1)).all(axis=1) | (y_NK.sum(axis=1) != 1))
             if len(wrong):
                 _fail(part, f"is not one-hot: row {wrong[0]} is {y_NK[wrong[0]]}")
         raw = [y_NK.argmax(axis=1) for y_NK in raw]
-    if all(y_N.dtype.kind == "U" for y_N in raw):
-        values: list[str] = list(names) or sorted({str(v) for y_N in raw for v in np.unique(y_N)})
-        coded = [_coded(part, y_N, values) for part, y_N in zip(parts, raw, strict=True)]
-        notes = [] if names else [f"{parts[0].y_name}: classes in order: {shortlist(values)}"]
-    else:
-        coded, values, notes = _counted(parts, raw, names)
-    if len(values) < 2:
-        _fail(parts[0], f"is constant: every label is '{values[0]}'")
-    _require_trained(parts, coded, values, settings.tests)
-    target = Target("classification", len(values))
+        if len(settings.classes) == parts[0].y.shape[1]:
+            raw = [np.array(settings.classes)[y_N] for y_N in raw]
+    if not any(y_N.dtype.kind == "U" for y_N in raw):
+        _require_whole(parts, raw)
+    names, read_as, note = class_names(raw, settings.classes)
+    coded = [_coded(part, y_N, read_as) for part, y_N in zip(parts, raw, strict=True)]
+    if len(names) < 2:
+        _fail(parts[0], f"is constant: every label is '{names[0]}'")
+    _require_trained(parts, coded, list(names), settings.tests)
+    target = Target("classification", len(names))
     rows = tuple(ArrayRows(y_N) for y_N in coded)
-    read_as = f"{parts[0].y.dtype} with {len(values)} values read as classification"
-    return FileLabels(target, rows, read_as, tuple(values), notes=tuple(notes))
+    said = f"{parts[0].y.dtype} with {len(names)} values read as classification"
+    notes = (f"{parts[0].y_name}: {note}",) if note else ()
+    return FileLabels(target, rows, said, names, notes=notes)
 
 
-def _coded(part: FilePart, y_N: Array, values: list[str]) -> Array:
-    code = {value: index for index, value in enumerate(values)}
-    for row, value in enumerate(y_N):
-        if str(value) not in code:
-            hint = did_you_mean(str(value), values)
-            _fail(part, f"row {row}: label '{value}' is not in classes{hint}")
-    return np.array([code[str(value)] for value in y_N], dtype=np.int64)
-
-
-def _counted(
-    parts: Sequence[FilePart], raw: list[Array], names: tuple[str, ...]
-) -> tuple[list[Array], list[str], list[str]]:
-    """Code whole numbers 0 .. m-1; they change only if they have gaps and no ``names``."""
-    whole = []
+def _require_whole(parts: Sequence[FilePart], raw: list[Array]) -> None:
     for part, y_N in zip(parts, raw, strict=True):
-        if y_N.dtype.kind == "U":
-            _fail(part, "holds text, but other files hold numbers")
-        wrong = np.flatnonzero((y_N != np.round(y_N)) | (y_N < 0))
+        wrong = np.flatnonzero(~whole_numbers(y_N))
         if len(wrong):
-            what = "negative" if y_N[wrong[0]] < 0 else "not a whole number"
             _fail(
                 part,
-                f"row {wrong[0]}: label {y_N[wrong[0]]} is {what} ({len(wrong)} such rows); "
-                "classes are numbered from 0 (set kind: regression if these are quantities)",
+                f"row {wrong[0]}: label {y_N[wrong[0]]} is not a whole number ({len(wrong)} such "
+                "rows); set kind: regression if these are quantities",
             )
-        too_large = np.flatnonzero(y_N >= (len(names) or np.inf))
-        if len(too_large):
-            row = too_large[0]
+
+
+def _coded(part: FilePart, y_N: Array, names: Sequence[str]) -> Array:
+    """The place of each label in ``names``."""
+    values, back_N = np.unique(y_N, return_inverse=True)
+    place_V = positions([name_of(value) for value in values], names)
+    wrong = np.flatnonzero(np.isnan(place_V)[back_N])
+    if len(wrong):
+        value = name_of(y_N[wrong[0]])
+        if y_N.dtype.kind != "U" and list(names) == [str(place) for place in range(len(names))]:
             _fail(
-                part, f"row {row}: label {y_N[row]} is out of range; there are {len(names)} classes"
+                part,
+                f"row {wrong[0]}: label {value} is out of range; there are {len(names)} classes",
             )
-        whole.append(y_N.astype(np.int64))
-    if names:
-        return whole, list(names), []
-    found = np.unique(np.concatenate(whole))
-    values = [str(value) for value in found]
-    if np.array_equal(found, np.arange(len(found))):
-        return whole, values, []
-    note = f"{parts[0].y_name}: labels {shortlist(values)} are numbered 0 to {len(found) - 1}"
-    return [np.searchsorted(found, y_N) for y_N in whole], values, [note]
+        hint = did_you_mean(value, names)
+        _fail(
+            part,
+            f"row {wrong[0]}: label '{shown(value)}' is not in classes{hint}; they are "
+            f"{shortlist(names)}",
+        )
+    return np.asarray(place_V.astype(np.int64)[back_N])
 
 
 def _require_trained(

@@ -1,99 +1,75 @@
-"""Reads tables (CSV, Parquet): keeps numbers, turns text into categories, takes NaN as missing."""
+"""Tables (CSV, Parquet) as parts of a task: which columns are samples, labels and groups."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xmodal.data.arrays import Array, ArrayRows
+from xmodal.data import tables
+from xmodal.data.tables import Part, TableForm
 from xmodal.errors import DataError, did_you_mean
 from xmodal.text import shortlist
+from xmodal_arrays.containers import Array, ArrayRows
 from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The parts of a table: x float64 ``[n, F]``; ``levels``: 0 for a number, m for a category.
+    """The parts of a table: x float64 ``[n, F]``; ``form`` says how the columns were read.
 
-    ``columns`` holds the column names of x, ``names`` the categories of each column, and ``labels``
-    the column names of y.
+    ``labels`` holds the column names of y.
     """
 
     parts: list[FilePart]
-    levels: tuple[int, ...]
+    form: TableForm
     notes: tuple[str, ...]
-    columns: tuple[str, ...]
-    names: tuple[tuple[str, ...], ...]
     labels: tuple[str, ...]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """0 for a number, m for a category, F of them."""
+        return tuple(map(len, self.form.levels))
 
 
 def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
     """Read and encode. A category has the levels found in any file. Raises DataError."""
-    import pandas as pd
-
-    frames = [_read(path) for _, path in files]
-    y_names = _labels(files[0][1], frames[0], settings)
-    x_names = _columns(files[0][1], frames[0], settings, y_names)
-    for (_, path), frame in zip(files, frames, strict=True):
-        _require(path, frame, [*x_names, *y_names])
-    bounds = np.cumsum([len(frame) for frame in frames])[:-1]
-    whole = pd.concat(frames, ignore_index=True)
-    where = _Where([path for _, path in files], [0, *bounds])
-    notes = [_doubt(path, frame) for (_, path), frame in zip(files, frames, strict=True)]
-    notes = [note for note in notes if note]
-    columns, levels = [], []
-    for name in x_names:
-        values_N, found = _column(whole[name], name, name in settings.categories, where, notes)
-        columns.append(values_N)
-        levels.append(found)
-    plain = [name for name, found in zip(x_names, levels, strict=True) if not found]
-    if plain:
-        notes.append(
-            f"arrays: read as numbers: {shortlist(plain)} (list codes in task.categories to change)"
-        )
-    x_parts = np.split(np.stack(columns, axis=1), bounds)
-    parts = []
-    for (role, path), frame, x_NF in zip(files, frames, x_parts, strict=True):
-        y_N = _label_values(path, frame, y_names)
-        group_N = _plain(frame[settings.group]) if settings.group else None
+    opened = [tables.open_table(path, settings) for _, path in files]
+    parts = [Part(one.where, one.whole(), one.dialect) for one in opened]
+    notes = [note for one in opened for note in one.notes]
+    for part in parts:
+        _require_names(part)
+        notes += _doubt(part)
+    y_names = _labels(parts[0], settings)
+    x_names = _columns(parts[0], settings, y_names)
+    for part in parts[1:]:
+        _require(part, [*x_names, *y_names])
+    form, said = tables.learn(parts, x_names, settings.categories, settings)
+    encoded = []
+    for (role, path), part in zip(files, parts, strict=True):
+        x_NF = form.encode(part.table, part.where)
+        _require_finite(x_NF, part, form)
+        y_N = _label_values(part, y_names, settings)
+        group_N = _groups(part, settings.group) if settings.group else None
         y_name = f"{path}: column '{shortlist(y_names)}'"
-        parts.append(
-            FilePart(role, ArrayRows(x_NF), ArrayRows(y_N), f"{path}", y_name, (path,), group_N)
+        rows = ArrayRows(x_NF), ArrayRows(y_N)
+        encoded.append(FilePart(role, *rows, part.where, y_name, (path,), group_N))
+    return Encoded(encoded, form, (*notes, *said), tuple(y_names))
+
+
+def _require_names(part: Part) -> None:
+    names = part.table.column_names
+    if len(names) < 2:
+        size = (part.table.num_rows, len(names))
+        raise DataError(f"{part.where}: needs a row and two columns, has {size} (rows, columns)")
+    if part.dialect is not None and not any(map(_is_name, names)):
+        raise DataError(
+            f"{part.where}: the first line holds only numbers; put column names above it"
         )
-    counts = tuple(map(len, levels))
-    return Encoded(parts, counts, tuple(notes), tuple(x_names), tuple(levels), tuple(y_names))
-
-
-@dataclass(frozen=True)
-class _Where:
-    """Translates a row number over all files into a file and its row."""
-
-    paths: list[Path]
-    starts: list[int]
-
-    def __call__(self, row: int) -> tuple[Path, int]:
-        index = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.paths[index], row - int(self.starts[index])
-
-
-def _read(path: Path) -> Any:
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        kind = path.suffix.lower().removeprefix(".")
-        raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
-    frame.columns = [str(name) for name in frame.columns]
-    if len(frame) == 0 or len(frame.columns) < 2:
-        raise DataError(f"{path}: needs a row and two columns, has {frame.shape} (rows, columns)")
-    if path.suffix.lower() == ".csv" and not any(map(_is_name, frame.columns)):
-        raise DataError(f"{path}: the first line holds only numbers; put column names above it")
-    return frame
 
 
 def _is_name(text: str) -> bool:
@@ -102,126 +78,121 @@ def _is_name(text: str) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(text.replace(",", "."))
     except ValueError:
         return False
     return True
 
 
-def _doubt(path: Path, frame: Any) -> str:
-    """A note on a CSV file whose first line may be data instead of column names; else empty.
+def _doubt(part: Part) -> list[str]:
+    """A note on a text whose first line may be data instead of column names.
 
     Consecutive whole numbers, such as 0, 1, 2 or years, are accepted: programs write such names.
     """
-    if path.suffix.lower() != ".csv":
-        return ""
-    numbers = [name for name in frame.columns if _is_number(name)]
+    if part.dialect is None:
+        return []
+    names = part.table.column_names
+    numbers = [name for name in names if _is_number(name)]
     whole = [int(name) for name in numbers if name.isdecimal()]
     counts = len(whole) == len(numbers) and bool((np.diff(whole) == 1).all())
     counted = set(numbers) if counts else set()
-    own = [name for name in frame.columns if name not in counted and _holds(frame[name], name)]
-    names, are = (own, "are also values in them") if own else (numbers, "look like numbers")
+    own = [name for name in names if name not in counted and _holds(part.table[name], name)]
+    found, are = (own, "are also values in them") if own else (numbers, "look like numbers")
     if not own and (counted or len(numbers) < 2):
-        return ""
-    listed = shortlist(map(repr, names), 6)
-    return (
-        f"arrays: {path}: the names of columns {listed} {are}: does the file lack a line of names?"
-    )
+        return []
+    listed = shortlist(map(repr, found), 6)
+    return [
+        f"arrays: {part.where}: the names of columns {listed} {are}: does the file lack a line of "
+        "names?"
+    ]
 
 
-def _holds(series: Any, name: str) -> bool:
-    """Whether a column holds its own name as a value, as text or as a number."""
-    if series.dtype.kind in "iuf":
-        return _is_number(name) and bool((series == float(name)).any())
-    return bool((series.astype(str) == name).any())
+def _holds(column: Any, name: str) -> bool:
+    """Whether a column of text holds its own name as a value."""
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(column), name)).as_py())
 
 
-def _labels(path: Path, frame: Any, settings: DataSettings) -> list[str]:
-    chosen = settings.y or (frame.columns[-1],)
+def _labels(part: Part, settings: DataSettings) -> list[str]:
+    chosen = settings.y or (part.table.column_names[-1],)
     names = [chosen] if isinstance(chosen, str) else list(chosen)
-    _require(path, frame, names)
+    _require(part, names)
     return names
 
 
-def _columns(path: Path, frame: Any, settings: DataSettings, y_names: list[str]) -> list[str]:
-    wanted = settings.x or tuple(frame.columns)
+def _columns(part: Part, settings: DataSettings, y_names: list[str]) -> list[str]:
+    known = part.table.column_names
+    wanted = settings.x or tuple(known)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     others = [*settings.drop, *([settings.group] if settings.group else [])]
-    _require(path, frame, [*names, *others, *settings.categories])
-    names = [name for name in names if name not in {*y_names, *others}]
+    _require(part, [*names, *others, *settings.categories])
+    left_out = {*y_names, *others}
+    names = [name for name in names if name not in left_out]
     if not names:
-        raise DataError(f"{path}: no column is left for x (columns {shortlist(frame.columns)})")
+        raise DataError(f"{part.where}: no column is left for x (columns {shortlist(known)})")
     return names
 
 
-def _require(path: Path, frame: Any, names: list[str]) -> None:
+def _require(part: Part, names: Sequence[str]) -> None:
+    known = part.table.column_names
+    there = {*known}
     for name in names:
-        if name not in frame.columns:
-            raise DataError(
-                f"{path}: no column '{name}'{did_you_mean(name, frame.columns)}; it has "
-                f"{shortlist(frame.columns)}"
-            )
+        if name not in there:
+            hint = did_you_mean(name, known)
+            raise DataError(f"{part.where}: no column '{name}'{hint}; it has {shortlist(known)}")
 
 
-def _column(
-    series: Any, name: str, coded: bool, where: _Where, notes: list[str]
-) -> tuple[Array, tuple[str, ...]]:
-    """A column over all files as float64, and its categories (none for a number)."""
-    from pandas.api import types
-
-    number = types.is_numeric_dtype(series.dtype) and not types.is_bool_dtype(series.dtype)
-    if number and not coded:
-        values_N = series.to_numpy(dtype=np.float64, na_value=np.nan)
-        wrong = np.flatnonzero(np.isinf(values_N))
-        if len(wrong):
-            path, row = where(int(wrong[0]))
-            raise DataError(
-                f"{path}: column '{name}' has {len(wrong)} infinite values; first: row {row}"
-            )
-        return values_N, ()
-    if types.is_datetime64_any_dtype(series.dtype):
-        path, _ = where(0)
-        raise DataError(f"{path}: column '{name}' holds dates; convert them to numbers or drop it")
-    return _category(series, name, where, notes)
-
-
-def _category(
-    series: Any, name: str, where: _Where, notes: list[str]
-) -> tuple[Array, tuple[str, ...]]:
-    import pandas as pd
-
-    codes_N, found = pd.factorize(series, sort=True)
-    path, _ = where(0)
-    note = f"{path}: column '{name}' read as a category of {len(found)} levels"
-    text = series[series.notna()]
-    numbers = pd.to_numeric(text, errors="coerce")
-    if pd.api.types.is_string_dtype(series.dtype) and 0 < numbers.isna().sum() < len(text) / 2:
-        path, row = where(int(numbers.index[numbers.isna()][0]))
-        value = text[numbers.isna()].iloc[0]
-        note = (
-            f"{path}: column '{name}' has text among its numbers (row {row}: '{value}'); read as a "
-            f"category of {len(found)} levels"
+def _require_finite(x_NF: Array, part: Part, form: TableForm) -> None:
+    wrong_NF = np.isinf(x_NF)
+    if wrong_NF.any():
+        column = int(wrong_NF.any(axis=0).argmax())
+        rows = np.flatnonzero(wrong_NF[:, column])
+        raise DataError(
+            f"{part.where}: column '{form.features[column]}' has {len(rows)} infinite values; "
+            f"first: row {rows[0]}"
         )
-    if len(found) > max(20, len(series) // 2):
-        note += "; if it is an identifier, leave out the column (set drop:)"
-    notes.append(note)
-    return np.where(codes_N < 0, np.nan, codes_N.astype(np.float64)), tuple(map(str, found))
 
 
-def _label_values(path: Path, frame: Any, names: list[str]) -> Array:
-    columns = []
-    for name in names:
-        missing = np.flatnonzero(frame[name].isna().to_numpy())
-        if len(missing):
-            raise DataError(
-                f"{path}: column '{name}' (y) is missing in {len(missing)} rows; first: row "
-                f"{missing[0]}"
-            )
-        columns.append(_plain(frame[name]))
-    return columns[0] if len(names) == 1 else np.stack(columns, axis=1)
+def _label_values(part: Part, names: list[str], settings: DataSettings) -> Array:
+    y_N = tables.label_values(part.table, names, part.where, part.dialect)
+    for k, name in enumerate(names):
+        column_N = y_N if len(names) == 1 else y_N[:, k]
+        _require_complete(column_N, name, part, settings)
+    if y_N.dtype.kind == "O":
+        y_N = y_N.astype(str)
+    return np.asarray(y_N)
 
 
-def _plain(series: Any) -> Array:
-    """A column's values; text arrives as Python objects and becomes NumPy text."""
-    values_N: Array = series.to_numpy()
-    return values_N if values_N.dtype.kind in "fiub" else values_N.astype(str)
+def _require_complete(y_N: Array, name: str, part: Part, settings: DataSettings) -> None:
+    """Raise DataError for gaps, and for a word that means missing among numbers."""
+    missing = np.flatnonzero(_missing(y_N))
+    if len(missing):
+        raise DataError(
+            f"{part.where}: column '{name}' (y) is missing in {len(missing)} rows; first: row "
+            f"{missing[0]}"
+        )
+    if y_N.dtype.kind != "O" or settings.kind == "classification":
+        return
+    gaps_N = np.isin(y_N.astype(str), settings.missing)
+    if gaps_N.any() and not gaps_N.all() and all(map(_is_number, y_N[~gaps_N])):
+        row = int(gaps_N.argmax())
+        raise DataError(
+            f"{part.where}: column '{name}' (y) has '{y_N[row]}' among its numbers in "
+            f"{int(gaps_N.sum())} rows (first: row {row}); leave out these rows, or set kind: "
+            "classification if it is a class"
+        )
+
+
+def _groups(part: Part, name: str) -> Array:
+    """The group of each row, ``[n]``: numbers or text."""
+    _require(part, [name])
+    group_N = tables.label_values(part.table, [name], part.where, part.dialect)
+    missing = np.flatnonzero(_missing(group_N))
+    if len(missing):
+        raise DataError(f"{part.where}: column '{name}' (group) is missing in row {missing[0]}")
+    return np.asarray(group_N.astype(str) if group_N.dtype.kind == "O" else group_N)
+
+
+def _missing(values_N: Array) -> list[bool]:
+    return [value is None or value != value for value in values_N.tolist()]

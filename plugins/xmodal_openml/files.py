@@ -16,26 +16,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal.errors import DataError, did_you_mean
+from xmodal.data import class_names, name_of, tables
+from xmodal.data.tables import Part, TableFormat
+from xmodal.errors import DataError
 from xmodal.text import shortlist
 from xmodal_openml.tables import Labels, Numbers, Table
 
 
 def read_table(
-    path: Path, did: int | None, target: str | None, categories: tuple[str, ...]
+    path: Path,
+    did: int | None,
+    target: str | None,
+    categories: tuple[str, ...],
+    settings: TableFormat | None = None,
 ) -> Table:
     """Read one table. Raises DataError with the file and, where it applies, the row or column."""
-    if not path.is_file():
-        folder = path.parent
-        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}")
+    settings = settings or TableFormat()
+    tables.existing(path)
     if path.suffix == ".npz":
         return _from_pack(path, did)
     if path.suffix == ".csv":
-        return _from_frame(path, _read_csv(path), target, set(categories))
+        opened = tables.open_table(path, settings)
+        part = Part(str(path), opened.whole(), opened.dialect)
+        return _from_rows(path, part, settings, target=target, categories={*categories})
     if path.suffix == ".arff":
         frame, nominal = _read_arff(path)
-        return _from_frame(path, frame, target, set(categories) | nominal)
+        table = tables.of(frame, str(path))
+        assert table is not None
+        nominal = (nominal | {*categories}) - {target or table.column_names[-1]}
+        return _from_rows(path, Part(str(path), table), settings, target=target, categories=nominal)
     raise DataError(f"{path}: expected .npz, .csv or .arff, not '{path.suffix}'")
 
 
@@ -56,8 +65,7 @@ def _from_pack(path: Path, did: int | None) -> Table:
     entry = entries[did]
     names: list[tuple[str, ...]] = [()] * x_NF.shape[1]
     for column in entry["cat"]:
-        x_NF[:, column], found = _codes(x_NF[:, column])
-        names[column] = tuple(found)
+        x_NF[:, column], names[column] = _codes(x_NF[:, column])
     levels = tuple(map(len, names))
     values, y_N = np.unique(raw_N, return_inverse=True)
     columns = tuple(str(name) for name in entry["attributes"])
@@ -66,22 +74,13 @@ def _from_pack(path: Path, did: int | None) -> Table:
     return Table(x_NF, y_N.astype(np.int64), levels, columns, classes, True, tuple(names), label)
 
 
-def _codes(values_N: NDArray[Any]) -> tuple[Numbers, list[str]]:
-    """Code the sorted distinct values 0 .. m-1; missing values stay NaN."""
-    import pandas as pd
-
-    codes_N, found = pd.factorize(values_N, sort=True)
-    coded_N = np.where(codes_N < 0, np.nan, codes_N.astype(np.float64))
-    return coded_N, [str(value) for value in found]
-
-
-def _read_csv(path: Path) -> Any:
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path, na_values=["?"], skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+def _codes(values_N: NDArray[Any]) -> tuple[Numbers, tuple[str, ...]]:
+    """Code the sorted distinct numbers 0 .. m-1; missing values stay NaN."""
+    known = ~np.isnan(values_N)
+    found, back_N = np.unique(values_N[known], return_inverse=True)
+    coded_N = np.full(len(values_N), np.nan)
+    coded_N[known] = back_N
+    return coded_N, tuple(map(name_of, found))
 
 
 _ATTRIBUTE = re.compile(
@@ -117,45 +116,44 @@ def _read_arff(path: Path) -> tuple[Any, set[str]]:
     return frame, nominal
 
 
-def _from_frame(path: Path, frame: Any, target: str | None, categories: set[str]) -> Table:
-    """Encode a frame.
+def _from_rows(path: Path, part: Part, settings: TableFormat, **wanted: Any) -> Table:
+    """Encode the rows of a file.
 
-    Text columns and the columns in ``categories`` are categories; ``target`` (default: the last
-    column) is the label.
+    Text columns and ``categories`` are categories; ``target`` (default: the last) is the label.
     """
-    names = [str(name) for name in frame.columns]
-    if len(frame) == 0 or len(names) < 2:
-        raise DataError(f"{path}: needs at least one row and two columns, but has {frame.shape}")
-    for name in [*sorted(categories), *([target] if target else [])]:
-        if name not in names:
-            raise DataError(f"{path}: no column '{name}'{did_you_mean(name, names)}")
-    target = target or names[-1]
-    y_N, classes = _labels(path, frame[target], target)
-    columns = tuple(name for name in names if name != target)
-    x_NF = np.empty((len(frame), len(columns)))
-    levels: list[tuple[str, ...]] = []
-    for index, name in enumerate(columns):
-        if name in categories or frame[name].dtype.kind not in "fiu":
-            x_NF[:, index], found = _codes(frame[name].to_numpy(dtype=object, na_value=np.nan))
-            levels.append(tuple(found))
-        else:
-            x_NF[:, index] = frame[name].to_numpy(dtype=np.float64)
-            levels.append(())
-    counts = tuple(map(len, levels))
-    return Table(x_NF, y_N, counts, columns, classes, names=tuple(levels), label=target)
+    names, count = part.table.column_names, part.table.num_rows
+    if count == 0 or len(names) < 2:
+        size = (count, len(names))
+        raise DataError(f"{path}: needs at least one row and two columns, but has {size}")
+    target, categories = wanted["target"] or names[-1], wanted["categories"]
+    tables.require(names, [*sorted(categories), target], str(path))
+    y_N, classes = _labels(path, part, target)
+    columns = [name for name in names if name != target]
+    form, notes = tables.learn([part], columns, tuple(categories), settings)
+    x_NF = form.encode(part.table, str(path))
+    levels = tuple(map(len, form.levels))
+    return Table(
+        x_NF, y_N, levels, form.features, classes, names=form.levels, label=target, form=form,
+        notes=tuple(notes),
+    )  # fmt: skip
 
 
-def _labels(path: Path, column: Any, target: str) -> tuple[Labels, tuple[str, ...]]:
-    missing = np.flatnonzero(column.isna().to_numpy())
+def _labels(path: Path, part: Part, target: str) -> tuple[Labels, tuple[str, ...]]:
+    values_N = tables.label_values(part.table, [target], str(path), part.dialect)
+    missing = np.flatnonzero([value is None or value != value for value in values_N.tolist()])
     if len(missing):
         raise DataError(
             f"{path}: column '{target}' (the label) is missing in {len(missing)} rows; first: row "
             f"{missing[0]}"
         )
-    codes_N, classes = _codes(column.to_numpy(dtype=object))
-    if len(classes) < 2 or len(classes) > len(column) // 2:
+    values_N = values_N.astype(str) if values_N.dtype.kind == "O" else values_N
+    classes, _, _ = class_names([values_N])
+    if len(classes) < 2 or len(classes) > len(values_N) // 2:
         raise DataError(
             f"{path}: column '{target}' (the label) has {len(classes)} distinct values in "
-            f"{len(column)} rows; a classification table is needed (set target:)"
+            f"{len(values_N)} rows; a classification table is needed (set target:)"
         )
-    return codes_N.astype(np.int64), tuple(classes)
+    found, back_N = np.unique(values_N, return_inverse=True)
+    place = {name: index for index, name in enumerate(classes)}
+    codes = [place[name_of(value)] for value in found.tolist()]
+    return np.array(codes, dtype=np.int64)[back_N], classes

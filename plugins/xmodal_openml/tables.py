@@ -13,6 +13,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from xmodal.data.tables import TableForm
+
 Numbers = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
@@ -24,7 +26,7 @@ class Table:
     ``levels`` has one entry per column: 0 for a number, m for a category coded 0 .. m-1.
     ``shuffled``: the rows are already in the order of TabPFN's seed 13. ``names`` lists the
     categories of each column in the order of their codes (none for a number). ``label`` is the
-    name of the label column.
+    name of the label column, ``form`` how the columns of a file were read.
     """
 
     x_NF: Numbers
@@ -35,6 +37,8 @@ class Table:
     shuffled: bool = False
     names: tuple[tuple[str, ...], ...] = ()
     label: str = "class"
+    form: TableForm | None = None
+    notes: tuple[str, ...] = ()
 
     def level_names(self) -> tuple[tuple[str, ...], ...]:
         """The names of every column's categories, or their codes if they have no names."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import Moments, RawForm, Store
+from xmodal.data.tables import TableFormat
 from xmodal.interfaces import (
     Loss,
     Metric,
@@ -92,6 +93,7 @@ class TableTask(Task):
             missing=True,
             label_shape=(),
             label_columns=(table.label,),
+            table=table.form,
         )
         x_NF = raw.apply(torch.from_numpy(table.x_NF))
         y_N = torch.from_numpy(table.y_N)
@@ -115,7 +117,7 @@ class TableTask(Task):
             notes.append("ORCA's published 90/10 split had no seed; this split is seeded")
         if missing:
             notes.append(f"{missing:,} missing values are kept as NaN for the embedder")
-        return tuple(notes)
+        return (*notes, *table.notes)
 
 
 def _number(config: TableSettings, seed: int) -> int:
@@ -153,7 +155,7 @@ def _checksum(table: Table) -> str:
 class OpenML(TableTask):
     """A table of OpenML-CC18 from a file: a CSV, an ARFF, or one table of an .npz pack."""
 
-    class Config(TableSettings):
+    class Config(TableSettings, TableFormat):
         """Settings of ``openml``."""
 
         path: Path = Field(description="An .npz pack, a .csv file or an .arff file.")
@@ -172,7 +174,7 @@ class OpenML(TableTask):
     def table(cls, config: Config) -> Table:
         """The whole table. Raises DataError."""
         path = config.path.expanduser()
-        return read_table(path, config.did, config.target, config.categories)
+        return read_table(path, config.did, config.target, config.categories, config)
 
 
 class BuiltTable(TableTask):

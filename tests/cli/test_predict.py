@@ -138,26 +138,18 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
         (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, but other rows have one"),
         (("field", "wide.csv", "--out", "w.npz"), 4, "expected 256 columns and training had no"),
         (("table", "nothing.npz"), 4, "nothing.npz: no such file"),
-        (("table", "x.txt"), 4, "cannot read '.txt'"),
+        (("table", "x.dat"), 4, "cannot read '.dat'"),
         (("table", "x.npz"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
         (("table", "x.npy"), 4, r"expected [n, 2] (columns a, b), got [5, 3]"),
-        (
-            ("table", "keys.npz"),
-            4,
-            "no array 'x'; did you mean 'xs'?; it has 'xs' (5, 2) float64 (set --x)",
-        ),
+        (("table", "keys.npz"), 4, "no array 'x'; did you mean 'xs'?; it has xs"),
         (("table", "uneven.npz"), 4, "x has shape [5, 2], but y [4]"),
-        (("table", "objects.npz"), 4, "'x' holds Python objects (pickle), which are never read"),
+        (("table", "objects.npz"), 4, "holds Python objects, which are never unpickled"),
         (("table", "cut.npz"), 4, "cannot be read as .npz"),
         (("table", "text.npy"), 4, "cannot be read as .npy"),
         (("table", "one.csv"), 4, "one.csv: no column 'b'; expected a, b; got a"),
         (("table", "one.parquet"), 4, "one.parquet: no column 'b'; expected a, b; got a"),
-        (
-            ("table", "semicolon.csv"),
-            4,
-            "semicolon.csv: no column 'a', 'b'; is it separated by ';'?",
-        ),
-        (("table", "tabs.csv"), 4, "tabs.csv: no column 'a', 'b'; is it separated by tabs?"),
+        (("table", "long.csv"), 4, "long.csv: line 3 has 3 fields, but the header 2"),
+        (("table", "a.csv", "--table", "sep=;"), 2, "--table sep: unknown setting"),
         (("table", "nameless.csv"), 4, "no column 'a', 'b'; does the file lack a line of names?"),
         (("table", "void.csv"), 4, "void.csv: the file is empty"),
         (("table", "words.csv"), 4, "column 'a' must hold numbers; row 1 has 'tall'"),
@@ -193,7 +185,7 @@ def test_wrong_inputs_give_one_message_and_leave_nothing(
 
 
 def _wrong_files() -> None:
-    Path("x.txt").write_text("1 2")
+    Path("x.dat").write_text("1 2")
     Path("text.npy").write_text("no array")
     np.savez("x.npz", x=np.zeros((5, 3)))
     np.save("x.npy", np.zeros((5, 3)))
@@ -203,8 +195,7 @@ def _wrong_files() -> None:
     Path("cut.npz").write_bytes(Path("x.npz").read_bytes()[:100])
     Path("one.csv").write_text("a\n1\n")
     pd.DataFrame({"a": [1.0]}).to_parquet("one.parquet")
-    Path("semicolon.csv").write_text("a;b\n1;u\n")
-    Path("tabs.csv").write_text("a\tb\n1\tu\n")
+    Path("long.csv").write_text("a,b\n1,u\n1,u,7\n")
     Path("nameless.csv").write_text("1.5,u\n2.5,v\n")
     Path("void.csv").touch()
     Path("words.csv").write_text("a,b\n1,u\ntall,v\n")
@@ -226,7 +217,7 @@ def test_force_replaces_and_a_damaged_input_keeps_what_was_there(xmodal: Call, m
         bad.writestr("x.npy", pack.read("x.npy")[:-8])
     done = xmodal("predict", made / "field", "bad.npz", "--out", "out.npz", "--force")
     assert done.code == 4
-    assert "bad.npz: 'x' is damaged or cut off: by its header, (40, 16, 16)" in done.err
+    assert "ends too early" in done.err
     assert Path("out.npz").read_text() == "mine"
     done = xmodal("predict", made / "field", made / "field.npz", "--out", "out.npz", "--force")
     assert done.code == 0

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from xmodal.data import labels
-from xmodal.data.preparation import RawForm, are_numbers, positions
+from xmodal.data.naming import are_numbers, positions
+from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError
 
 NAN = np.nan

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.data.readers import SampleReader
+    from xmodal.data.tables import TableFormat
     from xmodal.inference.model import TrainedModel
 
 _PROBABLE = ("classification", "multi-label")
@@ -33,10 +34,7 @@ def predict(
     ],
     data: Annotated[
         Path,
-        typer.Argument(
-            help="Samples, and labels to score with: a file or folder as for training (.npz, .npy, "
-            ".h5, .mat, .csv, .parquet)."
-        ),
+        typer.Argument(help="Samples: .npz with x (and y), .npy, or a table (.csv, .parquet)."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The .npz, .npy or .csv to write; default: CSV on stdout.")
@@ -44,15 +42,15 @@ def predict(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Samples at a time; default: as in the run.")
     ] = None,
-    x: Annotated[
-        list[str] | None,
-        typer.Option("--x", metavar="KEY", help="The array of samples; default: as in training."),
-    ] = None,
-    y: Annotated[
-        list[str] | None,
-        typer.Option("--y", metavar="KEY", help="The array of labels; default: as in training."),
-    ] = None,
     device: Annotated[str | None, typer.Option(help="Device; default: as in the run.")] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="How a CSV is written: separator, decimal, encoding or quote, such as "
+            "decimal=','; default: as it looks.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -83,9 +81,7 @@ def predict(
     elif not flat and not as_json:
         raise UsageError(f"{readers.NOT_FLAT}; name a file: --out predictions.npz")
     size = batch or model.recipe.evaluation_batch
-    samples = readers.read(data, model.raw, size, (tuple(x or ()), tuple(y or ())))
-    if samples.says:
-        output.stderr().print(f"{data}: {samples.says}", markup=False)
+    samples = readers.read(data, model.raw, size, _table_settings(table), model.note)
     scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
     count = 0
@@ -96,6 +92,20 @@ def predict(
         if count == 0:
             raise model.raw.empty(str(data))
     _report(model, count, out, scored.result(), collected, as_json)
+
+
+def _table_settings(given: list[str] | None) -> TableFormat:
+    """The settings in ``key=value`` pairs. Raises UsageError."""
+    from pydantic import ValidationError
+
+    from xmodal.data.tables import TableFormat
+
+    pairs = [pair.partition("=") for pair in given or ()]
+    try:
+        return TableFormat(**{key: value for key, _, value in pairs})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"--table {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _noting() -> Callable[[str], None]:

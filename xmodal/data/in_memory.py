@@ -9,89 +9,61 @@ Shapes: n samples, F columns, C channels, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
+from pyarrow.parquet import write_table
 
+from xmodal.data import tables
 from xmodal.data.labels import Kind, infer_kind
-from xmodal.data.preparation import numbers, positions
+from xmodal.data.naming import name_of
 from xmodal.errors import DataError
 from xmodal.files import contents, scratch
 
 Array = NDArray[Any]
 Form = Literal["row", "sequence", "grid"]
-Columns = Mapping[str, tuple[str, ...]]
 TRAIN, VALIDATION = "train", "validation"
 
 
-def as_frame(x: Any, known: Columns | None = None) -> Any | None:
-    """``x`` as a pandas frame if it is a table with text or categories; None if it is all numbers.
+def as_table(x: Any, names: Sequence[str] | None = None) -> pa.Table | None:
+    """``x`` as an Arrow table if it holds more than numbers; None if it is all numbers.
 
-    Text in a frame stays text. In arrays of text and numbers, columns that are all numbers become
-    numbers. ``known``, the ``columns_of`` an earlier frame, makes ``x`` a frame in any case, read
-    column by column as the earlier one was. Raises ValueError for columns of dates, for names that
-    occur twice, and for text in a known column of numbers.
+    Frames keep their types. In arrays of text and numbers, columns that are all numbers become
+    numbers. ``names``, the columns of an earlier table, make ``x`` a table in any case. Raises
+    ValueError for names that occur twice, and for cells that cannot be read.
     """
-    import pandas as pd
-
-    if hasattr(x, "to_pandas"):
-        x = x.to_pandas()
-    if isinstance(x, pd.DataFrame):
-        if known is None and not any(_is_text(x.iloc[:, i]) for i in range(x.shape[1])):
-            _refuse_dates(x)
-            return None
-        frame = x.set_axis([str(name) for name in x.columns], axis=1).reset_index(drop=True)
-        if frame.columns.has_duplicates:
-            twice = frame.columns[frame.columns.duplicated()][0]
-            raise ValueError(f"X has two columns named '{twice}'")
-        _refuse_dates(frame)
-        return frame.apply(_plain) if known is None else _as_before(frame, known)
-    if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
-        x = np.asarray(x, dtype=object)
-    if known is not None and not hasattr(x, "dtype"):
-        x = np.asarray(x)
-    if not isinstance(x, np.ndarray) or x.ndim != 2:
-        return None
-    if known is None and not _has_text(x):
-        return None
-    if known is not None and len(known) == x.shape[1]:
-        return _as_before(pd.DataFrame({name: x[:, i] for i, name in enumerate(known)}), known)
-    return pd.DataFrame({f"x{i}": _number_if_all(pd.Series(x[:, i])) for i in range(x.shape[1])})
-
-
-def columns_of(frame: Any) -> dict[str, tuple[str, ...]]:
-    """The columns of a frame, each with the texts that occur; no texts for numbers."""
-    return {
-        name: tuple(series.dropna().unique()) if _is_text(series) else ()
-        for name, series in frame.items()
-    }
-
-
-def _as_before(frame: Any, known: Columns) -> Any:
-    """A frame read as an earlier one was: the same spelling of texts, numbers as numbers."""
-    import pandas as pd
-
-    columns = {}
-    for name, series in frame.items():
-        if known.get(name):
-            texts = np.array([*known[name], None], dtype=object)
-            place = np.nan_to_num(positions(series, known[name]), nan=-1).astype(int)
-            new = series.astype(object).map(str).where(series.notna(), None)
-            columns[name] = pd.Series(texts[place], dtype=object).where(place >= 0, new)
-        else:
-            columns[name] = _numbers(series) if name in known else _plain(series)
-    return pd.DataFrame(columns)
-
-
-def _numbers(series: Any) -> Array:
     try:
-        return numbers(series)
+        table = tables.of(x, "X")
     except DataError as error:
         raise ValueError(str(error)) from error
+    if table is not None:
+        return table if names is not None or not _all_numbers(x, table) else None
+    if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
+        x = np.asarray(x, dtype=object)
+    if names is not None and not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    if not isinstance(x, np.ndarray) or x.ndim != 2 or (names is None and not _has_text(x)):
+        return None
+    fitting = names if names is not None and len(names) == x.shape[1] else None
+    called = fitting or [f"x{i}" for i in range(x.shape[1])]
+    return as_table(
+        pd.DataFrame({name: _number_if_all(x[:, i]) for i, name in enumerate(called)}), called
+    )
+
+
+def _all_numbers(x: Any, table: pa.Table) -> bool:
+    """Whether a table is an array of numbers as well; Decimals and objects are read as tables."""
+    if isinstance(x, pd.DataFrame):
+        return all(is_numeric_dtype(kind) and getattr(kind, "kind", "") != "O" for kind in x.dtypes)
+    types = pa.types
+    return all(types.is_integer(kind) or types.is_floating(kind) for kind in table.schema.types)
 
 
 def _cells(row: Any) -> Any:
@@ -104,32 +76,10 @@ def _has_text(x: Array) -> bool:
     return x.dtype.kind in "UST"
 
 
-def _is_text(series: Any) -> bool:
-    import pandas as pd
-
-    if series.dtype == object:
-        return any(isinstance(value, str) for value in series)
-    return isinstance(series.dtype, pd.CategoricalDtype | pd.StringDtype)
-
-
-def _refuse_dates(frame: Any) -> None:
-    for name, dtype in frame.dtypes.items():
-        if getattr(dtype, "kind", "O") in "mM":
-            raise ValueError(f"X: column '{name}' holds dates; turn them into numbers or drop it")
-
-
-def _number_if_all(series: Any) -> Any:
-    import pandas as pd
-
+def _number_if_all(column: Array) -> Any:
+    series = pd.Series(column, dtype=object)
     numbers = pd.to_numeric(series, errors="coerce")
-    return _plain(series) if numbers[series.notna()].isna().any() else numbers.astype(float)
-
-
-def _plain(series: Any) -> Any:
-    """A column as text if it has any, else as float64. Missing values stay missing."""
-    if _is_text(series):
-        return series.astype(object).map(str).where(series.notna(), None)
-    return series.astype(float)
+    return series if numbers[series.notna()].isna().any() else numbers.astype(float)
 
 
 def form_of(ndim: int, form: str, text: bool = False) -> Form:
@@ -180,7 +130,7 @@ def doubtful(x: Array, form: Form, channels: str) -> str | None:
 
 @dataclass(frozen=True)
 class CodedLabels:
-    """Labels as they are written to files: classes as int64 ``[n]``, anything else as numbers.
+    """Labels as they are written to files: the names of classes ``[n]``, anything else as numbers.
 
     ``classes`` are the user's values of the classes 0, 1, ...; ``binary``: all values are 0 or 1.
     """
@@ -200,7 +150,8 @@ def code_labels(y: Array, kind: str, form: Form, shape: tuple[int, ...]) -> Code
         classes, codes_N = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has one class only ({classes[0]}); at least 2 classes are needed")
-        return CodedLabels("classification", codes_N.astype(np.int64), classes)
+        names = np.array([name_of(value) for value in classes.tolist()])
+        return CodedLabels("classification", names[codes_N], classes)
     if y.dtype.kind not in "iufb":
         raise ValueError(f"Unknown label type: y holds {y.dtype}, {kind} labels are numbers")
     if kind == "multi-label" and not (binary and y.ndim == 2):
@@ -224,8 +175,6 @@ def _kind(y: Array, length: int | None) -> Kind:
 
 def plain_labels(y: Array) -> Array:
     """Labels as numbers, booleans or text. Raises ValueError for gaps and for anything else."""
-    import pandas as pd
-
     missing = np.argwhere(pd.isna(y))
     if len(missing):
         raise ValueError(f"Input y contains NaN: row {missing[0, 0]} has no label")
@@ -246,19 +195,20 @@ def same_labels(y: Array, labels: CodedLabels) -> Array:
         if [size for size in y.shape[1:] if size > 1] != [size for size in shape if size > 1]:
             raise ValueError(f"validation_data: y has shape {y.shape}, y {labels.values.shape}")
         return y.reshape(len(y), *shape).astype(labels.values.dtype)
-    code = {value: index for index, value in enumerate(labels.classes.tolist())}
-    values = y.ravel().tolist()
-    new = [value for value in values if value not in code]
+    known, values = {*labels.classes.tolist()}, y.ravel().tolist()
+    new = [value for value in values if value not in known]
     if new:
         raise ValueError(f"validation_data: class {new[0]!r} is not in y")
-    return np.array([code[value] for value in values], dtype=np.int64)
+    return np.array([name_of(value) for value in values])
 
 
-def write(root: Path, parts: Mapping[str, tuple[Any, Array]]) -> tuple[Path, dict[str, Any]]:
-    """Write samples (an array or a frame) and labels of each part into a folder below ``root``.
+def write(
+    root: Path, parts: Mapping[str, tuple[Any, Array]], groups: Array | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Write samples (an array or an Arrow table), labels and groups into a folder below ``root``.
 
-    The folder's name is a digest of its content, so equal content is kept once. Also returns the
-    settings that a task needs to read it.
+    ``groups`` are those of the training samples. The folder's name is a digest of its content, so
+    equal content is kept once. Also returns the settings that a task needs to read it.
     """
     root.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
@@ -266,23 +216,31 @@ def write(root: Path, parts: Mapping[str, tuple[Any, Array]]) -> tuple[Path, dic
         folder = unfinished / "new"
         folder.mkdir()
         for part, (x, y) in parts.items():
+            own = groups if part == TRAIN else None
             if isinstance(x, np.ndarray):
                 np.save(folder / f"x_{part}.npy", x)
                 np.save(folder / f"y_{part}.npy", y)
+                if own is not None:
+                    np.save(folder / f"group_{part}.npy", own)
+                    settings["group"] = "group"
                 continue
             y_NK = y.reshape(len(y), -1)
             names = [_free(f"y{k}" if y_NK.shape[1] > 1 else "y", x) for k in range(y_NK.shape[1])]
-            frame = x.assign(**dict(zip(names, y_NK.T, strict=True)))
-            frame.to_parquet(folder / f"{part}.parquet", index=False)
+            columns = [pa.array(column) for column in y_NK.T]
             settings["y"] = names if len(names) > 1 else names[0]
+            if own is not None:
+                settings["group"] = _free("group", x)
+                names, columns = [settings["group"], *names], [pa.array(own), *columns]
+            table = pa.Table.from_arrays([*x.columns, *columns], [*x.column_names, *names])
+            write_table(table, folder / f"{part}.parquet")
         kept = root / contents(folder)[:16]
         if not kept.is_dir():
             folder.replace(kept)
     return kept, settings
 
 
-def _free(name: str, frame: Any) -> str:
+def _free(name: str, table: pa.Table) -> str:
     """A name that no column has."""
-    while name in frame.columns:
+    while name in table.column_names:
         name = f"_{name}"
     return name

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xmodal.data.preparation import RawForm, are_numbers, positions
+from xmodal.data.naming import EXACT, are_numbers, in_order, name_of, positions
+from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError
 from xmodal.text import shortlist, shown
 
 Kind = Literal["classification", "multi-label", "regression", "dense"]
 
+Array = NDArray[Any]
+Shape = tuple[int, ...]
 FEW = 20
 """Up to this many different whole numbers are taken for classes."""
 
@@ -42,18 +45,51 @@ def infer_kind(y_N: NDArray[Any], length: int | None = None) -> Kind:
         if y_N.shape[1] == length:
             return "dense"
         return "multi-label" if binary else "regression"
-    values = np.unique(y_N)
     if y_N.dtype.kind == "b":
         return "classification"
-    if bool((values != np.round(values)).any()) or len(values) > len(y_N) // 2:
+    values = np.unique(y_N)
+    if not whole_numbers(values).all() or len(values) > len(y_N) // 2:
         return "regression"
-    # Class numbers fill 0 .. m-1 or 1 .. m; counts, years and ages seldom do.
-    counted = values[0] in (0, 1) and values[-1] - values[0] + 1 == len(values)
+    # Class numbers fill 0 .. m-1 or 1 .. m; counts, years and ages seldom do. As Python's own
+    # integers, because 127 - 0 + 1 is -128 in int8.
+    first, last = int(values[0]), int(values[-1])
+    counted = first in (0, 1) and last - first + 1 == len(values)
     return "classification" if len(values) <= FEW or counted else "regression"
 
 
-Array = NDArray[Any]
-Shape = tuple[int, ...]
+def whole_numbers(y: Array) -> NDArray[np.bool_]:
+    """Which numbers are whole and exact, so that they can number classes."""
+    if y.dtype.kind in "iub":
+        return np.ones(y.shape, dtype=bool)
+    return np.asarray((y == np.round(y)) & (np.abs(y) <= EXACT))
+
+
+def class_names(
+    parts: Sequence[Array], names: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """The classes of labels ``[n]``, what their values are called in the data, and a note.
+
+    Without ``names`` a class is called what its labels are: text, or a number (1.0 is ``1``), in
+    order. With ``names``, labels that are text, or numbers among names that are numbers, are names.
+    Other numbers are places 0 .. K-1; if they are not, but as many as the names, they get the names
+    in order.
+    """
+    found = in_order({name_of(value) for y_N in parts for value in np.unique(y_N).tolist()})
+    counted = tuple(str(place) for place in range(len(names)))
+    if not names:
+        plain = found == tuple(str(place) for place in range(len(found)))
+        text = any(y_N.dtype.kind in "Ub" for y_N in parts)
+        note = "" if plain and not text else f"classes in order: {shortlist(found)}"
+        if not text and not plain:
+            note = f"labels {shortlist(found)} are numbered 0 to {len(found) - 1}"
+        return found, found, note
+    names = tuple(names)
+    if any(y_N.dtype.kind == "U" for y_N in parts) or are_numbers(names):
+        return names, names, ""
+    if not {*found} <= {*counted} and len(found) == len(names):
+        pairs = [f"{value} is {name}" for value, name in zip(found, names, strict=True)]
+        return names, found, f"labels get the names of classes in order: {shortlist(pairs)}"
+    return names, counted, ""
 
 
 def as_labels(y: Any) -> Array:

@@ -3,10 +3,6 @@
 A task describes in plain values how it lays out, standardises and encodes its samples. The
 description is kept with a run, so that its model works when the data are gone.
 
-Categories are named by their text as training read it. Later the same value may be written another
-way: pandas turns TRUE into ``True``, 0.50 into 0.5, 02139 into 2139, and 1 into 1.0 if the column
-has gaps.
-
 Shapes: n samples, C channels, F columns, K outputs.
 """
 
@@ -14,79 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import isfinite, prod
-from typing import Any, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xmodal.data.lengths import wrong_padding
-from xmodal.errors import DataError, did_you_mean
-from xmodal.text import shortlist, shown
+from xmodal.errors import DataError
+from xmodal.text import shortlist
+
+if TYPE_CHECKING:
+    from xmodal.data.columns import TableForm
+    from xmodal.data.dialect import Dialect
 
 Array = NDArray[Any]
-
-
-def positions(values: Any, names: Sequence[str]) -> Array:
-    """The index of each value ``[n]`` in ``names``, float64; NaN if it is missing or not there.
-
-    Values are looked up as they are written. A value that is not found so is compared by meaning:
-    as a truth value if all names are, as a number if all names are, else as a whole number. A
-    meaning that several names share finds none of them.
-    """
-    import pandas as pd
-
-    series = pd.Series(values).reset_index(drop=True).astype(object)
-    given = series[series.notna()]
-    place = {name: float(index) for index, name in reversed(list(enumerate(names)))}
-    found = given.map(str).map(place).astype(float)
-    others = given[found.isna()]
-    if len(others):
-        meaning = _meaning(names)
-        keys = meaning(pd.Series(list(names), dtype=object))
-        unique = keys.notna() & ~keys.duplicated(keep=False)
-        index_of = dict(zip(keys[unique], np.flatnonzero(unique).astype(float), strict=True))
-        found[others.index] = meaning(others).map(index_of).astype(float)
-    result: Array = found.reindex(series.index).to_numpy(np.float64)
-    return result
-
-
-def are_numbers(names: Sequence[str]) -> bool:
-    """Whether every name is a finite number."""
-    return all(map(_is_number, names))
-
-
-def _is_number(name: str) -> bool:
-    try:
-        return isfinite(float(name))
-    except ValueError:
-        return False
-
-
-def _meaning(names: Sequence[str]) -> Callable[[Any], Any]:
-    """A function that turns a series into values to compare, for these ``names``."""
-    if set(names) <= {"True", "False"}:
-        return lambda series: series.map(lambda value: str(value).casefold())
-    return _as_numbers if are_numbers(names) else _whole
-
-
-def _as_numbers(series: Any) -> Any:
-    """Values as float64; NaN for what is no number."""
-    import pandas as pd
-
-    return pd.to_numeric(series, errors="coerce").astype(float)
-
-
-def _whole(series: Any) -> Any:
-    """Values as text, whole numbers without their decimals."""
-    return series.map(lambda value: _plain(str(value)))
-
-
-def _plain(text: str) -> str:
-    whole = text.removesuffix(".0")
-    return whole if whole.lstrip("-").isdigit() else text
 
 
 @dataclass(frozen=True)
@@ -105,10 +44,8 @@ class RawForm:
     label_mean, label_scale: labels and predictions are ``(y - label_mean) / label_scale`` in the
         model, float64 ``[K, 1, ...]``. None: they keep their unit.
     label_columns: the label columns of a table.
-    x_keys, y_keys: for files of arrays, the names of the samples' and the labels' arrays.
-    samples: the axis of an array that counts samples, ``first`` or ``last``.
-    padded: the axis of a raw sample along which it may end early; what is missing is NaN, and 0
-        once it is standardised.
+    table: how the columns of the training table were read; ``columns`` and ``levels`` are those of
+        the numbers that they gave.
     """
 
     shape: tuple[int, ...]
@@ -125,19 +62,20 @@ class RawForm:
     label_columns: tuple[str, ...] = ()
     label_mean: Tensor | None = None
     label_scale: Tensor | None = None
-    x_keys: tuple[str, ...] = ()
-    y_keys: tuple[str, ...] = ()
-    samples: Literal["first", "last"] = "first"
-    padded: int | None = None
+    table: TableForm | None = None
 
     def state(self) -> dict[str, Any]:
         """The form as tensors and plain values, for ``checkpoint.save``."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        return state | {"table": None if self.table is None else self.table.state()}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RawForm:
         """The form that ``state`` describes."""
-        return cls(**state)
+        from xmodal.data.columns import TableForm
+
+        table = state.get("table")
+        return cls(**{**state, "table": None if table is None else TableForm.of(table)})
 
     def apply(self, x: Tensor) -> Tensor:
         """Raw samples ``[n, *shape]`` as the model reads them, float32.
@@ -151,8 +89,6 @@ class RawForm:
             x = torch.where((counts_F > 0) & wrong, torch.nan, x)
         if self.mean is not None and self.scale is not None:
             x = (x.to(self.mean.dtype) - self.mean) / self.scale
-        if self.padded is not None:
-            x = torch.where(x.isnan(), 0.0, x)
         # Convolutions give other last digits for another layout in memory.
         x = x.to(torch.float32).contiguous()
         if self.extra is not None:
@@ -219,12 +155,8 @@ class RawForm:
             x = np.moveaxis(x, 1, 1 + (self.channel or 0))
         raw = x.reshape(len(x), *self.shape)
         if x.dtype.kind == "f":
-            may_lack = self.missing or self.padded is not None
-            wrong = np.isinf(raw) if may_lack else ~np.isfinite(raw)
-            wrong_N = wrong.reshape(len(raw), prod(self.shape)).any(axis=1)
-            if self.padded is not None:
-                wrong_N |= wrong_padding(raw, self.padded)
-            rows = np.flatnonzero(wrong_N)
+            wrong = np.isinf(raw) if self.missing else ~np.isfinite(raw)
+            rows = np.flatnonzero(wrong.reshape(len(raw), prod(self.shape)).any(axis=1))
             if len(rows):
                 what = "an infinite value" if self.missing else "NaN or an infinite value"
                 raise DataError(f"x: row {first + rows[0]} holds {what}")
@@ -264,64 +196,42 @@ class RawForm:
                 )
 
     def encode(
-        self, frame: Any, first: int = 0, note: Callable[[str], None] | None = None
+        self,
+        frame: Any,
+        first: int = 0,
+        note: Callable[[str], None] | None = None,
+        where: str = "x",
+        dialect: Dialect | None = None,
     ) -> Array:
-        """A table (a pandas frame) as raw samples, float64, with categories as codes.
+        """A table (a frame of pandas or polars, or an Arrow table) as raw samples, float64.
 
         Columns are found by name. If training had no names, all columns are taken in their order.
         A category that training never saw counts as missing, and is noted. Raises DataError for
         missing columns, for too many columns without names, and for text instead of a number.
         """
-        frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
-        columns = self.columns or tuple(frame.columns)
-        require(tuple(frame.columns), columns)
-        if len(columns) != prod(self.shape):
+        from xmodal.data import tables
+
+        table = tables.of(frame, where)
+        assert table is not None
+        form = self.table or self._form(tuple(table.column_names))
+        if len(form.features) != prod(self.shape):
+            names = table.column_names
             raise DataError(
-                f"x: expected {prod(self.shape)} columns and training had no names to choose by; "
-                f"got {len(columns)} ({shortlist(columns)})"
+                f"{where}: expected {prod(self.shape)} columns and training had no names to choose "
+                f"by; got {len(names)} ({shortlist(names)})"
             )
-        levels: Sequence[tuple[str, ...]] = self.levels or [()] * len(columns)
-        coded = [
-            _codes(frame[name], names, first, note) if names else numbers(frame[name], first)
-            for name, names in zip(columns, levels, strict=True)
-        ]
-        return np.stack(coded, axis=1).reshape(len(frame), *self.shape)
+        x = form.encode(table, where, first, note, dialect)
+        return x.reshape(table.num_rows, *self.shape)
 
+    def _form(self, given: tuple[str, ...]) -> TableForm:
+        """The form of a run that was trained on arrays, or on a table that came from no file."""
+        from xmodal.data.columns import Column, TableForm
 
-def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint: str = "") -> None:
-    """Raise DataError naming the ``columns`` that a table with columns ``known`` lacks."""
-    missing = [name for name in columns if name not in known]
-    if missing:
-        hint = hint or did_you_mean(missing[0], known)
-        raise DataError(
-            f"{where}: no column {shortlist(map(repr, missing))}{hint}; expected "
-            f"{shortlist(columns)}; got {shortlist(known)}"
+        names = self.columns or given
+        levels: Sequence[tuple[str, ...]] = self.levels or [()] * len(names)
+        return TableForm(
+            tuple(
+                Column(name, "category" if some else "number", some)
+                for name, some in zip(names, levels, strict=True)
+            )
         )
-
-
-def numbers(series: Any, first: int = 0) -> Array:
-    """A column ``[n]`` as float64, gaps as NaN. Raises DataError for anything else."""
-    import pandas as pd
-
-    values_N: Array = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    wrong = np.flatnonzero(np.isnan(values_N) & series.notna().to_numpy())
-    if len(wrong):
-        raise DataError(
-            f"x: column '{series.name}' must hold numbers; row {first + wrong[0]} has "
-            f"'{shown(series.iloc[wrong[0]])}'"
-        )
-    return values_N
-
-
-def _codes(
-    series: Any, names: tuple[str, ...], first: int, note: Callable[[str], None] | None
-) -> Array:
-    codes_N = positions(series, names)
-    unseen = np.flatnonzero(np.isnan(codes_N) & series.notna().to_numpy())
-    if len(unseen) and note is not None:
-        note(
-            f"column '{series.name}': what training never saw counts as missing ({len(unseen)} of "
-            f"{len(series)} rows; first: row {first + unseen[0]}, "
-            f"'{shown(series.iloc[unseen[0]])}'; known: {shortlist(names)})"
-        )
-    return codes_N

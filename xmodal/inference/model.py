@@ -182,8 +182,8 @@ class TrainedModel:
         """Predictions of raw samples, in the unit and the shape of the labels.
 
         Classes are numbers 0 .. K-1, or ``names``; several labels are 0 or 1. Fields of 0/1 are
-        the one exception: they are log-odds. ``x`` is an array, a tensor or a pandas frame. Raises
-        DataError saying what was expected and what was given.
+        the one exception: they are log-odds. ``x`` is an array, a tensor or a table (pandas,
+        polars, Arrow). Raises DataError saying what was expected and what was given.
         """
         return self.decide(self.outputs(x, batch), names)
 
@@ -355,4 +355,4 @@ def _native(x: Array) -> Array:
 
 
 def _is_frame(x: Any) -> bool:
-    return hasattr(x, "iloc") and x.ndim == 2
+    return hasattr(x, "columns") and hasattr(x, "shape") and len(x.shape) == 2

@@ -234,8 +234,8 @@ def test_codes_can_be_named_categories(tmp_path: Path) -> None:
         ("pet.csv", None, {}, r"pet\.csv: no such file; did you mean 'pets\.csv'\?"),
         ("pets.txt", "a", {}, r"pets\.txt: expected \.npz, \.csv or \.arff"),
         ("bad.arff", "@nothing", {}, r"bad\.arff: cannot be read as ARFF"),
-        ("none.csv", "", {}, r"none\.csv: cannot be read as CSV"),
-        ("head.csv", "a,b\n", {}, r"head\.csv: needs at least one row"),
+        ("none.csv", "", {}, r"none\.csv: the file is empty"),
+        ("head.csv", "a,b\n", {}, r"head\.csv: needs a row and two columns"),
         (
             "t.csv",
             "label,b\n1,2\n",
