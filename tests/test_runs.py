@@ -35,3 +35,8 @@ def test_a_run_that_is_done_keeps_its_best_model_alone(tmp_path: Path) -> None:
     assert [path.name.partition("-")[0] for path in done.run.checkpoints.iterdir()] == ["best"]
     assert done.result["test"] == kept.result["test"]
     xmodal.load(done.run.path)
+    # What verdicts say of the task is no part of the result.
+    assert done.result["family"] == "pde"
+    renamed = ["family=flow"]
+    again = api.run(*arguments, scale="smoke", root=tmp_path / "done", overrides=renamed)
+    assert (again.run.path, again.fresh) == (done.run.path, False)

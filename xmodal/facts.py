@@ -30,7 +30,9 @@ class TaskFacts:
 
     ``shape`` is that of one sample: ``(C, H, W)``, ``(C, L)``, or ``(F,)`` for a table row.
     ``levels`` has one entry per table column: 0 for a number, m for a category coded 0 .. m-1.
-    ``samples`` counts the samples of each split.
+    ``samples`` counts the samples of each split. ``family``: the kind of its data, such as "pde" or
+    "protein". Verdicts count tasks of one family as one observation; where nothing is stated, rows
+    are of the family "table", sequences "series" and grids "image".
     """
 
     name: str
@@ -38,6 +40,12 @@ class TaskFacts:
     target: Target
     samples: Mapping[str, int]
     levels: tuple[int, ...] = ()
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.family:
+            by_axes = {3: "image", 2: "series", 1: "table"}
+            object.__setattr__(self, "family", by_axes.get(len(self.shape), ""))
 
     @property
     def form(self) -> Literal["grid", "sequence", "row"]:

@@ -53,7 +53,7 @@ _OF_A_PASS = (
 
 # Settings that change where, how fast or how safely a run is executed, but not its result.
 _OUTSIDE_HASH = frozenset(
-    {"description", "role", "device", "workers", "saving", "evaluation_batch", "trackers"}
+    {"description", "role", "family", "device", "workers", "saving", "evaluation_batch", "trackers"}
 )
 
 

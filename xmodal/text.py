@@ -94,6 +94,8 @@ def mean_sd(mean: float | None, sd: float | None) -> str:
 
 def percent(log_ratio: float) -> str:
     """A log-ratio as a change: ``−12.7 %``."""
+    if log_ratio == math.inf:
+        return "+∞ %"
     return f"{100 * math.expm1(log_ratio):+.1f} %".replace("-", "−")
 
 

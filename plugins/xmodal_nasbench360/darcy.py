@@ -130,6 +130,7 @@ class Darcy(Task):
         side = config.resolution
         return TaskFacts(
             name="darcy",
+            family="pde",
             shape=(3 if config.coordinates else 1, side, side),
             target=Target("dense", 1, (side, side)),
             samples={

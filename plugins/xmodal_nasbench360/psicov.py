@@ -102,6 +102,7 @@ class Psicov(Task):
             )
         return TaskFacts(
             name="psicov",
+            family="protein",
             shape=(files.CHANNELS, config.size, config.size),
             target=Target("dense", 1, (config.size, config.size)),
             samples={

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from itertools import product
 
-import baycomp
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,65 +111,69 @@ def test_expanded_level_gives_students_interval_for_normal_draws():
 # --- over tasks --------------------------------------------------------------------------------
 
 
-def hierarchical_by_loops(d_TS, draws, seed):
-    """The same two-stage bootstrap, written out; its own stream of random numbers."""
-    generator = np.random.default_rng(seed)
-    means, hits = [], []
-    kept = [row[np.isfinite(row)] for row in d_TS]
-    for _ in range(draws):
-        rows = [kept[t] for t in generator.integers(len(kept), size=len(kept))]
-        drawn = [generator.choice(row, size=len(row)) for row in rows]
-        means.append(np.mean([values.mean() for values in drawn]))
-        hits.append(np.mean([((values < 0) + 0.5 * (values == 0)).mean() for values in drawn]))
-    return np.array(means), np.array(hits)
-
-
-def test_hierarchical_bootstrap_against_loops():
-    generator = np.random.default_rng(3)
-    d_TS = np.round(generator.normal(-0.1, 0.1, (7, 1)) + generator.normal(0, 0.1, (7, 4)), 1)
-    d_TS[2, 1] = d_TS[5, 0] = NAN
-    effect, hit = statistics.hierarchical_intervals(d_TS, 0.95, 20_000, 0)
-    means_R, hits_R = hierarchical_by_loops(d_TS, 6000, 1)
-    tail = statistics.expanded_level(0.95, 7)
-    assert effect.value == pytest.approx(np.nanmean(d_TS, axis=1).mean())
-    assert (effect.low, effect.high) == pytest.approx(
-        tuple(np.quantile(means_R, [tail, 1 - tail])), abs=0.01
+def test_relative_difference_by_hand():
+    """1 against 3: -2 / 2 = -1. Small ones are the log-ratio, those of an error of 0 are -2."""
+    d = np.log(np.array([1 / 3, 1.02, 1.0, 3.0]))
+    np.testing.assert_allclose(
+        statistics.relative_differences(d), [-1, 2 * 0.02 / 2.02, 0, 1], atol=1e-12
     )
-    assert (hit.low, hit.high) == pytest.approx(
-        tuple(np.quantile(hits_R, [tail, 1 - tail])), abs=0.03
-    )
+    assert statistics.relative_differences(np.array([-INF, INF])).tolist() == [-2, 2]
+    for difference in (-1.3, 0.0, 0.7):
+        back = statistics.relative_differences(np.array(statistics.as_log_ratio(difference)))
+        assert float(back) == pytest.approx(difference)
+    assert statistics.as_log_ratio(-2.5) == -INF
 
 
-def test_probability_of_one_task_by_hand():
-    """Seeds -1, 0, 1, 1: one win and half a tie of four."""
-    d_TS = np.tile([-1.0, 0.0, 1.0, 1.0], (6, 1))
-    _, hit = statistics.hierarchical_intervals(d_TS, 0.95, 1000, 0)
-    assert hit.value == pytest.approx(1.5 / 4)
+def test_the_mean_of_a_family_is_one_unit():
+    x_T = np.array([1.0, 2.0, 6.0, 5.0])
+    families = ["b", "a", "b", "b"]
+    np.testing.assert_allclose(statistics.unit_means(x_T, families), [2.0, 4.0])
+    np.testing.assert_allclose(statistics.unit_means(np.stack([x_T, -x_T]), families)[1], [-2, -4])
+    np.testing.assert_array_equal(statistics.unit_means(x_T, ["a"] * 4), x_T)
+    assert statistics.median_effect(x_T, families) == 3.5  # of 2 and of the median of 1, 5, 6
+    assert statistics.median_effect(x_T, [""] * 4) == 3.5
 
 
-def test_swapping_the_methods_negates_every_draw():
-    generator = np.random.default_rng(0)
-    d_TS = generator.normal(0.05, 0.1, (8, 3))
-    d_TS[1, 0] = NAN
-    effect, hit = statistics.hierarchical_intervals(d_TS, 0.95, 2000, 5)
-    swapped, missed = statistics.hierarchical_intervals(-d_TS, 0.95, 2000, 5)
-    assert (swapped.low, swapped.high) == pytest.approx((-effect.high, -effect.low), abs=1e-12)
-    assert (missed.low, missed.high) == pytest.approx((1 - hit.high, 1 - hit.low), abs=1e-12)
+@pytest.mark.parametrize("units", [2, 3, 6, 30])
+def test_student_against_scipy(units):
+    x_U = np.random.default_rng(units).normal(0.2, 1, units)
+    found, theirs = statistics.student(x_U), stats.ttest_1samp(x_U, 0)
+    assert float(found.p) == pytest.approx(theirs.pvalue)
+    low, high = theirs.confidence_interval(0.95)
+    half = float(found.half_width(0.95))
+    assert (found.mean - half, found.mean + half) == pytest.approx((low, high))
+    below = stats.ttest_1samp(x_U, 1.5, alternative="less").pvalue
+    above = stats.ttest_1samp(x_U, -1.5, alternative="greater").pvalue
+    assert float(found.p_within(1.5)) == pytest.approx(max(below, above))
 
 
-@pytest.mark.parametrize(
-    ("tasks", "between", "within"), [(6, 0.1, 0.01), (6, 0.1, 0.2), (10, 0.1, 0.05)]
-)
-def test_coverage_of_the_hierarchical_interval(tasks, between, within):
-    """The true mean effect lies in the 95 % interval in at least 92 % of 300 simulations."""
-    inside = 0
-    for run in range(300):
-        generator = np.random.default_rng(run)
-        effect_T = generator.normal(0.1, between, tasks)
-        d_TS = effect_T[:, None] + generator.normal(0, within, (tasks, 3))
-        found, _ = statistics.hierarchical_intervals(d_TS, 0.95, 1000, run)
-        inside += found.low <= 0.1 <= found.high
-    assert inside / 300 >= 0.92
+def test_units_without_any_spread():
+    same = statistics.student(np.zeros((2, 5)))
+    assert same.p.tolist() == [1, 1]
+    assert same.p_within(0.01).tolist() == [0, 0]
+    assert float(statistics.student(np.full(4, 0.5)).p) == 0
+
+
+def test_what_may_have_been_missed_by_hand():
+    """Of families of which 30.85 % are unlike the others, 10 show none once in 40 times."""
+    share = statistics.missed(10, 0.05)
+    assert (1 - share) ** 10 == pytest.approx(0.025)
+    low, high = statistics.beyond(np.array(-1.0), np.array(0.1), 10, 0.05)
+    assert float(low) == pytest.approx((1 - share) * -1.1 - 2 * share)
+    assert float(high) == pytest.approx((1 - share) * -0.9 + 2 * share)
+
+
+def test_hits_by_hand():
+    """Seeds -1, 0, 1, 1: one win and half a tie of four; a run that is missing counts for none."""
+    found = statistics.hits(np.array([-1.0, 0.0, 1.0, 1.0, NAN]))
+    assert np.nanmean(found) == pytest.approx(1.5 / 4)
+    assert np.isnan(found[-1])
+
+
+def test_the_names_of_seeds_do_not_move_an_interval():
+    d_S = np.array([-0.3, 0.1, 0.2, 0.05, 0.4, -0.1, 0.15])
+    one = statistics.seed_interval(d_S, 0.95, 1000, 0)
+    assert one == statistics.seed_interval(d_S[::-1], 0.95, 1000, 0)
 
 
 # --- tests -------------------------------------------------------------------------------------
@@ -230,46 +233,54 @@ def test_holm_against_statsmodels(p_N):
     assert statistics.holm(p_N) == pytest.approx(list(theirs))
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.004, 0.02, -0.05])
-def test_bayesian_signed_rank_against_baycomp(shift):
-    d_T = np.random.default_rng(1).normal(shift, 0.01, 9)
-    found = statistics.signed_rank_posterior(d_T, 0.01, 20_000, 0)
-    theirs = baycomp.SignedRankTest.probs(
-        np.zeros(9), d_T, rope=0.01, nsamples=20_000, random_state=0
-    )
-    assert (found.better, found.equivalent, found.worse) == pytest.approx(theirs, abs=0.015)
-
-
-def test_seeds_needed_by_hand():
+def test_seeds_and_tasks_needed_by_hand():
     """Six tasks, effect -0.1 on each, no spread between tasks, sd 0.2 between seeds.
 
-    S = sigma^2 z^2 / (T g^2) with z = 1.96 + 0.84 = 2.80.
+    S = sigma^2 z^2 / (T g^2) with z = t(0.975) + t(0.8) of 5 degrees of freedom = 2.57 + 0.92.
     """
     residual_S = np.array([-1.0, 0.0, 1.0]) * 0.2
-    d_TS = np.tile(-0.1 + residual_S, (6, 1))
-    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    found = statistics.needed(d_TS, math.log1p(0.01), 0.95)
+    r_TS = np.tile(-0.1 + residual_S, (6, 1))
+    t = stats.t(5)
+    found = statistics.needed(r_TS, [""] * 6, 0.01, 0.95)
+    z = t.ppf(0.975) + t.ppf(0.8)
     assert found.seeds == math.ceil(0.2**2 * z**2 / (6 * 0.1**2))
-    assert found.tasks == math.ceil(0.2**2 / 3 * z**2 / 0.1**2)
+    assert not found.equivalent
+
+    def enough(tasks):
+        t = stats.t(tasks - 1)
+        return 0.2**2 / 3 / tasks <= (0.1 / (t.ppf(0.975) + t.ppf(0.8))) ** 2
+
+    assert found.units == next(tasks for tasks in range(2, 99) if enough(tasks))
+
+
+def test_families_are_planned_as_families():
+    """Twice the tasks in each family halve what seeds add, and leave what families differ by."""
+    r_TS = np.array([-0.4, -0.1, -0.3])[:, None] + np.array([-0.05, 0.0, 0.05])
+    one = statistics.needed(r_TS, ["a", "b", "c"], 0.01, 0.95)
+    two = statistics.needed(np.concatenate([r_TS, r_TS]), ["a", "b", "c"] * 2, 0.01, 0.95)
+    assert one.seeds is two.seeds is None
+    assert one.units == two.units > 3
 
 
 def test_no_number_of_seeds_helps_when_the_tasks_disagree():
     effect_T = np.array([-0.5, 0.5, -0.4, 0.4, -0.3, 0.2])
-    d_TS = effect_T[:, None] + np.array([-0.01, 0.0, 0.01])
-    found = statistics.needed(d_TS, 0.01, 0.95)
+    r_TS = effect_T[:, None] + np.array([-0.01, 0.0, 0.01])
+    found = statistics.needed(r_TS, [""] * 6, 0.01, 0.95)
     assert found.seeds is None
-    assert found.tasks > 6
+    assert found.units > 6
+    even = statistics.needed(np.stack([r_TS[0], -r_TS[0]] * 3), [""] * 6, 1e-9, 0.95)
+    assert even.units is None
 
 
 def test_the_planned_seeds_do_settle_it():
     """With the number of seeds it names, about 80 % of repetitions leave out 0."""
     generator = np.random.default_rng(2)
     pilot_TS = -0.05 + 0.1 * stats.norm.ppf((np.arange(12) + 0.5) / 12)[None].repeat(8, 0)
-    planned = statistics.needed(pilot_TS, 0.001, 0.95).seeds
+    planned = statistics.needed(pilot_TS, [""] * 8, 0.001, 0.95).seeds
     assert planned is not None
-    wide_TS = generator.normal(-0.05, pilot_TS.std(ddof=1), (2000, 8, planned))
-    z_R = wide_TS.mean(axis=(1, 2)) / (pilot_TS.std(ddof=1) / math.sqrt(8 * planned))
-    assert (z_R < stats.norm.ppf(0.025)).mean() == pytest.approx(0.8, abs=0.08)
+    wide_RTS = generator.normal(-0.05, pilot_TS.std(ddof=1), (2000, 8, planned))
+    found = statistics.student(wide_RTS.mean(axis=2))
+    assert (found.p < 0.05).mean() == pytest.approx(0.8, abs=0.08)
 
 
 # --- all methods -------------------------------------------------------------------------------

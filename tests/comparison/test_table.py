@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from xmodal.cli.compare import _live
 from xmodal.cli.verdicts import problems, show
+from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.grid import Cell, Request, Suite
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, Queue, State
 from xmodal.comparison.spreadsheets import cells_csv, latex, pairs_csv, write_tables
@@ -92,9 +94,9 @@ def test_contenders_are_compared_and_others_only_looked_at(tmp_path: Path) -> No
     table = made(tmp_path, {"dear": 0.10, "cheap": 0.20, "longer": 0.15, "trivial": 0.18})
     assert table.comparison is not None
     (pair,) = table.comparison.pairs
-    assert (pair.a, pair.b, pair.verdict.word) == ("dear", "cheap", "better")
+    assert (pair.a, pair.b, pair.verdict.word) == ("dear", "cheap", "better on these tasks")
     assert pair.numbers is not None
-    assert pair.numbers.family == 1
+    assert pair.numbers.pairs == 1
     assert table.roles == {
         "dear": "method", "cheap": "method", "longer": "control", "trivial": "trivial",
     }  # fmt: skip
@@ -223,8 +225,11 @@ def test_files_for_a_spreadsheet_and_a_paper(tmp_path: Path) -> None:
     assert len(cells) == 54
     assert cells.groupby("method")["test"].mean()["y"] == pytest.approx(0.2, rel=0.01)
     pairs = pd.read_csv(files[1])
-    assert pairs.loc[0, ["a", "b", "verdict"]].tolist() == ["x_1", "y", "better"]
-    assert math.exp(pairs.loc[0, "effect"]) == pytest.approx(0.5, rel=0.01)
+    assert pairs.loc[0, ["a", "b", "verdict"]].tolist() == ["x_1", "y", "better on these tasks"]
+    for average in ("effect", "geometric", "median"):
+        assert math.exp(pairs.loc[0, average]) == pytest.approx(0.5, rel=0.01)
+    assert pairs.loc[0, "families"] == 1
+    assert pd.isna(pairs.loc[0, "beyond_low"])
     text = files[2].read_text()
     assert text.count("\\midrule") == 2
     lines = [line for line in text.splitlines() if line.startswith("x\\_1")]
@@ -236,6 +241,43 @@ def test_files_for_a_spreadsheet_and_a_paper(tmp_path: Path) -> None:
     found = cells[(cells.method == "y") & (cells.task == "a_1")]["test"]
     assert float(mean) == pytest.approx(found.mean(), rel=5e-3)
     assert float(spread) == pytest.approx(found.std(), rel=5e-3)
+
+
+def test_a_task_is_of_the_family_that_its_recipe_or_else_the_task_says(tmp_path: Path) -> None:
+    """``a_1`` by its recipe, ``b`` by the task, ``c`` by runs that disagree, ``d`` not at all."""
+    told = {"a_1": "protein", "b": "", "c": "pde", "d": ""}
+    cells = [cell(tmp_path, m, t, s) for m in ("x", "y") for t in told for s in range(3)]
+    cells = [
+        replace(one, resolved={**one.resolved, "family": told[one.task]})
+        if (one.method, one.task) != ("y", "c")
+        else one
+        for one in cells
+    ]
+    for one in cells:
+        finish(one, 0.1, **({} if one.task == "d" else {"family": "series"}))
+    table = assemble(asked(), cells, [State(DONE)] * len(cells))
+    assert table.scores is not None
+    assert table.scores.families == {"a_1": "protein", "b": "series"}
+    assert {row.family for row in table.rows if row.task == "c"} == {"pde", "series"}
+
+
+def test_below_six_families_nothing_printed_speaks_of_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal, CSV, LaTeX and JSON."""
+    table = made(tmp_path, {"x": 0.1, "y": 0.9})
+    show(table, [])
+    said = capsys.readouterr()
+    assert "better on these tasks" in " ".join(said.out.split())
+    assert "this is about these tasks only: 1 family of tasks, 6 are needed" in said.err
+    assert EFFECT in " ".join(said.out.split())
+    written = json.dumps(table.as_dict()), pairs_csv(table), latex(table), said.out, said.err
+    for text in written:
+        assert "other families" not in text
+        assert not re.search(
+            r"(better|worse|equivalent)(?! on these tasks)\W*(than|,y|: error)", text
+        )
+    assert json.loads(written[0])["effect"] == EFFECT
 
 
 def test_json_has_no_infinities(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def _means(table: ComparisonTable) -> None:
 
 def _verdicts(table: ComparisonTable) -> None:
     """Print one line per pair; without a verdict over tasks, print the single tasks."""
+    from xmodal.comparison.criteria import EFFECT
+
     assert table.comparison is not None
     pairs = table.comparison.pairs
     if not pairs:
@@ -128,32 +130,33 @@ def _verdicts(table: ComparisonTable) -> None:
         )
         for pair in pairs
     ]
-    columns = ("", "verdict", "than", "error", "P(better)", "p Holm", "wins/ties/losses")
-    title = "verdicts: change of the error over tasks, with 95 % interval"
-    output.print_table(columns, lines, title=title)
+    columns = ("", "verdict", "than", "error", "geometric", "median", "P(better)", "p Holm")
+    title = f"verdicts: change of the error ({EFFECT}) with 95 % interval"
+    output.print_table((*columns, "wins/ties/losses"), lines, title=title)
     output.stdout().print()
-    _undecided(pairs)
+    _remarks(pairs)
     if any(pair.verdict.word == "refused" for pair in pairs):
         _single_tasks([pair for pair in pairs if pair.verdict.word == "refused"])
 
 
-def _undecided(pairs: Sequence[PairResult]) -> None:
-    """Print what would settle undecided pairs: each reason once, with all its pairs."""
+def _remarks(pairs: Sequence[PairResult]) -> None:
+    """Print what settled pairs are about and what would settle the others: each remark once."""
     reasons: dict[str, list[str]] = {}
     for pair in pairs:
-        if pair.verdict.word in ("inconclusive", "refused"):
-            reasons.setdefault("; ".join(pair.remedies), []).append(f"{pair.a} - {pair.b}")
+        reasons.setdefault("; ".join(pair.remedies), []).append(f"{pair.a} - {pair.b}")
     for reason, names in reasons.items():
         who = f"all {len(pairs)} pairs" if len(names) == len(pairs) > 1 else ", ".join(names)
         output.stderr().print(f"{who}: {reason}")
 
 
-def _numbers(pair: PairResult) -> tuple[str, str, str]:
+def _numbers(pair: PairResult) -> tuple[str, ...]:
     if pair.numbers is None:
-        return "", "", ""
+        return ("",) * 5
     effect, numbers = pair.numbers.effect, pair.numbers
     return (
         f"{text.percent(effect.value)} ({text.percents(effect.low, effect.high)})",
+        text.percent(numbers.geometric),
+        text.percent(numbers.median),
         f"{numbers.probability.value:.2f}",
         text.probability(numbers.p_holm),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class ErrorTable:
     ``errors_MTS``: positive; NaN where there was no run, infinity where the run failed. Tasks and
     seeds are sorted, so that nothing computed from them depends on the order of the runs.
     ``floored`` tells, per task, how many errors were raised to half a step of the metric.
+    ``families`` tells, per task, which kind of data it is; tasks of which nothing was stated are
+    not in it, and count as one family.
     """
 
     methods: tuple[str, ...]
@@ -33,6 +35,7 @@ class ErrorTable:
     seeds: tuple[int, ...]
     errors_MTS: Floats
     floored: tuple[tuple[str, int], ...] = ()
+    families: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -41,14 +44,17 @@ class ErrorTable:
         *,
         steps: Mapping[str, float] | None = None,
         better: Mapping[str, str] | None = None,
+        families: Mapping[str, str] | None = None,
     ) -> ErrorTable:
         """Scores from ``errors[method, task][seed]``; cells and seeds may be missing.
 
         ``steps``: per task the smallest step of its metric (one sample of n wrong: 1 / n). Errors
         below half a step count as half a step, because a ratio needs something positive and a
         finer difference cannot be seen. ``better``: per task the direction of its metric, "lower"
-        where nothing is said. Raises UsageError for an error of 0 without a step, for an error
-        that is negative or not a number, and for metrics of which higher is better.
+        where nothing is said. ``families``: per task the kind of its data (image, series, table,
+        ...); upper and lower case are the same. Raises UsageError for an error of 0 without a
+        step, for an error that is negative or not a number, and for metrics of which higher is
+        better.
         """
         tasks = tuple(sorted({task for _, task in errors}))
         _directions(tasks, better or {})
@@ -60,7 +66,8 @@ class ErrorTable:
                 _error(error, f"{method} on {task}, seed {seed}")
                 at = methods.index(method), tasks.index(task), seeds.index(seed)
                 errors_MTS[at] = error
-        return cls(methods, tasks, seeds, *_raise_to_floor(errors_MTS, tasks, steps or {}))
+        raised_MTS, floored = _raise_to_floor(errors_MTS, tasks, steps or {})
+        return cls(methods, tasks, seeds, raised_MTS, floored, _families(tasks, families or {}))
 
     def only(self, methods: Sequence[str]) -> ErrorTable:
         """The scores of some of the methods, on all tasks."""
@@ -70,6 +77,11 @@ class ErrorTable:
     def of_method(self, method: str) -> Floats:
         """Errors [T, S] of one method."""
         return np.asarray(self.errors_MTS[self.methods.index(method)])
+
+
+def _families(tasks: tuple[str, ...], families: Mapping[str, str]) -> dict[str, str]:
+    named = {task: families.get(task, "").strip().casefold() for task in tasks}
+    return {task: family for task, family in named.items() if family}
 
 
 def _directions(tasks: tuple[str, ...], better: Mapping[str, str]) -> None:

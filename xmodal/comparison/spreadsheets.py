@@ -36,7 +36,11 @@ def cells_csv(table: ComparisonTable) -> str:
 
 
 def pairs_csv(table: ComparisonTable) -> str:
-    """One line a pair: the word, the numbers it rests on, the reasons. Effects are log-ratios."""
+    """One line a pair: the word, the numbers it rests on, the reasons.
+
+    ``effect`` (with ``beyond``) is the mean relative difference, stated as a log-ratio;
+    ``geometric`` and ``median`` are the mean and the median log-ratio.
+    """
     pairs = table.comparison.pairs if table.comparison is not None else ()
     columns = list(_pair(pairs[0])) if pairs else ["a", "b", "verdict"]
     return str(pd.DataFrame([_pair(pair) for pair in pairs], columns=columns).to_csv(index=False))
@@ -44,21 +48,27 @@ def pairs_csv(table: ComparisonTable) -> str:
 
 def _pair(pair: PairResult) -> dict[str, object]:
     numbers = pair.numbers
+    further = None if numbers is None else numbers.beyond
     return {
         "a": pair.a,
         "b": pair.b,
         "verdict": pair.verdict.word,
         "tasks": len(pair.counted),
+        "families": len(set(pair.families)),
         "wins": pair.wins,
         "ties": pair.ties,
         "losses": pair.losses,
         "effect": None if numbers is None else numbers.effect.value,
         "effect_low": None if numbers is None else numbers.effect.low,
         "effect_high": None if numbers is None else numbers.effect.high,
+        "geometric": None if numbers is None else numbers.geometric,
+        "median": None if numbers is None else numbers.median,
+        "beyond_low": None if further is None else further.low,
+        "beyond_high": None if further is None else further.high,
         "probability": None if numbers is None else numbers.probability.value,
         "p": None if numbers is None else numbers.p,
         "p_holm": None if numbers is None else numbers.p_holm,
-        "equivalent": None if numbers is None else numbers.posterior.equivalent,
+        "p_equivalent_holm": None if numbers is None else numbers.p_equivalent_holm,
         "reasons": "; ".join(pair.verdict.reasons),
     }
 

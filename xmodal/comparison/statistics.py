@@ -1,8 +1,10 @@
 """Arithmetic of a comparison of two methods: pure functions on arrays.
 
 Differences are paired log-ratios d = log(e_A / e_B) of errors: negative where A is better, and
-unchanged when all errors of a task are multiplied by one number. Shapes: T tasks, S seeds, R draws.
-A value that was not measured is NaN. All draws come from a seed, so a number never changes.
+unchanged when all errors of a task are multiplied by one number. What is averaged over seeds, tasks
+and families are relative differences, which are bounded. Shapes: T tasks, S seeds, F families, U
+units (families, or the tasks of a single family), R draws. A value that was not measured is NaN.
+All draws come from a seed, so a number never changes.
 """
 
 from __future__ import annotations
@@ -69,13 +71,51 @@ def log_ratios(a_TS: Floats, b_TS: Floats) -> Floats:
     return np.asarray(np.where(np.isfinite(d_TS), np.round(d_TS, DECIMALS), d_TS))
 
 
+def relative_differences(d: Floats) -> Floats:
+    """2 (e_A - e_B) / (e_A + e_B) of log-ratios d: the difference relative to the mean of both.
+
+    It equals 2 tanh(d / 2): d itself where both errors are close, and +-2 at most. So one task
+    cannot carry a mean, and it hardly matters how little an error near 0 is taken to be.
+    """
+    return np.asarray(2 * np.tanh(d / 2))
+
+
+def as_log_ratio(difference: float) -> float:
+    """The log-ratio of two errors with this relative difference; infinite from +-2 on."""
+    if abs(difference) >= 2:
+        return math.copysign(math.inf, difference)
+    return 2 * math.atanh(difference / 2)
+
+
 def task_means(d_TS: Floats) -> Floats:
-    """Mean over the seeds of every task [T], rounded; every task needs a seed.
+    """Mean over the seeds of every task [..., T], rounded; every task needs a seed.
 
     NaN where one run of A and one of B failed: nothing can be said.
     """
     with np.errstate(invalid="ignore"):  # inf - inf: see above
-        return np.asarray(np.round(np.nanmean(d_TS, axis=1), DECIMALS))
+        return np.asarray(np.round(np.nanmean(d_TS, axis=-1), DECIMALS))
+
+
+def unit_means(x_T: Floats, families: Sequence[str]) -> Floats:
+    """One value a unit [..., U]: the mean over the tasks of each family, in order of their names.
+
+    Tasks of one family resemble each other, so that a family is one observation. With a single
+    family its tasks are the units, and nothing is said of other families. ``families`` has one
+    entry a task.
+    """
+    names = sorted(set(families))
+    if len(names) < 2:
+        return np.asarray(x_T)
+    member_FT = np.array([[family == name for family in families] for name in names], dtype=float)
+    weight_FT = member_FT / member_FT.sum(axis=1, keepdims=True)
+    return np.asarray(np.round(x_T @ weight_FT.T, DECIMALS))
+
+
+def median_effect(x_T: Floats, families: Sequence[str]) -> Floats:
+    """Median over families of the median of each one's tasks [...]; of tasks for one family."""
+    labels = np.asarray(families)
+    median_F = [np.median(x_T[..., labels == name], axis=-1) for name in sorted(set(families))]
+    return np.asarray(np.median(np.stack(median_F, axis=-1), axis=-1))
 
 
 def win_tie_loss(d_T: Floats) -> tuple[int, int, int]:
@@ -121,40 +161,74 @@ def seed_interval(d_S: Floats, level: float, draws: int, seed: int) -> Interval 
     n = len(values_n)
     if n < 2:
         return None
+    # Sorted from the side of the mean: neither names of seeds nor a swap of A and B matter.
+    side = 1 if values_n.mean() > 0 else -1
+    values_n = side * np.sort(side * values_n)
     draws_Rn = values_n[np.random.default_rng(seed).integers(n, size=(draws, n))]
     return _interval(float(values_n.mean()), draws_Rn.mean(axis=1), level, n)
 
 
-def hierarchical_intervals(
-    d_TS: Floats, level: float, draws: int, seed: int
-) -> tuple[Interval, Interval]:
-    """Over tasks: the mean log-ratio, and the probability that a run of A beats its pair.
+@dataclass(frozen=True)
+class Student:
+    """Student's t over U units: mean, standard error and degrees of freedom; arrays [...]."""
 
-    Both average over the seeds of a task first, then over tasks. Each draw takes T tasks with
-    replacement, and within each of them its seeds with replacement. The probability is
-    P(A better) of Bouthillier et al., MLSys 2021, averaged over tasks; ties count half.
+    mean: Floats
+    error: Floats
+    df: int
+
+    def half_width(self, level: float) -> Floats:
+        """Half of the interval of this confidence."""
+        return np.asarray(stats.t.ppf(0.5 + level / 2, self.df) * self.error)
+
+    @property
+    def p(self) -> Floats:
+        """Two-sided p of a mean of 0; 1 where all units are 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.where(self.mean == 0, 0.0, np.abs(self.mean) / self.error)
+        return np.asarray(2 * stats.t.sf(t, self.df))
+
+    def p_within(self, limit: float) -> Floats:
+        """p of two one-sided tests (Schuirmann 1987) that the mean lies outside of +-limit."""
+        with np.errstate(divide="ignore"):
+            t = (limit - np.abs(self.mean)) / self.error
+        return np.asarray(stats.t.sf(t, self.df))
+
+
+def student(x_U: Floats) -> Student:
+    """Student's t over the last axis of ``x_U``, at least two units.
+
+    Ibragimov and Mueller (Journal of Business & Economic Statistics 2010): with one mean for each
+    independent family it holds its level up to 8 % for families of any unequal variances, normal
+    or a scale mixture of normals, and for dependence of any kind within a family.
     """
-    tasks, seeds = d_TS.shape
-    count_T = np.isfinite(d_TS).sum(axis=1)
-    # The seeds that exist come first, in their order: swapping A and B then negates every draw.
-    order_TS = np.argsort(~np.isfinite(d_TS), axis=1, kind="stable")
-    packed_TS = np.nan_to_num(np.take_along_axis(d_TS, order_TS, axis=1))
-    generator = np.random.default_rng(seed)
-    task_RT = generator.integers(tasks, size=(draws, tasks))
-    count_RT = count_T[task_RT]
-    seed_RTS = np.floor(generator.random((draws, tasks, seeds)) * count_RT[..., None]).astype(int)
-    used_RTS = np.arange(seeds) < count_RT[..., None]
-    drawn_RTS = packed_TS[task_RT[..., None], seed_RTS]
-    means_R = ((drawn_RTS * used_RTS).sum(axis=2) / count_RT).mean(axis=1)
-    hits_R = ((_hits(drawn_RTS) * used_RTS).sum(axis=2) / count_RT).mean(axis=1)
-    mean = float(task_means(d_TS).mean())
-    hit = float(np.nanmean(np.where(np.isfinite(d_TS), _hits(d_TS), np.nan), axis=1).mean())
-    return _interval(mean, means_R, level, tasks), _interval(hit, hits_R, level, tasks)
+    units = x_U.shape[-1]
+    error = x_U.std(axis=-1, ddof=1) / math.sqrt(units)
+    return Student(np.asarray(x_U.mean(axis=-1)), np.asarray(error), units - 1)
 
 
-def _hits(d: Floats) -> Floats:
-    """1 where A is better, a half where both are equal."""
-    return np.asarray((d < 0) + 0.5 * (d == 0))
+def beyond(mean: Floats, half: Floats, units: int, alpha: float) -> tuple[Floats, Floats]:
+    """Ends of an interval for the mean relative difference of all families, also of those unseen.
+
+    ``mean`` +- ``half`` is the interval of families like the ``units`` that were seen. A share q =
+    1 - (alpha / 2)^(1 / units) of all families can still be unlike every one of them: with the
+    probability alpha / 2 none of it is among the units. Its relative differences may be +-2.
+    """
+    unseen = missed(units, alpha)
+    low, high = (1 - unseen) * (mean - half), (1 - unseen) * (mean + half)
+    return np.asarray(low - 2 * unseen), np.asarray(high + 2 * unseen)
+
+
+def missed(units: int, alpha: float) -> float:
+    """The share of all families that units miss with the probability alpha / 2."""
+    return float(1 - (alpha / 2) ** (1 / units))
+
+
+def hits(d: Floats) -> Floats:
+    """1 where A is better, a half where both are equal, NaN where d is.
+
+    Its mean is P(A better) of Bouthillier et al., MLSys 2021.
+    """
+    return np.asarray(np.where(np.isnan(d), np.nan, (d < 0) + 0.5 * (d == 0)))
 
 
 # --- tests -------------------------------------------------------------------------------------
@@ -190,67 +264,70 @@ def holm(p_N: Sequence[float]) -> list[float]:
     return adjusted
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """Probabilities that A is practically better, that both are equivalent, that A is worse."""
-
-    better: float
-    equivalent: float
-    worse: float
-
-
-def signed_rank_posterior(
-    d_T: Floats, rope: float, draws: int, seed: int, strength: float = 0.5
-) -> Posterior:
-    """Bayesian signed-rank test with a region of practical equivalence |d| <= rope.
-
-    Benavoli, Corani, Demsar and Zaffalon, JMLR 18 (2017), section 4.2: the tasks are draws of an
-    unknown distribution with a Dirichlet-process prior, whose one pseudo-task, of weight
-    ``strength``, lies in the region. A posterior draw is a Dirichlet weight w a task; it gives
-    theta(region) = sum_ij w_i w_j 1[(d_i + d_j) / 2 in region]. Returned is how often each of the
-    three theta is the largest.
-    """
-    z_n = np.concatenate([[0.0], d_T])
-    sums_nn = np.round(z_n[:, None] + z_n[None, :], DECIMALS)
-    regions = (sums_nn < -2 * rope, np.abs(sums_nn) <= 2 * rope, sums_nn > 2 * rope)
-    alpha_n = np.concatenate([[strength], np.ones(len(d_T))])
-    w_Rn = np.random.default_rng(seed).dirichlet(alpha_n, size=draws)
-    theta_R3 = np.stack([((w_Rn @ inside_nn) * w_Rn).sum(axis=1) for inside_nn in regions], axis=1)
-    share_3 = np.bincount(theta_R3.argmax(axis=1), minlength=3) / draws
-    return Posterior(*(float(share) for share in share_3))
-
-
 # --- planning ----------------------------------------------------------------------------------
+
+
+MOST_UNITS = 10_000
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What would settle a pair: seeds on the present tasks, or tasks with the present seeds.
+    """What would settle a pair: seeds on the present tasks, or units with the present seeds.
 
-    ``seeds`` is None where no number of seeds is enough on these tasks.
+    ``seeds`` is None where no number of seeds is enough on these tasks, ``units`` where even
+    10 000 are not. ``equivalent``: whether equivalence is nearer than a direction.
     """
 
     seeds: int | None
-    tasks: int
+    units: int | None
+    equivalent: bool
 
 
-def needed(d_TS: Floats, rope: float, level: float) -> Needed:
-    """Seeds a task, or tasks, with which the interval of the mean would settle the pair.
+def needed(r_TS: Floats, families: Sequence[str], rope: float, level: float) -> Needed:
+    """Seeds a task, or units, with which the interval of the mean would settle the pair.
 
-    The mean over T tasks with S seeds has the variance (tau^2 + sigma^2 / S) / T: sigma^2 over the
-    seeds of a task (pooled), tau^2 between tasks. The interval has to leave out either 0 or all
-    that lies outside +-rope, whichever is the shorter way: a gap g = max(|mean|, rope - |mean|).
-    With z = z(level, two-sided) + z(power 80 %) that takes (tau^2 + sigma^2 / S) / T <= (g / z)^2.
+    ``r_TS`` and ``rope`` are relative differences. The mean over U units has the variance
+    (tau^2 + sigma^2 / S) / U: sigma^2 / S is what seeds add to a unit (pooled over tasks), tau^2
+    what remains between units. The interval has to leave out either 0 or all that lies outside
+    +-rope, whichever is the shorter way: a gap g = max(|mean|, rope - |mean|). With the quantiles
+    t of U - 1 degrees of freedom, for ``level`` and for a power of 80 %, that takes
+    (tau^2 + sigma^2 / S) / U <= (g / (t_level + t_power))^2.
     """
-    count_T = np.isfinite(d_TS).sum(axis=1)
-    mean_T = task_means(d_TS)
-    squares = float(np.nansum((d_TS - mean_T[:, None]) ** 2))
+    count_T = np.isfinite(r_TS).sum(axis=1)
+    mean_T = task_means(r_TS)
+    squares = float(np.nansum((r_TS - mean_T[:, None]) ** 2))
     sigma2 = squares / max(1, int((count_T - 1).sum()))
-    tau2 = max(0.0, float(mean_T.var(ddof=1)) - sigma2 * float((1 / count_T).mean()))
-    gap = max(abs(float(mean_T.mean())), rope - abs(float(mean_T.mean())))
-    z = float(stats.norm.ppf(0.5 + level / 2) + stats.norm.ppf(POWER))
-    room = len(mean_T) * (gap / z) ** 2 - tau2
-    now = float((1 / count_T).mean())
-    tasks = math.ceil((tau2 + sigma2 * now) * (z / gap) ** 2)
-    seeds = math.ceil(sigma2 / room) if room > 0 else None
-    return Needed(seeds=seeds, tasks=max(tasks, 1))
+    unit_U = unit_means(mean_T, families)
+    noise_U = _share_of_variance(1 / count_T, families)
+    now = float(noise_U.mean())  # times sigma^2: the variance that seeds add to a unit
+    tau2 = max(0.0, float(unit_U.var(ddof=1)) - sigma2 * now)
+    mean = abs(float(unit_U.mean()))
+    gap = max(mean, rope - mean)
+    room = len(unit_U) * (gap / _quantiles(len(unit_U), level)) ** 2 - tau2
+    seeds = math.ceil(sigma2 * now * float(1 / (1 / count_T).mean()) / room) if room > 0 else None
+    return Needed(seeds, _units(tau2 + sigma2 * now, gap, level), rope - mean > mean)
+
+
+def _share_of_variance(variance_T: Floats, families: Sequence[str]) -> Floats:
+    """Variance of each unit's mean, from the variances of the tasks' means."""
+    if len(set(families)) < 2:
+        return variance_T
+    size_F = np.array([families.count(name) for name in sorted(set(families))])
+    return np.asarray(unit_means(variance_T, families) / size_F)
+
+
+def _quantiles(units: int, level: float) -> float:
+    t = stats.t(units - 1)
+    return float(t.ppf(0.5 + level / 2) + t.ppf(POWER))
+
+
+def _units(variance: float, gap: float, level: float) -> int | None:
+    """The least number of units whose mean has the variance that ``needed`` asks for."""
+    low, high = 1, MOST_UNITS  # low is too few
+    if variance * (_quantiles(high, level) / gap) ** 2 > high:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = variance * (_quantiles(middle, level) / gap) ** 2 <= middle
+        low, high = (low, middle) if enough else (middle, high)
+    return high

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
 from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Request
@@ -36,7 +37,8 @@ class CellResult:
     """The result of one cell. ``test`` and ``validation`` are the task's metric.
 
     ``smallest`` is the least error above 0 that the test split can show, None if there is none;
-    ``learning_rate`` is that of the last stage that has one.
+    ``learning_rate`` is that of the last stage that has one, ``family`` the kind of the task's data
+    as the recipe or else the task says.
     """
 
     method: str
@@ -53,6 +55,7 @@ class CellResult:
     memory_bytes: int
     trainable: int
     scale: str
+    family: str
     fraction: float
     labelled: float
     smallest: float | None
@@ -83,6 +86,7 @@ def _row(cell: Cell) -> CellResult:
         memory_bytes=int(result["memory_bytes"]),
         trainable=int(result["parameters"]["trainable"]),
         scale=cell.scale or "",
+        family=str(cell.resolved.get("family") or result.get("family") or ""),
         fraction=float(cell.resolved["fraction"]),
         labelled=float(cell.resolved["labelled"]),
         smallest=result["test"].get("smallest"),
@@ -165,6 +169,7 @@ class ComparisonTable:
             "cells": [_cell_as_dict(*pair) for pair in self.standing],
             "rows": [plain(asdict(row)) for row in self.rows],
             "left_out": dict(self.left_out),
+            "effect": EFFECT,
             "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
             "published": {task: one.model_dump() for task, one in self.published.items()},
         }
@@ -263,6 +268,7 @@ def _scores(
     """The errors of all tasks that have ratios, and why the others have none.
 
     A run without a finite score failed; where no method has one, the split has nothing to measure.
+    A task of which runs state different families has none.
     """
     errors: dict[tuple[str, str], dict[int, float]] = {}
     measured = {(row.task, row.seed) for row in found if math.isfinite(row.test)}
@@ -286,7 +292,9 @@ def _scores(
     kept = {key: value for key, value in errors.items() if key[1] not in left_out}
     if not kept:
         return None, left_out
-    return ErrorTable.of(kept, steps=steps, better=better), left_out
+    said = {task: {row.family for row in found if row.task == task} for task, _ in measured}
+    families = {task: names.pop() for task, names in said.items() if len(names) == 1}
+    return ErrorTable.of(kept, steps=steps, better=better, families=families), left_out
 
 
 def _of(task: str, values: Mapping[str, V]) -> dict[str, V]:

@@ -1,14 +1,14 @@
 """Verdicts on pairs of methods: one word, the numbers it rests on, and why it may be refused.
 
 ``weigh`` goes from an error table to everything that a report needs, ``judge`` to the results of
-pairs. Each task gets an interval. Over tasks, three criteria must all hold before a method is
+pairs. Each task gets an interval. Over tasks, four criteria must all hold before a method is
 called better, and two before a pair is called equivalent; otherwise the verdict is "inconclusive"
-and says what it would take. ``docs/verdicts.md`` explains every number.
+and says what it would take. The units are families of tasks, or the tasks of a single family.
+Below six families the word is about these tasks only. ``docs/verdicts.md`` explains every number.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,65 +17,44 @@ from typing import Literal
 import numpy as np
 
 from xmodal.comparison import fairness, statistics
+from xmodal.comparison.criteria import (
+    Criterion,
+    Numbers,
+    Rule,
+    better_criteria,
+    counted,
+    same_criteria,
+    several,
+)
 from xmodal.comparison.error_table import ErrorTable, Floats
 from xmodal.comparison.fairness import Conditions, Flag, within_spread
 from xmodal.comparison.ranks import Overview, overview
-from xmodal.comparison.statistics import CellSummary, Interval, Needed, Posterior
+from xmodal.comparison.statistics import CellSummary, Interval
 from xmodal.errors import UsageError
-from xmodal.text import percent, percents, plural
+from xmodal.text import plural
 
-Word = Literal["better", "worse", "equivalent", "inconclusive", "refused"]
-FEWEST_SEEDS, FEWEST_TASKS = 3, 6
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The thresholds of a verdict. None of them allows a verdict on 2 seeds or on 5 tasks."""
-
-    alpha: float = 0.05
-    """Error rate: of the tests of all pairs together, and 1 - confidence of every interval."""
-    probability: float = 0.75
-    """How often a run of the better method has to beat its pair, at least."""
-    rope: float = 0.01
-    """Relative difference of two errors below which they are practically equal."""
-    credible: float = 0.95
-    """Posterior probability that equivalence takes."""
-    min_seeds: int = FEWEST_SEEDS
-    min_tasks: int = FEWEST_TASKS
-    draws: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.min_seeds < FEWEST_SEEDS or self.min_tasks < FEWEST_TASKS:
-            raise UsageError(
-                f"a verdict takes {FEWEST_SEEDS} seeds and {FEWEST_TASKS} tasks at least: with 5 "
-                "tasks that all agree, the signed-rank test gives p = 0.0625"
-            )
-        for name in ("alpha", "rope"):
-            if not 0 < getattr(self, name) <= 0.1:
-                raise UsageError(f"{name} lies above 0 and up to 0.1, not at {getattr(self, name)}")
-        if not (0.5 < self.probability < 1 and 0.5 < self.credible < 1 and self.draws >= 1000):
-            raise UsageError("probability and credible lie between 0.5 and 1, draws from 1000 on")
-
-    @property
-    def level(self) -> float:
-        """Confidence of the intervals."""
-        return 1 - self.alpha
-
-    @property
-    def log_rope(self) -> float:
-        """The region of practical equivalence of the log-ratio, to either side."""
-        return math.log1p(self.rope)
+Word = Literal[
+    "better",
+    "worse",
+    "equivalent",
+    "better on these tasks",
+    "worse on these tasks",
+    "equivalent on these tasks",
+    "inconclusive",
+    "refused",
+]
+HERE = " on these tasks"
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A against B on one task: mean log-ratio over the n seeds both have, negative: A is better.
+    """A against B on one task, over the n seeds both have; negative: A is better.
 
-    ``interval`` is None for one seed; ``level`` is the confidence it can have at most with so few
-    seeds. ``within_spread``: the difference is smaller than the larger of the two standard
-    deviations of log(error) over seeds; None for one seed. With failed runs (of A, of
-    B) there is no mean, and more failures count as worse. ``sign``: -1 if A is better, 0, or 1.
+    ``mean`` and ``interval`` are of the relative differences, stated as log-ratios. ``interval``
+    is None for one seed; ``level`` is the confidence it can have at most with so few seeds.
+    ``within_spread``: the difference is smaller than the larger of the two standard deviations of
+    log(error) over seeds; None for one seed. With failed runs (of A, of B) there is no mean, and
+    more failures count as worse. ``sign``: -1 if A is better, 0, or 1.
     """
 
     task: str
@@ -89,45 +68,29 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """One condition of a verdict, in words with its numbers, and whether it holds."""
-
-    name: str
-    holds: bool
-    text: str
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """``word`` says what A is, seen from B. As text: ``refused: 4 tasks, 6 are needed``."""
+    """``word`` says what A is, seen from B. As text: ``refused: 4 tasks, 6 are needed``.
+
+    "better" is a statement about other families of tasks, too, "better on these tasks" is not.
+    """
 
     word: Word
     reasons: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The word without its limits: better, worse, equivalent, inconclusive or refused."""
+        return self.word.removesuffix(HERE)
 
     def __str__(self) -> str:
         return f"{self.word}: {'; '.join(self.reasons)}"
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What a verdict rests on. ``effect`` is the mean log-ratio, ``probability`` P(A better).
-
-    ``p`` is exact and of this pair alone, ``p_holm`` corrected for ``family`` pairs.
-    """
-
-    effect: Interval
-    probability: Interval
-    p: float
-    p_holm: float
-    family: int
-    posterior: Posterior
-    needed: Needed
-
-
-@dataclass(frozen=True)
 class PairResult:
     """Everything about A against B. ``counted`` are the tasks that the verdict rests on.
 
+    ``families`` are those of the counted tasks, one entry a task; "" where nothing was stated.
     Wins, ties and losses count every task of ``tasks``; ``numbers`` is None if it is refused.
     """
 
@@ -135,6 +98,7 @@ class PairResult:
     b: str
     tasks: tuple[TaskResult, ...]
     counted: tuple[str, ...]
+    families: tuple[str, ...]
     wins: int
     ties: int
     losses: int
@@ -219,11 +183,12 @@ def judge(
         if d_TS is not None:
             tested.append((len(results), d_TS))
         results.append(result)
-    p_N = [statistics.signed_rank(statistics.task_means(d_TS)) for _, d_TS in tested]
-    adjusted_N = statistics.holm(p_N)
-    for (at, d_TS), p, p_holm in zip(tested, p_N, adjusted_N, strict=True):
-        numbers = _numbers(d_TS, p, p_holm, len(p_N), rule)
-        results[at] = _decide(results[at], numbers, rule)
+    found = [_numbers(d_TS, results[at].families, len(tested), rule) for at, d_TS in tested]
+    p_N = statistics.holm([numbers.p for numbers in found])
+    same_N = statistics.holm([numbers.p_equivalent for numbers in found])
+    for (at, _), numbers, p, same in zip(tested, found, p_N, same_N, strict=True):
+        corrected = replace(numbers, p_holm=p, p_equivalent_holm=same)
+        results[at] = _decide(results[at], corrected, rule)
     return tuple(results)
 
 
@@ -255,7 +220,8 @@ def _pair(
     wins, ties, losses = statistics.win_tie_loss(np.array([task.sign for task in tasks]))
     why = refused or _too_little(tasks, len(counted), rule)
     verdict = Verdict("refused", (why,)) if why else Verdict("inconclusive", ())
-    result = PairResult(a, b, tasks, counted, wins, ties, losses, verdict)
+    families = tuple(scores.families.get(task, "") for task in counted)
+    result = PairResult(a, b, tasks, counted, families, wins, ties, losses, verdict)
     return result, None if why else d_TS[counted_T]
 
 
@@ -267,8 +233,11 @@ def _task(task: str, a_S: Floats, b_S: Floats, d_S: Floats, rule: Rule) -> TaskR
     if any(failed):
         sign = (failed[0] > failed[1]) - (failed[0] < failed[1])
         return TaskResult(task, n, None, sign, None, 0.0, None, failed)
-    interval = statistics.seed_interval(d_S, rule.level, rule.draws, rule.seed)
-    mean = float(statistics.task_means(d_S[None])[0])
+    r_S = statistics.relative_differences(d_S)
+    interval = statistics.seed_interval(r_S, rule.level, rule.draws, rule.seed)
+    if interval is not None:
+        interval = _stated(interval.value, interval.low, interval.high)
+    mean = statistics.as_log_ratio(float(statistics.task_means(r_S)))
     within = None
     if n > 1:
         spread = max(float(np.log(e_S[shared_S]).std(ddof=1)) for e_S in (a_S, b_S))
@@ -297,105 +266,106 @@ def _too_little(tasks: tuple[TaskResult, ...], counted: int, rule: Rule) -> str 
 # --- one pair, decided -------------------------------------------------------------------------
 
 
-def _numbers(d_TS: Floats, p: float, p_holm: float, family: int, rule: Rule) -> Numbers:
-    effect, probability = statistics.hierarchical_intervals(d_TS, rule.level, rule.draws, rule.seed)
-    mean_T = statistics.task_means(d_TS)
-    posterior = statistics.signed_rank_posterior(mean_T, rule.log_rope, rule.draws, rule.seed)
+def _numbers(d_TS: Floats, families: tuple[str, ...], pairs: int, rule: Rule) -> Numbers:
+    """The numbers of one pair, not corrected for the others yet."""
+    r_TS = statistics.relative_differences(d_TS)
+    several = len(set(families)) > 1
+    found = statistics.student(statistics.unit_means(statistics.task_means(r_TS), families))
+    mean, half = float(found.mean), float(found.half_width(rule.level))
+    short = float(found.half_width(1 - 2 * rule.alpha))
+    log_T = statistics.task_means(d_TS)
+    hit_T = statistics.task_means(statistics.hits(d_TS))
+    hit = statistics.student(statistics.unit_means(hit_T, families))
+    share, often = float(hit.mean), float(hit.half_width(rule.level))
+    p, same = float(found.p), float(found.p_within(rule.relative_rope))
     # Holm's first step asks this much of the clearest of all pairs.
-    planned = statistics.needed(d_TS, rule.log_rope, 1 - rule.alpha / family)
-    return Numbers(effect, probability, p, p_holm, family, posterior, planned)
+    units, alpha = found.df + 1, rule.alpha / pairs
+    wide = found.half_width(1 - alpha)
+    ends = statistics.beyond(found.mean, wide, units, alpha)
+    further = several and units >= rule.min_families
+    return Numbers(
+        unit="family" if several else "task",
+        units=units,
+        effect=_stated(mean, mean - half, mean + half),
+        narrow=_stated(mean, mean - short, mean + short),
+        geometric=float(statistics.unit_means(log_T, families).mean()),
+        median=float(statistics.median_effect(log_T, families)),
+        beyond=_stated(mean, float(ends[0]), float(ends[1])) if further else None,
+        probability=Interval(share, max(0.0, share - often), min(1.0, share + often)),
+        p=p,
+        p_holm=p,
+        p_equivalent=same,
+        p_equivalent_holm=same,
+        pairs=pairs,
+        needed=statistics.needed(r_TS, families, rule.relative_rope, 1 - alpha),
+    )
+
+
+def _stated(value: float, low: float, high: float) -> Interval:
+    """An interval of relative differences, stated as log-ratios."""
+    return Interval(*(statistics.as_log_ratio(end) for end in (value, low, high)))
 
 
 def _decide(result: PairResult, numbers: Numbers, rule: Rule) -> PairResult:
     """Ask for equivalence first: a difference can be certain and still too small to matter."""
     same = same_criteria(numbers, rule)
     better = better_criteria(numbers, rule)
-    effect = numbers.effect.value
+    around = numbers.beyond
     if all(criterion.holds for criterion in same):
-        reasons = tuple(criterion.text for criterion in same)
-        word: Word = "equivalent"
+        further = around is not None and max(-around.low, around.high) <= rule.log_rope
+        word: Word = "equivalent" if further else "equivalent on these tasks"
+        reasons = (*(criterion.text for criterion in same), about(numbers, further, rule))
     elif all(criterion.holds for criterion in better):
-        reasons = tuple(criterion.text for criterion in better)
-        word = "better" if effect < 0 else "worse"
+        further = around is not None and (around.high < 0 or around.low > 0)
+        if numbers.effect.value < 0:
+            word = "better" if further else "better on these tasks"
+        else:
+            word = "worse" if further else "worse on these tasks"
+        reasons = (*(criterion.text for criterion in better), about(numbers, further, rule))
     else:
         missing = tuple(criterion.text for criterion in better if not criterion.holds)
-        seeds = max(task.n for task in result.tasks if task.task in result.counted)
-        reasons = (*missing, way_out(len(result.counted), seeds, numbers, rule))
+        reasons = (*missing, way_out(result, numbers))
         word = "inconclusive"
     left_out = [task.task for task in result.tasks if task.task not in result.counted]
     if left_out:
         reasons += (f"left out, fewer than {rule.min_seeds} seeds: {', '.join(left_out)}",)
-    verdict = Verdict(word, reasons)
-    return replace(result, verdict=verdict, numbers=numbers, criteria=(*better, *same))
-
-
-# --- the criteria, in words -------------------------------------------------------------------
-
-
-def better_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
-    """What makes a method better, or worse: for the side to which the mean effect points."""
-    effect, hit = numbers.effect, numbers.probability
-    if effect.value > 0:
-        hit = Interval(1 - hit.value, 1 - hit.high, 1 - hit.low)
-    apart = effect.high < 0 or effect.low > 0
-    often = hit.value >= rule.probability and hit.low > 0.5
-    interval = f"{100 * rule.level:.0f} % interval {percents(effect.low, effect.high)}"
-    return (
-        Criterion(
-            "effect",
-            apart,
-            f"error {percent(effect.value)} on average over tasks, {interval}"
-            f"{'' if apart else ', which holds 0'}",
-        ),
-        Criterion(
-            "probability",
-            often,
-            f"a run has the smaller error than its pair with probability {hit.value:.2f} "
-            f"({hit.low:.2f} to {hit.high:.2f})"
-            f"{'' if often else f', needed {rule.probability:g} and above 0.5 throughout'}",
-        ),
-        Criterion(
-            "signed-rank",
-            numbers.p_holm < rule.alpha,
-            f"signed-rank test p = {numbers.p:.2g}, {numbers.p_holm:.2g} after correction for "
-            f"{plural(numbers.family, 'pair')}",
-        ),
+    return replace(
+        result, verdict=Verdict(word, reasons), numbers=numbers, criteria=(*better, *same)
     )
 
 
-def same_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
-    """What makes two methods equivalent."""
-    effect, posterior = numbers.effect, numbers.posterior
-    inside = -rule.log_rope <= effect.low and effect.high <= rule.log_rope
-    return (
-        Criterion(
-            "equivalence",
-            posterior.equivalent >= rule.credible,
-            f"the difference is below {100 * rule.rope:g} % with probability "
-            f"{posterior.equivalent:.2f}",
-        ),
-        Criterion(
-            "small effect",
-            inside,
-            f"the {100 * rule.level:.0f} % interval of the mean, "
-            f"{percents(effect.low, effect.high)}, lies {'' if inside else 'not '}within "
-            f"{100 * rule.rope:g} %",
-        ),
-    )
+# --- what it means, in words ------------------------------------------------------------------
 
 
-def way_out(tasks: int, seeds: int, numbers: Numbers, rule: Rule) -> str:
-    """What it would take to settle a pair that was run with ``seeds`` on each of ``tasks``."""
-    least = math.ceil(1 + math.log2(numbers.family / rule.alpha) + 1e-9)
-    if tasks < least:
+def about(numbers: Numbers, further: bool, rule: Rule) -> str:
+    """What a settled pair is a statement about."""
+    if numbers.beyond is None:
+        few = counted(numbers) if numbers.unit == "family" else "1 family"
+        return f"this is about these tasks only: {few} of tasks, {rule.min_families} are needed"
+    share = f"{100 * statistics.missed(numbers.units, rule.alpha / numbers.pairs):.0f} %"
+    if further:
         return (
-            f"no result could be significant for {plural(numbers.family, 'pair')} on {tasks} "
-            f"tasks: it takes {least} tasks, or fewer pairs"
+            f"this holds for other families, too, even if {share} of them are unlike all of these"
         )
-    planned = numbers.needed
-    more = max(planned.tasks, tasks + 1)
+    return (
+        f"this is about these tasks only: {share} of all families may be unlike these "
+        f"{numbers.units} and have been missed"
+    )
+
+
+def way_out(result: PairResult, numbers: Numbers) -> str:
+    """What it would take to settle a pair."""
+    seeds = max(task.n for task in result.tasks if task.task in result.counted)
+    planned, each = numbers.needed, round(len(result.counted) / numbers.units)
+    word = "equivalence" if planned.equivalent else "a direction"
+    if planned.units is None:
+        return f"neither more seeds nor more tasks within reach would bring {word}"
+    more = several(numbers.unit, max(planned.units, numbers.units + 1))
+    if numbers.unit == "family" and each > 1:
+        more += f" of {each} tasks"
+    with_seeds = f"about {more} with {plural(seeds, 'seed')} might bring {word}"
     if planned.seeds is None:
-        return f"more seeds alone would not settle it; about {more} tasks might"
+        return f"{with_seeds}; more seeds alone would not"
     if planned.seeds > seeds:
-        return f"about {planned.seeds} seeds a task would settle it, if the effect is as large"
-    return "its size is known well enough; more seeds or more tasks may bring what is missing"
+        return f"{with_seeds}, as might about {planned.seeds} seeds a task on these"
+    return f"the size of the effect is known well enough; {with_seeds}"

@@ -406,6 +406,7 @@ def summarise(
     parameters = list(session.model.parameters())
     return {
         "task": recipe.task.name,
+        "family": session.facts.task.family,
         "metric": recipe.task.config.metric.name,
         "better": session.metric.better,
         "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},

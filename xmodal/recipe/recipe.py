@@ -72,6 +72,11 @@ class Recipe(Settings):
         "matches the compute of a more expensive method, or a trivial answer that every other "
         "method must beat.",
     )
+    family: str = Field(
+        "",
+        description="The kind of the task's data (image, series, table, ...) for verdicts, which "
+        "count tasks of one family as one observation. Default: what the task says.",
+    )
     task: Use[Task] = Field(description="The target task to learn.")
     source: Use[Source] | None = Field(
         None, description="Labelled data of the modality that the backbone was pretrained on."

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from xmodal import text
+from xmodal.comparison.criteria import EFFECT, Rule
 from xmodal.comparison.fairness import Flag
 from xmodal.comparison.ranks import Overview
 from xmodal.comparison.table import ComparisonTable
-from xmodal.comparison.verdicts import PairResult, Rule
+from xmodal.comparison.verdicts import HERE, PairResult
 from xmodal.report import compare_cells as cells
 from xmodal.report import compare_figures as figures
 from xmodal.report.charts import Chart, MethodStyle, save
@@ -69,6 +70,7 @@ def write_compare_report(
         "caption": caption(table),
         "progress": progress(table),
         "rule": rule,
+        "effect": EFFECT,
         "open": OPEN,
         "published": table.published,
         "charts": drawn,
@@ -199,7 +201,8 @@ class Judged:
     probability_interval: str = ""
     p: str = ""
     p_holm: str = ""
-    posterior: tuple[str, str, str] = ("", "", "")
+    others: str = ""
+    p_equivalent: str = ""
     reasons: tuple[str, ...] = ()
     way_out: str = ""
 
@@ -207,6 +210,11 @@ class Judged:
     def word(self) -> str:
         """The verdict."""
         return self.pair.verdict.word
+
+    @property
+    def kind(self) -> str:
+        """The verdict without its limits."""
+        return self.pair.verdict.kind
 
 
 def judged(pair: PairResult) -> Judged:
@@ -216,7 +224,7 @@ def judged(pair: PairResult) -> Judged:
         return Judged(pair, reasons=reasons)
     way_out = pair.remedies[0] if pair.verdict.word == "inconclusive" and pair.remedies else ""
     reasons = tuple(reason for reason in reasons if reason != way_out)
-    effect, hit, posterior = numbers.effect, numbers.probability, numbers.posterior
+    effect, hit = numbers.effect, numbers.probability
     return Judged(
         pair,
         effect=text.percent(effect.value),
@@ -225,11 +233,11 @@ def judged(pair: PairResult) -> Judged:
         probability_interval=f"{hit.low:.2f} to {hit.high:.2f}",
         p=text.probability(numbers.p),
         p_holm=text.probability(numbers.p_holm),
-        posterior=(
-            f"{posterior.better:.2f}",
-            f"{posterior.equivalent:.2f}",
-            f"{posterior.worse:.2f}",
+        others=(
+            f"geometric mean {text.percent(numbers.geometric)}, "
+            f"median {text.percent(numbers.median)}"
         ),
+        p_equivalent=text.probability(numbers.p_equivalent_holm),
         reasons=reasons,
         way_out=way_out,
     )
@@ -237,7 +245,7 @@ def judged(pair: PairResult) -> Judged:
 
 def by_word(pairs: Sequence[PairResult]) -> list[Judged]:
     """All pairs, settled pairs first, otherwise in their order."""
-    return sorted((judged(pair) for pair in pairs), key=lambda one: ORDER.index(one.word))
+    return sorted((judged(pair) for pair in pairs), key=lambda one: ORDER.index(one.kind))
 
 
 @dataclass(frozen=True)
@@ -266,8 +274,8 @@ def headline(table: ComparisonTable) -> Headline:
         if len(reasons) > 2:
             return Headline("No verdict: all pairs are refused.", "The reasons are below.")
         return Headline("No verdict.", refused=tuple(f"{r[:1].upper()}{r[1:]}." for r in reasons))
-    settled = [_sentence(one) for one in pairs if one.word in ORDER[:3]]
-    open_ = [one for one in pairs if one.word not in ORDER[:3]]
+    settled = [_sentence(one) for one in pairs if one.kind in ORDER[:3]]
+    open_ = [one for one in pairs if one.kind not in ORDER[:3]]
     if not settled:
         many = text.plural(len(open_), "pair")
         ways = {one.way_out for one in open_}
@@ -282,9 +290,10 @@ def headline(table: ComparisonTable) -> Headline:
 
 def _sentence(one: Judged) -> str:
     a, b = one.pair.a, one.pair.b
-    if one.word == "equivalent":
-        return f"{a} and {b} are equivalent."
-    return f"{a} is {one.word} than {b}: error {one.effect} ({one.interval})."
+    where = one.word.removeprefix(one.kind)
+    if one.kind == "equivalent":
+        return f"{a} and {b} are equivalent{where}."
+    return f"{a} is {one.kind} than {b}{where}: error {one.effect} ({one.interval})."
 
 
 def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
@@ -295,7 +304,7 @@ def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
     turned = {"better": "worse", "worse": "better"}
     words = {}
     for pair in pairs:
-        word: str = pair.verdict.word
+        word = pair.verdict.kind
         words[pair.a, pair.b] = word
         words[pair.b, pair.a] = turned.get(word, word)
     return [(a, [words.get((a, b), "") for b in methods]) for a in methods]
@@ -305,14 +314,15 @@ def _ahead(found: Sequence[Judged]) -> str:
     """The methods that are better than the most others, and than how many."""
     counts: dict[str, int] = {}
     for one in found:
-        if one.word in ("better", "worse"):
-            name = one.pair.a if one.word == "better" else one.pair.b
+        if one.kind in ("better", "worse"):
+            name = one.pair.a if one.kind == "better" else one.pair.b
             counts[name] = counts.get(name, 0) + 1
     most = max(counts.values(), default=0)
     if not most:
         return ""
     names = [name for name, count in counts.items() if count == most]
-    return f"Better than the most other methods: {text.listed(names)} (better than {most})."
+    where = HERE if any(one.word.endswith(HERE) for one in found) else ""
+    return f"Better than the most other methods{where}: {text.listed(names)} (better than {most})."
 
 
 def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xmodal import text
+from xmodal.comparison.criteria import Rule, counted
 from xmodal.comparison.error_table import ErrorTable, Floats
 from xmodal.comparison.ranks import Overview, Profile
 from xmodal.comparison.statistics import Interval, log_ratios
-from xmodal.comparison.verdicts import PairResult, Rule, TaskResult
+from xmodal.comparison.verdicts import PairResult, TaskResult
 from xmodal.report.charts import (
     BAD,
     INK,
@@ -72,8 +73,15 @@ def effect_rows(pair: PairResult, rule: Rule) -> list[EffectRow]:
     rows = [_task_row(task, pair) for task in pair.tasks]
     if pair.numbers:
         effect = pair.numbers.effect
-        note = f"{text.plural(len(pair.counted), 'task')}, level {100 * rule.level:.3g} %"
-        rows.append(EffectRow("Mean over tasks", text.percent(effect.value), _range(effect), note))
+        note = f"{counted(pair.numbers)}, level {100 * rule.level:.3g} %"
+        rows.append(
+            EffectRow(
+                "Mean over tasks" if pair.numbers.unit == "task" else "Mean over families",
+                text.percent(effect.value),
+                _range(effect),
+                note,
+            )
+        )
     return rows
 
 
@@ -107,7 +115,8 @@ def effects_end(pair: PairResult, seeds_TS: Sequence[Floats], rule: Rule) -> flo
     intervals = [task.interval for task in pair.tasks if task.interval]
     if pair.numbers:
         intervals.append(pair.numbers.effect)
-    ends += [abs(end) for interval in intervals for end in (interval.low, interval.high)]
+    for interval in intervals:
+        ends += [abs(x) for x in (interval.low, interval.high) if math.isfinite(x)]
     return 1.05 * max(ends)
 
 
@@ -131,7 +140,7 @@ def effects(pair: PairResult, scores: ErrorTable, styles: Styles, rule: Rule) ->
             _effect(axes, position, task, seeds_S, end)
         _means(axes, pair, styles)
         if pair.numbers:
-            _total(axes, len(pair.tasks), pair, styles)
+            _total(axes, len(pair.tasks), pair, styles, end)
         _ratio_axis(axes, pair, end)
         _effect_words(axes, pair, rows, across, top / row)
         for artist in axes.get_children():
@@ -173,10 +182,11 @@ def _means(axes: Axes, pair: PairResult, styles: Styles) -> None:
             named(marks, "mark", number)
 
 
-def _total(axes: Axes, position: int, pair: PairResult, styles: Styles) -> None:
+def _total(axes: Axes, position: int, pair: PairResult, styles: Styles, end: float) -> None:
+    """The mean as a diamond; an end without a limit is drawn at the end of the axis."""
     assert pair.numbers is not None
     effect = pair.numbers.effect
-    x = [effect.low, effect.value, effect.high, effect.value]
+    x = [max(effect.low, -end), effect.value, min(effect.high, end), effect.value]
     y = [position, position - 0.26, position, position + 0.26]
     colour = styles[pair.a if effect.value <= 0 else pair.b].colour
     (diamond,) = axes.fill(x, y, color=colour, linewidth=0, zorder=4)

@@ -67,6 +67,7 @@ def test_facts_and_samples_agree(store: Store) -> None:
     assert not list((store.root / "built").glob("*"))
     data = one.load(seed=0)
     assert facts.shape == (3, 11, 11)
+    assert facts.family == "pde"
     assert facts.target == Target("dense", 1, (11, 11))
     assert facts.samples == {"train": 12, "validation": 5, "test": 6}
     for split, count in facts.samples.items():

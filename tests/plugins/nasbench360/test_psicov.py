@@ -89,6 +89,7 @@ def test_facts_need_no_data(tmp_path: Path) -> None:
     one = task(None, tmp_path, size=512, validation=100)
     facts = Psicov.describe(one.config, one.store)
     assert facts.shape == (57, 512, 512)
+    assert facts.family == "protein"
     assert facts.target == Target("dense", 1, (512, 512))
     assert facts.samples == {"train": 3356, "validation": 100, "test": 150}
 

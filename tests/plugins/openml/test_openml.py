@@ -58,6 +58,7 @@ def test_every_table_of_the_pack_loads_in_all_five_splits() -> None:
         loaded = make(task.OpenML, path=PACK, did=meta["did"])
         facts = task.OpenML.describe(loaded.config, None)  # type: ignore[arg-type]
         assert facts.shape == (meta["p"],)
+        assert facts.family == "table"
         table = loaded.table(loaded.config)
         for number in range(1, 6):
             train, test = tabpfn_split(table.y_N, number)
