@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xmodal_orca.distances import entropic
+from xmodal_orca.distances import annealed, entropic
 from xmodal_orca.distances.bures import Gaussian, bures_squared, moments, ridged, root
 from xmodal_orca.distances.emd import exact_transport
 from xmodal_orca.distances.points import Classes, half_squared
@@ -107,6 +107,43 @@ class PointLabels(LabelDistance):
 
         assert self._reg is not None
         return entropic.self_transport(rows, a_1S, self._reg / 2, self._tolerance)
+
+
+class AnnealedLabels(LabelDistance):
+    """The Sinkhorn divergence with cost ‖x − x'‖² (no ½), with one step a scale as released.
+
+    The scales depend on both classes of a pair, so every pair has own terms of its own.
+    """
+
+    def __init__(self, reg: float, debias: bool) -> None:
+        self._reg, self._debias = reg, debias
+
+    def prepare(self, classes: Classes) -> Prepared:
+        """Nothing depends on one set alone; W[y, y] is 0, or that of the pair without debiasing."""
+        zero_C = torch.zeros_like(classes.weight_CS[:, 0])
+        if self._debias:
+            return Prepared(classes, zero_C, zero_C)
+        count = range(len(zero_C))
+        sets = [_trimmed(classes, c)[0][0] for c in count]
+        return Prepared(classes, zero_C, torch.stack([self._between(x, x) for x in sets]))
+
+    def pairs(self, one: Prepared, other: Prepared, i_P: Tensor, j_P: Tensor) -> Tensor:
+        """The divergence ``[P]``."""
+        found = [
+            self._between(_trimmed(one.classes, i)[0][0], _trimmed(other.classes, j)[0][0])
+            for i, j in zip(i_P, j_P, strict=True)
+        ]
+        return torch.stack(found)
+
+    def _between(self, x_SD: Tensor, z_TD: Tensor) -> Tensor:
+        epsilons = annealed.scales(annealed.diameter(x_SD, z_TD), self._reg)
+        value = annealed.transport(2 * half_squared(x_SD, z_TD), epsilons)
+        if not self._debias:
+            return value
+        for set_ in (x_SD, z_TD):
+            own = 2 * half_squared(set_, set_.detach())
+            value = value - annealed.self_transport(own, epsilons)
+        return value
 
 
 class GaussianLabels(LabelDistance):
