@@ -197,8 +197,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     def _columns_of(self, y: Any) -> Array:
         """Labels or predictions as ``(n * places, outputs)``."""
-        y_NKS: Array = self.trained_.labels(y).flatten(2).numpy()
-        return np.moveaxis(y_NKS.reshape(*y_NKS.shape[:2], -1), 1, -1).reshape(-1, y_NKS.shape[1])
+        y_NK: Array = self.trained_.labels(y).numpy()
+        return np.moveaxis(y_NK, 1, -1).reshape(-1, y_NK.shape[1])
 
     def __sklearn_tags__(self) -> Tags:
         tags: Tags = super().__sklearn_tags__()

@@ -53,7 +53,8 @@ class FileSamples(Dataset[Pair]):
     index: Indices
     y_layout: Layout | None
     form: RawForm
-    name: str
+    x_name: str
+    y_name: str
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,14 +67,16 @@ class FileSamples(Dataset[Pair]):
         """Samples ``[n, *shape]`` float32 and labels at rows ``index``."""
         raw_N = np.ascontiguousarray(self.x.read(index), dtype=np.float64)
         x_N = self.form.apply(torch.from_numpy(raw_N))
-        self.form.require_float32(x_N, self.name, index)
+        self.form.require_float32(x_N, self.x_name, index)
         y_N = self.y.read(index)
         if self.y_layout is not None:
             y_N = self.y_layout.apply(y_N)
         if self.y_layout is None and y_N.dtype.kind != "f":
             return x_N, torch.from_numpy(y_N)
         y = torch.from_numpy(np.ascontiguousarray(y_N, dtype=np.float64))
-        return x_N, self.form.standardise_labels(y).float()
+        y = self.form.standardise_labels(y).float()
+        self.form.require_float32(y, self.y_name, index)
+        return x_N, y
 
     def fitted(self) -> Dataset[Pair]:
         """A tensor data set if it fits into memory, otherwise this data set."""

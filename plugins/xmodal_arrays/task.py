@@ -188,7 +188,8 @@ class Arrays(Task):
         def samples(share: Share) -> Dataset[Pair]:
             rows = plan.labels.rows[share.part]
             part = plan.parts[share.part]
-            own = FileSamples(part.x, rows, share.rows, plan.labels.layout, form, part.x_name)
+            names = part.x_name, part.y_name
+            own = FileSamples(part.x, rows, share.rows, plan.labels.layout, form, *names)
             return own.fitted()
 
         sets = {role: samples(share) for role, share in split_of.items()}

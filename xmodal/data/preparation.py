@@ -97,15 +97,17 @@ class RawForm:
 
     @staticmethod
     def require_float32(x: Tensor, name: str, rows: Sequence[int] | Array) -> None:
-        """Raise DataError for the first prepared sample that float32 cannot hold; ``rows`` of it.
+        """Raise DataError if a prepared sample or label is too large for float32.
 
-        Standardised training samples always fit; others may be too far from them.
+        ``rows`` are the numbers of the samples. Those of training always fit once they are
+        standardised; others may be too far from them.
         """
         wrong = x.isinf().flatten(1).any(dim=1).nonzero()
         if len(wrong):
             raise DataError(
-                f"{name}: row {rows[int(wrong[0])]} has a value that is more than 3.4e38 standard "
-                "deviations from the training samples (without standardising: above 3.4e38)"
+                f"{name}: row {rows[int(wrong[0])]} has a value that is too large for float32: "
+                "above 3.4e38, counted in standard deviations of the training samples if "
+                "standardised"
             )
 
     def _moved(self, x: Tensor) -> Tensor:
