@@ -6,6 +6,8 @@ PUBLIC = (
     "xmodal.batch",
     "xmodal.cli.output",
     "xmodal.data",
+    "xmodal.data.arrays",
+    "xmodal.data.lengths",
     "xmodal.data.loader",
     "xmodal.data.tables",
     "xmodal.errors",

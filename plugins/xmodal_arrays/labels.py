@@ -14,10 +14,10 @@ from typing import NoReturn
 import numpy as np
 
 from xmodal.data import class_names, infer_kind, name_of, positions, whole_numbers
+from xmodal.data.arrays import Array, ArrayRows, Rows
 from xmodal.errors import DataError, did_you_mean
 from xmodal.interfaces import Target
 from xmodal.text import shortlist, shown
-from xmodal_arrays.containers import Array, ArrayRows, Rows
 from xmodal_arrays.layout import Layout
 from xmodal_arrays.locate import FilePart
 from xmodal_arrays.settings import DataSettings, Kind

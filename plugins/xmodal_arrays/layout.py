@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from xmodal_arrays.containers import Array
+from xmodal.data.arrays import Array
 
 Form = Literal["auto", "grid", "sequence", "row"]
 Channels = Literal["auto", "first", "last"]

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from xmodal.errors import DataError, did_you_mean
-from xmodal.text import shortlist
-from xmodal_arrays.containers import (
-    SUFFIXES,
+from xmodal.data import lengths
+from xmodal.data.arrays import (
+    LABEL_KEYS,
+    SAMPLE_KEYS,
     Array,
     Container,
     Rows,
     existing,
+    first_key,
     open_container,
+    row_labels,
 )
+from xmodal.data.arrays import SUFFIXES as ARRAYS
+from xmodal.data.tables import SUFFIXES as TABLES
+from xmodal.errors import DataError, did_you_mean
+from xmodal.text import shortlist
 from xmodal_arrays.settings import DataSettings
 
 Role = Literal["all", "train", "validation", "test"]
+SUFFIXES = (*ARRAYS, *TABLES)
 _WORDS: dict[str, Role] = {
     "train": "train",
     "training": "train",
@@ -30,8 +37,6 @@ _WORDS: dict[str, Role] = {
     "dev": "validation",
     "test": "test",
 }
-_X = ("x", "data", "inputs", "features", "samples")
-_Y = ("y", "labels", "label", "targets", "target")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class FilePart:
     y_name: str
     files: tuple[Path, ...]
     group: Array | None = None
+
+
+@dataclass(frozen=True)
+class ArrayParts:
+    """The parts of a task whose data are arrays, and how later files are read like them.
+
+    ``x_keys``, ``y_keys``: the names of the arrays, where a file holds one part. ``time``: the axis
+    of a sample along which lengths are unequal, None if all are equal; ``padded``: the same axis if
+    samples are filled up along it.
+    """
+
+    parts: tuple[FilePart, ...]
+    x_keys: tuple[str, ...] = ()
+    y_keys: tuple[str, ...] = ()
+    time: int | None = None
+    padded: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
@@ -69,7 +91,7 @@ def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
     if "train" in roles and ("test" in roles or not settings.tests):
         order: tuple[Role, ...] = ("train", "validation", "test")
         return [(role, existing(roles[role])) for role in order if role in roles]
-    if any(file.suffix == ".npy" for file in files):
+    if any(file.suffix == ".npy" for file in files) or any(path.glob("*/*.npy")):
         return [("all", path)]
     if len(files) == 1:
         return [("all", existing(files[0]))]
@@ -89,47 +111,104 @@ def _known(path: Path) -> Path:
     return path
 
 
-def array_parts(settings: DataSettings) -> list[FilePart]:
-    """The parts of a task whose data are arrays. Raises DataError."""
-    parts = [part for role, path in sources(settings) for part in _parts_of(role, path, settings)]
+def array_parts(settings: DataSettings) -> ArrayParts:
+    """The parts of a task whose data are arrays, with samples of one shape. Raises DataError."""
+    found = [part for role, path in sources(settings) for part in _parts_of(role, path, settings)]
+    parts, time, notes = _one_length([part for part, _, _ in found], settings)
     for part in parts:
         if part.x.shape[0] != part.y.shape[0]:
+            hint = ""
+            if settings.samples == "first" and part.x.shape[-1] == part.y.shape[0]:
+                hint = "; if the last axis counts samples, set samples: last"
             raise DataError(
                 f"{part.x_name} has {part.x.shape[0]} samples, but {part.y_name} has "
-                f"{part.y.shape[0]} (shapes {part.x.shape} and {part.y.shape})"
+                f"{part.y.shape[0]} (shapes {part.x.shape} and {part.y.shape}){hint}"
             )
         if part.x.dtype.kind not in "fiub":
-            raise DataError(f"{part.x_name} holds {part.x.dtype}, not real numbers")
+            raise DataError(f"{part.x_name} holds {_kind(part.x)}, not real numbers")
+        if 0 in part.x.shape:
+            raise DataError(f"{part.x_name} has shape {part.x.shape}: its samples are empty")
         if part.x.shape[1:] != parts[0].x.shape[1:]:
             raise DataError(
                 f"{part.x_name} has samples of shape {part.x.shape[1:]}, but {parts[0].x_name} of "
                 f"{parts[0].x.shape[1:]}"
             )
-    return parts
+    keys = {(x, y) for _, x, y in found}
+    x_keys, y_keys = keys.pop() if len(keys) == 1 else ((), ())
+    padded = None if settings.lengths == "crop" else time
+    return ArrayParts(tuple(parts), x_keys, y_keys, time, padded, notes)
 
 
-def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[FilePart]:
-    x, y = _key(settings.x, "x"), _key(settings.y, "y")
-    container = open_container(path if path.suffix != ".npy" else path.parent)
-    if path.suffix == ".npy":
-        x, y = path.stem, y or _partner(path)
+def _kind(rows: Rows) -> str:
+    return "text" if rows.dtype.kind == "U" else str(rows.dtype)
+
+
+def _one_length(
+    parts: list[FilePart], settings: DataSettings
+) -> tuple[list[FilePart], int | None, tuple[str, ...]]:
+    """The parts with samples of one length, the axis along which they were not, and a note."""
+    unequal = any(lengths.is_unequal(part.x) for part in parts)
+    for part in parts:
+        if lengths.is_unequal(part.y) and settings.lengths != "crop":
+            raise DataError(
+                f"{part.y_name} has labels of unequal lengths; set lengths: crop to keep the "
+                "beginning of each"
+            )
+    if not unequal and settings.lengths is None:
+        return parts, None, ()
+    rule = settings.lengths or "pad"
+    found = lengths.measure([(part.x, part.x_name) for part in parts])
+    length = settings.length or (found.longest if rule == "pad" else found.shortest)
+    if rule == "crop" and length > found.shortest:
+        raise DataError(
+            f"{parts[0].x_name}: the shortest sample has {found.shortest} values, fewer than "
+            f"length: {length}; set lengths: pad"
+        )
+    sample = (*found.shape[: found.axis], length, *found.shape[found.axis + 1 :])
+    even = []
+    for part in parts:
+        y = part.y
+        if lengths.is_unequal(y):
+            own = lengths.measure([(y, part.y_name)])
+            shape = (*own.shape[: own.axis], length, *own.shape[own.axis + 1 :])
+            y = lengths.even(y, part.y_name, shape, own.axis)
+        x = lengths.even(part.x, part.x_name, sample, found.axis)
+        even.append(replace(part, x=x, y=y))
+    done = "filled up at the end" if rule == "pad" else "cut at the end"
+    note = (
+        f"arrays: {parts[0].x_name} has samples of {found.shortest} to {found.longest} values, "
+        f"{done} to {length} (lengths: {rule}; set lengths: or length: to change)"
+    )
+    return even, found.axis, (note,)
+
+
+_Found = tuple[FilePart, tuple[str, ...], tuple[str, ...]]
+"""A part, and the keys of its samples and labels; no keys if a file holds several parts."""
+
+
+def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[_Found]:
+    x, y = _keys(settings.x), _keys(settings.y)
+    single = path.suffix == ".npy" and path.is_file()
+    container = open_container(path.parent if single else path, settings.samples)
+    if single:
+        x, y = (path.stem,), y or (_partner(path),)
     elif role == "all":
         found = dict(_split_keys(container, x, y))
         if "train" in found and ("test" in found or not settings.tests):
             for word, (x_key, y_key) in found.items():
                 group = settings.group and _with_word(container, settings.group, word)
-                yield _part(word, container, x_key, y_key, group)
+                yield _part(word, container, (x_key,), (y_key,), group), x, y
             return
-    x_key = x or _first(container, _X, "x")
-    y_key = y or _first(container, _Y, "y")
-    yield _part(role, container, x_key, y_key, settings.group)
+    x = x or (first_key(container, SAMPLE_KEYS) or SAMPLE_KEYS[0],)
+    y = y or (first_key(container, LABEL_KEYS) or LABEL_KEYS[0],)
+    yield _part(role, container, x, y, settings.group), x, y
 
 
-def _key(value: str | tuple[str, ...] | None, setting: str) -> str | None:
-    if isinstance(value, tuple):
-        raise DataError(f"{setting}: a list of names is for tables; arrays have one key")
+def _keys(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The keys that a setting names."""
+    names = (value,) if isinstance(value, str) else value or ()
     # For a folder of .npy files, people write ``y: labels.npy``.
-    return value.removesuffix(".npy") if value else None
+    return tuple(name.removesuffix(".npy") for name in names)
 
 
 def _partner(path: Path) -> str:
@@ -141,23 +220,13 @@ def _partner(path: Path) -> str:
     return stem
 
 
-def _first(container: Container, names: tuple[str, ...], setting: str) -> str:
-    lower = {key.lower(): key for key in reversed(list(container.arrays))}
-    for name in names:
-        if name in lower:
-            return lower[name]
-    # Ask for the key anyway, to raise the usual message about a missing key.
-    container.get(names[0], setting)
-    raise AssertionError("unreachable")
-
-
 def _split_keys(
-    container: Container, x: str | None, y: str | None
+    container: Container, x: tuple[str, ...], y: tuple[str, ...]
 ) -> Iterator[tuple[Role, tuple[str, str]]]:
     """Pairs such as ``x_train``, ``y_train`` or ``train_x``, ``train_y``; none if ``x`` exists."""
-    lower = {key.lower(): key for key in container.arrays}
-    x_names = (x.lower(),) if x else _X
-    y_names = (y.lower(),) if y else _Y
+    lower = {key.lower(): key for key in container.entries}
+    x_names = tuple(name.lower() for name in x) or SAMPLE_KEYS
+    y_names = tuple(name.lower() for name in y) or LABEL_KEYS
     if any(name in lower for name in x_names):
         return
     for word, role in _WORDS.items():
@@ -170,15 +239,21 @@ def _split_keys(
 def _with_word(container: Container, name: str, role: Role) -> str:
     words = [word for word, meant in _WORDS.items() if meant == role]
     keys = [key for word in words for key in (f"{name}_{word}", f"{word}_{name}")]
-    return next((key for key in keys if key in container.arrays), keys[0])
+    return next((key for key in keys if key in container.entries), keys[0])
 
 
-def _part(role: Role, container: Container, x: str, y: str, group: str | None) -> FilePart:
-    keys = [x, y, *([group] if group else [])]
-    rows = [container.get(key, name) for key, name in zip(keys, ("x", "y", "group"), strict=False)]
-    files = tuple(dict.fromkeys(container.files[key] for key in keys))
-    names = [f"{container.files[key]}: '{key}'" for key in keys]
-    group_N = rows[2].read(slice(None)) if group else None
-    if group_N is not None and group_N.shape != rows[0].shape[:1]:
-        raise DataError(f"{names[2]} has shape {group_N.shape}; expected ({rows[0].shape[0]},)")
-    return FilePart(role, rows[0], rows[1], names[0], names[1], files, group_N)
+def _part(
+    role: Role, container: Container, x: tuple[str, ...], y: tuple[str, ...], group: str | None
+) -> FilePart:
+    keys = [*x, *y, *([group] if group else [])]
+    samples = container.stacked(x, "x:")
+    labels = row_labels(container.stacked(y, "y:"), samples.shape[0])
+    group_N = None
+    if group:
+        rows = row_labels(container.get(group, "group:"), samples.shape[0])
+        if rows.shape != samples.shape[:1]:
+            expected = f"expected ({samples.shape[0]},)"
+            raise DataError(f"{container.name(group)} has shape {rows.shape}; {expected}")
+        group_N = rows.read(slice(None))
+    files = container.files(*keys)
+    return FilePart(role, samples, labels, container.name(*x), container.name(*y), files, group_N)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import Moments, RawForm
+from xmodal.data.arrays import Indices, Rows
+from xmodal.data.lengths import wrong_padding
 from xmodal.errors import DataError
 from xmodal.interfaces import Pair
-from xmodal_arrays.containers import Indices, Rows
 from xmodal_arrays.labels import chunks
 from xmodal_arrays.layout import Layout
 
@@ -21,10 +22,18 @@ MEMORY = 1 << 31
 """Samples and labels up to this size in bytes (as float32) are kept in memory."""
 
 
-def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool = False) -> Moments:
+def scan(
+    rows: Rows,
+    layout: Layout,
+    name: str,
+    train: Indices,
+    allow_nan: bool = False,
+    padded: int | None = None,
+) -> Moments:
     """Read all of ``rows`` once: check that values are finite, and collect training statistics.
 
-    Raises DataError with the array, the number of bad rows and the first of them.
+    ``padded``: the axis of a raw sample that may end with NaN. Raises DataError with the array, the
+    number of bad rows and the first of them.
     """
     moments = Moments(layout.shape[0])
     training = np.zeros(rows.shape[0], dtype=bool)
@@ -32,9 +41,12 @@ def scan(rows: Rows, layout: Layout, name: str, train: Indices, allow_nan: bool 
     wrong: list[int] = []
     for at, raw_N in chunks(rows):
         x_N = layout.apply(raw_N).astype(np.float64)
-        bad = np.isinf(x_N) if allow_nan else ~np.isfinite(x_N)
+        may_lack = allow_nan or padded is not None
+        bad = (np.isinf(x_N) if may_lack else ~np.isfinite(x_N)).reshape(len(x_N), -1).any(axis=1)
+        if padded is not None and raw_N.dtype.kind == "f":
+            bad |= wrong_padding(raw_N, padded)
         if bad.any():
-            wrong += (at.start + np.flatnonzero(bad.reshape(len(x_N), -1).any(axis=1))).tolist()
+            wrong += (at.start + np.flatnonzero(bad)).tolist()
         elif not wrong:
             moments.add(x_N[training[at]])
     if wrong:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from xmodal.data.arrays import Axis
+from xmodal.data.lengths import Rule
 from xmodal.data.tables import TableFormat
 from xmodal_arrays.layout import Channels, Form
 
@@ -19,14 +21,15 @@ class DataSettings(TableFormat):
     """Where the data are and how to read them."""
 
     path: Path | None = Field(
-        None,
-        description="A file (.npz, .npy, .csv, .parquet, .h5, .hdf5) or a folder of them.",
+        None, description="A file (.npz, .npy, .h5, .hdf5, .mat, .csv, .parquet) or a folder."
     )
     train: Path | None = Field(None, description="The training file; replaces path.")
     validation: Path | None = Field(None, description="The validation file (default: from train).")
     test: Path | None = Field(None, description="The test file; needs train.")
     x: str | tuple[str, ...] | None = Field(
-        None, description="Key of the samples, or columns of a table (default: all others)."
+        None,
+        description="Key of the samples, or several keys: one a channel; columns of a table "
+        "(default: all others).",
     )
     y: str | tuple[str, ...] | None = Field(
         None, description="Key of the labels, or column(s) of a table (default: the last)."
@@ -37,6 +40,18 @@ class DataSettings(TableFormat):
     drop: tuple[str, ...] = Field((), description="Columns of a table to leave out.")
     categories: tuple[str, ...] = Field(
         (), description="Numeric columns that hold category codes; text columns need no entry."
+    )
+    samples: Axis = Field(
+        "first", description="The axis of the arrays that counts samples; MATLAB's own order there."
+    )
+    lengths: Rule | None = Field(
+        None,
+        description="Samples of unequal lengths: pad fills up at the end with the mean of each "
+        "channel, crop keeps the beginning. With pad, NaN at the end of a sample is such filling, "
+        "too. Default: pad where a file holds samples of unequal lengths.",
+    )
+    length: int | None = Field(
+        None, ge=1, description="Length of a sample after lengths (default: longest or shortest)."
     )
     kind: Kind = Field("auto", description="The kind of label in y.")
     classes: tuple[str, ...] = Field(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xmodal.data.arrays import Array, Indices
 from xmodal.errors import DataError
-from xmodal_arrays.containers import Array, Indices
 
 
 def split(

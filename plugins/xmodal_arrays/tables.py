@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from xmodal.data import tables
+from xmodal.data.arrays import Array, ArrayRows
 from xmodal.data.tables import Part, TableForm
 from xmodal.errors import DataError, did_you_mean
 from xmodal.text import shortlist
-from xmodal_arrays.containers import Array, ArrayRows
 from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store
+from xmodal.data.arrays import Array, Indices
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
 from xmodal.text import shortlist
-from xmodal_arrays.containers import Array, Indices
 from xmodal_arrays.labels import FileLabels, read_labels
-from xmodal_arrays.layout import Layout, layout
-from xmodal_arrays.locate import FilePart, Role, array_parts, sources
+from xmodal_arrays.layout import Channels, Layout, layout
+from xmodal_arrays.locate import ArrayParts, FilePart, Role, array_parts, sources
 from xmodal_arrays.samples import Affine, FileSamples, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
@@ -55,6 +55,12 @@ class FilePlan:
     levels: tuple[int, ...]
     notes: tuple[str, ...]
     table: Encoded | None = None
+    arrays: ArrayParts | None = None
+
+    @property
+    def padded(self) -> int | None:
+        """The axis of a raw sample that may end with NaN, None if there is none."""
+        return self.arrays.padded if self.arrays is not None else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +73,7 @@ class Share:
 
 def understand(settings: DataSettings) -> FilePlan:
     """Locate the data, and infer their meaning from headers and labels. Raises DataError."""
-    files, table = sources(settings), None
+    files, table, arrays = sources(settings), None, None
     tabular = {path.suffix.lower() in TABLES for _, path in files}
     if tabular == {True, False}:
         raise DataError(f"{files[0][1]} and {files[-1][1]}: tables and arrays cannot be mixed")
@@ -76,10 +82,11 @@ def understand(settings: DataSettings) -> FilePlan:
         parts, levels, notes = table.parts, table.levels, table.notes
         found = Layout("row", (len(levels),))
     else:
-        parts, levels, notes = array_parts(settings), (), ()
+        arrays = array_parts(settings)
+        parts, levels, notes = list(arrays.parts), (), arrays.notes
         sample, label = parts[0].x.shape[1:], parts[0].y.shape[1:]
         try:
-            found = layout(sample, settings.form, settings.channels, label)
+            found = layout(sample, settings.form, _channels(settings, arrays, sample), label)
         except ValueError as error:
             raise DataError(f"{parts[0].x_name}: {error}") from error
         if found.form == "row":
@@ -90,7 +97,20 @@ def understand(settings: DataSettings) -> FilePlan:
         f"arrays: {count:,} samples of shape {found.shape} read as {found.form} (set form: or "
         f"channels: to change); y {labels.read_as} (set kind: to change)"
     )
-    return FilePlan(tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table)
+    return FilePlan(
+        tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table, arrays
+    )
+
+
+def _channels(settings: DataSettings, arrays: ArrayParts, sample: tuple[int, ...]) -> Channels:
+    """Where channels are: in front if every one has a key; never on the axis of the lengths."""
+    if settings.channels != "auto":
+        return settings.channels
+    if isinstance(settings.x, tuple) and len(settings.x) > 1 and len(sample) > 1:
+        return "first"
+    if arrays.time is not None and len(sample) == 2 and settings.form != "grid":
+        return "last" if arrays.time == 0 else "first"
+    return "auto"
 
 
 def shares(plan: FilePlan, settings: DataSettings, seed: int) -> dict[str, Share]:
@@ -181,7 +201,7 @@ class Arrays(Task):
         plan = understand(self.config)
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
-        form = _raw_form(plan, self._input_scale(plan, train))
+        form = _raw_form(plan, self._input_scale(plan, train), self.config)
         form, decode = _label_scale(plan, train, form, self.config.loss.component)
 
         @cache  # a share with two roles is one object, so the engine can recognise it
@@ -220,7 +240,7 @@ class Arrays(Task):
         scale: Scale = (None, None)
         for index, part in enumerate(plan.parts):
             rows = train.rows if index == train.part else np.array([], dtype=np.int64)
-            moments = scan(part.x, plan.layout, part.x_name, rows, allow_nan=row)
+            moments = scan(part.x, plan.layout, part.x_name, rows, row, plan.padded)
             if index == train.part and self.config.normalize != "none":
                 mean_C, scale_C = moments.input_scale(keep_two=self.config.normalize == "auto")
                 if row:
@@ -235,9 +255,10 @@ def _over(layout: Layout, values_C: Array) -> Tensor:
     return torch.from_numpy(values_C.reshape(-1, *(1,) * (len(layout.shape) - 1)))
 
 
-def _raw_form(plan: FilePlan, scale: Scale) -> RawForm:
+def _raw_form(plan: FilePlan, scale: Scale, settings: DataSettings) -> RawForm:
     """A record of the samples' layout, coding and standardisation."""
     table, y, part = plan.table, plan.labels.layout, plan.parts[0]
+    arrays = plan.arrays
     return RawForm(
         shape=part.x.shape[1:],
         laid=plan.layout.shape,
@@ -251,6 +272,10 @@ def _raw_form(plan: FilePlan, scale: Scale) -> RawForm:
         label_channel=None if y is None else y.channel,
         label_columns=() if table is None else table.labels,
         table=None if table is None else table.form,
+        x_keys=() if arrays is None else arrays.x_keys,
+        y_keys=() if arrays is None else arrays.y_keys,
+        samples=settings.samples,
+        padded=plan.padded,
     )
 
 

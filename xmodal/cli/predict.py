@@ -34,13 +34,24 @@ def predict(
     ],
     data: Annotated[
         Path,
-        typer.Argument(help="Samples: .npz with x (and y), .npy, or a table (.csv, .parquet)."),
+        typer.Argument(
+            help="Samples, and labels to score with: a file or folder as for training (.npz, .npy, "
+            ".h5, .mat, .csv, .parquet)."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The .npz, .npy or .csv to write; default: CSV on stdout.")
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Samples at a time; default: as in the run.")
+    ] = None,
+    x: Annotated[
+        list[str] | None,
+        typer.Option("--x", metavar="KEY", help="The array of samples; default: as in training."),
+    ] = None,
+    y: Annotated[
+        list[str] | None,
+        typer.Option("--y", metavar="KEY", help="The array of labels; default: as in training."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device; default: as in the run.")] = None,
     table: Annotated[
@@ -81,7 +92,10 @@ def predict(
     elif not flat and not as_json:
         raise UsageError(f"{readers.NOT_FLAT}; name a file: --out predictions.npz")
     size = batch or model.recipe.evaluation_batch
-    samples = readers.read(data, model.raw, size, _table_settings(table), model.note)
+    keys = tuple(x or ()), tuple(y or ())
+    samples = readers.read(data, model.raw, size, _table_settings(table), model.note, keys)
+    if samples.says:
+        output.stderr().print(f"{data}: {samples.says}", markup=False)
     scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
     count = 0

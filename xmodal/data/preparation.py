@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xmodal.data.lengths import wrong_padding
 from xmodal.errors import DataError
 from xmodal.text import shortlist
 
@@ -46,6 +47,10 @@ class RawForm:
     label_columns: the label columns of a table.
     table: how the columns of the training table were read; ``columns`` and ``levels`` are those of
         the numbers that they gave.
+    x_keys, y_keys: for files of arrays, the names of the samples' and the labels' arrays.
+    samples: the axis of an array that counts samples, ``first`` or ``last``.
+    padded: the axis of a raw sample along which it may end early; what is missing is NaN, and 0
+        once it is standardised.
     """
 
     shape: tuple[int, ...]
@@ -63,6 +68,10 @@ class RawForm:
     label_mean: Tensor | None = None
     label_scale: Tensor | None = None
     table: TableForm | None = None
+    x_keys: tuple[str, ...] = ()
+    y_keys: tuple[str, ...] = ()
+    samples: Literal["first", "last"] = "first"
+    padded: int | None = None
 
     def state(self) -> dict[str, Any]:
         """The form as tensors and plain values, for ``checkpoint.save``."""
@@ -89,6 +98,8 @@ class RawForm:
             x = torch.where((counts_F > 0) & wrong, torch.nan, x)
         if self.mean is not None and self.scale is not None:
             x = (x.to(self.mean.dtype) - self.mean) / self.scale
+        if self.padded is not None:
+            x = torch.where(x.isnan(), 0.0, x)
         # Convolutions give other last digits for another layout in memory.
         x = x.to(torch.float32).contiguous()
         if self.extra is not None:
@@ -157,8 +168,12 @@ class RawForm:
             x = np.moveaxis(x, 1, 1 + (self.channel or 0))
         raw = x.reshape(len(x), *self.shape)
         if x.dtype.kind == "f":
-            wrong = np.isinf(raw) if self.missing else ~np.isfinite(raw)
-            rows = np.flatnonzero(wrong.reshape(len(raw), prod(self.shape)).any(axis=1))
+            may_lack = self.missing or self.padded is not None
+            wrong = np.isinf(raw) if may_lack else ~np.isfinite(raw)
+            wrong_N = wrong.reshape(len(raw), prod(self.shape)).any(axis=1)
+            if self.padded is not None:
+                wrong_N |= wrong_padding(raw, self.padded)
+            rows = np.flatnonzero(wrong_N)
             if len(rows):
                 what = "an infinite value" if self.missing else "NaN or an infinite value"
                 raise DataError(f"x: row {first + rows[0]} holds {what}")

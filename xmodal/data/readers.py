@@ -1,9 +1,8 @@
 """Reads samples to predict and writes predictions, one batch at a time.
 
-Samples come from ``.npz``, ``.npy`` or tables (``xmodal.data.tables``); predictions go to
-``.npz``, ``.npy`` or ``.csv``. Files may be larger than memory: ``.npy`` is mapped, ``.npz`` is
-decompressed while it is read, and tables are read in pieces. Nothing is unpickled. A file of
-predictions appears when it is complete.
+Samples come from files of arrays (``xmodal.data.arrays``) or tables (``xmodal.data.tables``);
+predictions go to ``.npz``, ``.npy`` or ``.csv``. Files may be larger than memory: they are read in
+pieces. Nothing is unpickled. A file of predictions appears when it is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import csv
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,19 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal.data import tables
+from xmodal.data import lengths, tables
+from xmodal.data.arrays import (
+    LABEL_KEYS,
+    SAMPLE_KEYS,
+    SUFFIXES,
+    Container,
+    Rows,
+    described,
+    existing,
+    first_key,
+    open_container,
+    row_labels,
+)
 from xmodal.data.naming import are_numbers
 from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError, UsageError, did_you_mean
@@ -30,7 +40,9 @@ from xmodal.files import atomically
 from xmodal.text import shortlist
 
 Array = NDArray[Any]
-READABLE = (".npz", ".npy", *tables.SUFFIXES)
+READABLE = (*SUFFIXES, *tables.SUFFIXES)
+Keys = tuple[tuple[str, ...], tuple[str, ...]]
+"""The names of the arrays of samples and of labels, as far as the user says them."""
 WRITABLE = (".npz", ".npy", ".csv")
 NOT_FLAT = "this model predicts fields, which do not fit into lines of text"
 Piece = tuple[Any, Array | None]
@@ -47,6 +59,8 @@ class SampleReader:
     count: int | None
     labelled: bool
     pieces: Iterator[Piece]
+    says: str = ""
+    """What was found, in words: names, shapes and types."""
 
 
 def read(
@@ -55,93 +69,85 @@ def read(
     batch: int,
     settings: tables.TableFormat | None = None,
     note: Note | None = None,
+    keys: Keys = ((), ()),
 ) -> SampleReader:
-    """Raw samples of a file and, if it has them, labels, ``batch`` at a time.
+    """Raw samples of a file or folder and, if it has them, labels, ``batch`` at a time.
 
     Rows of tables are coded as ``form`` says. ``settings`` say how a text is written, where it is
-    neither seen nor as in training. Raises DataError.
+    neither seen nor as in training; ``keys`` which arrays to read. Raises DataError.
     """
-    tables.existing(path)
-    suffix = path.suffix.lower()
+    path, suffix = existing(path), path.suffix.lower()
+    if path.is_dir() or suffix in SUFFIXES:
+        return _arrays(path, form, batch, keys)
     if suffix in tables.SUFFIXES:
         return _table(path, form, batch, settings or tables.TableFormat(), note)
-    reader = {".npz": _npz, ".npy": _npy}.get(suffix)
-    if reader is None:
-        hint = did_you_mean(path.suffix, READABLE)
-        raise DataError(f"{path}: cannot read '{path.suffix}'{hint}; expected {list(READABLE)}")
-    return reader(path, form, batch)
+    hint = did_you_mean(path.suffix, READABLE)
+    raise DataError(f"{path}: cannot read '{path.suffix}'{hint}; expected {list(READABLE)}")
 
 
 # --- reading arrays -------------------------------------------------------------------------------
 
 
-def _npy(path: Path, form: RawForm, batch: int) -> SampleReader:
-    try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as .npy: {error}") from error
-    form.check_shape(x)
-    return SampleReader(len(x), False, ((x[i : i + batch], None) for i in range(0, len(x), batch)))
-
-
-class _Member:
-    """An array in an ``.npz`` file, read from front to back."""
-
-    def __init__(self, path: Path, pack: zipfile.ZipFile, key: str) -> None:
-        self.path, self.key, self.at = path, key, 0
-        self.stream: IO[bytes] = pack.open(f"{key}.npy")
-        version = np.lib.format.read_magic(self.stream)
-        header = np.lib.format.read_array_header_2_0
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0
-        self.shape, columns_first, self.dtype = header(self.stream)
-        if self.dtype.hasobject:
-            raise DataError(f"{path}: '{key}' holds Python objects, which are never unpickled")
-        self.whole: Array | None = None
-        if columns_first and len(self.shape) > 1:
-            with np.load(path, allow_pickle=False) as opened:
-                self.whole = opened[key]
-
-    def take(self, count: int) -> Array:
-        """The next ``count`` samples."""
-        start, self.at = self.at, min(self.at + count, self.shape[0])
-        if self.whole is not None:
-            return self.whole[start : self.at]
-        size = (self.at - start) * prod(self.shape[1:]) * self.dtype.itemsize
-        content = self.stream.read(size)
-        if len(content) < size:
-            raise DataError(f"{self.path}: '{self.key}' ends too early; the file is damaged")
-        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
-
-
-def _npz(path: Path, form: RawForm, batch: int) -> SampleReader:
-    try:
-        pack = zipfile.ZipFile(path)
-        keys = [name.removesuffix(".npy") for name in pack.namelist()]
-        if "x" not in keys:
-            raise DataError(
-                f"{path}: no array 'x'{did_you_mean('x', keys)}; it has {shortlist(keys)}"
-            )
-        x = _Member(path, pack, "x")
-        y = _Member(path, pack, "y") if "y" in keys else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+def _arrays(path: Path, form: RawForm, batch: int, keys: Keys) -> SampleReader:
+    """Samples, and labels if there are any, under the names they had in training or usual ones."""
+    container = open_container(path, form.samples)
+    single = path.suffix.lower() == ".npy" and path.is_file()
+    x_keys = (path.stem,) if single else _named(container, keys[0], form.x_keys, SAMPLE_KEYS)
+    y_keys = () if single else _named(container, keys[1], form.y_keys, LABEL_KEYS)
+    x = container.stacked(x_keys or SAMPLE_KEYS[:1], "--x")
+    y = container.stacked(y_keys, "--y") if y_keys else None
+    says = [f"samples {_says(x, x_keys)}"]
+    if lengths.is_unequal(x) or form.padded is not None:
+        x = _of_one_length(x, container.name(*x_keys), form, says)
     # An array of this shape that takes no memory.
     form.check_shape(np.broadcast_to(np.empty((), x.dtype), x.shape))
-    if y is not None and y.shape[:1] != x.shape[:1]:
-        raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
-    return SampleReader(x.shape[0], y is not None, _members(path, pack, x, y, batch))
+    if y is not None:
+        y = row_labels(y, x.shape[0])
+        says.append(f"labels {_says(y, y_keys)}")
+        if lengths.is_unequal(y):
+            y = lengths.even(y, container.name(*y_keys), form.label_shape or (), 0)
+        if y.shape[:1] != x.shape[:1]:
+            raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
+    return SampleReader(x.shape[0], y is not None, _batches(x, y, batch), ", ".join(says))
 
 
-def _members(
-    path: Path, pack: zipfile.ZipFile, x: _Member, y: _Member | None, batch: int
-) -> Iterator[Piece]:
-    with pack:
-        try:
-            while x.at < x.shape[0]:
-                yield x.take(batch), None if y is None else y.take(batch)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+def _named(
+    container: Container, asked: tuple[str, ...], known: tuple[str, ...], usual: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The keys to read: those asked for, else those of training, else the first usual one."""
+    if asked or (known and all(key in container.entries for key in known)):
+        return asked or known
+    found = first_key(container, usual)
+    return (found,) if found else ()
+
+
+def _says(rows: Rows, keys: tuple[str, ...]) -> str:
+    names = shortlist(f"'{key}'" for key in keys)
+    shown = "of unequal lengths" if lengths.is_unequal(rows) else described(rows.shape, rows.dtype)
+    return f"{names} {shown}"
+
+
+def _of_one_length(rows: Rows, name: str, form: RawForm, says: list[str]) -> Rows:
+    """Samples cut or filled up to the length of training."""
+    found = lengths.measure([(rows, name)])
+    axis = found.axis if form.padded is None else form.padded
+    if len(found.shape) != len(form.shape) or (found.longest, found.shortest) == (0, 0):
+        return rows
+    length = form.shape[axis]
+    if form.padded is None and found.shortest < length:
+        raise DataError(
+            f"{name} has samples of {found.shortest} to {found.longest} values; this model was "
+            f"trained on the first {length} of each"
+        )
+    if found.longest > length:
+        says.append(f"the first {length} of up to {found.longest} values are used")
+    return lengths.even(rows, name, form.shape, axis)
+
+
+def _batches(x: Rows, y: Rows | None, batch: int) -> Iterator[Piece]:
+    for start in range(0, x.shape[0], batch):
+        at = slice(start, min(start + batch, x.shape[0]))
+        yield x.read(at), None if y is None else y.read(at)
 
 
 # --- reading tables -------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,8 @@ from xmodal.data.columns import Column, TableForm, require
 from xmodal.data.dialect import Dialect, TableFormat, detect, rows
 from xmodal.data.learning import Part, label_values, learn
 from xmodal.data.naming import name_of
-from xmodal.errors import DataError, did_you_mean
+from xmodal.data.rows import existing
+from xmodal.errors import DataError
 from xmodal.text import shortlist
 
 __all__ = [
@@ -83,20 +83,6 @@ class OpenTable:
         return pa.concat_tables(found)
 
 
-def existing(path: Path) -> Path:
-    """``path``, if it is a file with content. Raises DataError with the nearest name."""
-    try:
-        state = path.stat()
-    except OSError:
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}") from None
-    if not stat.S_ISREG(state.st_mode):
-        raise DataError(f"{path}: is no file, but a folder, pipe or device")
-    if state.st_size == 0:
-        raise DataError(f"{path}: the file is empty")
-    return path
-
-
 def open_table(
     path: Path,
     settings: TableFormat | None = None,
@@ -108,7 +94,9 @@ def open_table(
     ``settings`` say how a text is written; what they leave open is detected. ``like`` is the form
     of the training table: if several dialects fit, its own is taken. Raises DataError.
     """
-    existing(path)
+    path = existing(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a table")
     opened = _text if path.suffix.lower() in TEXT else _parquet
     return opened(path, settings or TableFormat(), like, batch)
 
