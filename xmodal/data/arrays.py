@@ -71,7 +71,7 @@ class Container:
 
     def inventory(self) -> str:
         """All arrays, with shapes and types."""
-        shown = (f"'{text.shown(key)}' {entry.says}" for key, entry in self.entries.items())
+        shown = (f"'{text.shown(key, 32)}' {entry.says}" for key, entry in self.entries.items())
         return text.shortlist(shown) or "nothing"
 
     def get(self, key: str, setting: str) -> Rows:

@@ -91,6 +91,8 @@ class H5Rows:
         if self.reverse:
             stored, axis = stored.T, stored.ndim - 1 - axis
         values = np.moveaxis(stored, axis, 0)
+        if self.kind == "text":
+            return values.astype(str)
         if self.kind == "bytes":
             return as_text(where, values)
         return values.astype(bool) if self.kind == "logical" else values
@@ -118,7 +120,7 @@ def _entries(
             continue
         where = f"{path}: '{text.shown(key)}'"
         try:
-            item = group[name]
+            item = _opened(group, name)
         except Exception as error:
             # A link to nowhere, or damage: it matters only if the array is needed.
             target = _target(path, group.get(name, getlink=True))
@@ -208,32 +210,33 @@ def _entry(path: Path, data: Any, key: str, last: bool) -> NamedArray:
     return NamedArray(says, rows, files)
 
 
-def _opened(file: Any, key: str) -> Any:
-    """A data set; its external storage is looked for beside the file, as its other links are."""
+def _opened(group: Any, key: str) -> Any:
+    """An object of a file. External storage is looked for beside the file, as links are."""
     import h5py
 
-    data = file[key]
-    if all(Path(os.fsdecode(name)).exists() for name, *_ in data.external or ()):
-        return data
-    del data  # HDF5 refuses another prefix while the data set is open
+    try:
+        item = group[key]
+        if not (isinstance(item, h5py.Dataset) and item.external):
+            return item
+        del item  # HDF5 refuses a second prefix while a data set is open
+    except KeyError as error:
+        if "external file prefix" not in str(error):
+            raise
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_efile_prefix(b"${ORIGIN}")
-    return h5py.Dataset(h5py.h5d.open(file.id, os.fsencode(key), access))
+    return h5py.Dataset(h5py.h5d.open(group.id, os.fsencode(key), access))
 
 
 def _elsewhere(path: Path, data: Any) -> tuple[Path, ...]:
     """The other files that a data set draws on, as far as they are named."""
-    names = [os.fsdecode(name) for name, *_ in data.external or ()]
-    if data.is_virtual:
-        names += [source.file_name for source in data.virtual_sources() if source.file_name != "."]
     home = Path(data.file.filename)
-    own = () if home.resolve() == path.resolve() else (home,)
-    return (*own, *dict.fromkeys(_beside(home, name) for name in names))
-
-
-def _beside(path: Path, name: str) -> Path:
-    """Where HDF5 finds a file that ``path`` names: here, or beside ``path``."""
-    return Path(name) if Path(name).exists() else path.parent / name
+    files = [] if home.resolve() == path.resolve() else [home]
+    files += [home.parent / os.fsdecode(name) for name, *_ in data.external or ()]
+    if data.is_virtual:
+        names = {s.file_name: None for s in data.virtual_sources() if s.file_name != "."}
+        # HDF5 looks beside the file first, then in the working directory.
+        files += [file if (file := home.parent / name).exists() else Path(name) for name in names]
+    return tuple(dict.fromkeys(files))
 
 
 def _check_stored(path: Path, where: str, data: Any) -> None:
@@ -244,7 +247,7 @@ def _check_stored(path: Path, where: str, data: Any) -> None:
         if not file.is_file():
             raise DataError(f"{where} draws on {file}, and there is no such file")
     for name, start, size in data.external or ():
-        file = _beside(Path(data.file.filename), os.fsdecode(name))
+        file = Path(data.file.filename).parent / os.fsdecode(name)
         if size < 1 << 62 and start + size > file.stat().st_size:
             raise DataError(f"{where}: {file} is cut off: it should hold {start + size} bytes")
     settings = data.id.get_create_plist()
