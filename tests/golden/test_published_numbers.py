@@ -148,7 +148,9 @@ def test_fpt_as_released_is_a_pattern_away(model: Any) -> None:
     if name == "ECG":
         return
     patterns = ("embedder.*", "predictor.*", "*layernorm*", "backbone.norm.*")
-    chosen = built.select_trainable(patterns)
+    by_name = [name for name, _ in built.select_trainable(patterns)]
+    chosen = built.select_trainable((*FPT, "!*downsample*"))
+    assert [name for name, _ in chosen] == by_name
     assert len(chosen) == 104
     if name == "CIFAR-100":
         assert size(p for _, p in chosen) == 159_204
