@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -277,7 +278,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Create or replace a JSON file in one step."""
-    write_atomically(path, json.dumps(content, indent=1, sort_keys=True))
+    write_atomically(path, as_json(content, indent=1, sort_keys=True))
+
+
+def as_json(content: Any, **options: Any) -> str:
+    """The JSON text of plain values; ``options`` are those of ``json.dumps``.
+
+    JSON has neither NaN nor infinities: a number that is none is null.
+    """
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def inside(folder: Path, name: str) -> Path:

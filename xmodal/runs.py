@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xmodal.errors import DataError, UsageError, did_you_mean
-from xmodal.files import write_atomically
+from xmodal.files import as_json, write_atomically
 from xmodal.text import shortlist
 
 DEFAULT_ROOT = Path("runs")
@@ -80,7 +80,7 @@ class Run:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the run atomically."""
-        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+        write_atomically(self.path / name, as_json(content, indent=1) + "\n")
 
     @property
     def state(self) -> str:
@@ -177,12 +177,12 @@ class Run:
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(as_json(line) + "\n")
 
     def rewind_metrics(self, stage: int, epoch: int) -> list[dict[str, Any]]:
         """Drop the lines from this epoch on, which will be written again; return the others."""
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"]) < (stage, epoch)]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(as_json(line) + "\n" for line in kept)
         write_atomically(self.path / "metrics.jsonl", text)
         return kept
 

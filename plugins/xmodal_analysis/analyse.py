@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xmodal.files import write_atomically
+from xmodal.files import as_json, write_atomically
 from xmodal.interfaces import Distance
 from xmodal.report import Mixing, kept_samples, measured, mixing, number, write_page
 from xmodal.settings import Use
@@ -116,7 +114,7 @@ class Analysis:
         seed = self.restored.session.seed
         content = {"weights": {"stage": stage, "epoch": epoch}, "seed": seed, **numbers}
         file = self.folder / f"{name}.json"
-        write_atomically(file, json.dumps(_plain(content), indent=1) + "\n")
+        write_atomically(file, as_json(content, indent=1) + "\n")
         section.files += [*(self.folder / f"{name}{kind}" for kind in KINDS), file]
         return section
 
@@ -260,12 +258,3 @@ def _distance_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]
     between = [numbers[space]["between"] for space in SPACES]
     rows.append(["source to target", number(between[0]), "", number(between[1]), ""])
     return heads, rows
-
-
-def _plain(value: Any) -> Any:
-    """The value with None for every number that JSON cannot hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -208,8 +208,10 @@ def with_finished(found: Sequence[Candidate], plan: Plan, root: Path) -> None:
                 for key in manifest["components"]
                 if key.startswith("source:")
             ]
-            score = float(run.read("result.json")["test"]["metric"])
-            by_source.setdefault(names[0] if names else source.get("name", ""), []).append(score)
+            score = run.read("result.json")["test"]["metric"]
+            if score is not None:  # None: the metric is undefined on this test split
+                name = names[0] if names else source.get("name", "")
+                by_source.setdefault(name, []).append(score)
     for one in found:
         reached = by_source.get(one.source, [])
         one.runs, one.final = len(reached), float(np.mean(reached)) if reached else None

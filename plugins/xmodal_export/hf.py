@@ -5,7 +5,6 @@ The result runs with torch and transformers; it does not need xmodal.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Tokens
 from xmodal.errors import DataError
+from xmodal.files import as_json
 from xmodal.interfaces import Exported, Exporter, LibraryModel, Network, Trained
 from xmodal_export import programs, standalone
 
@@ -133,7 +133,7 @@ def _write(
         config = dict(library.config)
         if trained.facts.backbone.reduction > 1:
             config["xmodal_grid"] = list(grid)
-        text = json.dumps(config, indent=1, default=str)
+        text = as_json(config, indent=1, default=str)
         (folder / "config.json").write_text(text, encoding="utf-8")
         save_file(_saved(library), folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(Path(str(standalone.__file__)), folder / "modeling.py")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xmodal.files import as_json
 from xmodal.interfaces import Context, Facts, Tracked, Tracker
 from xmodal_track.common import TrackerSettings, absent, flat
 
@@ -41,7 +41,7 @@ class TensorBoard(Tracker):
         folder = str(run.directory / FOLDER)
         self._writer = self._make(folder, purge_step=run.step + 1 if resumed else None)
         if not resumed:
-            recipe = json.dumps(dict(run.recipe), indent=2)
+            recipe = as_json(dict(run.recipe), indent=2)
             self._writer.add_text("recipe", "\n".join(f"    {r}" for r in recipe.splitlines()))
             table = "\n".join(f"|{key}|{value}|" for key, value in run.tags.items())
             self._writer.add_text("run", f"|tag|value|\n|---|---|\n{table}")

@@ -20,7 +20,7 @@ from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.grid import Cell, Request, Suite
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, Queue, State
 from xmodal.comparison.spreadsheets import cells_csv, latex, pairs_csv, write_tables
-from xmodal.comparison.table import ComparisonTable, assemble
+from xmodal.comparison.table import ComparisonTable, _searched, assemble, rows
 
 TASKS = ("a_1", "b", "c", "d", "e", "f")
 ROLES = {"trivial": "trivial", "longer": "control"}
@@ -316,3 +316,42 @@ def test_an_interruption_says_how_far_it_came(
     said = capsys.readouterr().err
     assert said.startswith("skipped: x on a_1\n    no data\n")
     assert said.endswith("1 of 3 cells are done; repeat the command to continue\n")
+
+
+def test_an_epoch_chosen_by_the_loss_is_never_mixed_with_one_by_the_metric(tmp_path: Path) -> None:
+    errors = {"dear": 0.1, "longer": 0.2, "cheap": 0.3}
+    cells = [cell(tmp_path, method, TASKS[0], seed) for seed in range(3) for method in errors]
+    for one in cells:
+        by_loss = one.method == "cheap"
+        validation = {"metric": None if by_loss else 0.1, "loss": 0.5, "at": [0, 1]}
+        chosen = "validation loss" if by_loss else "validation"
+        finish(one, errors[one.method], validation=validation, selected_on=chosen)
+    table = assemble(asked(), cells, [State(DONE)] * len(cells))
+    assert table.comparison is not None
+    (flag,) = [flag for flag in table.comparison.flags if flag.kind == "mixed-conditions"]
+    assert flag.refuses
+    choices = "by loss, by metric"
+    assert flag.text == f"different choices of the epoch on task {TASKS[0]}: {choices}"
+    assert json.dumps(table.as_dict(), allow_nan=False)
+
+
+def test_a_run_without_a_score_has_failed(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, method, TASKS[0], seed) for seed in range(3) for method in ("x", "y")]
+    for one in cells:
+        error = None if (one.method, one.seed) == ("y", 1) else 0.1
+        finish(one, 0.1, test={"metric": error, "loss": 1.0, "smallest": 0.01})
+    table = assemble(asked(), cells, [State(DONE)] * len(cells))
+    assert (table.summary("y", TASKS[0]).n, table.summary("y", TASKS[0]).failed) == (2, 1)
+    assert "failed-runs" in kinds(table)
+
+
+def test_learning_rates_are_searched_by_the_loss_where_there_is_no_metric(tmp_path: Path) -> None:
+    rates, losses = ("1e-4", "1e-3", "1e-2"), (0.2, 0.4, 0.9)
+    settings = [f"training.optimizer.lr={rate}" for rate in rates]
+    cells = [cell(tmp_path, "x", TASKS[0], 0, (setting,)) for setting in settings]
+    for one, loss in zip(cells, losses, strict=True):
+        validation = {"metric": None, "loss": loss, "at": [0, 1]}
+        finish(one, 0.1, validation=validation, selected_on="validation loss")
+    (best,) = _searched(cells, rows(cells))
+    assert best.learning_rate == 1e-4
+    assert best.searched == (1e-4, 1e-3, 1e-2)

@@ -300,6 +300,7 @@ def test_a_clean_table_has_no_flags():
         ("fraction", 0.1, "different fractions of the training data on task t05: 0.1, 1"),
         ("labelled", 0.5, "different fractions of labels on task t05: 0.5, 1"),
         ("metric", "mean", "different metrics on task t05: mean, share"),
+        ("selected_by", "loss", "different choices of the epoch on task t05: by loss, by metric"),
     ],
 )
 def test_runs_that_cannot_be_compared_refuse_every_verdict(field, value, text):

@@ -5,7 +5,6 @@ Public, for plugins that add commands. Imports nothing heavy.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xmodal.files import as_json
 from xmodal.text import visible
 
 Plugins = Annotated[
@@ -65,7 +65,7 @@ def loading(quiet: bool = False) -> None:
 
 def print_json(content: Any) -> None:
     """Print a value as JSON."""
-    typer.echo(json.dumps(content, indent=1, default=str))
+    typer.echo(as_json(content, indent=1, default=str))
 
 
 _DASHES = str.maketrans("−–", "--")

@@ -134,10 +134,11 @@ def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
         return
     if not fresh:
         output.stderr().print("already done; --force repeats it")
-    selected = result["selected_on"]
+    selected, validation = result["selected_on"], result["validation"]
+    chosen = validation["loss"] if selected.endswith(" loss") else validation["metric"]
     rows = [
         (f"test {result['metric']}", text.number(result["test"]["metric"])),
-        (f"best {selected}", text.number(result["validation"]["metric"])),
+        (f"best {selected}", text.number(chosen)),
         ("time", text.duration(result["seconds"]["training"])),
         ("memory", text.size(result["memory_bytes"])),
         (

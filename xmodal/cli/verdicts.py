@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from xmodal import text
 from xmodal.cli import output
-from xmodal.files import write_atomically
+from xmodal.files import as_json, write_atomically
 
 if TYPE_CHECKING:
     from xmodal.comparison.fairness import Flag
@@ -34,7 +33,7 @@ def write(folder: Path, table: ComparisonTable) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     page = write_compare_report(folder / REPORT, table, figures_folder=folder / FIGURES)
-    write_atomically(folder / JSON, json.dumps(table.as_dict(), indent=1, default=str) + "\n")
+    write_atomically(folder / JSON, as_json(table.as_dict(), indent=1, default=str) + "\n")
     return [page, *write_tables(folder, table), folder / JSON]
 
 
@@ -103,7 +102,8 @@ def _means(table: ComparisonTable) -> None:
         first = mine[0]
         columns = ("method", f"test {first.metric}", "seeds", "encoded samples", "training")
         title = f"{task}: {first.better} is better; protocol {first.protocol}"
-        output.print_table(columns, lines, title=f"{title}, selected on {first.selected_on}")
+        selected = text.listed(sorted({row.selected_on for row in mine}))
+        output.print_table(columns, lines, title=f"{title}, selected on {selected}")
         output.stdout().print()
 
 

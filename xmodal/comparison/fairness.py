@@ -48,6 +48,7 @@ class Conditions:
     labelled: float = 1.0
     metric: str = ""
     selected_on_test: bool = False
+    selected_by: str = "metric"
     encoded_samples: float | None = None
     learning_rate: float | None = None
     searched: tuple[float, ...] = ()
@@ -113,6 +114,7 @@ SAME_EVERYWHERE: dict[str, Property] = {
 SAME_ON_A_TASK: dict[str, Property] = {
     "fractions of the training data": lambda c: f"{c.fraction:g}",
     "fractions of labels": lambda c: f"{c.labelled:g}",
+    "choices of the epoch": lambda c: f"by {c.selected_by}",
 }
 """These may differ between tasks (a task may use a share of its data), not between methods."""
 

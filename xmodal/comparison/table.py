@@ -48,6 +48,7 @@ class CellResult:
     better: str
     test: float
     validation: float
+    validation_loss: float
     protocol: str
     selected_on: str
     encoded_samples: int
@@ -63,6 +64,11 @@ class CellResult:
     directory: str
     command: str
 
+    @property
+    def on_test(self) -> bool:
+        """Whether the test split chose the best epoch."""
+        return self.selected_on.startswith("test")
+
 
 def rows(cells: Iterable[Cell]) -> list[CellResult]:
     """One row for every cell that is done."""
@@ -77,8 +83,9 @@ def _row(cell: Cell) -> CellResult:
         seed=cell.seed,
         metric=result["metric"],
         better=result["better"],
-        test=float(result["test"]["metric"]),
-        validation=float(result["validation"]["metric"]),
+        test=_number(result["test"]["metric"]),
+        validation=_number(result["validation"]["metric"]),
+        validation_loss=_number(result["validation"].get("loss")),
         protocol=result["protocol"],
         selected_on=result["selected_on"],
         encoded_samples=int(result["encoded_samples"]),
@@ -94,6 +101,10 @@ def _row(cell: Cell) -> CellResult:
         directory=str(cell.directory),
         command=by_hand(cell),
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def by_hand(cell: Cell) -> str:
@@ -311,7 +322,8 @@ def _conditions(found: Iterable[CellResult]) -> list[Conditions]:
             fraction=row.fraction,
             labelled=row.labelled,
             metric=row.metric,
-            selected_on_test=row.selected_on == "test",
+            selected_on_test=row.on_test,
+            selected_by="loss" if row.selected_on.endswith(" loss") else "metric",
             encoded_samples=row.encoded_samples,
         )
         for row in found
@@ -335,8 +347,14 @@ def _searched(cells: Sequence[Cell], found: Sequence[CellResult]) -> list[Condit
     chosen = []
     for members in variants.values():
         by_method = grouped(members, lambda row: row.method)
-        score = {name: mean(r.validation for r in mine) for name, mine in by_method.items()}
-        pick = min if members[0].better == "lower" else max
+        by_loss = any(math.isnan(row.validation) for row in members)
+        score = {
+            name: mean(row.validation_loss if by_loss else row.validation for row in mine)
+            for name, mine in by_method.items()
+        }
+        if any(map(math.isnan, score.values())):
+            continue  # nothing says which rate did best
+        pick = min if by_loss or members[0].better == "lower" else max
         best = by_method[pick(score, key=lambda name: score[name])][0]
         rates = tuple(sorted({row.learning_rate for row in members if row.learning_rate}))
         (conditions,) = _conditions([best])

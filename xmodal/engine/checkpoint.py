@@ -39,7 +39,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         new.mkdir()
         save_file(tensors, new / "tensors.safetensors", metadata={"format": "pt"})
         document = {"format": FORMAT, "state": skeleton}
-        (new / "state.json").write_text(json.dumps(document), encoding="utf-8")
+        (new / "state.json").write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
         (new / SUMS).write_text(json.dumps(digests(new), indent=1), encoding="utf-8")
 
 

@@ -27,12 +27,14 @@ class SplitScore:
     """The metric and the mean loss of a split, and the predictions where they were asked for.
 
     All are in the unit of the user's labels, except ``objective``, the mean loss as it is trained,
-    of standardised labels. ``loss`` is None if float64 cannot hold it in that unit: 1e200 squared.
+    of standardised labels. What is not a finite number is None: a metric that is undefined for
+    these labels (the area under the curve of one class), a loss that float64 cannot hold in the
+    unit (1e200 squared).
     ``smallest``: the least error above 0 that the metric could have shown.
     """
 
-    metric: float
-    objective: float
+    metric: float | None
+    objective: float | None
     loss: float | None
     predictions: Tensor | None = None
     smallest: float | None = None
@@ -60,8 +62,12 @@ def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> 
     # Processes on different devices may differ in a last digit; they must choose the same epoch.
     count = max(1, count)
     found = (metric.compute(), total / count, unit.restored(own / count), metric.smallest())
-    score, objective, loss, smallest = distributed.of_the_first(found, session.world)
+    score, objective, loss, smallest = map(_known, distributed.of_the_first(found, session.world))
     return SplitScore(score, objective, loss, predictions, smallest)
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from xmodal.batch import Batch, Progress, Tokens
 from xmodal.engine import distributed
 from xmodal.engine.checkpoint import load_exactly
-from xmodal.engine.evaluate import evaluate, look_at_tokens
+from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
 from xmodal.errors import TrainingError
 from xmodal.interfaces import Stage
@@ -34,8 +34,10 @@ from xmodal.text import shortlist
 class Snapshot:
     """How far a run has come; plain values only. Weights are read from the session when saving.
 
-    ``encoded`` counts the samples that went through the encoder, ``trainable`` is the most
-    parameters that trained at once.
+    The best epoch has the best validation metric. Where no epoch so far has a metric that is a
+    number (``best_metric`` is None), it has the least validation loss; ``best_objective`` is that
+    loss as it is trained. ``encoded`` counts the samples that went through the encoder,
+    ``trainable`` is the most parameters that trained at once.
     """
 
     stage: int = 0
@@ -44,6 +46,8 @@ class Snapshot:
     total_steps: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     best_metric: float | None = None
+    best_loss: float | None = None
+    best_objective: float | None = None
     best_at: tuple[int, int] | None = None
     best_steps: int = 0
     encoded: int = 0
@@ -66,13 +70,15 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: means over its steps, and the validation score (None where the stage has none).
+    """One epoch: means over its steps, and the validation score.
 
+    ``scored``: whether the stage has one; a metric or loss that is not a number is None even then.
     ``best``: the best so far.
     """
 
     progress: Progress
     train: Mapping[str, float]
+    scored: bool
     metric: float | None
     loss: float | None
     best: bool
@@ -188,10 +194,11 @@ class Training:
         distributed.overwrite(session.model.buffers(), session.world)
         if stage.evaluates:
             score = evaluate(session, session.evaluation_split())
-            best = _better(score.metric, snapshot.best_metric, session.metric.better == "lower")
+            best = _is_best(score, snapshot, session.metric.better == "lower")
             snapshot.probes.append(look_at_tokens(session, at))
         if score is not None and best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
+            snapshot.best_loss, snapshot.best_objective = score.loss, score.objective
             snapshot.best_steps = snapshot.total_steps
         means = {name: total / max(1, snapshot.step) for name, total in snapshot.sums.items()}
         snapshot.sums = {}
@@ -200,7 +207,7 @@ class Training:
         trainable = sum(p.numel() for _, p in self.trainable)
         snapshot.trainable = max(snapshot.trainable, trainable)
         metric, loss = (None, None) if score is None else (score.metric, score.loss)
-        return EpochRecord(at, means, metric, loss, best, seconds, trainable)
+        return EpochRecord(at, means, score is not None, metric, loss, best, seconds, trainable)
 
     # --- the beginning of a stage, and what a checkpoint holds ---
 
@@ -301,10 +308,15 @@ def _place(at: Progress) -> str:
     return f"stage {at.stage}, epoch {at.epoch + 1}, step {at.step + 1}"
 
 
-def _better(score: float, best: float | None, lower: bool) -> bool:
-    """Whether a score beats the best so far; a score that is NaN beats nothing but the absence of
-    one.
+def _is_best(score: SplitScore, snapshot: Snapshot, lower: bool) -> bool:
+    """Whether a score beats the best so far: by the metric, or by the loss while there is none.
+
+    A metric that is a number beats every epoch without one, so the two never choose together.
     """
-    if best is None or math.isnan(best):
-        return best is None or not math.isnan(score)
-    return score < best if lower else score > best
+    if score.metric is None:
+        least = math.inf if snapshot.best_objective is None else snapshot.best_objective
+        unscored = snapshot.best_metric is None and score.objective is not None
+        return unscored and (score.objective or 0.0) < least
+    if snapshot.best_metric is None:
+        return True
+    return score.metric < snapshot.best_metric if lower else score.metric > snapshot.best_metric

@@ -96,8 +96,10 @@ def epoch_line(record: EpochRecord) -> str:
     parts = [f"epoch {at.epoch + 1}/{at.epochs}"]
     if "loss" in record.train:
         parts.append(f"train loss {number(record.train['loss'])}")
-    if record.metric is not None:
-        parts.append(f"validation {number(record.metric)}{' (best)' if record.best else ''}")
+    if record.scored:
+        loss = record.metric is None
+        value = f"loss {number(record.loss)}" if loss else number(record.metric)
+        parts.append(f"validation {value}{' (best)' if record.best else ''}")
     if "k" in record.train:
         parts.append(f"k {record.train['k']:.0f}")
     parts.append(duration(record.seconds))

@@ -285,7 +285,7 @@ class _Execution:
             try:
                 state = checkpoint.load(folder)
                 best = state["snapshot"]["best_steps"]
-                if state["snapshot"]["best_metric"] is not None:
+                if state["snapshot"]["best_at"] is not None:
                     checkpoint.load(self._best_folder(best))
             except DataError as error:
                 self.session.note(f"{error}; using the one before it")
@@ -325,12 +325,14 @@ class _Execution:
         }
         self.run.append_metrics(line)
         self.tracking.epoch(line)
+        if record.scored and record.metric is None:
+            self.session.note(_no_number(self.plan.recipe, self.session))
         if record.best:
             state = {"model": self.session.model.state_dict()}
             checkpoint.save(self._best_folder(snapshot.best_steps), state)
         # An epoch of preparation can be a single step: saving would take longer than the epoch.
         over = record.progress.epoch + 1 == record.progress.epochs
-        if record.metric is not None or over or self._due():
+        if record.scored or over or self._due():
             self._save()
 
     def _save(self) -> None:
@@ -355,10 +357,19 @@ class _Execution:
         if self.main:
             final = {k: v.cpu() for k, v in session.model.state_dict().items()}
             checkpoint.save(self.run.path / "final", {"model": final})
+        if snapshot.best_at is None:
+            split = _scored_split(self.plan.recipe, session)
+            raise TrainingError(
+                f"no epoch can be chosen: neither the metric nor the loss of the {split} data was "
+                "a finite number in any\nTry a lower learning rate, or look at these data"
+            )
         best = checkpoint.load(self._best_folder(snapshot.best_steps))
         checkpoint.load_exactly(session.model, best["model"], "the best checkpoint")
         score = evaluate(session, session.data.test, keep=True)
         assert score.predictions is not None
+        if score.metric is None:
+            metric = self.plan.recipe.task.config.metric.name
+            session.note(f"{metric} is not a number on the test data: this run has no score")
         if self.main:
             keep_predictions(self.run, session, score.predictions)
             keep_samples(self.run, session, snapshot, score.predictions)
@@ -410,8 +421,12 @@ def summarise(
         "metric": recipe.task.config.metric.name,
         "better": session.metric.better,
         "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
-        "validation": {"metric": snapshot.best_metric, "at": list(snapshot.best_at or ())},
-        "selected_on": "test" if _selected_on_test(recipe, session) else "validation",
+        "validation": {
+            "metric": snapshot.best_metric,
+            "loss": snapshot.best_loss,
+            "at": list(snapshot.best_at or ()),
+        },
+        "selected_on": _selected_on(recipe, session, snapshot),
         "protocol": recipe.protocol,
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
@@ -427,9 +442,29 @@ def summarise(
     }
 
 
-def _selected_on_test(recipe: Recipe, session: RunSession) -> bool:
-    """Whether the test split chose the best epoch: as published, or where a task has no other."""
-    return recipe.protocol == "published" or session.data.test is session.data.validation
+def _selected_on(recipe: Recipe, session: RunSession, snapshot: Snapshot) -> str:
+    """What chose the best epoch: ``validation``, ``test loss``, ...
+
+    The test split, as published or where a task has no other; the loss, where the metric was not a
+    number in any epoch.
+    """
+    split = _scored_split(recipe, session)
+    return split if snapshot.best_metric is not None else f"{split} loss"
+
+
+def _no_number(recipe: Recipe, session: RunSession) -> str:
+    """What follows from a metric that is undefined after an epoch, and the ways out."""
+    metric, split = recipe.task.config.metric.name, _scored_split(recipe, session)
+    return (
+        f"{metric} is not a number on the {split} data; if it is so after every epoch, the {split} "
+        f"loss chooses the epoch. Ways out: {split} data that hold every class and labels that "
+        "vary, or another task.metric"
+    )
+
+
+def _scored_split(recipe: Recipe, session: RunSession) -> str:
+    same = session.data.test is session.data.validation
+    return "test" if recipe.protocol == "published" or same else "validation"
 
 
 def peak_memory() -> int:

@@ -6,7 +6,7 @@ know yet, and nothing twice; a tracker that joins late is told all earlier epoch
 
 from __future__ import annotations
 
-import json
+import math
 import queue
 import threading
 import time
@@ -19,7 +19,7 @@ from xmodal import runs
 from xmodal.data.store import Store
 from xmodal.engine.loop import StepRecord
 from xmodal.errors import XModalError
-from xmodal.files import write_atomically
+from xmodal.files import as_json, write_atomically
 from xmodal.interfaces import Context, Tracked, Tracker
 from xmodal.plugins import reason
 from xmodal.recipe.recipe import Recipe
@@ -203,7 +203,7 @@ class _Kept:
             self._content[name] = {**self._content.get(name, {}), **facts}
             # Written at every number, so it does not wait for the disk. What a power failure
             # takes is told to the tracker a second time.
-            text = json.dumps(self._content, indent=1) + "\n"
+            text = as_json(self._content, indent=1) + "\n"
             write_atomically(self._path, text, durable=False)
 
 
@@ -225,7 +225,7 @@ def _described(recipe: Recipe, run: runs.Run) -> Tracked:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """The values that are known, as floats."""
-    return {key: float(value) for key, value in values.items() if value is not None}
+    return {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
 
 
 def _off(name: str, why: str) -> str:

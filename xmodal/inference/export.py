@@ -5,7 +5,6 @@ The folder appears when it is complete and agrees with the model; a failed expor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from xmodal._version import __version__
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError, XModalError
-from xmodal.files import atomically
+from xmodal.files import as_json, atomically
 from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Context, Exported, Exporter
 from xmodal.plugins import Registry
@@ -54,7 +53,7 @@ def export_trained(
                 f"{type(error).__name__}: {reason}"
             ) from error
         facts = described(trained) | {"exporter": to, "difference": exported.difference}
-        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / FACTS).write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(trained, facts, exported), encoding="utf-8")
     return exported
 

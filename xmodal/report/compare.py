@@ -361,16 +361,15 @@ def _selection(table: ComparisonTable) -> str:
         planned = {str(cell.resolved["protocol"]) for cell in table.cells if cell.resolved}
         names = text.listed(sorted(planned)) or "no"
         return f"{names[:1].upper()}{names[1:]} protocol, nothing tested yet"
-    chosen = {row.selected_on for row in table.rows}
     names = text.listed(protocols)
     names = f"{names[:1].upper()}{names[1:]} protocol"
-    others = text.listed(sorted(chosen - {"test"}))
-    if "test" not in chosen:
+    others = text.listed(sorted({row.selected_on for row in table.rows if not row.on_test}))
+    if not any(row.on_test for row in table.rows):
         return f"{names}: epoch selected on {others}, tested once"
     if not others:
         return f"{names}: epoch selected on the test split itself, so scores are optimistic"
-    methods = dict.fromkeys(row.method for row in table.rows if row.selected_on == "test")
-    tasks = dict.fromkeys(row.task for row in table.rows if row.selected_on == "test")
+    methods = dict.fromkeys(row.method for row in table.rows if row.on_test)
+    tasks = dict.fromkeys(row.task for row in table.rows if row.on_test)
     return (
         f"{names}: epoch of {text.listed(list(methods))} on {text.listed(list(tasks))} selected "
         f"on the test split itself, so those scores are optimistic; of the others on {others}, "

@@ -159,7 +159,7 @@ def courses(table: ComparisonTable, task: str) -> tuple[str, list[Course], dict[
     Epochs count from the first scored epoch; the count is each method's number of earlier epochs.
     """
     rows = [row for row in table.rows if row.task == task]
-    split = "test" if any(row.selected_on == "test" for row in rows) else "validation"
+    split = "test" if any(row.on_test for row in rows) else "validation"
     found, done = [], _done(table)
     before: dict[str, int] = {}
     for method in table.methods:

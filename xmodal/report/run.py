@@ -85,15 +85,16 @@ def selection(result: Mapping[str, Any]) -> str:
     at = result["validation"]["at"]
     epoch = f" epoch {at[1] + 1}" if at else " the last epoch"
     stage = f" of stage {at[0] + 1}" if at and at[0] else ""
-    if result["selected_on"] == "test":
+    split, _, loss = result["selected_on"].partition(" ")
+    chosen = f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen"
+    why = f", because {result['metric']} was not a number in any epoch" if loss else ""
+    if split == "test":
         return (
-            f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen by their "
-            "score on the test split itself, so this number is optimistic."
+            f"{chosen} by their {loss or 'score'} on the test split itself{why}, so this number is "
+            "optimistic."
         )
-    return (
-        f"Protocol {result['protocol']}: the weights of{epoch}{stage} were chosen on the "
-        f"{result['selected_on']} split and scored on the test split once."
-    )
+    by = f"by the loss on the {split} split{why}," if loss else f"on the {split} split"
+    return f"{chosen} {by} and scored on the test split once."
 
 
 def measured(result: Mapping[str, Any]) -> Words:
@@ -101,10 +102,12 @@ def measured(result: Mapping[str, Any]) -> Words:
     if not result:
         return []
     parameters, norms = result["parameters"], result.get("token_norm", {})
-    split = result["selected_on"]
+    split, _, loss = result["selected_on"].partition(" ")
+    validation = result["validation"]
+    best = f"Best {split} {loss or result['metric']}"
     words = [
         ("Test loss", text.number(result["test"]["loss"])),
-        (f"Best {split} {result['metric']}", text.number(result["validation"]["metric"])),
+        (best, text.number(validation[loss or "metric"])),
         ("Optimizer steps", text.number(result["steps"])),
         ("Samples through the encoder", text.number(result.get("encoded_samples"))),
         ("Training steps took", text.duration(result["seconds"]["training"])),
@@ -202,7 +205,8 @@ def history_charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
 
 def train_curve(metrics: Lines, name: str, label: str = "", colour: int = 1) -> Curve | None:
     """A training mean over the epochs of all stages; None if it was never logged."""
-    points = [(i + 1, float(m["train"][name])) for i, m in enumerate(metrics) if name in m["train"]]
+    values = [(i + 1, m["train"].get(name)) for i, m in enumerate(metrics)]
+    points = [(i, float(value)) for i, value in values if value is not None]
     if not points:
         return None
     return Curve(label or name, [x for x, _ in points], [y for _, y in points], colour)
@@ -216,7 +220,8 @@ def validation_curve(metrics: Lines, label: str, colour: int = 1) -> Curve:
         if m["validation"]["metric"] is not None
     ]
     best = [i + 1 for i, m in enumerate(metrics) if m.get("best")]
-    mark = (float(best[-1]), dict(scored)[best[-1]]) if best else None
+    # Where the metric is undefined in every epoch, the loss chose the best one.
+    mark = (float(best[-1]), dict(scored)[best[-1]]) if best and best[-1] in dict(scored) else None
     return Curve(label, [x for x, _ in scored], [y for _, y in scored], colour, mark)
 
 
@@ -257,7 +262,7 @@ def _losses(metrics: Lines, parts: Sequence[str], borders: Sequence[float]) -> C
 
 def _validation(metrics: Lines, result: Mapping[str, Any], borders: Sequence[float]) -> Chart:
     name = result.get("metric", "metric")
-    split = "Test" if result.get("selected_on") == "test" else "Validation"
+    split = str(result.get("selected_on", "validation")).partition(" ")[0].capitalize()
     line = validation_curve(metrics, f"{split} {name}", series(0))
     note = ""
     if line.mark is not None:
