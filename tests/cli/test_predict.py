@@ -103,6 +103,23 @@ def test_fields_are_streamed_into_a_file(xmodal: Call, made: Path) -> None:
         assert np.array_equal(found, model.predict(data["x"]))
 
 
+def test_samples_that_were_trained_on_are_counted(xmodal: Call, made: Path) -> None:
+    """42 of 60 rows and 28 of 40 fields were trained on, whatever file they come back in."""
+    frame = pd.read_csv(made / "table.csv")
+    frame.iloc[::-1].to_parquet("turned.parquet")
+    for data in (made / "table.csv", "turned.parquet"):
+        done = xmodal("predict", made / "table", data, "--batch", 7)
+        assert "note: 42 of 60 samples were trained on" in done.err
+    frame.assign(a=frame["a"] + 1e-6).to_csv("others.csv", index=False)
+    done = xmodal("predict", made / "table", "others.csv", "--json")
+    assert json.loads(done.out)["trained_on"] == 0
+    assert "trained on" not in done.err
+    x = np.load(made / "field.npz")["x"]
+    np.save("x.npy", np.asfortranarray(x.astype(">f8")))
+    done = xmodal("predict", made / "field", "x.npy", "--out", "p.npz", "--json")
+    assert json.loads(done.out)["trained_on"] == 28
+
+
 def test_json_holds_the_predictions(xmodal: Call, made: Path, table: TrainedModel) -> None:
     done = xmodal("predict", made / "table", made / "table.parquet", "--json")
     said = json.loads(done.out)

@@ -105,7 +105,17 @@ def predict(
             add(outputs)
         if count == 0:
             raise model.raw.empty(str(data))
-    _report(model, count, out, scored.result(), collected, as_json)
+    if scored.trained_on:
+        model.note(_trained_on(model, scored.trained_on, count))
+    _report(model, count, out, scored, collected, as_json)
+
+
+def _trained_on(model: TrainedModel, found: int, count: int) -> str:
+    least = "" if model.seen is None or model.seen.complete else "at least "
+    return (
+        f"{least}{found:,} of {count:,} samples were trained on (they equal a training sample): a "
+        "score over them says little about new data"
+    )
 
 
 def _table_settings(given: list[str] | None) -> TableFormat:
@@ -136,13 +146,17 @@ def _noting() -> Callable[[str], None]:
 
 
 class _Scored:
-    """The metric over all batches. Either all labels are known, or none is."""
+    """The metric over all batches, and how many of their samples were trained on.
+
+    Either all labels are known, or none is.
+    """
 
     def __init__(self, model: TrainedModel, labelled: bool) -> None:
         self.model = model
         self.metric = model.metric() if labelled else None
         self.known = False
         self.gap: int | None = None
+        self.trained_on = 0
 
     def add(self, outputs: Tensor, y: Any, first: int) -> None:
         """Score a batch whose first sample has the number ``first``."""
@@ -181,7 +195,10 @@ def _predicted(
         for x, y in samples.pieces:
             if len(x) == 0:
                 continue
-            outputs = model.forward(model.prepare(x, first))
+            prepared = model.prepare(x, first)
+            outputs = model.forward(prepared)
+            if model.seen is not None:
+                scored.trained_on += model.seen.count(prepared)
             if y is not None:
                 scored.add(outputs, y, first)
             first += len(outputs)
@@ -247,16 +264,18 @@ def _report(
     model: TrainedModel,
     count: int,
     out: Path | None,
-    score: tuple[str, float] | None,
+    scored: _Scored,
     collected: list[Any],
     as_json: bool,
 ) -> None:
     """Report on stdout, or on stderr if the predictions went to stdout."""
+    score = scored.result()
     if as_json:
         content = {
             "run": str(model.run.path),
             "samples": count,
             "metric": None if score is None else {"name": score[0], "value": score[1]},
+            "trained_on": None if model.seen is None else scored.trained_on,
             "out": None if out is None else str(out),
         }
         output.print_json(content | ({} if out is not None else {"predictions": collected}))

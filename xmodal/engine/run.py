@@ -28,6 +28,7 @@ from torch import Tensor
 from xmodal import runs
 from xmodal._version import __version__
 from xmodal.data import loader
+from xmodal.data.seen import remember
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine import device as devices
@@ -162,7 +163,8 @@ def _describe(
         **runs.environment(),
     }
     raw = None if data.raw is None else data.raw.state()
-    checkpoint.save(run.path / "inputs", {"raw": raw})
+    seen = remember(data.train, plan.facts.task.shape, plan.recipe.workers)
+    checkpoint.save(run.path / "inputs", {"raw": raw, "seen": seen.state()})
     run.write("manifest.json", manifest)
 
 

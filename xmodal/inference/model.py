@@ -21,6 +21,7 @@ from torch import Tensor
 from xmodal import plugins, randomness, runs
 from xmodal.data import labels as labelling
 from xmodal.data.preparation import RawForm
+from xmodal.data.seen import Seen
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine import device as devices
@@ -123,6 +124,7 @@ class TrainedModel:
     facts, recipe, classes: what it learned, and how.
     raw: how raw samples are prepared. None: they need no preparation.
     run: the run directory that it comes from.
+    seen: the samples that it was trained on. None: the run does not say.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class TrainedModel:
         run: runs.Run,
         device: torch.device,
         note: Callable[[str], None],
+        seen: Seen | None = None,
     ) -> None:
         self.model = model.to(device)
         self.recipe = recipe
@@ -145,6 +148,7 @@ class TrainedModel:
         self.run = run
         self.device = device
         self.note = note
+        self.seen = seen
 
     def state(self) -> dict[str, Any]:
         """The model as plain values and tensors in main memory, to be pickled."""
@@ -345,6 +349,7 @@ def load_trained(
         run=run,
         device=named or devices.checked(devices.or_cpu(recipe.device, note)),
         note=note,
+        seen=Seen.of(kept["seen"]) if "seen" in kept else None,
     )
 
 
