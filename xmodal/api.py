@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
 from xmodal.data.store import Store
+from xmodal.files import hashed_again
 from xmodal.recipe.compose import find_recipe, looks_like_path
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ def run(
     trackers: Sequence[str] = (),
     report: bool = True,
     observer: Observer | None = None,
+    verify_data: bool = False,
 ) -> Outcome:
     """Run recipes (names or paths, later ones win) and return the outcome.
 
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
-    interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes. Raises
-    the kinds of ``xmodal.errors.XModalError``.
+    interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes.
+    ``verify_data`` reads all data to tell whether they have changed, where otherwise the times and
+    sizes of large files are believed. Raises the kinds of ``xmodal.errors.XModalError``.
     """
     from xmodal.engine.plan import compose_plan
 
@@ -45,14 +48,15 @@ def run(
     from xmodal.engine.run import RunOrder, execute
 
     order = RunOrder(
-        name=name or run_name(recipes, scale),
+        name=run_name(recipes, scale) if name is None else name,
         root=Path(root),
         directory=None if directory is None else Path(directory),
         force=force,
         source_text=source_text(recipes, registry),
         report=_write_report if report else None,
     )
-    return execute(made, order, registry, store, observer)
+    with hashed_again(verify_data):
+        return execute(made, order, registry, store, observer)
 
 
 def _write_report(done: runs.Run) -> None:

@@ -27,7 +27,8 @@ import psutil
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 
-from xmodal.errors import DataError, MachineError, XModalError
+from xmodal.errors import DataError, MachineError, UsageError, XModalError
+from xmodal.text import shortlist
 
 PARTIAL = ".partial-"
 """The prefix of unfinished files and folders, which a killed process leaves behind."""
@@ -74,7 +75,7 @@ def contents(path: Path | Mapping[str, Path]) -> str:
             return _sums([path])[0]
         if not path.is_dir():
             return ""
-        path = _below(path)
+        path = below(path)
     names = sorted(path)
     pairs = list(zip(names, _sums([path[name] for name in names]), strict=True))
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
@@ -90,7 +91,7 @@ def hashed_again(wanted: bool = True) -> Iterator[None]:
         _fresh.reset(token)
 
 
-def _below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> dict[str, Path]:
+def below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> dict[str, Path]:
     """Every file below a folder by its relative path; links are followed, but not in circles."""
     found: dict[str, Path] = {}
     try:
@@ -98,7 +99,7 @@ def _below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> dict[str, P
         here = (status.st_dev, status.st_ino)
         for path in () if here in above else folder.iterdir():
             if path.is_dir():
-                inner = _below(path, (*above, here))
+                inner = below(path, (*above, here))
                 found |= {f"{path.name}/{name}": file for name, file in inner.items()}
             elif path.is_file():
                 found[path.name] = path
@@ -265,6 +266,53 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+TAG = "xmodal-{}.tag"
+"""The first file in every folder of ours, named after the kind of the folder (``run``)."""
+_TAG_TEXT = "xmodal writes, replaces and deletes files in this folder.\n"
+
+
+def claim(folder: Path, kind: str, known_by: str = "") -> None:
+    """Make ``folder`` one of ours, or find that it is: a tag is the first file that is written.
+
+    Raises what ``check_free`` raises, and then touches nothing.
+    """
+    check_free(folder, kind, known_by)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not owned(folder, kind):
+            (folder / TAG.format(kind)).write_text(_TAG_TEXT, encoding="utf-8")
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{folder} cannot be a folder: there is a file in its way") from None
+    except OSError as error:
+        raise MachineError.of(error, folder) from error
+
+
+def check_free(folder: Path, kind: str, known_by: str = "") -> None:
+    """Raise UsageError unless ``folder`` is new, empty, or one of ours of this kind.
+
+    ``known_by`` names a file by which folders of versions without tags are recognised.
+    """
+    try:
+        if owned(folder, kind) or (known_by and (folder / known_by).is_file()):
+            return
+        there = folder.exists() or folder.is_symlink()
+        here = sorted(path.name for path in folder.iterdir()) if there else []
+    except (NotADirectoryError, FileNotFoundError):  # the latter is a link to nothing
+        raise UsageError(f"{folder} cannot be a folder: there is a file in its way") from None
+    except OSError as error:
+        raise MachineError.of(error, folder) from error
+    if here:
+        raise UsageError(
+            f"{folder} is not empty and was not made by xmodal for this ({kind}); it has "
+            f"{shortlist(here)}. Nothing was changed; name a new or an empty folder"
+        )
+
+
+def owned(folder: Path, kind: str) -> bool:
+    """Whether ``folder`` carries the tag of a kind."""
+    return (folder / TAG.format(kind)).is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,9 +17,11 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import pluggy
 
 from xmodal import hookspecs
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
-from xmodal.files import digest
+from xmodal.files import contents
 
 log = logging.getLogger(__name__)
 GROUP = "xmodal"
@@ -139,6 +141,20 @@ class Registry:
         modules = [impl.plugin for impl in getattr(self.manager.hook, hook).get_hookimpls()]
         return [plugin for plugin in self.plugins if plugin.module in modules]
 
+    def code(self, entry: Entry) -> str:
+        """The digest of the code behind an entry, from which any edit can be told.
+
+        Of a plugin file: it and the files beside it that it imports. Of a package: all files of
+        the package that holds the class, whatever the version says, because a package in editable
+        mode changes without it; the version, if the package is not made of files.
+        """
+        for plugin in self.plugins:
+            if plugin.digest and (plugin.plugin, plugin.version) == (entry.plugin, entry.version):
+                package = entry.target.partition(":")[0].partition(".")[0]
+                own = package == plugin.module.__name__
+                return plugin.digest if own else f"{plugin.digest} {_package(package)}"
+        return _package(entry.target.partition(":")[0].partition(".")[0]) or entry.origin
+
     def hooks(self, plugin: LoadedPlugin) -> list[str]:
         """The hooks a plugin implements."""
         return [caller.name for caller in self.manager.get_hookcallers(plugin.module) or ()]
@@ -153,6 +169,27 @@ class Registry:
                 broken = BrokenPlugin(plugin.plugin, plugin.distribution, reason(error))
                 self.broken += [] if broken in self.broken else [broken]
         return folders
+
+
+@cache  # what a process has imported stays what it is
+def _package(name: str) -> str:
+    """The digest of the files of an installed package or module; empty if it has none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return ""
+    if spec is None:
+        return ""
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not folders:
+        return contents(Path(spec.origin or ""))
+    found = {
+        file.relative_to(folder).as_posix(): file
+        for folder in folders
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    return contents(found) if found else ""
 
 
 def torch_is_loaded() -> bool:
@@ -280,16 +317,27 @@ def _table(hook: str, table: Any) -> Mapping[str, str]:
     return table
 
 
+class _FileLoader(SourceFileLoader):
+    """Compiles a plugin file itself.
+
+    Python tells its cached bytecode from an edited file by size and whole seconds alone.
+    """
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _from_file(path: str) -> LoadedPlugin:
     file = Path(path)
     if not os.path.isfile(file):
         raise UsageError(f"--plugin {path}: no such file")
-    content = digest(file)
+    content = _content(path)
     # The digest distinguishes two files with the same name; plugins write f"{__name__}:Class".
     name = f"xmodal_plugin_{file.stem}_{content[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FileLoader(name, str(file)))
+    if file.suffix != ".py" or spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file (.py)")
+    _forget_helpers(file, name)
     module = importlib.util.module_from_spec(spec)
     # Register the module so that Registry.load can import its classes by name.
     sys.modules[name] = module
@@ -299,6 +347,40 @@ def _from_file(path: str) -> LoadedPlugin:
         del sys.modules[name]
         raise PluginError(f"--plugin {path}: {reason(error)}") from error
     return LoadedPlugin(file.name, file.name, content[:12], module, content)
+
+
+def _content(path: str) -> str:
+    """The digest of a plugin file and its helpers; empty if it is missing, as discovery reports."""
+    file = Path(path)
+    helpers = _helpers(file) if os.path.isfile(file) else {}
+    return contents({file.name: file, **helpers} if helpers else file)
+
+
+def _helpers(file: Path) -> dict[str, Path]:
+    """The files in the folder of a plugin file that it imports, directly or through each other."""
+    folder = file.absolute().parent
+    finder = ModuleFinder(path=[str(folder)])
+    try:
+        finder.run_script(str(file))
+    except (SyntaxError, ValueError, OSError):
+        return {}  # loading the file says what is wrong
+    files = (getattr(module, "__file__", None) for module in finder.modules.values())
+    found = (Path(name) for name in files if name)
+    return {
+        helper.relative_to(folder).as_posix(): helper
+        for helper in found
+        if helper.is_relative_to(folder) and helper != file.absolute()
+    }
+
+
+def _forget_helpers(file: Path, name: str) -> None:
+    """Let an edited plugin file import its helpers anew, if this process has loaded it before."""
+    loaded = {key: getattr(module, "__file__", None) for key, module in sys.modules.items()}
+    prefix, place = f"xmodal_plugin_{file.stem}_", str(file.absolute())
+    if any(key.startswith(prefix) and key != name and loaded[key] == place for key in loaded):
+        helpers = {str(helper) for helper in _helpers(file).values()}
+        for key in [key for key in loaded if loaded[key] in helpers]:
+            del sys.modules[key]
 
 
 def discover(files: tuple[str, ...] = ()) -> Registry:
@@ -346,11 +428,6 @@ def registry(files: tuple[str, ...] = ()) -> Registry:
 @lru_cache(maxsize=8)
 def _discovered(files: tuple[str, ...], contents: tuple[str, ...]) -> Registry:
     return discover(files)
-
-
-def _content(path: str) -> str:
-    """The digest of a plugin file; empty if the file is missing, which discovery reports."""
-    return digest(Path(path)) if os.path.isfile(path) else ""
 
 
 def find_kind(name: str) -> str:

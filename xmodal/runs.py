@@ -7,7 +7,6 @@ checkpoints/ result.json predictions.safetensors report.html
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -26,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xmodal.errors import DataError, UsageError, did_you_mean
-from xmodal.files import as_json, write_atomically
+from xmodal.files import as_json, owned, write_atomically
 from xmodal.text import shortlist
 
 DEFAULT_ROOT = Path("runs")
@@ -38,22 +37,23 @@ BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
 STALE_READS = 3
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
-# Files that one pass of a run writes; a repeat removes them, but continues the log.
+KIND = "run"
+"""The kind of folder that a run directory is; see ``xmodal.files.claim``."""
+FORMAT = 2
+"""Of a run directory. Results of another format were computed otherwise, under the same names."""
+
+# What one pass of a run writes, in the order in which a repeat removes it. A repeat that is killed
+# in between leaves a state that is right: no result without its run, no checkpoint without the
+# lines before it. The manifest stays: it says whose directory this is.
 _OF_A_PASS = (
-    "manifest.json",
+    "result.json",
     "checkpoints",
     TRACKERS,
     "metrics.jsonl",
-    "result.json",
     "report.html",
     "predictions.safetensors",
     "samples",
     "final",
-)
-
-# Settings that change where, how fast or how safely a run is executed, but not its result.
-_OUTSIDE_HASH = frozenset(
-    {"description", "role", "family", "device", "workers", "saving", "evaluation_batch", "trackers"}
 )
 
 
@@ -71,11 +71,13 @@ class Run:
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, or an empty mapping if it does not exist yet."""
         try:
-            content: dict[str, Any] = json.loads(_text(self.path / name))
+            content = json.loads(_text(self.path / name))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path / name} is damaged: {error}") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{self.path / name} is damaged: it holds no mapping")
         return content
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -98,6 +100,8 @@ class Run:
 
     def locked(self) -> bool:
         """Whether a live process holds the run, here or on another machine."""
+        if not (self.path / ".lock").exists():  # asking leaves nothing where no run is
+            return self._alive_elsewhere()
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -186,6 +190,17 @@ class Run:
         write_atomically(self.path / "metrics.jsonl", text)
         return kept
 
+    @property
+    def older(self) -> bool:
+        """Whether an earlier version made the run, whose results are not those of this one."""
+        manifest = self.read("manifest.json")
+        return bool(manifest) and manifest.get("format") != FORMAT
+
+    @property
+    def digest(self) -> str | None:
+        """The hash that the checkpoints of the run carry; None if they carry none."""
+        return None if self.older else str(self.read("manifest.json").get("hash"))
+
     def clear(self) -> None:
         """Remove everything that an earlier pass left, before the run is repeated.
 
@@ -214,77 +229,16 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def content_hash(
-    resolved: Mapping[str, Any], components: Mapping[str, str], checksums: Mapping[str, str]
-) -> str:
-    """One hash of everything that decides a run's result: recipe, component versions, data.
-
-    The location of the task's files does not count, because ``checksums`` covers their content.
-    """
-    recipe = {k: v for k, v in resolved.items() if k not in _OUTSIDE_HASH}
-    recipe["task"] = _without_paths(recipe.get("task"))
-    content = {"recipe": recipe, "components": dict(components), "data": dict(checksums)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_paths(v) for k, v in value.items() if k != "path"}
-    return [_without_paths(v) for v in value] if isinstance(value, list) else value
-
-
-def new_path(root: Path, name: str, digest: str) -> Path:
-    """A fresh run directory: ``root/name/<UTC time>-<first 6 of the hash>``."""
-    stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
-    path = root / name / f"{stamp}-{digest[:6]}"
-    number = 2
-    while path.exists():  # two new runs within the same second
-        path = root / name / f"{stamp}-{number}-{digest[:6]}"
-        number += 1
-    return path
-
-
-def same(root: Path, name: str, digest: str) -> list[Run]:
-    """Runs with the same content under this name, newest first."""
-    found = [Run(path) for path in sorted((root / name).glob(f"*-{digest[:6]}"), reverse=True)]
-    return [run for run in found if run.read("manifest.json").get("hash") == digest]
-
-
-def choose(
-    digest: str, name: str, root: Path, directory: Path | None = None, force: bool = False
-) -> tuple[Run, bool]:
-    """The directory for the run, and whether the run in it is already done.
-
-    Raises UsageError if ``directory`` holds another run.
-    """
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        run = Run(directory)
-        known = run.read("manifest.json").get("hash")
-        if known is not None and known != digest:
-            raise UsageError(
-                f"{run.path} holds another run (its recipe, data or component versions differ); "
-                "choose another directory"
-            )
-        return run, run.state == "done" and not force
-    if not force:
-        for run in same(root, name, digest):
-            return run, run.state == "done"
-    path = new_path(root, name, digest)
-    path.mkdir(parents=True, exist_ok=True)
-    return Run(path), False
-
-
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
     """Find a run by its directory, or the newest run with a name under ``root``."""
     path = Path(reference)
     for folder in (path, root / reference):
-        if os.path.isfile(folder / "manifest.json"):
-            return Run(folder)
+        if owned(folder, KIND) or os.path.isfile(folder / "manifest.json"):
+            return checked(Run(folder))
         found = folder.glob("*/manifest.json") if os.path.isdir(folder) else ()
         inside = sorted(p.parent for p in found)
         if inside:
-            return Run(inside[-1])
+            return checked(Run(inside[-1]))
     known = sorted(str(p.parent.relative_to(root)) for p in root.glob("*/*/manifest.json"))
     names = {Path(k).parts[0] for k in known} | set(known)
     raise UsageError(
@@ -295,6 +249,31 @@ def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
             else f"\n{root} has no runs"
         )
     )
+
+
+def checked(run: Run) -> Run:
+    """``run``, if this version can read it. Raises UsageError if it is no run at all, DataError if
+    it is damaged or of a later version.
+    """
+    manifest = run.read("manifest.json")
+    ours = isinstance(manifest.get("hash"), str) and isinstance(manifest.get("facts"), dict)
+    if not ours and not owned(run.path, KIND):
+        raise UsageError(f"{run.path} is not a run: its manifest.json is not one of xmodal")
+    if not manifest:
+        raise DataError(
+            f"{run.path} is a run without manifest.json: it was killed before it began, or is "
+            "damaged; repeat its command to begin it, or delete it"
+        )
+    if not ours:
+        raise DataError(
+            f"{run.path / 'manifest.json'} is damaged: it lacks the run's hash or facts"
+        )
+    if not isinstance(manifest.get("format", 1), int) or manifest.get("format", 1) > FORMAT:
+        raise DataError(
+            f"{run.path} was made by xmodal {manifest.get('xmodal')}, whose runs this version "
+            "cannot read; upgrade xmodal"
+        )
+    return run
 
 
 def environment() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from xmodal.engine.loop import EpochRecord, StepRecord, Training
 from xmodal.engine.plan import Plan, missing_files, needs_source_head
 from xmodal.engine.plan import compose_plan as plan
 from xmodal.engine.session import RunSession
-from xmodal.errors import UsageError
+from xmodal.errors import DataError, UsageError
 from xmodal.inference.model import best_weights
 from xmodal.interfaces import NO_FACTS, Context, Facts, Session
 from xmodal.plugins import Registry, registry
@@ -155,6 +155,9 @@ def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = N
     device = or_cpu(made.recipe.device, warnings.warn)
     made = replace(made, recipe=made.recipe.model_copy(update={"device": device}))
     opened = open_plan(made, wrap)
+    known = run.read("manifest.json").get("data", {}).get("task")
+    if not run.older and cast("RunSession", opened.session).data.checksum != known:
+        raise DataError(f"the data of {run.path} have changed since it was made; make a new run")
     model = opened.session.model.eval()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     load_exactly(model, best, where)

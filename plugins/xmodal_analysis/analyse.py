@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xmodal.files import as_json, write_atomically
+from xmodal.files import as_json, claim, write_atomically
 from xmodal.interfaces import Distance
 from xmodal.report import Mixing, kept_samples, measured, mixing, number, write_page
 from xmodal.settings import Use
@@ -68,7 +68,7 @@ class Analysis:
 
     def carry_out(self) -> dict[str, Any]:
         """Draw all requested figures; returns the files written and the figures not drawn."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claim(self.folder, FOLDER, PAGE)
         sections: list[Section] = []
         for name in self.wish.figures:
             self.watch.say(f"drawing {name}")

@@ -87,7 +87,8 @@ def analyse(
     wanted = chosen(figures, NAMES, "figure")
     output.loading(quiet)
     from xmodal import workbench
-    from xmodal_analysis.analyse import FOLDER, Analysis, Wish
+    from xmodal.files import claim
+    from xmodal_analysis.analyse import FOLDER, PAGE, Analysis, Wish
     from xmodal_analysis.restore import restore
     from xmodal_analysis.watch import Watch
 
@@ -97,13 +98,14 @@ def analyse(
     if NAMES[0] in wanted:
         use = workbench.choose("distance", metric, workbench.registry(files), "--distance")
     wish = Wish(wanted, use, samples, points, grid, radius, landscape_samples)
-    done = []
+    done, places = [], [run.path / FOLDER if folder is None else folder for run in found]
+    if folder is not None and len(found) > 1:
+        places = [folder / run.path.parent.name / run.path.name for run in found]
+    for place in places:
+        claim(place, FOLDER, PAGE)
     with Watch(output.stderr(), quiet) as watch:
-        for run in found:
+        for run, place in zip(found, places, strict=True):
             watch.say(f"loading {run.path}")
-            place = run.path / FOLDER if folder is None else folder
-            if folder is not None and len(found) > 1:
-                place = folder / run.path.parent.name / run.path.name
             done.append(Analysis(restore(run, files), place, wish, watch).carry_out())
     if as_json:
         output.print_json(done)

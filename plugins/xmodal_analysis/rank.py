@@ -193,6 +193,8 @@ def with_finished(found: Sequence[Candidate], plan: Plan, root: Path) -> None:
     by_source: dict[str, list[float]] = {}
     for file in sorted(root.glob("*/*/result.json")):
         run = workbench.Run(file.parent)
+        if run.older:
+            continue  # its score is not one of this version
         manifest, facts = run.read("manifest.json"), run.read("manifest.json").get("facts", {})
         source, task = facts.get("source") or {}, facts.get("task") or {}
         alike = (

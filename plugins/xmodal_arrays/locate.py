@@ -102,6 +102,19 @@ def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
     )
 
 
+def data_files(settings: DataSettings) -> dict[str, Path]:
+    """Every file that samples and labels draw on, by its role and order. Raises DataError."""
+    found: dict[Path, str] = {}
+    for role, path in sources(settings):
+        files: tuple[Path, ...] = (path,)
+        if path.suffix.lower() not in TABLES:
+            parts = _parts_of(role, path, settings)
+            files = tuple(file for part, _, _ in parts for file in part.files)
+        for file in files:
+            found.setdefault(file, f"{role} {len(found):06d}")
+    return {name: file for file, name in found.items()}
+
+
 def _known(path: Path) -> Path:
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         hint = did_you_mean(path.suffix, SUFFIXES)

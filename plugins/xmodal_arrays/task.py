@@ -5,7 +5,6 @@ Notes report everything that is inferred, and a setting can override each infere
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,12 +21,13 @@ from xmodal.data import RawForm, Store
 from xmodal.data.arrays import Array, Indices
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError
+from xmodal.files import contents
 from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
 from xmodal.text import shortlist
 from xmodal_arrays.labels import FileLabels, read_labels
 from xmodal_arrays.layout import Channels, Layout, layout
-from xmodal_arrays.locate import ArrayParts, FilePart, Role, array_parts, sources
+from xmodal_arrays.locate import ArrayParts, FilePart, Role, array_parts, data_files, sources
 from xmodal_arrays.samples import Affine, FileSamples, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.splits import split
@@ -196,6 +196,13 @@ class Arrays(Task):
         name = f"arrays/{where.stem}"
         return TaskFacts(name, plan.layout.shape, plan.labels.target, counts, plan.levels)
 
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """All files that are read, by the role of their samples."""
+        named = ["path"] if config.path is not None else list(_ROLES)
+        found = contents(data_files(config))
+        return {name: found for name in named if getattr(config, name) is not None}
+
     def load(self, seed: int) -> TaskData:
         """Check every value, split, and standardise by the training samples only."""
         plan = understand(self.config)
@@ -222,7 +229,7 @@ class Arrays(Task):
             sets["train"],
             sets["validation"],
             sets["test"],
-            checksum=_checksum(plan.parts),
+            checksum=contents(data_files(self.config)),
             decode=decode,
             notes=notes + tuple(_class_notes(plan, split_of)),
             classes=plan.labels.classes,
@@ -335,13 +342,3 @@ def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:
         if both:
             notes.append(f"arrays: {len(both)} groups are in both the train and the {role} file")
     return notes
-
-
-def _checksum(parts: tuple[FilePart, ...]) -> str:
-    """SHA-256 over the contents of all files, in reading order."""
-    digest = hashlib.sha256()
-    for path in dict.fromkeys(path for part in parts for path in part.files):
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -6,7 +6,7 @@ transformer or a text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class HuggingFace(Backbone):
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts in the model's config; asks the hub only if the config is not cached."""
         return _facts(config.name, weights.read_config(weights.resolve_config(config.name)))
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The files of a local folder; a hub id stands for itself."""
+        return weights.named_contents("name", config.name)
 
     @classmethod
     def problems(cls, config: Config, facts: Facts) -> Iterable[str]:

@@ -6,7 +6,7 @@ feature grid is eight times coarser than the token grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +136,11 @@ class Swin(SwinBackbone):
 
         hf_config = SwinConfig(**_SIZES[config.size][1])
         return with_image_dropout(hf_config, config)
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The files of a local folder; a hub id stands for itself."""
+        return weights.named_contents("weights", config.weights)
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,11 @@ class Roberta(TextBackbone):
         return RobertaConfig(
             vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
         )
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The files of a local folder; a hub id stands for itself."""
+        return weights.named_contents("weights", config.weights)
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:

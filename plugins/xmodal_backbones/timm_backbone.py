@@ -8,7 +8,7 @@ Shapes: B samples, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from xmodal.batch import Tokens
 from xmodal.data import Store
 from xmodal.errors import DataError, did_you_mean
+from xmodal.files import contents
 from xmodal.interfaces import BackboneFacts, Context, Facts, LibraryModel
 from xmodal_backbones import weights
 from xmodal_backbones.common import ImageBackboneSettings, PatchBackbone, needs_2d, seeded
@@ -97,6 +98,13 @@ class Timm(PatchBackbone):
         self.norm = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
         side = model.patch_embed.grid_size
         self.keep_embedding(_Embedding(model.patch_embed, positions_1MD, side))
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The local file of weights; those of the hub go by the model's name."""
+        if config.weights == "hub":
+            return {}
+        return {"weights": contents(Path(config.weights).expanduser())}
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:

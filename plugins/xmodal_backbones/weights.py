@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xmodal.errors import DataError
+from xmodal.files import contents
 from xmodal.interfaces import Context, LibraryModel
 from xmodal.text import shortlist
 from xmodal_backbones.common import count, seeded
@@ -41,6 +42,16 @@ def local_folder(name: str) -> Path | None:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError(f"{name}: no such folder")
     return None
+
+
+def named_contents(setting: str, name: str | None) -> dict[str, str]:
+    """The digest of the files of a local folder that ``setting`` names; nothing of a hub id."""
+    folder = local_folder(name) if name else None
+    if folder is None:
+        return {}
+    patterns = _CONFIG_FILES + _TOKENIZER_FILES + _WEIGHT_FILES
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {setting: contents({path.name: path for path in found})}
 
 
 def _unreachable(name: str, reason: str, ways_out: Sequence[str]) -> DataError:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store
+from xmodal.files import contents
 from xmodal.interfaces import (
     Context,
     Loss,
@@ -139,6 +140,14 @@ class Darcy(Task):
                 "test": config.test,
             },
         )
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The published files, where they are read."""
+        if config.path is None:
+            return {}
+        train, test = published_files(Path(config.path).expanduser())
+        return {"path": contents({"train": train, "test": test})}
 
     def load(self, seed: int) -> TaskData:
         """Generate or read, split and normalise. The data do not depend on ``seed``."""

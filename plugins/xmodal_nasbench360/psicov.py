@@ -6,7 +6,7 @@ take 206 GB. Training uses DeepCov's proteins; testing uses PSICOV's 150.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,15 @@ class Psicov(Task):
         """How to get the data, if they are missing."""
         folder = _folder(config, store)
         return () if files.find_root(folder) else (files.how_to_fetch(folder),)
+
+    @classmethod
+    def contents(cls, config: Any, store: Store) -> Mapping[str, str]:
+        """The files of all proteins, wherever they lie."""
+        root = files.find_root(_folder(config, store))
+        if root is None:
+            return {}
+        proteins = [*files.read_list(root, "deepcov"), *files.read_list(root, "psicov")]
+        return {"path": files.fingerprint(proteins)}
 
     def load(self, seed: int) -> TaskData:
         """Find the files; a sample is read only on demand. The split is fixed."""

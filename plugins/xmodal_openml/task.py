@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -146,9 +146,9 @@ def _statistics(table: Table, rows: Indices) -> tuple[Numbers, Numbers]:
 
 def _checksum(table: Table) -> str:
     digest = hashlib.sha256()
-    digest.update(np.ascontiguousarray(table.x_NF.astype(np.float32)).tobytes())
+    digest.update(np.ascontiguousarray(table.x_NF.astype(np.float64)).tobytes())
     digest.update(np.ascontiguousarray(table.y_N.astype(np.int64)).tobytes())
-    digest.update(repr((table.levels, table.columns, table.classes)).encode())
+    digest.update(repr((table.levels, table.names, table.columns, table.classes)).encode())
     return digest.hexdigest()
 
 
@@ -175,6 +175,11 @@ class OpenML(TableTask):
         """The whole table. Raises DataError."""
         path = config.path.expanduser()
         return read_table(path, config.did, config.target, config.categories, config)
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The table; others may lie in the same pack."""
+        return {"path": _checksum(cls.table(config))}
 
 
 class BuiltTable(TableTask):

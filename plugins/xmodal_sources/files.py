@@ -7,7 +7,7 @@ checksums are verified before anything is unpickled; pickles in an ``.npz`` are 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import Store
 from xmodal.errors import DataError
+from xmodal.files import below, contents
 from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest, Target
 from xmodal_sources.images import (
     Batch,
@@ -40,6 +41,9 @@ CIFAR_HELP = (
     f"holds {CIFAR_FOLDER}; or set 'download: true'; or set 'path' to an .npz with train_x "
     "(uint8, [n, 3, 32, 32]) and train_y"
 )
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What torchvision takes for an image."""
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -76,6 +80,14 @@ class Cifar10(Source):
         """How to get the files, if they are missing and may not be downloaded."""
         problem = missing("cifar10", config, CIFAR_HELP)
         return (problem,) if problem else ()
+
+    @classmethod
+    def contents(cls, config: FileSettings, store: Store) -> Mapping[str, str]:
+        """The file of arrays, or the published files, against whose checksums loading checks."""
+        if config.path is None:
+            return {}
+        path = config.path.expanduser()
+        return {"path": contents(path) if path.suffix == ".npz" else CIFAR_MD5}
 
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
         """Draw the samples, balanced over the classes, and resize them."""
@@ -152,6 +164,13 @@ class ImageFolder(Source):
         """Images with one class per folder. Raises DataError without class folders."""
         count = len(class_folders(config.path.expanduser()))
         return SourceFacts("image-folder", "image", Target("classification", count))
+
+    @classmethod
+    def contents(cls, config: FolderSettings, store: Store) -> Mapping[str, str]:
+        """All images, by folder and name."""
+        found = below(config.path.expanduser()).items()
+        images = {name: file for name, file in found if file.suffix.lower() in IMAGE_SUFFIXES}
+        return {"path": contents(images)}
 
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
         """Draw the samples, balanced over the folders, then read and resize them (no cropping)."""

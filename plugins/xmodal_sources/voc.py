@@ -6,7 +6,7 @@ border is 0. Images and masks are resized to the requested sizes, ignoring their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import Store
 from xmodal.errors import DataError
+from xmodal.files import contents
 from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest
 from xmodal_sources.files import FileSettings, missing
 from xmodal_sources.images import (
@@ -69,6 +70,17 @@ class VocForeground(Source):
         problem = missing("voc-foreground", config, HELP)
         return (problem,) if problem else ()
 
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The list and all images and masks that it names."""
+        if config.path is None:
+            return {}
+        root = _inside(config.path.expanduser())
+        found = [_list_file(root, config.split)]
+        for name in read_list(root, config.split):
+            found += _pair(root, name)
+        return {"path": contents({file.relative_to(root).as_posix(): file for file in found})}
+
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
         """Draw the samples, read and resize them."""
         name = "voc-foreground"
@@ -78,11 +90,9 @@ class VocForeground(Source):
         chosen = balanced_draw([0] * len(names), self.config.samples, seeded(name, seed))
 
         def make(positions: Sequence[int]) -> Batch:
-            wanted = [names[chosen[i]] for i in positions]
-            files = [root / "JPEGImages" / f"{one}.jpg" for one in wanted]
-            x = [resize(to_tensor(open_image(file))[None], size)[0] for file in files]
-            masks = [root / "SegmentationClass" / f"{one}.png" for one in wanted]
-            y = [resize_mask(read_mask(mask), label_size) for mask in masks]
+            pairs = [_pair(root, names[chosen[i]]) for i in positions]
+            x = [resize(to_tensor(open_image(image))[None], size)[0] for image, _ in pairs]
+            y = [resize_mask(read_mask(mask), label_size) for _, mask in pairs]
             return torch.stack(x), torch.stack(y)
 
         return collect(request, len(chosen), make)
@@ -92,15 +102,28 @@ class VocForeground(Source):
         if problem:
             raise DataError(problem)
         if self.config.path is not None:
-            path = self.config.path.expanduser()
-            return path / INSIDE if (path / INSIDE).is_dir() else path
+            return _inside(self.config.path.expanduser())
         archive = self.context.store.download([URL], ARCHIVE, md5=MD5)
         return self.context.store.unpack(archive, "voc2012") / INSIDE
 
 
+def _inside(path: Path) -> Path:
+    """The folder of VOC 2012, given itself or where the archive was unpacked."""
+    return path / INSIDE if (path / INSIDE).is_dir() else path
+
+
+def _list_file(root: Path, split: str) -> Path:
+    return root / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def _pair(root: Path, name: str) -> tuple[Path, Path]:
+    """An image and its mask."""
+    return root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
+
+
 def read_list(root: Path, split: str) -> list[str]:
     """The image names of a segmentation list. Raises DataError if it is missing or empty."""
-    file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    file = _list_file(root, split)
     try:
         names = file.read_text(encoding="utf-8").split()
     except OSError as error:

@@ -15,6 +15,7 @@ from xmodal import runs
 from xmodal.comparison.grid import Cell
 from xmodal.comparison.queue import DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STARTS, Queue, State
 from xmodal.errors import UsageError
+from xmodal.files import claim
 from xmodal.interfaces import Job, Launcher
 from xmodal.runs import Run
 
@@ -54,7 +55,7 @@ def cells(folder: Path, number: int) -> list[Cell]:
     found = [Cell("m", "t", seed, (), (), directory=folder / str(seed)) for seed in range(number)]
     for cell in found:
         assert cell.directory is not None
-        cell.directory.mkdir(parents=True)
+        claim(cell.directory, runs.KIND)
     return found
 
 

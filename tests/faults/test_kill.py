@@ -14,6 +14,7 @@ import torch
 
 from xmodal import runs
 from xmodal.engine import checkpoint
+from xmodal.files import claim
 
 from ..conftest import TINY
 from ..processes import Command
@@ -95,7 +96,7 @@ def test_signals_save_and_exit(
 @pytest.mark.slow
 def test_two_processes_one_directory(tmp_path: Path) -> None:
     held = runs.Run(tmp_path / "held")
-    held.path.mkdir()
+    claim(held.path, runs.KIND)
     with held.lock():  # this process is the first of the two
         held.set_state("running")
         code, _, err = start(tmp_path / "runs", "--directory", str(held.path)).wait()

@@ -18,7 +18,8 @@ from typer.core import TyperCommand
 
 from xmodal import text
 from xmodal.cli import output, verdicts
-from xmodal.cli.output import AsJson, Plugins
+from xmodal.cli.output import AsJson, Plugins, VerifyData
+from xmodal.files import check_free
 
 if TYPE_CHECKING:
     from xmodal.comparison.queue import Queue, State
@@ -91,6 +92,7 @@ def compare(
         Path | None, typer.Option(help="Where to write the report; default: next to the cells.")
     ] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Only read finished cells.")] = False,
+    verify_data: VerifyData = False,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,6 +100,8 @@ def compare(
 
     Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
     """
+    if out is not None:
+        check_free(out, verdicts.KIND, verdicts.JSON)
     table = _watched(
         methods=methods or (),
         tasks=task or (),
@@ -113,6 +117,7 @@ def compare(
         budget=None if budget is None else 3600 * budget,
         root=root,
         plugin_files=tuple(plugin or ()),
+        verify_data=verify_data,
     )
     files = verdicts.write(out or root.parent / "compare" / table.name, table)
     if as_json:
@@ -134,6 +139,7 @@ def demo(
     from xmodal.comparison import run
 
     begun = time.monotonic()
+    check_free(root / DEMO, verdicts.KIND, verdicts.JSON)
     if force:
         for row in run.compare(suite=DEMO, root=root / "cells", launcher=None).rows:
             shutil.rmtree(row.directory)

@@ -21,6 +21,14 @@ Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", help="Load a single-file plugin; can be repeated.")
 ]
 """The option ``--plugin FILE``."""
+VerifyData = Annotated[
+    bool,
+    typer.Option(
+        "--verify-data",
+        help="Read all data again to tell whether they changed, whatever times and sizes say.",
+    ),
+]
+"""The option ``--verify-data``."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 """The option ``--json``."""
 

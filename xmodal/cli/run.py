@@ -10,7 +10,7 @@ import typer
 
 from xmodal import text
 from xmodal.cli import output
-from xmodal.cli.output import AsJson, Plugins
+from xmodal.cli.output import AsJson, Plugins, VerifyData
 
 Recipes = Annotated[
     list[str],
@@ -51,6 +51,7 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option(help="Repeat a run that is already done.")] = False,
     track: Track = None,
+    verify_data: VerifyData = False,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -80,6 +81,7 @@ def run(
         force=force,
         plugin_files=plugin_files,
         trackers=trackers,
+        verify_data=verify_data,
     )
 
 
@@ -107,6 +109,7 @@ def resume(
         str | None, typer.Option(help="Use another device than the run's own, such as auto.")
     ] = None,
     track: Track = None,
+    verify_data: VerifyData = False,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -125,6 +128,7 @@ def resume(
         directory=folder,
         plugin_files=tuple(plugin or ()),
         trackers=tuple(track or ()),
+        verify_data=verify_data,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from xmodal import text
 from xmodal.cli import output
-from xmodal.files import as_json, write_atomically
+from xmodal.files import as_json, claim, write_atomically
 
 if TYPE_CHECKING:
     from xmodal.comparison.fairness import Flag
@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 SHOWN = 3
 WORDS = {"queued": "not run"}
 JSON, REPORT, FIGURES = "comparison.json", "report.html", "figures"
+KIND = "comparison"
+"""The kind of folder that a report is written into; see ``xmodal.files.claim``."""
 
 
 def write(folder: Path, table: ComparisonTable) -> list[Path]:
     """Write the page, tables and figures of a comparison; return the page, then the tables.
 
-    The folder ``figures`` gets every figure as SVG and PDF.
+    The folder ``figures`` gets every figure as SVG and PDF. Raises UsageError if the folder holds
+    anything else than the report of a comparison.
     """
     from xmodal.comparison.spreadsheets import write_tables
     from xmodal.report import write_compare_report
 
-    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, KIND, JSON)
     page = write_compare_report(folder / REPORT, table, figures_folder=folder / FIGURES)
     write_atomically(folder / JSON, as_json(table.as_dict(), indent=1, default=str) + "\n")
     return [page, *write_tables(folder, table), folder / JSON]
@@ -46,6 +49,8 @@ def show(table: ComparisonTable, files: Sequence[Path]) -> None:
         _doubts(table.comparison.flags)
     for task, reason in table.left_out.items():
         output.stderr().print(f"left out of the verdict: {task}: {reason}")
+    for line in table.notes:
+        output.stderr().print(f"note: {line}")
     if files:
         output.stderr().print(f"report: {files[0]}")
 

@@ -13,17 +13,17 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from xmodal import files, runs
+from xmodal import runs
 from xmodal.data.store import Store
-from xmodal.engine.plan import compose_plan, missing_files, versions
+from xmodal.engine.identity import RunIdentity, identity
+from xmodal.engine.plan import compose_plan, missing_files
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry, log
 from xmodal.recipe.compose import (
@@ -301,11 +301,10 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     methods = list(dict.fromkeys(methods))
     _check_labels("tasks", tasks)
     _check_labels("methods", methods)
-    contents = cache(files.contents)  # several methods read the data of one task
     cells = []
     for task, method in itertools.product(tasks, methods):
         cell = _unplanned(request, method, task, known)
-        planned = _planned(cell, registry, store, contents)
+        planned = _planned(cell, registry, store)
         cells += [_seeded(*planned, seed, root) for seed in range(suite.seeds)]
     return sorted(cells, key=lambda cell: cell.seed)
 
@@ -393,47 +392,33 @@ def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) 
     )
 
 
-def _planned(
-    cell: Cell, registry: Registry, store: Store, contents: Callable[[Path], str]
-) -> tuple[Cell, dict[str, str], dict[str, str]]:
-    """The cell with its recipe, or why it cannot run; versions of its parts, checksums of data."""
+def _planned(cell: Cell, registry: Registry, store: Store) -> tuple[Cell, RunIdentity | None]:
+    """The cell with its recipe and what its run is, or with why it cannot run."""
     try:
         plan = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
         absent = missing_files(plan, store)
+        if absent:
+            return replace(cell, skipped="\n".join(absent)), None
+        found = identity(plan.recipe, registry, store)
     except RecipeError as error:
         first = error.problems[0]
-        return replace(cell, skipped=f"{first.key}: {first.message}"), {}, {}
+        return replace(cell, skipped=f"{first.key}: {first.message}"), None
     except (DataError, PluginError) as error:
-        return replace(cell, skipped=str(error)), {}, {}
-    if absent:
-        return replace(cell, skipped="\n".join(absent)), {}, {}
+        return replace(cell, skipped=str(error)), None
     resolved = plan.recipe.model_dump(mode="json")
     cell = replace(cell, resolved=resolved, epochs=plan.epochs, learning_rate=plan.learning_rate)
-    data = {key: contents(path) for key, path in _paths(plan.recipe.task.config.model_dump())}
-    return cell, versions(plan, registry), data
+    return cell, found
 
 
-def _seeded(
-    cell: Cell, components: Mapping[str, str], data: Mapping[str, str], seed: int, root: Path
-) -> Cell:
+def _seeded(cell: Cell, found: RunIdentity | None, seed: int, root: Path) -> Cell:
     """The cell of a seed; with a directory, if it can run."""
     cell = replace(cell, seed=seed, overrides=(*cell.overrides, f"seed={seed}"))
-    if cell.skipped:
+    if found is None:
         return cell
-    resolved = {**cell.resolved, "seed": seed}
-    digest = runs.content_hash(resolved, components, data)
     method = cell.method.split(" [")[0]
-    folder = root / _file_name(cell.task) / _file_name(method) / f"seed{seed}-{digest[:10]}"
-    return replace(cell, resolved=resolved, directory=folder)
-
-
-def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """The user's own files and folders that settings of a task name."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}.{inner}", path) for inner, path in _paths(value))
-        elif isinstance(value, Path) or (key == "path" and value):
-            yield key, Path(value).expanduser()
+    name = f"seed{seed}-{found.at(seed).hash[:10]}"
+    folder = root / _file_name(cell.task) / _file_name(method) / name
+    return replace(cell, resolved={**cell.resolved, "seed": seed}, directory=folder)
 
 
 def _file_name(label: str) -> str:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from xmodal.comparison.grid import Cell
-from xmodal.files import write_atomically
+from xmodal.files import claim, write_atomically
+from xmodal.runs import KIND
 
 if TYPE_CHECKING:
     from xmodal.interfaces import Job, Launcher
@@ -59,13 +60,15 @@ class Queue:
         launcher: Launcher | None,
         budget: float | None = None,
         plugin_files: Sequence[str] = (),
+        verify_data: bool = False,
     ) -> None:
         # Two settings that make no difference give one run.
         unique = {_name(cell.directory): cell for cell in cells if cell.directory is not None}
         self.cells = tuple(cells)
         self.launcher = launcher
         self.budget = budget
-        self.plugin_files = tuple(plugin_files)
+        self.options = [part for file in plugin_files for part in ("--plugin", file)]
+        self.options += ["--verify-data"] if verify_data else []
         self.begun = time.monotonic()
         self._jobs = unique
         self._starts: Counter[str] = Counter()
@@ -164,12 +167,12 @@ class Queue:
 
         cell = self._jobs[name]
         folder = Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder, KIND)
         recipe = folder / "cell.yaml"
         text = StringIO()
         YAML().dump(dict(cell.resolved), text)
         write_atomically(recipe, text.getvalue())  # a job that is taken over may just read it
-        return Job(name, tuple(command(folder, self.plugin_files)), folder / LOG)
+        return Job(name, (*command(folder), *self.options), folder / LOG)
 
     def states(self) -> list[State]:
         """How every cell stands, in order."""
@@ -209,11 +212,10 @@ def _look_again(folder: Path) -> None:
         os.listdir(folder)
 
 
-def command(folder: Path, plugin_files: Sequence[str] = ()) -> list[str]:
-    """The command that runs the cell of a directory, or continues it."""
-    extra = [part for file in plugin_files for part in ("--plugin", file)]
+def command(folder: Path) -> list[str]:
+    """The command that runs the cell of a directory, or continues it; without options."""
     recipe = str(folder / "cell.yaml")
-    return [sys.executable, "-m", "xmodal", "run", recipe, "--directory", str(folder), *extra]
+    return [sys.executable, "-m", "xmodal", "run", recipe, "--directory", str(folder)]
 
 
 def last_lines(log: Path, number: int = LAST_LINES) -> str:

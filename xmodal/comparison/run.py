@@ -11,6 +11,7 @@ from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
 from xmodal.errors import PluginError, UsageError
+from xmodal.files import hashed_again
 from xmodal.recipe.choice import choose
 from xmodal.recipe.compose import looks_like_path
 
@@ -40,13 +41,15 @@ def compare(
     root: str | Path = CELLS,
     plugin_files: Sequence[str] = (),
     watch: Watch | None = None,
+    verify_data: bool = False,
 ) -> ComparisonTable:
     """Run what is not done yet of methods x tasks x settings x seeds, and weigh the results.
 
     ``settings`` holds ``key=value,value`` texts. ``launcher`` is a name, a block ``{use: ...}`` or
     its file; the empty text stands for the default one, and None runs nothing and reads what is
     there. ``budget``: seconds after which no further cell is started. ``watch`` is shown the queue
-    and all states about twice a second. Raises UsageError and RecipeError before anything runs;
+    and all states about twice a second. ``verify_data`` reads all data to tell whether they have
+    changed, here and in every cell. Raises UsageError and RecipeError before anything runs;
     what goes wrong in a cell is in the table.
     """
     registry = plugins.registry(tuple(plugin_files))
@@ -66,7 +69,8 @@ def compare(
         root="" if Path(root) == CELLS else str(root),
         plugin_files=plugin_files,
     )
-    cells = grid(request, registry, Store(), Path(root))
+    with hashed_again(verify_data):
+        cells = grid(request, registry, Store(), Path(root))
     request.check_against(cells)
     _check_any_runs(cells)
     runner = None
@@ -77,7 +81,7 @@ def compare(
 
         use = choose("launcher", named, registry, "--launcher", extra)
         runner = use.build(Context.outside(Store(), "launcher"))
-    queue = Queue(cells, runner, budget, tuple(plugin_files))
+    queue = Queue(cells, runner, budget, tuple(plugin_files), verify_data)
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))
     from xmodal.comparison.table import assemble  # statistics are slow to import

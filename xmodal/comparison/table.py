@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from statistics import mean
@@ -25,8 +26,10 @@ from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Re
 from xmodal.comparison.queue import FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
-from xmodal.errors import UsageError
+from xmodal.errors import DataError, UsageError
 from xmodal.recipe.compose import from_anywhere
+from xmodal.runs import Run
+from xmodal.text import plural
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -125,7 +128,7 @@ class ComparisonTable:
     the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
     metric has no ratios, for example). Both ``scores`` and ``comparison`` are None where nothing is
     done that could be weighed. ``published``: per task what others report; it stands apart and is
-    never weighed.
+    never weighed. ``notes``: lines for people about what was not looked at.
     """
 
     command: str
@@ -140,6 +143,7 @@ class ComparisonTable:
     left_out: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     name: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def standing(self) -> list[tuple[Cell, State]]:
@@ -181,6 +185,7 @@ class ComparisonTable:
             "rows": [plain(asdict(row)) for row in self.rows],
             "left_out": dict(self.left_out),
             "effect": EFFECT,
+            "notes": list(self.notes),
             "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
             "published": {task: one.model_dump() for task, one in self.published.items()},
         }
@@ -247,6 +252,23 @@ def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -
         comparison=comparison,
         left_out=left_out,
         published=request.suite.published,
+        notes=_older(cells),
+    )
+
+
+def _older(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """A note about finished runs of these cells that an earlier version made."""
+    places = {(cell.directory.parent, cell.seed) for cell in cells if cell.directory is not None}
+    number = 0
+    for folder, seed in places:
+        for path in folder.glob(f"seed{seed}-*/result.json"):
+            with suppress(DataError):
+                number += Run(path.parent).older
+    if not number:
+        return ()
+    return (
+        f"{plural(number, 'finished run')} of an earlier version of xmodal stay aside: results of "
+        "the same recipes have changed since",
     )
 
 

@@ -28,9 +28,9 @@ SUMS = "SHA256.json"
 STEP, BEST = "step-", "best-"
 
 
-def save(folder: Path, state: Mapping[str, Any]) -> None:
+def save(folder: Path, state: Mapping[str, Any], run: str = "") -> None:
     """Write ``state`` (nested dicts, lists, tuples, tensors, numbers, text) as the folder
-    ``folder``.
+    ``folder``. ``run`` is the hash of the run that it belongs to.
     """
     folder.parent.mkdir(exist_ok=True)  # not its parents: a run that was deleted stays deleted
     tensors: dict[str, Tensor] = {}
@@ -38,13 +38,15 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     with atomically(folder) as new:
         new.mkdir()
         save_file(tensors, new / "tensors.safetensors", metadata={"format": "pt"})
-        document = {"format": FORMAT, "state": skeleton}
+        document = {"format": FORMAT, "run": run, "state": skeleton}
         (new / "state.json").write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
         (new / SUMS).write_text(json.dumps(digests(new), indent=1), encoding="utf-8")
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint. Raises DataError naming the damaged file."""
+def load(folder: Path, run: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint. Raises DataError naming the damaged file, or if it is of another run than
+    that with the hash ``run``.
+    """
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
         for name, expected in sums.items():
@@ -58,6 +60,8 @@ def load(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"checkpoint {folder} has format {document.get('format')}; this version reads {FORMAT}"
         )
+    if run is not None and document.get("run") != run:
+        raise DataError(f"checkpoint {folder} belongs to another run")
     state: dict[str, Any] = _join(document["state"], tensors)
     return state
 

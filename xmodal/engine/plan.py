@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from xmodal.data.store import Store
 from xmodal.errors import Problem, RecipeError
@@ -13,7 +12,6 @@ from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
 from xmodal.recipe.grammar import COMPONENT_FIELDS
 from xmodal.recipe.recipe import Recipe
-from xmodal.settings import Use
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,6 @@ def compose_plan(
     """
     layered = compose(references, registry, overrides, scale, trackers)
     return plan(validate(layered, registry), store, layered)
-
-
-def versions(plan: Plan, registry: Registry) -> dict[str, str]:
-    """Distribution and version of every component of a plan."""
-    uses: list[Use[Any]] = [getattr(plan.recipe, key) for key in COMPONENT_FIELDS]
-    entries = [
-        registry.entry(use.component.kind, use.name)
-        for use in [*uses, *plan.recipe.stages]
-        if use is not None
-    ]
-    return {f"{entry.kind}:{entry.name}": entry.origin for entry in entries}
 
 
 def missing_files(plan: Plan, store: Store) -> list[str]:

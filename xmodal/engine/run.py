@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,22 +21,20 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import Tensor
 
 from xmodal import runs
-from xmodal._version import __version__
 from xmodal.data import loader
-from xmodal.data.seen import remember
 from xmodal.data.store import Store
-from xmodal.engine import checkpoint
+from xmodal.engine import checkpoint, directory
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder, accelerator
 from xmodal.engine.evaluate import PROBED_SAMPLES, SplitScore, evaluate
+from xmodal.engine.identity import identity
 from xmodal.engine.loop import EpochRecord, Snapshot, Training
 from xmodal.engine.observe import Observer, RunLog, Silent
-from xmodal.engine.plan import Plan, versions
+from xmodal.engine.plan import Plan
 from xmodal.engine.session import RunSession
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, TrainingError, XModalError
@@ -100,26 +98,27 @@ def _execute(
 ) -> Outcome:
     builder = Builder(plan, store, observer.note)
     data = builder.data()
-    resolved = plan.recipe.model_dump(mode="json")
-    components = versions(plan, registry)
-    digest = runs.content_hash(resolved, components, {"task": data.checksum})
     # Of several processes one chooses and owns the directory; the others only read it.
     main = alone.is_main_process
-    chosen = (
-        runs.choose(digest, order.name, order.root, order.directory, order.force) if main else None
-    )
-    run, done = broadcast_object_list([chosen])[0]
+    own = identity(plan.recipe, registry, store, data.checksum) if main else None
+    chosen = None
+    if own is not None:
+        place = directory.choose(own, order.name, order.root, order.directory, order.force)
+        chosen = (*place, own.hash)
+    run, done, digest = broadcast_object_list([chosen])[0]
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
     with run.lock() if main else nullcontext(), _watch_signals() as stop:
-        if main and order.force:
-            run.clear()
-        if main and not (run.path / "manifest.json").exists():
-            _describe(run, plan, order, registry, resolved, components, digest, data)
+        if own is not None:
+            directory.belongs(run, own)  # another process may have had the lock meanwhile
+            if order.force or not (run.path / "manifest.json").exists():
+                run.clear()
+                about = (plan, order.name, order.source_text, registry, own, data)
+                directory.describe(run, *about, alone.num_processes)
         alone.wait_for_everyone()
         tracking = Tracking(plan.recipe, run, builder.note)
         with _recorded(run, tracking) if main else nullcontext():
-            execution = _Execution(run, plan, builder, data, observer, stop, tracking)
+            execution = _Execution(run, digest, plan, builder, data, observer, stop, tracking)
             outcome = execution.carry_out()
             if main:
                 run.write("result.json", outcome)
@@ -130,42 +129,6 @@ def _execute(
             # Not earlier: a run that is killed before it is done resumes from one of these.
             execution.sweep(plan.recipe.saving.finished, 1)
     return Outcome(run, outcome, fresh=True)
-
-
-def _describe(
-    run: runs.Run,
-    plan: Plan,
-    order: RunOrder,
-    registry: Registry,
-    resolved: Mapping[str, Any],
-    components: Mapping[str, str],
-    digest: str,
-    data: TaskData,
-) -> None:
-    """Write what the run is before it starts."""
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    (run.path / "recipe.yaml").write_text(order.source_text, encoding="utf-8")
-    yaml = YAML()
-    with (run.path / "resolved.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(dict(resolved), stream)
-    manifest = {
-        "name": order.name,
-        "hash": digest,
-        "xmodal": __version__,
-        "facts": asdict(plan.facts),
-        "epochs": plan.epochs,
-        "learning_rate": plan.learning_rate,
-        "components": dict(components),
-        "data": {"task": data.checksum},
-        "classes": list(data.classes),
-        "plugins": {p.plugin: p.digest or p.version for p in registry.plugins},
-        "command": sys.argv,
-        **runs.environment(),
-    }
-    raw = None if data.raw is None else data.raw.state()
-    seen = remember(data.train, plan.facts.task.shape, plan.recipe.workers)
-    checkpoint.save(run.path / "inputs", {"raw": raw, "seen": seen.state()})
-    run.write("manifest.json", manifest)
 
 
 class _StopRequest:
@@ -240,6 +203,7 @@ class _Execution:
     def __init__(
         self,
         run: runs.Run,
+        digest: str,
         plan: Plan,
         builder: Builder,
         data: TaskData,
@@ -248,6 +212,7 @@ class _Execution:
         tracking: Tracking,
     ) -> None:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
+        self.digest = digest
         self.tracking = tracking
         self.saving = plan.recipe.saving
         self.session = builder.session(data)
@@ -285,10 +250,10 @@ class _Execution:
         """The newest complete checkpoint; a damaged one gets a note and is passed over."""
         for folder in checkpoint.complete(self.run.checkpoints, checkpoint.STEP):
             try:
-                state = checkpoint.load(folder)
+                state = checkpoint.load(folder, self.digest)
                 best = state["snapshot"]["best_steps"]
                 if state["snapshot"]["best_at"] is not None:
-                    checkpoint.load(self._best_folder(best))
+                    checkpoint.load(self._best_folder(best), self.digest)
             except DataError as error:
                 self.session.note(f"{error}; using the one before it")
                 continue
@@ -331,7 +296,7 @@ class _Execution:
             self.session.note(_no_number(self.plan.recipe, self.session))
         if record.best:
             state = {"model": self.session.model.state_dict()}
-            checkpoint.save(self._best_folder(snapshot.best_steps), state)
+            checkpoint.save(self._best_folder(snapshot.best_steps), state, self.digest)
         # An epoch of preparation can be a single step: saving would take longer than the epoch.
         over = record.progress.epoch + 1 == record.progress.epochs
         if record.scored or over or self._due():
@@ -343,7 +308,7 @@ class _Execution:
         if not self.main:
             return
         snapshot = self.training.snapshot
-        checkpoint.save(self._step_folder(), self.training.state())
+        checkpoint.save(self._step_folder(), self.training.state(), self.digest)
         self.sweep(self.saving.keep, self.saving.keep)
         self.run.set_state("running", stage=snapshot.stage, epoch=snapshot.epoch)
 
@@ -358,14 +323,14 @@ class _Execution:
         session, snapshot = self.session, self.training.snapshot
         if self.main:
             final = {k: v.cpu() for k, v in session.model.state_dict().items()}
-            checkpoint.save(self.run.path / "final", {"model": final})
+            checkpoint.save(self.run.path / "final", {"model": final}, self.digest)
         if snapshot.best_at is None:
             split = _scored_split(self.plan.recipe, session)
             raise TrainingError(
                 f"no epoch can be chosen: neither the metric nor the loss of the {split} data was "
                 "a finite number in any\nTry a lower learning rate, or look at these data"
             )
-        best = checkpoint.load(self._best_folder(snapshot.best_steps))
+        best = checkpoint.load(self._best_folder(snapshot.best_steps), self.digest)
         checkpoint.load_exactly(session.model, best["model"], "the best checkpoint")
         score = evaluate(session, session.data.test, keep=True)
         assert score.predictions is not None
@@ -374,7 +339,7 @@ class _Execution:
             session.note(f"{metric} is not a number on the test data: this run has no score")
         if self.main:
             keep_predictions(self.run, session, score.predictions)
-            keep_samples(self.run, session, snapshot, score.predictions)
+            keep_samples(self.run, self.digest, session, snapshot, score.predictions)
         seconds = {
             "training": snapshot.seconds,
             "this_process": time.perf_counter() - self.begun,
@@ -396,7 +361,7 @@ def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) ->
 
 
 def keep_samples(
-    run: runs.Run, session: RunSession, snapshot: Snapshot, predictions: Tensor
+    run: runs.Run, digest: str, session: RunSession, snapshot: Snapshot, predictions: Tensor
 ) -> None:
     """Keep a few samples, and what the mixer did to them, for the report."""
     x, y = loader.first(session.data.test, SHOWN_SAMPLES)
@@ -409,7 +374,7 @@ def keep_samples(
     if session.source is not None:
         kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
     shutil.rmtree(run.path / "samples", ignore_errors=True)
-    checkpoint.save(run.path / "samples", kept)
+    checkpoint.save(run.path / "samples", kept, digest)
 
 
 def summarise(

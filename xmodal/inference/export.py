@@ -12,12 +12,13 @@ from typing import Any
 from xmodal._version import __version__
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError, XModalError
-from xmodal.files import as_json, atomically
+from xmodal.files import as_json, atomically, below, read_json
 from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Context, Exported, Exporter
 from xmodal.plugins import Registry
 from xmodal.recipe.choice import chosen
 from xmodal.settings import Use
+from xmodal.text import shortlist
 
 FACTS = "xmodal.json"
 
@@ -53,8 +54,9 @@ def export_trained(
                 f"{type(error).__name__}: {reason}"
             ) from error
         facts = described(trained) | {"exporter": to, "difference": exported.difference}
-        (folder / FACTS).write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(trained, facts, exported), encoding="utf-8")
+        facts["files"] = sorted({*below(folder), FACTS})
+        (folder / FACTS).write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
     return exported
 
 
@@ -62,10 +64,18 @@ def _check(out: Path, force: bool) -> None:
     """Raise UsageError unless ``out`` is new, empty, or an earlier export to be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / FACTS).is_file():
+    facts = read_json(out / FACTS)
+    if "exporter" not in facts:
         raise UsageError(f"--out {out} exists and is no export; name a new folder")
     if not force:
         raise UsageError(f"{out} exists; --force replaces it")
+    # Exports of earlier versions do not list their files.
+    foreign = below(out).keys() - facts.get("files", below(out).keys())
+    if foreign:
+        raise UsageError(
+            f"{out} also holds files that are not of the export: {shortlist(sorted(foreign))}. "
+            "Nothing was changed; move them away, or name a new folder"
+        )
 
 
 def _parts(trained: TrainedModel) -> str:

@@ -110,7 +110,7 @@ def best_weights(run: runs.Run) -> tuple[dict[str, Tensor], str]:
     found = checkpoint.complete(run.checkpoints, checkpoint.BEST)
     if not found:
         raise DataError(f"{run.path} has no trained model yet (state: {run.state})")
-    weights: dict[str, Tensor] = checkpoint.load(found[0])["model"]
+    weights: dict[str, Tensor] = checkpoint.load(found[0], run.digest)["model"]
     return weights, str(found[0])
 
 
@@ -335,7 +335,7 @@ def load_trained(
             f"{run.path} does not say how its samples were prepared (it was made by an earlier "
             "version); run its recipe again: xmodal run --force " + str(run.path / "resolved.yaml")
         )
-    kept: Mapping[str, Any] = checkpoint.load(run.path / "inputs")
+    kept: Mapping[str, Any] = checkpoint.load(run.path / "inputs", run.digest)
     if run.state != "done":
         note(f"{run.path} is not finished (state: {run.state}); these are its best weights so far")
     manifest = run.read("manifest.json")

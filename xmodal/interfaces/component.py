@@ -98,3 +98,14 @@ class Component(ABC):
     def missing(cls, config: Any, store: Store) -> Iterable[str]:
         """Files that the user must fetch first: which, how large, from where, where to put them."""
         return ()
+
+    @classmethod
+    def contents(cls, config: Any, store: Store) -> Mapping[str, str]:
+        """Digests of the files that settings name, by setting, for the identity of a run.
+
+        A digest stands there in place of the setting, so that files can be moved, but not edited.
+        Only settings that are text, or of which some files alone are read, need to be listed: any
+        other setting that is a ``Path`` counts by all that lies there. A setting that names no
+        file stays out. ``xmodal.files.contents`` makes digests. Raises DataError.
+        """
+        return {}
