@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -10,11 +11,13 @@ import multiprocessing
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -155,6 +158,43 @@ def test_download_tries_the_next_mirror_and_forgives_busy_servers(
     server.codes = [503]
     path = store.download([missing, server.url], "a.bin", md5=MD5)
     assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1024000\r\n\r\n", r"less than 10\.0 kB a second"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1024000\r\n\r\n" + CONTENT[:99], "less than 10"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", "no answer within 0.3 s"),
+        (b"", "no answer within 0.3 s"),
+    ],
+)
+def test_a_server_that_sends_a_byte_now_and_then_is_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch, head: bytes, said: str
+) -> None:
+    monkeypatch.setattr(download, "_ANSWER", 0.3)
+    monkeypatch.setattr(download, "_PATIENCE", 0.2)
+    monkeypatch.setattr(download, "_SLOWEST", 10_000.0)
+    monkeypatch.setattr(download, "_ROUNDS", 2)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError), listening.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(head)
+                while head and not over.wait(0.02):
+                    client.sendall(b"a")
+                over.wait(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.1)
+        threading.Thread(target=drip, args=(listening,), daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(DataError, match=said):
+            store.download([f"http://127.0.0.1:{listening.getsockname()[1]}/a"], "a.bin")
+        over.set()
+    assert time.monotonic() - start < 5
 
 
 def test_download_lists_every_mirror_in_its_error(store: Store, server: Server) -> None:

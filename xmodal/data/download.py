@@ -14,10 +14,12 @@ import gzip
 import http.client
 import logging
 import lzma
+import queue
 import shutil
 import stat
 import sys
 import tarfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -35,6 +37,10 @@ log = logging.getLogger("xmodal.data")
 
 _CHUNK = 2**18
 _TIMEOUT = 30.0
+_ANSWER = 60.0
+"""Seconds that an address, a connection and the head of an answer may take, all together."""
+_PATIENCE, _SLOWEST = 30.0, 1000.0
+"""A server must send _SLOWEST bytes a second, measured over _PATIENCE seconds."""
 _ROUNDS = 4
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 """Status codes of servers that are busy or down for a moment."""
@@ -135,7 +141,7 @@ def _attempt(url: str, part: Path, expected: Expected) -> str | None:
 def _receive(url: str, part: Path, expected: Expected) -> None:
     """Download what is missing of the ``.part`` file. Raises _Unfinished and _Refused."""
     request = _request(url, part, expected)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+    with _answer(request) as response:
         start = part.stat().st_size if response.status == 206 else 0
         if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink()
@@ -150,6 +156,29 @@ def _receive(url: str, part: Path, expected: Expected) -> None:
         write_json(_origin(part), {"url": url, "validator": strong})
         limit = expected.size if expected.size is not None else total
         _write(response, part, start, total, limit)
+
+
+def _answer(request: urllib.request.Request) -> Any:
+    """The answer of a server. Raises _Unfinished if it takes too long.
+
+    The time limit of a socket counts anew with every byte, so a thread asks, which can be left.
+    """
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found.put(urllib.request.urlopen(request, timeout=_TIMEOUT))
+        except Exception as error:
+            found.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = found.get(timeout=_ANSWER)
+    except queue.Empty:
+        raise _Unfinished(f"no answer within {text.duration(_ANSWER)}") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _request(url: str, part: Path, expected: Expected) -> urllib.request.Request:
@@ -182,9 +211,16 @@ def _write(
 ) -> None:
     count = start
     name = part.name.removesuffix(".part")
+    since, before = time.monotonic(), start
     with part.open("ab" if start else "wb") as out, _progress(name, total, start) as advance:
-        while chunk := response.read(_CHUNK):
+        # read() would wait for a whole chunk, however slowly it comes.
+        while chunk := response.read1(_CHUNK):
             count += len(chunk)
+            if (passed := time.monotonic() - since) > _PATIENCE:
+                if count - before < _SLOWEST * passed:
+                    rate = text.size(_SLOWEST)
+                    raise _Unfinished(f"it sends less than {rate} a second; {count} bytes came")
+                since, before = time.monotonic(), count
             if limit is not None and count > limit:
                 break
             out.write(chunk)
