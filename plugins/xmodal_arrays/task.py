@@ -248,7 +248,9 @@ class Arrays(Task):
         for index, part in enumerate(plan.parts):
             rows = train.rows if index == train.part else np.array([], dtype=np.int64)
             moments = scan(part.x, plan.layout, part.x_name, rows, row, plan.padded)
-            if index == train.part and self.config.normalize != "none":
+            if index == train.part and self.config.normalize == "none":
+                moments.require_float32(part.x_name, "leave out 'normalize: none'")
+            elif index == train.part:
                 mean_C, scale_C = moments.input_scale(keep_two=self.config.normalize == "auto")
                 if row:
                     coded_C = np.array(plan.levels) > 0
@@ -310,6 +312,8 @@ def _label_scale(
         if loss.standardises:
             form = replace(form, label_mean=mean, label_scale=scale)
         else:
+            hint = "the loss reads labels as they are: scale them, or set another loss"
+            moments.require_float32(part.y_name, hint)
             decode = Affine.of(mean, scale)
     return form, decode
 

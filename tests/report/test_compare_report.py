@@ -28,6 +28,7 @@ from xmodal.report import compare_cells as compare_cost
 from xmodal.report import compare_figures as figures
 from xmodal.report.charts import BAD, METHODS, MethodStyle, log_ticks
 from xmodal.report.compare_cells import columns, course, courses, differences, scores, unfinished
+from xmodal.report.samples import relative_error
 
 from ..comparisons import TASKS, compared
 from ..pages import Page
@@ -719,3 +720,10 @@ def test_colours_are_told_apart_by_all_readers(theme: int) -> None:
     for matrix in SEEN.values():
         labs = [lab(np.array(matrix) @ linear(colour)) for colour in named.values()]
         assert min(np.linalg.norm(a - b) for a, b in combinations(labs, 2)) > 17
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-13, 1e200])
+def test_ticks_and_errors_have_no_unit_of_their_own(unit: float) -> None:
+    assert log_ticks(unit, 1.3 * unit) == pytest.approx([t * unit for t in log_ticks(1.0, 1.3)])
+    y = np.array([3.0, 4.0]) * unit
+    assert relative_error(y * 1.1, y) == pytest.approx(0.1)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xmodal.errors import DataError
+
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 
@@ -91,6 +93,21 @@ class Moments:
     def deviation_C(self) -> Numbers:
         """The standard deviation; 0 if constant."""
         return self._unit_C * np.sqrt(self._squares_C / np.maximum(self.count_C, 1))
+
+    def require_float32(self, where: str, hint: str) -> None:
+        """Raise DataError for the first channel whose values float32 cannot hold and tell apart."""
+        limits = np.finfo(np.float32)
+        ends_2C = np.abs([self.low_C, self.high_C])
+        size_C = np.where(self.count_C > 0, ends_2C.max(axis=0), 0.0)
+        finest_C = np.maximum(4 * limits.eps * size_C, limits.tiny)
+        told_apart_C = self.constant_C | (self.deviation_C > finest_C)
+        wrong = np.flatnonzero(~told_apart_C | (size_C > limits.max))
+        if len(wrong):
+            c = wrong[0]
+            raise DataError(
+                f"{where}: float32 cannot hold, or tell apart, the values of channel {c} "
+                f"({self.low_C[c]:g} to {self.high_C[c]:g}); {hint}"
+            )
 
     def input_scale(self, keep_two: bool = False) -> tuple[Numbers, Numbers]:
         """Mean and scale ``[C]`` of samples: ``(x - mean) / scale`` is what a model reads.

@@ -298,10 +298,14 @@ def _check_gradient(norm: float, named: list[tuple[str, nn.Parameter]], at: Prog
     """Raise TrainingError, before the update, if the gradient norm is not finite."""
     if math.isfinite(norm):
         return
-    bad = [n for n, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
-    raise TrainingError(
-        f"the gradient is not finite at {_place(at)}, first in: {shortlist(bad, 5)}\n{_ADVICE}"
-    )
+    gradients = {name: p.grad for name, p in named if p.grad is not None}
+    bad = [name for name, grad in gradients.items() if not bool(grad.isfinite().all())]
+    if bad:
+        what = f"not finite at {_place(at)}, first in: {shortlist(bad, 5)}"
+    else:
+        largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
+        what = f"too large to be squared at {_place(at)}, largest in: {largest}"
+    raise TrainingError(f"the gradient is {what}\n{_ADVICE}")
 
 
 def _place(at: Progress) -> str:

@@ -460,7 +460,7 @@ def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
     if len(found) > 1:
         return found
     near = MaxNLocator(max(2, count - 2), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [round(float(v), 12) for v in near if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
+    return [float(f"{v:.12g}") for v in near if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
 
 
 def _describe(title: str, lines: Sequence[Curve], x_label: str) -> str:

@@ -186,3 +186,29 @@ def test_supports() -> None:
     }
     for cls, row in table.items():
         assert "".join(str(int(cls.supports(Target(k, 2)))) for k in kinds) == row  # type: ignore[arg-type]
+
+
+def test_a_relative_loss_of_standardised_labels_is_that_of_the_labels() -> None:
+    """Also where the mean is a million deviations: only the size of a label needs it."""
+    p, y = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    for mean in (0.0, -3.0, 1e6):
+        offset = torch.tensor([mean, 7.0], dtype=torch.float64).view(2, 1, 1)
+        loss = build(losses.RelativeL2Loss)
+        loss.unit(offset * 1e-9, torch.full((2, 1, 1), 1e-9, dtype=torch.float64))
+        true = y.double() + offset
+        wanted = ((p - y).flatten(2).norm(dim=2) / true.flatten(2).norm(dim=2)).mean(1)
+        torch.testing.assert_close(loss(p, y), wanted.float(), rtol=1e-5, atol=0.0)
+
+
+def test_a_label_of_zeros_is_left_out_of_a_relative_loss() -> None:
+    y = torch.randn(2, 2, 4, 4)
+    y[0, 0], y[1] = -5.0, -5.0  # 0 in its own unit
+    p = (y + 1).requires_grad_()
+    loss = build(losses.RelativeL2Loss)
+    loss.unit(*(torch.full((2, 1, 1), value, dtype=torch.float64) for value in (0.5, 0.1)))
+    found = loss(p, y)
+    torch.testing.assert_close(found[0], 4 / (y[0, 1] + 5).norm())
+    assert found[1] == 0
+    (gradient,) = torch.autograd.grad(found.sum(), p)
+    assert gradient.isfinite().all()
+    assert not gradient[1].any()

@@ -39,7 +39,7 @@ def score(cls: type[Any], output: Target, p: Tensor, y: Tensor, **settings: Any)
     order = torch.randperm(len(p), generator=GENERATOR)
     metric.reset()
     metric.update(p[order], y[order])
-    assert metric.compute() == pytest.approx(value, abs=1e-12, nan_ok=True)
+    assert metric.compute() == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)
     return value
 
 
@@ -256,3 +256,46 @@ def test_smallest_error_of_rankings() -> None:
     two.update(torch.zeros(7, 2), torch.tensor([0, 0, 0, 1, 1, 1, 1]))
     assert two.smallest() == pytest.approx(1 / 12)
     assert build(metrics.MeanAbsoluteError, Target("regression", 1)).smallest() is None
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-13, 1.0, 1e13, 1e200])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_numeric_metrics_do_not_depend_on_the_unit(scale: float, offset: float) -> None:
+    """Squares of 1e200 are infinite, those of 1e-200 are 0, and a large mean hides both."""
+    p, y = (t.double() for t in numbers(2, 8))
+    moved_p, moved_y = (p + offset) * scale, (y + offset) * scale
+    output = Target("dense", 2, (8,))
+    for cls, unit in (
+        (metrics.MeanAbsoluteError, scale),
+        (metrics.RootMeanSquaredError, scale),
+        (metrics.R2Error, 1.0),
+    ):
+        wanted = score(cls, output, p, y)
+        assert score(cls, output, moved_p, moved_y) / unit == pytest.approx(wanted, rel=1e-6)
+    if not offset:
+        wanted = score(metrics.RelativeL2Error, output, p, y)
+        far = torch.tensor([scale, 1 / scale], dtype=torch.float64)[:, None]
+        for unit in (scale, far):
+            found = score(metrics.RelativeL2Error, output, p * unit, y * unit)
+            assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_rmse_of_batches_whose_errors_differ_by_all_a_float_has() -> None:
+    output = Target("regression", 1)
+    p = torch.tensor([[1e-200], [3e200], [0.0], [4e200]], dtype=torch.float64)
+    found = score(metrics.RootMeanSquaredError, output, p, torch.zeros_like(p))
+    assert found == pytest.approx(2.5e200)
+
+
+def test_a_label_of_zeros_has_no_relative_error() -> None:
+    output = Target("dense", 1, (4,))
+    p, y = torch.ones(3, 1, 4), torch.zeros(3, 1, 4)
+    y[0] = 2.0
+    assert score(metrics.RelativeL2Error, output, p, y) == pytest.approx(0.5)
+    assert math.isnan(score(metrics.RelativeL2Error, output, p[1:], y[1:]))
+
+
+@pytest.mark.parametrize("value", [0.1, 1.7e9, 1e-200])
+def test_r2_of_constant_labels_is_undefined(value: float) -> None:
+    y = torch.full((7, 1), value, dtype=torch.float64)
+    assert math.isnan(score(metrics.R2Error, Target("regression", 1), y * 1.5, y))
