@@ -344,6 +344,8 @@ class AveragePrecisionError(_Ranking):
         """The mean average precision, by scikit-learn."""
         from sklearn.metrics import average_precision_score
 
+        if not any(positive and negative for positive, negative in self.splits()):
+            return float("nan")  # 1 whatever is predicted
         if self.target.kind == "classification":
             y = np.eye(p_BK.shape[1])[y.astype(int)]
         return _mean_over_columns(average_precision_score, p_BK, y, both=False)

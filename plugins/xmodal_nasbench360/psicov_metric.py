@@ -7,13 +7,14 @@ averages the two triangles twice, in place, and cuts every protein to the length
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from xmodal.interfaces import Context, Metric, Settings
+from xmodal.interfaces import Context, Facts, Metric, Settings
 from xmodal_nasbench360.psicov_files import PADDING
 
 SEPARATION = 24
@@ -36,6 +37,13 @@ class LongRangeError(Metric):
         )
 
     config: Config
+
+    @classmethod
+    def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
+        """Report labels that are no maps of pairs."""
+        kind = facts.task.target.kind
+        if kind != "dense":
+            yield f"scores dense labels; task '{facts.task.name}' has {kind} labels"
 
     def reset(self) -> None:
         """Forget everything."""

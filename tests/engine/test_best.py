@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from xmodal import api
 from xmodal.engine.evaluate import SplitScore
 from xmodal.engine.loop import Snapshot, _is_best
-from xmodal.errors import TrainingError
+from xmodal.errors import TrainingError, UsageError
 from xmodal.report.run import measured, selection
 from xmodal.runs import Run
 from xmodal.testing.running import StopAt, assert_same, weights
@@ -77,15 +78,20 @@ def table(path: Path, rows: int, seed: int, only: str = "") -> None:
     path.write_text("\n".join(["a,b,c,y", *kept]) + "\n")
 
 
-def run(folder: Path, observer: Any = None, only: tuple[str, str] = ("p", ""), **more: Any) -> Run:
-    """Three epochs on a table whose validation (and test) labels are of one class."""
+def run(
+    folder: Path,
+    observer: Any = None,
+    only: tuple[str, str] = ("p", ""),
+    settings: Sequence[str] = (),
+) -> Run:
+    """Four epochs on a table whose validation labels (or those to test) are of one class."""
     table(folder / "train.csv", 60, 0)
     table(folder / "validation.csv", 30, 2, only[0])
     table(folder / "test.csv", 30, 1, only[1])
-    settings = {"train": 0, "validation": 0, "test": 0}
-    overrides = [f"task.{name}={folder / name}.csv" for name in settings]
+    names = ("train", "validation", "test")
+    overrides = [f"task.{name}={folder / name}.csv" for name in names]
     overrides += ["task.metric=auroc-error", "training.epochs=4", "training.max_steps=null"]
-    overrides += ["training.batch={size: 16}", "training.optimizer.lr=3e-2"]
+    overrides += ["training.batch={size: 16}", "training.optimizer.lr=3e-2", *settings]
     return api.run(
         "methods/nft",
         "arrays/row",
@@ -93,7 +99,7 @@ def run(folder: Path, observer: Any = None, only: tuple[str, str] = ("p", ""), *
         scale="smoke",
         report=False,
         observer=observer,
-        **{"root": folder / "runs", **more},
+        root=folder / "runs",
     ).run
 
 
@@ -168,3 +174,9 @@ def test_no_word_for_infinity_reaches_a_file(tmp_path: Path) -> None:
         {"train": {"a": None, "b": [None, 1.5], "c": None}}
     ]
     assert strict(tmp_path / "result.json") == [{"x": [None, {"y": None}], "z": 1}]
+
+
+@pytest.mark.parametrize("patterns", ["[]", "['nothing.*']", "['*', '!*']"])
+def test_a_stage_that_trains_nothing_is_refused(patterns: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"stage 0 has nothing to train: no parameter fits "):
+        run(tmp_path, settings=[f"stages.0.train={patterns}"])

@@ -25,7 +25,7 @@ from xmodal.engine import distributed
 from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
-from xmodal.errors import TrainingError
+from xmodal.errors import TrainingError, UsageError
 from xmodal.interfaces import Stage
 from xmodal.text import shortlist
 
@@ -216,6 +216,12 @@ class Training:
         session = self.session
         self.trainable = session.model.select_trainable(stage.train)
         self.optimizer = stage.optimizer(self.trainable)
+        if self.optimizer is not None and not self.trainable:
+            patterns = ", ".join(stage.train) or "none"
+            raise UsageError(
+                f"stage {self.snapshot.stage} has nothing to train: no parameter fits {patterns}\n"
+                f"parameters: {shortlist(name for name, _ in session.model.named_parameters())}"
+            )
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
         session.share_randomness()

@@ -178,6 +178,8 @@ def test_undefined_scores_are_nan() -> None:
     assert math.isnan(build(metrics.R2Error, Target("regression", 1)).compute())
     p, y = torch.randn(9, 2), torch.zeros(9, dtype=torch.int64)
     assert math.isnan(score(metrics.AUROCError, output, p, y))
+    # Of positives alone, the average precision is 1 whatever is predicted: it can choose nothing.
+    assert math.isnan(score(metrics.AveragePrecisionError, output, p, y))
 
 
 def test_half_precision_predictions_are_scored() -> None:
