@@ -155,12 +155,12 @@ class Words:
 def decide(d_RTS: Floats, families: Sequence[str], rule: Rule) -> Words:
     """What ``judge`` says about a single pair of methods, for many tables at once."""
     r_RTS = statistics.relative_differences(d_RTS)
-    found = statistics.student(statistics.unit_means(statistics.task_means(r_RTS), families))
+    found = statistics.student(statistics.task_means(r_RTS), families)
     log_RT = statistics.task_means(d_RTS)
     geometric_R = statistics.unit_means(log_RT, families).mean(axis=-1)
     median_R = statistics.median_effect(log_RT, families)
     hit_RT = statistics.task_means(statistics.hits(d_RTS))
-    hit = statistics.student(statistics.unit_means(hit_RT, families))
+    hit = statistics.student(hit_RT, families)
     side_R = np.sign(found.mean)
     share_R = np.where(side_R < 0, hit.mean, 1 - hit.mean)
     agree_R = (np.sign(geometric_R) == side_R) & (np.sign(median_R) == side_R)

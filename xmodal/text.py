@@ -94,7 +94,7 @@ def mean_sd(mean: float | None, sd: float | None) -> str:
 
 def percent(log_ratio: float) -> str:
     """A log-ratio as a change: ``−12.7 %``."""
-    if log_ratio == math.inf:
+    if log_ratio > 700:  # exp is infinite
         return "+∞ %"
     return f"{100 * math.expm1(log_ratio):+.1f} %".replace("-", "−")
 

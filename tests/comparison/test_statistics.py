@@ -137,7 +137,8 @@ def test_the_mean_of_a_family_is_one_unit():
 @pytest.mark.parametrize("units", [2, 3, 6, 30])
 def test_student_against_scipy(units):
     x_U = np.random.default_rng(units).normal(0.2, 1, units)
-    found, theirs = statistics.student(x_U), stats.ttest_1samp(x_U, 0)
+    found = statistics.student(x_U, [""] * units)
+    theirs = stats.ttest_1samp(x_U, 0)
     assert float(found.p) == pytest.approx(theirs.pvalue)
     low, high = theirs.confidence_interval(0.95)
     half = float(found.half_width(0.95))
@@ -148,10 +149,20 @@ def test_student_against_scipy(units):
 
 
 def test_units_without_any_spread():
-    same = statistics.student(np.zeros((2, 5)))
+    same = statistics.student(np.zeros((2, 5)), [""] * 5)
     assert same.p.tolist() == [1, 1]
     assert same.p_within(0.01).tolist() == [0, 0]
-    assert float(statistics.student(np.full(4, 0.5)).p) == 0
+    assert float(statistics.student(np.full(4, 0.5), list("abcd")).p) == 0
+
+
+def test_families_that_agree_by_chance_are_not_more_certain_than_their_tasks():
+    """Means of 2 and 2.1, each of two tasks whose means have the variance 1 / 2."""
+    x_T = np.array([1.5, 2.5, 1.6, 2.6])
+    found = statistics.student(x_T, ["a", "a", "b", "b"])
+    assert float(found.error) == pytest.approx(math.sqrt((0.25 + 0.25) / 4))
+    apart = statistics.student(np.array([1.5, 2.5, 7.5, 8.5]), ["a", "a", "b", "b"])
+    assert float(apart.error) == pytest.approx(np.std([2, 8], ddof=1) / math.sqrt(2))
+    assert float(statistics.student(x_T[1:], ["a", "b", "b"]).error) == pytest.approx(0.25)
 
 
 def test_what_may_have_been_missed_by_hand():
@@ -279,7 +290,7 @@ def test_the_planned_seeds_do_settle_it():
     planned = statistics.needed(pilot_TS, [""] * 8, 0.001, 0.95).seeds
     assert planned is not None
     wide_RTS = generator.normal(-0.05, pilot_TS.std(ddof=1), (2000, 8, planned))
-    found = statistics.student(wide_RTS.mean(axis=2))
+    found = statistics.student(wide_RTS.mean(axis=2), [""] * 8)
     assert (found.p < 0.05).mean() == pytest.approx(0.8, abs=0.08)
 
 

@@ -280,8 +280,10 @@ def test_the_matrix_is_turned_for_the_other_side(tmp_path: Path) -> None:
     rows = compare_words.matrix(table.comparison.pairs)
     assert rows is not None
     words = {(a, b): word for a, line in rows for b, word in zip("abcd", line, strict=True)}
-    turned = {"better": "worse", "worse": "better"}
-    assert words["a", "d"] == "better"
+    better, worse = "better on these tasks", "worse on these tasks"
+    turned = {better: worse, worse: better}
+    assert words["a", "d"] == better
+    assert f'title="{better}"' in written(tmp_path, table)
     for a, b in combinations("abcd", 2):
         assert words[b, a] == turned.get(words[a, b], words[a, b])
     assert all(words[m, m] == "" for m in "abcd")

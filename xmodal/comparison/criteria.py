@@ -105,6 +105,11 @@ class Numbers:
         return len(signs) == 1 and 0 not in signs
 
     @property
+    def opposed(self) -> bool:
+        """Whether one average points to the one side and another to the other."""
+        return min(self.averages) < 0 < max(self.averages)
+
+    @property
     def averages(self) -> tuple[float, float, float]:
         """Mean relative difference, geometric mean and median, as log-ratios."""
         return self.effect.value, self.geometric, self.median
@@ -138,8 +143,8 @@ def better_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
         Criterion(
             "agreement",
             numbers.agree,
-            f"the other averages {'agree' if numbers.agree else 'do not all agree'}: {others}"
-            f"{'' if numbers.agree else '; a few tasks carry one of them'}",
+            f"the other averages {'agree' if numbers.agree else 'do not both agree'}: {others}"
+            f"{'; a few tasks carry one of them' if numbers.opposed else ''}",
         ),
         Criterion(
             "probability",

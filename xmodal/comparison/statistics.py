@@ -194,16 +194,33 @@ class Student:
         return np.asarray(stats.t.sf(t, self.df))
 
 
-def student(x_U: Floats) -> Student:
-    """Student's t over the last axis of ``x_U``, at least two units.
+def student(x_T: Floats, families: Sequence[str]) -> Student:
+    """Student's t over units of the tasks [..., T]; at least two.
 
     Ibragimov and Mueller (Journal of Business & Economic Statistics 2010): with one mean for each
     independent family it holds its level up to 8 % for families of any unequal variances, normal
-    or a scale mixture of normals, and for dependence of any kind within a family.
+    or a scale mixture of normals, and for dependence of any kind within a family. A few families
+    can agree by chance; so the error is at least what the tasks within families say.
     """
+    x_U = unit_means(x_T, families)
     units = x_U.shape[-1]
-    error = x_U.std(axis=-1, ddof=1) / math.sqrt(units)
-    return Student(np.asarray(x_U.mean(axis=-1)), np.asarray(error), units - 1)
+    variance = x_U.var(axis=-1, ddof=1) / units
+    if len(set(families)) > 1:
+        variance = np.maximum(variance, _within(x_T, families).sum(axis=-1) / units**2)
+    return Student(np.asarray(x_U.mean(axis=-1)), np.asarray(np.sqrt(variance)), units - 1)
+
+
+def _within(x_T: Floats, families: Sequence[str]) -> Floats:
+    """Variance of each family's mean [..., F] by its own tasks; 0 for a single task."""
+    labels = np.asarray(families)
+    members = [x_T[..., labels == name] for name in sorted(set(families))]
+    return np.stack(
+        [
+            x.var(axis=-1, ddof=1) / x.shape[-1] if x.shape[-1] > 1 else np.zeros(x.shape[:-1])
+            for x in members
+        ],
+        axis=-1,
+    )
 
 
 def beyond(mean: Floats, half: Floats, units: int, alpha: float) -> tuple[Floats, Floats]:

@@ -270,12 +270,12 @@ def _numbers(d_TS: Floats, families: tuple[str, ...], pairs: int, rule: Rule) ->
     """The numbers of one pair, not corrected for the others yet."""
     r_TS = statistics.relative_differences(d_TS)
     several = len(set(families)) > 1
-    found = statistics.student(statistics.unit_means(statistics.task_means(r_TS), families))
+    found = statistics.student(statistics.task_means(r_TS), families)
     mean, half = float(found.mean), float(found.half_width(rule.level))
     short = float(found.half_width(1 - 2 * rule.alpha))
     log_T = statistics.task_means(d_TS)
     hit_T = statistics.task_means(statistics.hits(d_TS))
-    hit = statistics.student(statistics.unit_means(hit_T, families))
+    hit = statistics.student(hit_T, families)
     share, often = float(hit.mean), float(hit.half_width(rule.level))
     p, same = float(found.p), float(found.p_within(rule.relative_rope))
     # Holm's first step asks this much of the clearest of all pairs.

@@ -304,9 +304,9 @@ def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
     turned = {"better": "worse", "worse": "better"}
     words = {}
     for pair in pairs:
-        word = pair.verdict.kind
+        word, kind = pair.verdict.word, pair.verdict.kind
         words[pair.a, pair.b] = word
-        words[pair.b, pair.a] = turned.get(word, word)
+        words[pair.b, pair.a] = turned.get(kind, kind) + word.removeprefix(kind)
     return [(a, [words.get((a, b), "") for b in methods]) for a in methods]
 
 
