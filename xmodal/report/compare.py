@@ -302,7 +302,7 @@ def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
     if len(methods) < MATRIX or all(pair.verdict.word == "refused" for pair in pairs):
         return None
     turned = {"better": "worse", "worse": "better"}
-    words = {}
+    words: dict[tuple[str, str], str] = {}
     for pair in pairs:
         word, kind = pair.verdict.word, pair.verdict.kind
         words[pair.a, pair.b] = word
