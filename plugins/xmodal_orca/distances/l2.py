@@ -36,4 +36,6 @@ class L2(Distance):
 
     def __call__(self, target: Points) -> Tensor:
         """The mean distance to ``target`` ``[m, D]``."""
-        return torch.cdist(self._x_ND, matching(target.x_ND, self._x_ND)).mean()
+        centre_1D = self._x_ND[:1]  # far from 0, squares leave no digits for differences
+        z_MD = matching(target.x_ND, self._x_ND)
+        return torch.cdist(self._x_ND - centre_1D, z_MD - centre_1D).mean()

@@ -77,7 +77,12 @@ class DrawingDistance(Distance):
 
 
 def half_squared(x_ND: Tensor, z_MD: Tensor) -> Tensor:
-    """½‖x − z‖² of all pairs ``[..., N, M]``, by one matrix product."""
+    """½‖x − z‖² of all pairs ``[..., N, M]``, by one matrix product.
+
+    Around the first point, because squares of far points leave no digits for their difference.
+    """
+    centre_1D = x_ND[..., :1, :].detach()
+    x_ND, z_MD = x_ND - centre_1D, z_MD - centre_1D
     norms_N1 = x_ND.square().sum(-1, keepdim=True)
     norms_1M = z_MD.square().sum(-1).unsqueeze(-2)
     return (0.5 * (norms_N1 + norms_1M) - x_ND @ z_MD.transpose(-1, -2)).clamp_min(0)

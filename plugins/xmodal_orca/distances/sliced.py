@@ -37,14 +37,15 @@ class Sliced(DrawingDistance):
         lines_DR = torch.randn(shape, generator=generator, dtype=torch.float64)
         lines_DR = lines_DR / lines_DR.norm(dim=0, keepdim=True)
         self._lines_DR = lines_DR.to(x_ND.device, x_ND.dtype)
-        self._sorted_NR = (x_ND @ self._lines_DR).sort(dim=0).values
+        self._centre_1D = x_ND[:1]  # a common shift of both sets would only cost digits
+        self._sorted_NR = ((x_ND - self._centre_1D) @ self._lines_DR).sort(dim=0).values
 
     def __call__(self, target: Points) -> Tensor:
         """The squared distance to ``target`` ``[m, D]``."""
         import ot
 
         z_MD = matching(target.x_ND, self._lines_DR.T)
-        sorted_MR = (z_MD @ self._lines_DR).sort(dim=0).values
+        sorted_MR = ((z_MD - self._centre_1D) @ self._lines_DR).sort(dim=0).values
         # POT's sliced distance would sort both sets again, and its root has no gradient at 0.
         squared_R: Tensor = ot.wasserstein_1d(self._sorted_NR, sorted_MR, p=2, require_sort=False)
         return squared_R.mean()

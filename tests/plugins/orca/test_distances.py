@@ -382,6 +382,22 @@ def test_few_and_identical_points(name, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_neither_a_common_shift_nor_the_order_changes_anything(name, offset):
+    """In float32, against the same numbers in float64 around 0."""
+    x, z = random(60, 6).float() + offset, random(9, 6, seed=1).float() + offset + 1
+    classes = torch.arange(60) % 4
+    exact = fitted(named(name), x.double() - offset, classes)
+    value, gradient = value_and_gradient(exact, z.double() - offset)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    turned = torch.randperm(9, generator=torch.Generator().manual_seed(3))
+    distance = fitted(named(name), x[order], classes[order])
+    found, slope = value_and_gradient(distance, z[turned])
+    assert float(found) == pytest.approx(float(value), rel=2e-4)
+    assert (slope.double() - gradient[turned]).norm() < 2e-4 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_moving_along_the_gradient_brings_the_sets_nearer(name):
     x, z = random(60, 4), random(10, 4, seed=1) + 2
     distance = fitted(named(name), x, torch.arange(60) % 4)
