@@ -467,6 +467,17 @@ def test_training_settings_of_the_paper(task: str, method: str) -> None:
     assert found["accumulate"] == ("sum" if method == "pare-published" else "mean")
 
 
+@pytest.mark.parametrize("method", ["mona", "mona-pare", "recraft", "recraft-pare"])
+def test_the_last_stage_trains_as_the_task_says(method: str) -> None:
+    """Stages before it have rates and schedules of their own, which stay theirs."""
+    recipe = composed(f"methods/{method}", "tasks/darcy")
+    check_training(recipe.stages[-1].config, PARE_YAML["Darcy"])
+    if method.startswith("recraft"):
+        first, features, labels = (stage.config for stage in recipe.stages[:3])
+        assert [s.optimizer.lr for s in (first, features, labels)] == [1e-4, 1e-3, 1e-4]
+        assert (first.schedule.decay, labels.schedule.decay) == ("cosine", "none")
+
+
 def factors(settings: Schedule, epochs: int, steps: int) -> list[float]:
     """The factor of every optimizer step."""
     parameter = nn.Parameter(torch.zeros(1))
