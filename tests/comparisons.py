@@ -14,6 +14,8 @@ from xmodal.comparison.grid import Cell, Published, Request, Suite
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, State
 from xmodal.comparison.table import ComparisonTable, assemble
 
+from . import forms
+
 TASKS = ("car", "wine", "darcy", "psicov", "ecg", "cosmic", "crop", "satellite")
 EPOCHS = 5
 LOG = "Traceback (most recent call last):\n\x1b[31mNonFinite\x1b[0m: the loss is <nan> at step 41"
@@ -98,23 +100,19 @@ def _finish(cell: Cell, error: float, passes: int, changes: Mapping[str, Any]) -
     cell.directory.mkdir(parents=True)
     if cell.resolved["role"] == "trivial":
         passes = 0
-    result: dict[str, Any] = {
-        "metric": "error-rate",
-        "better": "lower",
-        "test": {"metric": error, "loss": 1.0, "smallest": 1e-4},
-        "validation": {"metric": 0.9 * error, "at": [0, EPOCHS - 1]},
-        "selected_on": "validation",
-        "protocol": "clean",
-        "encoded_samples": passes,
-        "seconds": {"training": passes / 50},
-        "memory_bytes": 10**9,
-        "parameters": {"total": 2_000_000, "trainable": 1_500_000},
-    }
-    manifest = {"xmodal": "0.1.0", "python": "3.11.7", "data": {"task": f"sum of {cell.task}"}}
+    result = forms.result(
+        test={"metric": error, "loss": 1.0, "smallest": 1e-4},
+        validation={"metric": 0.9 * error, "at": [0, EPOCHS - 1]},
+        encoded_samples=passes,
+        seconds={"training": passes / 50, "this_process": passes / 50},
+        parameters={"total": 2_000_000, "trainable": 1_500_000},
+    )
+    data = {"task": f"sum of {cell.task}"}
+    manifest = forms.manifest(xmodal="0.1.0", python="3.11.7", data=data)
     scores = [error * (1 + 2 * 0.5**epoch) for epoch in range(EPOCHS if passes else 1)]
     lines = [
-        {"train": {"loss": s}, "validation": {"metric": s, "loss": s}, "best": True, "stage": 0}
-        for s in scores
+        forms.epoch(0, number, train={"loss": s}, validation={"metric": s, "loss": s})
+        for number, s in enumerate(scores)
     ]
     content = {
         "result.json": json.dumps({**result, **changes}),

@@ -8,6 +8,8 @@ import xmodal
 from xmodal import api
 from xmodal.runs import Run
 
+from . import forms
+
 
 def test_a_resumed_run_keeps_only_whole_epochs_before_its_own(tmp_path: Path) -> None:
     """A run that died between an epoch's line and its checkpoint writes that line again.
@@ -16,7 +18,7 @@ def test_a_resumed_run_keeps_only_whole_epochs_before_its_own(tmp_path: Path) ->
     """
     run = Run(tmp_path)
     for stage, epoch, steps in ((0, 0, 5), (0, 1, 10), (1, 0, 12)):
-        run.append_metrics({"stage": stage, "epoch": epoch, "total_steps": steps})
+        run.append_metrics(forms.epoch(stage, epoch, total_steps=steps))
     run.rewind_metrics(1, 0)
     assert [(line["stage"], line["epoch"]) for line in run.metrics()] == [(0, 0), (0, 1)]
     run.rewind_metrics(0, 1)

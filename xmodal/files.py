@@ -180,8 +180,9 @@ def atomically(path: Path, *, durable: bool = True, sole: bool = False) -> Itera
             for inside_new in new.rglob("*"):
                 _sync(inside_new)
             _sync(new)
-        if path.is_dir():
-            # Replacing a folder takes two steps. A crash in between leaves both in ``folder``.
+        if path.is_dir() or (new.is_dir() and os.path.lexists(path)):
+            # Replacing a folder, or a file by a folder, takes two steps. A crash in between leaves
+            # both in ``folder``.
             path.replace(folder / "old")
         new.replace(path)
         if durable:

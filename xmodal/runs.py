@@ -13,7 +13,7 @@ import platform
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +24,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from xmodal.errors import DataError, UsageError, did_you_mean
+from xmodal.errors import DataError, MachineError, UsageError, did_you_mean, file_errors
 from xmodal.files import as_json, owned, write_atomically
+from xmodal.records import parsed, parsed_lines, parsed_notes
 from xmodal.text import shortlist
 
 DEFAULT_ROOT = Path("runs")
 TRACKERS = "trackers.json"
+NOTES = "notes.jsonl"
 JOB = "XMODAL_JOB"
 """Environment variable with a job name that stays the same when a cluster restarts the job."""
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
@@ -50,6 +52,7 @@ _OF_A_PASS = (
     "checkpoints",
     TRACKERS,
     "metrics.jsonl",
+    NOTES,
     "report.html",
     "predictions.safetensors",
     "samples",
@@ -69,16 +72,12 @@ class Run:
         return self.path / "checkpoints"
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, or an empty mapping if it does not exist yet."""
-        try:
-            content = json.loads(_text(self.path / name))
-        except FileNotFoundError:
-            return {}
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.path / name} is damaged: {error}") from None
-        if not isinstance(content, dict):
-            raise DataError(f"{self.path / name} is damaged: it holds no mapping")
-        return content
+        """A JSON file of the run, or an empty mapping if it does not exist yet.
+
+        Raises DataError if it is not of the form in ``xmodal.records``.
+        """
+        text = _text(self.path / name)
+        return {} if text is None else parsed(text, self.path / name)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the run atomically."""
@@ -107,6 +106,10 @@ class Run:
             lock.acquire(timeout=0)
         except Timeout:
             return True
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            return self._alive_elsewhere()  # who may not write here may still read
         lock.release()
         return self._alive_elsewhere()
 
@@ -171,16 +174,13 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of ``metrics.jsonl``, except a line cut off by a crash."""
-        lines = []
-        with suppress(FileNotFoundError):
-            for line in _text(self.path / "metrics.jsonl").splitlines():
-                with suppress(ValueError):
-                    lines.append(json.loads(line))
-        return lines
+        text = _text(self.path / "metrics.jsonl")
+        return [] if text is None else parsed_lines(text, self.path / "metrics.jsonl")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        file = self.path / "metrics.jsonl"
+        with file_errors(file), file.open("a", encoding="utf-8") as stream:
             stream.write(as_json(line) + "\n")
 
     def rewind_metrics(self, stage: int, epoch: int) -> list[dict[str, Any]]:
@@ -201,6 +201,33 @@ class Run:
         """The hash that the checkpoints of the run carry; None if they carry none."""
         return None if self.older else str(self.read("manifest.json").get("hash"))
 
+    def notes(self) -> list[str]:
+        """What the user was told while the run went on, in the processes before this one too."""
+        text = _text(self.path / NOTES)
+        return [] if text is None else parsed_notes(text, self.path / NOTES)
+
+    def append_notes(self, lines: Sequence[str]) -> None:
+        """Add notes, which a process that is killed at once would not lose."""
+        with file_errors(self.path / NOTES), (self.path / NOTES).open("a", encoding="utf-8") as out:
+            out.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def place(self) -> tuple[int, int]:
+        """What tells the directory from another one of the same name."""
+        found = self.path.stat()
+        return found.st_dev, found.st_ino
+
+    def check_place(self, before: tuple[int, int]) -> None:
+        """Raise DataError if the directory is not the one whose ``place`` was ``before``."""
+        try:
+            same = self.place() == before
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(
+                f"{self.path} was deleted, moved or replaced while the run went on, so nothing can "
+                "be saved in it; the run has stopped"
+            )
+
     def clear(self) -> None:
         """Remove everything that an earlier pass left, before the run is repeated.
 
@@ -215,18 +242,22 @@ class Run:
                 path.unlink(missing_ok=True)
 
 
-def _text(file: Path) -> str:
-    """The text of a file that another machine may be replacing.
+def _text(file: Path) -> str | None:
+    """The text of a file that another machine may be replacing; None if there is none.
 
     On a network file system, a file that was replaced after it was opened is stale: open it again.
     """
-    for _ in range(STALE_READS):
+    for attempt in range(STALE_READS + 1):
         try:
             return file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError:
+            raise DataError(f"{file} is damaged: it is not text in UTF-8") from None
         except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-    return file.read_text(encoding="utf-8")
+            if error.errno != errno.ESTALE or attempt == STALE_READS:
+                raise MachineError.of(error, file) from None
+    return None
 
 
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:

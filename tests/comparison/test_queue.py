@@ -19,6 +19,8 @@ from xmodal.files import claim
 from xmodal.interfaces import Job, Launcher
 from xmodal.runs import Run
 
+from .. import forms
+
 READ_TEXT = Path.read_text
 
 
@@ -233,12 +235,12 @@ def test_a_file_that_was_just_replaced_is_opened_again(
 ) -> None:
     run = Run(tmp_path)
     run.set_state("done")
-    run.append_metrics({"epoch": 0})
+    run.append_metrics(forms.epoch())
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", fails(errno.ESTALE, times=1))
         assert run.state == "done"
         patch.setattr(Path, "read_text", fails(errno.ESTALE, times=1))
-        assert run.metrics() == [{"epoch": 0}]
+        assert run.metrics() == [forms.epoch()]
     for number, times in ((errno.EIO, 1), (errno.ESTALE, 100)):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_text", fails(number, times))

@@ -62,7 +62,13 @@ def facts(shape: tuple[int, ...], target: dict[str, Any], grid: tuple[int, ...])
             "samples": {"train": 64, "validation": 16, "test": 16},
             "levels": [],
         },
-        "backbone": {"name": "body", "modality": "image", "width": 8, "patch": 4},
+        "backbone": {
+            "name": "body",
+            "modality": "image",
+            "width": 8,
+            "feature_width": 8,
+            "patch": 4,
+        },
         "source": {"name": "photos", "modality": "image", "target": target},
         "grid": list(grid),
     }

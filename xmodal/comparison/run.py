@@ -10,7 +10,7 @@ from xmodal import plugins
 from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
-from xmodal.errors import PluginError, UsageError
+from xmodal.errors import PluginError, UsageError, file_errors
 from xmodal.files import hashed_again
 from xmodal.recipe.choice import choose
 from xmodal.recipe.compose import looks_like_path
@@ -24,6 +24,7 @@ SHOWN = 8
 Watch = Callable[[Queue, list[State]], None]
 
 
+@file_errors()
 def compare(
     methods: Sequence[str] = (),
     tasks: Sequence[str] = (),

@@ -7,8 +7,10 @@ folder with a final name is complete; damage after that is found by its checksum
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +21,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xmodal.errors import DataError
+from xmodal.errors import DataError, MachineError
 from xmodal.files import PARTIAL, atomically, digest, digests
-from xmodal.text import shortlist
+from xmodal.text import shortlist, shown
 
 FORMAT = 1
-SUMS = "SHA256.json"
+SUMS, STATE, TENSORS = "SHA256.json", "state.json", "tensors.safetensors"
+FILES = (STATE, TENSORS)
 STEP, BEST = "step-", "best-"
+_DAMAGE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""Errors that stay. After others (too many open files) a checkpoint is as good as before."""
+_UNREAD = re.compile(r"\(os error \d+\)|unable to (open|mmap)")
+"""What safetensors and torch say of such errors."""
 
 
 def save(folder: Path, state: Mapping[str, Any], run: str = "") -> None:
@@ -37,9 +44,9 @@ def save(folder: Path, state: Mapping[str, Any], run: str = "") -> None:
     skeleton = _split(dict(state), "", tensors)
     with atomically(folder) as new:
         new.mkdir()
-        save_file(tensors, new / "tensors.safetensors", metadata={"format": "pt"})
+        save_file(tensors, new / TENSORS, metadata={"format": "pt"})
         document = {"format": FORMAT, "run": run, "state": skeleton}
-        (new / "state.json").write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+        (new / STATE).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
         (new / SUMS).write_text(json.dumps(digests(new), indent=1), encoding="utf-8")
 
 
@@ -49,28 +56,62 @@ def load(folder: Path, run: str | None = None) -> dict[str, Any]:
     """
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        for name, expected in sums.items():
-            if digest(folder / name) != expected:
+        if not isinstance(sums, dict) or sums.keys() != set(FILES):
+            raise ValueError(f"{SUMS} does not list its files")
+        for name in FILES:
+            if digest(folder / name) != sums[name]:
                 raise DataError(f"checkpoint is damaged: {folder / name}")
-        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "tensors.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"checkpoint is damaged: {folder}: {error}") from None
-    if document.get("format") != FORMAT:
-        raise DataError(
-            f"checkpoint {folder} has format {document.get('format')}; this version reads {FORMAT}"
-        )
-    if run is not None and document.get("run") != run:
-        raise DataError(f"checkpoint {folder} belongs to another run")
-    state: dict[str, Any] = _join(document["state"], tensors)
+        document = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+        state = _state(folder, document, tensors, run)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if (isinstance(error, OSError) and error.errno not in _DAMAGE) or _UNREAD.search(
+            str(error)
+        ):
+            raise MachineError(f"{folder} cannot be read: {shown(error, 300)}") from None
+        raise DataError(f"checkpoint is damaged: {folder}: {shown(error, 300)}") from None
     return state
 
 
+def _state(
+    folder: Path, document: Any, tensors: Mapping[str, Tensor], run: str | None
+) -> dict[str, Any]:
+    """The content of a checkpoint. Raises ValueError for damage, DataError for another format."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{STATE} holds no object")
+    found = document.get("format")
+    if found != FORMAT:
+        raise DataError(
+            f"checkpoint {folder} has format {shown(found)}; this version reads {FORMAT}"
+        )
+    if run is not None and document.get("run") != run:
+        raise DataError(f"checkpoint {folder} belongs to another run")
+    state = _join(document.get("state"), tensors)
+    if not isinstance(state, dict):
+        raise ValueError(f"{STATE} holds no state")
+    return state
+
+
+def weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of the model in a checkpoint. Raises DataError if it has none."""
+    found = state.get("model")
+    if isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values()):
+        return found
+    raise DataError("the checkpoint is damaged: it holds no weights of a model")
+
+
 def complete(folder: Path, prefix: str) -> list[Path]:
-    """Complete checkpoints of a folder, newest first (names end in a zero-padded number)."""
-    if not folder.is_dir():
+    """Checkpoints of a folder, newest first (names end in a zero-padded number).
+
+    A checkpoint has its name only when it is complete, so one that lacks a file is damaged. Raises
+    DataError if the folder cannot be read.
+    """
+    try:
+        return sorted((p for p in folder.iterdir() if p.name.startswith(prefix)), reverse=True)
+    except FileNotFoundError:
         return []
-    return sorted((p for p in folder.glob(prefix + "*") if (p / SUMS).is_file()), reverse=True)
+    except OSError as error:
+        raise DataError(f"{folder} is damaged: {error.strerror}") from None
 
 
 def sweep(newest: Path, prefix: str, keep: int) -> None:
@@ -82,8 +123,12 @@ def sweep(newest: Path, prefix: str, keep: int) -> None:
     found = complete(newest.parent, prefix)
     kept = [path for path in found if path.name <= newest.name][:keep]
     for old in found:
-        if old not in kept:
+        if old in kept:
+            continue
+        if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
     for partial in newest.parent.glob(PARTIAL + "*"):
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -108,22 +153,38 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | list):
         return value
-    ((kind, inner),) = value.items()
-    if kind == "tensor":
-        return tensors[inner]
-    if kind == "dict":
-        return {key: _join(item, tensors) for key, item in inner}
-    if kind == "float":
-        return float(inner)
-    items = [_join(item, tensors) for item in inner]
-    return tuple(items) if kind == "tuple" else items
+    match list(value.items()) if isinstance(value, dict) else []:
+        case [("tensor", str(name))] if name in tensors:
+            return tensors[name]
+        case [("tensor", name)]:
+            raise ValueError(f"there is no tensor '{name}'")
+        case [("float", str(text))]:
+            return float(text)
+        case [("dict", list(pairs))]:
+            return dict(_pair(pair, tensors) for pair in pairs)
+        case [("tuple", list(items))]:
+            return tuple(_join(item, tensors) for item in items)
+        case [("list", list(items))]:
+            return [_join(item, tensors) for item in items]
+    raise ValueError(f"{STATE} has an entry of no known form: {value}")
+
+
+def _pair(pair: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    match pair:
+        case [str() | int() | float() | bool() | None as key, item]:
+            return key, _join(item, tensors)
+    raise ValueError(f"{STATE} has an entry of no known form: {pair}")
 
 
 def load_exactly(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load weights; raises DataError listing every key that is missing or too many."""
-    report = module.load_state_dict(dict(state), strict=False)
+    try:
+        report = module.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:  # a shape differs
+        first = str(error).split("\n\t")[1:2] or [str(error)]
+        raise DataError(f"{where} does not fit this model: {shown(first[0], 300)}") from None
     if report.missing_keys or report.unexpected_keys:
         raise DataError(
             f"{where} does not fit this model: "

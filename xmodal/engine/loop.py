@@ -18,16 +18,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from xmodal.batch import Batch, Progress, Tokens
 from xmodal.engine import distributed
-from xmodal.engine.checkpoint import load_exactly
+from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
-from xmodal.errors import TrainingError, UsageError
+from xmodal.errors import DataError, TrainingError, UsageError
 from xmodal.interfaces import Stage
-from xmodal.text import shortlist
+from xmodal.records import problem
+from xmodal.text import shortlist, shown
 
 
 @dataclass
@@ -54,6 +56,17 @@ class Snapshot:
     trainable: int = 0
     seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, document: Any) -> Snapshot:
+        """The snapshot that a checkpoint holds. Raises DataError if it has another form."""
+        try:
+            snapshot = TypeAdapter(cls).validate_python(document)
+        except ValidationError as error:
+            raise DataError(f"the checkpoint is damaged: {problem(error)}") from None
+        if lacking := {"stage", "epoch", "step", "total_steps", "best_steps"} - document.keys():
+            raise DataError(f"the checkpoint is damaged: it lacks {shortlist(sorted(lacking))}")
+        return snapshot
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,8 @@ class Training:
         self.begin_seconds = 0.0
         self._encoded = 0
         if restored is not None:
-            self.snapshot = Snapshot(**restored["snapshot"])
-            load_exactly(session.model, restored["model"], "the checkpoint")
+            self.snapshot = Snapshot.of(restored.get("snapshot"))
+            load_exactly(session.model, weights(restored), "the checkpoint")
 
     def run(self) -> Iterator[StepRecord | EpochRecord]:
         """Train. Yields after every optimizer step and every epoch."""
@@ -254,13 +267,18 @@ class Training:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        # A checkpoint at the end of a stage holds that stage's optimizer; the next makes its own.
-        if self.snapshot.epoch or self.snapshot.step:
-            if self.optimizer is not None and state["optimizer"] is not None:
-                self.optimizer.load_state_dict(state["optimizer"])
-            if self.schedule is not None and state["schedule"] is not None:
-                self.schedule.load_state_dict(state["schedule"])
-        self.session.set_random_state(state["generators"], state["global"])
+        """Continue with the optimizer, schedule and random streams of a checkpoint."""
+        try:
+            # A checkpoint at the end of a stage holds that stage's optimizer; the next makes its
+            # own.
+            if self.snapshot.epoch or self.snapshot.step:
+                if self.optimizer is not None and state["optimizer"] is not None:
+                    self.optimizer.load_state_dict(state["optimizer"])
+                if self.schedule is not None and state["schedule"] is not None:
+                    self.schedule.load_state_dict(state["schedule"])
+            self.session.set_random_state(state["generators"], state["global"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise DataError(f"the checkpoint does not fit this run: {shown(error, 300)}") from error
 
 
 @dataclass

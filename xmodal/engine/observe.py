@@ -8,8 +8,9 @@ from typing import Protocol, Self, TextIO
 
 from xmodal.engine.loop import EpochRecord, StepRecord
 from xmodal.engine.session import RunSession
+from xmodal.errors import file_errors
 from xmodal.runs import Run
-from xmodal.text import duration, number
+from xmodal.text import duration, number, visible
 
 LOG = "log.txt"
 
@@ -50,6 +51,7 @@ class RunLog:
         self._observer = observer
         self._writes = writes
         self._file: TextIO | None = None
+        self._run: Run | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -62,12 +64,18 @@ class RunLog:
     def note(self, line: str) -> None:
         """Log a note; those that come before the run has a directory are logged when it starts."""
         self._write(f"note: {line}")
+        if self._run is not None:
+            self._run.append_notes([line])
         self._observer.note(line)
 
     def started(self, run: Run, session: RunSession, resumed: bool) -> None:
-        """Open the log, and catch up with the notes so far."""
+        """Open the log, and catch up with the notes so far: those of earlier processes too."""
         if self._writes:
-            self._file = (run.path / LOG).open("a", encoding="utf-8", buffering=1)
+            with file_errors(run.path / LOG):
+                self._file = (run.path / LOG).open("a", encoding="utf-8", buffering=1)
+            self._run, earlier = run, run.notes()
+            run.append_notes([line for line in session.notes if line not in earlier])
+            session.notes[:] = dict.fromkeys([*earlier, *session.notes])
         for line in session.notes:
             self._write(f"note: {line}")
         self._write(start_line(run, session, resumed))
@@ -82,7 +90,8 @@ class RunLog:
     def _write(self, line: str) -> None:
         if self._file is not None:
             with suppress(OSError):  # a full disk must not end the run here
-                self._file.write(f"{datetime.now().isoformat(' ', 'milliseconds')} {line}\n")
+                now = datetime.now().isoformat(" ", "milliseconds")
+                self._file.write(f"{now} {visible(line, line_breaks=False)}\n")
 
 
 def start_line(run: Run, session: RunSession, resumed: bool) -> str:

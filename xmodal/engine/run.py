@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,7 +37,8 @@ from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
 from xmodal.engine.session import RunSession
 from xmodal.engine.tracking import Tracking
-from xmodal.errors import DataError, TrainingError, XModalError
+from xmodal.errors import DataError, MachineError, TrainingError, XModalError, file_errors
+from xmodal.files import atomically
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 from xmodal.recipe.recipe import Recipe
@@ -77,6 +78,7 @@ class Outcome:
     fresh: bool
 
 
+@file_errors()
 def execute(
     plan: Plan, order: RunOrder, registry: Registry, store: Store, observer: Observer | None = None
 ) -> Outcome:
@@ -166,14 +168,20 @@ def _watch_signals() -> Iterator[_StopRequest]:
 def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[None]:
     """Keep the state of a run true whatever happens inside, and let its trackers end with it."""
     run.set_state("running")
+    place = run.place()
     state = "failed"
     try:
         yield
+        run.check_place(place)
         state = "done"
         run.set_state(state)
     except (Exception, KeyboardInterrupt) as error:
         state, why = _ending(error)
-        run.set_state(state, reason=why)
+        with suppress(OSError, DataError):  # the disk may be full, or the directory gone
+            run.check_place(place)
+            run.set_state(state, reason=why)
+        if isinstance(error, OSError):
+            raise MachineError(f"{MachineError.of(error)}; {_saved(run)}") from error
         raise
     finally:
         tracking.end(state)
@@ -188,6 +196,17 @@ def _ending(error: BaseException) -> tuple[str, str]:
     if isinstance(error, TrainingError):
         return "stopped", str(error)
     return "failed", f"{type(error).__name__}: {error}"
+
+
+def _saved(run: runs.Run) -> str:
+    """What is left of a run that failed, and how to go on."""
+    with suppress(DataError, OSError):
+        for folder in checkpoint.complete(run.checkpoints, checkpoint.STEP):
+            with suppress(DataError):
+                checkpoint.load(folder)
+                kept = f"the checkpoint {folder.name} is kept"
+                return f"{kept}; continue with: xmodal resume {run.path}"
+    return "nothing had been saved"
 
 
 def _draw(report: Callable[[runs.Run], object], run: runs.Run, note: Callable[[str], None]) -> None:
@@ -216,7 +235,8 @@ class _Execution:
         self.tracking = tracking
         self.saving = plan.recipe.saving
         self.session = builder.session(data)
-        self.training = Training(self.session, self._restored())
+        self.place = run.place()
+        self.training = self._begun(lambda: builder.session(data))
         self.main = self.session.accelerator.is_main_process
         self.saved_at = time.monotonic()
         self.begun = time.perf_counter()
@@ -246,19 +266,29 @@ class _Execution:
                 raise Interrupted(number, self.run)
         return self._test()
 
-    def _restored(self) -> dict[str, Any] | None:
-        """The newest complete checkpoint; a damaged one gets a note and is passed over."""
+    def _begun(self, anew: Callable[[], RunSession]) -> Training:
+        """Training from the newest checkpoint that is whole, or else from the beginning.
+
+        Notes name what was passed over, and what is used instead. ``anew`` makes a session that no
+        checkpoint has been loaded into.
+        """
+        passed: list[tuple[str, DataError]] = []
         for folder in checkpoint.complete(self.run.checkpoints, checkpoint.STEP):
             try:
-                state = checkpoint.load(folder, self.digest)
-                best = state["snapshot"]["best_steps"]
-                if state["snapshot"]["best_at"] is not None:
-                    checkpoint.load(self._best_folder(best), self.digest)
+                training = Training(self.session, checkpoint.load(folder, self.digest))
+                if training.snapshot.best_at is not None:
+                    checkpoint.load(self._best_folder(training.snapshot.best_steps), self.digest)
             except DataError as error:
-                self.session.note(f"{error}; using the one before it")
+                passed.append((folder.name, error))
                 continue
-            return state
-        return None
+            for name, why in passed:
+                self.session.note(f"{name}: {why}; using the one before it: {folder.name}")
+            return training
+        if passed:
+            self.session = anew()
+        for name, why in passed:
+            self.session.note(f"{name}: {why}; training starts again from the beginning")
+        return Training(self.session)
 
     def _due(self) -> bool:
         every = self.saving.every_steps
@@ -280,6 +310,7 @@ class _Execution:
         snapshot = self.training.snapshot
         if not self.main:
             return
+        self.run.check_place(self.place)
         line = {
             "stage": record.progress.stage,
             "epoch": record.progress.epoch,
@@ -307,6 +338,7 @@ class _Execution:
         self.saved_at = time.monotonic()
         if not self.main:
             return
+        self.run.check_place(self.place)
         snapshot = self.training.snapshot
         checkpoint.save(self._step_folder(), self.training.state(), self.digest)
         self.sweep(self.saving.keep, self.saving.keep)
@@ -322,6 +354,7 @@ class _Execution:
         """Score the best epoch on the test split; the model ends holding the best weights."""
         session, snapshot = self.session, self.training.snapshot
         if self.main:
+            self.run.check_place(self.place)
             final = {k: v.cpu() for k, v in session.model.state_dict().items()}
             checkpoint.save(self.run.path / "final", {"model": final}, self.digest)
         if snapshot.best_at is None:
@@ -331,7 +364,7 @@ class _Execution:
                 "a finite number in any\nTry a lower learning rate, or look at these data"
             )
         best = checkpoint.load(self._best_folder(snapshot.best_steps), self.digest)
-        checkpoint.load_exactly(session.model, best["model"], "the best checkpoint")
+        checkpoint.load_exactly(session.model, checkpoint.weights(best), "the best checkpoint")
         score = evaluate(session, session.data.test, keep=True)
         assert score.predictions is not None
         if score.metric is None:
@@ -357,7 +390,8 @@ def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) ->
         labels = session.data.in_unit(loader.labels(session.data.test))
         content = {"prediction": predictions, "label": labels}
         tensors = {name: tensor.contiguous() for name, tensor in content.items()}
-        save_file(tensors, run.path / "predictions.safetensors")
+        with atomically(run.path / "predictions.safetensors") as new:
+            save_file(tensors, new)
 
 
 def keep_samples(

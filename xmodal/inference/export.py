@@ -11,7 +11,7 @@ from typing import Any
 
 from xmodal._version import __version__
 from xmodal.data.store import Store
-from xmodal.errors import DataError, UsageError, XModalError
+from xmodal.errors import DataError, UsageError, XModalError, file_errors
 from xmodal.files import as_json, atomically, below, read_json
 from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Context, Exported, Exporter
@@ -23,6 +23,7 @@ from xmodal.text import shortlist
 FACTS = "xmodal.json"
 
 
+@file_errors()
 def export_trained(
     trained: TrainedModel,
     to: str,

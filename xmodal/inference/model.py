@@ -27,7 +27,7 @@ from xmodal.engine import checkpoint
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder
 from xmodal.engine.plan import Plan
-from xmodal.errors import DataError
+from xmodal.errors import DataError, file_errors
 from xmodal.interfaces import (
     BackboneFacts,
     Context,
@@ -110,8 +110,7 @@ def best_weights(run: runs.Run) -> tuple[dict[str, Tensor], str]:
     found = checkpoint.complete(run.checkpoints, checkpoint.BEST)
     if not found:
         raise DataError(f"{run.path} has no trained model yet (state: {run.state})")
-    weights: dict[str, Tensor] = checkpoint.load(found[0], run.digest)["model"]
-    return weights, str(found[0])
+    return checkpoint.weights(checkpoint.load(found[0], run.digest)), str(found[0])
 
 
 Array = NDArray[Any]
@@ -313,6 +312,7 @@ class TrainedModel:
         return raw
 
 
+@file_errors()
 def load_trained(
     reference: str | Path,
     device: str | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from xmodal import text
 from xmodal.engine import checkpoint
-from xmodal.errors import DataError
+from xmodal.errors import DataError, file_errors
 from xmodal.report.charts import Chart, Curve, curves, save, series
 from xmodal.report.page import write_page
 from xmodal.report.pictures import mixing
@@ -26,6 +26,7 @@ Lines = Sequence[Mapping[str, Any]]
 Words = list[tuple[str, str]]
 
 
+@file_errors()
 def write_report(run: Run, figures_folder: Path | None = None) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 

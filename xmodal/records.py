@@ -1,0 +1,197 @@
+"""The forms of the files of a run. What is read from one is checked here, once, and nowhere else.
+
+Only what is read again is declared; other entries are kept as they are, and what some versions do
+not write may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from xmodal.errors import DataError
+from xmodal.facts import Facts
+from xmodal.text import shown
+
+
+class Record(BaseModel):
+    """A JSON object. Types are strict: ``"3"`` is no number."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Status(Record):
+    """``status.json``."""
+
+    state: Literal["running", "done", "interrupted", "stopped", "failed"]
+    pid: int | None = None
+    host: str | None = None
+    heartbeat: str | None = None
+    job: str | None = None
+
+
+class Manifest(Record):
+    """``manifest.json``."""
+
+    hash: str
+    facts: Facts
+    name: str | None = None
+    classes: list[str] = []
+    epochs: int | None = None
+    learning_rate: float | None = None
+    components: dict[str, str] = {}
+    data: dict[str, Any] = {}
+    libraries: dict[str, str] = {}
+    command: list[str] = []
+
+
+class Scores(Record):
+    """A part of a result, or the validation scores of an epoch."""
+
+    metric: float | None
+    loss: float | None = None
+
+
+class Chosen(Scores):
+    """The best validation score, and the stage and epoch that it comes from."""
+
+    at: list[int]
+
+
+class Test(Scores):
+    """The test scores; ``smallest`` is the least error above 0 that the split can show."""
+
+    smallest: float | None = None
+
+
+class Seconds(Record):
+    """How long a run took."""
+
+    training: float
+    this_process: float
+
+
+class Parameters(Record):
+    """How many parameters a model has, and how many of them trained."""
+
+    total: int
+    trainable: int
+
+
+class Result(Record):
+    """``result.json``."""
+
+    metric: str
+    better: Literal["lower", "higher"]
+    test: Test
+    validation: Chosen
+    selected_on: str
+    protocol: str
+    seed: int
+    steps: int
+    encoded_samples: int | None = None
+    seconds: Seconds
+    memory_bytes: int
+    parameters: Parameters
+    token_norm: dict[str, float | None] = {}
+    device: str
+    notes: list[str] = []
+
+
+class Epoch(Record):
+    """A line of ``metrics.jsonl``."""
+
+    stage: int
+    epoch: int
+    total_steps: int
+    train: dict[str, float]
+    validation: Scores
+    best: bool
+    seconds: float
+    trainable: int
+
+
+class Told(Record):
+    """What ``trackers.json`` keeps of one tracker."""
+
+    told: tuple[int, int, int] = (0, 0, 0)
+    memory: dict[str, Any] | None = None
+    done: bool = False
+
+
+class _Trackers(Record):
+    __pydantic_extra__: dict[str, Told]
+
+
+_NOTE = TypeAdapter(str)
+FORMS: Mapping[str, type[Record]] = {
+    "status.json": Status,
+    "manifest.json": Manifest,
+    "result.json": Result,
+    "trackers.json": _Trackers,
+}
+_WAYS_OUT = {
+    "status.json": "delete it, and the run goes on from its last checkpoint",
+    "trackers.json": "delete it, and trackers are told everything anew",
+    "metrics.jsonl": "delete it, and the run goes on without the earlier lines",
+    "notes.jsonl": "delete it, and the run goes on without the earlier notes",
+    "result.json": "delete it together with status.json, and the run is repeated",
+}
+
+
+def parsed(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises DataError: where it is wrong, and the way out."""
+    return _checked(text, FORMS[path.name], str(path), _WAYS_OUT.get(path.name))
+
+
+def parsed_notes(text: str, path: Path) -> list[str]:
+    """The notes in ``notes.jsonl``, one a line. Raises DataError as ``parsed`` does."""
+    notes = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            notes.append(_NOTE.validate_json(line))
+        except ValidationError as error:
+            way_out = _WAYS_OUT[path.name]
+            where = f"{path}, line {number}"
+            raise DataError(f"{where} is damaged: {problem(error)}\nway out: {way_out}") from None
+    return notes
+
+
+def parsed_lines(text: str, path: Path) -> list[dict[str, Any]]:
+    """The epochs in ``metrics.jsonl``; its last line may have been cut off by a crash.
+
+    Raises DataError as ``parsed`` does, with the number of the line.
+    """
+    lines = text.split("\n")
+    lines.pop()  # empty after the last line, or what a crash left of it
+    return [
+        _checked(line, Epoch, f"{path}, line {number}", _WAYS_OUT["metrics.jsonl"])
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def _checked(text: str, form: type[Record], where: str, way_out: str | None) -> dict[str, Any]:
+    try:
+        form.model_validate_json(text)
+    except ValidationError as error:
+        hint = f"\nway out: {way_out}" if way_out else ""
+        raise DataError(f"{where} is damaged: {problem(error)}{hint}") from None
+    known: dict[str, Any] = json.loads(text)
+    return known
+
+
+def problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a document, in words."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(shown, first["loc"]))
+    if first["type"] == "missing":
+        return f"it lacks '{key}'"
+    if first["type"] == "json_invalid":
+        return shown(first["msg"], 200)
+    said = first["msg"].removeprefix("Input should be ")
+    given = f", not {shown(json.dumps(first['input'], default=str))}"
+    return f"{key or 'it'} should be {said}{given}"
