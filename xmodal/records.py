@@ -108,7 +108,7 @@ class Epoch(Record):
     stage: int
     epoch: int
     total_steps: int
-    train: dict[str, float]
+    train: dict[str, float | None]
     validation: Scores
     best: bool
     seconds: float
