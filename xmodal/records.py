@@ -39,11 +39,14 @@ class Manifest(Record):
 
     hash: str
     facts: Facts
+    format: int = 1
+    xmodal: str | None = None
     name: str | None = None
     classes: list[str] = []
     epochs: int | None = None
     learning_rate: float | None = None
     components: dict[str, str] = {}
+    ingredients: dict[str, Any] = {}
     data: dict[str, Any] = {}
     libraries: dict[str, str] = {}
     command: list[str] = []

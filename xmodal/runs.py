@@ -286,20 +286,20 @@ def checked(run: Run) -> Run:
     """``run``, if this version can read it. Raises UsageError if it is no run at all, DataError if
     it is damaged or of a later version.
     """
-    manifest = run.read("manifest.json")
-    ours = isinstance(manifest.get("hash"), str) and isinstance(manifest.get("facts"), dict)
-    if not ours and not owned(run.path, KIND):
-        raise UsageError(f"{run.path} is not a run: its manifest.json is not one of xmodal")
+    try:
+        manifest = run.read("manifest.json")
+    except DataError:
+        if owned(run.path, KIND):
+            raise
+        raise UsageError(
+            f"{run.path} is not a run: its manifest.json is not one of xmodal"
+        ) from None
     if not manifest:
         raise DataError(
             f"{run.path} is a run without manifest.json: it was killed before it began, or is "
             "damaged; repeat its command to begin it, or delete it"
         )
-    if not ours:
-        raise DataError(
-            f"{run.path / 'manifest.json'} is damaged: it lacks the run's hash or facts"
-        )
-    if not isinstance(manifest.get("format", 1), int) or manifest.get("format", 1) > FORMAT:
+    if manifest.get("format", 1) > FORMAT:
         raise DataError(
             f"{run.path} was made by xmodal {manifest.get('xmodal')}, whose runs this version "
             "cannot read; upgrade xmodal"

@@ -25,6 +25,7 @@ from xmodal.files import PARTIAL, TAG
 from xmodal.runs import Run
 from xmodal.testing.running import assert_same, weights
 
+from .. import forms
 from ..conftest import TINY
 
 TAGGED = TAG.format(runs.KIND)
@@ -109,7 +110,7 @@ def tagged_otherwise(folder: Path) -> Path:
 def old_run(folder: Path) -> Path:
     """A run of version 0.1, which had no tag and no format."""
     folder.mkdir()
-    manifest = {"hash": A.hash, "facts": {}, "xmodal": "0.1.0", "classes": []}
+    manifest = forms.manifest(hash=A.hash, xmodal="0.1.0")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "status.json").write_text('{"state": "done"}')
     return folder
