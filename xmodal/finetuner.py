@@ -33,6 +33,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from xmodal import randomness
 from xmodal.data import in_memory
 from xmodal.data.in_memory import CodedLabels, Form
 from xmodal.data.naming import name_of
@@ -137,6 +138,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         """Train on ``X`` ``(n, features)``, ``(n, channels, length)`` or ``(n, channels, height,
         width)`` and labels ``y``.
 
+        ``X`` may be a list of arrays ``(length,)`` or ``(channels, length)`` of unequal lengths:
+        they are filled up at the end, with the mean of each channel, to the longest.
         ``validation_data`` (X, y) chooses the best epoch instead of held-out samples. ``groups``
         ``(n,)`` says which samples belong together (a patient, a site); a group is held out as a
         whole, or not at all. Raises
@@ -155,7 +158,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 f"X has {len(x)} samples, too few to hold out {self.validation_fraction} of them; "
                 "with validation_fraction=0 the training samples choose the best epoch"
             )
-        with run_root(self.directory) as root, random_state_kept():
+        with run_root(self.directory) as root, randomness.state_kept():
             data, layout = in_memory.write(root / "data", parts, self._groups(groups, x))
             share = 0.0 if validation_data is not None else float(self.validation_fraction)
             with as_value_errors(data, kept=self.directory is not None):
@@ -243,6 +246,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
         ``reset``: X decides what samples are, else it must be like the X of ``fit``.
         """
+        if reset:
+            X, self._time = in_memory.one_length(X, self.form, self.channels)
+        elif self._time is not None:
+            X = in_memory.as_long(X, self.sample_shape_, self._time)
         names = None if reset else self._columns
         table = in_memory.as_table(X, names) if reset or names else None
         if table is None:
@@ -259,8 +266,9 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             shape = table.shape[1:]
         if reset:
             self._columns: list[str] | None = None if table is None else table.column_names
-            self.form_ = in_memory.form_of(len(shape) + 1, self.form, text=table is not None)
-            self.sample_shape_ = shape
+            form = self.form if self._time is None else "sequence"
+            self.form_ = in_memory.form_of(len(shape) + 1, form, text=table is not None)
+            self.sample_shape_: tuple[int, ...] = shape
         elif shape != self.sample_shape_:
             raise ValueError(
                 f"X has samples of shape {shape}, but {type(self).__name__} is expecting "
@@ -268,7 +276,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             )
         if table is not None:
             return table
-        if self.form_ != "row":
+        if self.form_ != "row" and self._time is None:
             assert_all_finite(X, input_name="X")
         if reset and (doubt := in_memory.doubtful(X, self.form_, self.channels)):
             warnings.warn(doubt, stacklevel=3)
@@ -340,6 +348,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             "channels": "first",
             "split": [1 - share, share, 0.0],
             "split_seed": None,
+            "lengths": None if self._time is None else "pad",
             **layout,
         }
         if labels.classes is not None:
@@ -464,19 +473,6 @@ def _in_arguments(text: str, data: Path) -> str:
     for name in ("x", "y"):
         text = text.replace(f"{data}/{name}_train.npy: '{name}_train'", {"x": "X"}.get(name, name))
     return text.replace(f"{data}/", "")
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Restore the caller's random numbers and torch's determinism after the block."""
-    from xmodal import randomness
-
-    state = randomness.global_state()
-    try:
-        with randomness.determinism_kept():
-            yield
-    finally:
-        randomness.set_global_state(state)
 
 
 @contextmanager

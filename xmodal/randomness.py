@@ -112,3 +112,14 @@ def determinism_kept() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(wanted, warn_only=warned)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@contextmanager
+def state_kept() -> Iterator[None]:
+    """Restore every global generator and torch's determinism at the end of the block."""
+    state = global_state()
+    try:
+        with determinism_kept():
+            yield
+    finally:
+        set_global_state(state)

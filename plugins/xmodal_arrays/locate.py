@@ -177,15 +177,13 @@ def _one_length(
             f"{parts[0].x_name}: the shortest sample has {found.shortest} values, fewer than "
             f"length: {length}; set lengths: pad"
         )
-    sample = (*found.shape[: found.axis], length, *found.shape[found.axis + 1 :])
     even = []
     for part in parts:
         y = part.y
         if lengths.is_unequal(y):
             own = lengths.measure([(y, part.y_name)])
-            shape = (*own.shape[: own.axis], length, *own.shape[own.axis + 1 :])
-            y = lengths.even(y, part.y_name, shape, own.axis)
-        x = lengths.even(part.x, part.x_name, sample, found.axis)
+            y = lengths.even(y, part.y_name, own.of(length), own.axis)
+        x = lengths.even(part.x, part.x_name, found.of(length), found.axis)
         even.append(replace(part, x=x, y=y))
     done = "filled up at the end" if rule == "pad" else "cut at the end"
     note = (

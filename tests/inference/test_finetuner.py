@@ -275,6 +275,36 @@ def test_few_samples() -> None:
         tiny().fit(ROWS[:3], [0, 1, 1])
 
 
+def of_length(*lengths: int, channels: int = 0) -> list[Any]:
+    return [np.ones((channels, length) if channels else length) for length in lengths] * 5
+
+
+@pytest.mark.parametrize("channels", ["first", "last"])
+def test_sequences_of_unequal_lengths(channels: str) -> None:
+    """The same as an array that is filled up with the mean of each channel over its own values."""
+    lengths = RNG.integers(12, 24, 40)
+    y = np.arange(40) % 2
+    x = [signal[:, :length] for signal, length in zip(SIGNALS, lengths, strict=True)]
+    for sample, label in zip(x, y, strict=True):
+        sample += 3 * label
+    given = x if channels == "first" else [sample.T for sample in x]
+    with pytest.warns(UserWarning, match="samples of 12 to 23 values, filled up at the end to 23"):
+        model = tiny(channels=channels, epochs=8, validation_fraction=0).fit(given, y)
+    assert model.form_ == "sequence"
+    assert model.score(given, y) > 0.9
+    means = np.concatenate(x, axis=1).mean(axis=1)
+    filled = np.stack([np.concatenate([s, np.tile(means[:, None], 23 - s.shape[1])], 1) for s in x])
+    same = model.predict_proba(filled if channels == "first" else filled.transpose(0, 2, 1))
+    np.testing.assert_allclose(model.predict_proba(given), same, atol=1e-5)
+    # Whatever else is in the list, and without any list.
+    np.testing.assert_allclose(model.predict_proba(given[3:5]), same[3:5], atol=1e-5)
+    one = given[3][None]
+    np.testing.assert_allclose(model.predict_proba(one), same[3:4], atol=1e-5)
+    long = np.concatenate([given[3]] * 3, axis=1 if channels == "first" else 0)
+    with pytest.warns(UserWarning, match="are cut to 23"):
+        assert model.predict_proba([long]).shape == (1, 2)
+
+
 WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
     ({"method": "parr"}, ROWS, NAMES, "no recipe 'methods/parr'; did you mean 'methods/pare'"),
     ({"backbone": "tinny"}, ROWS, NAMES, "unknown backbone 'tinny'; did you mean 'tiny'"),
@@ -301,6 +331,11 @@ WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
     ({"kind": "dense"}, ROWS, ROWS, "rows of a table have no places"),
     ({"kind": "multi-label"}, ROWS, np.arange(60) % 2, "rows of 0 and 1"),
     ({"kind": "classification"}, ROWS[:10], np.arange(10), "^X: 10 samples cannot be cut"),
+    ({"form": "row"}, of_length(3, 4), [0, 1] * 5, "only sequences, .* may differ in length"),
+    ({"channels": "last"}, of_length(3, 4, channels=2), [0, 1] * 5, "set channels='first'"),
+    ({}, [np.ones(3), np.ones((2, 2))] * 5, [0, 1] * 5, "X has samples of 1 and of 2 axes"),
+    ({}, [np.ones((2, 3)), np.ones((3, 4))] * 5, [0, 1] * 5, "only one axis may differ"),
+    ({}, [np.ones(3), np.array([1, np.nan])] * 5, [0, 1] * 5, "NaN or infinite .* row 1"),
 )
 
 

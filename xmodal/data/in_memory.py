@@ -9,6 +9,7 @@ Shapes: n samples, F columns, C channels, K outputs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 from pyarrow.parquet import write_table
 
-from xmodal.data import tables
+from xmodal.data import lengths, tables
+from xmodal.data.arrays import ArrayRows
 from xmodal.data.labels import Kind, infer_kind
 from xmodal.data.naming import name_of
 from xmodal.errors import DataError
@@ -80,6 +82,62 @@ def _number_if_all(column: Array) -> Any:
     series = pd.Series(column, dtype=object)
     numbers = pd.to_numeric(series, errors="coerce")
     return series if numbers[series.notna()].isna().any() else numbers.astype(float)
+
+
+def one_length(x: Any, form: str, channels: str) -> tuple[Any, int | None]:
+    """Arrays of unequal lengths as one array, filled up with NaN, and the axis of their lengths.
+
+    Anything else comes back as it is, with None. Raises ValueError if only one length can be right.
+    """
+    items = _items(x)
+    if items is None or len({item.shape for item in items}) == 1:
+        return x, None
+    found = _measured(items)
+    if form not in ("auto", "sequence") or len(found.shape) > 2:
+        raise ValueError("X: only sequences, (length,) or (channels, length), may differ in length")
+    if len(found.shape) == 2 and found.axis != (0 if channels == "last" else 1):
+        other = "first" if channels == "last" else "last"
+        raise ValueError(f"X: the axis of unequal lengths holds channels; set channels='{other}'")
+    filled = f"X has samples of {found.shortest} to {found.longest} values"
+    warnings.warn(f"{filled}, filled up at the end to {found.longest}", stacklevel=4)
+    return as_long(x, found.of(found.longest), found.axis), found.axis
+
+
+def as_long(x: Any, shape: tuple[int, ...], axis: int) -> Any:
+    """Samples filled up, or cut with a warning, along ``axis`` to ``shape``. Raises ValueError."""
+    items = _items(x)
+    if items is None and np.ndim(x) != len(shape) + 1:
+        return x
+    rows = ArrayRows(np.asarray(x) if items is None else items)
+    found = _measured(rows.array)
+    if len(found.shape) != len(shape):
+        raise ValueError(f"X has samples of {len(found.shape)} axes, expected {len(shape)}")
+    if found.longest > shape[axis]:
+        warnings.warn(
+            f"X: samples of {found.longest} values are cut to {shape[axis]}", stacklevel=4
+        )
+    try:
+        return lengths.even(rows, "X", shape, axis).read(slice(None))
+    except DataError as error:
+        raise ValueError(str(error)) from error
+
+
+def _items(x: Any) -> Array | None:
+    """A list of arrays as an array of arrays; None for anything else."""
+    listed = isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.dtype == object)
+    if not listed or not len(x) or not all(hasattr(item, "shape") for item in x):
+        return None
+    items = np.empty(len(x), object)
+    for row, item in enumerate(x):
+        items[row] = np.asarray(item)
+    return items
+
+
+def _measured(samples: Array) -> lengths.Lengths:
+    try:
+        return lengths.measure([(ArrayRows(samples), "X")])
+    except DataError as error:
+        raise ValueError(str(error)) from error
 
 
 def form_of(ndim: int, form: str, text: bool = False) -> Form:

@@ -36,6 +36,10 @@ class Lengths:
     shortest: int
     longest: int
 
+    def of(self, length: int) -> tuple[int, ...]:
+        """The shape of a sample of this length."""
+        return (*self.shape[: self.axis], length, *self.shape[self.axis + 1 :])
+
 
 def measure(parts: Sequence[tuple[Rows, str]]) -> Lengths:
     """The lengths of all samples of all ``parts`` (rows and their name). Raises DataError."""
