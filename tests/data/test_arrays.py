@@ -249,7 +249,7 @@ def test_samples_of_unequal_lengths(tmp_path: Path, write: Callable[[Path], Path
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([np.ones((2, 3)), np.ones((4, 5))], r"differ in several axes: row 0 is \(2, 3\), row 1 "),
+        ([np.ones((2, 3)), np.ones((4, 5))], r"more than axis 0: row 0 is \(2, 3\), row 1 "),
         ([np.ones(3), np.ones((4, 5))], r"has 2 axes"),
         ([np.ones(3), np.zeros(0)], r"row 1 is empty"),
         ([np.ones(3), np.array(["a", "b"])], r"holds <U1, not numbers|holds text"),

@@ -282,11 +282,8 @@ def of_length(*lengths: int, channels: int = 0) -> list[Any]:
 @pytest.mark.parametrize("channels", ["first", "last"])
 def test_sequences_of_unequal_lengths(channels: str) -> None:
     """The same as an array that is filled up with the mean of each channel over its own values."""
-    lengths = RNG.integers(12, 24, 40)
-    y = np.arange(40) % 2
-    x = [signal[:, :length] for signal, length in zip(SIGNALS, lengths, strict=True)]
-    for sample, label in zip(x, y, strict=True):
-        sample += 3 * label
+    lengths, y = 12 + np.arange(40) % 12, np.arange(40) // 3 % 2
+    x = [s[:, :length] + 3 * c for s, length, c in zip(SIGNALS, lengths, y, strict=True)]
     given = x if channels == "first" else [sample.T for sample in x]
     with pytest.warns(UserWarning, match="samples of 12 to 23 values, filled up at the end to 23"):
         model = tiny(channels=channels, epochs=8, validation_fraction=0).fit(given, y)
@@ -334,7 +331,7 @@ WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
     ({"form": "row"}, of_length(3, 4), [0, 1] * 5, "only sequences, .* may differ in length"),
     ({"channels": "last"}, of_length(3, 4, channels=2), [0, 1] * 5, "set channels='first'"),
     ({}, [np.ones(3), np.ones((2, 2))] * 5, [0, 1] * 5, "X has samples of 1 and of 2 axes"),
-    ({}, [np.ones((2, 3)), np.ones((3, 4))] * 5, [0, 1] * 5, "only one axis may differ"),
+    ({}, [np.ones((2, 3)), np.ones((3, 4))] * 5, [0, 1] * 5, "more than axis 0: row 0"),
     ({}, [np.ones(3), np.array([1, np.nan])] * 5, [0, 1] * 5, "NaN or infinite .* row 1"),
 )
 

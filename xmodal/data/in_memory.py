@@ -109,7 +109,7 @@ def as_long(x: Any, shape: tuple[int, ...], axis: int) -> Any:
     if items is None and np.ndim(x) != len(shape) + 1:
         return x
     rows = ArrayRows(np.asarray(x) if items is None else items)
-    found = _measured(rows.array)
+    found = _measured(rows.array, axis)
     if len(found.shape) != len(shape):
         raise ValueError(f"X has samples of {len(found.shape)} axes, expected {len(shape)}")
     if found.longest > shape[axis]:
@@ -133,9 +133,9 @@ def _items(x: Any) -> Array | None:
     return items
 
 
-def _measured(samples: Array) -> lengths.Lengths:
+def _measured(samples: Array, axis: int | None = None) -> lengths.Lengths:
     try:
-        return lengths.measure([(ArrayRows(samples), "X")])
+        return lengths.measure([(ArrayRows(samples), "X")], axis)
     except DataError as error:
         raise ValueError(str(error)) from error
 

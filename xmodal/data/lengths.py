@@ -41,8 +41,12 @@ class Lengths:
         return (*self.shape[: self.axis], length, *self.shape[self.axis + 1 :])
 
 
-def measure(parts: Sequence[tuple[Rows, str]]) -> Lengths:
-    """The lengths of all samples of all ``parts`` (rows and their name). Raises DataError."""
+def measure(parts: Sequence[tuple[Rows, str]], known: int | None = None) -> Lengths:
+    """The lengths of all samples of all ``parts`` (rows and their name), along one axis.
+
+    ``known``: the axis along which they may differ; by default that along which they do, or the
+    last. Raises DataError.
+    """
     shapes: list[tuple[int, ...]] = []
     for rows, name in parts:
         if not is_unequal(rows):
@@ -62,15 +66,17 @@ def measure(parts: Sequence[tuple[Rows, str]]) -> Lengths:
         raise DataError(f"{name} has samples of {min(axes)} and of {max(axes)} axes")
     sizes = np.array(shapes)
     unequal = np.flatnonzero((sizes != sizes[0]).any(axis=0))
-    if len(unequal) > 1:
-        row = int(np.flatnonzero((sizes[:, unequal] != sizes[0, unequal]).any(axis=1))[0])
+    if known is None or known >= sizes.shape[1]:
+        known = int(unequal[0]) if len(unequal) else sizes.shape[1] - 1
+    wrong = unequal[unequal != known]
+    if len(wrong):
+        row = int((sizes[:, wrong] != sizes[0, wrong]).any(axis=1).argmax())
         raise DataError(
-            f"{name} has samples that differ in several axes: row 0 is {shapes[0]}, row {row} "
-            f"{shapes[row]}; only one axis may differ"
+            f"{name} has samples that differ in more than axis {known}: row 0 is {shapes[0]}, row "
+            f"{row} {shapes[row]}"
         )
-    axis = int(unequal[0]) if len(unequal) else int(sizes.shape[1] - 1)
-    lengths = sizes[:, axis]
-    return Lengths(shapes[0], axis, int(lengths.min()), int(lengths.max()))
+    lengths = sizes[:, known]
+    return Lengths(shapes[0], known, int(lengths.min()), int(lengths.max()))
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,13 @@ class EvenRows:
             value = np.asarray(item)
             if unequal and value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise DataError(f"{self.name} has NaN or infinite values; first: row {places[row]}")
-            result[row] = fitted(value[None], self.sample[self.axis], self.axis)[0]
+            even = fitted(value[None], self.sample[self.axis], self.axis)[0]
+            if even.shape != self.sample:
+                raise DataError(
+                    f"{self.name} row {places[row]} has shape {value.shape}; expected "
+                    f"{self.sample}, of any length along axis {self.axis}"
+                )
+            result[row] = even
         return result
 
 

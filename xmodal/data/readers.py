@@ -105,7 +105,7 @@ def _arrays(path: Path, form: RawForm, batch: int, keys: Keys) -> SampleReader:
         y = row_labels(y, x.shape[0])
         says.append(f"labels {_says(y, y_keys)}")
         if lengths.is_unequal(y):
-            y = lengths.even(y, container.name(*y_keys), form.label_shape or (), 0)
+            y = _labels_of_one_length(y, container.name(*y_keys), form)
         if y.shape[:1] != x.shape[:1]:
             raise DataError(f"{path}: x has shape {list(x.shape)}, but y {list(y.shape)}")
     return SampleReader(x.shape[0], y is not None, _batches(x, y, batch), ", ".join(says))
@@ -129,11 +129,11 @@ def _says(rows: Rows, keys: tuple[str, ...]) -> str:
 
 def _of_one_length(rows: Rows, name: str, form: RawForm, says: list[str]) -> Rows:
     """Samples cut or filled up to the length of training."""
-    found = lengths.measure([(rows, name)])
-    axis = found.axis if form.padded is None else form.padded
-    if len(found.shape) != len(form.shape) or (found.longest, found.shortest) == (0, 0):
-        return rows
-    length = form.shape[axis]
+    found = lengths.measure([(rows, name)], form.padded)
+    if len(found.shape) != len(form.shape):
+        expected = ", ".join(map(str, ("n", *form.shape)))
+        raise DataError(f"{name} has samples of {len(found.shape)} axes; expected [{expected}]")
+    length = form.shape[found.axis]
     if form.padded is None and found.shortest < length:
         raise DataError(
             f"{name} has samples of {found.shortest} to {found.longest} values; this model was "
@@ -141,7 +141,16 @@ def _of_one_length(rows: Rows, name: str, form: RawForm, says: list[str]) -> Row
         )
     if found.longest > length:
         says.append(f"the first {length} of up to {found.longest} values are used")
-    return lengths.even(rows, name, form.shape, axis)
+    return lengths.even(rows, name, form.shape, found.axis)
+
+
+def _labels_of_one_length(rows: Rows, name: str, form: RawForm) -> Rows:
+    """Labels for each place, cut to the length of training."""
+    found, shape = lengths.measure([(rows, name)]), form.label_shape or ()
+    if len(found.shape) != len(shape) or found.shortest < shape[found.axis]:
+        expected = ", ".join(map(str, ("n", *shape)))
+        raise DataError(f"{name} has labels of unequal lengths; expected [{expected}]")
+    return lengths.even(rows, name, shape, found.axis)
 
 
 def _batches(x: Rows, y: Rows | None, batch: int) -> Iterator[Piece]:
