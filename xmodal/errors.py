@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from xmodal.text import visible
 
@@ -90,13 +91,15 @@ class Problem:
     """One thing that is wrong with a recipe.
 
     ``where`` is ``file:line:column`` (or ``command line``), ``key`` is the dotted path, and
-    ``hints`` are further lines such as the list of installed components.
+    ``hints`` are further lines such as the list of installed components. ``part``: a component is
+    ``unknown``, or its plugin is ``broken``.
     """
 
     where: str
     key: str
     message: str
     hints: tuple[str, ...] = ()
+    part: Literal["", "unknown", "broken"] = ""
 
     def __str__(self) -> str:
         lines = [f"{self.where}  {self.key}".rstrip(), f"    {self.message}"]
@@ -104,10 +107,15 @@ class Problem:
 
 
 class RecipeError(UsageError):
-    """A recipe has problems, all listed at once. ``unchecked`` names what was not checked yet."""
+    """A recipe has problems, all listed at once. ``unchecked`` names what was not checked yet.
+
+    If plugins are all that is wrong, the exit code is that of a PluginError.
+    """
 
     def __init__(self, problems: Sequence[Problem], unchecked: str = "") -> None:
         self.problems = tuple(problems)
+        if all(problem.part == "broken" for problem in self.problems):
+            self.exit_code = PluginError.exit_code
         count = len(self.problems)
         lines: list[str] = []
         hints: set[str] = set()

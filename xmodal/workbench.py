@@ -34,6 +34,7 @@ from xmodal.plugins import Registry, registry
 from xmodal.recipe import compose as recipes
 from xmodal.recipe.choice import choose, chosen
 from xmodal.recipe.compose import looks_like_path
+from xmodal.recipe.messages import own_recipe
 from xmodal.runs import Run, locate
 from xmodal.settings import Use
 
@@ -151,7 +152,8 @@ def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = N
     result = finished(run).read("result.json")
     best, where = best_weights(run)
     recipe = [str(run.path / "resolved.yaml")]
-    made = plan(recipe, registry(plugin_files), Store(), ["trackers=[]"])
+    with own_recipe(run.path):
+        made = plan(recipe, registry(plugin_files), Store(), ["trackers=[]"])
     device = or_cpu(made.recipe.device, warnings.warn)
     made = replace(made, recipe=made.recipe.model_copy(update={"device": device}))
     opened = open_plan(made, wrap)

@@ -199,3 +199,47 @@ def test_a_dry_run_of_the_baseline_and_of_two_stages(xmodal: Cli) -> None:
     done = xmodal("run", "methods/orca", "tasks/openml/wdbc", "--scale", "smoke", "--dry-run")
     assert done.code == 0, done.err
     assert "60 steps of" in done.out
+
+
+MINE = """
+from xmodal import hookimpl
+from xmodal.interfaces import Loss
+from torch.nn.functional import cross_entropy
+
+
+class Mine(Loss):
+    def forward(self, prediction, y):
+        return cross_entropy(prediction, y, reduction="none")
+
+
+@hookimpl
+def xmodal_losses():
+    return {"mine": f"{__name__}:Mine"}
+"""
+
+
+def test_a_plugin_that_a_run_needs_is_missing_or_not_alone(xmodal: Cli, mine: Path) -> None:
+    Path("p.py").write_text(MINE)
+    Path("q.py").write_text(MINE.replace("Mine", "Other"))
+    Path("broken.py").write_text(MINE.replace(":Mine", ":Nobody"))
+    recipe = ("methods/nft", "arrays/sequence", f"task.path={mine}", "--scale", "smoke")
+    run = ("run", *recipe, "task.loss=mine", "--directory", "r", "-q")
+    assert xmodal(*run, "--plugin", "p.py").code == 0
+    np.savez("new.npz", x=np.zeros((2, 46)))
+    plugins = {
+        (): "r needs a plugin that is missing or broken: install it, or name its file",
+        ("--plugin", "p.py", "--plugin", "q.py"): "loss 'mine' is provided by both p.py",
+        ("--plugin", "broken.py"): "cannot be imported",
+    }
+    for command in (
+        ("resume", "r"),
+        ("predict", "r", "new.npz"),
+        ("export", "r", "--to", "hf", "--out", "e"),
+        ("analyse", "r", "--figures", "patches"),
+    ):
+        for given, message in plugins.items():
+            done = xmodal(*command, *given)
+            assert (done.code, message in done.err) == (3, True), done.err
+    done = xmodal(*run, "--plugin", "broken.py")
+    assert (done.code, "cannot be imported" in done.err) == (3, True)
+    assert xmodal(*run).code == 2  # a recipe may as well be wrong about a name

@@ -116,20 +116,22 @@ def resume(
 ) -> None:
     """Continue an interrupted run; the result is bit-identical to that of an unbroken run."""
     from xmodal import runs
+    from xmodal.recipe.messages import own_recipe
 
     if quiet or not _is_first_process():
         output.hush()
     folder = runs.locate(reference, root).path
-    _watched(
-        quiet,
-        as_json,
-        str(folder / "resolved.yaml"),
-        overrides=[] if device is None else [f"device={device}"],
-        directory=folder,
-        plugin_files=tuple(plugin or ()),
-        trackers=tuple(track or ()),
-        verify_data=verify_data,
-    )
+    with own_recipe(folder):
+        _watched(
+            quiet,
+            as_json,
+            str(folder / "resolved.yaml"),
+            overrides=[] if device is None else [f"device={device}"],
+            directory=folder,
+            plugin_files=tuple(plugin or ()),
+            trackers=tuple(track or ()),
+            verify_data=verify_data,
+        )
 
 
 def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from xmodal import plugins, randomness, runs
@@ -28,45 +29,14 @@ from xmodal.engine import device as devices
 from xmodal.engine.build import Builder
 from xmodal.engine.plan import Plan
 from xmodal.errors import DataError, file_errors
-from xmodal.interfaces import (
-    BackboneFacts,
-    Context,
-    Facts,
-    Metric,
-    Network,
-    SourceFacts,
-    Target,
-    TaskFacts,
-)
+from xmodal.interfaces import Context, Facts, Metric, Network
 from xmodal.recipe.compose import compose, validate
+from xmodal.recipe.messages import own_recipe
 from xmodal.recipe.recipe import Recipe
 from xmodal.settings import Use
+from xmodal.text import shown
 
 PARTS = ("embedder", "backbone", "predictor", "decode")
-_TUPLES = ("shape", "levels", "grid")
-
-
-def facts_of(document: Mapping[str, Any]) -> Facts:
-    """The facts in a manifest."""
-    source = document["source"]
-    if source is not None:
-        source = SourceFacts(**{**source, "target": _target(source["target"])})
-    task = _tupled(document["task"])
-    return Facts(
-        task=TaskFacts(**{**task, "target": _target(task["target"])}),
-        backbone=BackboneFacts(**_tupled(document["backbone"])),
-        source=source,
-        grid=tuple(document["grid"]),
-    )
-
-
-def _target(document: Mapping[str, Any]) -> Target:
-    return Target(**_tupled(document))
-
-
-def _tupled(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with tuples for the lists that JSON made of them."""
-    return {k: tuple(v) if k in _TUPLES else v for k, v in document.items()}
 
 
 def rebuild(
@@ -327,30 +297,41 @@ def load_trained(
     named = None if device is None else devices.checked(str(device))
     run = runs.locate(str(reference))
     registry = plugins.registry(plugin_files)
-    layered = compose([str(run.path / "resolved.yaml")], registry, (), None)
-    recipe = validate(layered, registry)
+    with own_recipe(run.path):
+        layered = compose([str(run.path / "resolved.yaml")], registry, (), None)
+        recipe = validate(layered, registry)
     weights, where = best_weights(run)
-    if not (run.path / "inputs" / checkpoint.SUMS).is_file():
+    if not (run.path / "inputs").exists():
         raise DataError(
             f"{run.path} does not say how its samples were prepared (it was made by an earlier "
             "version); run its recipe again: xmodal run --force " + str(run.path / "resolved.yaml")
         )
-    kept: Mapping[str, Any] = checkpoint.load(run.path / "inputs", run.digest)
+    raw, seen = _inputs(run)
     if run.state != "done":
         note(f"{run.path} is not finished (state: {run.state}); these are its best weights so far")
     manifest = run.read("manifest.json")
-    facts = facts_of(manifest["facts"])
+    facts: Facts = TypeAdapter(Facts).validate_python(manifest["facts"])
     return TrainedModel(
         model=rebuild(recipe, facts, weights, where),
         recipe=recipe,
         facts=facts,
-        raw=None if kept["raw"] is None else RawForm.of(kept["raw"]),
+        raw=raw,
         classes=tuple(manifest["classes"]),
         run=run,
         device=named or devices.checked(devices.or_cpu(recipe.device, note)),
         note=note,
-        seen=Seen.of(kept["seen"]) if "seen" in kept else None,
+        seen=seen,
     )
+
+
+def _inputs(run: runs.Run) -> tuple[RawForm | None, Seen | None]:
+    """How raw samples are prepared, and which of them were trained on."""
+    kept = checkpoint.load(run.path / "inputs", run.digest)
+    try:
+        raw = None if kept["raw"] is None else RawForm.of(kept["raw"])
+        return raw, Seen.of(kept["seen"]) if "seen" in kept else None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{run.path / 'inputs'} is damaged: {shown(error)}") from None
 
 
 def _native(x: Array) -> Array:

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from xmodal.errors import MOST_PROBLEMS, Problem, did_you_mean, nearest
+from xmodal.errors import MOST_PROBLEMS, PluginError, Problem, RecipeError, did_you_mean, nearest
 from xmodal.recipe.grammar import LAYER_KEYS, MOST_KNOWN
 from xmodal.recipe.yaml import Origin, Path_, dotted
 from xmodal.text import shortlist, shown
+
+_PARTS: Mapping[str, Literal["unknown", "broken"]] = {
+    "component_unknown": "unknown",
+    "component_broken": "broken",
+}
+
+
+@contextmanager
+def own_recipe(folder: Path) -> Iterator[None]:
+    """A block that composes the recipe of the run in ``folder``.
+
+    It was valid when it was written, so a part that is unknown belongs to a plugin that is missing.
+    Raises PluginError.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        missing = [problem for problem in error.problems if problem.part]
+        if not missing:
+            raise
+        lines = "\n".join(str(problem) for problem in missing[:MOST_PROBLEMS])
+        raise PluginError(
+            f"{folder} needs a plugin that is missing or broken: install it, or name its file with "
+            f"--plugin\n{lines}"
+        ) from None
 
 
 def explain(
@@ -28,14 +55,15 @@ def explain(
         origin = _origin(path, origins) or Origin(files[-1] if files else "recipe")
         if item["type"] == "missing":
             path = (*block, loc[-1])
-        named = item["type"] in ("component_unknown", "component_broken")
+        named = item["type"] in _PARTS
         found.append((origin, block if named else path or loc, item, path))
     problems: list[Problem] = []
     for origin, key, item, path in sorted(found, key=lambda one: one[0]):
         # To search for the nearest of all names takes time, and only the first are shown.
         first = len(problems) < MOST_PROBLEMS
         message, *more = _message(item, data, path) if first else [str(item["msg"])]
-        problems.append(Problem(str(origin), dotted(key), message, tuple(more)))
+        part = _PARTS.get(item["type"]) or ""
+        problems.append(Problem(str(origin), dotted(key), message, tuple(more), part))
     return problems
 
 
@@ -85,7 +113,7 @@ def _message(item: Any, data: Any, path: Path_) -> list[str]:
         return [f"unknown setting{whose}{hint}", f"known: {shortlist(known, MOST_KNOWN)}"]
     if kind == "missing":
         return ["is missing"]
-    if kind in ("component_unknown", "component_broken"):
+    if kind in _PARTS:
         return str(context["message"]).split("\n")
     if kind in ("component_missing", "component_form"):
         return [_misspelt_use(str(item["msg"]), path), f"installed: {context['known']}"]
