@@ -193,6 +193,25 @@ def test_pare_on_openml(column, counts, p_ratio, p_difference):
     assert statistics.signed_rank(difference_T) == pytest.approx(p_difference, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("step", "geometric", "effect", "p"),
+    [(1e-4, -33.6, -26.8, 0.006), (1e-5, -43.1, -28.1, 0.007), (1e-8, -64.1, -28.2, 0.007)],
+)
+def test_what_an_area_of_1_is_taken_for_does_not_decide(step, geometric, effect, p):
+    """PaRe against ORCA on the 30 tables: the values of docs/verdicts.md."""
+    auroc_TM = np.array([float(value) for value in CC18.split()]).reshape(30, 4)
+    a_T1, b_T1 = (np.maximum(np.round(1 - auroc_TM[:, [m]], 6), step / 2) for m in (3, 2))
+    d_T1 = statistics.log_ratios(a_T1, b_T1)
+    r_T = statistics.task_means(statistics.relative_differences(d_T1))
+    np.testing.assert_allclose(r_T, (2 * (a_T1 - b_T1) / (a_T1 + b_T1))[:, 0], atol=1e-9)
+    found = statistics.student(r_T, ["table"] * 30)
+    assert 100 * math.expm1(d_T1.mean()) == pytest.approx(geometric, abs=0.05)
+    assert 100 * math.expm1(statistics.as_log_ratio(float(found.mean))) == pytest.approx(
+        effect, abs=0.05
+    )
+    assert float(found.p) == pytest.approx(p, abs=5e-4)
+
+
 def test_the_table_carries_no_verdict():
     """One run a cell: every pair is refused, and the numbers per task stay."""
     result = weigh(scores())
