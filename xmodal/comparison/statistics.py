@@ -334,8 +334,7 @@ def _share_of_variance(variance_T: Floats, families: Sequence[str]) -> Floats:
 
 
 def _quantiles(units: int, level: float) -> float:
-    t = stats.t(units - 1)
-    return float(t.ppf(0.5 + level / 2) + t.ppf(POWER))
+    return float(stats.t.ppf([0.5 + level / 2, POWER], units - 1).sum())
 
 
 def _units(variance: float, gap: float, level: float) -> int | None:
