@@ -66,9 +66,9 @@ def _write_report(done: runs.Run) -> None:
 
 
 def run_name(recipes: Sequence[str], scale: str | None = None) -> str:
-    """The directory name of a run: the recipes' names, and the scale."""
+    """The directory name of a run: the recipes' names, and the scale; cut if it is long."""
     parts = [Path(r).stem if looks_like_path(r) else r.replace("/", "-") for r in recipes]
-    return "_".join(parts + ([scale] if scale else []))
+    return runs.valid_name("_".join(parts + ([scale] if scale else []))) or "run"
 
 
 def source_text(recipes: Sequence[str], registry: plugins.Registry) -> str:

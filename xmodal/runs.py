@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import time
@@ -25,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xmodal.errors import DataError, MachineError, UsageError, did_you_mean, file_errors
-from xmodal.files import as_json, owned, write_atomically
+from xmodal.files import TAG, as_json, owned, write_atomically
 from xmodal.records import parsed, parsed_lines, parsed_notes
 from xmodal.text import shortlist
 
@@ -37,6 +38,10 @@ JOB = "XMODAL_JOB"
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
 """A live process touches this file every 20 s; other machines count it as dead after 180 s."""
 STALE_READS = 3
+LONGEST_NAME = 150
+_NOT_IN_A_NAME = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+# Windows opens a device under these names, whatever their extension.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
 KIND = "run"
@@ -260,6 +265,30 @@ def _text(file: Path) -> str | None:
     return None
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError, with the nearest valid name, unless ``name`` is that of one folder."""
+    valid = valid_name(name)
+    if not valid or name != valid:
+        hint = f"; did you mean '{valid}'?" if valid else ""
+        raise UsageError(f"--name: {name!r} is not the name of one folder{hint}")
+
+
+def valid_name(text: str) -> str:
+    """The nearest name for a folder, the same on every system; empty if there is none."""
+    text = text.encode("utf-8", "replace").decode()
+    text = _NOT_IN_A_NAME.sub("-", text).strip(" .-") if _strange(text) else text
+    if _DEVICE.fullmatch(text):
+        text = f"run-{text}"
+    return text.encode()[:LONGEST_NAME].decode("utf-8", "ignore").rstrip(" .")
+
+
+def _strange(text: str) -> bool:
+    """Whether some system would not make a folder of this name, or make it elsewhere."""
+    return (
+        bool(_NOT_IN_A_NAME.search(text)) or text != text.strip(" ").rstrip(".") or text[:1] == "."
+    )
+
+
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
     """Find a run by its directory, or the newest run with a name under ``root``."""
     path = Path(reference)
@@ -305,6 +334,23 @@ def checked(run: Run) -> Run:
             "cannot read; upgrade xmodal"
         )
     return run
+
+
+def continuable(run: Run) -> Run:
+    """``run``, if this version may go on writing into it. Raises what ``checked`` raises, and
+    UsageError if an earlier version made the run, or if its tag is gone.
+    """
+    if checked(run).older:
+        made = f"{run.path} is a run of xmodal {run.read('manifest.json').get('xmodal')}"
+        why = "results of its recipes have changed since"
+    elif not owned(run.path, KIND):
+        made, why = f"{run.path} is a copy of a run", f"it lacks {TAG.format(KIND)}"
+    else:
+        return run
+    raise UsageError(
+        f"{made}. It can be read and used, but neither continued nor repeated in place: {why}. "
+        f"Make a new run: xmodal run {run.path / 'resolved.yaml'}"
+    )
 
 
 def environment() -> dict[str, Any]:

@@ -135,6 +135,8 @@ def test_what_is_not_ours_is_refused_and_not_touched(
     if make is old_run:
         assert "is a run of xmodal 0.1.0" in str(caught.value)
         assert f"xmodal run {folder / 'resolved.yaml'}" in str(caught.value)
+        with pytest.raises(UsageError, match="results of its recipes have changed since"):
+            runs.continuable(runs.locate(str(folder)))
 
 
 @pytest.mark.parametrize("place", ["file", "file/inside", "dangling"])
@@ -193,6 +195,16 @@ def test_a_damaged_run_is_called_damaged(copy: Run, tmp_path: Path) -> None:
         runs.locate(str(copy.path))
 
 
+def test_a_copy_without_its_tag_is_read_and_not_continued(copy: Run, tmp_path: Path) -> None:
+    (copy.path / TAGGED).unlink()
+    before = snapshot(copy.path)
+    assert runs.locate(str(copy.path)) == copy
+    own = RunIdentity(copy.read("manifest.json")["ingredients"], {})
+    with pytest.raises(UsageError, match=r"is a copy of a run\. .* it lacks xmodal-run\.tag"):
+        directory.choose(own, "x", tmp_path, copy.path)
+    assert snapshot(copy.path) == before
+
+
 def test_a_run_of_a_later_version_is_not_read(copy: Run) -> None:
     manifest = copy.read("manifest.json") | {"format": runs.FORMAT + 1, "xmodal": "9.0"}
     copy.write("manifest.json", manifest)
@@ -240,13 +252,23 @@ def test_asking_for_a_state_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_stays_under_its_root(name: str, nearest: str, tmp_path: Path) -> None:
-    assert directory.valid_name(name) == nearest
+    assert runs.valid_name(name) == nearest
     with pytest.raises(UsageError, match="is not the name of one folder") as caught:
         directory.choose(A, name, tmp_path / "runs")
     assert f"did you mean '{nearest}'" in str(caught.value) or not nearest
     assert snapshot(tmp_path) == {}
     if nearest:
-        directory.check_name(nearest)
+        runs.check_name(nearest)
+
+
+def test_names_of_recipes_become_names_of_folders() -> None:
+    assert (
+        api.run_name(["methods/pare", "tasks/openml/car"], "cpu")
+        == "methods-pare_tasks-openml-car_cpu"
+    )
+    assert api.run_name(["./con.yaml"]) == "run-con"
+    assert api.run_name(["../a/what?.yaml", "./b.yaml"]) == "what-_b"
+    assert len(api.run_name([f"./{'x' * 200}.yaml"])) == 150
 
 
 def test_usual_names_are_valid(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def resume(
 
     if quiet or not _is_first_process():
         output.hush()
-    folder = runs.locate(reference, root).path
+    folder = runs.continuable(runs.locate(reference, root)).path
     with own_recipe(folder):
         _watched(
             quiet,

@@ -6,7 +6,7 @@ run. What a run is stands in ``xmodal.engine.identity``.
 
 from __future__ import annotations
 
-import re
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,15 +24,19 @@ from xmodal.engine import checkpoint
 from xmodal.engine.identity import RunIdentity
 from xmodal.engine.plan import Plan
 from xmodal.errors import DataError, UsageError
-from xmodal.files import claim, owned, write_atomically
+from xmodal.files import check_free, claim, owned, write_atomically
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 from xmodal.runs import Run
 
-LONGEST_NAME = 150
-_NOT_IN_A_NAME = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
-# Windows opens a device under these names, whatever their extension.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+def check(name: str, root: Path, directory: Path | None = None) -> None:
+    """Raise what ``choose`` raises whatever the run is, before its data are loaded."""
+    if directory is not None:
+        _held(Run(directory))
+    else:
+        runs.check_name(name)
+        _check_place(root / name)
 
 
 def choose(
@@ -43,48 +47,51 @@ def choose(
     Raises UsageError if ``directory`` holds anything else than this run, or if ``name`` is not the
     name of one folder; DataError if the run in ``directory`` is damaged. Then nothing is touched.
     """
+    check(name, root, directory)
     if directory is not None:
         run = Run(directory)
         known = belongs(run, identity)
-        _claim(directory)
+        claim(directory, runs.KIND)
         return run, known and run.state == "done" and not force
-    check_name(name)
     if not force:
         for run in _same(root, name, identity.hash):
             return run, run.state == "done"
-    for path in _new_paths(root / name, identity.hash):
-        if not path.exists():
-            _claim(path)
-            return Run(path), False
-    raise AssertionError  # the paths never end
+    path = next(path for path in _new_paths(root / name, identity.hash) if not path.exists())
+    claim(path, runs.KIND)
+    return Run(path), False
 
 
 def belongs(run: Run, identity: RunIdentity) -> bool:
     """Whether a directory holds this run already; False if it holds none.
 
-    Raises UsageError if it holds another run, DataError if a damaged one.
+    Raises UsageError if it holds anything else, DataError if a damaged run.
     """
-    manifest = run.path / "manifest.json"
-    tagged = owned(run.path, runs.KIND)
-    if not manifest.is_file() or (not tagged and not _is_old_run(run)):
-        return False  # new, empty, or somebody else's: claiming it will tell
-    found = runs.checked(run).read("manifest.json")
-    if not tagged or run.older:
-        raise UsageError(
-            f"{run.path} is a run of xmodal {found.get('xmodal')}. It can be read and used, but "
-            "neither continued nor repeated in place: results of its recipes have changed since. "
-            f"Make a new run: xmodal run {run.path / 'resolved.yaml'}"
-        )
-    if found["hash"] != identity.hash:
-        differs = ", ".join(identity.differences(found.get("ingredients", {}))) or "its hash"
+    manifest = _held(run)
+    if manifest is not None and manifest["hash"] != identity.hash:
+        differs = ", ".join(identity.differences(manifest.get("ingredients", {}))) or "its hash"
         raise UsageError(
             f"{run.path} holds another run; it differs in: {differs}. Choose another directory"
         )
-    return True
+    return manifest is not None
 
 
-def _is_old_run(run: Run) -> bool:
-    """Whether an untagged folder is a run of a version without tags."""
+def _held(run: Run) -> Mapping[str, Any] | None:
+    """The manifest of the run that a directory holds; None if the directory is free.
+
+    Raises UsageError if it is neither, or holds a run that must stay as it is; DataError if the run
+    is damaged.
+    """
+    if os.path.isfile(run.path / "manifest.json") and (
+        owned(run.path, runs.KIND) or _has_been_a_run(run)
+    ):
+        return runs.continuable(run).read("manifest.json")
+    _check_place(run.path)
+    check_free(run.path, runs.KIND)
+    return None
+
+
+def _has_been_a_run(run: Run) -> bool:
+    """Whether a folder without our tag holds a run: of a version without tags, or a copy."""
     try:
         runs.checked(run)
     except (UsageError, DataError):
@@ -92,36 +99,13 @@ def _is_old_run(run: Run) -> bool:
     return True
 
 
-def _claim(directory: Path) -> None:
-    """Take a directory. Raises UsageError if it is not free, or inside of another run."""
+def _check_place(directory: Path) -> None:
+    """Raise UsageError if a directory would be inside of another run, or of a file."""
     for parent in directory.absolute().resolve().parents:
         if owned(parent, runs.KIND):
             raise UsageError(f"{directory} lies inside of the run {parent}; choose another place")
-    claim(directory, runs.KIND)
-
-
-def check_name(name: str) -> None:
-    """Raise UsageError, with the nearest valid name, unless ``name`` is that of one folder."""
-    valid = valid_name(name)
-    if not valid or name != valid:
-        hint = f"; did you mean '{valid}'?" if valid else ""
-        raise UsageError(f"--name: {name!r} is not the name of one folder{hint}")
-
-
-def valid_name(text: str) -> str:
-    """The nearest name for a folder, the same on every system; empty if there is none."""
-    text = text.encode("utf-8", "replace").decode()
-    text = _NOT_IN_A_NAME.sub("-", text).strip(" .-") if _strange(text) else text
-    if _DEVICE.fullmatch(text):
-        text = f"run-{text}"
-    return text.encode()[:LONGEST_NAME].decode("utf-8", "ignore").rstrip(" .")
-
-
-def _strange(text: str) -> bool:
-    """Whether some system would not make a folder of this name, or make it elsewhere."""
-    return (
-        bool(_NOT_IN_A_NAME.search(text)) or text != text.strip(" ").rstrip(".") or text[:1] == "."
-    )
+        if os.path.isfile(parent):
+            raise UsageError(f"{directory} cannot be a folder: there is a file in its way")
 
 
 def _new_paths(folder: Path, digest: str) -> Iterator[Path]:

@@ -85,6 +85,7 @@ def execute(
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
     # First of all: a device that is not here should not cost the time to load data.
     alone = accelerator(plan.recipe.device, plan.recipe.precision)
+    directory.check(order.name, order.root, order.directory)  # nor should a wrong place
     log = RunLog(observer or Silent(), writes=alone.is_main_process)
     with devices.current(plan.recipe.device), log:
         return _execute(plan, order, registry, store, log, alone)

@@ -28,6 +28,7 @@ from yaml.events import (
 )
 
 from xmodal.errors import Problem, RecipeError
+from xmodal.files import read_json
 from xmodal.settings import FileText
 
 Path_ = tuple[str | int, ...]
@@ -103,7 +104,14 @@ def read(path: Path, shown: str | None = None) -> Document:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError([Problem(name, "", f"is not UTF-8 text (byte {error.start})")]) from None
-    return parse(text, name, Path(os.path.abspath(path)).parent)
+    folder = Path(os.path.abspath(path)).parent
+    return parse(text, name, Path.cwd() if _of_an_old_run(folder, path.name) else folder)
+
+
+def _of_an_old_run(folder: Path, name: str) -> bool:
+    """Whether a run of version 0.1 wrote the file; its paths start from the working directory."""
+    manifest = read_json(folder / "manifest.json") if name == "resolved.yaml" else {}
+    return "hash" in manifest and "format" not in manifest
 
 
 def parse(text: str, name: str, folder: Path | None = None) -> Document:
