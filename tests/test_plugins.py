@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -15,7 +16,7 @@ import typer
 from xmodal import hookspecs, plugins
 from xmodal.errors import PluginError, UsageError
 from xmodal.interfaces import INTERFACES
-from xmodal.plugins import HOOKS, BrokenPlugin, Registry, discover, find_kind
+from xmodal.plugins import HOOKS, BrokenPlugin, Entry, Registry, discover, find_kind
 
 HEADER = "from xmodal.hookspecs import hookimpl\n"
 GOOD = HEADER + (
@@ -347,3 +348,58 @@ def test_a_hook_must_answer(install: Install) -> None:
     found = discover()
     assert "must return a mapping, not NoneType" in broken(found)["silent"]
     assert found.names("selector") == ["mine"]
+
+
+def _value_of(file: Path) -> int:
+    (plugin,) = [p for p in discover((str(file),)).plugins if p.plugin == file.name]
+    return int(plugin.module.VALUE)
+
+
+def test_an_edited_plugin_file_is_read_anew_whatever_its_time_and_size(
+    tmp_path: Path, install: Install
+) -> None:
+    """Python takes its cached bytecode for the file while seconds and size are the same."""
+    file = tmp_path / "mine.py"
+    for value in (1, 2):
+        file.write_text(f"VALUE = {value}\n")
+        os.utime(file, (10**9, 10**9))
+        assert _value_of(file) == value
+
+
+def test_the_files_that_a_plugin_file_imports_are_read_anew(
+    tmp_path: Path, install: Install
+) -> None:
+    file, helper = tmp_path / "mine.py", tmp_path / "example_helper.py"
+    file.write_text("import example_helper\nVALUE = example_helper.VALUE\n")
+    for value in (1, 22):
+        helper.write_text(f"VALUE = {value}\n")
+        assert _value_of(file) == value
+    helper.unlink()
+
+
+def test_code_is_that_of_a_package_whatever_its_version(tmp_path: Path, install: Install) -> None:
+    """A package in editable mode keeps its version while it changes."""
+    package = tmp_path / "example_package"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "inner" / "table.json").write_text("1")
+    (tmp_path / "example_module.py").write_text("A = 1\n")
+    (tmp_path / "example_beside.py").write_text("B = 1\n")
+    one = Entry("loss", "x", "example_package.inner:X", "p", "dist", "1.0")
+    two = Entry("loss", "y", "example_module:Y", "p", "dist", "1.0")
+    gone = Entry("loss", "z", "example_absent:Z", "p", "dist", "1.0")
+
+    def codes() -> tuple[str, ...]:
+        plugins._package.cache_clear()
+        return tuple(Registry().code(entry) for entry in (one, two, gone))
+
+    before = codes()
+    assert before[2] == "dist 1.0"
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "x.pyc").write_bytes(b"1")
+    (tmp_path / "example_beside.py").write_text("B = 2\n")
+    assert codes() == before
+    (package / "inner" / "table.json").write_text("2")
+    assert [a == b for a, b in zip(codes(), before, strict=True)] == [False, True, True]
+    (tmp_path / "example_module.py").write_text("A = 2\n")
+    assert [a == b for a, b in zip(codes(), before, strict=True)] == [False, False, True]

@@ -168,7 +168,7 @@ def test_runs_that_cannot_be_analysed(
     assert done.code == 2
     assert "no run 'paer'; did you mean 'pare'?" in done.err
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "manifest.json").write_text("{}")
+    (tmp_path / "half" / "manifest.json").write_text('{"hash": "a", "facts": {}}')
     done = xmodal("analyse", tmp_path / "half", "--figures", "patches")
     assert done.code == 2
     assert "is not finished (state: empty)" in done.err

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xmodal import files
+
 from ..processes import Command
 
 Cli = Callable[..., Any]
@@ -243,3 +245,70 @@ def test_a_plugin_that_a_run_needs_is_missing_or_not_alone(xmodal: Cli, mine: Pa
     done = xmodal(*run, "--plugin", "broken.py")
     assert (done.code, "cannot be imported" in done.err) == (3, True)
     assert xmodal(*run).code == 2  # a recipe may as well be wrong about a name
+
+
+@pytest.mark.slow
+def test_data_are_read_again_if_that_is_wanted(
+    xmodal: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system whose times say nothing: only then can a change be missed."""
+    monkeypatch.setenv(files.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "_WORTH", 0)
+    monkeypatch.setattr(files, "_state", lambda file: (1, 1, 1, 1, 1))
+    np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) % 2)
+    run = ("run", "methods/nft", "arrays/row", "task.path=mine.npz", "--scale", "smoke", "--json")
+    assert json.loads(xmodal(*run).out)["fresh"]
+    np.savez("mine.npz", x=np.random.default_rng(1).normal(size=(40, 3)), y=np.arange(40) % 2)
+    assert not json.loads(xmodal(*run).out)["fresh"]
+    found = json.loads(xmodal(*run, "--verify-data").out)
+    assert found["fresh"]
+    again = json.loads(xmodal("resume", found["run"], "--verify-data", "--json").out)
+    assert not again["fresh"]
+
+
+@pytest.mark.parametrize("arguments", [("--name", "../../x"), ("--directory", "."), ("--name", "")])
+def test_a_wrong_place_is_said_first_and_nothing_is_touched(
+    xmodal: Cli, tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "report.html").write_text("my own")
+    done = xmodal("run", *SMOKE, *arguments)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1  # before any data are loaded
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "samples"]
+
+
+def test_a_report_replaces_nothing_of_anybody(xmodal: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("my own")
+    done = xmodal("compare", "nft", "--task", "darcy", "--scale", "smoke", "--out", "mine")
+    assert done.code == 2
+    assert "mine is not empty and was not made by xmodal for this (comparison)" in done.err
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "report.html").write_text("my own")
+    assert xmodal("demo").code == 2
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "demo", "mine", "report.html", "report.html", "runs",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_recipe_of_an_old_run_finds_its_data(xmodal: Cli, tmp_path: Path) -> None:
+    """Version 0.1 wrote paths as they were given: from the working directory."""
+    np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) % 2)
+    run = ("run", "methods/nft", "arrays/row", "task.path=mine.npz", "--scale", "smoke", "--json")
+    old = Path(json.loads(xmodal(*run, "--directory", "old").out)["run"])
+    manifest = json.loads((old / "manifest.json").read_text())
+    for key in ("format", "ingredients"):
+        del manifest[key]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    (old / "xmodal-run.tag").unlink()
+    resolved = (old / "resolved.yaml").read_text()
+    (old / "resolved.yaml").write_text(resolved.replace(str(tmp_path / "mine.npz"), "mine.npz"))
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
+    assert json.loads(xmodal("run", old / "resolved.yaml", "--json").out)["fresh"]
+    refused = xmodal("resume", "old")
+    assert refused.code == 2
+    assert "results of its recipes have changed since" in refused.err
+    assert xmodal("predict", "old", "mine.npz", "--out", "p.npz").code == 0
+    assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before

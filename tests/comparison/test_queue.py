@@ -317,3 +317,24 @@ def test_looking_at_a_lock_does_not_keep_a_run_from_starting(
     take_and_leave = Run(tmp_path)
     with take_and_leave.lock():
         pass
+
+
+def test_every_cell_reads_its_data_again_if_that_is_wanted(tmp_path: Path) -> None:
+    (one,) = cells(tmp_path, 1)
+    name = str(one.directory)
+    for wanted, more in (
+        (True, ["--plugin", "p.py", "--verify-data"]),
+        (False, ["--plugin", "p.py"]),
+    ):
+        queue = Queue([one], Cluster({}), plugin_files=("p.py",), verify_data=wanted)
+        command = list(queue._job(name).command)
+        assert command[command.index("--directory") :] == ["--directory", name, *more]
+
+
+def test_the_folder_of_a_cell_is_taken_from_nobody(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "thesis.txt").write_text("words")
+    one = Cell("m", "t", 0, (), (), directory=tmp_path / "0")
+    with pytest.raises(UsageError, match=r"is not empty .* it has thesis\.txt"):
+        Queue([one], Cluster({}))._job(str(tmp_path / "0"))
+    assert os.listdir(tmp_path / "0") == ["thesis.txt"]

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from xmodal import runs
 from xmodal.cli.compare import _live
 from xmodal.cli.verdicts import problems, show
 from xmodal.comparison.criteria import EFFECT
@@ -345,3 +346,30 @@ def test_learning_rates_are_searched_by_the_loss_where_there_is_no_metric(tmp_pa
     (best,) = _searched(cells, rows(cells))
     assert best.learning_rate == 1e-4
     assert best.searched == (1e-4, 1e-3, 1e-2)
+
+
+def test_runs_of_an_earlier_version_stay_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their results are those of other computations under the same names."""
+
+    def finished(name: str, version: int | None, error: float) -> Cell:
+        one = cell(tmp_path, "pare", "a", 0)
+        one = replace(one, directory=tmp_path / name)
+        finish(one, error)
+        kept = {"hash": name} if version is None else {"hash": name, "format": version}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(kept))
+        return one
+
+    finished("seed0-old", None, 0.9)
+    finished("seed0-changed", runs.FORMAT, 0.8)  # the recipe or the code was another one
+    finished("seed1-old", None, 0.7)  # no cell of this comparison
+    now = finished("seed0-new", runs.FORMAT, 0.1)
+    request = Request(Suite(methods=("pare",), tasks=("a",), seeds=1))
+    table = assemble(request, [now], [State(DONE)])
+    assert [row.test for row in table.rows] == [0.1]
+    (note,) = table.notes
+    assert note.startswith("1 finished run of an earlier version of xmodal")
+    assert table.as_dict()["notes"] == [note]
+    show(table, ())
+    assert f"note: {note}" in capsys.readouterr().err

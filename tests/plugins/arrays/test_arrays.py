@@ -13,7 +13,9 @@ import torch
 
 from xmodal import api
 from xmodal.data.numpy_files import MappedRows
+from xmodal.data.store import Store
 from xmodal.errors import DataError
+from xmodal.interfaces import Context
 from xmodal_arrays import samples
 from xmodal_arrays.layout import layout
 from xmodal_arrays.splits import split
@@ -542,3 +544,59 @@ def test_a_result_says_that_nothing_was_held_out(tmp_path: Path, split: str, sel
     recipe.write_text(f"extends: [methods/nft, arrays/sequence]\ntask: {task}\n")
     made = api.run(str(recipe), scale="smoke", directory=tmp_path / "run", report=False)
     assert made.result["selected_on"] == selected
+
+
+def test_all_files_identify_the_data_wherever_they_lie(tmp_path: Path) -> None:
+    def identified(**settings: Any) -> tuple[dict[str, str], str]:
+        config = Arrays.Config(**settings)
+        task = Arrays(config, Context.outside(Store()))
+        return dict(Arrays.contents(config, Store())), task.load(0).checksum
+
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.npy", X)
+        np.save(tmp_path / name / "y.npy", Y)
+        return tmp_path / name
+
+    X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    first = identified(path=folder("a"))
+    np.save(tmp_path / "a" / "unread.npy", X)
+    (tmp_path / "a" / "README").write_text("x")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert identified(path=tmp_path / "b") == first
+    np.save(tmp_path / "b" / "y.npy", 1 - Y)
+    assert identified(path=tmp_path / "b") != first
+
+    split = {"train": tmp_path / "t.npz", "test": tmp_path / "v.npz"}
+    for name in ("t", "v"):
+        np.savez(tmp_path / f"{name}.npz", x=X if name == "t" else X + 1, y=Y)
+    one, checksum = identified(**split)
+    assert set(one) == {"train", "test"}
+    other = identified(train=split["test"], test=split["train"])
+    assert other[0] != one
+    assert other[1] != checksum
+
+
+def test_the_files_that_hdf5_draws_on_identify_the_data(tmp_path: Path) -> None:
+    X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    (tmp_path / "a").mkdir()
+    with h5py.File(tmp_path / "a" / "source.h5", "w") as file:
+        file["v"] = X
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:] = h5py.VirtualSource("source.h5", "v", X.shape)
+    (tmp_path / "a" / "labels.bin").write_bytes(Y.tobytes())
+    with h5py.File(tmp_path / "a" / "d.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+        file.create_dataset("y", Y.shape, Y.dtype, external=[("labels.bin", 0, Y.nbytes)])
+
+    def identified(folder: str) -> dict[str, str]:
+        return dict(Arrays.contents(Arrays.Config(path=tmp_path / folder / "d.h5"), Store()))
+
+    first = identified("a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert identified("b") == first
+    (tmp_path / "b" / "labels.bin").write_bytes((1 - Y).tobytes())
+    second = identified("b")
+    with h5py.File(tmp_path / "b" / "source.h5", "r+") as file:
+        file["v"][0] = 1.0
+    assert len({first["path"], second["path"], identified("b")["path"]}) == 3

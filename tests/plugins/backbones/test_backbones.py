@@ -571,3 +571,29 @@ def test_text_backbones_can_be_cut_short() -> None:
     assert not list(kind.problems(kind.Config(layers=6), tiny_facts()))
     (line,) = kind.problems(kind.Config(layers=7), tiny_facts())
     assert line == "layers is 7, but backbone 'minilm-l6' has 6"
+
+
+def test_local_weights_identify_a_backbone_and_hub_ids_stand_for_themselves(tmp_path: Path) -> None:
+    def contents(kind: str, **settings: Any) -> dict[str, str]:
+        cls = registry().load("backbone", kind)
+        return dict(cls.contents(cls.Config(**settings), Store()))
+
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"1")
+    chosen = {"swin": "weights", "roberta": "weights", "hf": "name"}
+    first = {kind: contents(kind, **{key: str(folder)}) for kind, key in chosen.items()}
+    assert {key for kind in first for key in first[kind]} == {"weights", "name"}
+    (folder / "README.md").write_text("x")
+    folder = folder.rename(tmp_path / "b")
+    assert first == {kind: contents(kind, **{key: str(folder)}) for kind, key in chosen.items()}
+    (folder / "model.safetensors").write_bytes(b"2")
+    for kind, key in chosen.items():
+        assert contents(kind, **{key: str(folder)}) != first[kind]
+        assert contents(kind, **{key: "lab/model"}) == {}
+    file = folder / "model.safetensors"
+    timm = contents("timm", name="vit_tiny_patch16_224", weights=str(file))
+    file.write_bytes(b"3")
+    assert contents("timm", name="vit_tiny_patch16_224", weights=str(file)) != timm
+    assert contents("timm", name="vit_tiny_patch16_224") == {}

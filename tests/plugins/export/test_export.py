@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -312,9 +313,18 @@ def test_folders_of_others_are_never_replaced(made: dict[str, Made], tmp_path: P
             xmodal.export(run, "hf", tmp_path / "mine", force=force)
     with pytest.raises(UsageError, match="--force replaces it"):
         xmodal.export(run, "hf", one.folder)
-    (one.folder / "old").write_text("old")
+    (one.folder / "notes").mkdir()
+    (one.folder / "notes" / "mine.txt").write_text("words")
+    with pytest.raises(UsageError, match=r"not of the export: notes/mine\.txt\. Nothing was"):
+        xmodal.export(run, "hf", one.folder, force=True)
+    assert (one.folder / "notes" / "mine.txt").read_text() == "words"
+    shutil.rmtree(one.folder / "notes")
+    before = (one.folder / "xmodal.json").stat().st_ino
     xmodal.export(run, "hf", one.folder, force=True)
-    assert not (one.folder / "old").exists()
+    assert (one.folder / "xmodal.json").stat().st_ino != before
+    (tmp_path / "mine" / "xmodal.json").write_text('{"editor": "settings"}')
+    with pytest.raises(UsageError, match="exists and is no export; name a new folder"):
+        xmodal.export(run, "hf", tmp_path / "mine", force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
     with pytest.raises(UsageError, match="unknown exporter 'onx'; did you mean 'onnx'"):
         xmodal.export(run, "onx", tmp_path / "new")

@@ -208,3 +208,17 @@ def test_published_files_that_are_missing_or_wrong(store: Store, tmp_path: Path)
     (tmp_path / "files" / darcy_data.TRAIN_FILE).write_bytes(b"not a matlab file at all" * 20)
     with pytest.raises(DataError, match="cannot read"):
         task(store, path=str(tmp_path / "files")).load(0)
+
+
+def test_the_published_files_identify_the_data(store: Store, tmp_path: Path) -> None:
+    def identified() -> dict[str, str]:
+        return dict(Darcy.contents(task(store, path=str(tmp_path / "files")).config, store))
+
+    write_published(tmp_path / "files", "5")
+    first = identified()
+    (tmp_path / "files" / "beside.mat").write_text("x")
+    assert identified() == first
+    with (tmp_path / "files" / darcy_data.TEST_FILE).open("ab") as file:
+        file.write(b"x")
+    assert identified() != first
+    assert Darcy.contents(task(store).config, store) == {}

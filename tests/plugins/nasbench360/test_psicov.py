@@ -361,3 +361,22 @@ def test_released_score_is_the_published_formula(lengths: list[int]) -> None:
     ours = metric()
     ours.update(torch.from_numpy(p[:, None]), torch.from_numpy(y[:, None]))
     assert abs(ours.compute() / expected - 1) > 0.02
+
+
+def test_all_files_of_all_proteins_identify_the_data(data: Path, tmp_path: Path) -> None:
+    def identified(path: Path) -> tuple[str, str]:
+        one = task(path, tmp_path)
+        (digest,) = Psicov.contents(one.config, one.store).values()
+        return digest, one.load(0).checksum
+
+    first = identified(data)
+    (data / "protein" / "unlisted.txt").write_text("x")
+    moved = data.rename(tmp_path / "elsewhere")
+    assert identified(moved) == first
+    assert first[0] == first[1]
+    victim = moved / "protein" / "psicov" / "distance" / "p0xyA-cb.npy"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1  # the size stays
+    victim.write_bytes(content)
+    assert identified(moved)[0] != first[0]
+    assert Psicov.contents(task(None, tmp_path).config, Store(tmp_path / "cache")) == {}

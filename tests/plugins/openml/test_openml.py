@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal_openml import tables, task
 from xmodal_openml.splits import hold_out, orca_split, tabpfn_order, tabpfn_split
@@ -269,3 +270,21 @@ def test_a_pack_says_which_tables_it_has(tmp_path: Path) -> None:
     for did in (None, 6):
         with pytest.raises(DataError, match=r"the pack has 5 \(five\)"):
             make(task.OpenML, path=tmp_path / "pack.npz", did=did).load(0)
+
+
+def test_one_table_of_a_pack_identifies_the_data(tmp_path: Path) -> None:
+    x_NF, y_N = np.arange(24.0).reshape(8, 3) + 1.7e9, np.arange(8) % 2
+    metas = [{"did": n, "name": "t", "cat": [], "attributes": ["a", "b", "c"]} for n in (1, 2)]
+
+    def pack(name: str, first: Any, second: Any) -> tuple[Any, str]:
+        arrays = {"1_X": first, "1_y": y_N, "2_X": second, "2_y": y_N}
+        np.savez(tmp_path / name, meta=json.dumps(metas), **arrays)
+        one = make(task.OpenML, path=tmp_path / name, did=1)
+        return one.contents(one.config, Store()), one.load(0).checksum
+
+    first = pack("a.npz", x_NF, x_NF)
+    assert pack("b.npz", x_NF, x_NF + 1) == first
+    # float32 does not tell these numbers apart.
+    changed = pack("a.npz", x_NF[::-1], x_NF)
+    assert changed[0] != first[0]
+    assert changed[1] != first[1]

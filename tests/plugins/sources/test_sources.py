@@ -472,3 +472,56 @@ def test_conll_windows_have_the_published_shape() -> None:
         "conll-2003", replace(TEXT, tokenize=pieces), store=Store(), samples=80, balanced=True
     )
     assert level.bincount().tolist() == [10] * 8
+
+
+# --- what identifies the data ---
+
+
+def contents_of(name: str, **given: Any) -> Mapping[str, str]:
+    component: Any = registry().load("source", name)
+    return dict(component.contents(component.Config.model_validate(given), Store()))
+
+
+def test_image_suffixes_are_torchvision_s() -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert sorted(files.IMAGE_SUFFIXES) == sorted(IMG_EXTENSIONS)
+
+
+def test_the_images_of_a_folder_identify_it(tmp_path: Path) -> None:
+    for name in ("one/a/0.png", "one/a/1.JPG", "one/b/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    first = contents_of("image-folder", path=tmp_path / "one")
+    assert list(first) == ["path"]
+    (tmp_path / "one" / "a" / ".DS_Store").write_text("x")
+    (tmp_path / "one" / "notes.txt").write_text("x")
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "three").symlink_to(tmp_path / "two")
+    assert contents_of("image-folder", path=tmp_path / "two") == first
+    assert contents_of("image-folder", path=tmp_path / "three") == first
+    (tmp_path / "two" / "a" / "1.JPG").write_text("other")
+    assert contents_of("image-folder", path=tmp_path / "three") != first
+
+
+def test_the_listed_images_identify_voc(tmp_path: Path) -> None:
+    root = tmp_path / voc.INSIDE
+    for name in ("JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    first = contents_of("voc-foreground", path=tmp_path)
+    (root / "JPEGImages" / "b.jpg").write_text("not in the list")
+    assert contents_of("voc-foreground", path=root) == first
+    (root / "SegmentationClass" / "a.png").write_text("another mask")
+    assert contents_of("voc-foreground", path=tmp_path) != first
+    assert contents_of("voc-foreground", download=True) == {}
+
+
+def test_cifar_10_is_what_its_checksums_say(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"1")
+    first = contents_of("cifar10", path=tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"2")
+    assert contents_of("cifar10", path=tmp_path / "a.npz") != first
+    assert contents_of("cifar10", path=tmp_path) == {"path": files.CIFAR_MD5}
