@@ -357,7 +357,7 @@ def test_runs_of_an_earlier_version_stay_aside(
         one = cell(tmp_path, "pare", "a", 0)
         one = replace(one, directory=tmp_path / name)
         finish(one, error)
-        kept = {"hash": name} if version is None else {"hash": name, "format": version}
+        kept = forms.manifest(hash=name, **({} if version is None else {"format": version}))
         (tmp_path / name / "manifest.json").write_text(json.dumps(kept))
         return one
 
