@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +20,10 @@ import xmodal as package
 from xmodal import api
 from xmodal.inference.model import TrainedModel
 
+from ..data.array_files import UNEQUAL, Y, cells, h5, mat5
+
 Call = Callable[..., Any]
+SERIES = [sample + 0.5 * row for row, sample in enumerate(UNEQUAL)]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,76 @@ def test_samples_that_were_trained_on_are_counted(xmodal: Call, made: Path) -> N
     np.save("x.npy", np.asfortranarray(x.astype(">f8")))
     done = xmodal("predict", made / "field", "x.npy", "--out", "p.npz", "--json")
     assert json.loads(done.out)["trained_on"] == 28
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on ``series.mat``: sequences of 3 to 7 values called ``sig``, names called ``cls``."""
+    root = tmp_path_factory.mktemp("series")
+    path = mat5(root, sig=cells([s[None] for s in SERIES]), cls=cells([f"c{k}" for k in Y]))
+    task = f"task={{use: arrays, path: {path}, x: sig, y: cls}}"
+    api.run("methods/nft", overrides=[task], scale="smoke", directory=root / "run", report=False)
+    return root
+
+
+def test_files_of_arrays_are_read_as_in_training(xmodal: Call, series: Path) -> None:
+    """The names of training first, then usual ones, then those that the user says."""
+    here = Path.cwd()
+    for name in ("folder", "folder/x"):
+        Path(name).mkdir()
+    for row, sample in enumerate(SERIES):
+        np.save(f"folder/x/s{row}.npy", sample)
+    np.save("folder/labels.npy", np.array([f"c{k}" for k in Y]))
+    wide = np.full((24, 7), np.nan)
+    for row, sample in enumerate(SERIES):
+        wide[row, : len(sample)] = sample
+    np.savez("wide.npz", data=wide, other=Y)
+    h5(
+        here,
+        lambda f: (
+            f.create_dataset("s", data=np.array(SERIES, object), dtype=h5py.vlen_dtype("f4")),
+            f.create_dataset("sig", data=np.zeros(24)),
+        ),
+    )
+    found = {}
+    for data, more in (
+        (series / "d.mat", ()),
+        ("folder", ()),
+        ("wide.npz", ("--y", "other")),
+        ("d.h5", ("--x", "s")),
+    ):
+        done = xmodal("predict", series / "run", data, "--json", *more)
+        assert done.code == 0, done.err
+        assert "16 of 24 samples were trained on" in done.err
+        found[str(data)] = json.loads(done.out)
+    first = found.pop(str(series / "d.mat"))
+    assert all(other["predictions"] == first["predictions"] for other in found.values())
+    assert found["folder"]["metric"] == found["wide.npz"]["metric"] == first["metric"]
+    assert found["d.h5"]["metric"] is None
+    assert (
+        "wide.npz: samples 'data' (24, 7) float64, labels 'other' (24,) int64"
+        in xmodal("predict", series / "run", "wide.npz", "--y", "other").err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.ones((4, 30))}, "the first 7 of up to 30 values are used"),
+        ({"x": np.ones((4, 2, 7))}, "'x' has samples of 2 axes; expected [n, 7]"),
+        ({"x": np.array([[1, np.nan, 1, 1]])}, "x: row 0 holds NaN"),
+        ({"q": np.ones((4, 7))}, "no array 'x'; it has 'q' (4, 7) float64 (set --x)"),
+        ({"x": np.ones((4, 7)), "y": np.array([b"\xff"] * 4)}, "'y' row 0: b'\\xff' is not UTF-8"),
+        ({"x": np.ones((4, 7)) * 1j}, "'x' holds complex numbers"),
+    ],
+)
+def test_lengths_and_names_that_do_not_fit(
+    xmodal: Call, series: Path, arrays: dict[str, Any], message: str
+) -> None:
+    np.savez("new.npz", **arrays)
+    done = xmodal("predict", series / "run", "new.npz")
+    assert message in done.err
+    assert done.code == (0 if "are used" in message else 4)
 
 
 def test_json_holds_the_predictions(xmodal: Call, made: Path, table: TrainedModel) -> None:

@@ -74,6 +74,13 @@ def virtual(folder: Path) -> Path:
     return h5(folder, lambda f: f.create_virtual_dataset("x", layout))
 
 
+def virtual_of_external(folder: Path) -> Path:
+    external(folder).rename(folder / "inner.h5")
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:] = h5py.VirtualSource("inner.h5", "x", X.shape)
+    return h5(folder, lambda f: f.create_virtual_dataset("x", layout))
+
+
 def external(folder: Path) -> Path:
     where = folder / "raw.bin"
     path = h5(folder, lambda f: f.create_dataset(
@@ -309,6 +316,13 @@ def missing(write: Callable[[Path], Path], name: str, size: int | None) -> Calla
     return damaged
 
 
+def other_key(folder: Path) -> Path:
+    path = virtual(folder)
+    with h5py.File(folder / "source.h5", "r+") as file:
+        file.move("v", "w")
+    return path
+
+
 def unknown_filter(folder: Path) -> Path:
     path = h5(folder, lambda f: f.create_dataset("x", data=X, compression="lzf"))
     content = path.read_bytes()
@@ -374,6 +388,8 @@ OBJECTS = header((999_999_999,), "|O") + pickle.dumps(1)
             r"'x' \(9, 3, 88000000\) was declared, but nothing was written into it",
         ),
         (missing(virtual, "source.h5", None), r"'x' draws on .*source\.h5, and there is no such"),
+        (missing(virtual_of_external, "raw.bin", None), r"inner\.h5: 'x' draws on .*raw\.bin, and"),
+        (other_key, r"'x' draws on 'v' in .*source\.h5, and there is no such array"),
         (missing(external, "raw.bin", None), r"'x' draws on .*raw\.bin, and there is no such file"),
         (missing(external, "raw.bin", 99), r"raw\.bin is cut off: it should hold 2880 bytes"),
         (unknown_filter, r"'x' is packed with filter 32017 \(lzf\), which is not installed"),
@@ -437,6 +453,15 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as raised:
         open_container(path)
     assert "\0" not in str(raised.value)
+
+
+def test_all_files_that_an_array_draws_on_are_known(tmp_path: Path) -> None:
+    """So that a run is another one if any of them changes."""
+    found = open_container(virtual_of_external(tmp_path)).files("x")
+    assert [file.name for file in found] == ["d.h5", "inner.h5", "raw.bin"]
+    (tmp_path / "more").mkdir()
+    samples = open_container(one_a_sample(tmp_path / "more", X)).files("x")
+    assert [file.name for file in samples] == [f"s{row}.npy" for row in range(24)]
 
 
 def test_what_is_not_asked_for_does_not_matter(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -202,7 +203,7 @@ def _entry(path: Path, data: Any, key: str, last: bool) -> NamedArray:
         if not unequal:
             refuse_type(where, dtype)
         with reading(where, "HDF5"), h5py.File(path, "r") as file:
-            _check_stored(path, where, _opened(file, key))
+            _check_stored(where, _opened(file, key))
         values = np.dtype(bool) if kind == "logical" else dtype
         return H5Rows(path, key, own, values, axis, reverse, kind)
 
@@ -227,27 +228,58 @@ def _opened(group: Any, key: str) -> Any:
     return h5py.Dataset(h5py.h5d.open(group.id, os.fsencode(key), access))
 
 
-def _elsewhere(path: Path, data: Any) -> tuple[Path, ...]:
-    """The other files that a data set draws on, as far as they are named."""
+def _elsewhere(path: Path, data: Any, depth: int = 0) -> tuple[Path, ...]:
+    """The other files that a data set draws on, and those that they draw on."""
+    import h5py
+
     home = Path(data.file.filename)
     files = [] if home.resolve() == path.resolve() else [home]
     files += [home.parent / os.fsdecode(name) for name, *_ in data.external or ()]
-    if data.is_virtual:
-        names = {s.file_name: None for s in data.virtual_sources() if s.file_name != "."}
-        # HDF5 looks beside the file first, then in the working directory.
-        files += [file if (file := home.parent / name).exists() else Path(name) for name in names]
-    return tuple(dict.fromkeys(files))
+    for file, key in _sources(data):
+        files.append(file)
+        if depth < _DEPTH and file.is_file() and file.resolve() != home.resolve():
+            # What is wrong with it is said when it is read.
+            with suppress(OSError, KeyError), h5py.File(file, "r") as other:
+                files += _elsewhere(file, _opened(other, key), depth + 1)
+    return tuple(dict.fromkeys(file for file in files if file.resolve() != path.resolve()))
 
 
-def _check_stored(path: Path, where: str, data: Any) -> None:
+def _sources(data: Any) -> list[tuple[Path, str]]:
+    """The files and keys that a virtual data set is made of; a name with ``%b`` stands for many."""
+    if not data.is_virtual:
+        return []
+    home = Path(data.file.filename)
+    found = []
+    for name, key in dict.fromkeys((s.file_name, s.dset_name) for s in data.virtual_sources()):
+        if "%b" in name:
+            found += [(file, key) for file in sorted(home.parent.glob(name.replace("%b", "*")))]
+        elif name == ".":
+            found.append((home, key))
+        else:
+            # HDF5 looks beside the file first, then in the working directory.
+            beside = home.parent / name
+            found.append((beside if beside.exists() else Path(name), key))
+    return found
+
+
+def _check_stored(where: str, data: Any, depth: int = 0) -> None:
     """Raise DataError if values are not there, or packed in a way that cannot be read here."""
     import h5py
 
-    for file in _elsewhere(path, data):
+    for file, key in _sources(data):
         if not file.is_file():
             raise DataError(f"{where} draws on {file}, and there is no such file")
+        with reading(f"{where} draws on {file}", "HDF5"), h5py.File(file, "r") as other:
+            source = _opened(other, key) if key in other else None
+            if not isinstance(source, h5py.Dataset):
+                name = text.shown(key)
+                raise DataError(f"{where} draws on '{name}' in {file}, and there is no such array")
+            if depth < _DEPTH:
+                _check_stored(f"{file}: '{text.shown(key)}'", source, depth + 1)
     for name, start, size in data.external or ():
         file = Path(data.file.filename).parent / os.fsdecode(name)
+        if not file.is_file():
+            raise DataError(f"{where} draws on {file}, and there is no such file")
         if size < 1 << 62 and start + size > file.stat().st_size:
             raise DataError(f"{where}: {file} is cut off: it should hold {start + size} bytes")
     settings = data.id.get_create_plist()
