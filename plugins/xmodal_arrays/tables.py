@@ -37,7 +37,14 @@ class Encoded:
 
 
 def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
-    """Read and encode. A category has the levels found in any file. Raises DataError."""
+    """Read and encode, once. A category has the levels found in any file. Raises DataError."""
+    wanted = [getattr(settings, name) for name in DataSettings.model_fields]
+    return tables.remembered(
+        [path for _, path in files], (files, wanted), lambda: _read(files, settings)
+    )
+
+
+def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
     opened = [tables.open_table(path, settings) for _, path in files]
     parts = [Part(one.where, one.whole(), one.dialect) for one in opened]
     notes = [note for one in opened for note in one.notes]

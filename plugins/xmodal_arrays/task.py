@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data import RawForm, Store
+from xmodal.data import RawForm, Store, tables
 from xmodal.data.arrays import Array, Indices
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError
@@ -206,6 +206,7 @@ class Arrays(Task):
     def load(self, seed: int) -> TaskData:
         """Check every value, split, and standardise by the training samples only."""
         plan = understand(self.config)
+        tables.forget()
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
         form = _raw_form(plan, self._input_scale(plan, train), self.config)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import Moments, RawForm, Store
-from xmodal.data.tables import TableFormat
+from xmodal.data.tables import TableFormat, forget, remembered
 from xmodal.interfaces import (
     Loss,
     Metric,
@@ -81,6 +81,7 @@ class TableTask(Task):
     def load(self, seed: int) -> TaskData:
         """Split and standardise; ``x`` is ``[F]`` float32, ``y`` int64."""
         table = self.table(self.config)
+        forget()
         parts = _parts(table, self.config, seed)
         mean_F, scale_F = _statistics(table, parts[0])
         raw = RawForm(
@@ -174,7 +175,8 @@ class OpenML(TableTask):
     def table(cls, config: Config) -> Table:
         """The whole table. Raises DataError."""
         path = config.path.expanduser()
-        return read_table(path, config.did, config.target, config.categories, config)
+        wanted = path, config.did, config.target, config.categories
+        return remembered([path], (wanted, config), lambda: read_table(*wanted, config))
 
     @classmethod
     def contents(cls, config: Config, store: Store) -> Mapping[str, str]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,14 +38,17 @@ __all__ = [
     "TableForm",
     "TableFormat",
     "existing",
+    "forget",
     "label_values",
     "learn",
     "name_of",
     "of",
     "open_table",
+    "remembered",
     "require",
 ]
 
+R = TypeVar("R")
 TEXT = (".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXT, ".parquet")
 _CELLS = 1 << 20
@@ -81,6 +84,32 @@ class OpenTable:
                 f"{self.where}: needs a row and two columns, has {size} (rows, columns)"
             )
         return pa.concat_tables(found)
+
+
+_remembered: dict[str, Any] = {}
+
+
+def remembered(paths: Sequence[Path], what: object, read: Callable[[], R]) -> R:
+    """What ``read()`` gave last, if it was for the same ``what`` and the files are unchanged.
+
+    Checking a recipe, describing a task and loading it are one reading. ``forget`` frees memory.
+    """
+    states = []
+    for path in paths:
+        state = existing(path).stat()
+        states.append((path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    key = repr((read.__qualname__, what, states))
+    if key not in _remembered:
+        found = read()
+        forget()
+        _remembered[key] = found
+    result: R = _remembered[key]
+    return result
+
+
+def forget() -> None:
+    """Forget what was read."""
+    _remembered.clear()
 
 
 def open_table(
