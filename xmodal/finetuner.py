@@ -158,8 +158,11 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 f"X has {len(x)} samples, too few to hold out {self.validation_fraction} of them; "
                 "with validation_fraction=0 the training samples choose the best epoch"
             )
+        together = self._groups(groups, x)
+        if validation_data is not None:
+            together = None  # nothing is held out
         with run_root(self.directory) as root, randomness.state_kept():
-            data, layout = in_memory.write(root / "data", parts, self._groups(groups, x))
+            data, layout = in_memory.write(root / "data", parts, together)
             share = 0.0 if validation_data is not None else float(self.validation_fraction)
             with as_value_errors(data, kept=self.directory is not None):
                 self._run(root, self._settings(data, layout, labels, share))
@@ -258,6 +261,11 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         else:
             validate_data(self, X, reset=reset, skip_check_array=True)
             wanted = self._limits(reset)["ensure_min_samples"]
+            if not table.num_columns:
+                raise ValueError(
+                    f"Found array with 0 feature(s) (shape={table.shape}) while a minimum of 1 is "
+                    "required."
+                )
             if table.num_rows < wanted:
                 raise ValueError(
                     f"Found array with {table.num_rows} sample(s) (shape={table.shape}) while a "
@@ -472,6 +480,7 @@ def _in_arguments(text: str, data: Path) -> str:
     """A message about files of ``data`` as one about X and y."""
     for name in ("x", "y"):
         text = text.replace(f"{data}/{name}_train.npy: '{name}_train'", {"x": "X"}.get(name, name))
+    text = text.replace(f"{data}/train.parquet", "X")
     return text.replace(f"{data}/", "")
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import Moments, RawForm, Store
-from xmodal.data.tables import TableFormat, forget, remembered
+from xmodal.data.tables import TableFormat, remembered
 from xmodal.interfaces import (
     Loss,
     Metric,
@@ -81,7 +81,6 @@ class TableTask(Task):
     def load(self, seed: int) -> TaskData:
         """Split and standardise; ``x`` is ``[F]`` float32, ``y`` int64."""
         table = self.table(self.config)
-        forget()
         parts = _parts(table, self.config, seed)
         mean_F, scale_F = _statistics(table, parts[0])
         raw = RawForm(

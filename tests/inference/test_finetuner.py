@@ -527,3 +527,90 @@ def test_no_warning_is_needed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny("pare").fit(ROWS, NAMES).predict(ROWS)
+
+
+# --- groups and typed frames ---
+
+
+def test_groups_are_held_out_as_a_whole() -> None:
+    group = np.repeat(np.arange(12), 5)
+    x = np.c_[group, np.arange(60)].astype(float)
+    seen = {}
+    for given in (group, [f"patient {k}" for k in group], pd.Series(group, dtype="Int64")):
+        for X in (x, pd.DataFrame(x, columns=["g", "n"]).assign(text="t")):
+            model = tiny(validation_fraction=0.25, overrides={"task.normalize": "none"})
+            data = _held_out(model, X, groups=given)
+            assert len(data["train"] & data["validation"]) == 0
+            assert len(data["train"] | data["validation"]) == 12
+            seen[len(seen)] = len(data["validation"])
+    assert set(seen.values()) == {3}
+    with pytest.raises(ValueError, match="groups: row 3 has no group"):
+        tiny().fit(x, LIKES, groups=np.where(np.arange(60) == 3, np.nan, group))
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[60, 59\]"):
+        tiny().fit(x, LIKES, groups=group[1:])
+    # Nothing is held out where validation data are given.
+    tiny().fit(x, LIKES, groups=group, validation_data=(x[:5], LIKES[:5]))
+
+
+def _held_out(model: FineTuner, X: Any, groups: Any) -> dict[str, set[float]]:
+    """The groups (the first column of X) of the samples that train and that validate."""
+    from xmodal_arrays import task
+
+    found: dict[str, set[float]] = {}
+    real = task.Arrays.load
+
+    def load(self: Any, seed: int) -> Any:
+        data = real(self, seed)
+        for part in ("train", "validation"):
+            found[part] = set(getattr(data, part).tensors[0][:, 0].tolist())
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task.Arrays, "load", load)
+        model.fit(X, LIKES, groups=groups)
+    return found
+
+
+def test_frames_of_every_type_are_read() -> None:
+    import decimal
+
+    import pyarrow as pa
+
+    frame = pd.DataFrame({
+        "price": [decimal.Decimal(f"{k}.5") for k in range(60)],
+        "day": pd.date_range("2024-01-01", periods=60),
+        "iso": [f"2024-01-{k % 28 + 1:02d}" for k in range(60)],
+        "odd": pd.Series([1.5, pd.NA] * 30, dtype=object),
+        "code": pd.Categorical([30, 4] * 30),
+        "open": [True, False] * 30,
+    })  # fmt: skip
+    model = tiny().fit(frame, LIKES)
+    raw = model.trained_.raw
+    assert len(raw.columns) == 1 + 5 + 5 + 1 + 1 + 1
+    assert raw.levels[-2:] == (("4", "30"), ("False", "True"))
+    x = raw.encode(frame)
+    np.testing.assert_array_equal(x[:, 0], np.arange(60) + 0.5)
+    np.testing.assert_array_equal(x[:, 1], 19723 + np.arange(60))
+    np.testing.assert_array_equal(x[:2, -3:], [[1.5, 1, 1], [np.nan, 0, 0]])
+    expected = model.predict_proba(frame)
+    np.testing.assert_array_equal(model.predict_proba(pa.Table.from_pandas(frame)), expected)
+    with pytest.raises(ValueError, match="X: column 'odd_col' holds lists"):
+        tiny().fit(frame.assign(odd_col=[[1]] * 60), LIKES)
+    with pytest.raises(ValueError, match="X: column 'odd_col' has no value"):
+        tiny().fit(frame.assign(odd_col=None), LIKES)
+    for empty in (pd.DataFrame(), pd.DataFrame(index=range(60))):
+        with pytest.raises(ValueError, match=r"Found array with 0 feature\(s\)"):
+            tiny().fit(empty, LIKES[: len(empty)])
+
+
+@pytest.mark.parametrize(
+    "classes", [[-1, 1], [1.0, 2.0], [False, True], ["NA", "None"], np.array([3, 100], np.int8)]
+)
+def test_classes_keep_their_values(classes: Any) -> None:
+    y = np.array([classes[k % 2] for k in range(60)])
+    model = tiny().fit(ROWS, y)
+    assert model.kind_ == "classification"
+    assert model.classes_.tolist() == list(classes)
+    assert model.classes_.dtype == y.dtype
+    assert set(model.predict(ROWS).tolist()) <= {*classes}
+    assert model.trained_.score(ROWS, y) == pytest.approx(1 - model.score(ROWS, y), abs=1e-12)

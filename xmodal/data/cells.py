@@ -71,9 +71,16 @@ def plain(cells: Cells, name: str, where: str) -> Cells:
             cells = pa.concat_arrays(cells.chunks) if cells.num_chunks else pa.nulls(0, cells.type)
     if isinstance(cells, pa.ExtensionArray):
         raise DataError(f"{where}: column '{name}' holds {cells.type}; {_LEAVE_OUT}")
-    if pa.types.is_dictionary(cells.type) or pa.types.is_run_end_encoded(cells.type):
-        cells = pc.cast(cells, cells.type.value_type)
+    if pa.types.is_dictionary(cells.type):
+        levels = cells.dictionary
+        if pa.types.is_string_view(levels.type):
+            levels = pc.cast(levels, pa.large_string())
+        cells = pc.take(levels, cells.indices)
+    elif pa.types.is_run_end_encoded(cells.type):
+        cells = pc.run_end_decode(cells)
     kind = cells.type
+    if pa.types.is_string_view(kind):
+        return pc.cast(cells, pa.large_string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         try:
             cells = pc.cast(cells, pa.large_string())
@@ -275,7 +282,7 @@ def dates(text: Cells, form: str) -> Array | None:
                 return None
     if _matching(known, _ISO):
         months = pc.match_substring_regex(text, r"^\d{4}-\d{2}$")
-        full = pc.if_else(months, pc.binary_join_element_wise(text, "01", "-"), text)
+        full = pc.if_else(months, pc.binary_join_element_wise(text, *_texts(text, "01", "-")), text)
         try:
             return _datetimes(pc.cast(full, pa.timestamp("us")))
         except pa.ArrowInvalid:
@@ -287,6 +294,11 @@ def dates(text: Cells, form: str) -> Array | None:
             result[pc.is_valid(text).to_numpy(zero_copy_only=False)] = parsed
             return result
     return None
+
+
+def _texts(like: Cells, *texts: str) -> list[Any]:
+    """Scalars of the type of ``like``; Arrow does not mix its types of text."""
+    return [pa.scalar(text, like.type) for text in texts]
 
 
 def _datetimes(cells: Cells) -> Array:
@@ -332,7 +344,7 @@ def seconds(text: Cells) -> NDArray[np.float64]:
     result = np.full(len(text), np.nan)
     known = pc.drop_null(text)
     short = pc.match_substring_regex(known, r"^[^:]*:\d{2}$")
-    full = pc.if_else(short, pc.binary_join_element_wise(known, ":00", ""), known)
+    full = pc.if_else(short, pc.binary_join_element_wise(known, *_texts(known, ":00", "")), known)
     found = pd.to_timedelta(pd.Series(pc.replace_substring(full, ",", ".").to_pylist()))
     result[pc.is_valid(text).to_numpy(zero_copy_only=False)] = found.dt.total_seconds()
     return result

@@ -46,7 +46,9 @@ def as_table(x: Any, names: Sequence[str] | None = None) -> pa.Table | None:
     except DataError as error:
         raise ValueError(str(error)) from error
     if table is not None:
-        return table if names is not None or not _all_numbers(x, table) else None
+        if names is None and table.num_columns and _all_numbers(x, table):
+            return None
+        return table
     if isinstance(x, list | tuple) and any(isinstance(v, str) for row in x for v in _cells(row)):
         x = np.asarray(x, dtype=object)
     if names is not None and not hasattr(x, "dtype"):

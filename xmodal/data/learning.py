@@ -6,7 +6,7 @@ have rules of their own: in them no word means missing, so that classes may be c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ class Part:
 def learn(
     parts: Sequence[Part],
     names: Sequence[str],
-    categories: Sequence[str] = (),
+    categories: Collection[str] = (),
     settings: TableFormat | None = None,
 ) -> tuple[TableForm, list[str]]:
     """What the columns ``names`` are, and notes that say so.
@@ -52,6 +52,11 @@ def learn(
     known = first.dialect or Dialect(forced=settings.decimal != "auto")
     if settings.decimal != "auto":
         known = replace(known, decimal=settings.decimal)
+    # The user has said of a pandas category that it is one, whatever it holds.
+    categories = {
+        *categories,
+        *(name for name in names if pa.types.is_dictionary(first.table[name].type)),
+    }
     own = _Cleaned(first, settings.missing)
     given = {name: own.cells(name) for name in names}
     texts = {

@@ -190,14 +190,22 @@ def _parquet(
     kept = [inside[at] for at in kept]
     if index:
         notes.insert(0, f"{path}: left out: {shortlist(index)} (a saved index)")
+    coded = {
+        column["name"]
+        for column in (file.schema_arrow.pandas_metadata or {}).get("columns", ())
+        if column["pandas_type"] == "categorical"
+    }
     chosen = [names[at] for at in kept]
     stripped = tuple(name.strip() for name in chosen)
 
     def pieces() -> Iterator[pa.Table]:
         try:
             for piece in file.iter_batches(batch_size=batch or 1 << 16):
-                table = pa.Table.from_batches([piece]).select(kept)
-                yield table.rename_columns(list(stripped))
+                columns = [
+                    piece[at].dictionary_encode() if names[at] in coded else piece[at]
+                    for at in kept
+                ]
+                yield pa.Table.from_arrays(columns, list(stripped))
         except _DAMAGED as error:
             raise _unreadable(path, error) from error
 
@@ -225,7 +233,7 @@ def of(x: Any, where: str = "x") -> pa.Table | None:
     elif hasattr(x, "__arrow_c_stream__") and hasattr(x, "columns"):
         table = pa.table(x)
         names = [name.strip() for name in table.column_names]
-        table = table.rename_columns(names)
+        table = pa.Table.from_arrays([_category(column) for column in table.columns], names)
     else:
         return None
     if len({*names}) < len(names):
@@ -234,10 +242,20 @@ def of(x: Any, where: str = "x") -> pa.Table | None:
     return table
 
 
+def _category(cells: Cells) -> Cells:
+    """Cells; categories by name, because Parquet keeps only those of text."""
+    if not pa.types.is_dictionary(cells.type):
+        return cells
+    if isinstance(cells, pa.ChunkedArray):
+        cells = cells.unify_dictionaries().combine_chunks()
+    levels = pa.array([name_of(value) for value in cells.dictionary.to_pylist()], pa.string())
+    return pa.DictionaryArray.from_arrays(cells.indices, levels)
+
+
 def _series(series: Any, name: str, where: str) -> Cells:
     """A pandas column as an Arrow array."""
     try:
-        return pa.array(series, from_pandas=True)
+        return _category(pa.array(series, from_pandas=True))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         values = series.dropna()
         if any(isinstance(value, (list, tuple, dict, set, np.ndarray)) for value in values):
