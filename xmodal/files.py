@@ -71,9 +71,9 @@ def contents(path: Path | Mapping[str, Path]) -> str:
     changes meanwhile.
     """
     if isinstance(path, Path):
-        if path.is_file():
+        if os.path.isfile(path):
             return _sums([path])[0]
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return ""
         path = below(path)
     names = sorted(path)
@@ -313,7 +313,7 @@ def check_free(folder: Path, kind: str, known_by: str = "") -> None:
 
 def owned(folder: Path, kind: str) -> bool:
     """Whether ``folder`` carries the tag of a kind."""
-    return (folder / TAG.format(kind)).is_file()
+    return os.path.isfile(folder / TAG.format(kind))
 
 
 def read_json(path: Path) -> dict[str, Any]:

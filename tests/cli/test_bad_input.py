@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,54 @@ def test_wrong_recipes(xmodal: Cli, text: str, message: str) -> None:
     assert done.code == 2
     assert message in done.err
     assert done.out == ""
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff", b"- 1", b"a: &a 1"])
+def test_a_malformed_file_in_the_folder_of_recipes(xmodal: Cli, content: bytes) -> None:
+    """It is named in a note, and is an error only where it is asked for."""
+    Path("recipes/methods").mkdir(parents=True)
+    Path("recipes/methods/a-broken.yaml").write_bytes(content)
+    done = xmodal("recipes", "list", "--json")
+    assert done.code == 0
+    assert {"name": "methods/a-broken", "description": "", "origin": "here"} in json.loads(done.out)
+    assert "note: recipes/methods/a-broken.yaml" in done.err
+    assert xmodal("recipes", "show", "methods/nft").code == 0
+    done = xmodal("compare", "nft", "--task", "darci")
+    assert "no task 'darci'" in done.err
+    assert "note: passed over: recipes/methods/a-broken.yaml" in done.err
+    done = xmodal("run", "methods/a-broken")
+    assert done.code == 2
+    assert done.err.startswith("error: recipes/methods/a-broken.yaml")
+
+
+LONG = "x" * 300
+STRANGE = [
+    ("run", LONG),
+    ("run", f"{LONG}.yaml"),
+    ("run", "~nobody/x.yaml"),
+    ("run", "\0.yaml"),
+    ("run", "demo/pare", "--scale", LONG),
+    ("run", "demo/pare", "--plugin", f"{LONG}.py"),
+    ("run", "demo/pare", f"{LONG}=1"),
+    ("compare", "--suite", "~nobody/s.yaml"),
+    ("compare", "nft", "--task", f"{LONG}.yaml"),
+    ("compare", "nft", "--task", "darcy", "--launcher", "~nobody/l.yaml"),
+    ("resume", LONG),
+    ("predict", "\0", "a.csv"),
+]
+
+
+@pytest.mark.parametrize("arguments", STRANGE, ids=range(len(STRANGE)))
+def test_names_that_cannot_be_files(xmodal: Cli, arguments: tuple[str, ...]) -> None:
+    done = xmodal(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err) < 2500
+
+
+def test_a_value_may_be_longer_than_a_file_name(xmodal: Cli) -> None:
+    done = xmodal("recipes", "show", "demo/pare", f"description={'y' * 300}", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["description"] == "y" * 300
 
 
 def test_a_plugin_that_fails_to_import(xmodal: Cli) -> None:

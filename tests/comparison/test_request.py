@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from xmodal.comparison.grid import Contender, find_suite, grid, requested
+from xmodal.comparison.grid import Contender, Request, find_suite, grid, requested
 from xmodal.comparison.run import compare, default_launcher
+from xmodal.comparison.table import by_hand
 from xmodal.data.store import Store
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
@@ -44,6 +45,21 @@ def test_a_suite_is_a_grid(suite: Path, tmp_path: Path) -> None:
     assert [cell.resolved["role"] for cell in cells[:3]] == ["method", "method", "trivial"]
     assert [c.resolved["scheduler"]["use"] for c in cells[:2]] == ["linear", "piecewise"]
     assert "piecewise" in str(cells[1].directory)
+
+
+def test_recipes_beside_a_suite_are_found_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: methods/nft")
+    (tmp_path / "task.yaml").write_text("extends: tasks/openml/car")
+    (tmp_path / "s.yaml").write_text(
+        "methods: [mine.yaml, {use: ./mine.yaml, label: two}, nft]\ntasks: [task.yaml, darcy]"
+    )
+    _, suite = find_suite(str(tmp_path / "s.yaml"), registry())
+    mine, task = str(tmp_path / "mine.yaml"), str(tmp_path / "task.yaml")
+    assert [Path(one.use) for one in suite.contenders] == [Path(mine), Path(mine), Path("nft")]
+    assert suite.tasks == (task, "darcy")
+    (cell, *_) = grid(Request(suite), registry(), Store(), tmp_path)
+    assert cell.skipped == ""
+    assert f"xmodal run {mine} {task} " in by_hand(cell)
 
 
 def test_options_win_over_the_suite(suite: Path) -> None:

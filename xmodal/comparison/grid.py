@@ -203,10 +203,26 @@ def find_suite(reference: str, registry: Registry) -> tuple[str, Suite]:
         path = known[name].path
     document = read(path)
     try:
-        return name, Suite.model_validate(document.data)
+        suite = Suite.model_validate(document.data)
     except ValidationError as error:
         sources = [str(path)]
         raise RecipeError(explain(error, document.data, document.origins, sources)) from None
+    return name, _beside(path, suite)
+
+
+def _beside(file: Path, suite: Suite) -> Suite:
+    """The suite with recipes that lie beside its file by their absolute path."""
+
+    def found(recipe: str) -> str:
+        path = file.absolute().parent / expanded(recipe)
+        return str(path) if looks_like_path(recipe) and os.path.isfile(path) else recipe
+
+    methods = [
+        found(one) if isinstance(one, str) else one.model_copy(update={"use": found(one.use)})
+        for one in suite.methods
+    ]
+    tasks = tuple(found(task) for task in suite.tasks)
+    return suite.model_copy(update={"methods": tuple(methods), "tasks": tasks})
 
 
 def trivial_method(registry: Registry) -> Contender | None:
