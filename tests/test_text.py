@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from xmodal.errors import MOST_PROBLEMS, DataError, Problem, RecipeError
-from xmodal.text import shortlist, shown, visible
+from xmodal.text import markdown, shortlist, shown, spreadsheet, visible
 
 
 def test_a_long_list_is_cut() -> None:
@@ -60,3 +60,29 @@ def test_an_error_is_no_novel() -> None:
     assert len(error.problems) == 3000
     assert f"... and {3000 - MOST_PROBLEMS} more" in str(error)
     assert str(error).endswith("3000 problems (exit 2)")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("<script>alert(1)</script> & co", "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co"),
+        ("a|b", r"a\|b"),
+        ("[x](javascript:y) `z` *w*", r"\[x\](javascript:y) \`z\` \*w\*"),
+        ("two\nlines", r"two\\nlines"),
+        ("_em_ but snake_case", r"\_em\_ but snake_case"),
+        ("# head", r"\# head"),
+        ("- item", r"\- item"),
+    ],
+)
+def test_a_name_is_no_markup(name: str, written: str) -> None:
+    assert markdown(name) == written
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-cmd", "@SUM(A1)", "\t=1", "＝1"])
+def test_a_name_is_no_formula(name: str) -> None:
+    assert spreadsheet(name) == f"'{name}"
+
+
+@pytest.mark.parametrize("text", ["-1", "+2.5e-3", "-inf", "a=b", "", "x-y", "1"])
+def test_numbers_and_other_names_stay(text: str) -> None:
+    assert spreadsheet(text) == text

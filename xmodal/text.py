@@ -6,13 +6,18 @@ anybody's files: what could steer a terminal is shown, and what is long is cut.
 
 from __future__ import annotations
 
+import html
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 MISSING = "–"
 MOST_NAMES, MOST_LETTERS = 12, 80
 """How many names a message lists, and how many characters of each."""
+_MARKUP = re.compile(r"[\\`*|\[\]]|(?<![^\W_])_|_(?![^\W_])|^[#+-]")
+"""What Markdown reads as markup; an underscore within a word it does not."""
+_FORMULA = tuple("=+-@\t＝＋－＠")
 _JOINERS = "\u200c\u200d"
 
 
@@ -158,6 +163,29 @@ def visible(text: str, line_breaks: bool = True) -> str:
     kept = "\n\t" if line_breaks else ""
     hidden = {letter for letter in set(text) if letter not in kept and _hidden(letter)}
     return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in hidden})
+
+
+def markdown(value: object) -> str:
+    """A name or a sentence as text in Markdown: on one line, without markup of its own or HTML."""
+    text = html.escape(visible(str(value), line_breaks=False), quote=False)
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
+def spreadsheet(value: object) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula.
+
+    Text that begins like one gets an apostrophe in front; numbers keep their signs.
+    """
+    text = visible(str(value))
+    return f"'{text}" if text[:1] in _FORMULA and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _hidden(letter: str) -> bool:

@@ -12,6 +12,7 @@ from xmodal.comparison.statistics import CellSummary
 from xmodal.comparison.table import ComparisonTable
 from xmodal.comparison.verdicts import PairResult
 from xmodal.files import write_atomically
+from xmodal.text import spreadsheet, visible
 
 CELLS, PAIRS, LATEX = "cells.csv", "pairs.csv", "table.tex"
 
@@ -32,7 +33,7 @@ def cells_csv(table: ComparisonTable) -> str:
         key = {"method": cell.method, "task": cell.task, "seed": cell.seed}
         found = done.get((cell.method, cell.task, cell.seed), {})
         lines.append({**key, "state": state.word, **found, "detail": state.detail})
-    return str(pd.DataFrame(lines).to_csv(index=False))
+    return _csv(pd.DataFrame(lines))
 
 
 def pairs_csv(table: ComparisonTable) -> str:
@@ -43,7 +44,12 @@ def pairs_csv(table: ComparisonTable) -> str:
     """
     pairs = table.comparison.pairs if table.comparison is not None else ()
     columns = list(_pair(pairs[0])) if pairs else ["a", "b", "verdict"]
-    return str(pd.DataFrame([_pair(pair) for pair in pairs], columns=columns).to_csv(index=False))
+    return _csv(pd.DataFrame([_pair(pair) for pair in pairs], columns=columns))
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    cells = frame.map(lambda cell: spreadsheet(cell) if isinstance(cell, str) else cell)
+    return str(cells.to_csv(index=False))
 
 
 def _pair(pair: PairResult) -> dict[str, object]:
@@ -106,7 +112,7 @@ def latex(table: ComparisonTable) -> str:
         first = lines.index("\\midrule") + 1
         lines.insert(first + contenders, "\\midrule")
         text = "\n".join(lines)
-    return f"% {table.command}\n{text}"
+    return f"% {visible(table.command, line_breaks=False)}\n{text}"
 
 
 def _entry(found: CellSummary, best: bool, most: int) -> str:

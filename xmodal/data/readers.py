@@ -37,7 +37,7 @@ from xmodal.data.naming import are_numbers
 from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.files import atomically
-from xmodal.text import shortlist
+from xmodal.text import shortlist, spreadsheet
 
 Array = NDArray[Any]
 READABLE = (*SUFFIXES, *tables.SUFFIXES)
@@ -291,10 +291,13 @@ def csv_writer(stream: Any) -> Add:
 
     def add(columns: Mapping[str, Array]) -> None:
         if not started:
-            writer.writerow(columns)
+            writer.writerow(map(spreadsheet, columns))
             started.append(True)
-        # str() keeps the precision: 0.1 in float32 is not 0.10000000149011612.
-        cells = [[str(value) for value in column] for column in columns.values()]
+        # Text keeps the precision: 0.1 in float32 is not 0.10000000149011612.
+        cells = [
+            [(str if column.dtype.kind in "biuf" else spreadsheet)(value) for value in column]
+            for column in columns.values()
+        ]
         writer.writerows(zip(*cells, strict=True))
 
     return add

@@ -18,7 +18,7 @@ from xmodal.interfaces import Context, Exported, Exporter
 from xmodal.plugins import Registry
 from xmodal.recipe.choice import chosen
 from xmodal.settings import Use
-from xmodal.text import shortlist
+from xmodal.text import markdown, shortlist
 
 FACTS = "xmodal.json"
 
@@ -136,7 +136,14 @@ def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) ->
     """The model card ``README.md``."""
     given, output = facts["input"], facts["output"]
     shape = ", ".join(map(str, given["shape"]))
-    lines = [f"# {facts['task']}", "", facts["recipe"] or "", "", "## Input", ""]
+    lines = [
+        f"# {markdown(facts['task'])}",
+        "",
+        markdown(facts["recipe"] or ""),
+        "",
+        "## Input",
+        "",
+    ]
     lines += [f"`x`: `[n, {shape}]`, as in the user's files."]
     if given["standardised"]:
         lines += ["Means and deviations of the training samples are part of the model."]
@@ -146,15 +153,17 @@ def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) ->
         lines += ["", "| column | values |", "|---|---|"]
         for name in given["column_names"]:
             codes = given["categories"].get(name, ())
-            values = ", ".join(f"{code} = {value}" for code, value in enumerate(codes))
-            lines += [f"| {name} | {values or 'a number'} |"]
+            values = ", ".join(f"{code} = {markdown(value)}" for code, value in enumerate(codes))
+            lines += [f"| {markdown(name)} | {values or 'a number'} |"]
     if given["categories"]:
         lines += ["", "A number that is none of a category's codes counts as missing, like NaN."]
     lines += ["", "## Output", ""]
     sizes = ", ".join(map(str, output["shape"]))
     lines += [f"`[n, {sizes}]`, {output['dtype']}: {_OUTPUTS[output['kind']]}."]
     if trained.classes:
-        named = ", ".join(f"{index} = {name}" for index, name in enumerate(trained.classes))
+        named = ", ".join(
+            f"{index} = {markdown(name)}" for index, name in enumerate(trained.classes)
+        )
         lines += ["", f"Classes: {named}."]
     lines += ["", exported.usage.strip(), "", "## Agreement", ""]
     lines += [
@@ -173,5 +182,5 @@ def card(trained: TrainedModel, facts: Mapping[str, Any], exported: Exported) ->
         "licence of the pretrained weights": facts["licence of the weights"],
         "made with": f"xmodal {facts['xmodal']}",
     }
-    lines += [f"| {key} | {value} |" for key, value in rows.items() if value is not None]
+    lines += [f"| {key} | {markdown(value)} |" for key, value in rows.items() if value is not None]
     return "\n".join(lines) + "\n"

@@ -33,6 +33,7 @@ def write_page(path: Path, template: str, context: Mapping[str, Any], package: s
         ),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -45,6 +46,11 @@ def write_page(path: Path, template: str, context: Mapping[str, Any], package: s
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, html)
     return path
+
+
+def _shown(value: Any) -> Any:
+    """Text with its control characters shown; markup of ours stays as it is."""
+    return text.visible(value) if type(value) is str else value
 
 
 def _variables() -> tuple[str, str]:

@@ -76,7 +76,7 @@ def kept_samples(run: Run) -> dict[str, Any]:
 def recipe_text(run: Run) -> str:
     """The resolved recipe, as the run wrote it."""
     file = run.path / "resolved.yaml"
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def selection(result: Mapping[str, Any]) -> str:
