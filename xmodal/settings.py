@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -38,7 +39,9 @@ from xmodal import plugins
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
 from xmodal.text import shown
 
-__all__ = ["Settings", "TokenCounts", "Use", "component_schema", "default", "inlined"]
+__all__ = [
+    "NameOrPath", "Settings", "TokenCounts", "Use", "component_schema", "default", "inlined",
+]  # fmt: skip
 
 C = TypeVar("C")
 
@@ -54,6 +57,18 @@ class FileText(str):
         made.folder = folder
         return made
 
+
+def _name_or_path(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith((".", "/", "~")):
+        return str(_located("name", value, Path))
+    return value
+
+
+NameOrPath = Annotated[str, BeforeValidator(_name_or_path)]
+"""The type of a setting that is a name somewhere else (a hub id), or a path.
+
+It is a path if it starts with ``.``, ``/`` or ``~``, and then absolute like those of type ``Path``.
+"""
 
 _SCHEMAS_OF_VALUES = ("default", "metadata", "serialization", "expected", "ref", "schema_ref")
 

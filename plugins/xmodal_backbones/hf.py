@@ -18,6 +18,7 @@ from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.files import read_json
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel
+from xmodal.settings import NameOrPath
 from xmodal_backbones import text, vit, weights
 from xmodal_backbones.common import IMAGENET, ImageBackboneSettings, needs_2d, with_image_dropout
 from xmodal_backbones.swin import SwinBackbone, swin_facts
@@ -49,7 +50,9 @@ class HuggingFace(Backbone):
     class Config(ImageBackboneSettings):
         """Settings of ``hf``."""
 
-        name: str = Field(description="A hub id such as google/vit-base-patch16-224, or a folder.")
+        name: NameOrPath = Field(
+            description="A hub id such as google/vit-base-patch16-224, or a folder (./model)."
+        )
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)

@@ -242,6 +242,17 @@ def test_a_word_that_is_no_path_stays_a_word() -> None:
     assert recipe(text).backbone.config.weights == Path.cwd() / "w.safetensors"
 
 
+def test_a_folder_of_a_model_is_a_path_and_a_hub_id_is_not(tmp_path: Path) -> None:
+    for name, right in (
+        ("google/vit-base-patch16-224", "google/vit-base-patch16-224"),
+        ("./model", str(tmp_path / "model")),
+        ("/models/vit", "/models/vit"),
+    ):
+        made = recipe(f"{BASE}backbone: {{use: hf, name: {name}}}\n")
+        assert made.backbone.config.name == right
+        assert type(made.backbone.config.name) is str
+
+
 @pytest.mark.parametrize("path", ["''", "x" * 300, '"a\\0b"'])
 def test_what_cannot_be_a_path_has_its_place(path: str) -> None:
     text = refused(BASE.replace("t.csv", path))
