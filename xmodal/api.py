@@ -49,8 +49,8 @@ def run(
 
     order = RunOrder(
         name=run_name(recipes, scale) if name is None else name,
-        root=Path(root),
-        directory=None if directory is None else Path(directory),
+        root=Path(root).expanduser(),
+        directory=None if directory is None else Path(directory).expanduser(),
         force=force,
         source_text=source_text(recipes, registry),
         report=_write_report if report else None,

@@ -33,7 +33,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from xmodal import randomness
+from xmodal import randomness, runs
 from xmodal.data import in_memory
 from xmodal.data.in_memory import CodedLabels, Form
 from xmodal.data.naming import name_of
@@ -378,7 +378,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
                 overrides=settings,
                 scale=self.scale,
                 root=root,
-                name=Path(self.method).stem,
+                name=runs.valid_name(Path(self.method).stem) or "run",
                 report=self.directory is not None,
                 observer=observer,
             )
@@ -438,7 +438,15 @@ def _as_json(value: Any) -> Any:
 def run_root(directory: str | Path | None) -> Iterator[Path]:
     """Where data and runs go: ``directory``, or a folder that is removed afterwards."""
     if directory is not None:
-        yield Path(directory).expanduser().resolve()
+        from xmodal.engine import directory as place
+
+        root = Path(directory).expanduser().resolve()
+        try:
+            for name in ("data", "runs"):
+                place.check(name, root)
+        except UsageError as error:
+            raise ValueError(f"directory={str(directory)!r}: {error}") from error
+        yield root
         return
     with tempfile.TemporaryDirectory(prefix="xmodal-", ignore_cleanup_errors=True) as made:
         yield Path(made)

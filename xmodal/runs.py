@@ -241,7 +241,7 @@ class Run:
         self.set_state("running")  # from here on, the directory holds no finished run
         for name in _OF_A_PASS:
             path = self.path / name
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

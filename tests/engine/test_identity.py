@@ -13,10 +13,13 @@ from PIL import Image
 
 from xmodal import api, plugins
 from xmodal.data.store import Store
-from xmodal.engine.identity import ENGINE, OUTSIDE, RunIdentity, identity
+from xmodal.engine.identity import ENGINE, OUTSIDE, RunIdentity, _plain, identity
 from xmodal.engine.plan import compose_plan
 from xmodal.errors import UsageError
+from xmodal.files import contents
+from xmodal.interfaces import Component, Settings
 from xmodal.recipe.recipe import Recipe
+from xmodal.settings import Use
 
 PLUGIN = """
 from xmodal import hookimpl
@@ -238,6 +241,35 @@ def test_what_does_not_count(name: str, here: Path, base: RunIdentity) -> None:
     changed = made(*DOES_NOT_COUNT[name]())
     assert changed.differences(base.content) == []
     assert changed.hash == base.hash
+
+
+class Reader(Component):
+    """A part of somebody who has not heard of ``contents``."""
+
+    kind = "source"
+
+    class Config(Settings):
+        path: str
+        weights: Path | None = None
+        name: str = "d.npz"
+
+
+def test_paths_of_parts_that_do_not_speak_of_them_count(here: Path, base: RunIdentity) -> None:
+    def named(path: str, weights: str) -> object:
+        config = Reader.Config(path=path, weights=Path(weights))
+        return _plain({"x": Use("reader", Reader, config)}, Store())
+
+    first = named("d.npz", "e.npz")
+    assert first == {
+        "x": {
+            "use": "reader",
+            "path": {"content": contents(Path("d.npz"))},
+            "weights": {"content": contents(Path("e.npz"))},
+            "name": "d.npz",
+        }
+    }
+    assert named("e.npz", "d.npz") != first
+    assert named(moved("d.npz", "there/f"), moved("e.npz", "there/g")) == first
 
 
 def test_the_checksum_of_the_loaded_data_counts(here: Path, base: RunIdentity) -> None:

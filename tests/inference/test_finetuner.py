@@ -614,3 +614,14 @@ def test_classes_keep_their_values(classes: Any) -> None:
     assert model.classes_.dtype == y.dtype
     assert set(model.predict(ROWS).tolist()) <= {*classes}
     assert model.trained_.score(ROWS, y) == pytest.approx(1 - model.score(ROWS, y), abs=1e-12)
+
+
+def test_a_directory_that_is_none_is_refused_and_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "xmodal-run.tag").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    for place in ("file", "file/x", "run", "run/samples"):
+        with pytest.raises(ValueError, match=r"^directory=.*(in its way|lies inside of the run)"):
+            tiny(directory=tmp_path / place).fit(ROWS, NAMES)
+    assert sorted(tmp_path.rglob("*")) == before

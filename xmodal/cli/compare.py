@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from xmodal import text
 from xmodal.cli import output, verdicts
 from xmodal.cli.output import AsJson, Plugins, VerifyData
 from xmodal.files import check_free
+from xmodal.runs import Run
 
 if TYPE_CHECKING:
     from xmodal.comparison.queue import Queue, State
@@ -142,7 +142,7 @@ def demo(
     check_free(root / DEMO, verdicts.KIND, verdicts.JSON)
     if force:
         for row in run.compare(suite=DEMO, root=root / "cells", launcher=None).rows:
-            shutil.rmtree(row.directory)
+            Run(Path(row.directory)).clear()
     table = _watched(suite=DEMO, root=root / "cells")
     files = verdicts.write(root / DEMO, table)
     elapsed = time.monotonic() - begun

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from xmodal import randomness
 from xmodal.data.store import Store
 from xmodal.facts import NO_FACTS, Facts, Target
+from xmodal.files import contents
 from xmodal.settings import Settings
 
 
@@ -105,7 +107,9 @@ class Component(ABC):
 
         A digest stands there in place of the setting, so that files can be moved, but not edited.
         Only settings that are text, or of which some files alone are read, need to be listed: any
-        other setting that is a ``Path`` counts by all that lies there. A setting that names no
-        file stays out. ``xmodal.files.contents`` makes digests. Raises DataError.
+        other setting that is a ``Path``, or called ``path``, counts by all that lies there. A
+        setting that names no file stays out. ``xmodal.files.contents`` makes digests. Raises
+        DataError.
         """
-        return {}
+        path = getattr(config, "path", None)
+        return {"path": contents(Path(path).expanduser())} if path and isinstance(path, str) else {}
