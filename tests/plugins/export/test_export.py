@@ -328,3 +328,34 @@ def test_folders_of_others_are_never_replaced(made: dict[str, Made], tmp_path: P
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
     with pytest.raises(UsageError, match="unknown exporter 'onx'; did you mean 'onnx'"):
         xmodal.export(run, "onx", tmp_path / "new")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-200, 0.0), (20.0, 1.7e9)])
+def test_units_that_single_precision_cannot_hold(
+    tmp_path: Path, scale: float, offset: float
+) -> None:
+    """Samples and labels: the graph reads and gives double precision, and gives what is right."""
+    import onnxruntime
+
+    x = np.random.default_rng(0).normal(size=(40, 2, 20))
+    moved = x * scale + offset
+    np.savez(tmp_path / "d.npz", x=moved, y=moved[:, 0, 0])
+    api.run(
+        "methods/nft",
+        "arrays/sequence",
+        overrides=[f"task.path={tmp_path / 'd.npz'}", "task.kind=regression", "device=cpu"],
+        scale="smoke",
+        directory=tmp_path / "run",
+        report=False,
+    )
+    xmodal.export(tmp_path / "run", "onnx", tmp_path / "export")
+    session = onnxruntime.InferenceSession(str(tmp_path / "export" / onnx.FILE))
+    (given,) = session.get_inputs()
+    assert given.type == ("tensor(float)" if scale == 1 else "tensor(double)")
+    dtype = np.float32 if scale == 1 else np.float64
+    (found,) = session.run(None, {given.name: moved.astype(dtype)})
+    assert found.dtype == np.float64
+    wanted = xmodal.load(tmp_path / "run").predict(moved).reshape(found.shape)
+    assert len(np.unique(found)) == len(np.unique(wanted)) == 40
+    np.testing.assert_allclose((found - offset) / scale, (wanted - offset) / scale, atol=1e-4)
