@@ -250,7 +250,8 @@ class Arrays(Task):
             rows = train.rows if index == train.part else np.array([], dtype=np.int64)
             moments = scan(part.x, plan.layout, part.x_name, rows, row, plan.padded)
             if index == train.part and self.config.normalize == "none":
-                moments.require_float32(part.x_name, "leave out 'normalize: none'")
+                hint = "standardise them (normalize: auto) or scale them"
+                moments.require_float32(part.x_name, hint)
             elif index == train.part:
                 mean_C, scale_C = moments.input_scale(keep_two=self.config.normalize == "auto")
                 if row:

@@ -51,6 +51,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 def _data(plan: Plan, session: RunSession) -> dict[str, str]:
     x, y = loader.first(session.data.train, 1)
+    y = session.data.in_unit(y)
     samples = ", ".join(f"{split} {n}" for split, n in plan.facts.task.samples.items())
     finite = x[x.isfinite()].float()
     return {
