@@ -73,6 +73,11 @@ class DataSettings(TableFormat):
         description="standard: every channel or column gets mean 0 and standard deviation 1 over "
         "the training samples; auto: the same, but channels of two values become 0 and 1.",
     )
+    normalize_labels: bool = Field(
+        True,
+        description="Whether the training loss sees labels that are numbers with mean 0 and "
+        "standard deviation 1; false: in their own unit, as in the released methods.",
+    )
 
     @field_validator("x", "y", "drop", "categories", "classes")
     @classmethod

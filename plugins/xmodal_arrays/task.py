@@ -210,7 +210,8 @@ class Arrays(Task):
         split_of = shares(plan, self.config, seed)
         train = split_of["train"]
         form = _raw_form(plan, self._input_scale(plan, train), self.config)
-        form, decode = _label_scale(plan, train, form, self.config.loss.component)
+        standardises = self.config.normalize_labels and self.config.loss.component.standardises
+        form, decode = _label_scale(plan, train, form, standardises)
 
         @cache  # a share with two roles is one object, so the engine can recognise it
         def samples(share: Share) -> Dataset[Pair]:
@@ -291,11 +292,11 @@ def _raw_form(plan: FilePlan, scale: Scale, settings: DataSettings) -> RawForm:
 
 
 def _label_scale(
-    plan: FilePlan, train: Share, form: RawForm, loss: type[Loss]
+    plan: FilePlan, train: Share, form: RawForm, standardises: bool
 ) -> tuple[RawForm, nn.Module]:
     """Check labels that are numbers, and standardise them: in the data, or in the predictions.
 
-    A loss that needs labels in their own unit gets them so; the predictor is decoded to that unit.
+    Where the loss reads labels in their own unit, the predictor is decoded to that unit.
     """
     labels = plan.labels
     numbers = labels.target.kind == "regression" or labels.layout is not None
@@ -311,7 +312,7 @@ def _label_scale(
         if moments.constant_C.all():
             raise DataError(f"{part.y_name} is constant in the training samples: nothing to learn")
         mean, scale = (_over(found, values_C) for values_C in moments.label_scale())
-        if loss.standardises:
+        if standardises:
             form = replace(form, label_mean=mean, label_scale=scale)
         else:
             hint = "the loss reads labels as they are: scale them, or set another loss"

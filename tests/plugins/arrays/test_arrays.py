@@ -16,6 +16,8 @@ from xmodal.data.numpy_files import MappedRows
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context
+from xmodal.plugins import registry
+from xmodal.recipe.compose import compose, validate
 from xmodal_arrays import samples
 from xmodal_arrays.layout import layout
 from xmodal_arrays.splits import split
@@ -457,6 +459,26 @@ def test_labels_are_standardised_and_predictions_restored(tmp_path: Path) -> Non
     )
     np.testing.assert_allclose(data.in_unit(z_train).numpy(), y_train, rtol=1e-6)
     assert isinstance(data.decode, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("method", ["pare-published", "orca-published", "pare"])
+def test_released_losses_are_in_the_unit_of_the_labels(tmp_path: Path, method: str) -> None:
+    """The mean squared error of labels times 1000 is a million times as large, or the same."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(40, 1, 12)), random.normal(size=40)
+    found = []
+    for factor in (1.0, 1000.0):
+        file = npz(tmp_path, x=x, y=5 + factor * y)
+        layers = [f"methods/{method}", "arrays/sequence"]
+        recipe = validate(compose(layers, registry(), [f"task.path={file}"]), registry())
+        data = Arrays(recipe.task.config, None).load(0)  # type: ignore[arg-type]
+        labels = torch.stack([data.train[row][1] for row in range(len(data.train))])
+        prediction = data.decode(torch.zeros(len(labels), 1))
+        found.append(float((prediction - labels).square().mean()))
+        own = torch.tensor(5 + factor * y)
+        inside = (labels.double().flatten()[:, None] - own[None]).abs().min(1).values
+        assert bool((inside < 1e-4 * factor).all()) == (method != "pare")
+    assert found[1] / found[0] == pytest.approx(1.0 if method == "pare" else 1e6, rel=1e-3)
 
 
 def test_a_loss_that_needs_the_unit_gets_it(tmp_path: Path) -> None:
