@@ -14,6 +14,7 @@ from xmodal.data.arrays import (
     SAMPLE_KEYS,
     Array,
     Container,
+    FolderRows,
     Rows,
     existing,
     first_key,
@@ -127,6 +128,7 @@ def _known(path: Path) -> Path:
 def array_parts(settings: DataSettings) -> ArrayParts:
     """The parts of a task whose data are arrays, with samples of one shape. Raises DataError."""
     found = [part for role, path in sources(settings) for part in _parts_of(role, path, settings)]
+    orders = tuple(_order(part) for part, _, _ in found if isinstance(part.x, FolderRows))
     parts, time, notes = _one_length([part for part, _, _ in found], settings)
     for part in parts:
         if part.x.shape[0] != part.y.shape[0]:
@@ -149,7 +151,15 @@ def array_parts(settings: DataSettings) -> ArrayParts:
     keys = {(x, y) for _, x, y in found}
     x_keys, y_keys = keys.pop() if len(keys) == 1 else ((), ())
     padded = None if settings.lengths == "crop" else time
-    return ArrayParts(tuple(parts), x_keys, y_keys, time, padded, notes)
+    return ArrayParts(tuple(parts), x_keys, y_keys, time, padded, (*orders, *notes))
+
+
+def _order(part: FilePart) -> str:
+    """A note on which sample is which: labels are given in this order."""
+    assert isinstance(part.x, FolderRows)
+    names = [file.name for file in part.x.files]
+    shown = names if len(names) < 5 else [*names[:3], "...", names[-1]]
+    return f"arrays: {part.x_name} has a file for each sample, in the order {shortlist(shown)}"
 
 
 def _kind(rows: Rows) -> str:

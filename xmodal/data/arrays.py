@@ -46,6 +46,7 @@ __all__ = [
     "Array",
     "ArrayRows",
     "Container",
+    "FolderRows",
     "Indices",
     "Rows",
     "described",
@@ -71,7 +72,10 @@ class Container:
 
     def inventory(self) -> str:
         """All arrays, with shapes and types."""
-        shown = (f"'{text.shown(key, 32)}' {entry.says}" for key, entry in self.entries.items())
+        shown = [
+            f"'{text.shown(key, 32)}' {entry.says()}" if number < text.MOST_NAMES else key
+            for number, (key, entry) in enumerate(self.entries.items())
+        ]
         return text.shortlist(shown) or "nothing"
 
     def get(self, key: str, setting: str) -> Rows:
@@ -111,13 +115,13 @@ class Container:
         """What messages call an array: its file and its key."""
         shown = text.shortlist(f"'{text.shown(key)}'" for key in keys)
         file = self.path
-        if self.path.is_dir() and len(keys) == 1 and self.entries[keys[0]].files:
-            file = self.entries[keys[0]].files[0]
+        if self.path.is_dir() and len(keys) == 1:
+            file = next(iter(self.entries[keys[0]].files()), file)
         return f"{file}: {shown}"
 
     def files(self, *keys: str) -> tuple[Path, ...]:
         """All files that these arrays draw on."""
-        return tuple(dict.fromkeys(file for key in keys for file in self.entries[key].files))
+        return tuple(dict.fromkeys(file for key in keys for file in self.entries[key].files()))
 
 
 def open_container(path: Path, axis: Axis = "first") -> Container:
@@ -145,7 +149,7 @@ def _last(path: Path, entry: NamedArray) -> NamedArray:
         values = found.read(slice(None)) if found.shape else np.zeros(())
         return ArrayRows(np.moveaxis(values, -1, 0) if values.ndim else values)
 
-    return NamedArray(f"{entry.says}, samples last", rows, entry.files)
+    return NamedArray(lambda: f"{entry.says()}, samples last", rows, entry.files)
 
 
 def first_key(container: Container, names: Sequence[str]) -> str | None:
@@ -177,13 +181,13 @@ def _folder(path: Path) -> dict[str, NamedArray]:
                 entries[file.stem] = npy(existing(file), file.stem)
             except DataError as error:
                 # A damaged file matters only if it is needed.
-                entries[file.stem] = NamedArray("damaged", refused(str(error)), (file,))
+                entries[file.stem] = refused("damaged", str(error), (file,))
     return entries
 
 
 def _samples(folder: Path) -> NamedArray:
     files = tuple(sorted(folder.glob("*.npy"), key=_natural))
-    return NamedArray(f"{len(files)} files, one a sample", lambda: _one_each(files), files)
+    return NamedArray.of(f"{len(files)} files, one a sample", lambda: _one_each(files), files)
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -119,32 +120,53 @@ def _entries(
         key = f"{prefix}{name}"
         if key in _INTERNAL:
             continue
-        where = f"{path}: '{text.shown(key)}'"
         try:
-            item = _opened(group, name)
+            kind = h5py.h5o.get_info(group.id, os.fsencode(name)).type
+            item = group[name] if kind == h5py.h5o.TYPE_GROUP else None
         except Exception as error:
             # A link to nowhere, or damage: it matters only if the array is needed.
-            target = _target(path, group.get(name, getlink=True))
-            message = f"{where} cannot be read: {target or text.shown(error, 300)}"
-            yield (
-                key,
-                NamedArray("a link to nowhere" if target else "damaged", refused(message), ()),
-            )
+            target = _target(group.get(name, getlink=True))
+            says = "a link to nowhere" if target else "damaged"
+            why = f"cannot be read: {target or text.shown(error, 300)}"
+            yield key, refused(says, f"{_named(path, key)} {why}")
             continue
-        if isinstance(item, h5py.Dataset):
-            yield key, _entry(path, item, key, last)
-        elif isinstance(item, h5py.Group) and "MATLAB_sparse" in item.attrs:
-            yield key, _sparse(path, item, key, last)
-        elif isinstance(item, h5py.Group):
-            if _matlab(item) and _matlab(item) != "struct":
-                message = f"{where} is a MATLAB {_matlab(item)}, which is not read; save arrays"
-                yield key, NamedArray(f"MATLAB {_matlab(item)}", refused(message), ())
-            elif _matlab(item):
-                names = ", ".join(f"{text.shown(key)}/{text.shown(field)}" for field in item)
-                message = f"{where} is a struct; name one of its fields: {text.shown(names, 300)}"
-                yield key, NamedArray("struct", refused(message), ())
+        if kind == h5py.h5o.TYPE_DATASET:
+            yield key, _later(path, key, last)
+        elif item is not None and not (own := _matlab(item)):
             if depth < _DEPTH and not _is_above(item, group):
                 yield from _entries(path, item, f"{key}/", last, depth + 1)
+        elif item is not None and "MATLAB_sparse" in item.attrs:
+            yield key, _sparse(path, item, key, last)
+        elif item is not None:
+            why = f"is a MATLAB {own}, which is not read; save arrays"
+            if own == "struct":
+                names = ", ".join(f"{text.shown(key)}/{text.shown(field)}" for field in item)
+                why = f"is a struct; name one of its fields: {text.shown(names, 300)}"
+                yield from _entries(path, item, f"{key}/", last, depth + 1)
+            yield key, refused(own, f"{_named(path, key)} {why}")
+
+
+def _named(path: Path, key: str) -> str:
+    return f"{path}: '{text.shown(key)}'"
+
+
+def _later(path: Path, key: str, last: bool) -> NamedArray:
+    """A data set that is looked at when it is asked for: there may be thousands of them."""
+
+    @cache
+    def entry() -> NamedArray:
+        import h5py
+
+        with reading(_named(path, key), "HDF5"), h5py.File(path, "r") as file:
+            return _entry(path, _opened(file, key), key, last)
+
+    def says() -> str:
+        try:
+            return entry().says()
+        except DataError:
+            return "damaged"
+
+    return NamedArray(says, lambda: entry().open(), lambda: entry().files())
 
 
 def _is_above(item: Any, group: Any) -> bool:
@@ -157,7 +179,7 @@ def _is_above(item: Any, group: Any) -> bool:
         group = group.parent
 
 
-def _target(path: Path, link: Any) -> str:
+def _target(link: Any) -> str:
     """Where a link that cannot be followed leads; empty if it is no link."""
     import h5py
 
@@ -168,24 +190,28 @@ def _target(path: Path, link: Any) -> str:
 
 def _matlab(item: Any) -> str:
     """MATLAB's class of an array; empty if MATLAB did not write it."""
-    value = item.attrs.get(_CLASS, b"")
+    import h5py
+
+    if not h5py.h5a.exists(item.id, _CLASS.encode()):
+        return ""
+    value = item.attrs[_CLASS]
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
 def _entry(path: Path, data: Any, key: str, last: bool) -> NamedArray:
     import h5py
 
-    where, matlab = f"{path}: '{text.shown(key)}'", _matlab(data)
+    where, matlab = _named(path, key), _matlab(data)
     files = (path, *_elsewhere(path, data))
     if data.shape is None or "MATLAB_empty" in data.attrs:
-        return NamedArray("empty", refused(f"{where} has no samples: it is empty"), files)
+        return refused("empty", f"{where} has no samples: it is empty")
     shape, dtype = tuple(data.shape), data.dtype
     if matlab in ("char", "cell"):
         unpack = _chars if matlab == "char" else _cells
-        return NamedArray(f"{shape[::-1]} {matlab}", lambda: unpack(path, key), files)
+        return NamedArray.of(f"{shape[::-1]} {matlab}", lambda: unpack(path, key), files)
     if matlab and matlab not in ("double", "single", "logical") and "int" not in matlab:
         message = f"{where} is a MATLAB {matlab}, which is not read; save arrays (cellstr of text)"
-        return NamedArray(f"MATLAB {matlab}", refused(message), files)
+        return refused(f"MATLAB {matlab}", message)
     reverse, kind = bool(matlab), "logical" if matlab == "logical" else ""
     if h5py.check_string_dtype(dtype) is not None:
         kind = "text" if dtype.kind == "O" else "bytes"
@@ -208,7 +234,7 @@ def _entry(path: Path, data: Any, key: str, last: bool) -> NamedArray:
         return H5Rows(path, key, own, values, axis, reverse, kind)
 
     data_type = data.dtype
-    return NamedArray(says, rows, files)
+    return NamedArray.of(says, rows, files)
 
 
 def _opened(group: Any, key: str) -> Any:
@@ -299,7 +325,7 @@ def _check_stored(where: str, data: Any, depth: int = 0) -> None:
 
 
 def _sparse(path: Path, group: Any, key: str, last: bool) -> NamedArray:
-    where = f"{path}: '{text.shown(key)}'"
+    where = _named(path, key)
     shape = (int(group.attrs["MATLAB_sparse"]), len(group["jc"]) - 1)
 
     def rows() -> Rows:
@@ -314,14 +340,14 @@ def _sparse(path: Path, group: Any, key: str, last: bool) -> NamedArray:
             values = csc_matrix((data, at, parts["jc"][:]), shape).toarray()
             return ArrayRows(values.T if last else values)
 
-    return NamedArray(f"{shape[::-1] if last else shape} sparse", rows, (path,))
+    return NamedArray.of(f"{shape[::-1] if last else shape} sparse", rows, (path,))
 
 
 def _chars(path: Path, key: str) -> Rows:
     """A character matrix: every row is a text, padded with spaces."""
     import h5py
 
-    with reading(f"{path}: '{text.shown(key)}'", "HDF5"), h5py.File(path, "r") as file:
+    with reading(_named(path, key), "HDF5"), h5py.File(path, "r") as file:
         return ArrayRows(np.array(_lines(file[key])))
 
 
@@ -334,7 +360,7 @@ def _cells(path: Path, key: str) -> Rows:
     """A cell array: texts, or arrays in MATLAB's order of axes."""
     import h5py
 
-    where = f"{path}: '{text.shown(key)}'"
+    where = _named(path, key)
     with reading(where, "HDF5"), h5py.File(path, "r") as file:
         found = file[key][()].T
         items = np.empty(found.shape, object)

@@ -46,7 +46,7 @@ def _entry(path: Path, key: str, shape: tuple[int, ...], kind: str, last: bool) 
     where = f"{path}: '{text.shown(key)}'"
     if kind not in _BYTES and kind != "struct":
         message = f"{where} is a MATLAB {kind}, which is not read; save arrays (cellstr of text)"
-        return NamedArray(f"MATLAB {kind}", refused(message), (path,))
+        return refused(f"MATLAB {kind}", message)
 
     def rows() -> Rows:
         size = prod(shape) * _BYTES.get(kind, 1)
@@ -68,7 +68,7 @@ def _entry(path: Path, key: str, shape: tuple[int, ...], kind: str, last: bool) 
         return ArrayRows(np.moveaxis(values, -1, 0) if last else values)
 
     own = (shape[-1], *shape[:-1]) if last and shape else shape
-    return NamedArray(f"{own} {kind}", rows, (path,))
+    return NamedArray.of(f"{own} {kind}", rows, (path,))
 
 
 def _load(path: Path, key: str, where: str) -> Array:

@@ -200,7 +200,7 @@ def npy(path: Path, key: str) -> NamedArray:
             return ArrayRows(np.empty(head.shape, head.dtype))
         return MappedRows(path, name, head.shape, head.dtype, head.fortran, head.length)
 
-    return NamedArray(described(head.shape, head.dtype), rows, (path,))
+    return NamedArray.of(described(head.shape, head.dtype), rows, (path,))
 
 
 def npz(path: Path) -> dict[str, NamedArray]:
@@ -217,7 +217,7 @@ def npz(path: Path) -> dict[str, NamedArray]:
             entries[key] = _member(path, pack, info, key)
             if count[key] > 1:
                 message = f"{path}: there are {count[key]} arrays '{text.shown(key)}' in it"
-                entries[key] = NamedArray("more than once", refused(message), (path,))
+                entries[key] = refused("more than once", message)
     return entries
 
 
@@ -240,7 +240,7 @@ def _member(path: Path, pack: zipfile.ZipFile, info: zipfile.ZipInfo, key: str) 
         stored = info.compress_size
         return PackedRows(path, info.filename, name, head.shape, head.dtype, head.fortran, stored)
 
-    return NamedArray(described(head.shape, head.dtype), rows, (path,))
+    return NamedArray.of(described(head.shape, head.dtype), rows, (path,))
 
 
 def _start(path: Path, info: zipfile.ZipInfo) -> int:

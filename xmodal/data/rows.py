@@ -107,23 +107,29 @@ class ViewedRows:
 
 @dataclass(frozen=True)
 class NamedArray:
-    """A named array of a file: what its header says of it, and how it is opened.
+    """A named array of a file, of which no more is read than is asked for.
 
-    ``open`` raises DataError if the array cannot be read. ``files`` are all files it draws on.
+    says: what its header says of it. open: its rows; raises DataError if they cannot be read.
+    files: all files that it draws on.
     """
 
-    says: str
+    says: Callable[[], str]
     open: Callable[[], Rows]
-    files: tuple[Path, ...]
+    files: Callable[[], tuple[Path, ...]]
+
+    @classmethod
+    def of(cls, says: str, open: Callable[[], Rows], files: tuple[Path, ...]) -> NamedArray:
+        """An array whose header is known."""
+        return cls(lambda: says, open, lambda: files)
 
 
-def refused(message: str) -> Callable[[], Rows]:
-    """How to open an array that cannot be read, for a reason that is known already."""
+def refused(says: str, message: str, files: tuple[Path, ...] = ()) -> NamedArray:
+    """An array that cannot be read, for a reason that is known already."""
 
     def raises() -> Rows:
         raise DataError(message)
 
-    return raises
+    return NamedArray.of(says, raises, files)
 
 
 def existing(path: Path) -> Path:

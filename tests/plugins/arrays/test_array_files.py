@@ -127,6 +127,18 @@ def test_lengths_are_settings(tmp_path: Path, settings: dict[str, Any], length: 
     ]
 
 
+def test_files_of_samples_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for row, sample in enumerate(X):
+        np.save(tmp_path / "x" / f"s{row}.npy", sample)
+    np.save(tmp_path / "y.npy", NAMES)
+    (tmp_path / "usual").mkdir()
+    usual, found = load(npz(tmp_path / "usual", x=X, y=NAMES)), load(tmp_path)
+    assert torch.equal(found.train.tensors[0], usual.train.tensors[0])
+    order = "s0.npy, s1.npy, s2.npy, ..., s23.npy"
+    assert any(f"a file for each sample, in the order {order}" in note for note in found.notes)
+
+
 def test_labels_for_each_place_are_cut_too(tmp_path: Path) -> None:
     fields = cells([sample[None] ** 2 for sample in UNEQUAL])
     path = mat5(tmp_path, x=cells([sample[None] for sample in UNEQUAL]), y=fields)
