@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xmodal.data import class_names, name_of, tables
-from xmodal.data.tables import Part, TableFormat
+from xmodal.data.tables import Dialect, Part, TableFormat
 from xmodal.errors import DataError
 from xmodal.text import shortlist
 from xmodal_openml.tables import Labels, Numbers, Table
@@ -40,11 +39,11 @@ def read_table(
         part = Part(str(path), opened.whole(), opened.dialect)
         return _from_rows(path, part, settings, target=target, categories={*categories})
     if path.suffix == ".arff":
-        frame, nominal = _read_arff(path)
-        table = tables.of(frame, str(path))
-        assert table is not None
-        nominal = (nominal | {*categories}) - {target or table.column_names[-1]}
-        return _from_rows(path, Part(str(path), table), settings, target=target, categories=nominal)
+        part, nominal = _read_arff(path)
+        nominal = (nominal | {*categories}) - {target or part.table.column_names[-1]}
+        # In ARFF files only this means missing.
+        settings = settings.model_copy(update={"missing": ("?",)})
+        return _from_rows(path, part, settings, target=target, categories=nominal)
     raise DataError(f"{path}: expected .npz, .csv or .arff, not '{path.suffix}'")
 
 
@@ -88,32 +87,27 @@ _ATTRIBUTE = re.compile(
 )
 
 
-def _read_arff(path: Path) -> tuple[Any, set[str]]:
-    """Read an ARFF file: a frame and the names of its nominal columns.
+def _read_arff(path: Path) -> tuple[Part, set[str]]:
+    """Read an ARFF file: its rows and the names of its nominal columns.
 
     SciPy's reader does not serve: it refuses the quoted nominal values in OpenML's files.
     """
-    import pandas as pd
-
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         start = next(i for i, line in enumerate(lines) if line.strip().lower() == "@data")
         found = [m for m in map(_ATTRIBUTE.match, map(str.strip, lines[:start])) if m]
-        names = [match["name"].strip("'\"") for match in found]
-        rows = [line for line in lines[start + 1 :] if line.strip() and line.lstrip()[0] != "%"]
-        if any(row.lstrip().startswith("{") for row in rows):
+        if any(line.lstrip().startswith("{") for line in lines[start + 1 :]):
             raise ValueError("sparse rows ({index value, ...}) are not supported")
-        text = "\n".join(rows)
-        quote = "'" if "'" in text else '"'
-        frame = pd.read_csv(
-            StringIO(text), header=None, names=names, na_values=["?"], quotechar=quote,
-            escapechar="\\", skipinitialspace=True, index_col=False,
-        )  # fmt: skip
-    except (ValueError, StopIteration) as error:
+    except (OSError, ValueError, StopIteration) as error:
         reason = str(error) or "it has no @data line"
         raise DataError(f"{path}: cannot be read as ARFF: {reason}") from error
+    names = [match["name"].strip("'\"") for match in found]
+    # Comments stay as empty lines, so that lines have their numbers.
+    rows = ["" if line.lstrip().startswith("%") else line for line in lines[start + 1 :]]
+    quote = "'" if any("'" in row for row in rows) else '"'
+    dialect = Dialect(quote=quote, escape="\\", skip=start + 1)
     nominal = {name for name, m in zip(names, found, strict=True) if m["type"].startswith("{")}
-    return frame, nominal
+    return Part(str(path), tables.of_lines(path, rows, dialect, names), dialect), nominal
 
 
 def _from_rows(path: Path, part: Part, settings: TableFormat, **wanted: Any) -> Table:
@@ -140,7 +134,8 @@ def _from_rows(path: Path, part: Part, settings: TableFormat, **wanted: Any) -> 
 
 def _labels(path: Path, part: Part, target: str) -> tuple[Labels, tuple[str, ...]]:
     values_N = tables.label_values(part.table, [target], str(path), part.dialect)
-    missing = np.flatnonzero([value is None or value != value for value in values_N.tolist()])
+    gaps = (None, "?") if path.suffix == ".arff" else (None,)
+    missing = np.flatnonzero([v in gaps or v != v for v in values_N.tolist()])
     if len(missing):
         raise DataError(
             f"{path}: column '{target}' (the label) is missing in {len(missing)} rows; first: row "

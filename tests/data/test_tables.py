@@ -514,6 +514,15 @@ def test_words_that_mean_missing_are_those_of_training(tmp_path: Path) -> None:
     assert form.levels == ((), ("NA", "w", "x"))
     found = later(csv(tmp_path, "a,b\n-9,NA\n3,-9\n"), form, 1)
     np.testing.assert_array_equal(found, [[NAN, 0], [3, NAN]])
+    said: list[str] = []
+    empty = pa.table({"a": pa.nulls(2), "b": pa.nulls(2)})
+    assert np.isnan(form.encode(empty, "x", 0, said.append)).all()
+    assert said == []
+    form.encode(pa.table({"a": [1.0, 2.0], "b": ["x", "new"]}), "x", 5, said.append)
+    assert (
+        "'b': what training never saw counts as missing (1 of 2 rows; first: row 6, 'new'"
+        in said[0]
+    )
 
 
 @pytest.mark.slow

@@ -193,7 +193,8 @@ def _codes(
     values = coded.dictionary.to_pylist()
     code_V = positions(values, column.levels)
     index_N = pc.fill_null(coded.indices, len(values)).to_numpy(zero_copy_only=False)
-    unseen_V = np.isnan(code_V) & np.array([value not in missing for value in values], dtype=bool)
+    gone = {None, *missing}
+    unseen_V = np.isnan(code_V) & np.array([value not in gone for value in values], dtype=bool)
     if note is not None and unseen_V.any():
         rows = np.flatnonzero(np.append(unseen_V, False)[index_N])
         note(

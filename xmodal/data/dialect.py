@@ -223,6 +223,16 @@ def rows(path: Path, dialect: Dialect) -> tuple[list[str], Iterator[list[str]]]:
     return names, _fitting(path, records, len(names), len(_header(fields)))
 
 
+def fields_of(
+    path: Path, lines: Iterable[str], dialect: Dialect, width: int
+) -> Iterator[list[str]]:
+    """The ``width`` fields of every row in ``lines``, which follow ``skip`` lines of a file.
+
+    Raises DataError with the line.
+    """
+    return _fitting(path, _records(path, iter(lines), dialect), width, width)
+
+
 def _records(path: Path, lines: Iterator[str], dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """The line and the fields of every record. Raises DataError."""
     at = 0

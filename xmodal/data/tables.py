@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from xmodal.data.cells import Cells
 from xmodal.data.columns import Column, TableForm, require
-from xmodal.data.dialect import Dialect, TableFormat, detect, rows
+from xmodal.data.dialect import Dialect, TableFormat, detect, fields_of, rows
 from xmodal.data.learning import Part, label_values, learn
 from xmodal.data.naming import name_of
 from xmodal.data.rows import existing
@@ -43,6 +43,7 @@ __all__ = [
     "learn",
     "name_of",
     "of",
+    "of_lines",
     "open_table",
     "remembered",
     "require",
@@ -218,6 +219,16 @@ _DAMAGED = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError)
 def _unreadable(path: Path, error: BaseException) -> DataError:
     cause = " ".join(str(error).split())[:200]
     return DataError(f"{path}: cannot be read as parquet: {cause or type(error).__name__}")
+
+
+def of_lines(path: Path, lines: Iterable[str], dialect: Dialect, names: Sequence[str]) -> pa.Table:
+    """Rows of text without a header, the part of a file after ``dialect.skip`` lines.
+
+    Raises DataError with the line.
+    """
+    rows_of = list(fields_of(path, lines, dialect, len(names)))
+    columns = zip(*rows_of, strict=True) if rows_of else [()] * len(names)
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], names)
 
 
 def of(x: Any, where: str = "x") -> pa.Table | None:

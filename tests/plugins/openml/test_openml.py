@@ -236,6 +236,8 @@ def test_codes_can_be_named_categories(tmp_path: Path) -> None:
         ("pet.csv", None, {}, r"pet\.csv: no such file; did you mean 'pets\.csv'\?"),
         ("pets.txt", "a", {}, r"pets\.txt: expected \.npz, \.csv or \.arff"),
         ("bad.arff", "@nothing", {}, r"bad\.arff: cannot be read as ARFF"),
+        ("long.arff", ARFF + "1,black,cat\n% a note\n2,black,dog,7\n", {}, r"line 8 has 4 fields"),
+        ("gap.arff", ARFF + "1,black,cat\n2,black,?\n", {}, r"'class' .* missing in 1 rows"),
         ("none.csv", "", {}, r"none\.csv: the file is empty"),
         ("head.csv", "a,b\n", {}, r"head\.csv: needs a row and two columns"),
         (
