@@ -144,7 +144,7 @@ def test_tables_with_text() -> None:
     model = tiny(epochs=5).fit(TABLE, LIKES)
     assert model.score(TABLE, LIKES) > 0.9
     assert list(model.feature_names_in_) == list(TABLE.columns)
-    assert model.trained_.facts.task.levels == (3, 0, 2, 0)
+    assert model.trained_.facts.task.levels == (3, 0, 2, 2)
     other = TABLE.assign(colour="violet")
     with pytest.warns(UserWarning, match="what training never saw counts as missing"):
         unseen = model.predict_proba(other)

@@ -57,9 +57,9 @@ def as_table(x: Any, names: Sequence[str] | None = None) -> pa.Table | None:
         return None
     fitting = names if names is not None and len(names) == x.shape[1] else None
     called = fitting or [f"x{i}" for i in range(x.shape[1])]
-    return as_table(
-        pd.DataFrame({name: _number_if_all(x[:, i]) for i, name in enumerate(called)}), called
-    )
+    # Later, text stays text: the fit has decided which columns are numbers.
+    read = _number_if_all if names is None else _as_it_is
+    return as_table(pd.DataFrame({name: read(x[:, i]) for i, name in enumerate(called)}), called)
 
 
 def _all_numbers(x: Any, table: pa.Table) -> bool:
@@ -78,6 +78,10 @@ def _has_text(x: Array) -> bool:
     if x.dtype.kind == "O":
         return any(isinstance(value, str) for value in x.flat)
     return x.dtype.kind in "UST"
+
+
+def _as_it_is(column: Array) -> Any:
+    return pd.Series(column, dtype=object)
 
 
 def _number_if_all(column: Array) -> Any:
