@@ -511,7 +511,8 @@ def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> N
     model = tiny("pare", overrides=[
         *SETTINGS,
         "task.loss={use: cross-entropy, balanced: true}",
-        "training.clip=1.0",
+        "training.clip=0.1",
+        "training.schedule={decay: linear, decay_epochs: 60, warmup_epochs: 0}",
         "training.optimizer={use: adamw, lr: 1e-2, weight_decay: 1e-5}",
     ])  # fmt: skip
     model.fit(*parts["train"], validation_data=parts["validation"])
