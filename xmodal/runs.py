@@ -65,6 +65,9 @@ _OF_A_PASS = (
 )
 
 
+Place = tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory."""
@@ -216,12 +219,12 @@ class Run:
         with file_errors(self.path / NOTES), (self.path / NOTES).open("a", encoding="utf-8") as out:
             out.write("".join(json.dumps(line) + "\n" for line in lines))
 
-    def place(self) -> tuple[int, int]:
-        """What tells the directory from another one of the same name."""
-        found = self.path.stat()
-        return found.st_dev, found.st_ino
+    def place(self) -> Place:
+        """What tells the directory, with its manifest, from another one of the same name."""
+        found = [path.stat() for path in (self.path, self.path / "manifest.json")]
+        return tuple((one.st_dev, one.st_ino) for one in found)
 
-    def check_place(self, before: tuple[int, int]) -> None:
+    def check_place(self, before: Place) -> None:
         """Raise DataError if the directory is not the one whose ``place`` was ``before``."""
         try:
             same = self.place() == before

@@ -5,6 +5,7 @@ The result runs with torch and transformers; it does not need xmodal.
 
 from __future__ import annotations
 
+import io
 import shutil
 import warnings
 from pathlib import Path
@@ -147,7 +148,10 @@ def _saved(library: LibraryModel) -> dict[str, Tensor]:
 def _save(module: nn.Module, x: Tensor, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(programs.traced(module.eval(), x), file)
+        # Not into the file: where the disk is full, torch would end the whole process.
+        content = io.BytesIO()
+        torch.export.save(programs.traced(module.eval(), x), content)
+    file.write_bytes(content.getbuffer())
 
 
 def _loaded(folder: Path) -> nn.Module:

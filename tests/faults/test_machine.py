@@ -113,11 +113,14 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     assert run(tmp_path / "run").fresh
 
 
-@pytest.mark.parametrize("how", ["deleted", "moved", "copied"])
+@pytest.mark.parametrize("how", ["deleted", "moved", "copied", "emptied"])
 def test_a_directory_that_goes_away_is_an_error_at_the_next_write(tmp_path: Path, how: str) -> None:
     folder, other = tmp_path / "run", tmp_path / "other"
 
     def go() -> None:
+        if how == "emptied":  # as by rm -r, which a write at the same moment can keep from the rest
+            (folder / "manifest.json").unlink()
+            return
         shutil.move(folder, other)
         if how == "deleted":
             shutil.rmtree(other)
@@ -129,7 +132,7 @@ def test_a_directory_that_goes_away_is_an_error_at_the_next_write(tmp_path: Path
         run(folder, observer)
     assert "was deleted, moved or replaced while the run went on" in str(caught.value)
     assert observer.left == -1  # the record after it was not reached
-    assert folder.exists() == (how == "copied")
+    assert folder.exists() == (how in ("copied", "emptied"))
     if how == "copied":
         assert json.loads((folder / "status.json").read_text())["state"] == "running"
 

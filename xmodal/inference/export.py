@@ -46,7 +46,7 @@ def export_trained(
         folder.mkdir()
         try:
             exported = exporter.export(trained, folder)
-        except XModalError:
+        except (XModalError, OSError):
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from torch import nn
 import xmodal
 from xmodal import api
 from xmodal.data import RawForm
-from xmodal.errors import DataError, UsageError
+from xmodal.errors import DataError, MachineError, UsageError
 from xmodal.inference.export import FACTS
 from xmodal.inference.model import TrainedModel
 from xmodal.interfaces import Exported
@@ -359,3 +360,16 @@ def test_units_that_single_precision_cannot_hold(
     wanted = xmodal.load(tmp_path / "run").predict(moved).reshape(found.shape)
     assert len(np.unique(found)) == len(np.unique(wanted)) == 40
     np.testing.assert_allclose((found - offset) / scale, (wanted - offset) / scale, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_and_leaves_nothing(made: dict[str, Made], tmp_path: Path) -> None:
+    """Torch would end the process if it wrote the file itself."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(MachineError, match="out: File too large"):
+            xmodal.export(made["linear model"].trained.run.path, "hf", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
