@@ -42,7 +42,7 @@ from xmodal.recipe.messages import explain
 from xmodal.recipe.recipe import Recipe
 from xmodal.recipe.yaml import MAX_DEPTH, Document, Origin, Path_, dotted, parse_value, read
 from xmodal.settings import NAMES_ONLY
-from xmodal.text import shown
+from xmodal.text import shortlist, shown
 
 SUFFIX = ".yaml"
 SUITES = "suites/"
@@ -221,7 +221,7 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
     if f"scales/{scale}" not in known:
         names = sorted(n.removeprefix("scales/") for n in known if n.count("/") == 1)
         hint = did_you_mean(scale, names)
-        raise UsageError(f"no scale '{scale}'{hint}\nscales: {', '.join(names)}")
+        raise UsageError(f"no scale '{scale}'{hint}\nscales: {shortlist(names)}")
     _add(layered, find_recipe(f"scales/{scale}", registry), registry, ())
 
 
