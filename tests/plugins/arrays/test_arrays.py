@@ -503,7 +503,7 @@ def test_channels_of_two_values_become_zero_and_one_unless_asked(
     assert abs(float(tensors(standard.train)[0][:, 1].mean())) < 1e-5
 
 
-@pytest.mark.parametrize("write", [write_npy, write_h5])
+@pytest.mark.parametrize("write", [write_npy, write_h5, write_npz])
 def test_large_files_are_read_row_by_row(
     tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
