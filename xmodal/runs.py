@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from xmodal.errors import DataError, MachineError, UsageError, did_you_mean, file_errors
 from xmodal.files import TAG, as_json, owned, write_atomically
 from xmodal.records import parsed, parsed_lines, parsed_notes
-from xmodal.text import shortlist
+from xmodal.text import shortlist, shown
 
 DEFAULT_ROOT = Path("runs")
 TRACKERS = "trackers.json"
@@ -305,7 +305,7 @@ def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
     known = sorted(str(p.parent.relative_to(root)) for p in root.glob("*/*/manifest.json"))
     names = {Path(k).parts[0] for k in known} | set(known)
     raise UsageError(
-        f"no run '{reference}'{did_you_mean(reference, names)}"
+        f"no run '{shown(reference, 200)}'{did_you_mean(reference, names)}"
         + (
             f"\nruns under {root}: {shortlist(reversed(known))}"
             if known
