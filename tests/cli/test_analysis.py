@@ -12,6 +12,8 @@ import pytest
 
 from xmodal import api
 
+from .. import forms
+
 Cli = Callable[..., Any]
 QUICK = ("--samples", 8, "--points", 3, "--grid", 3, "--landscape-samples", 2)
 ENERGY = '''\
@@ -168,7 +170,7 @@ def test_runs_that_cannot_be_analysed(
     assert done.code == 2
     assert "no run 'paer'; did you mean 'pare'?" in done.err
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "manifest.json").write_text('{"hash": "a", "facts": {}}')
+    (tmp_path / "half" / "manifest.json").write_text(json.dumps(forms.manifest()))
     done = xmodal("analyse", tmp_path / "half", "--figures", "patches")
     assert done.code == 2
     assert "is not finished (state: empty)" in done.err

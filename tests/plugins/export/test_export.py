@@ -314,15 +314,17 @@ def test_folders_of_others_are_never_replaced(made: dict[str, Made], tmp_path: P
             xmodal.export(run, "hf", tmp_path / "mine", force=force)
     with pytest.raises(UsageError, match="--force replaces it"):
         xmodal.export(run, "hf", one.folder)
-    (one.folder / "notes").mkdir()
-    (one.folder / "notes" / "mine.txt").write_text("words")
+    out = tmp_path / "out"
+    xmodal.export(run, "hf", out)
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("words")
     with pytest.raises(UsageError, match=r"not of the export: notes/mine\.txt\. Nothing was"):
-        xmodal.export(run, "hf", one.folder, force=True)
-    assert (one.folder / "notes" / "mine.txt").read_text() == "words"
-    shutil.rmtree(one.folder / "notes")
-    before = (one.folder / "xmodal.json").stat().st_ino
-    xmodal.export(run, "hf", one.folder, force=True)
-    assert (one.folder / "xmodal.json").stat().st_ino != before
+        xmodal.export(run, "hf", out, force=True)
+    assert (out / "notes" / "mine.txt").read_text() == "words"
+    shutil.rmtree(out / "notes")
+    before = (out / "xmodal.json").stat().st_ino
+    xmodal.export(run, "hf", out, force=True)
+    assert (out / "xmodal.json").stat().st_ino != before
     (tmp_path / "mine" / "xmodal.json").write_text('{"editor": "settings"}')
     with pytest.raises(UsageError, match="exists and is no export; name a new folder"):
         xmodal.export(run, "hf", tmp_path / "mine", force=True)
