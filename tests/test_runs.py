@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+
+import pytest
 
 import xmodal
 from xmodal import api
@@ -42,3 +45,18 @@ def test_a_run_that_is_done_keeps_its_best_model_alone(tmp_path: Path) -> None:
     renamed = ["family=flow"]
     again = api.run(*arguments, scale="smoke", root=tmp_path / "done", overrides=renamed)
     assert (again.run.path, again.fresh) == (done.run.path, False)
+
+
+def test_the_command_that_continues_a_run_works_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run(Path("it's mine") / "x y")
+    run.path.mkdir(parents=True)
+    folder = str(tmp_path / "it's mine" / "x y")
+    assert shlex.split(run.to_continue()) == ["xmodal", "resume", folder]
+    run.write("manifest.json", forms.manifest(plugin_files=["/my plugins/p.py"]))
+    words = ["xmodal", "resume", folder, "--plugin", "/my plugins/p.py"]
+    assert shlex.split(run.to_continue()) == words
+    (run.path / "manifest.json").write_text("{")
+    assert shlex.split(run.to_continue()) == words[:3]

@@ -160,6 +160,10 @@ class Registry:
         """The hooks a plugin implements."""
         return [caller.name for caller in self.manager.get_hookcallers(plugin.module) or ()]
 
+    def files(self) -> list[str]:
+        """The absolute paths of the single-file plugins."""
+        return [os.path.abspath(str(p.module.__file__)) for p in self.plugins if p.digest]
+
     def recipe_folders(self) -> list[tuple[str, Traversable]]:
         """Recipe folders of all plugins, as (distribution, folder)."""
         folders = []

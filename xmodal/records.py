@@ -50,6 +50,7 @@ class Manifest(Record):
     data: dict[str, Any] = {}
     libraries: dict[str, str] = {}
     command: list[str] = []
+    plugin_files: list[str] = []
 
 
 class Scores(Record):

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import time
@@ -104,6 +105,14 @@ class Run:
         if job := os.environ.get(JOB):
             owner["job"] = job
         self.write("status.json", {"state": state, **owner, **details})
+
+    def to_continue(self) -> str:
+        """The command that resumes the run, from any working directory."""
+        files: list[str] = []
+        with suppress(DataError):  # a damaged manifest is reported by the command
+            files = self.read("manifest.json").get("plugin_files", [])
+        options = [word for file in files for word in ("--plugin", file)]
+        return shlex.join(["xmodal", "resume", str(self.path.absolute()), *options])
 
     def locked(self) -> bool:
         """Whether a live process holds the run, here or on another machine."""

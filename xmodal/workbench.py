@@ -7,7 +7,6 @@ imports torch, so import it inside a command, not at the top of the command's fi
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -139,7 +138,7 @@ def finished(run: Run) -> Run:
     if run.state != "done":
         raise UsageError(
             f"{run.path} is not finished (state: {run.state}); "
-            f"continue it with: xmodal resume {shlex.quote(str(run.path.absolute()))}"
+            f"continue it with: {run.to_continue()}"
         )
     return run
 

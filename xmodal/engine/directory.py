@@ -155,6 +155,7 @@ def describe(
         "data": {"task": data.checksum},
         "classes": list(data.classes),
         "plugins": {p.plugin: p.digest or p.version for p in registry.plugins},
+        "plugin_files": registry.files(),
         "ingredients": identity.content,
         "command": sys.argv,
         "processes": processes,

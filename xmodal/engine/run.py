@@ -5,7 +5,6 @@ Nothing else writes into a run directory while the run lasts.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import signal
 import sys
@@ -65,8 +64,7 @@ class Interrupted(XModalError):
 
     def __init__(self, number: int, run: runs.Run) -> None:
         self.exit_code = 128 + number
-        command = shlex.join(["xmodal", "resume", str(run.path.absolute())])
-        super().__init__(f"interrupted; state saved. Continue with: {command}")
+        super().__init__(f"interrupted; state saved. Continue with: {run.to_continue()}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def _saved(run: runs.Run) -> str:
             with suppress(DataError):
                 checkpoint.load(folder)
                 kept = f"the checkpoint {folder.name} is kept"
-                return f"{kept}; continue with: xmodal resume {run.path}"
+                return f"{kept}; continue with: {run.to_continue()}"
     return "nothing had been saved"
 
 
