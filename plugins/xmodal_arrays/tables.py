@@ -18,6 +18,10 @@ from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
 
 
+_MANY = 4096
+"""Above so many columns attention takes longer than anything else."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The parts of a table: x float64 ``[n, F]``; ``form`` says how the columns were read.
@@ -65,6 +69,11 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
         y_name = f"{path}: column '{shortlist(y_names)}'"
         rows = ArrayRows(x_NF), ArrayRows(y_N)
         encoded.append(FilePart(role, *rows, part.where, y_name, (path,), group_N))
+    if len(form.features) > _MANY:
+        said.append(
+            f"arrays: {len(form.features):,} columns: a transformer reads each as a token, and the "
+            "cost of attention grows with their square (set x: or drop: for fewer)"
+        )
     return Encoded(encoded, form, (*notes, *said), tuple(y_names))
 
 
