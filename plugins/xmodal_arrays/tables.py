@@ -17,7 +17,6 @@ from xmodal.text import shortlist
 from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
 
-
 _MANY = 4096
 """Above so many columns attention takes longer than anything else."""
 

@@ -59,7 +59,7 @@ def predict(
         typer.Option(
             metavar="KEY=VALUE",
             help="How a CSV is written: separator, decimal, encoding or quote, such as "
-            "decimal=','; default: as it looks.",
+            "decimal=comma; default: as it looks.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
@@ -129,7 +129,8 @@ def _table_settings(given: list[str] | None) -> TableFormat:
         return TableFormat(**{key: value for key, _, value in pairs})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UsageError(f"--table {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--table {'.'.join(map(str, first['loc']))}: {said}") from None
 
 
 def _noting() -> Callable[[str], None]:

@@ -163,7 +163,7 @@ def _decided(
     raise DataError(
         f"{where}: column '{name}' can be read in two ways: row {at} has '{value}', "
         f"{value.replace('.', '').replace(',', '')} or {value.replace(',', '.')}; say which "
-        "(set decimal:)"
+        "(set decimal: to point or comma)"
     )
 
 

@@ -27,7 +27,11 @@ MISSING = (
 """Words that mean that a value is missing, unless ``missing`` names others."""
 SEPARATORS = {"\t": "tabs", ";": "';'", "|": "'|'", ",": "','", " ": "blanks"}
 """In the order of precedence: a comma may be a decimal comma, and a blank part of a text."""
-_NAMES = {"tab": "\t", "\\t": "\t", "space": " ", "blank": " ", "comma": ",", "semicolon": ";"}
+_SIGNS = {
+    **{"tab": "\t", "\\t": "\t", "space": " ", "blank": " ", "bar": "|", "colon": ":"},
+    **{"comma": ",", "semicolon": ";", "point": "."},
+}
+"""Signs by name: some mean something else on a command line or in YAML."""
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -45,10 +49,14 @@ class TableFormat(Settings):
     """How a table is written, where it is not as it seems, and which words mean missing."""
 
     separator: str = Field(
-        "auto", description="CSV: what separates fields, such as ',', ';', tab or space."
+        "auto",
+        description="CSV: what separates fields, such as ',' or ';'; or comma, semicolon, tab, "
+        "space, bar, colon.",
     )
     decimal: Literal["auto", ".", ","] = Field(
-        "auto", description="CSV: the decimal mark; the other mark then groups thousands."
+        "auto",
+        description="CSV: the decimal mark, '.' or ',' (or point, comma); the other mark then "
+        "groups thousands.",
     )
     encoding: str = Field("auto", description="CSV: such as utf-8, utf-16, cp1252 or latin-1.")
     quote: Literal["auto", '"', "'"] = Field("auto", description="CSV: what encloses fields.")
@@ -58,12 +66,18 @@ class TableFormat(Settings):
         "of labels only the empty field does.",
     )
 
+    @field_validator("separator", "decimal", mode="before")
+    @classmethod
+    def _sign(cls, value: object) -> object:
+        return _SIGNS.get(value, value) if isinstance(value, str) else value
+
     @field_validator("separator")
     @classmethod
     def _one_character(cls, value: str) -> str:
-        value = value if value == "auto" else _NAMES.get(value, value)
         if value != "auto" and (len(value) != 1 or value in "\"'\r\n"):
-            raise ValueError("separator is one character, such as ',', ';', tab or space")
+            raise ValueError(
+                "separator is one character, or comma, semicolon, tab, space, bar, colon"
+            )
         return value
 
     @field_validator("encoding")
