@@ -48,7 +48,10 @@ def scan(
         if bad.any():
             wrong += (at.start + np.flatnonzero(bad)).tolist()
         elif not wrong:
-            moments.add(x_N[training[at]])
+            try:
+                moments.add(x_N[training[at]])
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
     if wrong:
         raise DataError(
             f"{name} has NaN or infinite values in {len(wrong)} rows; first: row {wrong[0]}"

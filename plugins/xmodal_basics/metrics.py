@@ -177,7 +177,8 @@ class R2Error(Error):
 
 def power_of_two(size: Tensor) -> Tensor:
     """The next power of two above each number, and 1 for 0: to divide by it costs no digits."""
-    return torch.where(size > 0, torch.ldexp(torch.ones_like(size), torch.frexp(size)[1]), 1.0)
+    power = torch.frexp(size)[1].clamp_max(1023)
+    return torch.where(size > 0, torch.ldexp(torch.ones_like(size), power), 1.0)
 
 
 # --- classes and 0/1 labels ---

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from xmodal.data import Moments
+from xmodal.errors import DataError
 
 OFFSETS = (0.0, 1.0, -1e3, 1e8)
 HELD = {
@@ -105,3 +106,10 @@ def test_a_constant_label_gets_the_smallest_scale_of_the_others() -> None:
     mean_K, scale_K = of(y_NK).label_scale()
     assert mean_K.tolist() == [2.0, 0.0, 60.0]
     assert scale_K.tolist() == [1.0, 1.0, 10.0]
+
+
+def test_the_largest_numbers_are_measured_or_refused() -> None:
+    x_NC = np.array([[-1.5e308], [1.5e308], [1.5e308], [-1.5e308]])
+    assert of(x_NC).deviation_C[0] == pytest.approx(1.5e308)
+    with pytest.raises(DataError, match=r"channel 0 \(-1\.5e\+308 to 1\.5e\+308\) are too far"):
+        of(x_NC[:1], x_NC[1:])

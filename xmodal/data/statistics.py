@@ -20,6 +20,10 @@ Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 
 
+MOST = 1023
+"""The exponent of the largest power of two in float64."""
+
+
 class Moments:
     """Mean and standard deviation (over all values, not n - 1) of each channel; NaN is left out.
 
@@ -37,7 +41,10 @@ class Moments:
         self._mean_C, self._squares_C = np.zeros(channels), np.zeros(channels)
 
     def add(self, x_N: Array) -> None:
-        """Add samples ``[n, C, ...]``, finite or NaN."""
+        """Add samples ``[n, C, ...]``, finite or NaN.
+
+        Raises DataError if the values of a channel are further apart than float64 can count.
+        """
         x_CM = np.moveaxis(x_N, 1, 0).reshape(len(self.count_C), -1).astype(np.float64)
         known_CM = ~np.isnan(x_CM)
         count_C = known_CM.sum(axis=1)
@@ -50,7 +57,15 @@ class Moments:
         first = seen & (self.count_C == 0)
         low_C, high_C = (np.where(seen, end_C, self._origin_C) for end_C in (low_C, high_C))
         self._origin_C = np.where(first, low_C / 2 + high_C / 2, self._origin_C)
-        self._rescale(np.maximum(high_C - self._origin_C, self._origin_C - low_C))
+        with np.errstate(over="ignore"):
+            size_C = np.maximum(high_C - self._origin_C, self._origin_C - low_C)
+        if np.isinf(size_C).any():
+            c = np.flatnonzero(np.isinf(size_C))[0]
+            raise DataError(
+                f"the values of channel {c} ({self.low_C[c]:g} to {self.high_C[c]:g}) are too far "
+                "apart for float64; scale them"
+            )
+        self._rescale(size_C)
         unit_C1 = np.where(self._unit_C > 0, self._unit_C, 1.0)[:, None]
         u_CM = np.where(known_CM, (x_CM - self._origin_C[:, None]) / unit_C1, 0.0)
         mean_C = u_CM.sum(axis=1) / np.maximum(count_C, 1)
@@ -73,7 +88,8 @@ class Moments:
 
     def _rescale(self, size_C: Numbers) -> None:
         """Let the units be powers of two (exact to divide by) that are at least ``size_C``."""
-        unit_C = np.maximum(self._unit_C, np.ldexp(1.0, np.frexp(size_C)[1]) * (size_C > 0))
+        power_C = np.minimum(np.frexp(size_C)[1], MOST)
+        unit_C = np.maximum(self._unit_C, np.where(size_C > 0, np.ldexp(1.0, power_C), 0.0))
         share_C = self._unit_C / np.where(unit_C > 0, unit_C, 1.0)
         self._mean_C = self._mean_C * share_C
         self._squares_C = self._squares_C * share_C**2
