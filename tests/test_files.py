@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -286,7 +285,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_ended_processes_are_removed(tmp_path: Path) -> None:
-    host, child = socket.gethostname(), os.fork()
+    host, child = files._here(), os.fork()
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)

@@ -213,12 +213,18 @@ def scratch(parent: Path, *, sweep: bool = True) -> Iterator[Path]:
     """
     if sweep:
         remove_leftovers(parent)
-    owner = f"{socket.gethostname()}-{os.getpid()}"
+    owner = f"{_here()}-{os.getpid()}"
     folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{owner}-", dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _here() -> str:
+    """Where the number of a process means that process: containers may share a host's name."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}-{space.stat().st_ino if space.exists() else 0}"
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -231,7 +237,7 @@ def remove_leftovers(folder: Path) -> None:
             match = _LEFTOVER.fullmatch(entry.name)
             if match is None or not entry.is_dir(follow_symlinks=False):
                 continue
-            if match["host"] == socket.gethostname():
+            if match["host"] == _here():
                 ended = not psutil.pid_exists(int(match["pid"]))
             else:
                 ended = time.time() - entry.stat().st_mtime > _DAY
