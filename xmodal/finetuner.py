@@ -253,6 +253,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             X, self._time = in_memory.one_length(X, self.form, self.channels)
         elif self._time is not None:
             X = in_memory.as_long(X, self.sample_shape_, self._time)
+        given, X = X, in_memory.without_index(X)
+        if reset and X is not given:
+            left_out = "X: left out: the first column, 'Unnamed: 0' (a saved index)"
+            warnings.warn(left_out, stacklevel=3)
         names = None if reset else self._columns
         table = in_memory.as_table(X, names) if reset or names else None
         if table is None:

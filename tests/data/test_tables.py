@@ -256,6 +256,14 @@ def test_numbers_of_both_marks_are_doubted(tmp_path: Path) -> None:
     )
 
 
+def test_numbers_with_units_are_doubted(tmp_path: Path) -> None:
+    for first, second in (("12.5 %", "7%"), ("$3.50", "$4"), ("3 kg", "4 kg")):
+        _, _, notes = read(csv(tmp_path, f"a,y\n{first},u\n{second},v\n"))
+        assert any("its texts are numbers with a sign or unit" in note for note in notes), first
+    _, _, notes = read(csv(tmp_path, "a,y\nred,u\n2nd street,v\n"))
+    assert not any("sign or unit" in note for note in notes)
+
+
 LONG = "a,b,y\n1,2,u\n3,4,v\n5,6,u"
 
 

@@ -626,3 +626,13 @@ def test_a_directory_that_is_none_is_refused_and_not_touched(tmp_path: Path) -> 
         with pytest.raises(ValueError, match=r"^directory=.*(in its way|lies inside of the run)"):
             tiny(directory=tmp_path / place).fit(ROWS, NAMES)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_saved_index_is_left_out() -> None:
+    frame = pd.DataFrame({"Unnamed: 0": np.arange(60), "a": ROWS[:, 0]})
+    for X in (frame, frame.assign(text="t")):
+        with pytest.warns(UserWarning, match="left out: the first column, 'Unnamed: 0'"):
+            model = tiny().fit(X, LIKES)
+        assert list(model.feature_names_in_) == list(X.columns[1:])
+        expected = model.predict_proba(X)
+        np.testing.assert_array_equal(model.predict_proba(X.iloc[:, 1:]), expected)

@@ -229,6 +229,13 @@ def look_like_numbers(text: Cells) -> NDArray[np.bool_]:
     return np.asarray(either.to_numpy(zero_copy_only=False), dtype=bool)
 
 
+def begin_like_numbers(text: Cells) -> bool:
+    """Whether most cells are a number with a sign or unit, such as ``12.5 %`` or ``$3``."""
+    with_unit = r"^[^\w\s]{0,2} ?[+-]?\d[\d.,]*\s?([^\d\s]{1,4})?$"
+    found = pc.match_substring_regex(text, with_unit)
+    return bool(pc.sum(found).as_py() * 2 > len(text))
+
+
 def counted(text: Cells, words: Sequence[str]) -> dict[str, int]:
     """How often each of ``words`` is a cell."""
     if not words:

@@ -62,6 +62,12 @@ def as_table(x: Any, names: Sequence[str] | None = None) -> pa.Table | None:
     return as_table(pd.DataFrame({name: read(x[:, i]) for i, name in enumerate(called)}), called)
 
 
+def without_index(x: Any) -> Any:
+    """A pandas frame without its first column, if that is an index that was saved to CSV."""
+    saved = isinstance(x, pd.DataFrame) and x.shape[1] > 1 and str(x.columns[0]) == "Unnamed: 0"
+    return x.iloc[:, 1:] if saved else x
+
+
 def _all_numbers(x: Any, table: pa.Table) -> bool:
     """Whether a table is an array of numbers as well; Decimals and objects are read as tables."""
     if isinstance(x, pd.DataFrame):

@@ -168,6 +168,8 @@ class _Notes:
             others = len(known) - int(numbers_N.sum())
             if others == 0:
                 doubt = "; its texts are numbers: save them as such if they are quantities"
+            elif others == len(known) and reading.begin_like_numbers(known):
+                doubt = "; its texts are numbers with a sign or unit: leave that out of the file"
             elif others < len(known) / 2:
                 place = int(np.flatnonzero(pc.is_valid(cells).to_numpy(zero_copy_only=False))[
                     np.flatnonzero(~numbers_N)[0]])  # fmt: skip
