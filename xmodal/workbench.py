@@ -22,6 +22,7 @@ from xmodal.engine.build import Builder
 from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.device import or_cpu
 from xmodal.engine.evaluate import PROBED_SAMPLES
+from xmodal.engine.identity import identity
 from xmodal.engine.loop import EpochRecord, StepRecord, Training
 from xmodal.engine.plan import Plan, missing_files, needs_source_head
 from xmodal.engine.plan import compose_plan as plan
@@ -156,9 +157,7 @@ def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = N
     device = or_cpu(made.recipe.device, warnings.warn)
     made = replace(made, recipe=made.recipe.model_copy(update={"device": device}))
     opened = open_plan(made, wrap)
-    known = run.read("manifest.json").get("data", {}).get("task")
-    if not run.older and cast("RunSession", opened.session).data.checksum != known:
-        raise DataError(f"the data of {run.path} have changed since it was made; make a new run")
+    _check_data(run, made, plugin_files, cast("RunSession", opened.session).data.checksum)
     model = opened.session.model.eval()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     load_exactly(model, best, where)
@@ -173,6 +172,20 @@ def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = N
         start=start,
         best=best,
     )
+
+
+def _check_data(run: Run, made: Plan, plugin_files: tuple[str, ...], checksum: str) -> None:
+    """Raise DataError if the data of task or source are not those that a run was made with."""
+    if run.older:
+        return  # it does not say what they were
+    now = identity(made.recipe, registry(plugin_files), Store(), checksum)
+    found = now.differences(run.read("manifest.json").get("ingredients", {}))
+    changed = [name for name in found if name == "data" or name.endswith(".content")]
+    if changed:
+        raise DataError(
+            f"the data of {run.path} have changed since it was made ({', '.join(changed)}); "
+            "make a new run"
+        )
 
 
 def train(opened: Opened) -> Generator[StepRecord | EpochRecord, None, None]:

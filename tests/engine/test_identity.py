@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal import api, plugins
+from xmodal import api, plugins, workbench
 from xmodal.data.store import Store
 from xmodal.engine.identity import ENGINE, OUTSIDE, RunIdentity, _plain, identity
 from xmodal.engine.plan import compose_plan
-from xmodal.errors import UsageError
+from xmodal.errors import DataError, UsageError
 from xmodal.files import contents
 from xmodal.interfaces import Component, Settings
 from xmodal.recipe.recipe import Recipe
@@ -332,5 +332,11 @@ def test_an_edited_loss_is_trained_with_and_a_moved_file_is_not(
         train(directory=str(first.run.path))
     with pytest.raises(UsageError, match=r"differs in: code\.loss:mine, recipe\.seed\."):
         train("seed=4", directory=str(first.run.path))
+    workbench.open_run(first.run, ("p.py",))  # looking is allowed, whatever the code is now
+    Path("d.npz").replace("kept.npz")
+    shutil.copy("e.npz", "d.npz")
+    with pytest.raises(DataError, match=r"have changed .* \(data, recipe\.task\.path\.content\)"):
+        workbench.open_run(first.run, ("p.py",))
+    Path("kept.npz").replace("d.npz")
     Path("d.npz").replace("other.npz")
     assert not train("task.path=other.npz", "device=cpu", "evaluation_batch=7").fresh

@@ -28,6 +28,7 @@ from xmodal.files import check_free, claim, owned, write_atomically
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 from xmodal.runs import Run
+from xmodal.text import shortlist
 
 
 def check(name: str, root: Path, directory: Path | None = None) -> None:
@@ -68,7 +69,7 @@ def belongs(run: Run, identity: RunIdentity) -> bool:
     """
     manifest = _held(run)
     if manifest is not None and manifest["hash"] != identity.hash:
-        differs = ", ".join(identity.differences(manifest.get("ingredients", {}))) or "its hash"
+        differs = shortlist(identity.differences(manifest.get("ingredients", {}))) or "its hash"
         raise UsageError(
             f"{run.path} holds another run; it differs in: {differs}. Choose another directory"
         )
