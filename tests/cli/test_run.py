@@ -200,7 +200,7 @@ def test_a_dry_run_of_the_baseline_and_of_two_stages(xmodal: Cli) -> None:
     assert "stage 0" in done.out
     done = xmodal("run", "methods/orca", "tasks/openml/wdbc", "--scale", "smoke", "--dry-run")
     assert done.code == 0, done.err
-    assert "60 steps of" in done.out
+    assert "20 steps of" in done.out
 
 
 MINE = """
