@@ -19,7 +19,7 @@ import pandas
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score
 from sklearn.utils import (
     ClassifierTags,
     RegressorTags,
@@ -185,26 +185,12 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         return self._probabilities(self._outputs(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy of classes, of whole rows of labels, or of the places of 0/1 fields; else R².
-
-        R² is the mean over outputs.
-        """
+        """Accuracy of classes, of rows of labels, of places of 0/1 fields; else R² by output."""
         predicted = self.predict(X)
         if self.kind_ in ("classification", "multi-label"):
             return float(accuracy_score(y, predicted, sample_weight=sample_weight))
-        if self._binary and self.kind_ == "dense":
-            weight = None if sample_weight is None else np.repeat(sample_weight, predicted[0].size)
-            return float(accuracy_score(np.ravel(y), predicted.ravel(), sample_weight=weight))
-        true_MK, found_MK = self._columns_of(y), self._columns_of(predicted)
-        weight = None if sample_weight is None else np.repeat(sample_weight, len(true_MK) // len(X))
-        # Powers of two, so that squares of 1e200 stay finite and no digit changes.
-        size_K = np.ldexp(1.0, np.frexp(np.abs(true_MK).max(axis=0))[1])
-        return float(r2_score(true_MK / size_K, found_MK / size_K, sample_weight=weight))
-
-    def _columns_of(self, y: Any) -> Array:
-        """Labels or predictions as ``(n * places, outputs)``."""
-        y_NK: Array = self.trained_.labels(y).numpy()
-        return np.moveaxis(y_NK, 1, -1).reshape(-1, y_NK.shape[1])
+        true, found = (self.trained_.labels(values).numpy() for values in (y, predicted))
+        return in_memory.score_numbers(true, found, sample_weight, binary=self._binary)
 
     def __sklearn_tags__(self) -> Tags:
         tags: Tags = super().__sklearn_tags__()

@@ -314,3 +314,19 @@ def _free(name: str, table: pa.Table) -> str:
     while name in table.column_names:
         name = f"_{name}"
     return name
+
+
+def score_numbers(
+    y_NK: Array, found_NK: Array, weight_N: Any = None, binary: bool = False
+) -> float:
+    """R² of numbers or fields ``[n, K, ...]``, the mean over outputs; accuracy of 0/1 fields."""
+    from sklearn.metrics import accuracy_score, r2_score
+
+    y_MK, found_MK = (np.moveaxis(v, 1, -1).reshape(-1, v.shape[1]) for v in (y_NK, found_NK))
+    weight_M = None if weight_N is None else np.repeat(weight_N, len(y_MK) // len(y_NK))
+    if binary and y_NK.ndim > 2:
+        weight = None if weight_M is None else np.repeat(weight_M, y_MK.shape[1])
+        return float(accuracy_score(y_MK.ravel(), found_MK.ravel(), sample_weight=weight))
+    # Powers of two, so that squares of 1e200 stay finite and no digit changes.
+    size_K = np.ldexp(1.0, np.frexp(np.abs(y_MK).max(axis=0))[1])
+    return float(r2_score(y_MK / size_K, found_MK / size_K, sample_weight=weight_M))
