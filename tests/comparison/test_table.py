@@ -336,6 +336,23 @@ def test_a_run_without_a_score_has_failed(tmp_path: Path) -> None:
     assert "failed-runs" in kinds(table)
 
 
+@pytest.mark.parametrize("name", ["result.json", "manifest.json", "metrics.jsonl"])
+def test_a_run_with_a_damaged_file_has_failed(tmp_path: Path, name: str) -> None:
+    """It costs the others nothing, and the table says which file it is."""
+    cells = [cell(tmp_path, method, TASKS[0], seed) for seed in range(3) for method in ("x", "y")]
+    for one in cells:
+        finish(one, 0.1)
+    assert cells[0].directory is not None
+    (cells[0].directory / name).write_text("[1]\n")
+    table = assemble(asked(), cells, [State(DONE)] * len(cells))
+    assert [state.word for _, state in table.standing] == [FAILED] + [DONE] * 5
+    assert str(cells[0].directory / name) in table.states[0].detail
+    assert (table.summary("x", TASKS[0]).n, table.summary("x", TASKS[0]).failed) == (2, 1)
+    assert [row.seed for row in table.rows if row.method == "x"] == [1, 2]
+    (cells[0].directory / "result.json").unlink()
+    assert rows(cells[:1], [State(DONE)])[1][0].word == FAILED
+
+
 def test_learning_rates_are_searched_by_the_loss_where_there_is_no_metric(tmp_path: Path) -> None:
     rates, losses = ("1e-4", "1e-3", "1e-2"), (0.2, 0.4, 0.9)
     settings = [f"training.optimizer.lr={rate}" for rate in rates]
@@ -343,7 +360,8 @@ def test_learning_rates_are_searched_by_the_loss_where_there_is_no_metric(tmp_pa
     for one, loss in zip(cells, losses, strict=True):
         validation = {"metric": None, "loss": loss, "at": [0, 1]}
         finish(one, 0.1, validation=validation, selected_on="validation loss")
-    (best,) = _searched(cells, rows(cells))
+    found, _ = rows(cells, [State(DONE)] * len(cells))
+    (best,) = _searched(cells, found)
     assert best.learning_rate == 1e-4
     assert best.searched == (1e-4, 1e-3, 1e-2)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from xmodal.comparison.grid import Cell
+from xmodal.errors import DataError
 from xmodal.files import claim, write_atomically
 from xmodal.runs import KIND
 
@@ -74,6 +75,7 @@ class Queue:
         self._starts: Counter[str] = Counter()
         self._launched: set[str] = set()
         self._words: dict[str, str] = {}
+        self._damage: dict[str, str] = {}
         self._progress: dict[str, tuple[int, float | None]] = {}
         self._pending = [name for name in unique if self._word(name) != DONE]
         self._unfinished: Mapping[str, str] = {}
@@ -135,11 +137,19 @@ class Queue:
         return word == DONE or (self._starts[name] >= STARTS and word != RUNNING)
 
     def _word(self, name: str) -> str:
-        """The state of a run; the last known one if the file system fails to answer."""
+        """The state of a run; the last known one if the file system fails to answer.
+
+        A run whose files are damaged has failed: it must not cost the other cells their table.
+        """
         # A run that is done stays done, and asking about a large grid on a network drive is slow.
         if self._words.get(name) != DONE:
+            run = self._jobs[name].run
             with suppress(OSError):
-                self._words[name] = self._jobs[name].run.state
+                try:
+                    word = run.state
+                except DataError as error:
+                    word, self._damage[name] = FAILED, str(error)
+                self._words[name] = word
         return self._words.get(name, "empty")
 
     def _may_start(self, name: str) -> bool:
@@ -185,7 +195,7 @@ class Queue:
         word = self._word(name)
         if word == DONE:
             return State(DONE, epochs, epochs)
-        with suppress(OSError):
+        with suppress(OSError, DataError):
             metrics = cell.run.metrics()
             self._progress[name] = len(metrics), _remaining(metrics, epochs)
         epoch, remaining = self._progress.get(name, (0, None))
@@ -197,7 +207,8 @@ class Queue:
         if word == INTERRUPTED:
             return State(INTERRUPTED, epoch, epochs)
         if name in self._launched or word in (FAILED, "stopped"):
-            return State(FAILED, epoch, epochs, detail=last_lines(cell.directory / LOG))
+            detail = self._damage.get(name) or last_lines(cell.directory / LOG)
+            return State(FAILED, epoch, epochs, detail=detail)
         return State(QUEUED, epoch, epochs)
 
 

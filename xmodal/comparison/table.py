@@ -23,7 +23,7 @@ from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
 from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Request
-from xmodal.comparison.queue import FAILED, State
+from xmodal.comparison.queue import DONE, FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import DataError, UsageError
@@ -73,13 +73,33 @@ class CellResult:
         return self.selected_on.startswith("test")
 
 
-def rows(cells: Iterable[Cell]) -> list[CellResult]:
-    """One row for every cell that is done."""
-    return [_row(cell) for cell in cells if cell.directory is not None and cell.run.state == "done"]
+def rows(
+    cells: Iterable[Cell], states: Iterable[State]
+) -> tuple[list[CellResult], tuple[State, ...]]:
+    """One row for every cell that is done, and how each cell stands.
+
+    A cell whose files are damaged has failed: it must not cost the others their table.
+    """
+    found, standing = [], []
+    for cell, state in zip(cells, states, strict=True):
+        if state.word == DONE:
+            try:
+                found.append(_row(cell))
+            except DataError as error:
+                state = State(FAILED, state.epoch, state.epochs, detail=str(error))
+        standing.append(state)
+    return found, tuple(standing)
 
 
 def _row(cell: Cell) -> CellResult:
-    result = cell.run.read("result.json")
+    run = cell.run
+    result = run.read("result.json")
+    if not result:
+        raise DataError(
+            f"{run.path / 'result.json'} is gone; without {run.path} the cell runs again"
+        )
+    run.read("manifest.json")  # the report reads these two, and nothing checks them again
+    run.metrics()
     return CellResult(
         method=cell.method,
         task=cell.task,
@@ -233,7 +253,7 @@ def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -
     methods = tuple(dict.fromkeys(cell.method for cell in cells))
     roles = {cell.method: str(cell.resolved.get("role", METHOD)) for cell in cells if cell.resolved}
     roles = {method: roles.get(method, METHOD) for method in methods}
-    found = rows(cells)
+    found, states = rows(cells, states)
     scores, left_out = _scores(cells, states, found)
     comparison = None
     pairs = _pairs([m for m in methods if roles[m] == METHOD], request.against)
@@ -246,7 +266,7 @@ def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -
         tasks=tuple(dict.fromkeys(cell.task for cell in cells)),
         roles=roles,
         cells=tuple(cells),
-        states=tuple(states),
+        states=states,
         rows=tuple(found),
         scores=scores,
         comparison=comparison,

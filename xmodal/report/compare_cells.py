@@ -28,7 +28,6 @@ from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
 from xmodal.comparison.ranks import levels
 from xmodal.comparison.statistics import CellSummary
 from xmodal.comparison.table import CellResult, ComparisonTable, by_hand, grouped
-from xmodal.errors import DataError
 from xmodal.report.run import FILE, Words, environment, kept_samples, recipe_text, validation_curve
 from xmodal.report.samples import FieldMaps, side_by_side
 
@@ -236,15 +235,12 @@ def unfinished(table: ComparisonTable) -> list[UnfinishedCells]:
 
 
 def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
-    """Task and manifest of each finished cell; damaged manifests are left out."""
-    found = []
-    for cell, state in table.standing:
-        if state.word == DONE and cell.directory is not None:
-            try:
-                found.append((cell.task, cell.run.read("manifest.json")))
-            except DataError:
-                continue
-    return found
+    """Task and manifest of each finished cell."""
+    return [
+        (cell.task, cell.run.read("manifest.json"))
+        for cell, state in table.standing
+        if state.word == DONE
+    ]
 
 
 # --- cost ---
