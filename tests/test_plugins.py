@@ -377,6 +377,26 @@ def test_the_files_that_a_plugin_file_imports_are_read_anew(
     helper.unlink()
 
 
+def test_a_plugin_file_imports_what_lies_beside_it_from_anywhere(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir("/")
+    for folder, value in (("one", 1), ("two", 2)):  # helpers of one name are not mixed up
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / f"{folder}.py"
+        (tmp_path / folder / "example_beside.py").write_text(f"VALUE = {value}\n")
+        (tmp_path / folder / f"example_later_{folder}.py").write_text("LATER = 3\n")
+        file.write_text(
+            "from example_beside import VALUE\n"
+            f"def later():\n    from example_later_{folder} import LATER\n    return LATER\n"
+        )
+        assert _value_of(file) == value
+        (plugin,) = (p for p in discover((str(file),)).plugins if p.plugin == file.name)
+        assert plugin.module.later() == 3  # type: ignore[attr-defined]
+    assert sys.path[0] != str(tmp_path / "two")
+
+
 def test_code_is_that_of_a_package_whatever_its_version(tmp_path: Path, install: Install) -> None:
     """A package in editable mode keeps its version while it changes."""
     package = tmp_path / "example_package"

@@ -342,15 +342,24 @@ def _from_file(path: str) -> LoadedPlugin:
     spec = importlib.util.spec_from_file_location(name, file, loader=_FileLoader(name, str(file)))
     if file.suffix != ".py" or spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: not a Python file (.py)")
-    _forget_helpers(file, name)
+    _forget_helpers(file)
     module = importlib.util.module_from_spec(spec)
     # Register the module so that Registry.load can import its classes by name.
     sys.modules[name] = module
+    # As for a script, what lies beside the file can be imported, wherever the command is called.
+    # It stays so for what is imported later, within a function.
+    folder = str(file.absolute().parent)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"--plugin {path}: {reason(error)}") from error
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
     return LoadedPlugin(file.name, file.name, content[:12], module, content)
 
 
@@ -378,13 +387,19 @@ def _helpers(file: Path) -> dict[str, Path]:
     }
 
 
-def _forget_helpers(file: Path, name: str) -> None:
-    """Let an edited plugin file import its helpers anew, if this process has loaded it before."""
-    loaded = {key: getattr(module, "__file__", None) for key, module in sys.modules.items()}
-    prefix, place = f"xmodal_plugin_{file.stem}_", str(file.absolute())
-    if any(key.startswith(prefix) and key != name and loaded[key] == place for key in loaded):
-        helpers = {str(helper) for helper in _helpers(file).values()}
-        for key in [key for key in loaded if loaded[key] in helpers]:
+def _forget_helpers(file: Path) -> None:
+    """Let a plugin file import its own helpers: not those of before it was edited, nor helpers of
+    the same name that lie beside another plugin file of this process."""
+    files = {key: getattr(module, "__file__", None) for key, module in sys.modules.items()}
+    places = {
+        Path(place).absolute().parent
+        for key, place in files.items()
+        if key.startswith("xmodal_plugin_") and place
+    }
+    for helper in _helpers(file):
+        key = helper.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        known = files.get(key)
+        if known and any(Path(known).absolute().is_relative_to(place) for place in places):
             del sys.modules[key]
 
 

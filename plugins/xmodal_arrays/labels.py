@@ -86,6 +86,12 @@ def _checked(part: FilePart) -> Array:
         y_N = np.char.decode(y_N, "utf-8")
     if y_N.dtype.kind not in "fiubU":
         _fail(part, f"holds {y_N.dtype}, which cannot be labels")
+    if y_N.dtype.kind == "U":
+        if y_N.ndim == 2:
+            _fail(part, f"holds {y_N.shape[1]} texts a sample; several labels must be numbers")
+        empty = np.flatnonzero(np.char.strip(y_N) == "")
+        if len(empty):
+            _fail(part, f"is empty in {len(empty)} rows; first: row {empty[0]}")
     if y_N.dtype.kind == "f":
         wrong = np.flatnonzero(~np.isfinite(y_N.reshape(len(y_N), -1)).all(axis=1))
         if len(wrong):

@@ -13,7 +13,7 @@ from xmodal.data import tables
 from xmodal.data.arrays import Array, ArrayRows
 from xmodal.data.tables import Part, TableForm
 from xmodal.errors import DataError, did_you_mean
-from xmodal.text import shortlist
+from xmodal.text import shortlist, shown
 from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
 
@@ -133,6 +133,12 @@ def _labels(part: Part, settings: DataSettings) -> list[str]:
     chosen = settings.y or (part.table.column_names[-1],)
     names = [chosen] if isinstance(chosen, str) else list(chosen)
     _require(part, names)
+    for name in names:
+        if name in settings.drop:
+            way = "name the label with y:" if not settings.y else "name it under y: or drop:"
+            raise DataError(
+                f"{part.where}: column '{name}' is the label, so drop: has no use; {way}"
+            )
     return names
 
 
@@ -175,8 +181,21 @@ def _label_values(part: Part, names: list[str], settings: DataSettings) -> Array
         column_N = y_N if len(names) == 1 else y_N[:, k]
         _require_complete(column_N, name, part, settings)
     if y_N.dtype.kind == "O":
-        y_N = y_N.astype(str)
+        y_N = _as_numbers(y_N, names, part) if len(names) > 1 else y_N.astype(str)
     return np.asarray(y_N)
+
+
+def _as_numbers(y_NK: Array, names: list[str], part: Part) -> Array:
+    """Several labels, some of them text: truth values as 0 and 1. Raises DataError for others."""
+    truth = {"False": 0, "True": 1}
+    for k, name in enumerate(names):
+        for row, value in enumerate(y_NK[:, k]):
+            if isinstance(value, str) and value not in truth:
+                raise DataError(
+                    f"{part.where}: column '{name}' (y) row {row} is the text '{shown(value)}'; "
+                    "several labels must be numbers or truth values"
+                )
+    return np.array([[truth.get(v, v) for v in row] for row in y_NK.tolist()], dtype=np.float64)
 
 
 def _require_complete(y_N: Array, name: str, part: Part, settings: DataSettings) -> None:

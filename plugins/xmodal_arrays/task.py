@@ -42,6 +42,8 @@ _DEFAULTS = {
     "binary": ("bce", "balanced-error"),
 }
 _ROLES: tuple[Role, ...] = ("train", "validation", "test")
+_OF_ARRAYS = ("form", "channels", "samples", "lengths", "length")
+_OF_TABLES = ("drop", "categories", "separator", "decimal", "encoding", "quote", "missing")
 Scale = tuple[Tensor | None, Tensor | None]
 
 
@@ -77,6 +79,7 @@ def understand(settings: DataSettings) -> FilePlan:
     tabular = {path.suffix.lower() in TABLES for _, path in files}
     if tabular == {True, False}:
         raise DataError(f"{files[0][1]} and {files[-1][1]}: tables and arrays cannot be mixed")
+    _require_use(settings, files[0][1], tabular == {True})
     if tabular == {True}:
         table = read_tables(files, settings)
         parts, levels, notes = table.parts, table.levels, table.notes
@@ -100,6 +103,21 @@ def understand(settings: DataSettings) -> FilePlan:
     return FilePlan(
         tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table, arrays
     )
+
+
+def _require_use(settings: DataSettings, path: Path, table: bool) -> None:
+    """Raise DataError for a setting that means nothing for such a file: it would be ignored."""
+    for name in _OF_ARRAYS if table else _OF_TABLES:
+        value, usual = getattr(settings, name), DataSettings.model_fields[name].default
+        if value in (usual, "row"):
+            continue
+        why = (
+            "a table, whose samples are rows (arrays/row); for others save an array (.npz)"
+            if table
+            else "arrays; only tables (.csv, .parquet) have named columns and text"
+        )
+        said = shortlist(value) if isinstance(value, tuple) else value
+        raise DataError(f"{path}: '{name}: {said}' means nothing for {why}")
 
 
 def _channels(settings: DataSettings, arrays: ArrayParts, sample: tuple[int, ...]) -> Channels:

@@ -225,7 +225,7 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
     ("arguments", "code", "message"),
     [
         (("table", "pages.parquet"), 4, "pages.parquet: cannot be read as parquet"),
-        (("table", "gap.csv"), 4, "y: row 2 has no label"),
+        (("table", "gap.csv"), 4, "gap.csv: y: row 2 has no label"),
         (("table", "gap.csv", "--batch", 2), 4, "y: row 2 has no label, but other rows have one"),
         (("field", "wide.csv", "--out", "w.npz"), 4, "expected 256 columns and training had no"),
         (("table", "nothing.npz"), 4, "nothing.npz: no such file"),
@@ -250,7 +250,7 @@ def test_an_empty_column_of_labels_is_no_score(xmodal: Call, made: Path) -> None
         (("table", "words.csv"), 4, "column 'a' must hold numbers; row 1 has 'tall'"),
         (("table", "strange.csv"), 4, "y: row 0 is 'zero'; expected one of minus, plus"),
         (("table", "empty.csv"), 4, "empty.csv: no samples; expected [n, 2]"),
-        (("field", "gap.npy"), 4, "row 70 holds NaN or an infinite value"),
+        (("field", "gap.npy"), 4, "gap.npy: x: row 70 holds NaN or an infinite value"),
         (
             ("field", "gap.npy"),
             2,

@@ -100,7 +100,7 @@ def predict(
     collected: list[Any] = []
     count = 0
     with _writer(out, model, collected if as_json else None) as add:
-        for rows, outputs in _predicted(model, samples, scored, quiet):
+        for rows, outputs in _predicted(model, data, samples, scored, quiet):
             count += rows
             add(outputs)
         if count == 0:
@@ -184,7 +184,7 @@ class _Scored:
 
 
 def _predicted(
-    model: TrainedModel, samples: SampleReader, scored: _Scored, quiet: bool
+    model: TrainedModel, data: Path, samples: SampleReader, scored: _Scored, quiet: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """The first sample's number and the outputs of every batch; shows progress."""
     from rich.progress import Progress
@@ -196,15 +196,25 @@ def _predicted(
         for x, y in samples.pieces:
             if len(x) == 0:
                 continue
-            prepared = model.prepare(x, first)
-            outputs = model.forward(prepared)
-            if model.seen is not None:
-                scored.trained_on += model.seen.count(prepared)
-            if y is not None:
-                scored.add(outputs, y, first)
+            with _named(data):
+                prepared = model.prepare(x, first)
+                outputs = model.forward(prepared)
+                if model.seen is not None:
+                    scored.trained_on += model.seen.count(prepared)
+                if y is not None:
+                    scored.add(outputs, y, first)
             first += len(outputs)
             bar.update(task, completed=first)
             yield len(outputs), outputs
+
+
+@contextmanager
+def _named(data: Path) -> Iterator[None]:
+    """Put the file before what is wrong with samples ``x`` or labels ``y``."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
 
 
 @contextmanager

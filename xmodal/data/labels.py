@@ -61,6 +61,7 @@ def whole_numbers(y: Array) -> NDArray[np.bool_]:
     """Which numbers are whole and exact, so that they can number classes."""
     if y.dtype.kind in "iub":
         return np.ones(y.shape, dtype=bool)
+    y = y.astype(np.result_type(y, np.float64), copy=False)  # float16 has no EXACT
     return np.asarray((y == np.round(y)) & (np.abs(y) <= EXACT))
 
 

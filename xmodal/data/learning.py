@@ -251,7 +251,8 @@ def label_values(
 def _meant(cells: Cells, name: str, where: str, marks: Marks) -> Array:
     """What text in a file means: numbers, truth values or text."""
     read = reading.numbers({name: cells}, marks, where)[name]
-    if read is not None and cells.null_count < len(cells):
+    # "nan" and "inf" are numbers among numbers, and words among themselves.
+    if read is not None and np.isfinite(read).any():
         return _whole(cells, read)
     texts_N: Array = cells.to_numpy(zero_copy_only=False).astype(object)
     known = pc.unique(pc.drop_null(cells)).to_pylist()

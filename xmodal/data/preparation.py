@@ -176,7 +176,9 @@ class RawForm:
             rows = np.flatnonzero(wrong_N)
             if len(rows):
                 what = "an infinite value" if self.missing else "NaN or an infinite value"
-                raise DataError(f"x: row {first + rows[0]} holds {what}")
+                at = int(wrong[rows[0]].argmax()) if self.columns else -1
+                column = f" in column '{self.columns[at]}'" if self.columns else ""
+                raise DataError(f"x: row {first + rows[0]} holds {what}{column}")
         self._check_codes(raw, first)
         return raw
 

@@ -256,6 +256,10 @@ def changed(y: Any, row: int, value: Any) -> Any:
         ({"x": X, "y": Y}, {"form": "row"}, r"'x': form row needs samples with one axis"),
         ({"x": X[:, None, None, None], "y": Y}, {}, r"'x': form auto does not fit samples"),
         ({"x": X, "y": X}, {"kind": "regression"}, r"'y' has labels of shape \(3, 20\), "),
+        ({"x": X, "y": changed(Y.astype("U9"), 4, " ")}, {}, r"'y' is empty in 1 rows; .* row 4"),
+        ({"x": X, "y": np.stack([Y, Y], 1).astype("U9")}, {}, r"'y' holds 2 texts a sample; sev"),
+        ({"x": X, "y": Y}, {"drop": ["a"]}, r"my\.npz: 'drop: a' means nothing for arrays; only"),
+        ({"x": X, "y": Y}, {"decimal": ","}, r"my\.npz: 'decimal: ,' means nothing for arrays"),
         ({"x": X[:2], "y": X[:2, 0, 0]}, {}, r"'x': 2 samples cannot be cut into parts of 0\.7"),
     ],
 )  # fmt: skip

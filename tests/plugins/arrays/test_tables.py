@@ -92,7 +92,7 @@ def test_classes_are_classes_wherever_they_come_from(
     assert y.tolist() == expected
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64, np.float16, np.float64])
 def test_the_kind_of_labels_does_not_depend_on_their_type(dtype: Any) -> None:
     full = np.arange(128).repeat(2)
     assert infer_kind(full.astype(dtype)) == "classification"
@@ -189,3 +189,42 @@ def test_a_trained_model_reads_other_dialects(tmp_path: Path) -> None:
         assert any("(in training: utf-8, separated by ',')" in note for note in notes) == (
             name in ("german.csv", "tabs.tsv")
         )
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_several_labels_are_numbers_or_truth_values(tmp_path: Path, end: str) -> None:
+    path = table(tmp_path, COUNT % 3 == 0, end, text="a b", u=COUNT % 2 == 0)
+    data = make(path, y=("u", "y"), drop=("text",), split=(1, 0, 0)).load(0)
+    y_NK = data.train.tensors[1]  # type: ignore[attr-defined]
+    assert y_NK.tolist() == [[row % 2 == 0, row % 3 == 0] for row in range(N)]
+    with pytest.raises(DataError, match=r"column 'text' \(y\) row 0 is the text 'a b'; several"):
+        make(path, y=("u", "text")).load(0)
+
+
+@pytest.mark.parametrize("names", [("-inf", "inf"), ("NaN", "nan")])
+def test_words_that_could_be_numbers_are_classes_among_themselves(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    task = make(table(tmp_path, np.where(COUNT % 2, *names)))
+    assert task.load(0).classes == tuple(sorted(names))
+    with pytest.raises(DataError, match="column 'y' has NaN or infinite labels in 1 rows"):
+        make(table(tmp_path, ["inf", *COUNT[1:]])).load(0)
+
+
+def test_a_dropped_label_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path, ["u", "v"] * (N // 2))
+    with pytest.raises(DataError, match="column 'y' is the label, so drop: has no use"):
+        make(path, drop=("y",)).load(0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"form": "sequence"}, {"channels": "last"}, {"lengths": "pad"}, {"length": 5}]
+)
+def test_settings_of_arrays_are_refused_for_tables(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    path = table(tmp_path, ["u", "v"] * (N // 2))
+    name, value = next(iter(settings.items()))
+    with pytest.raises(DataError, match=f"'{name}: {value}' means nothing for a table"):
+        make(path, **settings).load(0)
+    assert len(make(path, form="row").load(0).train) == 28
