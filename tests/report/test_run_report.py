@@ -200,6 +200,17 @@ def test_dense_fields_show_maps_tokens_and_every_number(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+def test_standardised_labels_are_said_beside_losses_and_predictions(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", FIELD_FACTS, fields())
+    said = "training loss is that of standardised labels"
+    assert said not in check(write_report(run))
+    for scale, expected in ((None, False), (torch.tensor([2.0]), True)):
+        checkpoint.save(run.path / "inputs", {"raw": {"label_scale": scale}})
+        html = check(write_report(run))
+        assert (said in html) == expected
+        assert ("labels and predictions in the unit of the labels" in html) == expected
+
+
 def test_selection_on_test_is_called_optimistic(tmp_path: Path) -> None:
     outcome = result(selected_on="test", protocol="published")
     html = check(write_report(make(tmp_path / "run", FIELD_FACTS, None, outcome=outcome)))

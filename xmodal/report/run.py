@@ -48,6 +48,7 @@ def write_report(run: Run, figures_folder: Path | None = None) -> Path:
         "setting": setting(facts),
         "notes": result.get("notes", []),
         "charts": charts,
+        "standardised": standardised(run),
         "numbers": history_table(metrics) if metrics else None,
         "shown": seen,
         "mixing": mixing(samples, facts),
@@ -71,6 +72,15 @@ def kept_samples(run: Run) -> dict[str, Any]:
         return checkpoint.load(run.path / "samples")
     except DataError:
         return {}
+
+
+def standardised(run: Run) -> bool:
+    """Whether the labels were standardised for training, by what the run kept of its samples."""
+    try:
+        raw = checkpoint.load(run.path / "inputs").get("raw")
+    except DataError:
+        return False
+    return isinstance(raw, Mapping) and raw.get("label_scale") is not None
 
 
 def recipe_text(run: Run) -> str:
