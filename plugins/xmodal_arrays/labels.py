@@ -117,7 +117,8 @@ def _classes(parts: Sequence[FilePart], raw: list[Array], settings: DataSettings
     _require_trained(parts, coded, list(names), settings.tests)
     target = Target("classification", len(names))
     rows = tuple(ArrayRows(y_N) for y_N in coded)
-    said = f"{parts[0].y.dtype} with {len(names)} values read as classification"
+    dtype = "text" if parts[0].y.dtype.kind == "U" else parts[0].y.dtype
+    said = f"{dtype} with {len(names)} values read as classification"
     notes = (f"{parts[0].y_name}: {note}",) if note else ()
     return FileLabels(target, rows, said, names, notes=notes)
 

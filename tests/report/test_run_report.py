@@ -18,7 +18,7 @@ from xmodal import text
 from xmodal.engine import checkpoint
 from xmodal.report import COLOURS, Curve, curves, drawing, inline, save, write_report
 from xmodal.report.charts import named
-from xmodal.report.pictures import _edges, _fill
+from xmodal.report.pictures import _edges, _fill, digits_of, scale_of
 from xmodal.report.samples import probabilities, side_by_side
 from xmodal.runs import Run
 
@@ -338,6 +338,35 @@ def test_the_same_samples_side_by_side_share_their_scales() -> None:
     other["test"]["y"] = other["test"]["y"] + 1
     assert side_by_side([("near", near), ("other", other)]) == []
     assert side_by_side([("near", near)]) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "digits"),
+    [
+        ([1.0, 2.0], 3),
+        ([-1e-5, 1e-5], 3),
+        ([1.7e9 - 20, 1.7e9 + 20], 11),  # 1.7e9 has 10 digits before the point, 40 has 2
+        ([3.0, 3.00001], 8),
+        ([5.0, 5.0], 3),
+        ([float("nan")], 3),
+        ([-1e308, 1e308], 3),
+        ([1.0, 1.0 + 2**-52], 17),
+    ],
+)
+def test_numbers_far_from_0_get_the_digits_that_differ(values: list[float], digits: int) -> None:
+    assert digits_of(values) == digits
+
+
+def test_labels_far_from_0_can_be_told_apart(tmp_path: Path) -> None:
+    y = 1.7e9 + torch.tensor([-20.0, 0.0, 21.0], dtype=torch.float64)
+    test = {"x": torch.zeros(3, 2), "y": y, "prediction": y + 1}
+    target = {"kind": "regression", "size": 1, "shape": []}
+    run = make(tmp_path / "run", facts((2,), target, (2,)), {"test": test})
+    html = check(write_report(run))
+    assert "1.6999999800e9" in html
+    assert "1.6999999810e9" in html
+    scale = scale_of([y.numpy()])
+    assert text.number(scale.low, scale.digits) == "1.6999999800e9"
 
 
 def test_overlays_cover_exactly_the_chosen_tokens() -> None:

@@ -215,7 +215,7 @@ class _Notes:
                 seen[word] = seen.get(word, 0) + count
         found = ", ".join(f"'{word}' ({count})" for word, count in seen.items())
         self.lines.append(
-            f"{self.where}: missing are empty fields and {shortlist(words, 3) or 'no word'}"
+            f"{self.where}: missing values are empty fields and {shortlist(words, 3) or 'no word'}"
             + (f"; found: {found}" if found else "")
             + " (set missing: to change)"
         )

@@ -18,6 +18,7 @@ from xmodal.report.pictures import (
     Array,
     ColourScale,
     as_array,
+    digits_of,
     drawn_channels,
     photo,
     scale_of,
@@ -206,6 +207,7 @@ def _cards(
     x: Array, y: Array, prediction: Array, classes: Sequence[str], images: Mapping[str, int]
 ) -> list[SampleCard]:
     cards = []
+    digits = _digits(y)
     for i in range(len(x)):
         name = f"Test sample {i + 1}"
         picture, chart = "", None
@@ -216,7 +218,7 @@ def _cards(
             channels = [_line(f"channel {c + 1}", x[i, c], series(c)) for c in range(len(x[i]))[:3]]
             chart = curves(f"Input of {name.lower()}", channels, x_label="position", height=1.7)
         bars, right = _bars(y[i], prediction[i], classes)
-        values = [] if bars else _values(y[i], prediction[i])
+        values = [] if bars else _values(y[i], prediction[i], digits)
         cards.append(SampleCard(name, right, picture, chart, bars, values))
     return cards
 
@@ -251,11 +253,16 @@ def class_name(label: int, classes: Sequence[str]) -> str:
     return str(classes[label]) if 0 <= label < len(classes) else f"class {label}"
 
 
-def _values(y: Array, prediction: Array) -> list[tuple[str, str, str]]:
-    pairs = zip(prediction.ravel()[:MAX_BARS], y.ravel()[:MAX_BARS], strict=True)
+def _digits(y: Array) -> list[int]:
+    """For each output, the digits that tell the shown labels apart."""
+    return [digits_of(column) for column in y.reshape(len(y), -1).T[:MAX_BARS]]
+
+
+def _values(y: Array, prediction: Array, digits: Sequence[int]) -> list[tuple[str, str, str]]:
+    pairs = zip(prediction.ravel(), y.ravel(), digits, strict=False)
     return [
-        (f"output {i + 1}", number(float(p), 3), number(float(t), 3))
-        for i, (p, t) in enumerate(pairs)
+        (f"output {i + 1}", number(float(p), n), number(float(t), n))
+        for i, (p, t, n) in enumerate(pairs)
     ]
 
 
@@ -264,10 +271,11 @@ def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Show
     width = min(MAX_FEATURES, x.shape[1])
     head = ["sample", "truth", "prediction", *(f"feature {c + 1}" for c in range(width))]
     rows = []
+    digits = _digits(y)[0]
     for i in range(len(x)):
         bars, right = _bars(y[i], prediction[i], classes)
-        truth = number(float(y[i].ravel()[0]), 3)
-        said = number(float(prediction[i].ravel()[0]), 3)
+        truth = number(float(y[i].ravel()[0]), digits)
+        said = number(float(prediction[i].ravel()[0]), digits)
         if bars:
             truth = ", ".join(bar.label for bar in bars if bar.true) or "no class"
             mark = {True: " ✓", False: " ✗", None: ""}[right]
