@@ -54,11 +54,8 @@ _CHOICES = {
     "channels": ("first", "last"),
 }
 _LABEL_CHECKS = {
-    "dtype": None,
-    "ensure_2d": False,
-    "allow_nd": True,
-    "ensure_all_finite": "allow-nan",
-}
+    "dtype": None, "ensure_2d": False, "allow_nd": True, "ensure_all_finite": "allow-nan",
+}  # fmt: skip
 _HAVE_PROBABILITIES = ("auto", "classification", "multi-label")
 _BACKBONE_RECIPES = {"image": "backbones/vision", "text": "backbones/text"}
 """What a backbone of one's own needs besides: a source of its modality."""

@@ -190,7 +190,9 @@ def _numbers(parts: Sequence[FilePart], raw: list[Array], kind: Kind) -> FileLab
         column = constant[0]
         _fail(parts[0], f"is constant: output {column} is {coded[0][0, column]} in every row")
     size = coded[0].shape[1]
-    shown = f"of {size} labels" if kind == "multi-label" else f"of {size} numbers" if size > 1 else ""
+    shown = (
+        f"of {size} labels" if kind == "multi-label" else f"of {size} numbers" if size > 1 else ""
+    )
     read_as = " ".join(f"{parts[0].y.dtype} {shown} read as {kind}".split())
     notes = [f"{parts[0].y_name}: label {k} never varies" for k in constant]
     rows = tuple(ArrayRows(y_NK) for y_NK in coded)

@@ -138,7 +138,7 @@ def better_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
             "effect",
             apart,
             f"error {percent(effect.value)} on average over {counted(numbers)}, {interval}"
-            f"{'' if apart else ', which holds 0'}",
+            f"{'' if apart else ', which includes 0'}",
         ),
         Criterion(
             "agreement",

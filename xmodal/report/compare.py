@@ -311,7 +311,7 @@ def matrix(pairs: Sequence[PairResult]) -> list[tuple[str, list[str]]] | None:
 
 
 def _ahead(found: Sequence[Judged]) -> str:
-    """The methods that are better than the most others, and than how many."""
+    """The methods that are better than the largest number of others, and that number."""
     counts: dict[str, int] = {}
     for one in found:
         if one.kind in ("better", "worse"):
@@ -322,7 +322,7 @@ def _ahead(found: Sequence[Judged]) -> str:
         return ""
     names = [name for name, count in counts.items() if count == most]
     where = HERE if any(one.word.endswith(HERE) for one in found) else ""
-    return f"Better than the most other methods{where}: {text.listed(names)} (better than {most})."
+    return f"Most often better{where}: {text.listed(names)} (better than {most})."
 
 
 def doubts(flags: Sequence[Flag]) -> list[tuple[str, bool, list[str]]]:
