@@ -105,7 +105,7 @@ class FileSamples(Dataset[Pair]):
         if self.y_layout is None and y_N.dtype.kind != "f":
             return x_N, torch.from_numpy(y_N)
         y = torch.from_numpy(np.ascontiguousarray(y_N, dtype=np.float64))
-        y = self.form.standardise_labels(y).float()
+        y = self.form.standardise_labels(y)
         self.form.require_float32(y, self.y_name, index)
         return x_N, y
 

@@ -133,9 +133,9 @@ class RawForm:
         return self._raw(x, self.shape, self.channel)
 
     def standardise_labels(self, y: Tensor) -> Tensor:
-        """Labels ``[n, K, ...]`` in the user's unit as the loss reads them."""
+        """Labels ``[n, K, ...]`` in the user's unit as the loss reads them, float32."""
         if self.label_mean is None or self.label_scale is None:
-            return y
+            return y.float()
         return ((y.double() - self.label_mean) / self.label_scale).float()
 
     def restore_labels(self, y: Tensor) -> Tensor:

@@ -243,7 +243,8 @@ class TrainedModel:
         """Raw labels as the metric reads them: int64 ``[n]``, or float ``[n, K, *shape]``.
 
         Classes come as names, numbers, or rows with a single 1. Axes of size 1 do not matter.
-        Raises DataError, also for missing classes and numbers.
+        Numbers are rounded as those of the run were, which it kept in float32, so that scores are
+        equal. Raises DataError, also for missing classes and numbers.
         """
         y = labelling.as_labels(y)
         if self.kind in ("classification", "regression"):
@@ -252,7 +253,10 @@ class TrainedModel:
             return torch.from_numpy(labelling.class_numbers(y, self.class_names, first))
         target = self.facts.task.target
         shape = (target.size, *target.shape)
-        return torch.from_numpy(labelling.fields(y, self.raw, shape, first))
+        known = torch.from_numpy(labelling.fields(y, self.raw, shape, first))
+        kept = self.raw.standardise_labels(known)
+        self.raw.require_float32(kept, "y", range(first, first + len(kept)))
+        return self.raw.restore_labels(kept)
 
     def metric(self) -> Metric:
         """The metric of the run, empty."""
