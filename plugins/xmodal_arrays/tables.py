@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from xmodal.data import tables
 from xmodal.data.arrays import Array, ArrayRows
 from xmodal.data.tables import Part, TableForm
-from xmodal.errors import DataError, did_you_mean
+from xmodal.errors import DataError
 from xmodal.text import shortlist, shown
 from xmodal_arrays.locate import FilePart, Role
 from xmodal_arrays.settings import DataSettings
@@ -49,22 +48,23 @@ def read_tables(files: list[tuple[Role, Path]], settings: DataSettings) -> Encod
 
 def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
     opened = [tables.open_table(path, settings) for _, path in files]
-    parts = [Part(one.where, one.whole(), one.dialect) for one in opened]
+    parts = [one.whole() for one in opened]
     notes = [note for one in opened for note in one.notes]
     for part in parts:
         _require_names(part)
         notes += _doubt(part)
     y_names = _labels(parts[0], settings)
     x_names = _columns(parts[0], settings, y_names)
+    needed = [*x_names, *y_names, *([settings.group] if settings.group else [])]
     for part in parts[1:]:
-        _require(part, [*x_names, *y_names])
+        tables.require(part.table.column_names, needed, part.where)
     form, said = tables.learn(parts, x_names, settings.categories, settings)
     encoded = []
     for (role, path), part in zip(files, parts, strict=True):
-        x_NF = form.encode(part.table, part.where)
+        x_NF = form.encode(part)
         _require_finite(x_NF, part, form)
         y_N = _label_values(part, y_names, settings)
-        group_N = _groups(part, settings.group) if settings.group else None
+        group_N = tables.complete_labels(part, settings.group, "group") if settings.group else None
         y_name = f"{path}: column '{shortlist(y_names)}'"
         rows = ArrayRows(x_NF), ArrayRows(y_N)
         encoded.append(FilePart(role, *rows, part.where, y_name, (path,), group_N))
@@ -77,11 +77,7 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
 
 
 def _require_names(part: Part) -> None:
-    names = part.table.column_names
-    if len(names) < 2:
-        size = (part.table.num_rows, len(names))
-        raise DataError(f"{part.where}: needs a row and two columns, has {size} (rows, columns)")
-    if part.dialect is not None and not any(map(_is_name, names)):
+    if part.dialect is not None and not any(map(_is_name, part.table.column_names)):
         raise DataError(
             f"{part.where}: the first line holds only numbers; put column names above it"
         )
@@ -132,7 +128,7 @@ def _holds(column: Any, name: str) -> bool:
 def _labels(part: Part, settings: DataSettings) -> list[str]:
     chosen = settings.y or (part.table.column_names[-1],)
     names = [chosen] if isinstance(chosen, str) else list(chosen)
-    _require(part, names)
+    tables.require(part.table.column_names, names, part.where)
     for name in names:
         if name in settings.drop:
             way = "name the label with y:" if not settings.y else "name it under y: or drop:"
@@ -147,21 +143,12 @@ def _columns(part: Part, settings: DataSettings, y_names: list[str]) -> list[str
     wanted = settings.x or tuple(known)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     others = [*settings.drop, *([settings.group] if settings.group else [])]
-    _require(part, [*names, *others, *settings.categories])
+    tables.require(known, [*names, *others, *settings.categories], part.where)
     left_out = {*y_names, *others}
     names = [name for name in names if name not in left_out]
     if not names:
         raise DataError(f"{part.where}: no column is left for x (columns {shortlist(known)})")
     return names
-
-
-def _require(part: Part, names: Sequence[str]) -> None:
-    known = part.table.column_names
-    there = {*known}
-    for name in names:
-        if name not in there:
-            hint = did_you_mean(name, known)
-            raise DataError(f"{part.where}: no column '{name}'{hint}; it has {shortlist(known)}")
 
 
 def _require_finite(x_NF: Array, part: Part, form: TableForm) -> None:
@@ -176,39 +163,32 @@ def _require_finite(x_NF: Array, part: Part, form: TableForm) -> None:
 
 
 def _label_values(part: Part, names: list[str], settings: DataSettings) -> Array:
-    y_N = tables.label_values(part.table, names, part.where, part.dialect)
-    for k, name in enumerate(names):
-        column_N = y_N if len(names) == 1 else y_N[:, k]
-        _require_complete(column_N, name, part, settings)
-    if y_N.dtype.kind == "O":
-        y_N = _as_numbers(y_N, names, part) if len(names) > 1 else y_N.astype(str)
-    return np.asarray(y_N)
+    columns = [tables.complete_labels(part, name) for name in names]
+    for name, y_N in zip(names, columns, strict=True):
+        if y_N.dtype.kind == "U" and settings.kind != "classification":
+            _require_no_gap(y_N, name, part, settings)
+    if len(columns) == 1:
+        return columns[0]
+    numbers = [_as_numbers(y_N, name, part) for name, y_N in zip(names, columns, strict=True)]
+    return np.stack(numbers, axis=1)
 
 
-def _as_numbers(y_NK: Array, names: list[str], part: Part) -> Array:
-    """Several labels, some of them text: truth values as 0 and 1. Raises DataError for others."""
-    truth = {"False": 0, "True": 1}
-    for k, name in enumerate(names):
-        for row, value in enumerate(y_NK[:, k]):
-            if isinstance(value, str) and value not in truth:
-                raise DataError(
-                    f"{part.where}: column '{name}' (y) row {row} is the text '{shown(value)}'; "
-                    "several labels must be numbers or truth values"
-                )
-    return np.array([[truth.get(v, v) for v in row] for row in y_NK.tolist()], dtype=np.float64)
-
-
-def _require_complete(y_N: Array, name: str, part: Part, settings: DataSettings) -> None:
-    """Raise DataError for gaps, and for a word that means missing among numbers."""
-    missing = np.flatnonzero(_missing(y_N))
-    if len(missing):
+def _as_numbers(y_N: Array, name: str, part: Part) -> Array:
+    """One of several labels; truth values as 0 and 1. Raises DataError for other text."""
+    if y_N.dtype.kind != "U":
+        return y_N
+    wrong = np.flatnonzero(~np.isin(y_N, ("False", "True")))
+    if len(wrong):
         raise DataError(
-            f"{part.where}: column '{name}' (y) is missing in {len(missing)} rows; first: row "
-            f"{missing[0]}"
+            f"{part.where}: column '{name}' (y) row {wrong[0]} is the text "
+            f"'{shown(y_N[wrong[0]])}'; several labels must be numbers or truth values"
         )
-    if y_N.dtype.kind != "O" or settings.kind == "classification":
-        return
-    gaps_N = np.isin(y_N.astype(str), settings.missing)
+    return (y_N == "True").astype(np.float64)
+
+
+def _require_no_gap(y_N: Array, name: str, part: Part, settings: DataSettings) -> None:
+    """Raise DataError for a word that means missing among numbers."""
+    gaps_N = np.isin(y_N, settings.missing)
     if gaps_N.any() and not gaps_N.all() and all(map(_is_number, y_N[~gaps_N])):
         row = int(gaps_N.argmax())
         raise DataError(
@@ -216,17 +196,3 @@ def _require_complete(y_N: Array, name: str, part: Part, settings: DataSettings)
             f"{int(gaps_N.sum())} rows (first: row {row}); leave out these rows, or set kind: "
             "classification if it is a class"
         )
-
-
-def _groups(part: Part, name: str) -> Array:
-    """The group of each row, ``[n]``: numbers or text."""
-    _require(part, [name])
-    group_N = tables.label_values(part.table, [name], part.where, part.dialect)
-    missing = np.flatnonzero(_missing(group_N))
-    if len(missing):
-        raise DataError(f"{part.where}: column '{name}' (group) is missing in row {missing[0]}")
-    return np.asarray(group_N.astype(str) if group_N.dtype.kind == "O" else group_N)
-
-
-def _missing(values_N: Array) -> list[bool]:
-    return [value is None or value != value for value in values_N.tolist()]

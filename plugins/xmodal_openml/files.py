@@ -36,14 +36,14 @@ def read_table(
         return _from_pack(path, did)
     if path.suffix == ".csv":
         opened = tables.open_table(path, settings)
-        part = Part(str(path), opened.whole(), opened.dialect)
-        return _from_rows(path, part, settings, target=target, categories={*categories})
+        chosen = {"target": target, "categories": {*categories}, "notes": opened.notes}
+        return _from_rows(path, opened.whole(), settings, **chosen)
     if path.suffix == ".arff":
         part, nominal = _read_arff(path)
         nominal = (nominal | {*categories}) - {target or part.table.column_names[-1]}
         # In ARFF files only this means missing.
         settings = settings.model_copy(update={"missing": ("?",)})
-        return _from_rows(path, part, settings, target=target, categories=nominal)
+        return _from_rows(path, part, settings, target=target, categories=nominal, notes=[])
     raise DataError(f"{path}: expected .npz, .csv or .arff, not '{path.suffix}'")
 
 
@@ -107,41 +107,32 @@ def _read_arff(path: Path) -> tuple[Part, set[str]]:
     quote = "'" if any("'" in row for row in rows) else '"'
     dialect = Dialect(quote=quote, escape="\\", skip=start + 1)
     nominal = {name for name, m in zip(names, found, strict=True) if m["type"].startswith("{")}
-    return Part(str(path), tables.of_lines(path, rows, dialect, names), dialect), nominal
+    return tables.of_lines(path, rows, dialect, names), nominal
 
 
 def _from_rows(path: Path, part: Part, settings: TableFormat, **wanted: Any) -> Table:
     """Encode the rows of a file.
 
     Text columns and ``categories`` are categories; ``target`` (default: the last) is the label.
+    ``notes`` are those on the file.
     """
-    names, count = part.table.column_names, part.table.num_rows
-    if count == 0 or len(names) < 2:
-        size = (count, len(names))
-        raise DataError(f"{path}: needs at least one row and two columns, but has {size}")
+    names = part.table.column_names
     target, categories = wanted["target"] or names[-1], wanted["categories"]
     tables.require(names, [*sorted(categories), target], str(path))
     y_N, classes = _labels(path, part, target)
     columns = [name for name in names if name != target]
-    form, notes = tables.learn([part], columns, tuple(categories), settings)
-    x_NF = form.encode(part.table, str(path))
+    form, said = tables.learn([part], columns, tuple(categories), settings)
+    x_NF = form.encode(part)
     levels = tuple(map(len, form.levels))
     return Table(
         x_NF, y_N, levels, form.features, classes, names=form.levels, label=target, form=form,
-        notes=tuple(notes),
+        notes=(*wanted["notes"], *said),
     )  # fmt: skip
 
 
 def _labels(path: Path, part: Part, target: str) -> tuple[Labels, tuple[str, ...]]:
-    values_N = tables.label_values(part.table, [target], str(path), part.dialect)
-    gaps = (None, "?") if path.suffix == ".arff" else (None,)
-    missing = np.flatnonzero([v in gaps or v != v for v in values_N.tolist()])
-    if len(missing):
-        raise DataError(
-            f"{path}: column '{target}' (the label) is missing in {len(missing)} rows; first: row "
-            f"{missing[0]}"
-        )
-    values_N = values_N.astype(str) if values_N.dtype.kind == "O" else values_N
+    gaps = ("?",) if path.suffix == ".arff" else ()
+    values_N = tables.complete_labels(part, target, "the label", gaps)
     classes, _, _ = class_names([values_N])
     if len(classes) < 2 or len(classes) > len(values_N) // 2:
         raise DataError(

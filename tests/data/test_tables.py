@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ def read(path: Path, **settings: Any) -> Read:
     """The columns of x (all but the last), their numbers, and all notes."""
     written = TableFormat(**settings)
     opened = tables.open_table(path, written)
-    part = Part("t", opened.whole(), opened.dialect)
+    part = replace(opened.whole(), where="t")
     form, notes = tables.learn([part], opened.names[:-1], (), written)
-    return form.features, form.encode(part.table).tolist(), [*opened.notes, *notes]
+    return form.features, form.encode(part).tolist(), [*opened.notes, *notes]
 
 
 def csv(folder: Path, text: str | bytes, encoding: str = "utf-8") -> Path:
@@ -201,8 +202,8 @@ def test_the_same_table_from_every_program(tmp_path: Path, program: str) -> None
     opened = tables.open_table(path)
     assert opened.names == ("size", "weight", "town", "y")
     whole = opened.whole()
-    assert tables.label_values(whole, ["y"], "t", opened.dialect).tolist() == ["a", "b"]
-    assert [cell.strip() for cell in whole["town"].to_pylist()] == ["Köln", "Oslo"]
+    assert tables.label_values(whole, ["y"]).tolist() == ["a", "b"]
+    assert [cell.strip() for cell in whole.table["town"].to_pylist()] == ["Köln", "Oslo"]
     names, values, notes = read(path)
     assert (names, values) == (("size", "weight", "town"), [[1.5, 1200, 0], [-0.25, 7, 1]])
     assert "(set separator:, decimal:, encoding: or quote: to change)" in notes[0]
@@ -219,7 +220,7 @@ def test_quotes_inside_quotes(tmp_path: Path) -> None:
         'a,b,y\n1,"x ""q"", z",u\n2,"two\nlines",v\n',
         'a,b,y\n1,"x \\"q\\", z",u\n2,"two\nlines",v\n',
     ):
-        whole = tables.open_table(csv(tmp_path, text)).whole()
+        whole = tables.open_table(csv(tmp_path, text)).whole().table
         assert whole["b"].to_pylist() == ['x "q", z', "two\nlines"]
 
 
@@ -298,7 +299,7 @@ def test_a_long_line_beyond_the_first_ones(tmp_path: Path) -> None:
     path = csv(tmp_path, "\n".join(lines))
     with pytest.raises(DataError, match="line 5003 has 4 fields, but the header 3"):
         tables.open_table(path).whole()
-    assert tables.open_table(csv(tmp_path, "\n".join(lines[:-1]))).whole().num_rows == 5001
+    assert tables.open_table(csv(tmp_path, "\n".join(lines[:-1]))).whole().table.num_rows == 5001
 
 
 def test_an_encoding_that_breaks_late(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_an_encoding_that_breaks_late(tmp_path: Path) -> None:
     opened = tables.open_table(csv(tmp_path, text, "cp1252"))
     assert opened.dialect is not None
     assert opened.dialect.encoding == "cp1252"
-    assert opened.whole()["b"][-1].as_py() == "Köln"
+    assert opened.whole().table["b"][-1].as_py() == "Köln"
 
 
 @pytest.mark.parametrize("settings", [{"separator": "::"}, {"encoding": "utf-99"}, {"quote": "x"}])
@@ -418,10 +419,11 @@ def test_a_frame_is_read_as_its_file_was(tmp_path: Path) -> None:
     frame = typed()
     table = tables.of(frame)
     assert table is not None
-    form, _ = tables.learn([Part("x", table)], table.column_names[:-1])
+    part = Part("x", table)
+    form, _ = tables.learn([part], table.column_names[:-1])
     pq.write_table(table, tmp_path / "t.parquet")
-    for given in (table, tables.open_table(tmp_path / "t.parquet").whole()):
-        np.testing.assert_array_equal(form.encode(given), form.encode(table))
+    whole = tables.open_table(tmp_path / "t.parquet").whole()
+    np.testing.assert_array_equal(form.encode(whole), form.encode(part))
     assert tables.TableForm.of(form.state()) == form
 
 
@@ -480,13 +482,13 @@ def test_frames_that_cannot_be_read(frame: pd.DataFrame, message: str) -> None:
 def learned(path: Path, **settings: Any) -> tables.TableForm:
     written = TableFormat(**settings)
     opened = tables.open_table(path, written)
-    part = Part("t", opened.whole(), opened.dialect)
+    part = replace(opened.whole(), where="t")
     return tables.learn([part], opened.names[:-1], (), written)[0]
 
 
 def later(path: Path, form: tables.TableForm, batch: int, **settings: Any) -> Any:
     opened = tables.open_table(path, TableFormat(**settings), form, batch)
-    pieces = [form.encode(piece, "t", 0, None, opened.dialect) for piece in opened.pieces()]
+    pieces = [form.encode(piece) for piece in opened.pieces()]
     return np.concatenate(pieces).tolist()
 
 
@@ -508,6 +510,10 @@ def test_a_file_written_otherwise_is_read_alike_or_refused(tmp_path: Path) -> No
     doubtful = csv(tmp_path, "a;b;c\n1.234;x;31.12.2024\n")
     with pytest.raises(DataError, match=r"row 0 has '1\.234', 1234 or 1\.234"):
         later(doubtful, form, 4)
+    later_on = csv(tmp_path, "a;b;c\n" + 5 * "1;x;31.12.2024\n" + "1.234;x;31.12.2024\n")
+    with pytest.raises(DataError, match=r"row 5 has '1\.234', 1234 or 1\.234"):
+        later(later_on, form, 2)
+    doubtful = csv(tmp_path, "a;b;c\n1.234;x;31.12.2024\n")
     assert later(doubtful, form, 4, decimal=".")[0][0] == 1.234
     with pytest.raises(DataError, match=r"column 'c' must hold dates.*row 0 has '12/31/2024'"):
         later(csv(tmp_path, "a;b;c\n1;x;12/31/2024\n"), form, 4)
@@ -522,9 +528,9 @@ def test_words_that_mean_missing_are_those_of_training(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, [[NAN, 0], [3, NAN]])
     said: list[str] = []
     empty = pa.table({"a": pa.nulls(2), "b": pa.nulls(2)})
-    assert np.isnan(form.encode(empty, "x", 0, said.append)).all()
+    assert np.isnan(form.encode(Part("x", empty), said.append)).all()
     assert said == []
-    form.encode(pa.table({"a": [1.0, 2.0], "b": ["x", "new"]}), "x", 5, said.append)
+    form.encode(Part("x", pa.table({"a": [1.0, 2.0], "b": ["x", "new"]}), None, 5), said.append)
     assert (
         "'b': what training never saw counts as missing (1 of 2 rows; first: row 6, 'new'"
         in said[0]

@@ -114,11 +114,12 @@ class _Written:
 
 
 def numbers(
-    texts: Mapping[str, Cells], marks: Marks, where: str
+    texts: Mapping[str, Cells], marks: Marks, where: str, start: int = 0
 ) -> dict[str, NDArray[np.float64] | None]:
     """The values of columns of text, NaN for null; None for a column that holds other text.
 
-    Raises DataError naming the column if its numbers can be read in two ways.
+    ``start`` is the number of the first row. Raises DataError naming the column if its numbers can
+    be read in two ways.
     """
     if marks.forced:
         return {
@@ -144,12 +145,14 @@ def numbers(
             # Infinities and the like, which a cast reads.
             result[name] = quick[name]
         else:
-            result[name] = _values(text, how.mark or _decided(name, text, how, told, marks, where))
+            place = f"{where}: column '{name}'"
+            mark = how.mark or _decided(text, how, told, marks, place, start)
+            result[name] = _values(text, mark)
     return result
 
 
 def _decided(
-    name: str, text: Cells, how: _Written, told: set[str], marks: Marks, where: str
+    text: Cells, how: _Written, told: set[str], marks: Marks, place: str, start: int
 ) -> str:
     """The mark of a column that does not tell it."""
     if not how.open:
@@ -161,7 +164,7 @@ def _decided(
     at = pc.index(pc.fill_null(pc.match_substring_regex(text, "[.,]"), False), True).as_py()
     value = shown(text[at].as_py())
     raise DataError(
-        f"{where}: column '{name}' can be read in two ways: row {at} has '{value}', "
+        f"{place} can be read in two ways: row {start + at} has '{value}', "
         f"{value.replace('.', '').replace(',', '')} or {value.replace(',', '.')}; say which "
         "(set decimal: to point or comma)"
     )

@@ -62,6 +62,31 @@ _WAVES = ("sine", "cosine")
 
 
 @dataclass(frozen=True)
+class Part:
+    """Rows of a table.
+
+    where: what messages call the table. dialect: how its text is written; None if it is typed.
+    start: the number of the first of these rows.
+    """
+
+    where: str
+    table: pa.Table
+    dialect: Dialect | None = None
+    start: int = 0
+
+    def cells(self, name: str) -> Cells:
+        """The cells of a column. Raises DataError for what is no single value a row."""
+        return reading.plain(self.table[name], name, self.where)
+
+    def refused(self, name: str, cells: Cells, row: int, what: str) -> DataError:
+        """The error to raise for the cell in ``row``, where column ``name`` must hold ``what``."""
+        return DataError(
+            f"{self.where}: column '{name}' must hold {what}; row {self.start + row} has "
+            f"'{shown(cells[row].as_py())}'"
+        )
+
+
+@dataclass(frozen=True)
 class TableForm:
     """How the table of a training run was read, and so how later ones are read.
 
@@ -103,68 +128,44 @@ class TableForm:
         )
         return cls(columns, Dialect(**state["dialect"]), tuple(state["missing"]))
 
-    def encode(
-        self,
-        table: pa.Table,
-        where: str = "x",
-        first: int = 0,
-        note: Note | None = None,
-        dialect: Dialect | None = None,
-    ) -> Array:
-        """The rows of ``table`` as numbers, float64 ``[n, F]``; NaN where a value is missing.
+    def encode(self, part: Part, note: Note | None = None) -> Array:
+        """Rows as numbers, float64 ``[n, F]``; NaN where a value is missing.
 
         Columns are found by name. A category that training never saw counts as missing, and is
-        noted. ``first`` is the number of the first row, ``dialect`` that of the table's file.
-        Raises DataError for missing columns and for values of another kind than in training.
+        noted. Raises DataError for missing columns and for values of another kind than in training.
         """
-        require(table.column_names, self.names, where)
-        given = {name: reading.plain(table[name], name, where) for name in self.names}
+        require(part.table.column_names, self.names, part.where)
+        given = {name: part.cells(name) for name in self.names}
         texts = {
             column.name: reading.clean(given[column.name], self.missing)
             for column in self.columns
             if column.kind == "number" and reading.is_text(given[column.name].type)
         }
-        written = dialect or self.dialect
+        written = part.dialect or self.dialect
         marks = Marks(written.decimal, written.forced)
-        found = reading.numbers(texts, marks, where)
-        result = np.empty((table.num_rows, len(self.features)))
+        found = reading.numbers(texts, marks, part.where, part.start)
+        result = np.empty((part.table.num_rows, len(self.features)))
         at = 0
         for column in self.columns:
             cells = given[column.name]
-            place = _Place(where, column.name, first)
             if column.kind == "category":
-                values = _codes(cells, column, self.missing, place, note)[:, None]
+                values = _codes(cells, column, self.missing, part, note)[:, None]
             elif column.kind == "date":
-                values = _dates(cells, column, self.missing, place)
+                values = _dates(cells, column, self.missing, part)
             elif column.kind == "duration":
-                values = _seconds(cells, self.missing, place)[:, None]
+                values = _seconds(cells, column, self.missing, part)[:, None]
             elif column.name in texts:
                 read = found[column.name]
                 if read is None:
                     text = texts[column.name]
-                    raise place.refused(text, reading.first_that_is_no_number(text), "numbers")
+                    row = reading.first_that_is_no_number(text)
+                    raise part.refused(column.name, text, row, "numbers")
                 values = read[:, None]
             else:
-                values = _typed_numbers(cells, place)[:, None]
+                values = _typed_numbers(cells, column, part)[:, None]
             result[:, at : at + values.shape[1]] = values
             at += values.shape[1]
         return result
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where cells are, for messages. ``first``: the number of the first row."""
-
-    where: str
-    name: str
-    first: int
-
-    def refused(self, cells: Cells, row: int, what: str) -> DataError:
-        """The error to raise for the cell in ``row``."""
-        return DataError(
-            f"{self.where}: column '{self.name}' must hold {what}; row {self.first + row} has "
-            f"'{shown(cells[row].as_py())}'"
-        )
 
 
 def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint: str = "") -> None:
@@ -184,7 +185,7 @@ def require(known: Sequence[str], columns: Sequence[str], where: str = "x", hint
 
 
 def _codes(
-    cells: Cells, column: Column, missing: Sequence[str], place: _Place, note: Note | None
+    cells: Cells, column: Column, missing: Sequence[str], part: Part, note: Note | None
 ) -> Array:
     """The code of every category, ``[n]``; NaN for what is missing or was never seen."""
     if reading.is_text(cells.type):
@@ -199,22 +200,22 @@ def _codes(
         rows = np.flatnonzero(np.append(unseen_V, False)[index_N])
         note(
             f"column '{column.name}': what training never saw counts as missing ({len(rows)} of "
-            f"{len(cells)} rows; first: row {place.first + rows[0]}, "
+            f"{len(cells)} rows; first: row {part.start + rows[0]}, "
             f"'{shown(cells[int(rows[0])].as_py())}'; known: {shortlist(column.levels)})"
         )
     codes_N: Array = np.append(code_V, np.nan)[index_N]
     return codes_N
 
 
-def _typed_numbers(cells: Cells, place: _Place) -> Array:
+def _typed_numbers(cells: Cells, column: Column, part: Part) -> Array:
     if pa.types.is_null(cells.type):
         return np.full(len(cells), np.nan)
     if pa.types.is_boolean(cells.type) or reading.is_number(cells.type):
         return np.asarray(pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    raise place.refused(cells, _first_valid(cells), "numbers")
+    raise part.refused(column.name, cells, _first_valid(cells), "numbers")
 
 
-def _dates(cells: Cells, column: Column, missing: Sequence[str], place: _Place) -> Array:
+def _dates(cells: Cells, column: Column, missing: Sequence[str], part: Part) -> Array:
     """Days since 1970 and the waves of year, week and day, ``[n, K]``."""
     kind = cells.type
     if pa.types.is_null(kind):
@@ -236,7 +237,7 @@ def _dates(cells: Cells, column: Column, missing: Sequence[str], place: _Place) 
             ),
             _first_valid(cells),
         )
-        raise place.refused(cells, wrong, "dates, as in training")
+        raise part.refused(column.name, cells, wrong, "dates, as in training")
     known = ~np.isnat(time_N)
     safe_N = np.where(known, time_N, np.datetime64(0, "us"))
     us_N = safe_N.astype(np.int64)
@@ -257,7 +258,7 @@ def _dates(cells: Cells, column: Column, missing: Sequence[str], place: _Place) 
     return np.where(known[:, None], np.stack(values, axis=1), np.nan)
 
 
-def _seconds(cells: Cells, missing: Sequence[str], place: _Place) -> Array:
+def _seconds(cells: Cells, column: Column, missing: Sequence[str], part: Part) -> Array:
     kind = cells.type
     if pa.types.is_null(kind):
         return np.full(len(cells), np.nan)
@@ -267,7 +268,7 @@ def _seconds(cells: Cells, missing: Sequence[str], place: _Place) -> Array:
         cells = reading.clean(cells, missing)
         if not len(pc.drop_null(cells)) or reading.are_durations(cells):
             return reading.seconds(cells)
-    raise place.refused(cells, _first_valid(cells), "durations, as in training")
+    raise part.refused(column.name, cells, _first_valid(cells), "durations, as in training")
 
 
 def _first_valid(cells: Cells) -> int:

@@ -7,7 +7,7 @@ have rules of their own: in them no word means missing, so that classes may be c
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,13 @@ from numpy.typing import NDArray
 
 from xmodal.data import cells as reading
 from xmodal.data.cells import Cells, Marks
-from xmodal.data.columns import Column, TableForm
+from xmodal.data.columns import Column, Part, TableForm
 from xmodal.data.dialect import Dialect, TableFormat
 from xmodal.data.naming import in_order, name_of
 from xmodal.errors import DataError
 from xmodal.text import shortlist, shown
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of one file, for messages called ``where``."""
-
-    where: str
-    table: pa.Table
-    dialect: Dialect | None = None
 
 
 def learn(
@@ -57,8 +48,7 @@ def learn(
         *categories,
         *(name for name in names if pa.types.is_dictionary(first.table[name].type)),
     }
-    own = _Cleaned(first, settings.missing)
-    given = {name: own.cells(name) for name in names}
+    given = {name: _cleaned(first, name, settings.missing) for name in names}
     texts = {
         name: cells
         for name, cells in given.items()
@@ -91,7 +81,7 @@ def learn(
     form = TableForm(tuple(found), known, settings.missing)
     notes.numbers([column.name for column in found if column.kind == "number"])
     if first.dialect is not None:
-        notes.missing(own, names, settings.missing)
+        notes.missing(first, names, settings.missing)
     return form, notes.lines
 
 
@@ -122,25 +112,19 @@ def _has_clock(time_N: Array) -> bool:
     return bool((known != known.astype("datetime64[D]")).any())
 
 
-class _Cleaned:
-    """The cells of a part; text without blanks around it, and null where it is missing."""
-
-    def __init__(self, part: Part, missing: Sequence[str]) -> None:
-        self.part = part
-        # In typed tables a gap is null, and a word is a word.
-        self.missing = missing if part.dialect is not None else ()
-
-    def cells(self, name: str) -> Cells:
-        """The cells of a column."""
-        cells = reading.plain(self.part.table[name], name, self.part.where)
-        return reading.clean(cells, self.missing) if reading.is_text(cells.type) else cells
+def _cleaned(part: Part, name: str, missing: Sequence[str] = ()) -> Cells:
+    """The cells of a column; text without blanks around it, and null where it is missing."""
+    cells = part.cells(name)
+    # In typed tables a gap is null, and a word is a word.
+    words = missing if part.dialect is not None else ()
+    return reading.clean(cells, words) if reading.is_text(cells.type) else cells
 
 
 def _levels(name: str, parts: Sequence[Part], missing: Sequence[str]) -> tuple[str, ...]:
     found: set[str] = set()
     for part in parts:
-        if name in part.table.column_names:
-            cells = _Cleaned(part, missing).cells(name)
+        if part.table.schema.get_field_index(name) >= 0:
+            cells = _cleaned(part, name, missing)
             found |= {name_of(value) for value in pc.unique(pc.drop_null(cells)).to_pylist()}
     if {level.casefold() for level in found} <= {"true", "false"}:
         found = {level.capitalize() for level in found}
@@ -202,16 +186,15 @@ class _Notes:
         """The columns of numbers."""
         if names:
             self.lines.append(
-                f"arrays: read as numbers: {shortlist(names)} (list codes in task.categories to "
+                f"{self.where}: read as numbers: {shortlist(names)} (list codes in categories: to "
                 "change)"
             )
 
-    def missing(self, own: _Cleaned, names: Sequence[str], words: Sequence[str]) -> None:
+    def missing(self, part: Part, names: Sequence[str], words: Sequence[str]) -> None:
         """Which words mean missing, and which of them occur."""
         seen: dict[str, int] = {}
         for name in names:
-            cells = reading.plain(own.part.table[name], name, self.where)
-            for word, count in reading.counted(cells, words).items():
+            for word, count in reading.counted(part.cells(name), words).items():
                 seen[word] = seen.get(word, 0) + count
         found = ", ".join(f"'{word}' ({count})" for word, count in seen.items())
         self.lines.append(
@@ -224,13 +207,7 @@ class _Notes:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def label_values(
-    table: pa.Table,
-    names: Sequence[str],
-    where: str,
-    dialect: Dialect | None = None,
-    written: bool = False,
-) -> Any:
+def label_values(part: Part, names: Sequence[str], written: bool = False) -> Array:
     """The labels in the columns ``names``, ``[n]``, or ``[n, K]`` if there are several.
 
     Numbers, truth values, or objects that are text and None where a label is missing (NaN in
@@ -239,18 +216,34 @@ def label_values(
     """
     columns = []
     for name in names:
-        cells = reading.plain(table[name], name, where)
-        cells = reading.clean(cells, ()) if reading.is_text(cells.type) else cells
-        if dialect is not None and not (written and not reading.has_comma(cells)):
-            columns.append(_meant(cells, name, where, Marks(dialect.decimal, dialect.forced)))
-        else:
-            columns.append(_typed(cells, name, where))
+        cells = _cleaned(part, name)
+        as_it_is = part.dialect is None or (written and not reading.has_comma(cells))
+        columns.append(_typed(cells, name, part) if as_it_is else _meant(cells, name, part))
     return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
-def _meant(cells: Cells, name: str, where: str, marks: Marks) -> Array:
+def complete_labels(part: Part, name: str, called: str = "y", missing: Sequence[str] = ()) -> Array:
+    """The labels in a column, ``[n]``: numbers, truth values or text.
+
+    Raises DataError, which calls the column ``called``, if a label is missing: an empty field, null
+    or one of the words ``missing``.
+    """
+    values_N = label_values(part, [name])
+    gaps = {None, *missing}
+    rows = [row for row, v in enumerate(values_N.tolist()) if v in gaps or v != v]
+    if rows:
+        raise DataError(
+            f"{part.where}: column '{name}' ({called}) is missing in {len(rows)} rows; first: row "
+            f"{rows[0]}"
+        )
+    return values_N.astype(str) if values_N.dtype.kind == "O" else values_N
+
+
+def _meant(cells: Cells, name: str, part: Part) -> Array:
     """What text in a file means: numbers, truth values or text."""
-    read = reading.numbers({name: cells}, marks, where)[name]
+    dialect = part.dialect or Dialect()
+    marks = Marks(dialect.decimal, dialect.forced)
+    read = reading.numbers({name: cells}, marks, part.where, part.start)[name]
     # "nan" and "inf" are numbers among numbers, and words among themselves.
     if read is not None and np.isfinite(read).any():
         return _whole(cells, read)
@@ -261,7 +254,7 @@ def _meant(cells: Cells, name: str, where: str, marks: Marks) -> Array:
     return texts_N
 
 
-def _typed(cells: Cells, name: str, where: str) -> Array:
+def _typed(cells: Cells, name: str, part: Part) -> Array:
     kind = cells.type
     if reading.is_text(kind):
         return np.asarray(cells.to_numpy(zero_copy_only=False)).astype(object)
@@ -271,7 +264,7 @@ def _typed(cells: Cells, name: str, where: str) -> Array:
         return np.asarray(cells.to_numpy())
     if reading.is_number(kind):
         return np.asarray(pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    raise DataError(f"{where}: column '{name}' (y) holds {kind}, which cannot be labels")
+    raise DataError(f"{part.where}: column '{name}' (y) holds {kind}, which cannot be labels")
 
 
 def _whole(cells: Cells, read: Array) -> Array:

@@ -23,8 +23,7 @@ from xmodal.errors import DataError
 from xmodal.text import shortlist
 
 if TYPE_CHECKING:
-    from xmodal.data.columns import TableForm
-    from xmodal.data.dialect import Dialect
+    from xmodal.data.columns import Part, TableForm
 
 Array = NDArray[Any]
 
@@ -215,32 +214,29 @@ class RawForm:
                 )
 
     def encode(
-        self,
-        frame: Any,
-        first: int = 0,
-        note: Callable[[str], None] | None = None,
-        where: str = "x",
-        dialect: Dialect | None = None,
+        self, frame: Any | Part, first: int = 0, note: Callable[[str], None] | None = None
     ) -> Array:
-        """A table (a frame of pandas or polars, or an Arrow table) as raw samples, float64.
+        """A frame of pandas or polars, an Arrow table, or part of a file as raw samples, float64.
 
+        ``first`` is the number of the first row of what comes from no file.
         Columns are found by name. If training had no names, all columns are taken in their order.
         A category that training never saw counts as missing, and is noted. Raises DataError for
         missing columns, for too many columns without names, and for text instead of a number.
         """
         from xmodal.data import tables
 
-        table = tables.of(frame, where)
-        assert table is not None
-        form = self.table or self._form(tuple(table.column_names))
+        part = frame
+        if not isinstance(frame, tables.Part):
+            part = tables.Part("x", tables.of(frame), start=first)
+        names = part.table.column_names
+        form = self.table or self._form(tuple(names))
         if len(form.features) != prod(self.shape):
-            names = table.column_names
             raise DataError(
-                f"{where}: expected {prod(self.shape)} columns and training had no names to choose "
-                f"by; got {len(names)} ({shortlist(names)})"
+                f"{part.where}: expected {prod(self.shape)} columns and training had no names to "
+                f"choose by; got {len(names)} ({shortlist(names)})"
             )
-        x = form.encode(table, where, first, note, dialect)
-        return x.reshape(table.num_rows, *self.shape)
+        x = form.encode(part, note)
+        return x.reshape(len(x), *self.shape)
 
     def _form(self, given: tuple[str, ...]) -> TableForm:
         """The form of a run that was trained on arrays, or on a table that came from no file."""

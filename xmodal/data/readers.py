@@ -12,7 +12,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -182,13 +182,10 @@ def _table(
 def _parts(
     opened: tables.OpenTable, form: RawForm, labels: list[str], note: Note | None
 ) -> Iterator[Piece]:
-    where, dialect = opened.where, opened.dialect
-    first, left_out = 0, {*labels}
-    for table in opened.pieces():
-        y = tables.label_values(table, labels, where, dialect, True) if labels else None
-        x = table.select([name for name in table.column_names if name not in left_out])
-        yield form.encode(x, first, note, where, dialect), y
-        first += table.num_rows
+    kept = [name for name in opened.names if name not in {*labels}]
+    for part in opened.pieces():
+        y = tables.label_values(part, labels, written=True) if labels else None
+        yield form.encode(replace(part, table=part.table.select(kept)), note=note), y
 
 
 def _layout_hint(form: RawForm, opened: tables.OpenTable) -> str:

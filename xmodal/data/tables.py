@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from xmodal.data.cells import Cells
-from xmodal.data.columns import Column, TableForm, require
+from xmodal.data.columns import Column, Part, TableForm, require
 from xmodal.data.dialect import Dialect, TableFormat, detect, fields_of, rows
-from xmodal.data.learning import Part, label_values, learn
+from xmodal.data.learning import complete_labels, label_values, learn
 from xmodal.data.naming import name_of
 from xmodal.data.rows import existing
 from xmodal.errors import DataError
@@ -37,6 +38,7 @@ __all__ = [
     "Part",
     "TableForm",
     "TableFormat",
+    "complete_labels",
     "existing",
     "forget",
     "label_values",
@@ -72,19 +74,23 @@ class OpenTable:
     _pieces: Iterator[pa.Table]
     notes: list[str] = field(default_factory=list)
 
-    def pieces(self) -> Iterator[pa.Table]:
+    def pieces(self) -> Iterator[Part]:
         """The rows in their order, several at a time. Raises DataError."""
-        return self._pieces
+        start = 0
+        for table in self._pieces:
+            yield Part(self.where, table, self.dialect, start)
+            start += table.num_rows
 
-    def whole(self) -> pa.Table:
-        """All rows. Raises DataError if there is none."""
+    def whole(self) -> Part:
+        """All rows. Raises DataError if there is none, or no second column."""
         found = list(self._pieces)
-        if not sum(piece.num_rows for piece in found):
-            size = f"(0, {len(self.names)})"
+        rows = sum(piece.num_rows for piece in found)
+        if not rows or len(self.names) < 2:
+            size = (rows, len(self.names))
             raise DataError(
                 f"{self.where}: needs a row and two columns, has {size} (rows, columns)"
             )
-        return pa.concat_tables(found)
+        return Part(self.where, pa.concat_tables(found), self.dialect)
 
 
 _remembered: dict[str, Any] = {}
@@ -167,10 +173,14 @@ def _kept(header: list[str], where: str, row_names: bool = False) -> tuple[list[
     names = [header[index] for index in kept]
     if "" in names:
         raise DataError(f"{where}: column {1 + kept[names.index('')]} has no name")
-    if len({*names}) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in {*names[:i]})
-        raise DataError(f"{where}: two columns are named '{twice}'; rename one of them")
+    _require_different(names, where)
     return kept, notes
+
+
+def _require_different(names: Sequence[str], where: str) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{where}: two columns are named '{twice}'; rename one of them")
 
 
 def _parquet(
@@ -221,14 +231,15 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
     return DataError(f"{path}: cannot be read as parquet: {cause or type(error).__name__}")
 
 
-def of_lines(path: Path, lines: Iterable[str], dialect: Dialect, names: Sequence[str]) -> pa.Table:
+def of_lines(path: Path, lines: Iterable[str], dialect: Dialect, names: Sequence[str]) -> Part:
     """Rows of text without a header, the part of a file after ``dialect.skip`` lines.
 
-    Raises DataError with the line.
+    Raises DataError with the line, and if there is no row.
     """
     rows_of = list(fields_of(path, lines, dialect, len(names)))
     columns = zip(*rows_of, strict=True) if rows_of else [()] * len(names)
-    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], names)
+    table = pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], names)
+    return OpenTable(f"{path}", tuple(names), None, dialect, iter([table])).whole()
 
 
 def of(x: Any, where: str = "x") -> pa.Table | None:
@@ -247,9 +258,7 @@ def of(x: Any, where: str = "x") -> pa.Table | None:
         table = pa.Table.from_arrays([_category(column) for column in table.columns], names)
     else:
         return None
-    if len({*names}) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in {*names[:i]})
-        raise DataError(f"{where}: two columns are named '{twice}'; rename one of them")
+    _require_different(names, where)
     return table
 
 

@@ -347,7 +347,7 @@ def test_columns_read_as_numbers_are_noted(tmp_path: Path, wide: bool) -> None:
     frame["zip"], frame["town"], frame["y"] = "00003", ["a", "b"] * 10, [0, 1] * 10
     frame.to_csv(tmp_path / "t.csv", index=False)
     shown = ", ".join(f"c{i}" for i in range(12)) + ", ... (15)" if wide else "c0, zip"
-    noted = f"arrays: read as numbers: {shown} (list codes in task.categories to change)"
+    noted = f"{tmp_path / 't.csv'}: read as numbers: {shown} (list codes in categories: to change)"
     assert noted in make(path=tmp_path / "t.csv").load(0).notes
     if not wide:
         notes = make(path=tmp_path / "t.csv", categories=["zip", "c0"]).load(0).notes
@@ -430,6 +430,9 @@ def test_groups_are_never_cut(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "t.csv", index=False)
     table = make(path=tmp_path / "t.csv", group="patient", normalize="none").load(0)
     assert set(tensors(table.train)[0].unique().tolist()) == seen[0]
+    frame.drop(columns="patient").to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(DataError, match=r"test\.csv: no column 'patient'"):
+        make(train=tmp_path / "t.csv", test=tmp_path / "test.csv", group="patient").load(0)
     with pytest.raises(DataError, match="60 samples in 2 groups cannot be cut"):
         make(path=npz(tmp_path, x=x, y=Y, patient=group > 5), group="patient").load(0)
 

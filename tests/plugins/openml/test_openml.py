@@ -221,6 +221,8 @@ def test_arff_and_csv_give_the_same_table(tmp_path: Path) -> None:
     assert arff.classes == ("cat", "dog")
     assert np.isnan(arff.x_NF[3]).all()
     assert any("2 missing" in note for note in read[0].load(0).notes)
+    # How a text is written is guessed, and so it is said.
+    assert any("pets.csv: utf-8, separated by ','" in note for note in read[1].load(0).notes)
 
 
 def test_codes_can_be_named_categories(tmp_path: Path) -> None:
