@@ -236,10 +236,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             X, self._time = in_memory.one_length(X, self.form, self.channels)
         elif self._time is not None:
             X = in_memory.as_long(X, self.sample_shape_, self._time)
-        given, X = X, in_memory.without_index(X)
-        if reset and X is not given:
-            left_out = "X: left out: the first column, 'Unnamed: 0' (a saved index)"
-            warnings.warn(left_out, stacklevel=3)
+        X = in_memory.without_index(X, warn=reset)
         names = None if reset else self._columns
         table = in_memory.as_table(X, names) if reset or names else None
         if table is None:
@@ -247,17 +244,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             shape = X.shape[1:]
         else:
             validate_data(self, X, reset=reset, skip_check_array=True)
-            wanted = self._limits(reset)["ensure_min_samples"]
-            if not table.num_columns:
-                raise ValueError(
-                    f"Found array with 0 feature(s) (shape={table.shape}) while a minimum of 1 is "
-                    "required."
-                )
-            if table.num_rows < wanted:
-                raise ValueError(
-                    f"Found array with {table.num_rows} sample(s) (shape={table.shape}) while a "
-                    f"minimum of {wanted} is required by {type(self).__name__}."
-                )
+            least = self._limits(reset)["ensure_min_samples"]
+            in_memory.require_size(table, least, type(self).__name__)
             shape = table.shape[1:]
         if reset:
             self._columns: list[str] | None = None if table is None else table.column_names

@@ -62,10 +62,26 @@ def as_table(x: Any, names: Sequence[str] | None = None) -> pa.Table | None:
     return as_table(pd.DataFrame({name: read(x[:, i]) for i, name in enumerate(called)}), called)
 
 
-def without_index(x: Any) -> Any:
+def without_index(x: Any, warn: bool) -> Any:
     """A pandas frame without its first column, if that is an index that was saved to CSV."""
-    saved = isinstance(x, pd.DataFrame) and x.shape[1] > 1 and str(x.columns[0]) == "Unnamed: 0"
-    return x.iloc[:, 1:] if saved else x
+    if not isinstance(x, pd.DataFrame) or not tables.starts_with_index([str(c) for c in x.columns]):
+        return x
+    if warn:
+        left_out = f"X: left out: the first column, '{x.columns[0]}' (a saved index)"
+        warnings.warn(left_out, stacklevel=4)
+    return x.iloc[:, 1:]
+
+
+def require_size(table: pa.Table, least: int, estimator: str) -> None:
+    """Raise ValueError, in scikit-learn's words, for no column or fewer than ``least`` rows."""
+    found = f"(shape={table.shape}) while a minimum of"
+    if not table.num_columns:
+        raise ValueError(f"Found array with 0 feature(s) {found} 1 is required.")
+    if table.num_rows < least:
+        raise ValueError(
+            f"Found array with {table.num_rows} sample(s) {found} {least} is required by "
+            f"{estimator}."
+        )
 
 
 def _all_numbers(x: Any, table: pa.Table) -> bool:

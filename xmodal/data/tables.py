@@ -11,7 +11,6 @@ line of the wrong length, a file that is damaged or no text. A saved index is le
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +48,7 @@ __all__ = [
     "open_table",
     "remembered",
     "require",
+    "starts_with_index",
 ]
 
 R = TypeVar("R")
@@ -56,7 +56,7 @@ TEXT = (".csv", ".tsv", ".txt")
 SUFFIXES = (*TEXT, ".parquet")
 _CELLS = 1 << 20
 """About so many cells of a text are Python objects at a time."""
-_INDEX = re.compile("Unnamed: 0|")
+_INDEX = ("", "Unnamed: 0")
 
 
 @dataclass
@@ -164,7 +164,7 @@ def _kept(header: list[str], where: str, row_names: bool = False) -> tuple[list[
     """The places of the columns to read, and notes on a saved index. Raises DataError."""
     kept = list(range(len(header)))
     notes = []
-    if len(header) > 1 and _INDEX.fullmatch(header[0]):
+    if starts_with_index(header):
         called = "the names of rows, which the header does not name" if row_names else (
             f"the first column, '{header[0]}'" if header[0] else "the first column, without a name"
         )  # fmt: skip
@@ -175,6 +175,11 @@ def _kept(header: list[str], where: str, row_names: bool = False) -> tuple[list[
         raise DataError(f"{where}: column {1 + kept[names.index('')]} has no name")
     _require_different(names, where)
     return kept, notes
+
+
+def starts_with_index(names: Sequence[str]) -> bool:
+    """Whether the first column is an index that was saved with the table."""
+    return len(names) > 1 and names[0] in _INDEX
 
 
 def _require_different(names: Sequence[str], where: str) -> None:
