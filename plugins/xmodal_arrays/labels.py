@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NoReturn
 
 import numpy as np
@@ -42,9 +43,8 @@ class FileLabels:
 
 
 def chunks(rows: Rows) -> Iterator[tuple[slice, Array]]:
-    """Consecutive rows, about 64 MB at a time."""
-    size = max(1, int(np.prod(rows.shape[1:], dtype=np.int64)) * rows.dtype.itemsize)
-    step = max(1, _CHUNK // size)
+    """Consecutive rows, about 64 MB at a time (as float64, so that no type changes a sum)."""
+    step = max(1, _CHUNK // (8 * max(1, prod(rows.shape[1:]))))
     for start in range(0, rows.shape[0], step):
         at = slice(start, min(start + step, rows.shape[0]))
         yield at, rows.read(at)
@@ -82,8 +82,6 @@ def _checked(part: FilePart) -> Array:
         y_N = y_N[:, 0]
     if y_N.dtype.kind == "O":
         y_N = y_N.astype(str)
-    if y_N.dtype.kind == "S":
-        y_N = np.char.decode(y_N, "utf-8")
     if y_N.dtype.kind not in "fiubU":
         _fail(part, f"holds {y_N.dtype}, which cannot be labels")
     if y_N.dtype.kind == "U":

@@ -101,11 +101,20 @@ def test_input_scales_of_constant_and_of_two_valued_channels() -> None:
     assert third.input_scale(keep_two=True)[0][0] == pytest.approx(19 / 5)
 
 
-def test_a_constant_label_gets_the_smallest_scale_of_the_others() -> None:
-    y_NK = np.array([[1.0, 0.0, 50.0], [3.0, 0.0, 70.0]])
-    mean_K, scale_K = of(y_NK).label_scale()
-    assert mean_K.tolist() == [2.0, 0.0, 60.0]
-    assert scale_K.tolist() == [1.0, 1.0, 10.0]
+def test_a_constant_label_stays_where_it_is_whatever_the_unit_of_the_others() -> None:
+    y_NK = np.array([[1.0, 0.0, 50.0, -8.0], [3.0, 0.0, 70.0, -8.0]])
+    for unit in (1.0, 1e6, 1e-6):
+        mean_K, scale_K = of(y_NK * [unit, 1, unit, 1]).label_scale()
+        np.testing.assert_allclose(mean_K, [2 * unit, 0, 60 * unit, -8], rtol=1e-15)
+        # 2^-23 is the distance from 1 to the next number in float32.
+        np.testing.assert_allclose(scale_K, [unit, unit, 10 * unit, 8 * 2.0**-23], rtol=1e-15)
+
+
+def test_layouts_in_memory_give_the_same_bits() -> None:
+    x_NC = np.random.default_rng(0).normal(5, 3, (999, 3))
+    for other in (np.asfortranarray(x_NC), np.repeat(x_NC, 2, axis=0)[::2]):
+        assert of(other).mean_C.tolist() == of(x_NC).mean_C.tolist()
+        assert of(other).deviation_C.tolist() == of(x_NC).deviation_C.tolist()
 
 
 def test_the_largest_numbers_are_measured_or_refused() -> None:

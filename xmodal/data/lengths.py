@@ -19,7 +19,8 @@ from xmodal.data.rows import Array, Indices, Rows
 from xmodal.errors import DataError
 
 Rule = Literal["pad", "crop"]
-_CHUNK = 4096
+_CHUNK = 64
+"""So many samples are in memory while they are measured."""
 
 
 def is_unequal(rows: Rows) -> bool:

@@ -19,7 +19,6 @@ from xmodal.errors import DataError
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 
-
 MOST = 1023
 """The exponent of the largest power of two in float64."""
 
@@ -45,7 +44,8 @@ class Moments:
 
         Raises DataError if the values of a channel are further apart than float64 can count.
         """
-        x_CM = np.moveaxis(x_N, 1, 0).reshape(len(self.count_C), -1).astype(np.float64)
+        # In one layout: sums of another one differ in their last digits.
+        x_CM = np.moveaxis(x_N, 1, 0).astype(np.float64, order="C").reshape(len(self.count_C), -1)
         known_CM = ~np.isnan(x_CM)
         count_C = known_CM.sum(axis=1)
         if not count_C.any():
@@ -141,8 +141,11 @@ class Moments:
     def label_scale(self) -> tuple[Numbers, Numbers]:
         """Mean and scale ``[C]`` of labels. At least one channel must vary.
 
-        A constant channel gets the smallest scale of the others: its own values do not tell one,
-        and predictions must stay where it is.
+        The scale of a constant channel is the least that float32 tells from its value: predictions
+        stay where it is, whatever the units of the others. Zeros, which have no unit, get the
+        smallest scale of the others.
         """
-        varying_C = self.deviation_C[~self.constant_C]
-        return self.mean_C, np.where(self.constant_C, varying_C.min(), self.deviation_C)
+        own_C = np.finfo(np.float32).eps * np.abs(self.mean_C)
+        least = self.deviation_C[~self.constant_C].min()
+        constant_C = np.where(own_C > 0, own_C, least)
+        return self.mean_C, np.where(self.constant_C, constant_C, self.deviation_C)
