@@ -528,3 +528,13 @@ def test_what_does_not_fit_into_memory_is_an_error(tmp_path: Path) -> None:
             rows.read(np.arange(40))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_row_has_its_number_in_the_file_whatever_is_read_with_it(tmp_path: Path) -> None:
+    names = np.array([b"a", b"b", b"c", b"\xe9", b"e"])
+    for path in (npz(tmp_path, x=names), h5(tmp_path, lambda f: f.__setitem__("x", names))):
+        rows = open_container(path).get("x", "x:")
+        assert rows.read(slice(1, 3)).tolist() == ["b", "c"]
+        for index in (slice(2, 5), np.array([4, 3])):
+            with pytest.raises(DataError, match=r"'x' row 3: b'\\xe9' is not UTF-8 text"):
+                rows.read(index)

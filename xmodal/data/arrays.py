@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +23,12 @@ from xmodal.data.numpy_files import Header, npy, npz
 from xmodal.data.rows import (
     Array,
     ArrayRows,
+    FlatRows,
     Indices,
     NamedArray,
     Rows,
     StackedRows,
-    ViewedRows,
-    as_text,
+    TextRows,
     described,
     existing,
     reading,
@@ -92,10 +91,7 @@ class Container:
         rows, name = self.entries[key].open(), self.name(key)
         if not rows.shape or rows.shape[0] == 0:
             raise DataError(f"{name} has no samples, shape {rows.shape}")
-        if rows.dtype.kind == "S":
-            shape, dtype = rows.shape, np.dtype(str)
-            rows = ViewedRows(rows, shape, dtype, partial(as_text, name))
-        return rows
+        return TextRows(rows, name) if rows.dtype.kind == "S" else rows
 
     def stacked(self, keys: Sequence[str], setting: str) -> Rows:
         """Several arrays of one shape side by side, as channels. Raises DataError."""
@@ -163,12 +159,8 @@ def row_labels(y: Rows, count: int) -> Rows:
     if y.shape == (1, count) and count > 1:
         return ArrayRows(y.read(slice(None))[0])
     if len(y.shape) > 2 and prod(y.shape[1:]) == 1:
-        return ViewedRows(y, y.shape[:1], y.dtype, _flat)
+        return FlatRows(y)
     return y
-
-
-def _flat(y: Array) -> Array:
-    return y.reshape(len(y))
 
 
 def _folder(path: Path) -> dict[str, NamedArray]:

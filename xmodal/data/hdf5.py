@@ -27,7 +27,6 @@ from xmodal.data.rows import (
     Indices,
     NamedArray,
     Rows,
-    as_text,
     dense_slice,
     described,
     of_items,
@@ -50,7 +49,7 @@ class H5Rows:
     """Rows of a data set; every process opens the file for itself.
 
     ``axis``: the axis of the stored array that counts samples. ``reverse``: MATLAB's order of axes
-    is the reverse of the stored one. ``kind``: ``text``, ``bytes``, ``logical`` or empty.
+    is the reverse of the stored one. ``kind``: ``text``, ``logical`` or empty.
     """
 
     file: Path
@@ -68,15 +67,14 @@ class H5Rows:
 
     def read(self, index: slice | Indices) -> Array:
         """The samples at ``index``, in that order. Raises DataError for a damaged file."""
-        where = f"{self.file}: '{text.shown(self.key)}'"
-        with reading(where):
+        with reading(_named(self.file, self.key)):
             if (stretch := dense_slice(index)) is not None:
                 return self.read(stretch[0])[stretch[1]]
             if isinstance(index, slice):
-                return self._shaped(self._read(index), where)
+                return self._shaped(self._read(index))
             # HDF5 accepts only increasing indices without repetition.
             rows, back = np.unique(index, return_inverse=True)
-            return self._shaped(self._read(rows), where)[back]
+            return self._shaped(self._read(rows))[back]
 
     def _read(self, index: slice | Indices) -> Array:
         if self._data is None or self._process != os.getpid():
@@ -87,7 +85,7 @@ class H5Rows:
             self._process = os.getpid()
         return np.asarray(self._data[(*(slice(None),) * self.axis, index)])
 
-    def _shaped(self, stored: Array, where: str) -> Array:
+    def _shaped(self, stored: Array) -> Array:
         """Samples first, then the axes of a sample in the order of the user."""
         axis = self.axis
         if self.reverse:
@@ -95,8 +93,6 @@ class H5Rows:
         values = np.moveaxis(stored, axis, 0)
         if self.kind == "text":
             return values.astype(str)
-        if self.kind == "bytes":
-            return as_text(where, values)
         return values.astype(bool) if self.kind == "logical" else values
 
 
@@ -214,8 +210,7 @@ def _entry(path: Path, data: Any, key: str, last: bool) -> NamedArray:
         return refused(f"MATLAB {matlab}", message)
     reverse, kind = bool(matlab), "logical" if matlab == "logical" else ""
     if h5py.check_string_dtype(dtype) is not None:
-        kind = "text" if dtype.kind == "O" else "bytes"
-        dtype = np.dtype(str)
+        kind, dtype = ("text", np.dtype(str)) if dtype.kind == "O" else (kind, dtype)
     axis = 0 if reverse == last or not shape else len(shape) - 1
     own = shape[::-1] if reverse else shape
     if last and own:

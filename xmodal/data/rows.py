@@ -92,17 +92,57 @@ class StackedRows:
 
 
 @dataclass(frozen=True)
-class ViewedRows:
-    """Other rows after ``view``, which maps n samples to n samples of another shape or type."""
+class FlatRows:
+    """Rows of one value each, without the axes of size 1 after the first."""
 
     rows: Rows
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    view: Callable[[Array], Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole array's shape."""
+        return self.rows.shape[:1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The values' type."""
+        return self.rows.dtype
 
     def read(self, index: slice | Indices) -> Array:
         """The rows at ``index``."""
-        return self.view(self.rows.read(index))
+        return self.rows.read(index).reshape(-1)
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows of bytes as text."""
+
+    rows: Rows
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole array's shape."""
+        return self.rows.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Text of any length."""
+        return np.dtype(str)
+
+    def read(self, index: slice | Indices) -> Array:
+        """The rows at ``index``. Raises DataError with the first row that is not UTF-8."""
+        values = self.rows.read(index)
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError:
+            for row, value in zip(np.arange(self.shape[0])[index], values, strict=True):
+                try:
+                    np.char.decode(value, "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{self.name} row {row}: {text.shown(error.object)} is not UTF-8 text"
+                    ) from error
+            raise
 
 
 @dataclass(frozen=True)
@@ -241,21 +281,6 @@ def refuse_type(where: str, dtype: np.dtype[Any]) -> None:
     else:
         return
     raise DataError(f"{where} holds {way}")
-
-
-def as_text(where: str, values: Array, first: int = 0) -> Array:
-    """Bytes ``[n, ...]`` as text. Raises DataError with the first row that is not UTF-8."""
-    try:
-        return np.char.decode(values, "utf-8")
-    except UnicodeDecodeError:
-        for row, value in enumerate(values.reshape(len(values), -1)):
-            try:
-                np.char.decode(value, "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{where} row {first + row}: {text.shown(error.object)} is not UTF-8 text"
-                ) from error
-        raise
 
 
 def dense_slice(index: slice | Indices) -> tuple[slice, Indices] | None:
