@@ -183,7 +183,7 @@ def _as_numbers(y_N: Array, name: str, part: Part) -> Array:
             f"{part.where}: column '{name}' (y) row {wrong[0]} is the text "
             f"'{shown(y_N[wrong[0]])}'; several labels must be numbers or truth values"
         )
-    return (y_N == "True").astype(np.float64)
+    return np.asarray(y_N == "True", dtype=np.float64)
 
 
 def _require_no_gap(y_N: Array, name: str, part: Part, settings: DataSettings) -> None:
