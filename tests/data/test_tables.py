@@ -476,6 +476,20 @@ def test_frames_that_cannot_be_read(frame: pd.DataFrame, message: str) -> None:
         tables.of(frame)
 
 
+def test_a_group_of_rows_larger_than_memory_is_read_in_pieces(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((4, 500_000))
+    table = pa.table({name: values[k] for k, name in enumerate("abcd")})
+    path = tmp_path / "t.parquet"
+    pq.write_table(table, path, row_group_size=500_000, use_dictionary=False, compression="NONE")
+    before, most, total = pa.total_allocated_bytes(), 0, 0.0
+    for part in tables.open_table(path, batch=1000).pieces():
+        most = max(most, pa.total_allocated_bytes() - before)
+        total += float(np.sum(part.table["d"].to_numpy()))
+    assert total == pytest.approx(values[3].sum())
+    assert path.stat().st_size > 16_000_000
+    assert most < 1_000_000
+
+
 # --- what training learned holds later ------------------------------------------------------------
 
 

@@ -1,7 +1,22 @@
 """Samples: where they are kept, how they are read and prepared, and which classes they have.
 
 What authors of tasks, sources and stages need is here under one name; each part is imported when it
-is first asked for.
+is first asked for. The modules, from a file to what a model reads:
+
+- Where files are: ``store`` keeps what is fetched, ``download`` fetches and unpacks.
+- Arrays: ``arrays`` opens any file or folder of them. ``rows`` is what all formats share (an array
+  read a few samples at a time, and the checks of a header); ``numpy_files``, ``hdf5`` and
+  ``matlab`` are the formats; ``lengths`` brings samples of unequal lengths to one.
+- Tables: ``tables`` opens any file or frame. ``dialect`` finds out how a text is written and splits
+  it into fields, ``cells`` reads a column of fields, ``learning`` decides in training what columns
+  are, and ``columns`` keeps that and applies it to every later table.
+- Labels: ``naming`` gives values of any type the names of categories and classes, ``labels`` tells
+  the kinds of labels apart and brings them to what a metric reads, ``classes`` finds the classes of
+  samples, or pseudo-classes.
+- Preparation: ``statistics`` are mean and scale in any unit; ``preparation`` holds everything that
+  turns raw samples into the model's (``RawForm``, which is kept with a run).
+- Use: ``loader`` makes batches; ``in_memory`` takes what a caller holds in memory, ``readers`` the
+  files to predict, piece by piece; ``seen`` knows which samples were trained on.
 """
 
 from __future__ import annotations

@@ -194,7 +194,8 @@ def _parquet(
     from pyarrow.parquet import ParquetFile
 
     try:
-        file = ParquetFile(path)
+        # Otherwise a whole group of rows is held in memory, and a file may have a single group.
+        file = ParquetFile(path, memory_map=True, pre_buffer=False)
         names, count = list(file.schema_arrow.names), file.metadata.num_rows
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
