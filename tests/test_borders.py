@@ -40,7 +40,6 @@ SHARED_WORDS = {
     "none": "a word of the English language in messages",
     "auto": "the default device, which accelerate then chooses",
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
-    "columns": "what tells a table from an array, and a part of its form",
     "fit": "whether a run fits into memory",
     "linear": "a shape of learning-rate decay",
     "columns": "the columns of a table, in kept states and in frames",
