@@ -19,7 +19,6 @@ from xmodal import text
 from xmodal.cli import output, verdicts
 from xmodal.cli.output import AsJson, Plugins, VerifyData
 from xmodal.files import check_free
-from xmodal.runs import Run
 
 if TYPE_CHECKING:
     from xmodal.comparison.queue import Queue, State
@@ -137,6 +136,7 @@ def demo(
     Takes minutes on a CPU.
     """
     from xmodal.comparison import run
+    from xmodal.runs import Run
 
     begun = time.monotonic()
     check_free(root / DEMO, verdicts.KIND, verdicts.JSON)
