@@ -132,10 +132,14 @@ def test_what_is_no_text(tmp_path: Path, kind: str) -> None:
 def test_notes_are_kept_and_damage_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.notes() == []
-    run.append_notes(["one", "two\nlines"])
-    run.append_notes(["three"])
+    for note in ("one", "two\nlines", "a name\udcff"):
+        run.append_note(note)
     (tmp_path / "notes.jsonl").open("a").write('"cut o')
-    assert run.notes() == ["one", "two\nlines", "three"]
+    kept = ["one", "two\nlines", "a name\\udcff"]
+    assert run.notes() == kept
+    run.write_notes(kept)
+    run.append_note("three")
+    assert run.notes() == [*kept, "three"]
     (tmp_path / "notes.jsonl").write_text('"one"\n5\n')
     with pytest.raises(DataError, match=r"notes\.jsonl, line 2 is damaged: it should be a valid s"):
         run.notes()

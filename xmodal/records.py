@@ -131,13 +131,15 @@ class _Trackers(Record):
     __pydantic_extra__: dict[str, Told]
 
 
-_NOTE = TypeAdapter(str)
-FORMS: Mapping[str, type[Record]] = {
-    "status.json": Status,
-    "manifest.json": Manifest,
-    "result.json": Result,
-    "trackers.json": _Trackers,
+_FORMS: Mapping[str, TypeAdapter[Any]] = {
+    "status.json": TypeAdapter(Status),
+    "manifest.json": TypeAdapter(Manifest),
+    "result.json": TypeAdapter(Result),
+    "trackers.json": TypeAdapter(_Trackers),
+    "metrics.jsonl": TypeAdapter(Epoch),
+    "notes.jsonl": TypeAdapter(str),
 }
+"""By file name; of JSON Lines the form of a line."""
 _WAYS_OUT = {
     "status.json": "delete it, and the run goes on from its last checkpoint",
     "trackers.json": "delete it, and trackers are told everything anew",
@@ -149,43 +151,29 @@ _WAYS_OUT = {
 
 def parsed(text: str, path: Path) -> dict[str, Any]:
     """The JSON object in a file of a run. Raises DataError: where it is wrong, and the way out."""
-    return _checked(text, FORMS[path.name], str(path), _WAYS_OUT.get(path.name))
+    document: dict[str, Any] = _checked(text, path, str(path))
+    return document
 
 
-def parsed_notes(text: str, path: Path) -> list[str]:
-    """The notes in ``notes.jsonl``, one a line. Raises DataError as ``parsed`` does."""
-    notes = []
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            notes.append(_NOTE.validate_json(line))
-        except ValidationError as error:
-            way_out = _WAYS_OUT[path.name]
-            where = f"{path}, line {number}"
-            raise DataError(f"{where} is damaged: {problem(error)}\nway out: {way_out}") from None
-    return notes
-
-
-def parsed_lines(text: str, path: Path) -> list[dict[str, Any]]:
-    """The epochs in ``metrics.jsonl``; its last line may have been cut off by a crash.
+def parsed_lines(text: str, path: Path) -> list[Any]:
+    """The lines of a file of JSON Lines; its last one may have been cut off by a crash.
 
     Raises DataError as ``parsed`` does, with the number of the line.
     """
     lines = text.split("\n")
     lines.pop()  # empty after the last line, or what a crash left of it
-    return [
-        _checked(line, Epoch, f"{path}, line {number}", _WAYS_OUT["metrics.jsonl"])
-        for number, line in enumerate(lines, 1)
-    ]
+    return [_checked(line, path, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
-def _checked(text: str, form: type[Record], where: str, way_out: str | None) -> dict[str, Any]:
+def _checked(text: str, path: Path, where: str) -> Any:
+    """The JSON value in a text, as it stands there, if it has the form that ``path`` asks for."""
     try:
-        form.model_validate_json(text)
+        _FORMS[path.name].validate_json(text)
     except ValidationError as error:
+        way_out = _WAYS_OUT.get(path.name)
         hint = f"\nway out: {way_out}" if way_out else ""
         raise DataError(f"{where} is damaged: {problem(error)}{hint}") from None
-    known: dict[str, Any] = json.loads(text)
-    return known
+    return json.loads(text)
 
 
 def problem(error: ValidationError) -> str:

@@ -7,7 +7,6 @@ checkpoints/ result.json predictions.safetensors report.html
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,12 +27,12 @@ from filelock import FileLock, Timeout
 
 from xmodal.errors import DataError, MachineError, UsageError, did_you_mean, file_errors
 from xmodal.files import TAG, as_json, owned, write_atomically
-from xmodal.records import parsed, parsed_lines, parsed_notes
+from xmodal.records import parsed, parsed_lines
 from xmodal.text import shortlist, shown
 
 DEFAULT_ROOT = Path("runs")
 TRACKERS = "trackers.json"
-NOTES = "notes.jsonl"
+METRICS, NOTES = "metrics.jsonl", "notes.jsonl"
 JOB = "XMODAL_JOB"
 """Environment variable with a job name that stays the same when a cluster restarts the job."""
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
@@ -57,7 +56,7 @@ _OF_A_PASS = (
     "result.json",
     "checkpoints",
     TRACKERS,
-    "metrics.jsonl",
+    METRICS,
     NOTES,
     "report.html",
     "predictions.safetensors",
@@ -191,20 +190,16 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of ``metrics.jsonl``, except a line cut off by a crash."""
-        text = _text(self.path / "metrics.jsonl")
-        return [] if text is None else parsed_lines(text, self.path / "metrics.jsonl")
+        return self._read_lines(METRICS)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
-        file = self.path / "metrics.jsonl"
-        with file_errors(file), file.open("a", encoding="utf-8") as stream:
-            stream.write(as_json(line) + "\n")
+        self._append_line(METRICS, line)
 
     def rewind_metrics(self, stage: int, epoch: int) -> list[dict[str, Any]]:
         """Drop the lines from this epoch on, which will be written again; return the others."""
         kept = [line for line in self.metrics() if (line["stage"], line["epoch"]) < (stage, epoch)]
-        text = "".join(as_json(line) + "\n" for line in kept)
-        write_atomically(self.path / "metrics.jsonl", text)
+        write_atomically(self.path / METRICS, _lines(kept))
         return kept
 
     @property
@@ -220,13 +215,23 @@ class Run:
 
     def notes(self) -> list[str]:
         """What the user was told while the run went on, in the processes before this one too."""
-        text = _text(self.path / NOTES)
-        return [] if text is None else parsed_notes(text, self.path / NOTES)
+        return self._read_lines(NOTES)
 
-    def append_notes(self, lines: Sequence[str]) -> None:
-        """Add notes, which a process that is killed at once would not lose."""
-        with file_errors(self.path / NOTES), (self.path / NOTES).open("a", encoding="utf-8") as out:
-            out.write("".join(json.dumps(line) + "\n" for line in lines))
+    def write_notes(self, notes: Sequence[str]) -> None:
+        """Replace all notes."""
+        write_atomically(self.path / NOTES, _lines(notes))
+
+    def append_note(self, note: str) -> None:
+        """Add a note, which a process that is killed at once would not lose."""
+        self._append_line(NOTES, note)
+
+    def _read_lines(self, name: str) -> list[Any]:
+        text = _text(self.path / name)
+        return [] if text is None else parsed_lines(text, self.path / name)
+
+    def _append_line(self, name: str, value: Any) -> None:
+        with file_errors(self.path / name), (self.path / name).open("a", encoding="utf-8") as out:
+            out.write(_lines([value]))
 
     def place(self) -> Place:
         """What tells the directory, with its manifest, from another one of the same name."""
@@ -257,6 +262,10 @@ class Run:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _lines(values: Iterable[Any]) -> str:
+    return "".join(as_json(value) + "\n" for value in values)
 
 
 def _text(file: Path) -> str | None:

@@ -65,7 +65,7 @@ class RunLog:
         """Log a note; those that come before the run has a directory are logged when it starts."""
         self._write(f"note: {line}")
         if self._run is not None:
-            self._run.append_notes([line])
+            self._run.append_note(line)
         self._observer.note(line)
 
     def started(self, run: Run, session: RunSession, resumed: bool) -> None:
@@ -73,9 +73,9 @@ class RunLog:
         if self._writes:
             with file_errors(run.path / LOG):
                 self._file = (run.path / LOG).open("a", encoding="utf-8", buffering=1)
-            self._run, earlier = run, run.notes()
-            run.append_notes([line for line in session.notes if line not in earlier])
-            session.notes[:] = dict.fromkeys([*earlier, *session.notes])
+            self._run = run
+            session.notes[:] = dict.fromkeys([*run.notes(), *session.notes])
+            run.write_notes(session.notes)  # anew: a crash may have cut off the last line
         for line in session.notes:
             self._write(f"note: {line}")
         self._write(start_line(run, session, resumed))
