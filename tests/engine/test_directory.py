@@ -195,6 +195,32 @@ def test_a_damaged_run_is_called_damaged(copy: Run, tmp_path: Path) -> None:
         runs.locate(str(copy.path))
 
 
+@pytest.mark.parametrize("name", [checkpoint.STATE, checkpoint.TENSORS, ""])
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_a_run_whose_inputs_are_damaged_is_neither_done_nor_continued(
+    name: str, state: str, copy: Run
+) -> None:
+    copy.set_state(state)
+    if name:
+        (copy.path / "inputs" / name).write_bytes(b"{}")
+    else:
+        shutil.rmtree(copy.path / "inputs")
+    before = snapshot(copy.path)
+    with pytest.raises(DataError, match="damaged") as caught:
+        run(0, directory=copy.path)
+    assert "inputs" in str(caught.value)
+    assert str(caught.value).endswith(f"--directory {copy.path} --force")
+    assert snapshot(copy.path) == before
+
+
+def test_a_place_that_is_not_utf8_is_refused_before_data_are_loaded(tmp_path: Path) -> None:
+    strange = Path(os.fsdecode(bytes(tmp_path) + b"/runs\xff"))
+    for places in ((strange, None), (tmp_path, strange)):
+        with pytest.raises(UsageError, match="is not UTF-8 text"):
+            directory.check("x", *places)
+    assert not strange.exists()
+
+
 def test_a_copy_without_its_tag_is_read_and_not_continued(copy: Run, tmp_path: Path) -> None:
     (copy.path / TAGGED).unlink()
     before = snapshot(copy.path)

@@ -7,6 +7,7 @@ run. What a run is stands in ``xmodal.engine.identity``.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 from xmodal.runs import Run
 from xmodal.text import shortlist
+
+INPUTS = "inputs"
+"""What a model needs to prepare raw samples, and which samples it was trained on."""
 
 
 def check(name: str, root: Path, directory: Path | None = None) -> None:
@@ -53,13 +57,24 @@ def choose(
         run = Run(directory)
         known = belongs(run, identity)
         claim(directory, runs.KIND)
-        return run, known and run.state == "done" and not force
+        return run, known and not force and _is_done(run, identity)
     if not force:
         for run in _same(root, name, identity.hash):
-            return run, run.state == "done"
+            return run, _is_done(run, identity)
     path = next(path for path in _new_paths(root / name, identity.hash) if not path.exists())
     claim(path, runs.KIND)
     return Run(path), False
+
+
+def _is_done(run: Run, identity: RunIdentity) -> bool:
+    """Whether a run is done. Raises DataError if nothing could be predicted after it."""
+    try:
+        checkpoint.load(run.path / INPUTS, identity.hash)
+    except DataError as error:
+        words = ["run", str(run.path / "resolved.yaml"), "--directory", str(run.path), "--force"]
+        again = shlex.join(["xmodal", *words])
+        raise DataError(f"{error}\nway out: repeat the run: {again}") from None
+    return run.state == "done"
 
 
 def belongs(run: Run, identity: RunIdentity) -> bool:
@@ -101,8 +116,13 @@ def _has_been_a_run(run: Run) -> bool:
 
 
 def _check_place(directory: Path) -> None:
-    """Raise UsageError if a directory would be inside of another run, or of a file."""
-    for parent in directory.absolute().resolve().parents:
+    """Raise UsageError if a directory would be inside of another run or a file, or is not UTF-8."""
+    place = directory.absolute().resolve()
+    if str(place) != str(place).encode(errors="replace").decode():
+        raise UsageError(
+            f"{place} is not UTF-8 text, which files of weights need; choose another place"
+        )
+    for parent in place.parents:
         if owned(parent, runs.KIND):
             raise UsageError(f"{directory} lies inside of the run {parent}; choose another place")
         if os.path.isfile(parent):
@@ -141,9 +161,13 @@ def describe(
     resolved = StringIO()
     YAML().dump(plan.recipe.model_dump(mode="json"), resolved)
     write_atomically(run.path / "resolved.yaml", resolved.getvalue())
-    raw = None if data.raw is None else data.raw.state()
-    seen = remember(data.train, plan.facts.task.shape, plan.recipe.workers)
-    checkpoint.save(run.path / "inputs", {"raw": raw, "seen": seen.state()}, identity.hash)
+    try:
+        # A repeat has the same; a kill between the two steps of replacing them would leave none.
+        checkpoint.load(run.path / INPUTS, identity.hash)
+    except DataError:
+        raw = None if data.raw is None else data.raw.state()
+        seen = remember(data.train, plan.facts.task.shape, plan.recipe.workers)
+        checkpoint.save(run.path / INPUTS, {"raw": raw, "seen": seen.state()}, identity.hash)
     manifest: Mapping[str, Any] = {
         "format": runs.FORMAT,
         "name": name,

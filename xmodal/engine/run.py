@@ -5,7 +5,6 @@ Nothing else writes into a run directory while the run lasts.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import time
@@ -104,8 +103,8 @@ def _execute(
     own = identity(plan.recipe, registry, store, data.checksum) if main else None
     chosen = None
     if own is not None:
-        place = directory.choose(own, order.name, order.root, order.directory, order.force)
-        chosen = (*place, own.hash)
+        found = directory.choose(own, order.name, order.root, order.directory, order.force)
+        chosen = (*found, own.hash)
     run, done, digest = broadcast_object_list([chosen])[0]
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
@@ -114,12 +113,22 @@ def _execute(
             directory.belongs(run, own)  # another process may have had the lock meanwhile
             if order.force or not (run.path / "manifest.json").exists():
                 run.clear()
-                about = (plan, order.name, order.source_text, registry, own, data)
-                directory.describe(run, *about, alone.num_processes)
+                directory.describe(
+                    run,
+                    plan,
+                    order.name,
+                    order.source_text,
+                    registry,
+                    own,
+                    data,
+                    alone.num_processes,
+                )
         alone.wait_for_everyone()
         tracking = Tracking(plan.recipe, run, builder.note)
-        with _recorded(run, tracking) if main else nullcontext():
-            execution = _Execution(run, digest, plan, builder, data, observer, stop, tracking)
+        with _recorded(run, tracking) if main else nullcontext() as place:
+            execution = _Execution(
+                run, place, digest, plan, builder, data, observer, stop, tracking
+            )
             outcome = execution.carry_out()
             if main:
                 run.write("result.json", outcome)
@@ -164,13 +173,16 @@ def _watch_signals() -> Iterator[_StopRequest]:
 
 
 @contextmanager
-def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[None]:
-    """Keep the state of a run true whatever happens inside, and let its trackers end with it."""
+def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[runs.Place]:
+    """Keep the state of a run true whatever happens inside, and let its trackers end with it.
+
+    Yields the place of the run, which must stay what it is.
+    """
     run.set_state("running")
     place = run.place()
     state = "failed"
     try:
-        yield
+        yield place
         run.check_place(place)
         state = "done"
         run.set_state(state)
@@ -216,11 +228,15 @@ def _draw(report: Callable[[runs.Run], object], run: runs.Run, note: Callable[[s
 
 
 class _Execution:
-    """One pass over a run: build, restore, train, test."""
+    """One pass over a run: build, restore, train, test.
+
+    ``place``: that of the run, in the process that owns its directory; None in the others.
+    """
 
     def __init__(
         self,
         run: runs.Run,
+        place: runs.Place | None,
         digest: str,
         plan: Plan,
         builder: Builder,
@@ -230,26 +246,22 @@ class _Execution:
         tracking: Tracking,
     ) -> None:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
-        self.digest = digest
+        self.place, self.digest = place, digest
         self.tracking = tracking
         self.saving = plan.recipe.saving
         self.session = builder.session(data)
-        self.place = run.place()
         self.training = self._begun(lambda: builder.session(data))
-        self.main = self.session.accelerator.is_main_process
         self.saved_at = time.monotonic()
         self.begun = time.perf_counter()
 
     def carry_out(self) -> dict[str, Any]:
         """Train from wherever the run stands, then test the best epoch."""
         resumed = self.training.restored is not None
-        if self.main:
+        if self.place is not None:
             snapshot = self.training.snapshot
             before = self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
-            # Checkpoints that earlier versions wrote lack this number.
-            snapshot.trainable = max([snapshot.trainable, *(line["trainable"] for line in before)])
         self.observer.started(self.run, self.session, resumed)
-        if self.main:
+        if self.place is not None:
             self.tracking.start(before)
         for record in self.training.run():
             self.observer.record(record)
@@ -307,7 +319,7 @@ class _Execution:
 
     def _epoch_done(self, record: EpochRecord) -> None:
         snapshot = self.training.snapshot
-        if not self.main:
+        if self.place is None:
             return
         self.run.check_place(self.place)
         line = {
@@ -335,7 +347,7 @@ class _Execution:
     def _save(self) -> None:
         """Save everything; afterwards older checkpoints and bests may go."""
         self.saved_at = time.monotonic()
-        if not self.main:
+        if self.place is None:
             return
         self.run.check_place(self.place)
         snapshot = self.training.snapshot
@@ -352,7 +364,7 @@ class _Execution:
     def _test(self) -> dict[str, Any]:
         """Score the best epoch on the test split; the model ends holding the best weights."""
         session, snapshot = self.session, self.training.snapshot
-        if self.main:
+        if self.place is not None:
             self.run.check_place(self.place)
             final = {k: v.cpu() for k, v in session.model.state_dict().items()}
             checkpoint.save(self.run.path / "final", {"model": final}, self.digest)
@@ -369,7 +381,7 @@ class _Execution:
         if score.metric is None:
             metric = self.plan.recipe.task.config.metric.name
             session.note(f"{metric} is not a number on the test data: this run has no score")
-        if self.main:
+        if self.place is not None:
             keep_predictions(self.run, session, score.predictions)
             keep_samples(self.run, self.digest, session, snapshot, score.predictions)
         seconds = {
@@ -406,7 +418,6 @@ def keep_samples(
     }
     if session.source is not None:
         kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
-    shutil.rmtree(run.path / "samples", ignore_errors=True)
     checkpoint.save(run.path / "samples", kept, digest)
 
 
