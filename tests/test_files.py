@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 import time
@@ -90,6 +91,15 @@ def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
     write_atomically(tmp_path / "a", "x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_names_that_are_not_utf8_are_escaped_or_refused(tmp_path: Path) -> None:
+    strange = os.fsdecode(b"x\xff")
+    assert json.loads(files.as_json({strange: [strange]})) == {"x\\udcff": ["x\\udcff"]}
+    write_atomically(tmp_path / "a", "as it was")
+    with pytest.raises(DataError, match=r"a cannot hold 'path: x\\udcff', which is not UTF-8"):
+        write_atomically(tmp_path / "a", f"path: {strange}")
+    assert (tmp_path / "a").read_text() == "as it was"
 
 
 def test_digests(tmp_path: Path) -> None:

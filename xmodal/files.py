@@ -1,4 +1,4 @@
-"""Atomic writes, digests of files and folders, and JSON files that may be missing.
+"""Atomic writes, the tags of our folders, digests of files and folders, and JSON files.
 
 Digests of large data are remembered in the cache of the user, so that a run does not read its data
 twice. What is remembered counts only while path, size, times and inode of a file are what they
@@ -28,7 +28,7 @@ from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 
 from xmodal.errors import DataError, MachineError, UsageError, XModalError
-from xmodal.text import shortlist
+from xmodal.text import shortlist, shown
 
 PARTIAL = ".partial-"
 """The prefix of unfinished files and folders, which a killed process leaves behind."""
@@ -121,7 +121,6 @@ def _sums(files: Sequence[Path]) -> list[str]:
     sums: list[str] = []
     settled: dict[str, tuple[_State, str]] = {}
     for name, file, state in zip(names, files, states, strict=True):
-        before = known.get(name)
         match known.get(name):
             case [before, str(found)] if before == list(state):
                 sums.append(found)
@@ -260,9 +259,17 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Create or replace a file in one step; see ``atomically``. Text is written as UTF-8."""
+    """Create or replace a file in one step; see ``atomically``. Text is written as UTF-8.
+
+    Raises DataError for text that cannot be, such as the name of a file that is not UTF-8.
+    """
+    try:
+        raw = content.encode() if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        near = shown(error.object[max(0, error.start - 40) : error.end + 40])
+        raise DataError(f"{path} cannot hold '{near}', which is not UTF-8 text") from None
     with atomically(path, durable=durable) as new:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        new.write_bytes(raw)
 
 
 def _sync(path: Path) -> None:
@@ -339,16 +346,19 @@ def write_json(path: Path, content: Any) -> None:
 def as_json(content: Any, **options: Any) -> str:
     """The JSON text of plain values; ``options`` are those of ``json.dumps``.
 
-    JSON has neither NaN nor infinities: a number that is none is null.
+    JSON has neither NaN nor infinities: a number that is none is null. What is not UTF-8 in a name
+    of a file is escaped.
     """
-    return json.dumps(_finite(content), allow_nan=False, **options)
+    return json.dumps(_jsonable(content), allow_nan=False, **options)
 
 
-def _finite(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {_jsonable(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_jsonable(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
