@@ -104,7 +104,7 @@ class Timm(PatchBackbone):
         """The local file of weights; those of the hub go by the model's name."""
         if config.weights == "hub":
             return {}
-        return {"weights": contents(Path(config.weights).expanduser())}
+        return {"weights": contents(config.weights)}
 
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:

@@ -146,7 +146,7 @@ class Darcy(Task):
         """The published files, where they are read."""
         if config.path is None:
             return {}
-        train, test = published_files(Path(config.path).expanduser())
+        train, test = published_files(config.path)
         return {"path": contents({"train": train, "test": test})}
 
     def load(self, seed: int) -> TaskData:

@@ -173,7 +173,7 @@ class OpenML(TableTask):
     @classmethod
     def table(cls, config: Config) -> Table:
         """The whole table. Raises DataError."""
-        path = config.path.expanduser()
+        path = config.path
         wanted = path, config.did, config.target, config.categories
         return remembered([path], (wanted, config), lambda: read_table(*wanted, config))
 

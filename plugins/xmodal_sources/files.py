@@ -57,7 +57,7 @@ class FileSettings(ImageSettings):
 
 def missing(name: str, config: FileSettings, help_text: str) -> str | None:
     """The message if a source's files are missing and may not be downloaded, otherwise None."""
-    if config.path is not None and not config.path.expanduser().exists():
+    if config.path is not None and not config.path.exists():
         return f"source {name}: {config.path} does not exist; {help_text}"
     if config.path is None and not config.download:
         return f"source {name} needs files; {help_text}"
@@ -86,7 +86,7 @@ class Cifar10(Source):
         """The file of arrays, or the published files, against whose checksums loading checks."""
         if config.path is None:
             return {}
-        path = config.path.expanduser()
+        path = config.path
         return {"path": contents(path) if path.suffix == ".npz" else CIFAR_MD5}
 
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
@@ -112,7 +112,7 @@ class Cifar10(Source):
                 [CIFAR_URL], "cifar-10-python.tar.gz", md5=CIFAR_MD5
             )
             return read_cifar(self.context.store.unpack(archive, "cifar-10-python"))
-        path = self.config.path.expanduser()
+        path = self.config.path
         return read_npz(path) if path.suffix == ".npz" else read_cifar(path)
 
 
@@ -162,20 +162,20 @@ class ImageFolder(Source):
     @classmethod
     def describe(cls, config: FolderSettings) -> SourceFacts:
         """Images with one class per folder. Raises DataError without class folders."""
-        count = len(class_folders(config.path.expanduser()))
+        count = len(class_folders(config.path))
         return SourceFacts("image-folder", "image", Target("classification", count))
 
     @classmethod
     def contents(cls, config: FolderSettings, store: Store) -> Mapping[str, str]:
         """All images, by folder and name."""
-        found = below(config.path.expanduser()).items()
+        found = below(config.path).items()
         images = {name: file for name, file in found if file.suffix.lower() in IMAGE_SUFFIXES}
         return {"path": contents(images)}
 
     def load(self, request: SourceRequest, seed: int) -> Dataset[Pair]:
         """Draw the samples, balanced over the folders, then read and resize them (no cropping)."""
         size = image_size(request, "image-folder")
-        files, labels = list_images(self.config.path.expanduser())
+        files, labels = list_images(self.config.path)
         chosen = balanced_draw(labels, self.config.samples, seeded("image-folder", seed))
 
         def make(positions: Sequence[int]) -> Batch:

@@ -75,7 +75,7 @@ class VocForeground(Source):
         """The list and all images and masks that it names."""
         if config.path is None:
             return {}
-        root = _inside(config.path.expanduser())
+        root = _inside(config.path)
         found = [_list_file(root, config.split)]
         for name in read_list(root, config.split):
             found += _pair(root, name)
@@ -102,7 +102,7 @@ class VocForeground(Source):
         if problem:
             raise DataError(problem)
         if self.config.path is not None:
-            return _inside(self.config.path.expanduser())
+            return _inside(self.config.path)
         archive = self.context.store.download([URL], ARCHIVE, md5=MD5)
         return self.context.store.unpack(archive, "voc2012") / INSIDE
 

@@ -270,6 +270,8 @@ def test_paths_of_parts_that_do_not_speak_of_them_count(here: Path, base: RunIde
     }
     assert named("e.npz", "d.npz") != first
     assert named(moved("d.npz", "there/f"), moved("e.npz", "there/g")) == first
+    assert named("an/id", "a") != named("another/id", "a")  # no files: they count as they are
+    assert named("an/id", "a") != named("an/id", "b")
 
 
 def test_the_checksum_of_the_loaded_data_counts(here: Path, base: RunIdentity) -> None:

@@ -7,8 +7,8 @@ what belongs to one:
   ``OUTSIDE``, which say where, how fast or how safely a run is executed;
 - the code of every part, by the digest of its plugin file or package, and that of the rooms of
   xmodal that compute (``ENGINE``);
-- the content of every file that a setting names, in place of its path, and the checksum that the
-  task gives of the data it has read;
+- the content of every file that a setting names, in place of its path (of one that does not exist,
+  its path), and the checksum that the task gives of the data it has read;
 - the format of runs.
 
 The versions of libraries, the device and the number of processes are written down in the manifest
@@ -119,7 +119,8 @@ def _plain(value: Any, store: Store) -> Any:
         files_of = {name: {"content": digest} for name, digest in named.items()}
         return {"use": value.name, **_plain(settings, store), **files_of}
     if isinstance(value, Path):
-        return {"content": files.contents(value.expanduser())}
+        found = files.contents(value)
+        return {"content": found} if found else str(value)
     if isinstance(value, BaseModel):
         value = dict(value)
     if isinstance(value, Mapping):

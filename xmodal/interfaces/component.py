@@ -112,4 +112,5 @@ class Component(ABC):
         DataError.
         """
         path = getattr(config, "path", None)
-        return {"path": contents(Path(path).expanduser())} if path and isinstance(path, str) else {}
+        digest = contents(Path(path).expanduser()) if path and isinstance(path, str) else ""
+        return {"path": digest} if digest else {}
