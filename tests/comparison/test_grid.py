@@ -46,6 +46,16 @@ def test_directories_depend_on_content_alone(tmp_path: Path) -> None:
     assert not {c.directory for c in other} & {c.directory for c in again}
 
 
+@pytest.mark.parametrize("label", ["..", ".", "con", "x" * 300, "a / b\0"])
+def test_directories_lie_in_the_root_whatever_a_method_is_called(
+    label: str, tmp_path: Path
+) -> None:
+    (cell,) = cells(changed(methods=(Contender(use="pare", label=label),), seeds=1), tmp_path)
+    assert cell.directory is not None
+    assert cell.directory.resolve().parents[2] == tmp_path.resolve()
+    cell.directory.mkdir(parents=True)
+
+
 def test_settings_make_variants_of_a_method(tmp_path: Path) -> None:
     settings = ("mixer.beta_mix=0.1,1e-1", "selector={use: gate, temperature: 0.5},random")
     suite = changed(methods=("pare",), set=settings, seeds=1)

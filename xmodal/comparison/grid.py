@@ -439,4 +439,5 @@ def _seeded(cell: Cell, found: RunIdentity | None, seed: int, root: Path) -> Cel
 
 
 def _file_name(label: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", label)
+    """The name of a folder inside of the root, without spaces: scripts of clusters hold it."""
+    return runs.valid_name(re.sub(r"[^\w.+-]+", "-", label)) or "unnamed"
