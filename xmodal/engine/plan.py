@@ -10,7 +10,7 @@ from xmodal.errors import Problem, RecipeError
 from xmodal.facts import Facts, Target
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
-from xmodal.recipe.grammar import COMPONENT_FIELDS
+from xmodal.recipe.grammar import COMPONENT_FIELDS, origin_of
 from xmodal.recipe.recipe import Recipe
 
 
@@ -180,8 +180,6 @@ def _placed(key: str, message: str, layered: Layered | None) -> Problem:
     if layered is None:
         return Problem("recipe", key, message)
     path = tuple(int(p) if p.isdigit() else p for p in key.split("."))
-    while path and path not in layered.origins:
-        path = path[:-1]
-    where = str(layered.origins[path]) if path else (layered.files or ["recipe"])[-1]
+    where = origin_of(layered.origins, path, (layered.files or ["recipe"])[-1])
     first, *more = message.split("\n")
-    return Problem(where, key, first, tuple(more))
+    return Problem(str(where), key, first, tuple(more))

@@ -420,12 +420,12 @@ def _index(items: list[Any], name: str | int, path: Path_, origin: Origin) -> in
         found = [int(name)]
     if len(found) == 1 and found[0] < len(items):
         return found[0]
-    key, shown = dotted(path), ", ".join(f"{i} ({use})" for i, use in enumerate(names[:20]))
+    key, listed = dotted(path), shortlist((f"{i} ({use})" for i, use in enumerate(names)), 20)
     if len(found) > 1:
-        message = f"{len(found)} items are called '{name}'; name one by its number: {shown}"
+        message = f"{len(found)} items are called '{name}'; name one by its number: {listed}"
     else:
         hint = did_you_mean(str(name), [use for use in names if isinstance(use, str)])
-        message = f"no item '{name}'{hint}; {key} has {len(items)} items: {shown}"
+        message = f"no item '{shown(name)}'{hint}; {key} has {len(items)} items: {listed}"
     raise RecipeError([Problem(str(origin), f"{key}.{name}", message)])
 
 

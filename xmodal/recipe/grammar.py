@@ -65,18 +65,17 @@ LIST_FIELDS = tuple(name for name, field in FIELDS.items() if field.list)
 
 def check(data: Mapping[str, Any], origins: Mapping[Path_, Origin], registry: Registry) -> None:
     """Raise RecipeError with everything in a layer that has not the form of a recipe."""
-    check = _Check(origins, registry)
-    problems = list(check.layer(data, ()))
+    problems = list(_Check(origins, registry).layer(data, ()))
     if problems:
         raise RecipeError(problems, "names and settings")
 
 
-def origin_of(origins: Mapping[Path_, Origin], path: Path_) -> Origin:
+def origin_of(origins: Mapping[Path_, Origin], path: Path_, otherwise: str = "recipe") -> Origin:
     """Where a value comes from: its own origin, or that of the nearest block around it."""
     for length in range(len(path), -1, -1):
         if path[:length] in origins:
             return origins[path[:length]]
-    return Origin("recipe")
+    return Origin(otherwise)
 
 
 class _Check:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from xmodal.errors import MOST_PROBLEMS, PluginError, Problem, RecipeError, did_you_mean, nearest
-from xmodal.recipe.grammar import LAYER_KEYS, MOST_KNOWN
+from xmodal.recipe.grammar import LAYER_KEYS, MOST_KNOWN, origin_of
 from xmodal.recipe.yaml import Origin, Path_, dotted
 from xmodal.text import shortlist, shown
 
@@ -52,7 +52,7 @@ def explain(
         block = _existing(loc, data)
         at = _inside(item, data, block)
         path = (*block, at) if (*block, at) in origins else block
-        origin = _origin(path, origins) or Origin(files[-1] if files else "recipe")
+        origin = origin_of(origins, path, files[-1] if files else "recipe")
         if item["type"] == "missing":
             path = (*block, loc[-1])
         named = item["type"] in _PARTS
@@ -92,14 +92,6 @@ def _existing(loc: Path_, data: Any) -> Path_:
             data = data[part]
             path = (*path, part)
     return path
-
-
-def _origin(path: Path_, origins: Mapping[Path_, Origin]) -> Origin | None:
-    while path:
-        if path in origins:
-            return origins[path]
-        path = path[:-1]
-    return None
 
 
 def _message(item: Any, data: Any, path: Path_) -> list[str]:
