@@ -83,6 +83,7 @@ def predict(
     from xmodal.data import readers
     from xmodal.inference.model import load_trained
 
+    written = _table_settings(table)
     model = load_trained(reference, device, tuple(plugin or ()), note=_noting())
     if str(model.run.path) != reference:
         output.stderr().print(f"run: {model.run.path}")
@@ -93,9 +94,9 @@ def predict(
         raise UsageError(f"{readers.NOT_FLAT}; name a file: --out predictions.npz")
     size = batch or model.recipe.evaluation_batch
     keys = tuple(x or ()), tuple(y or ())
-    samples = readers.read(data, model.raw, size, _table_settings(table), model.note, keys)
+    samples = readers.read(data, model.raw, size, written, model.note, keys)
     if samples.says:
-        output.stderr().print(f"{data}: {samples.says}", markup=False)
+        output.stderr().print(f"{data}: {samples.says}")
     scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
     count = 0
