@@ -42,7 +42,6 @@ SHARED_WORDS = {
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
     "fit": "whether a run fits into memory",
     "linear": "a shape of learning-rate decay",
-    "columns": "the columns of a table, in kept states and in frames",
     "timm": "a library whose version is recorded",
 }
 # Files that may do what is otherwise forbidden, and why.

@@ -67,7 +67,7 @@ def analyse(
         int, typer.Option(min=8, help="Samples of source and target for distance and maps.")
     ] = 128,
     points: Annotated[int, typer.Option(min=2, help="Values of k in the distance figure.")] = 9,
-    grid: Annotated[int, typer.Option(min=3, help="Points a side of the landscape.")] = 11,
+    grid: Annotated[int, typer.Option(min=3, help="Points per side of the landscape.")] = 11,
     radius: Annotated[
         float, typer.Option(min=1e-6, help="How far the landscape goes, in filter lengths.")
     ] = 1.0,

@@ -213,7 +213,7 @@ def test_golden_words() -> None:
     d_TS = np.tile([-0.1, -0.2, -0.3], (6, 1)) + 0.01 * np.arange(6)[:, None]
     assert str(decided(d_TS, ["pde"] * 6).verdict) == (
         "better on these tasks: error −16.0 % on average over 6 tasks, 95 % interval −17.7 % to "
-        "−14.4 %; the other averages agree: geometric mean −16.1 %, median −16.1 %; a run has the "
+        "−14.4 %; the other averages agree: geometric mean −16.1 %, median −16.1 %; a run has a "
         "smaller error than its pair with probability 1.00 (1.00 to 1.00); Student's test over 6 "
         "tasks p = 2.9e-06, 2.9e-06 after correction for 1 pair; this is about these tasks only: 1 "
         "family of tasks, 6 are needed"

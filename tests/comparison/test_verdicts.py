@@ -94,7 +94,7 @@ def test_inconclusive_names_what_is_missing_and_what_it_would_take():
     assert result.verdict.word == "inconclusive"
     assert any("which includes 0" in reason for reason in result.verdict.reasons)
     (way_out,) = result.remedies
-    assert way_out.startswith(f"about {result.numbers.needed.units} tasks with 3 seeds might bring")
+    assert way_out.startswith(f"about {result.numbers.needed.units} tasks with 3 seeds might show")
     assert {c.name for c in result.criteria if not c.holds} >= {"effect", "test"}
 
 

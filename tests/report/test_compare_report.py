@@ -252,7 +252,7 @@ def test_verdict_rows_show_the_numbers_of_the_verdict(three: ComparisonTable) ->
 def test_what_an_inconclusive_pair_takes_stands_apart(three: ComparisonTable) -> None:
     one = compare_words.judged(pair(three, "plain", "alike"))
     assert one.word == "inconclusive"
-    assert "with 3 seeds might bring" in one.way_out
+    assert "with 3 seeds might show" in one.way_out
     assert one.way_out in one.pair.verdict.reasons
     assert [*one.reasons, one.way_out] == list(one.pair.verdict.reasons)
 
@@ -261,7 +261,7 @@ def test_what_all_pairs_take_is_said_once(tmp_path: Path) -> None:
     alike = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}
     table = compared(tmp_path / "cells", alike, TASKS[:6], noise=0.2)
     assert table.comparison is not None
-    way_out = "about 40 tasks with 3 seeds might bring a direction"
+    way_out = "about 40 tasks with 3 seeds might show a direction"
     pairs = tuple(
         replace(one, verdict=replace(one.verdict, reasons=(*one.verdict.reasons[:-1], way_out)))
         for one in table.comparison.pairs

@@ -25,7 +25,7 @@ VerifyData = Annotated[
     bool,
     typer.Option(
         "--verify-data",
-        help="Read all data again to tell whether they changed, whatever times and sizes say.",
+        help="Read all data again, even where sizes and times say that nothing changed.",
     ),
 ]
 """The option ``--verify-data``."""

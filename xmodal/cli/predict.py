@@ -59,7 +59,7 @@ def predict(
         typer.Option(
             metavar="KEY=VALUE",
             help="How a CSV is written: separator, decimal, encoding or quote, such as "
-            "decimal=comma; default: as it looks.",
+            "decimal=comma; default: detected.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,

@@ -43,11 +43,11 @@ class Rule:
     def __post_init__(self) -> None:
         if self.min_seeds < FEWEST_SEEDS or self.min_tasks < FEWEST_TASKS:
             raise UsageError(
-                f"a verdict takes {FEWEST_SEEDS} seeds and {FEWEST_TASKS} tasks at least: fewer "
+                f"a verdict needs {FEWEST_SEEDS} seeds and {FEWEST_TASKS} tasks or more: fewer "
                 "do not show how much seeds and tasks differ"
             )
         if self.min_families < FEWEST_FAMILIES:
-            raise UsageError(f"a word on other tasks takes {FEWEST_FAMILIES} families at least")
+            raise UsageError(f"a claim about other tasks needs {FEWEST_FAMILIES} families or more")
         for name in ("alpha", "rope"):
             if not 0 < getattr(self, name) <= 0.1:
                 raise UsageError(f"{name} lies above 0 and up to 0.1, not at {getattr(self, name)}")
@@ -149,7 +149,7 @@ def better_criteria(numbers: Numbers, rule: Rule) -> tuple[Criterion, ...]:
         Criterion(
             "probability",
             often,
-            f"a run has the smaller error than its pair with probability {hit.value:.2f} "
+            f"a run has a smaller error than its pair with probability {hit.value:.2f} "
             f"({hit.low:.2f} to {hit.high:.2f})"
             f"{'' if often else f', needed {rule.probability:g} and above 0.5 throughout'}",
         ),

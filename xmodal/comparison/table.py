@@ -287,7 +287,7 @@ def _older(cells: Sequence[Cell]) -> tuple[str, ...]:
     if not number:
         return ()
     return (
-        f"{plural(number, 'finished run')} of an earlier version of xmodal stay aside: results of "
+        f"{plural(number, 'finished run')} of an earlier version of xmodal left out: results of "
         "the same recipes have changed since",
     )
 

@@ -359,11 +359,11 @@ def way_out(result: PairResult, numbers: Numbers) -> str:
     planned, each = numbers.needed, round(len(result.counted) / numbers.units)
     word = "equivalence" if planned.equivalent else "a direction"
     if planned.units is None:
-        return f"neither more seeds nor more tasks within reach would bring {word}"
+        return f"neither more seeds nor more tasks within reach would show {word}"
     more = several(numbers.unit, max(planned.units, numbers.units + 1))
     if numbers.unit == "family" and each > 1:
         more += f" of {each} tasks"
-    with_seeds = f"about {more} with {plural(seeds, 'seed')} might bring {word}"
+    with_seeds = f"about {more} with {plural(seeds, 'seed')} might show {word}"
     if planned.seeds is None:
         return f"{with_seeds}; more seeds alone would not"
     if planned.seeds > seeds:

@@ -129,7 +129,7 @@ def detect(
     """How ``path`` is written, where ``settings`` do not say it.
 
     Of several dialects that fit, the result is the one whose header has all of ``columns``, then
-    the one ``like`` the training file's. Raises DataError for what is no text.
+    the one ``like`` the training file's. Raises DataError for what is not text.
     """
     encoding = _encoding(path) if settings.encoding == "auto" else settings.encoding
     if settings.encoding == "auto" and encoding == "cp1252" and like is not None:
@@ -310,7 +310,7 @@ def _head(path: Path, encoding: str) -> list[str]:
         found = _JUNK.search(head[wrong])
         assert found is not None
         raise DataError(
-            f"{path}: is no text: line {wrong + 1} holds the control character {found[0]!r}"
+            f"{path}: is not text: line {wrong + 1} holds the control character {found[0]!r}"
         )
     return head
 
@@ -352,7 +352,7 @@ def _encoding(path: Path) -> str:
             while block:
                 if b"\0" in block:
                     line = lines + block[: block.index(b"\0")].count(b"\n")
-                    raise DataError(f"{path}: is no text: line {line} holds a NUL byte")
+                    raise DataError(f"{path}: is not text: line {line} holds a NUL byte")
                 lines += block.count(b"\n")
                 try:
                     utf8 = utf8 and decoder.decode(block) is not None
