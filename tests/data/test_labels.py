@@ -116,3 +116,17 @@ def test_gaps_are_found_first(y: Any) -> None:
     with pytest.raises(DataError, match=f"^y: row {20 + row} has no label$"):
         labels.require_all(y, 20)
     np.testing.assert_array_equal(labels.absent(y), pd.isna(y).all(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("y", "row"),
+    [
+        (np.array(["2", "NA"], dtype=object), 8),
+        (np.array(["2", "NA"]), 8),
+        (np.array([["1", "2"], ["3", "4"], ["5", "NA"]], dtype=object), 9),
+    ],
+)
+def test_text_among_numbers_to_score_with_is_an_error_with_its_row(y: Any, row: int) -> None:
+    form = RawForm(shape=(1,), laid=(1,))
+    with pytest.raises(DataError, match=rf"y: row {row} is 'NA'; expected a number"):
+        labels.fields(y, form, y.shape[1:], 7)

@@ -183,6 +183,6 @@ def _numbers(y: Array, first: int) -> Array:
     values = np.where(np.isnan(values), positions(flat, ("False", "True")), values)
     wrong = np.flatnonzero(np.isnan(values) & flat.notna().to_numpy())
     if len(wrong):
-        row = first + wrong[0] // max(1, y[0].size)
-        raise DataError(f"y: row {row} is '{flat[wrong[0]]}'; expected a number")
+        row = first + wrong[0] // (y.size // len(y))
+        raise DataError(f"y: row {row} is '{shown(flat[wrong[0]])}'; expected a number")
     return values.reshape(y.shape)
