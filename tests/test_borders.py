@@ -40,6 +40,7 @@ SHARED_WORDS = {
     "none": "a word of the English language in messages",
     "auto": "the default device, which accelerate then chooses",
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
+    "columns": "the columns of a table, in kept states and in frames",
     "fit": "whether a run fits into memory",
     "linear": "a shape of learning-rate decay",
     "timm": "a library whose version is recorded",

@@ -117,9 +117,11 @@ class Settings(BaseModel):
     def _prepare(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(value, Mapping):
             fields = cls.model_fields
+            # Default paths, too, start from the working directory.
+            usual = {key: f.default for key, f in fields.items() if isinstance(f.default, Path)}
             value = {
                 key: _located(key, item, fields[key].annotation) if key in fields else item
-                for key, item in value.items()
+                for key, item in {**usual, **value}.items()
             }
         try:
             return handler(value)

@@ -178,7 +178,7 @@ def report(name: str, model: nn.Module, missing: Sequence[str], unexpected: Sequ
     absent = [key for key in missing if not _is_head(key)]
     if extra or absent:
         parts = [
-            f"{what} keys: {shortlist(sorted(keys), 8)}"
+            f"{len(keys)} {what} keys: {shortlist(sorted(keys), 8)}"
             for what, keys in (("missing", absent), ("unexpected", extra))
             if keys
         ]
