@@ -62,7 +62,6 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
     encoded = []
     for (role, path), part in zip(files, parts, strict=True):
         x_NF = form.encode(part)
-        _require_finite(x_NF, part, form)
         y_N = _label_values(part, y_names, settings)
         group_N = tables.complete_labels(part, settings.group, "group") if settings.group else None
         y_name = f"{path}: column '{shortlist(y_names)}'"
@@ -149,17 +148,6 @@ def _columns(part: Part, settings: DataSettings, y_names: list[str]) -> list[str
     if not names:
         raise DataError(f"{part.where}: no column is left for x (columns {shortlist(known)})")
     return names
-
-
-def _require_finite(x_NF: Array, part: Part, form: TableForm) -> None:
-    wrong_NF = np.isinf(x_NF)
-    if wrong_NF.any():
-        column = int(wrong_NF.any(axis=0).argmax())
-        rows = np.flatnonzero(wrong_NF[:, column])
-        raise DataError(
-            f"{part.where}: column '{form.features[column]}' has {len(rows)} infinite values; "
-            f"first: row {rows[0]}"
-        )
 
 
 def _label_values(part: Part, names: list[str], settings: DataSettings) -> Array:

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import load_file, save_file
 
 from xmodal.data import Store
+from xmodal.data.arrays import open_container
 from xmodal.errors import DataError
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
@@ -147,25 +148,10 @@ def published_files(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-def _matlab(file: Path, name: str, samples: int) -> npt.NDArray[Any]:
-    """The first ``samples`` entries of a MATLAB array ``[N, s, s]``, from either file version."""
-    import h5py
-    from scipy.io import loadmat
-
-    if h5py.is_hdf5(file):
-        with h5py.File(file, "r") as handle:
-            # HDF5 reads MATLAB's column-major arrays with their axes reversed.
-            return np.asarray(handle[name][..., :samples]).transpose(2, 1, 0)
-    return np.asarray(loadmat(file, variable_names=[name])[name][:samples])
-
-
 def _read_published(file: Path, resolution: int, samples: int) -> dict[str, Fields]:
-    arrays = {}
+    arrays, matlab = {}, open_container(file)
     for short, name in (("a", "coeff"), ("u", "sol")):
-        try:
-            array = _matlab(file, name, samples)
-        except (KeyError, OSError, ValueError, NotImplementedError, TypeError) as error:
-            raise DataError(f"{file}: cannot read '{name}': {error}") from error
+        array = matlab.get(name, "path:").read(slice(samples))
         if array.ndim != 3 or array.shape[1] != array.shape[2] or len(array) < samples:
             raise DataError(f"{file}: '{name}' has shape {array.shape}, not ({samples}+, n, n)")
         stride, rest = divmod(array.shape[1] - 1, resolution - 1)

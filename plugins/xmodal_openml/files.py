@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xmodal.data import class_names, name_of, tables
+from xmodal.data.arrays import described, open_container
 from xmodal.data.tables import Dialect, Part, TableFormat
 from xmodal.errors import DataError
-from xmodal.text import shortlist
+from xmodal.text import shortlist, shown
 from xmodal_openml.tables import Labels, Numbers, Table
 
 
@@ -48,26 +49,35 @@ def read_table(
 
 
 def _from_pack(path: Path, did: int | None) -> Table:
+    pack = open_container(path)
     try:
-        with np.load(path, allow_pickle=False) as pack:
-            entries = {int(entry["did"]): entry for entry in json.loads(str(pack["meta"]))}
-            if did not in entries:
-                known = shortlist(f"{key} ({entries[key]['name']})" for key in sorted(entries))
-                wanted = "set did:" if did is None else f"no table with did {did}"
-                raise DataError(f"{path}: {wanted}; the pack has {known}")
-            x_NF = pack[f"{did}_X"].astype(np.float64)
-            raw_N = pack[f"{did}_y"]
-    except (KeyError, ValueError, OSError) as error:
-        raise DataError(f"{path}: not a pack of OpenML tables: {error}") from error
-    if x_NF.ndim != 2 or raw_N.shape != x_NF.shape[:1]:
-        raise DataError(f"{path}: {did}_X {x_NF.shape} and {did}_y {raw_N.shape} do not match")
-    entry = entries[did]
-    names: list[tuple[str, ...]] = [()] * x_NF.shape[1]
-    for column in entry["cat"]:
+        entries = {int(one["did"]): one for one in json.loads(str(pack.scalar("meta")))}
+        titles = [f"{key} ({entries[key]['name']})" for key in sorted(entries)]
+        entry = {} if did is None else entries.get(did, {})
+        columns = tuple(map(str, entry.get("attributes", ())))
+        coded = [int(column) for column in entry.get("cat", ())]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not a pack of OpenML tables: {shown(error)}") from error
+    if did not in entries:
+        wanted = "set did:" if did is None else f"no table with did {did}"
+        raise DataError(f"{path}: {wanted}; the pack has {shortlist(titles)}")
+    x, y = (pack.get(f"{did}_{part}", "did:") for part in "Xy")
+    if x.shape[1:] != (len(columns),) or y.shape != x.shape[:1] or x.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path}: {did}_X {described(x.shape, x.dtype)}, {did}_y {y.shape} and "
+            f"{len(columns)} attributes do not match"
+        )
+    if not {*coded} <= {*range(len(columns))}:
+        raise DataError(f"{path}: table {did} has no columns {shortlist(coded)} (cat in meta)")
+    x_NF, raw_N = x.read(slice(None)).astype(np.float64), y.read(slice(None))
+    wrong = np.flatnonzero(np.isinf(x_NF).any(axis=1) | (raw_N != raw_N))
+    if len(wrong):
+        raise DataError(f"{path}: table {did} row {wrong[0]} has an infinite value or no label")
+    names: list[tuple[str, ...]] = [()] * len(columns)
+    for column in coded:
         x_NF[:, column], names[column] = _codes(x_NF[:, column])
     levels = tuple(map(len, names))
     values, y_N = np.unique(raw_N, return_inverse=True)
-    columns = tuple(str(name) for name in entry["attributes"])
     classes = tuple(str(value) for value in values)
     label = str(entry.get("target", "class"))
     return Table(x_NF, y_N.astype(np.int64), levels, columns, classes, True, tuple(names), label)

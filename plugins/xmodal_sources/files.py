@@ -6,7 +6,6 @@ checksums are verified before anything is unpickled; pickles in an ``.npz`` are 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic import Field
 from torch.utils.data import Dataset
 
 from xmodal.data import Store
+from xmodal.data.arrays import open_container
 from xmodal.errors import DataError
 from xmodal.files import below, contents
 from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest, Target
@@ -131,11 +131,8 @@ def read_cifar(folder: Path) -> Arrays:
 
 def read_npz(path: Path) -> Arrays:
     """``train_x`` uint8 ``[n, 3, 32, 32]`` and ``train_y`` of an ``.npz``. Raises DataError."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, labels = archive["train_x"], archive["train_y"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not an .npz with train_x and train_y ({error})") from error
+    pack = open_container(path)
+    images, labels = (pack.get(key, "path:").read(slice(None)) for key in ("train_x", "train_y"))
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, 32, 32):
         raise DataError(
             f"{path}: train_x must be uint8 [n, 3, 32, 32], not {images.dtype} {images.shape}"

@@ -93,6 +93,15 @@ class Container:
             raise DataError(f"{name} has no samples, shape {rows.shape}")
         return TextRows(rows, name) if rows.dtype.kind == "S" else rows
 
+    def scalar(self, key: str) -> Any:
+        """The value of the array ``key``, which has no axes. Raises DataError."""
+        rows = self.entries[key].open() if key in self.entries else None
+        if rows is None or rows.shape:
+            raise DataError(
+                f"{self.path}: no single value '{text.shown(key)}'; it has {self.inventory()}"
+            )
+        return rows.read(()).item()  # type: ignore[arg-type]  # NumPy's index of no axes
+
     def stacked(self, keys: Sequence[str], setting: str) -> Rows:
         """Several arrays of one shape side by side, as channels. Raises DataError."""
         parts = tuple(self.get(key, setting) for key in keys)

@@ -163,6 +163,9 @@ class TableForm:
                 values = read[:, None]
             else:
                 values = _typed_numbers(cells, column, part)[:, None]
+            wrong = np.flatnonzero(np.isinf(values).any(axis=1))
+            if len(wrong):
+                raise part.refused(column.name, cells, int(wrong[0]), "finite numbers")
             result[:, at : at + values.shape[1]] = values
             at += values.shape[1]
         return result

@@ -255,7 +255,14 @@ def test_codes_can_be_named_categories(tmp_path: Path) -> None:
             r"'b' \(the label\) is missing in 1 rows; first: row 1",
         ),
         ("r.csv", "a,b\n1,.5\n2,.7\n3,.9\n", {}, r"'b' \(the label\) has 3 distinct values"),
-        ("p.npz", "junk", {}, r"p\.npz: not a pack"),
+        (
+            "i.csv",
+            "a,b\n1,x\ninf,y\n2,x\n3,y\n",
+            {},
+            r"'a' must hold finite numbers; row 1 has 'inf'",
+        ),
+        ("i.arff", ARFF + "1,black,cat\n1e400,black,dog\n" * 2, {}, r"row 1 has '1e400'"),
+        ("p.npz", "junk", {}, r"p\.npz: cannot be read as \.npz"),
     ],
 )
 def test_files_that_cannot_be_read(
@@ -274,6 +281,41 @@ def test_a_pack_says_which_tables_it_has(tmp_path: Path) -> None:
     for did in (None, 6):
         with pytest.raises(DataError, match=r"the pack has 5 \(five\)"):
             make(task.OpenML, path=tmp_path / "pack.npz", did=did).load(0)
+
+
+ENTRY = {"did": 5, "name": "five", "cat": [0], "attributes": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"meta": "{bad"}, "not a pack of OpenML tables"),
+        ({"meta": "[1, 2]"}, "not a pack of OpenML tables"),
+        ({"meta": json.dumps([{"did": 5}])}, "not a pack of OpenML tables"),
+        ({"meta": np.zeros(3)}, "no single value 'meta'"),
+        ({"meta": json.dumps([ENTRY | {"cat": [7]}])}, "table 5 has no columns 7"),
+        ({"meta": json.dumps([ENTRY | {"attributes": ["a"]}])}, "and 1 attributes do not match"),
+        ({"5_X": np.full((8, 2), "a")}, r"5_X \(8, 2\) text, .*do not match"),
+        ({"5_X": np.full((8, 2), np.inf)}, "row 0 has an infinite value or no label"),
+        ({"5_y": np.array([0, 1, np.nan, 1, 0, 1, 0, 1])}, "row 2 has an infinite value or no lab"),
+    ],
+)
+def test_a_pack_that_cannot_be_right(tmp_path: Path, change: Any, message: str) -> None:
+    right = {"meta": json.dumps([ENTRY]), "5_X": np.arange(16.0).reshape(8, 2), "5_y": [0, 1] * 4}
+    np.savez_compressed(tmp_path / "p.npz", **right | change)
+    with pytest.raises(DataError, match=message):
+        make(task.OpenML, path=tmp_path / "p.npz", did=5).load(0)
+
+
+def test_a_damaged_pack(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    x_NF = np.random.default_rng(0).random((500, 2))
+    np.savez_compressed(path, meta=json.dumps([ENTRY]), **{"5_X": x_NF, "5_y": np.arange(500) % 2})
+    content = path.read_bytes()
+    for damaged in (content[:3000], content[:2000] + b"???" + content[2003:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"p\.npz.* cannot be read"):
+            make(task.OpenML, path=path, did=5).load(0)
 
 
 def test_one_table_of_a_pack_identifies_the_data(tmp_path: Path) -> None:
