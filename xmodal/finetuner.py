@@ -149,6 +149,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         labels = self._labels(y, x)
         parts = {in_memory.TRAIN: (x, labels.values)}
         if validation_data is not None:
+            if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
+                raise ValueError("validation_data must be a pair (X, y)")
             parts[in_memory.VALIDATION] = self._validation(*validation_data, labels)
         elif 0 < len(x) * self.validation_fraction < 0.5:
             raise ValueError(
@@ -224,6 +226,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             if value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}{hint}")
+        if not isinstance(self.method, str | Path):
+            raise ValueError(f"method={self.method!r} is not the name or the path of a recipe")
+        if not isinstance(self.scale, str | None):
+            raise ValueError(f"scale={self.scale!r} is not the name of a scale")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction!r}; not in [0, 1)")
 
@@ -349,7 +355,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
         with watching(self.verbose) as observer:
             outcome = api.run(
-                *recipes(self.method, self.backbone, self.form_),
+                *recipes(str(self.method), self.backbone, self.form_),
                 overrides=settings,
                 scale=self.scale,
                 root=root,
@@ -396,11 +402,13 @@ def _modality(backbone: Any) -> str | None:
 
 
 def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
-    """Settings as ``key=value``. Raises ValueError for a single text."""
+    """Settings as ``key=value``. Raises ValueError for a single text, and for other things."""
     if isinstance(settings, Mapping):
         return [f"{key}={json.dumps(value, default=_as_json)}" for key, value in settings.items()]
     if isinstance(settings, str):
         raise ValueError(f"overrides={settings!r}: write [{settings!r}] or {{key: value}}")
+    if not isinstance(settings, Sequence | None):
+        raise ValueError(f"overrides={settings!r}: expected ['key=value'] or {{key: value}}")
     return list(settings or ())
 
 

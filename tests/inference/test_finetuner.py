@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,10 @@ WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
     ({"overrides": {"training.lr": 1}}, ROWS, NAMES, "^training.lr\n *no stage of this recipe"),
     ({"overrides": "seed=1"}, ROWS, NAMES, r"write \['seed=1'\]"),
     ({"validation_fraction": 1}, ROWS, NAMES, r"not in \[0, 1\)"),
+    ({"method": 3}, ROWS, NAMES, "method=3 is not the name or the path of a recipe"),
+    ({"scale": 3}, ROWS, NAMES, "scale=3 is not the name of a scale"),
+    ({"overrides": 3}, ROWS, NAMES, "overrides=3: expected"),
+    ({}, ROWS, pd.date_range("2020", periods=60), "y holds datetime64.*, not numbers, truth"),
     ({"form": "sequence"}, TABLE, LIKES, "needs numbers, but X has columns of text"),
     ({"form": "grid"}, ROWS, NAMES, "needs X of 3 or 4 dimensions, got 2"),
     ({}, np.zeros((4, 1, 1, 1, 1)), [0, 1, 0, 1], "Found array with dim 5"),
@@ -340,6 +345,20 @@ WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
 def test_what_is_wrong_is_said(settings: Any, x: Any, y: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**settings).fit(x, y)
+
+
+@pytest.mark.parametrize("given", [3, (ROWS, NAMES, 1), [ROWS]])
+def test_validation_data_is_a_pair(given: Any) -> None:
+    with pytest.raises(ValueError, match="validation_data must be a pair"):
+        tiny().fit(ROWS, NAMES, validation_data=given)
+
+
+def test_labels_of_other_types_are_what_they_say() -> None:
+    y = in_memory.plain_labels(np.array([b"a", "ü".encode()]))
+    assert y.tolist() == ["a", "ü"]
+    y = in_memory.plain_labels(np.array([Decimal("0.1"), Decimal("2")], dtype=object))
+    assert y.dtype == np.float64
+    assert y.tolist() == [0.1, 2.0]
 
 
 # --- surroundings ---

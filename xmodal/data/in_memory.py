@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -264,10 +265,18 @@ def plain_labels(y: Array) -> Array:
     missing = np.argwhere(pd.isna(y))
     if len(missing):
         raise ValueError(f"Input y contains NaN: row {missing[0, 0]} has no label")
+    if y.dtype.kind in "cmMV":
+        raise ValueError(
+            f"Unknown label type: y holds {y.dtype}, not numbers, truth values or text"
+        )
+    if y.dtype.kind == "S":
+        return np.char.decode(y, "utf-8")
     if y.dtype.kind != "O":
         return y
     if all(isinstance(value, str) for value in y.flat):
         return y
+    if all(isinstance(value, Decimal) for value in y.flat):
+        return y.astype(np.float64)
     plain = np.array(y.tolist())
     if plain.shape != y.shape or plain.dtype.kind not in "iufb":
         raise ValueError("Unknown label type: y mixes text with something else")

@@ -140,11 +140,14 @@ class RawForm:
     def restore_labels(self, y: Tensor) -> Tensor:
         """Labels or predictions ``[n, K, ...]`` of the model in the user's unit, on the CPU.
 
-        They are float64: float32 cannot tell 1.7e9 from 1.7e9 + 50.
+        They are float64: float32 cannot tell 1.7e9 from 1.7e9 + 50. What was 0 is 0 again and not
+        1e-9: relative errors leave such labels out.
         """
         if self.label_mean is None or self.label_scale is None:
             return y
-        return y.cpu().double() * self.label_scale + self.label_mean
+        y = y.cpu().double()
+        zero = (-self.label_mean / self.label_scale).float().double()
+        return (y * self.label_scale + self.label_mean).masked_fill(y == zero, 0.0)
 
     def raw_labels(self, y: Tensor) -> Tensor:
         """Labels ``[n, K, *shape]`` in the shape that they have in the user's files."""

@@ -295,6 +295,7 @@ def test_object_arrays_are_refused_and_never_unpickled(tmp_path: Path) -> None:
     [
         ("mine.npz", r"mine\.npz: no such file; did you mean 'my\.npz'\?"),
         ("nowhere/my.npz", r"my\.npz: no such file; there is no folder .*nowhere"),
+        ("dangling.npz", r"dangling\.npz: is a link to .*old\.npz, where nothing is"),
         ("empty.npz", r"empty\.npz: the file is empty"),
         ("cut.npz", r"cut\.npz: cannot be read as \.npz"),
         ("bad.h5", r"bad\.h5: cannot be read as HDF5"),
@@ -307,6 +308,7 @@ def test_object_arrays_are_refused_and_never_unpickled(tmp_path: Path) -> None:
 def test_complaints_about_files(tmp_path: Path, name: str, message: str) -> None:
     path = write_npz(tmp_path)
     (tmp_path / "empty.npz").touch()
+    (tmp_path / "dangling.npz").symlink_to(tmp_path / "old.npz")
     (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:700])
     for junk in ("bad.h5", "x.mat", "x.mta"):
         (tmp_path / junk).write_text("junk")

@@ -180,3 +180,18 @@ def test_two_outputs_of_far_units_are_both_learned(tmp_path: Path) -> None:
     even, odd = (run(tmp_path, x, y * unit) for unit in ([1.0, 1.0], [1e3, 1e-3]))
     assert odd.result["metric"] == "r2-error"
     assert odd.result["test"]["metric"] == pytest.approx(even.result["test"]["metric"], rel=1e-6)
+
+
+def test_a_label_of_zero_has_no_relative_error(tmp_path: Path) -> None:
+    """0 comes back as 0, not as 1e-9, by which an error would be divided."""
+    x = DRAW.normal(size=(60, 4))
+    y = 0.3 + x[:, 0]
+    y[::3] = 0
+    done = run(tmp_path, x, y, "task.loss=relative-l2", "task.metric=relative-l2")
+    kept = load_file(done.run.path / "predictions.safetensors")
+    label, error = kept["label"].numpy(), (kept["prediction"] - kept["label"]).numpy()
+    known = label != 0
+    assert 0 < (~known).sum() < 9
+    np.testing.assert_array_equal(known, np.abs(label) > 1e-6)
+    wanted = np.abs(error[known] / label[known]).mean()
+    assert done.result["test"]["metric"] == pytest.approx(wanted, rel=1e-6)
