@@ -24,7 +24,7 @@ from xmodal.errors import DataError
 from xmodal.files import contents
 from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
-from xmodal.text import shortlist
+from xmodal.text import plural, shortlist
 from xmodal_arrays.labels import FileLabels, read_labels
 from xmodal_arrays.layout import Channels, Layout, layout
 from xmodal_arrays.locate import ArrayParts, FilePart, Role, array_parts, data_files, sources
@@ -96,10 +96,12 @@ def understand(settings: DataSettings) -> FilePlan:
             levels = (0,) * found.shape[0]
     labels = read_labels(parts, settings, found)
     count = sum(part.x.shape[0] for part in parts)
-    line = (
-        f"arrays: {count:,} samples of shape {found.shape} read as {found.form} (set form: or "
-        f"channels: to change); y {labels.read_as} (set kind: to change)"
-    )
+    if table is None:
+        way = "(set form: or channels: to change)"
+        read = f"{count:,} samples of shape {found.shape} read as {found.form} {way}"
+    else:
+        read = f"{count:,} rows of {plural(found.shape[0], 'value')}"
+    line = f"arrays: {read}; y {labels.read_as} (set kind: to change)"
     return FilePlan(
         tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table, arrays
     )

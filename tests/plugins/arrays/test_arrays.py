@@ -340,7 +340,8 @@ def test_a_first_row_taken_for_names_is_doubted(
     doubts = [note for note in data.notes if "line of names" in note]
     assert len(doubts) == (noted is not None)
     assert all(note.startswith("arrays: ") and str(noted) in note for note in doubts)
-    assert "30 samples" in data.notes[0]
+    assert data.notes[0].startswith("arrays: 30 rows of 3 values; y text with 2 values read as")
+    assert "form:" not in data.notes[0]  # a table has no other form
 
 
 @pytest.mark.parametrize("wide", [False, True])
