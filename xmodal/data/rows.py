@@ -185,7 +185,7 @@ def existing(path: Path) -> Path:
         if not path.parent.is_dir():
             raise DataError(f"{path}: no such file; there is no folder {path.parent}") from None
         if path.is_symlink():
-            raise DataError(f"{path}: is a link to {path.readlink()}, where nothing is") from None
+            raise DataError(f"{path}: no such file: it is a link to {path.readlink()}") from None
         names = sorted(p.name for p in path.parent.iterdir())
         raise DataError(f"{path}: no such file{did_you_mean(path.name, names)}") from None
     except (OSError, ValueError, RuntimeError) as error:
