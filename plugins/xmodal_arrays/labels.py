@@ -186,7 +186,10 @@ def _numbers(parts: Sequence[FilePart], raw: list[Array], kind: Kind) -> FileLab
     constant = np.flatnonzero((coded[0] == coded[0][:1]).all(axis=0))
     if len(constant) and (kind == "regression" or len(constant) == coded[0].shape[1]):
         column = constant[0]
-        _fail(parts[0], f"is constant: output {column} is {coded[0][0, column]} in every row")
+        value = coded[0][0, column]
+        if len(np.unique(raw[0].reshape(len(raw[0]), -1)[:, column])) > 1:
+            _fail(parts[0], f"output {column} is {value} in every row, as far as float64 can tell")
+        _fail(parts[0], f"is constant: output {column} is {value} in every row")
     size = coded[0].shape[1]
     shown = (
         f"of {size} labels" if kind == "multi-label" else f"of {size} numbers" if size > 1 else ""

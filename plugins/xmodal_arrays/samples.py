@@ -63,13 +63,11 @@ def scan(
 
 def _require_exact(moments: Moments, name: str) -> None:
     """Raise DataError for whole numbers whose differences are lost in float64."""
-    largest_C = np.maximum(np.abs(moments.low_C), np.abs(moments.high_C))
-    error_C = 4 * np.finfo(np.float64).eps * largest_C
-    lost_C = (largest_C > 2**53) & (error_C > 1e-6 * moments.deviation_C) & (moments.count_C > 0)
+    lost_C = moments.coarse_C
     if lost_C.any():
-        channel = int(lost_C.argmax())
+        c = int(lost_C.argmax())
         raise DataError(
-            f"{name} holds whole numbers up to {largest_C[channel]:.3g} (channel {channel}), whose "
+            f"{name} holds whole numbers up to {moments.largest_C[c]:.3g} (channel {c}), whose "
             "differences float64 cannot hold; leave them out if they are identifiers, or subtract "
             "the smallest"
         )

@@ -490,6 +490,26 @@ def test_a_group_of_rows_larger_than_memory_is_read_in_pieces(tmp_path: Path) ->
     assert most < 1_000_000
 
 
+def test_identifiers_longer_than_float64_are_refused(tmp_path: Path) -> None:
+    ids = [2**62 + row for row in range(9)]
+    text = csv(tmp_path, "a,b,y\n" + "\n".join(f"{n},{n},u" for n in ids))
+    pq.write_table(pa.table({"a": ids, "y": ids}), tmp_path / "t.parquet")
+    for path in (text, tmp_path / "t.parquet"):
+        with pytest.raises(DataError, match=r"column 'a' holds whole numbers up to 4\.61e\+18"):
+            read(path)
+    # Times in ns are as large, but far apart.
+    times = [1_700_000_000_000_000_001 + 3_600_000_000_000 * row for row in range(9)]
+    lines = "\n".join(f"{n},u" for n in times)
+    assert read(csv(tmp_path, f"a,y\n{lines}"))[1][8][0] == float(times[8])
+    assert read(csv(tmp_path, "a,y\n1e20,u\n1e20,v"))[1] == [[1e20], [1e20]]
+
+
+def test_durations_that_nothing_can_hold_are_words(tmp_path: Path) -> None:
+    _, values, notes = read(csv(tmp_path, "a,y\n99999999999 days,u\n3 days,v\n"))
+    assert values == [[1.0], [0.0]]
+    assert any("'a' read as a category" in note for note in notes)
+
+
 # --- what training learned holds later ------------------------------------------------------------
 
 

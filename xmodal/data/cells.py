@@ -36,7 +36,8 @@ _OTHER = {".": ",", ",": "."}
 _ISO = r"^\d{4}-\d{2}(-\d{2}([T ]\d{2}(:?\d{2}(:?\d{2}(\.\d+)?)?)?)?)?$"
 _ZONED = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:?\d{2}(:?\d{2}(\.\d+)?)? ?(Z|[+-]\d{2}(:?\d{2})?)$"
 _LIKE_DATE = r"^\d{1,4}[./-](\d{1,2}|[A-Za-z]{3})[./-]\d{1,4}\b"
-_CLOCK = r"^[+-]?((\d+) days?,? ?)?[+-]?\d{1,4}:\d{2}(:\d{2}([.,]\d+)?)?$|^[+-]?\d+ days?$"
+# pandas counts in ns, up to 106,751 days.
+_CLOCK = r"^[+-]?(\d{1,5} days?,? ?)?[+-]?\d{1,4}:\d{2}(:\d{2}([.,]\d+)?)?$|^[+-]?\d{1,5} days?$"
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f")
 _SURE = tuple(d + t for d in ("%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%Y.%m.%d") for t in _TIMES)
 _DAY_FIRST = tuple("%d/%m/%Y" + t for t in _TIMES)

@@ -19,7 +19,8 @@ from xmodal.data import cells as reading
 from xmodal.data.cells import Cells, Marks
 from xmodal.data.columns import Column, Part, TableForm
 from xmodal.data.dialect import Dialect, TableFormat
-from xmodal.data.naming import in_order, name_of
+from xmodal.data.naming import EXACT, in_order, name_of
+from xmodal.data.statistics import Moments
 from xmodal.errors import DataError
 from xmodal.text import shortlist, shown
 
@@ -64,6 +65,8 @@ def learn(
         column = Column(name) if values.get(name) is not None else None
         if column is None and name not in categories:
             column = _other(name, given[name], first.where)
+        if column is not None and column.kind == "number":
+            _require_exact(given[name], values.get(name), name, first.where)
         if column is None:
             column = Column(name, "category", _levels(name, parts, settings.missing))
             notes.category(column, given[name], name in categories)
@@ -83,6 +86,21 @@ def learn(
     if first.dialect is not None:
         notes.missing(first, names, settings.missing)
     return form, notes.lines
+
+
+def _require_exact(cells: Cells, read: Array | None, name: str, where: str) -> None:
+    """Raise DataError for long whole numbers, such as identifiers, that float64 cannot hold."""
+    if read is None:
+        read = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if not np.nanmax(np.abs(read)) > EXACT:
+        return
+    moments = Moments(1)
+    moments.add(read[np.isfinite(read), None])
+    if moments.coarse_C[0] and pc.count_distinct(cells).as_py() > len(np.unique(read)):
+        raise DataError(
+            f"{where}: column '{name}' holds whole numbers up to {moments.largest_C[0]:.3g}, whose "
+            "differences float64 cannot hold; leave it out if it is an identifier (set drop:)"
+        )
 
 
 def _other(name: str, cells: Cells, where: str) -> Column | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xmodal.data.naming import EXACT
 from xmodal.errors import DataError
 
 Array = NDArray[Any]
@@ -110,11 +111,22 @@ class Moments:
         """The standard deviation; 0 if constant."""
         return self._unit_C * np.sqrt(self._squares_C / np.maximum(self.count_C, 1))
 
+    @property
+    def coarse_C(self) -> NDArray[np.bool_]:
+        """Which channels of whole numbers are too large for float64 to tell their differences."""
+        error_C = 4 * np.finfo(np.float64).eps * self.largest_C
+        return np.asarray((self.largest_C > EXACT) & (error_C > 1e-6 * self.deviation_C))
+
+    @property
+    def largest_C(self) -> Numbers:
+        """The largest absolute value; 0 without values."""
+        ends_2C = np.abs([self.low_C, self.high_C])
+        return np.where(self.count_C > 0, ends_2C.max(axis=0), 0.0)
+
     def require_float32(self, where: str, hint: str) -> None:
         """Raise DataError for the first channel whose values float32 cannot hold and tell apart."""
         limits = np.finfo(np.float32)
-        ends_2C = np.abs([self.low_C, self.high_C])
-        size_C = np.where(self.count_C > 0, ends_2C.max(axis=0), 0.0)
+        size_C = self.largest_C
         finest_C = np.maximum(4 * limits.eps * size_C, limits.tiny)
         told_apart_C = self.constant_C | (self.deviation_C > finest_C)
         wrong = np.flatnonzero(~told_apart_C | (size_C > limits.max))

@@ -364,6 +364,11 @@ def test_columns_read_as_numbers_are_noted(tmp_path: Path, wide: bool) -> None:
         ("1,2,0\n3,4,1\n", {}, r"t\.csv: the first line holds only numbers"),
         ("age,y\n1,0\n2,1\n", {"y": "aged"}, r"t\.csv: no column 'aged'; did you mean 'age'\?"),
         ("age,y\n1,0\n2,\n", {}, r"column 'y' \(y\) is missing in 1 rows; first: row 1"),
+        (
+            "age,y\n" + "".join(f"1,{2**62 + row}\n" for row in range(50)),
+            {},
+            r"output 0 is 4.* in every row, as far as float64 can tell",
+        ),
         ("age,y\n1,0\ninf,1\n", {}, r"column 'age' must hold finite numbers; row 1 has 'inf'"),
         ("age,y\n1,0\n2,1\n", {"drop": ["age"]}, r"no column is left for x"),
         ("age,y\n1,0\n2,1,4\n3,4,5,6\n", {}, r"t\.csv: line 3 has 3 fields, but the header 2"),
