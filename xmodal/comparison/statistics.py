@@ -103,19 +103,22 @@ def unit_means(x_T: Floats, families: Sequence[str]) -> Floats:
     family its tasks are the units, and nothing is said of other families. ``families`` has one
     entry a task.
     """
-    names = sorted(set(families))
-    if len(names) < 2:
+    if len(set(families)) < 2:
         return np.asarray(x_T)
-    member_FT = np.array([[family == name for family in families] for name in names], dtype=float)
-    weight_FT = member_FT / member_FT.sum(axis=1, keepdims=True)
-    return np.asarray(np.round(x_T @ weight_FT.T, DECIMALS))
+    mean_F = [members.mean(axis=-1) for members in _by_family(x_T, families)]
+    return np.asarray(np.round(np.stack(mean_F, axis=-1), DECIMALS))
 
 
 def median_effect(x_T: Floats, families: Sequence[str]) -> Floats:
     """Median over families of the median of each one's tasks [...]; of tasks for one family."""
-    labels = np.asarray(families)
-    median_F = [np.median(x_T[..., labels == name], axis=-1) for name in sorted(set(families))]
+    median_F = [np.median(members, axis=-1) for members in _by_family(x_T, families)]
     return np.asarray(np.median(np.stack(median_F, axis=-1), axis=-1))
+
+
+def _by_family(x_T: Floats, families: Sequence[str]) -> list[Floats]:
+    """The values of each family's tasks, in order of the families' names."""
+    labels = np.asarray(families)
+    return [x_T[..., labels == name] for name in sorted(set(families))]
 
 
 def win_tie_loss(d_T: Floats) -> tuple[int, int, int]:
@@ -212,12 +215,10 @@ def student(x_T: Floats, families: Sequence[str]) -> Student:
 
 def _within(x_T: Floats, families: Sequence[str]) -> Floats:
     """Variance of each family's mean [..., F] by its own tasks; 0 for a single task."""
-    labels = np.asarray(families)
-    members = [x_T[..., labels == name] for name in sorted(set(families))]
     return np.stack(
         [
             x.var(axis=-1, ddof=1) / x.shape[-1] if x.shape[-1] > 1 else np.zeros(x.shape[:-1])
-            for x in members
+            for x in _by_family(x_T, families)
         ],
         axis=-1,
     )
@@ -329,8 +330,7 @@ def _share_of_variance(variance_T: Floats, families: Sequence[str]) -> Floats:
     """Variance of each unit's mean, from the variances of the tasks' means."""
     if len(set(families)) < 2:
         return variance_T
-    size_F = np.array([families.count(name) for name in sorted(set(families))])
-    return np.asarray(unit_means(variance_T, families) / size_F)
+    return np.array([own.sum() / len(own) ** 2 for own in _by_family(variance_T, families)])
 
 
 def _quantiles(units: int, level: float) -> float:
