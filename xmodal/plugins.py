@@ -30,7 +30,7 @@ import pluggy
 from xmodal import hookspecs
 from xmodal.errors import PluginError, UsageError, did_you_mean, nearest
 from xmodal.files import contents
-from xmodal.text import shortlist
+from xmodal.text import MOST_KNOWN, shortlist
 
 log = logging.getLogger(__name__)
 GROUP = "xmodal"
@@ -112,7 +112,7 @@ class Registry:
         """The message for an unknown name: nearest match, installed components, broken plugins."""
         lines = [f"unknown {kind} '{name}'{did_you_mean(name, self.names(kind))}"]
         entries = [self.entries[kind, known] for known in self.names(kind)]
-        shown = shortlist((f"{entry.name} ({entry.origin})" for entry in entries), 40)
+        shown = shortlist((f"{entry.name} ({entry.origin})" for entry in entries), MOST_KNOWN)
         lines.append(f"installed: {shown or 'none'}")
         lines += [f"not loaded: plugin '{b.plugin}': {b.reason}" for b in self.broken]
         return "\n".join(lines)

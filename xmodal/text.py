@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 MISSING = "–"
 MOST_NAMES, MOST_LETTERS = 12, 80
 """How many names a message lists, and how many characters of each."""
+MOST_KNOWN = 40
+"""How many valid names a message lists, where one is unknown."""
 _MARKUP = re.compile(r"[\\`*|\[\]]|(?<![^\W_])_|_(?![^\W_])|^[#+-]")
 """What Markdown reads as markup; an underscore within a word it does not."""
 _FORMULA = tuple("=+-@\t＝＋－＠")
@@ -160,6 +162,8 @@ def visible(text: str, line_breaks: bool = True) -> str:
     (directions), or fail to be written (halves of surrogate pairs). ``line_breaks``: leave line
     feeds and tabs as they are.
     """
+    if text.isprintable():  # nearly all text is, and is asked for by the thousand
+        return text
     kept = "\n\t" if line_breaks else ""
     hidden = {letter for letter in set(text) if letter not in kept and _hidden(letter)}
     return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in hidden})

@@ -25,7 +25,7 @@ from xmodal.interfaces import (
     TaskFacts,
 )
 from xmodal.settings import Use
-from xmodal.text import shortlist
+from xmodal.text import MOST_KNOWN, shortlist
 from xmodal.workbench import Registry, chosen
 
 FILES = (".npz", ".npy", ".csv", ".parquet", ".h5", ".hdf5")
@@ -79,8 +79,8 @@ def find(name: str, registry: Registry, scale: str | None = None) -> Named:
     known = sorted({*tasks, *registry.names("source")})
     raise UsageError(
         f"no data set '{name}'{did_you_mean(name, [*known, *recipes])}\n"
-        f"tasks: {shortlist(sorted(tasks), 40)}\n"
-        f"sources: {shortlist(registry.names('source'), 40)}\n"
+        f"tasks: {shortlist(sorted(tasks), MOST_KNOWN)}\n"
+        f"sources: {shortlist(registry.names('source'), MOST_KNOWN)}\n"
         f"or a file: {', '.join(FILES)}"
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from xmodal import workbench
 from xmodal.data import Store
 from xmodal.errors import DataError, RecipeError, UsageError, did_you_mean
-from xmodal.text import shortlist
+from xmodal.text import MOST_KNOWN, shortlist
 from xmodal.workbench import Plan, Registry
 from xmodal_analysis import distances, scores
 from xmodal_analysis.clouds import FEATURES, Cloud, Clouds
@@ -63,7 +63,9 @@ def candidates(question: Question, registry: Registry, wanted: Sequence[str]) ->
     for name in wanted:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise UsageError(f"unknown source '{name}'{hint}\ninstalled: {shortlist(known, 40)}")
+            raise UsageError(
+                f"unknown source '{name}'{hint}\ninstalled: {shortlist(known, MOST_KNOWN)}"
+            )
     return list(wanted) or known
 
 

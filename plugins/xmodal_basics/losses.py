@@ -24,15 +24,15 @@ from xmodal.interfaces import Context, Loss, Settings, Target
 class CrossEntropy(Loss):
     """Softmax cross-entropy, optionally with classes weighted by their rarity.
 
-    With ``balanced: batch``, the mean over a training batch is torch's weighted mean.
+    With ``balanced: batch``, the mean over a micro-batch of training is torch's weighted mean.
     """
 
     class Config(Settings):
         balanced: bool | Literal["batch"] = Field(
             False,
             description="Weight classes by 1 / frequency in the training split, scaled so that the "
-            "mean weight over its samples is 1; batch: over the samples of each training batch, as "
-            "the released ORCA does.",
+            "mean weight over its samples is 1; batch: over the samples that training computes at "
+            "once, as the released ORCA does.",
         )
         label_smoothing: float = Field(
             0.0, ge=0, lt=1, description="Share spread over all classes."

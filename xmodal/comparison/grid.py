@@ -38,7 +38,7 @@ from xmodal.recipe.compose import (
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import parse_value, read
 from xmodal.settings import Settings
-from xmodal.text import shortlist
+from xmodal.text import MOST_KNOWN, shortlist
 
 METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
 MAX_NAME = 60
@@ -114,7 +114,7 @@ class Request:
             hint = did_you_mean(self.against, known)
             raise UsageError(
                 f"--against: '{self.against}' is not compared here{hint}\n"
-                f"methods: {shortlist(known, 40)}"
+                f"methods: {shortlist(known, MOST_KNOWN)}"
             )
 
 
@@ -200,7 +200,9 @@ def find_suite(reference: str, registry: Registry) -> tuple[str, Suite]:
         known = {f.name.removeprefix(SUITES): f for f in all_suites(registry)}
         if name not in known:
             hint = did_you_mean(name, known)
-            raise UsageError(f"no suite '{name}'{hint}\nsuites: {shortlist(known, 40) or 'none'}")
+            raise UsageError(
+                f"no suite '{name}'{hint}\nsuites: {shortlist(known, MOST_KNOWN) or 'none'}"
+            )
         path = known[name].path
     document = read(path)
     try:
@@ -347,7 +349,9 @@ def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Name
         return _Named(short, f"{folder}/{short}")
     offered = sorted(n.removeprefix(f"{folder}/") for n in known if n.startswith(f"{folder}/"))
     hint = did_you_mean(short, offered)
-    raise UsageError(f"no {folder[:-1]} '{short}'{hint}\n{folder}: {shortlist(offered, 40)}")
+    raise UsageError(
+        f"no {folder[:-1]} '{short}'{hint}\n{folder}: {shortlist(offered, MOST_KNOWN)}"
+    )
 
 
 def _check_labels(what: str, named: Iterable[_Named]) -> None:

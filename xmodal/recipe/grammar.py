@@ -16,13 +16,11 @@ from xmodal.plugins import Registry
 from xmodal.recipe.recipe import Recipe
 from xmodal.recipe.yaml import Origin, Path_, dotted
 from xmodal.settings import Settings, Use
-from xmodal.text import shortlist, shown
+from xmodal.text import MOST_KNOWN, shortlist, shown
 
 EXTENDS, ALWAYS, TRAINING = "extends", "always", "training"
 LAYER_KEYS = (EXTENDS, ALWAYS, TRAINING)
 """Keys of recipe files that disappear when the layers are composed."""
-MOST_KNOWN = 40
-"""Settings of a part, or parts of a kind, that a message lists."""
 
 
 @dataclass(frozen=True)

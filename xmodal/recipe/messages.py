@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from xmodal.errors import MOST_PROBLEMS, PluginError, Problem, RecipeError, did_you_mean, nearest
-from xmodal.recipe.grammar import LAYER_KEYS, MOST_KNOWN, origin_of
+from xmodal.recipe.grammar import LAYER_KEYS, origin_of
 from xmodal.recipe.yaml import Origin, Path_, dotted
-from xmodal.text import shortlist, shown
+from xmodal.text import MOST_KNOWN, shortlist, shown
 
 _PARTS: Mapping[str, Literal["unknown", "broken"]] = {
     "component_unknown": "unknown",
