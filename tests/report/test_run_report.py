@@ -345,8 +345,8 @@ def test_the_same_samples_side_by_side_share_their_scales() -> None:
     [
         ([1.0, 2.0], 3),
         ([-1e-5, 1e-5], 3),
-        ([1.7e9 - 20, 1.7e9 + 20], 11),  # 1.7e9 has 10 digits before the point, 40 has 2
-        ([3.0, 3.00001], 8),
+        ([1.7e9 - 20, 1.7e9 + 20], 10),  # 1.7e9 has 10 digits before the point, 40 has 2
+        ([3.0, 3.00001], 7),
         ([5.0, 5.0], 3),
         ([float("nan")], 3),
         ([-1e308, 1e308], 3),
@@ -363,10 +363,10 @@ def test_labels_far_from_0_can_be_told_apart(tmp_path: Path) -> None:
     target = {"kind": "regression", "size": 1, "shape": []}
     run = make(tmp_path / "run", facts((2,), target, (2,)), {"test": test})
     html = check(write_report(run))
-    assert "1.6999999800e9" in html
-    assert "1.6999999810e9" in html
+    assert "1.699999980e9" in html
+    assert "1.699999981e9" in html
     scale = scale_of([y.numpy()])
-    assert text.number(scale.low, scale.digits) == "1.6999999800e9"
+    assert text.number(scale.low, scale.digits) == "1.699999980e9"
 
 
 def test_overlays_cover_exactly_the_chosen_tokens() -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,6 +29,7 @@ from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
 from xmodal.comparison.ranks import levels
 from xmodal.comparison.statistics import CellSummary
 from xmodal.comparison.table import CellResult, ComparisonTable, by_hand, grouped
+from xmodal.errors import DataError
 from xmodal.report.run import FILE, Words, environment, kept_samples, recipe_text, validation_curve
 from xmodal.report.samples import FieldMaps, side_by_side
 
@@ -235,12 +237,13 @@ def unfinished(table: ComparisonTable) -> list[UnfinishedCells]:
 
 
 def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
-    """Task and manifest of each finished cell."""
-    return [
-        (cell.task, cell.run.read("manifest.json"))
-        for cell, state in table.standing
-        if state.word == DONE
-    ]
+    """Task and manifest of each finished cell, but for those damaged since the table was made."""
+    found = []
+    for cell, state in table.standing:
+        if state.word == DONE:
+            with suppress(DataError):
+                found.append((cell.task, cell.run.read("manifest.json")))
+    return found
 
 
 # --- cost ---

@@ -47,18 +47,19 @@ class ColourScale:
         return _png(np.linspace(self.low, self.high, 128)[None], self)
 
 
-def digits_of(values: Any, digits: int = 3) -> int:
-    """Significant digits that show ``digits`` digits of the spread of ``values``: 1.7e9 ± 20 needs
-    more than 3. At most 17, which is all that float64 has.
+def digits_of(values: Any) -> int:
+    """Significant digits that show two digits of the spread of ``values``, such as 1.7e9 ± 20.
+
+    At least 3, and at most 17, which is all that float64 has.
     """
     finite = np.asarray(values, dtype=np.float64).ravel()
     finite = finite[np.isfinite(finite)]
     size = np.abs(finite).max(initial=0.0)
     spread = float(finite.max() / 2 - finite.min() / 2) * 2 if finite.size else 0.0
     if not spread:
-        return digits
+        return 3
     lost = math.floor(math.log10(size)) - math.floor(math.log10(min(spread, size)))
-    return min(17, digits + lost)
+    return min(17, max(3, 2 + lost))
 
 
 def scale_of(arrays: Iterable[Array], colours: str = FIELD, zero: bool = False) -> ColourScale:

@@ -261,8 +261,7 @@ def _digits(y: Array) -> list[int]:
 def _values(y: Array, prediction: Array, digits: Sequence[int]) -> list[tuple[str, str, str]]:
     pairs = zip(prediction.ravel(), y.ravel(), digits, strict=False)
     return [
-        (f"output {i + 1}", number(float(p), n), number(float(t), n))
-        for i, (p, t, n) in enumerate(pairs)
+        (str(i + 1), number(float(p), n), number(float(t), n)) for i, (p, t, n) in enumerate(pairs)
     ]
 
 
