@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from xmodal.data import lengths
 from xmodal.data.arrays import (
     LABEL_KEYS,
@@ -276,5 +278,8 @@ def _part(
             expected = f"expected ({samples.shape[0]},)"
             raise DataError(f"{container.name(group)} has shape {rows.shape}; {expected}")
         group_N = rows.read(slice(None))
+        missing = np.flatnonzero((group_N != group_N) | (group_N.astype(str) == ""))
+        if len(missing):
+            raise DataError(f"{container.name(group)} is missing in row {missing[0]}")
     files = container.files(*keys)
     return FilePart(role, samples, labels, container.name(*x), container.name(*y), files, group_N)

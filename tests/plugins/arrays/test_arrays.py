@@ -443,6 +443,9 @@ def test_groups_are_never_cut(tmp_path: Path) -> None:
         make(train=tmp_path / "t.csv", test=tmp_path / "test.csv", group="patient").load(0)
     with pytest.raises(DataError, match="60 samples in 2 groups cannot be cut"):
         make(path=npz(tmp_path, x=x, y=Y, patient=group > 5), group="patient").load(0)
+    for gaps in (changed(group.astype(float), 7, np.nan), changed(group.astype("U9"), 7, "")):
+        with pytest.raises(DataError, match=r"my\.npz: 'patient' is missing in row 7"):
+            make(path=npz(tmp_path, x=x, y=Y, patient=gaps), group="patient").load(0)
 
 
 def test_statistics_come_from_training_samples_alone(tmp_path: Path) -> None:
