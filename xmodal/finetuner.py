@@ -334,7 +334,6 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         task = {
             "path": str(data),
             "kind": labels.kind,
-            "channels": "first",
             "split": [1 - share, share, 0.0],
             "split_seed": None,
             "lengths": None if self._time is None else "pad",

@@ -319,7 +319,7 @@ WRONG: tuple[tuple[dict[str, Any], Any, Any, str], ...] = (
     ({"form": "sequence"}, TABLE, LIKES, "needs numbers, but X has columns of text"),
     ({"form": "grid"}, ROWS, NAMES, "needs X of 3 or 4 dimensions, got 2"),
     ({}, np.zeros((4, 1, 1, 1, 1)), [0, 1, 0, 1], "Found array with dim 5"),
-    ({}, TABLE.assign(day=pd.Timestamp("2020")), LIKES, "'day' holds dates"),
+    ({}, TABLE.assign(days=[[1, 2]] * len(TABLE)), LIKES, "'days' holds lists"),
     ({}, np.where(SIGNALS > 2, np.nan, SIGNALS), np.arange(40) % 2, "X contains NaN"),
     ({}, ROWS, np.where(NAMES == "low", None, NAMES), "y contains NaN"),
     ({}, ROWS, pd.Series(NAMES).mask(np.arange(60) == 7), "y contains NaN: row 7 has no label"),

@@ -315,6 +315,7 @@ def write(
             if isinstance(x, np.ndarray):
                 np.save(folder / f"x_{part}.npy", x)
                 np.save(folder / f"y_{part}.npy", y)
+                settings["channels"] = "first"
                 if own is not None:
                     np.save(folder / f"group_{part}.npy", own)
                     settings["group"] = "group"
