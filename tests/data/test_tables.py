@@ -504,6 +504,15 @@ def test_identifiers_longer_than_float64_are_refused(tmp_path: Path) -> None:
     assert read(csv(tmp_path, "a,y\n1e20,u\n1e20,v"))[1] == [[1e20], [1e20]]
 
 
+@pytest.mark.parametrize("value", ["u", "1,5 kg", "2024-01-02", "02:00:00"])
+def test_notes_on_many_columns_of_a_kind_are_cut(tmp_path: Path, value: str) -> None:
+    names = ",".join(f"c{i}" for i in range(50))
+    line = ",".join([f'"{value}"'] * 50)
+    notes = read(csv(tmp_path, f"{names},y\n{line},u\n{line},v\n"))[2]
+    assert sum("' read as " in note for note in notes) == 12
+    assert sum("and more columns are read as" in note for note in notes) == 1
+
+
 def test_durations_that_nothing_can_hold_are_words(tmp_path: Path) -> None:
     _, values, notes = read(csv(tmp_path, "a,y\n99999999999 days,u\n3 days,v\n"))
     assert values == [[1.0], [0.0]]

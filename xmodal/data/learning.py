@@ -6,6 +6,7 @@ have rules of their own: in them no word means missing, so that classes may be c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -156,11 +157,18 @@ class _Notes:
 
     def __init__(self, where: str) -> None:
         self.where, self.lines = where, []  # type: str, list[str]
-        self.categories = 0
+        self.counts: Counter[str] = Counter()
+
+    def _add(self, read_as: str, line: str) -> None:
+        """Add a line on a column, unless there are many of its kind."""
+        self.counts[read_as] += 1
+        if self.counts[read_as] <= self.MOST:
+            self.lines.append(line)
+        elif self.counts[read_as] == self.MOST + 1:
+            self.lines.append(f"{self.where}: and more columns are read as {read_as}")
 
     def category(self, column: Column, cells: Cells, wanted: bool) -> None:
         """A category, and whether it looks as if it were something else."""
-        self.categories += 1
         count = len(column.levels)
         note = f"{self.where}: column '{column.name}' read as a category of {count} levels"
         doubt = ""
@@ -183,21 +191,20 @@ class _Notes:
                 doubt = " "
         if count > max(20, len(cells) // 2):
             doubt = doubt.strip() + "; if it is an identifier, leave out the column (set drop:)"
-        if doubt or self.categories <= self.MOST:
-            self.lines.append(note + doubt.rstrip())
-        elif self.categories == self.MOST + 1:
-            self.lines.append(f"{self.where}: and more columns are read as categories")
+        self._add("doubtful categories" if doubt else "categories", note + doubt.rstrip())
 
     def time(self, column: Column) -> None:
         """A date or a duration."""
         if column.kind == "duration":
-            self.lines.append(f"{self.where}: column '{column.name}' read as durations, in seconds")
+            line = f"{self.where}: column '{column.name}' read as durations, in seconds"
+            self._add("durations", line)
             return
         written = f" written as {column.form}" if column.form else ""
         cycles = "year, week and day" if column.clock else "year and week"
-        self.lines.append(
+        self._add(
+            "dates",
             f"{self.where}: column '{column.name}' read as dates{written}: days since 1970-01-01, "
-            f"and sine and cosine of the {cycles}"
+            f"and sine and cosine of the {cycles}",
         )
 
     def numbers(self, names: Sequence[str]) -> None:
