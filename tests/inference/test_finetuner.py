@@ -147,6 +147,9 @@ def test_tables_with_text() -> None:
     assert list(model.feature_names_in_) == list(TABLE.columns)
     assert model.trained_.facts.task.levels == (3, 0, 2, 2)
     other = TABLE.assign(colour="violet")
+    with pytest.warns(UserWarning, match=rf"\({len(other)} of {len(other)} rows") as told:
+        model.trained_.outputs(other, batch=5)
+    assert len(told) == 1  # for all batches
     with pytest.warns(UserWarning, match="what training never saw counts as missing"):
         unseen = model.predict_proba(other)
     np.testing.assert_array_equal(unseen, model.predict_proba(TABLE.assign(colour=None)))

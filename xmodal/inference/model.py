@@ -170,9 +170,9 @@ class TrainedModel:
         Logits for classes, log-odds for labels, or numbers in the unit of the labels. They equal
         the predictions of the run bit for bit, for the same samples in the same order and batches.
         """
-        if not _is_frame(x):
-            x = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-            self.raw.check_shape(x)
+        # A frame is read as a whole, so that no batch changes what its cells mean.
+        x = self._array(x)
+        self.raw.check_shape(x)
         size = batch or self.recipe.evaluation_batch
         if len(x) == 0:
             raise self.raw.empty("x")
@@ -191,14 +191,15 @@ class TrainedModel:
 
         Raises DataError saying what was expected and what was given.
         """
-        if _is_frame(x):
-            x = self.raw.encode(x, first, self.note)
-        elif isinstance(x, Tensor):
-            x = x.detach().cpu().numpy()
-        raw = self.raw.check(_native(np.asarray(x)), first)
+        raw = self.raw.check(_native(self._array(x, first)), first)
         prepared = self.raw.apply(torch.from_numpy(np.require(raw, requirements=("C", "W"))))
         self.raw.require_float32(prepared, "x", range(first, first + len(prepared)))
         return prepared
+
+    def _array(self, x: Any, first: int = 0) -> Array:
+        if _is_frame(x):
+            return self.raw.encode(x, first, self.note)
+        return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
