@@ -93,8 +93,13 @@ class Run:
 
     @property
     def state(self) -> str:
-        """empty, running, done, interrupted, stopped, failed, or dead (running without process)."""
+        """empty, running, done, interrupted, stopped, failed, or dead.
+
+        Dead is what runs without a process, or was done and has lost its result.
+        """
         state = str(self.read("status.json").get("state", "empty"))
+        if state == "done" and not (self.path / "result.json").exists():
+            return "dead"
         return "dead" if state == "running" and not self.locked() else state
 
     def set_state(self, state: str, **details: Any) -> None:

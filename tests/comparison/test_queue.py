@@ -50,6 +50,8 @@ class Cluster(Launcher):
     def end(self, name: str, state: str = "done") -> None:
         """A job ends, as another machine sees it: with what it left in its directory."""
         del self.held[name]
+        if state == "done":
+            Run(Path(name)).write("result.json", forms.result())
         Run(Path(name)).set_state(state)
 
 
@@ -234,6 +236,7 @@ def test_a_file_that_was_just_replaced_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path)
+    run.write("result.json", forms.result())
     run.set_state("done")
     run.append_metrics(forms.epoch())
     with monkeypatch.context() as patch:

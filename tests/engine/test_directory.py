@@ -213,6 +213,15 @@ def test_a_run_whose_inputs_are_damaged_is_neither_done_nor_continued(
     assert snapshot(copy.path) == before
 
 
+def test_a_run_that_has_lost_its_result_is_repeated(copy: Run, done: Run) -> None:
+    (copy.path / "result.json").unlink()
+    assert copy.state == "dead"
+    again = run(0, directory=copy.path)
+    assert again.fresh
+    assert again.result["test"] == done.read("result.json")["test"]
+    assert_same(weights(again.run), weights(done))
+
+
 def test_a_place_that_is_not_utf8_is_refused_before_data_are_loaded(tmp_path: Path) -> None:
     strange = Path(os.fsdecode(bytes(tmp_path) + b"/runs\xff"))
     for places in ((strange, None), (tmp_path, strange)):

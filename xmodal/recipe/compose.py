@@ -139,7 +139,8 @@ def find_recipe(reference: str, registry: Registry, base: Path | None = None) ->
 def _siblings(reference: str) -> list[str]:
     """Recipe files beside one that does not exist."""
     try:
-        return [str(path) for path in Path(reference).parent.glob("*" + SUFFIX)]
+        found = Path(reference).parent.glob("*" + SUFFIX)
+        return [str(path) for path in found if path.is_file()]
     except (OSError, ValueError):
         return []  # not a path that can exist
 
