@@ -254,7 +254,7 @@ class TrainedModel:
             return torch.from_numpy(labelling.class_numbers(y, self.class_names, first))
         target = self.facts.task.target
         shape = (target.size, *target.shape)
-        known = torch.from_numpy(labelling.fields(y, self.raw, shape, first))
+        known = torch.tensor(labelling.fields(y, self.raw, shape, first))  # may be read-only
         kept = self.raw.standardise_labels(known)
         self.raw.require_float32(kept, "y", range(first, first + len(kept)))
         return self.raw.restore_labels(kept)
