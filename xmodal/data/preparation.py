@@ -147,7 +147,9 @@ class RawForm:
             return y
         y = y.cpu().double()
         zero = (-self.label_mean / self.label_scale).float().double()
-        return (y * self.label_scale + self.label_mean).masked_fill(y == zero, 0.0)
+        # Not a mask over the result: ONNX graphs lose 1e-200 there.
+        mean = torch.where(y == zero, -zero * self.label_scale, self.label_mean)
+        return y * self.label_scale + mean
 
     def raw_labels(self, y: Tensor) -> Tensor:
         """Labels ``[n, K, *shape]`` in the shape that they have in the user's files."""
