@@ -93,7 +93,7 @@ class FileSamples(Dataset[Pair]):
         return x_N[0], y_N[0]
 
     def take(self, index: Indices) -> Pair:
-        """Samples ``[n, *shape]`` float32 and labels at rows ``index``."""
+        """Samples ``[n, *shape]`` float32 and labels (numbers: float64) at rows ``index``."""
         raw_N = np.ascontiguousarray(self.x.read(index), dtype=np.float64)
         x_N = self.form.apply(torch.from_numpy(raw_N))
         self.form.require_float32(x_N, self.x_name, index)
@@ -104,7 +104,7 @@ class FileSamples(Dataset[Pair]):
             return x_N, torch.from_numpy(y_N)
         y = torch.from_numpy(np.ascontiguousarray(y_N, dtype=np.float64))
         y = self.form.standardise_labels(y)
-        self.form.require_float32(y, self.y_name, index)
+        self.form.require_float32(y.float(), self.y_name, index)
         return x_N, y
 
     def fitted(self) -> Dataset[Pair]:

@@ -21,8 +21,23 @@ def count(dataset: Dataset[Any]) -> int:
     return len(cast(Sized, dataset))
 
 
-def batches(dataset: Dataset[Any], indices: Iterable[Tensor], workers: int = 0) -> Iterator[Batch]:
-    """Yield the batch of every index tensor, lazily and in order."""
+def batches(
+    dataset: Dataset[Any], indices: Iterable[Tensor], workers: int = 0, exact: bool = False
+) -> Iterator[Batch]:
+    """Yield the batch of every index tensor, lazily and in order.
+
+    Labels in float64 become float32, unless ``exact``.
+    """
+    for x, y in _batches(dataset, indices, workers):
+        yield x, y if exact else single(y)
+
+
+def single(y: Tensor) -> Tensor:
+    """Numbers in float32, as models compute; class numbers as they are."""
+    return y.float() if y.is_floating_point() else y
+
+
+def _batches(dataset: Dataset[Any], indices: Iterable[Tensor], workers: int) -> Iterator[Batch]:
     tensors = _tensors(dataset)
     if tensors is not None:
         for index in indices:
@@ -52,11 +67,15 @@ def first(dataset: Dataset[Any], number: int) -> Batch:
 
 
 def labels(dataset: Dataset[Any]) -> Tensor:
-    """Every label, in order. For tensor data sets this costs nothing."""
+    """Every label, in order, in the precision of the data set.
+
+    For tensor data sets this costs nothing.
+    """
     tensors = _tensors(dataset)
     if tensors is not None:
         return tensors[1]
-    return torch.cat([y for _, y in in_order(dataset, 256)])
+    pieces = torch.split(torch.arange(count(dataset)), 256)
+    return torch.cat([y for _, y in batches(dataset, pieces, exact=True)])
 
 
 def flattened(dataset: Dataset[Any]) -> Dataset[Any]:

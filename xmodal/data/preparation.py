@@ -132,10 +132,14 @@ class RawForm:
         return self._raw(x, self.shape, self.channel)
 
     def standardise_labels(self, y: Tensor) -> Tensor:
-        """Labels ``[n, K, ...]`` in the user's unit as the loss reads them, float32."""
+        """Labels ``[n, K, ...]`` in the user's unit standardised, float64; without, float32.
+
+        The loss reads them in float32. In that, labels near 0 would lose their digits among large
+        ones, and with them the relative errors that a metric takes of the restored labels.
+        """
         if self.label_mean is None or self.label_scale is None:
             return y.float()
-        return ((y.double() - self.label_mean) / self.label_scale).float()
+        return (y.double() - self.label_mean) / self.label_scale
 
     def restore_labels(self, y: Tensor) -> Tensor:
         """Labels or predictions ``[n, K, ...]`` of the model in the user's unit, on the CPU.
@@ -145,8 +149,8 @@ class RawForm:
         """
         if self.label_mean is None or self.label_scale is None:
             return y
+        zero = (-self.label_mean / self.label_scale).to(y.dtype).double()
         y = y.cpu().double()
-        zero = (-self.label_mean / self.label_scale).float().double()
         # Not a mask over the result: ONNX graphs lose 1e-200 there.
         mean = torch.where(y == zero, -zero * self.label_scale, self.label_mean)
         return y * self.label_scale + mean

@@ -282,7 +282,7 @@ class Builder:
 def _fit(loss: Loss, dataset: Dataset[Any]) -> None:
     """Show a loss all labels, unless it ignores them: dense labels can be gigabytes."""
     if type(loss).fit is not Loss.fit:
-        loss.fit(loader.labels(dataset))
+        loss.fit(loader.single(loader.labels(dataset)))
 
 
 def token_norm(x_BND: Tensor) -> float:

@@ -49,9 +49,10 @@ def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> 
     total, own, count = 0.0, 0.0, 0
     kept: list[Tensor] = []
     with evaluating(model):
-        for prediction, y in _predicted(session, dataset):
+        for prediction, exact in _predicted(session, dataset):
+            y = loader.single(exact).to(prediction.device)
             restored = data.in_unit(prediction)
-            metric.update(restored, data.in_unit(y))
+            metric.update(restored, data.in_unit(exact).to(restored.device))
             value = float(model.loss(prediction, y).sum())
             total += value
             own += value if unit.even else float(unit.weighted(model.loss, prediction, y).sum())
@@ -111,14 +112,14 @@ class LossUnit:
 
 
 def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Predictions and labels of all batches, in order, on the device.
+    """Predictions on the device and labels in the precision of the data, batch by batch, in order.
 
     Several processes take the batches in turn and exchange what they predict, so that batches and
     numbers are the same as with one process.
     """
     pieces = torch.split(torch.arange(loader.count(dataset)), session.evaluation_batch)
     rank, world, device = session.rank, session.world, session.device
-    stream = loader.batches(dataset, pieces[rank::world], session.workers)
+    stream = loader.batches(dataset, pieces[rank::world], session.workers, exact=True)
     for start in range(0, len(pieces), world):
         own = []
         if start + rank < len(pieces):
@@ -127,7 +128,7 @@ def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Ten
                 prediction = session.model.predict(x.to(device))
             own = [(prediction if world == 1 else prediction.cpu(), y)]
         for prediction, y in session.gather(own):
-            yield prediction.to(device), y.to(device)
+            yield prediction.to(device), y
 
 
 PROBED_SAMPLES = 3

@@ -244,8 +244,8 @@ class TrainedModel:
         """Raw labels as the metric reads them: int64 ``[n]``, or float ``[n, K, *shape]``.
 
         Classes come as names, numbers, or rows with a single 1. Axes of size 1 do not matter.
-        Numbers are rounded as those of the run were, which it kept in float32, so that scores are
-        equal. Raises DataError, also for missing classes and numbers.
+        Numbers take the way of those of the run, so that scores are equal to the last digit. Raises
+        DataError, also for missing classes and numbers.
         """
         y = labelling.as_labels(y)
         if self.kind in ("classification", "regression"):
@@ -256,7 +256,7 @@ class TrainedModel:
         shape = (target.size, *target.shape)
         known = torch.tensor(labelling.fields(y, self.raw, shape, first))  # may be read-only
         kept = self.raw.standardise_labels(known)
-        self.raw.require_float32(kept, "y", range(first, first + len(kept)))
+        self.raw.require_float32(kept.float(), "y", range(first, first + len(kept)))
         return self.raw.restore_labels(kept)
 
     def metric(self) -> Metric:

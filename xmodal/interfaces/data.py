@@ -32,6 +32,7 @@ class TaskData:
     were prepared, so that a trained model can prepare others; None if ``x`` is as in the files.
     Labels that are numbers should come standardised (``raw.label_mean`` and ``raw.label_scale``)
     where ``loss.standardises``; metrics and predictions are in the unit of the user's labels.
+    Labels may be float64: losses get them in float32, metrics as they are.
     """
 
     train: Dataset[Pair]

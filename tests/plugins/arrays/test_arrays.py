@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from xmodal import api
+from xmodal.data import loader
 from xmodal.data.numpy_files import MappedRows
 from xmodal.data.store import Store
 from xmodal.errors import DataError
@@ -184,7 +185,9 @@ def test_what_y_is(tmp_path: Path, x: Any, y: Any, expected: Any, losses: Any) -
         assert (y0.shape, y0.dtype) == ((), torch.int64)
     else:
         assert y0.shape == (found.target.size, *found.target.shape)
-        assert y0.dtype == torch.float32
+        standardised = data.raw is not None and data.raw.label_mean is not None
+        assert y0.dtype == (torch.float64 if standardised else torch.float32)
+        assert loader.first(data.train, 1)[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

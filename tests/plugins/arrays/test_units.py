@@ -195,3 +195,16 @@ def test_a_label_of_zero_has_no_relative_error(tmp_path: Path) -> None:
     np.testing.assert_array_equal(known, np.abs(label) > 1e-6)
     wanted = np.abs(error[known] / label[known]).mean()
     assert done.result["test"]["metric"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_small_labels_keep_their_digits_among_large_ones(tmp_path: Path) -> None:
+    """In float32, standardised labels of 1e-6 and 1e-5 beside some of 1e3 are the same number."""
+    y = 10.0 ** DRAW.uniform(-6, 3, 60)
+    x = np.log10(y)[:, None] + DRAW.normal(size=(60, 4)) / 10
+    done = run(tmp_path, x, y, "task.metric=relative-l2")
+    kept = load_file(done.run.path / "predictions.safetensors")
+    label, found = kept["label"].numpy().ravel(), kept["prediction"].numpy().ravel()
+    true = y[np.abs(np.log10(label[:, None] / y)).argmin(axis=1)]
+    np.testing.assert_allclose(label, true, rtol=1e-7)
+    assert done.result["test"]["metric"] == pytest.approx((np.abs(found - true) / true).mean())
+    assert xmodal.load(done.run.path).labels(y).numpy().ravel() == pytest.approx(y, rel=1e-7)
