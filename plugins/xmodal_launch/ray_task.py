@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from xmodal_launch.process import Order, end, start, wait
 
 
@@ -14,6 +16,12 @@ def run(order: Order, threads: int, grace: float) -> int:
     try:
         return wait(process)
     except BaseException:  # KeyboardInterrupt is how Ray cancels
-        end(process, grace)
-        wait(process)
+        # Ray cancels again if it is not sure of the first time, on a busy node for example. That
+        # must not cut off a command that saves itself.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            end(process, grace)
+            wait(process)
+        finally:
+            signal.signal(signal.SIGINT, previous)
         raise

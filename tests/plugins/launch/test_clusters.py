@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +22,7 @@ from xmodal.interfaces import Context, Job
 from xmodal.plugins import registry
 from xmodal.recipe.choice import chosen
 from xmodal.testing.contract import check_config
-from xmodal_launch import process
+from xmodal_launch import process, ray_task
 from xmodal_launch import slurm as slurm_launcher
 from xmodal_launch.controller import Found, is_transient, read
 from xmodal_launch.process import Order
@@ -370,6 +372,22 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
+def test_a_task_cancelled_twice_waits_for_a_job_that_saves_itself(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+
+    def cancel() -> None:  # as Ray does
+        ready(log)
+        _thread.interrupt_main()
+        time.sleep(0.3)
+        _thread.interrupt_main()
+
+    threading.Thread(target=cancel, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        ray_task.run(Order((sys.executable, "-c", SAVES), str(log), str(tmp_path)), 1, 60.0)
+    assert "saved" in log.read_text()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_run_does_not_outlive_its_job(tmp_path: Path) -> None:
     """The cluster would start it again elsewhere, and then there were two."""
     parent = (
