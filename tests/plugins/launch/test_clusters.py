@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +372,15 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     process.end(child, 0.3)  # a process that is over is no trouble
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """The usual handler of SIGINT, which test runners replace."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_a_task_cancelled_twice_waits_for_a_job_that_saves_itself(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
 
@@ -388,6 +397,7 @@ def test_a_task_cancelled_twice_waits_for_a_job_that_saves_itself(tmp_path: Path
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
 def test_a_run_does_not_outlive_its_job(tmp_path: Path) -> None:
     """The cluster would start it again elsewhere, and then there were two."""
     parent = (
