@@ -147,6 +147,7 @@ class Queue:
             with suppress(OSError):
                 try:
                     word = run.state
+                    self._damage.pop(name, None)  # a repeat has written the files anew
                 except DataError as error:
                     word, self._damage[name] = FAILED, str(error)
                 self._words[name] = word
