@@ -19,6 +19,7 @@ PUBLIC = (
     "xmodal.randomness",
     "xmodal.report",
     "xmodal.settings",
+    "xmodal.steps",
     "xmodal.testing",
     "xmodal.testing.contract",
     "xmodal.text",

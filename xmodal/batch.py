@@ -63,13 +63,14 @@ class Sample:
 class Term:
     """One term of the loss: ``weight`` times the loss of ``head``'s prediction against ``y``.
 
-    If ``like`` is set, the term has no ``y``: the prediction is compared with the prediction of
-    view number ``like`` (by the same head, without gradient).
+    A weight that changes from step to step is a 0-d tensor (see ``xmodal.steps``). If ``like`` is
+    set, the term has no ``y``: the prediction is compared with the prediction of view number
+    ``like`` (by the same head, without gradient).
     """
 
     head: str
     y: Tensor | None
-    weight: float
+    weight: float | Tensor
     like: int | None = None
 
 
@@ -86,13 +87,13 @@ class View:
     """Tokens to pass through the backbone once.
 
     If a mixer replaced tokens, ``origin_BN`` holds the partner token in each slot (-1: the target's
-    own token). ``log`` holds numbers to record, such as k.
+    own token). ``log`` holds numbers to record, such as k; 0-d tensors if they change.
     """
 
     tokens: Tokens
     terms: tuple[Term, ...]
     origin_BN: Tensor | None = None
-    log: Mapping[str, float] = field(default_factory=dict)
+    log: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from xmodal.settings import Settings
 
 __all__ = [
     "ViewWeights", "evaluating", "full_precision", "grid_text", "gumbel_noise", "hard_subset",
-    "mean_tokens", "plain_and_changed", "source_needed", "straight_through",
+    "mean_tokens", "plain_and_changed", "source_needed", "straight_through", "used",
 ]  # fmt: skip
 
 
@@ -132,23 +132,28 @@ def plain_and_changed(
     weights: ViewWeights,
     changed: Tokens | None,
     terms: Iterable[Term] = (),
-    log: Mapping[str, float] | None = None,
+    log: Mapping[str, float | Tensor] | None = None,
     origin_BN: Tensor | None = None,
 ) -> tuple[View, ...]:
     """The plain view of ``target`` with weight β1, and the changed view with ``terms`` times β2.
 
     If nothing changed (``changed`` is None) or β2 is 0, the result is only the plain view with
-    weight β1 + β2, so that the encoder runs once. Terms with weight 0, and views without terms, are
-    left out. The last view has the ``log``; the changed view has ``origin_BN``.
+    weight β1 + β2, so that the encoder runs once. Terms with weight 0 (not a tensor), and views
+    without terms, are left out. The last view has the ``log``; the changed view has ``origin_BN``.
     """
     beta_1, beta_2, log = weights.beta_target, weights.beta_mix, log or {}
     if changed is None or beta_2 == 0:
         return (View(target.tokens, (Term(target.head, target.y, beta_1 + beta_2),), log=log),)
-    weighted = tuple(Term(t.head, t.y, beta_2 * t.weight) for t in terms if t.weight > 0)
+    weighted = tuple(Term(t.head, t.y, beta_2 * t.weight) for t in terms if used(t.weight))
     plain = (Term(target.head, target.y, beta_1),) if beta_1 > 0 else ()
     both = (View(target.tokens, plain), View(changed, weighted, origin_BN))
     *before, last = [view for view in both if view.terms]
     return (*before, replace(last, log=log))
+
+
+def used(weight: float | Tensor) -> bool:
+    """Whether a term of this weight belongs to the loss: all but those that are always 0."""
+    return isinstance(weight, Tensor) or weight != 0
 
 
 def source_needed(source: Sample | None, name: str) -> Sample:

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer, Settings
@@ -144,7 +145,7 @@ def _with(view: View, term: Term) -> View:
     return replace(view, terms=(*view.terms, term))
 
 
-def _only(log: Mapping[str, float], name: str) -> dict[str, float]:
+def _only(log: Mapping[str, float | Tensor], name: str) -> dict[str, float | Tensor]:
     return {key: value for key, value in log.items() if key == name}
 
 

@@ -154,5 +154,5 @@ def look_at_tokens(session: RunSession, at: Progress) -> dict[str, Any]:
     for view in views:
         if view.origin_BN is not None:
             result["origin"] = view.origin_BN.to(torch.int32).cpu()
-            result["k"] = view.log.get("k", 0)
+            result["k"] = float(view.log.get("k", 0))
     return result

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Tokens, View
 from xmodal.interfaces import Backbone, Embedder, Loss, Mixer, Model, Predictor
+from xmodal.ops import used
 
 
 class TrainingModel(Model):
@@ -67,7 +68,7 @@ class TrainingModel(Model):
         log: dict[str, Tensor | float] = {}
         for number, view in enumerate(views):
             for term in view.terms:
-                if term.weight == 0:
+                if not used(term.weight):
                     continue
                 own, loss = predicted(number, term.head), self.loss_of(term.head)
                 name = f"view{number}/{term.head}"
@@ -77,7 +78,10 @@ class TrainingModel(Model):
                     other = predicted(term.like, term.head).detach()
                     value = loss.agreement(own, other).mean()
                     name += " agreement"
-                total = total + term.weight * value
+                weight = term.weight
+                if isinstance(weight, Tensor):
+                    weight = weight.to(value.dtype)  # as a Python number would be rounded
+                total = total + weight * value
                 log[name] = value.detach()
             log.update(view.log)
         return total, log
