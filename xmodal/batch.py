@@ -101,17 +101,21 @@ class Selection:
     """k chosen tokens per row.
 
     In the forward pass, ``mask_BN`` is 1 on the chosen tokens and 0 elsewhere; it may have a
-    (straight-through) gradient. ``scores_BN`` ranks all tokens; higher is more important.
+    (straight-through) gradient. ``scores_BN`` ranks all tokens; higher is more important. ``k`` is
+    an int, or a 0-d int64 tensor on the device of the mask.
     """
 
     mask_BN: Tensor
     scores_BN: Tensor
-    k: int
+    k: int | Tensor
 
     @property
     def indices_BK(self) -> Tensor:
-        """Positions of the chosen tokens, ascending."""
-        return self.mask_BN.detach().topk(self.k, dim=1).indices.sort(dim=1).values
+        """Positions of the chosen tokens, ascending.
+
+        The shape depends on k, so this waits for the device if k is a tensor.
+        """
+        return self.mask_BN.detach().topk(int(self.k), dim=1).indices.sort(dim=1).values
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Shapes: B samples, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,9 @@ from xmodal.errors import UsageError
 from xmodal.settings import Settings
 
 __all__ = [
-    "ViewWeights", "evaluating", "full_precision", "grid_text", "gumbel_noise", "hard_subset",
-    "mean_tokens", "plain_and_changed", "source_needed", "straight_through", "used",
+    "ViewWeights", "check_count", "evaluating", "full_precision", "grid_text", "gumbel",
+    "gumbel_noise", "hard_subset", "mean_tokens", "plain_and_changed", "ranks", "source_needed",
+    "straight_through", "used",
 ]  # fmt: skip
 
 
@@ -55,37 +56,82 @@ def grid_text(grid: Iterable[int]) -> str:
 # --- drawing k of N tokens ---
 
 
-def gumbel_noise(like_BN: Tensor, generator: torch.Generator, exponential: bool = False) -> Tensor:
-    """Standard Gumbel noise ``[B, N]`` on the device of ``like_BN``, float32 (or float64 if it is).
+def gumbel(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    exponential: bool = False,
+) -> Tensor:
+    """Standard Gumbel noise of any ``shape`` on the CPU, drawn from ``generator``.
 
-    Drawn on the CPU from ``generator``, so that a run draws the same on every device. The noise is
-    −log(−log u) of uniform numbers u or, with ``exponential``, −log e of exponential numbers e,
-    which has more digits. Both have the same distribution, but the numbers differ for the same
-    generator.
+    The noise is −log(−log u) of uniform numbers u or, with ``exponential``, −log e of exponential
+    numbers e, which has more digits. Both have the same distribution, but the numbers differ for
+    the same generator. ``dtype``: float32 or float64.
     """
-    dtype = like_BN.dtype if like_BN.dtype == torch.float64 else torch.float32
     tiny = torch.finfo(dtype).tiny
-    drawn_BN = torch.empty(like_BN.shape, dtype=dtype)
+    drawn = torch.empty(shape, dtype=dtype)
     # A drawn 0 would make the noise infinite.
     if exponential:
-        drawn_BN.exponential_(generator=generator).clamp_min_(tiny)
+        drawn.exponential_(generator=generator).clamp_min_(tiny)
     else:
-        drawn_BN.uniform_(generator=generator).clamp_(tiny, 1 - torch.finfo(dtype).eps)
-        drawn_BN.log_().neg_()
-    noise_BN = drawn_BN.log_().neg_()
+        drawn.uniform_(generator=generator).clamp_(tiny, 1 - torch.finfo(dtype).eps)
+        drawn.log_().neg_()
+    return drawn.log_().neg_()
+
+
+def gumbel_noise(like_BN: Tensor, generator: torch.Generator, exponential: bool = False) -> Tensor:
+    """``gumbel`` noise ``[B, N]`` on the device of ``like_BN``, float32 (or float64 if it is).
+
+    Drawn on the CPU, so that a run draws the same on every device.
+    """
+    dtype = like_BN.dtype if like_BN.dtype == torch.float64 else torch.float32
+    noise_BN = gumbel(like_BN.shape, dtype, generator, exponential)
     if like_BN.device.type == "cuda":
         # A copy from pinned memory does not wait for the kernels queued before it.
         return noise_BN.pin_memory().to(like_BN.device, non_blocking=True)
     return noise_BN.to(like_BN.device)
 
 
-def hard_subset(ranking_BN: Tensor, k: int) -> Tensor:
-    """The mask ``[B, N]``, 1 on the k largest of each row and 0 elsewhere, without a gradient."""
-    indices_BK = ranking_BN.detach().topk(k, dim=1).indices
-    return torch.zeros_like(full_precision(ranking_BN.detach())).scatter_(1, indices_BK, 1.0)
+def check_count(scores_BN: Tensor, k: int | Tensor) -> None:
+    """Raises ValueError unless ``k`` of N tokens can be chosen by ``scores_BN``.
+
+    ``k`` is an int, 0 <= k <= N, or a 0-d integer tensor on the device of the scores. The value of
+    a tensor is not looked at, because that would wait for the device.
+    """
+    shape = list(scores_BN.shape)
+    if isinstance(k, Tensor):
+        if k.dim() or k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+            raise ValueError(f"k must be a 0-d tensor of integers, not {list(k.shape)} {k.dtype}")
+        # Torch would take a number from the CPU as a constant, and a recorded step would keep it.
+        if k.device != scores_BN.device:
+            raise ValueError(f"k is on {k.device}, but the scores are on {scores_BN.device}")
+        if scores_BN.dim() != 2:
+            raise ValueError(f"cannot choose tokens from scores of shape {shape}")
+    elif scores_BN.dim() != 2 or not 0 <= k <= shape[1]:
+        raise ValueError(f"cannot choose {k} tokens from scores of shape {shape}")
 
 
-def straight_through(soft_BN: Tensor, k: int, ranking_BN: Tensor | None = None) -> Tensor:
+def ranks(scores_BN: Tensor) -> Tensor:
+    """The rank ``[B, N]`` (int64) of each token in its row: 0 is the highest score.
+
+    Equal scores rank by position, the first one first, on every device.
+    """
+    # A scatter would also invert the order, but on a GPU its deterministic form is a sort as well,
+    # of the whole batch, and in some versions of torch waits for the host.
+    order_BN = scores_BN.detach().argsort(dim=1, descending=True, stable=True)
+    return order_BN.argsort(dim=1)
+
+
+def hard_subset(ranking_BN: Tensor, k: int | Tensor) -> Tensor:
+    """The mask ``[B, N]``, 1 on the k largest of each row and 0 elsewhere, without a gradient.
+
+    Of equal ones, the first are taken (``ranks``). ``k``: see ``check_count``.
+    """
+    check_count(ranking_BN, k)
+    return (ranks(ranking_BN) < k).to(full_precision(ranking_BN).dtype)
+
+
+def straight_through(soft_BN: Tensor, k: int | Tensor, ranking_BN: Tensor | None = None) -> Tensor:
     """``hard_subset`` with the gradient of ``soft_BN``, the relaxed membership ``[B, N]``.
 
     ``ranking_BN`` decides which are largest (default: ``soft_BN``). If the membership increases
@@ -103,7 +149,7 @@ class _StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, soft_BN: Tensor, ranking_BN: Tensor, k: int) -> Tensor:
+    def forward(ctx: Any, soft_BN: Tensor, ranking_BN: Tensor, k: int | Tensor) -> Tensor:
         return hard_subset(ranking_BN, k).to(soft_BN.dtype)
 
     @staticmethod

@@ -198,4 +198,4 @@ def _lowest_first(keep_BN: Tensor, scores_BN: Tensor, k: int) -> Tensor:
 def _highest_first(chosen: Selection) -> Tensor:
     """The chosen positions ``[B, K]``, in descending order of their scores."""
     ranked_BM = chosen.scores_BN.detach().masked_fill(chosen.mask_BN.detach() < 0.5, -torch.inf)
-    return ranked_BM.topk(chosen.k, dim=1).indices
+    return ranked_BM.topk(int(chosen.k), dim=1).indices
