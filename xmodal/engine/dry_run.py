@@ -15,7 +15,7 @@ from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import Plan
-from xmodal.engine.run import peak_memory
+from xmodal.engine.result import peak_memory
 from xmodal.engine.session import RunSession
 from xmodal.text import duration, size
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,8 +102,14 @@ class EpochRecord:
 class Training:
     """The loop's state: session, snapshot, and what the current stage trains and steps with."""
 
-    def __init__(self, session: RunSession, restored: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        session: RunSession,
+        restored: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.session = session
+        self.clock = clock
         self.snapshot = Snapshot()
         self.trainable: list[tuple[str, nn.Parameter]] = []
         self.optimizer: torch.optim.Optimizer | None = None
@@ -138,12 +144,12 @@ class Training:
         steps = stage.steps_per_epoch(self.session)
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         self.session.model.train()
-        started = time.perf_counter()
+        started = self.clock()
         self._encoded = 0
         for micro_batches in stage.steps(self.session, at):
             at = replace(at, step=snapshot.step)
             yield self._step(stage, micro_batches, at)
-        seconds = time.perf_counter() - started + self.begin_seconds
+        seconds = self.clock() - started + self.begin_seconds
         self.begin_seconds = 0.0
         yield self._end_epoch(stage, at, seconds)
 
@@ -151,7 +157,7 @@ class Training:
         """One optimizer step: gradients of all micro-batches, checks, one clip, one update."""
         session, optimizer = self.session, self.optimizer
         assert optimizer is not None
-        begun = time.perf_counter()
+        begun = self.clock()
         optimizer.zero_grad(set_to_none=True)
         if stage.divides:
             distributed.overwrite(session.model.mixer.buffers(), session.world)
@@ -178,7 +184,7 @@ class Training:
         if self.schedule is not None:
             self.schedule.step()
         self._remember({"loss": mean_loss, **means, "gradient_norm": gradient_norm, "lr": lr})
-        seconds = time.perf_counter() - begun
+        seconds = self.clock() - begun
         return StepRecord(at, mean_loss, means, lr, gradient_norm, seconds)
 
     def _gather(self, stage: Stage, own: _Tally) -> tuple[float, dict[str, float]]:
@@ -238,10 +244,10 @@ class Training:
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
         session.share_randomness()
-        started = time.perf_counter()
+        started = self.clock()
         self._encoded = 0
         stage.begin(session)
-        self.begin_seconds = time.perf_counter() - started
+        self.begin_seconds = self.clock() - started
         if not (self.snapshot.epoch or self.snapshot.step):
             # A stage that a resumed run enters again was counted the first time.
             self.snapshot.encoded += self._encoded

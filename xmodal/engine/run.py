@@ -1,49 +1,44 @@
 """Carries a run out: finds or makes its directory, drives the loop, saves, tests, reports.
 
-Nothing else writes into a run directory while the run lasts.
+Nothing else writes into a run directory while the run lasts. A run is a generator that pauses after
+every record of its loop, so that several can take turns in one process.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import psutil
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_file
-from torch import Tensor
 
 from xmodal import runs
-from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, directory
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder, accelerator
-from xmodal.engine.evaluate import PROBED_SAMPLES, SplitScore, evaluate
+from xmodal.engine.evaluate import evaluate
 from xmodal.engine.identity import identity
-from xmodal.engine.loop import EpochRecord, Snapshot, Training
+from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
+from xmodal.engine.process import ALONE, Process, StopRequest, finished
+from xmodal.engine.result import (
+    keep_predictions,
+    keep_samples,
+    no_number,
+    scored_split,
+    summarise,
+)
 from xmodal.engine.session import RunSession
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, MachineError, TrainingError, XModalError, file_errors
-from xmodal.files import atomically
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
-from xmodal.recipe.recipe import Recipe
-
-SHOWN_SAMPLES = 4
-MAX_PREDICTION_BYTES = 256 * 2**20
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -80,22 +75,35 @@ def execute(
     plan: Plan, order: RunOrder, registry: Registry, store: Store, observer: Observer | None = None
 ) -> Outcome:
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
+    with devices.current(plan.recipe.device):
+        return finished(steps(plan, order, registry, store, observer))
+
+
+def steps(
+    plan: Plan,
+    order: RunOrder,
+    registry: Registry,
+    store: Store,
+    observer: Observer | None = None,
+    process: Process = ALONE,
+) -> Generator[None, None, Outcome]:
+    """What ``execute`` does, with a pause after every record of the training loop."""
     # First of all: a device that is not here should not cost the time to load data.
     alone = accelerator(plan.recipe.device, plan.recipe.precision)
     directory.check(order.name, order.root, order.directory)  # nor should a wrong place
-    log = RunLog(observer or Silent(), writes=alone.is_main_process)
-    with devices.current(plan.recipe.device), log:
-        return _execute(plan, order, registry, store, log, alone)
+    with RunLog(observer or Silent(), writes=alone.is_main_process) as log:
+        return (yield from _steps(plan, order, registry, store, log, alone, process))
 
 
-def _execute(
+def _steps(
     plan: Plan,
     order: RunOrder,
     registry: Registry,
     store: Store,
     observer: Observer,
     alone: Accelerator,
-) -> Outcome:
+    process: Process,
+) -> Generator[None, None, Outcome]:
     builder = Builder(plan, store, observer.note)
     data = builder.data()
     # Of several processes one chooses and owns the directory; the others only read it.
@@ -108,7 +116,7 @@ def _execute(
     run, done, digest = broadcast_object_list([chosen])[0]
     if done:
         return Outcome(run, run.read("result.json"), fresh=False)
-    with run.lock() if main else nullcontext(), _watch_signals() as stop:
+    with run.lock() if main else nullcontext(), process.watch() as stop:
         if own is not None:
             directory.belongs(run, own)  # another process may have had the lock meanwhile
             if order.force or not (run.path / "manifest.json").exists():
@@ -127,9 +135,9 @@ def _execute(
         tracking = Tracking(plan.recipe, run, builder.note)
         with _recorded(run, tracking) if main else nullcontext() as place:
             execution = _Execution(
-                run, place, digest, plan, builder, data, observer, stop, tracking
+                run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
-            outcome = execution.carry_out()
+            outcome = yield from execution.carry_out()
             if main:
                 run.write("result.json", outcome)
                 tracking.done(outcome)
@@ -139,37 +147,6 @@ def _execute(
             # Not earlier: a run that is killed before it is done resumes from one of these.
             execution.sweep(plan.recipe.saving.finished, 1)
     return Outcome(run, outcome, fresh=True)
-
-
-class _StopRequest:
-    """Remembers that a signal arrived; the run asks between steps."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-
-@contextmanager
-def _watch_signals() -> Iterator[_StopRequest]:
-    """Turn SIGTERM and SIGINT into a request; a second SIGINT interrupts at once."""
-    request = _StopRequest()
-    previous = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
-
-    try:
-        for number in SIGNALS:
-            previous[number] = signal.signal(number, handle)
-    except ValueError:
-        # Not the main thread (a notebook, a test runner): signals stay the caller's business.
-        previous = {}
-    try:
-        yield request
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 @contextmanager
@@ -186,7 +163,7 @@ def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[runs.Place]:
         run.check_place(place)
         state = "done"
         run.set_state(state)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, GeneratorExit) as error:
         state, why = _ending(error)
         with suppress(OSError, DataError):  # the disk may be full, or the directory gone
             run.check_place(place)
@@ -202,7 +179,7 @@ def _ending(error: BaseException) -> tuple[str, str]:
     """The state that an error leaves a run in, and why."""
     if isinstance(error, Interrupted):
         return "interrupted", str(error)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
         return "interrupted", "interrupted before its state was saved"
     if isinstance(error, TrainingError):
         return "stopped", str(error)
@@ -242,20 +219,22 @@ class _Execution:
         builder: Builder,
         data: TaskData,
         observer: Observer,
-        stop: _StopRequest,
+        stop: StopRequest,
         tracking: Tracking,
+        process: Process,
     ) -> None:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
         self.place, self.digest = place, digest
         self.tracking = tracking
+        self.clock = process.clock
         self.saving = plan.recipe.saving
         self.session = builder.session(data)
         self.training = self._begun(lambda: builder.session(data))
         self.saved_at = time.monotonic()
-        self.begun = time.perf_counter()
+        self.begun = self.clock()
 
-    def carry_out(self) -> dict[str, Any]:
-        """Train from wherever the run stands, then test the best epoch."""
+    def carry_out(self) -> Generator[None, None, dict[str, Any]]:
+        """Train from wherever the run stands, then test the best epoch; pauses after records."""
         resumed = self.training.restored is not None
         if self.place is not None:
             snapshot = self.training.snapshot
@@ -275,6 +254,7 @@ class _Execution:
             if number:
                 self._save()
                 raise Interrupted(number, self.run)
+            yield
         return self._test()
 
     def _begun(self, anew: Callable[[], RunSession]) -> Training:
@@ -286,7 +266,8 @@ class _Execution:
         passed: list[tuple[str, DataError]] = []
         for folder in checkpoint.complete(self.run.checkpoints, checkpoint.STEP):
             try:
-                training = Training(self.session, checkpoint.load(folder, self.digest))
+                state = checkpoint.load(folder, self.digest)
+                training = Training(self.session, state, self.clock)
                 if training.snapshot.best_at is not None:
                     checkpoint.load(self._best_folder(training.snapshot.best_steps), self.digest)
             except DataError as error:
@@ -299,7 +280,7 @@ class _Execution:
             self.session = anew()
         for name, why in passed:
             self.session.note(f"{name}: {why}; training starts again from the beginning")
-        return Training(self.session)
+        return Training(self.session, clock=self.clock)
 
     def _due(self) -> bool:
         every = self.saving.every_steps
@@ -335,7 +316,7 @@ class _Execution:
         self.run.append_metrics(line)
         self.tracking.epoch(line)
         if record.scored and record.metric is None:
-            self.session.note(_no_number(self.plan.recipe, self.session))
+            self.session.note(no_number(self.plan.recipe, self.session))
         if record.best:
             state = {"model": self.session.model.state_dict()}
             checkpoint.save(self._best_folder(snapshot.best_steps), state, self.digest)
@@ -369,7 +350,7 @@ class _Execution:
             final = {k: v.cpu() for k, v in session.model.state_dict().items()}
             checkpoint.save(self.run.path / "final", {"model": final}, self.digest)
         if snapshot.best_at is None:
-            split = _scored_split(self.plan.recipe, session)
+            split = scored_split(self.plan.recipe, session)
             raise TrainingError(
                 f"no epoch can be chosen: neither the metric nor the loss of the {split} data was "
                 "a finite number in any\nTry a lower learning rate, or look at these data"
@@ -386,105 +367,6 @@ class _Execution:
             keep_samples(self.run, self.digest, session, snapshot, score.predictions)
         seconds = {
             "training": snapshot.seconds,
-            "this_process": time.perf_counter() - self.begun,
+            "this_process": self.clock() - self.begun,
         }
         return {**summarise(self.plan.recipe, session, snapshot, score), "seconds": seconds}
-
-
-# --- what a finished run keeps ---
-
-
-def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
-    """Write all test predictions with their labels, unless they are too large."""
-    size = predictions.numel() * predictions.element_size()
-    if size <= MAX_PREDICTION_BYTES:
-        labels = session.data.in_unit(loader.labels(session.data.test))
-        content = {"prediction": predictions, "label": labels}
-        tensors = {name: tensor.contiguous() for name, tensor in content.items()}
-        with atomically(run.path / "predictions.safetensors") as new:
-            save_file(tensors, new)
-
-
-def keep_samples(
-    run: runs.Run, digest: str, session: RunSession, snapshot: Snapshot, predictions: Tensor
-) -> None:
-    """Keep a few samples, and what the mixer did to them, for the report."""
-    x, y = loader.first(session.data.test, SHOWN_SAMPLES)
-    kept: dict[str, Any] = {
-        "test": {"x": x, "y": session.data.in_unit(y), "prediction": predictions[: len(x)]},
-        "train": {"x": loader.first(session.data.train, PROBED_SAMPLES)[0]},
-        "probes": snapshot.probes,
-        "images": dict(session.data.images),
-    }
-    if session.source is not None:
-        kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
-    checkpoint.save(run.path / "samples", kept, digest)
-
-
-def summarise(
-    recipe: Recipe, session: RunSession, snapshot: Snapshot, score: SplitScore
-) -> Mapping[str, Any]:
-    """The content of ``result.json``, to which the caller adds times."""
-    parameters = list(session.model.parameters())
-    return {
-        "task": recipe.task.name,
-        "family": session.facts.task.family,
-        "metric": recipe.task.config.metric.name,
-        "better": session.metric.better,
-        "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
-        "validation": {
-            "metric": snapshot.best_metric,
-            "loss": snapshot.best_loss,
-            "at": list(snapshot.best_at or ()),
-        },
-        "selected_on": _selected_on(recipe, session, snapshot),
-        "protocol": recipe.protocol,
-        "seed": recipe.seed,
-        "steps": snapshot.total_steps,
-        "encoded_samples": snapshot.encoded,
-        "memory_bytes": int(session.agree(peak_memory())),
-        "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": snapshot.trainable,
-        },
-        "token_norm": {"source": session.source_norm, "target": session.target_norm},
-        "device": str(session.device),
-        "notes": list(session.notes),
-    }
-
-
-def _selected_on(recipe: Recipe, session: RunSession, snapshot: Snapshot) -> str:
-    """What chose the best epoch: ``validation``, ``test loss``, ...
-
-    The test split, as published or where a task has no other; the loss, where the metric was not a
-    number in any epoch.
-    """
-    split = _scored_split(recipe, session)
-    return split if snapshot.best_metric is not None else f"{split} loss"
-
-
-def _no_number(recipe: Recipe, session: RunSession) -> str:
-    """What follows from a metric that is undefined after an epoch, and the ways out."""
-    metric, split = recipe.task.config.metric.name, _scored_split(recipe, session)
-    return (
-        f"{metric} is not a number on the {split} data; if it is so after every epoch, the {split} "
-        f"loss chooses the epoch. Ways out: {split} data that hold every class and labels that "
-        "vary, or another task.metric"
-    )
-
-
-def _scored_split(recipe: Recipe, session: RunSession) -> str:
-    same = session.data.test is session.data.validation
-    return "test" if recipe.protocol == "published" or same else "validation"
-
-
-def peak_memory() -> int:
-    """Bytes: the GPU's peak allocation, or this process's peak resident memory."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource  # Unix only. psutil knows the peak on Windows alone.
-    except ImportError:
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
