@@ -1,18 +1,21 @@
-"""The loss of a split in the unit of the user's labels."""
+"""The score of a split, and its loss in the unit of the user's labels."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from xmodal.batch import Progress
-from xmodal.data import RawForm
-from xmodal.engine.evaluate import LossUnit
+from xmodal.data import RawForm, Store, loader
+from xmodal.engine.evaluate import LossUnit, Scored, _received, evaluate
 from xmodal.engine.loop import _check_gradient
 from xmodal.errors import TrainingError
+from xmodal.workbench import open_plan, plan, registry
 
 PLAIN = RawForm((3,), (3,))
 
@@ -71,3 +74,40 @@ def test_gradients_that_are_finite_but_too_large_are_named() -> None:
     named[0][1].grad = torch.tensor([1.0, float("nan")])
     with pytest.raises(TrainingError, match=r"not finite at .*, first in: small"):
         _check_gradient(float("nan"), named, Progress(0, 0, 1, 0, 1))
+
+
+def test_a_split_in_batches_is_scored_as_in_one_piece() -> None:
+    settings = ["evaluation_batch=3", "task.validation=7"]
+    made = plan(["methods/nft", "tasks/darcy"], registry(), Store(), settings, "smoke")
+    session: Any = open_plan(made).session
+    data = session.data
+    x, y = loader.first(data.validation, 7)
+    seen: list[torch.Tensor] = []
+    update = session.metric.update
+    session.metric.update = lambda p, t: [seen.append(p), update(p, t)]  # type: ignore[func-returns-value]
+    score = evaluate(session, data.validation, keep=True)
+    with torch.no_grad():
+        whole = session.model.eval().predict(x)
+        loss = session.model.loss(whole, y).double().mean()
+    torch.testing.assert_close(score.predictions, data.in_unit(whole), rtol=1e-5, atol=1e-6)
+    assert [len(part) for part in seen] == [3, 3, 1]
+    assert score.objective == pytest.approx(float(loss), rel=1e-6)
+    session.metric.reset()
+    update(data.in_unit(whole), data.in_unit(y))
+    assert score.metric == pytest.approx(session.metric.compute(), rel=1e-6)
+
+
+def test_a_batch_is_worked_on_while_the_next_one_is_computed() -> None:
+    happened: list[str] = []
+
+    def batches() -> Iterator[Scored]:
+        for number in range(3):
+            happened.append(f"computed {number}")
+            yield (torch.tensor([float(number)]),) * 3  # type: ignore[misc]
+
+    for prediction, _, _ in _received(batches()):
+        happened.append(f"scored {int(prediction)}")
+    assert happened == [
+        "computed 0", "computed 1", "scored 0", "computed 2", "scored 1", "scored 2",
+    ]  # fmt: skip
+    assert list(_received(iter(()))) == []

@@ -6,8 +6,8 @@ Both run in evaluation mode, in fixed order, and leave every random stream as it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,20 +45,17 @@ def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> 
     """Score ``dataset`` with the model as it is."""
     model, metric, data = session.model, session.metric, session.data
     metric.reset()
-    unit = LossUnit.of(model.loss, data.raw)
+    unit = LossUnit.of(model.loss, data.raw).on(session.device)
     total, own, count = 0.0, 0.0, 0
     kept: list[Tensor] = []
     with evaluating(model):
-        for prediction, exact in _predicted(session, dataset):
-            y = loader.single(exact).to(prediction.device)
+        for prediction, y, losses in _received(_scored(session, dataset, unit)):
             restored = data.in_unit(prediction)
-            metric.update(restored, data.in_unit(exact).to(restored.device))
-            value = float(model.loss(prediction, y).sum())
-            total += value
-            own += value if unit.even else float(unit.weighted(model.loss, prediction, y).sum())
-            count += len(y)
+            metric.update(restored, data.in_unit(y))
+            own_loss, loss = losses.tolist()
+            total, own, count = total + loss, own + own_loss, count + len(y)
             if keep:
-                kept.append(restored.cpu())
+                kept.append(restored)
     predictions = torch.cat(kept) if keep else None
     # Processes on different devices may differ in a last digit; they must choose the same epoch.
     count = max(1, count)
@@ -75,13 +72,14 @@ def _known(value: float | None) -> float | None:
 class LossUnit:
     """How a loss of standardised labels becomes that of the labels in the user's unit.
 
-    ``size`` is the largest scale of an output, ``weight`` the scales as shares of it. A loss that
-    does not say its degree stays that of standardised labels.
+    ``size`` is the largest scale of an output, ``weight`` the scales as shares of it, ``even`` if
+    all are 1. A loss that does not say its degree stays that of standardised labels.
     """
 
     size: float = 1.0
     degree: int = 0
     weight: Tensor | None = None
+    even: bool = True
 
     @classmethod
     def of(cls, loss: Loss, raw: RawForm | None) -> LossUnit:
@@ -89,18 +87,17 @@ class LossUnit:
         if raw is None or raw.label_scale is None or not loss.degree:
             return cls()
         size = raw.label_scale.max()
-        return cls(float(size), loss.degree, (raw.label_scale / size).float())
+        weight = (raw.label_scale / size).float()
+        return cls(float(size), loss.degree, weight, bool((weight == 1).all()))
 
-    @property
-    def even(self) -> bool:
-        """Whether all outputs have the same scale."""
-        return self.weight is None or bool((self.weight == 1).all())
+    def on(self, device: torch.device) -> LossUnit:
+        """The same, for tensors on a device."""
+        return self if self.weight is None else replace(self, weight=self.weight.to(device))
 
     def weighted(self, loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
         """The loss with each output in its share of the largest scale, ``[B]``."""
         assert self.weight is not None
-        weight = self.weight.to(y.device)
-        value: Tensor = loss(prediction * weight, y * weight)
+        value: Tensor = loss(prediction * self.weight, y * self.weight)
         return value
 
     def restored(self, value: float) -> float | None:
@@ -109,6 +106,55 @@ class LossUnit:
         for _ in range(self.degree):
             restored *= self.size
         return restored if math.isfinite(restored) and (restored or not value) else None
+
+
+Scored = tuple[Tensor, Tensor, Tensor]
+"""Predictions, labels, and two losses: the sum over the batch in the unit's shares, and as trained.
+"""
+
+
+def _scored(session: RunSession, dataset: Dataset[Any], unit: LossUnit) -> Iterator[Scored]:
+    """All batches in order: predictions and losses on the device, labels on the CPU."""
+    loss = session.model.loss
+    for prediction, exact in _predicted(session, dataset):
+        y = _sent(loader.single(exact), session.device)
+        value = loss(prediction, y).sum()
+        own = value if unit.even else unit.weighted(loss, prediction, y).sum()
+        yield prediction, exact, torch.stack([own, value])
+
+
+def _received(batches: Iterator[Scored]) -> Iterator[Scored]:
+    """The same on the CPU; a GPU computes the next batch while the caller works on this one."""
+    ready: Callable[[], Scored] | None = None
+    for batch in batches:
+        before, ready = ready, _receiving(*batch)
+        if before is not None:
+            yield before()
+    if ready is not None:
+        yield ready()
+
+
+def _receiving(*batch: Tensor) -> Callable[[], Scored]:
+    """Start to copy a batch to the CPU. The result waits until it is there."""
+    prediction, y, losses = (tensor.to("cpu", non_blocking=True) for tensor in batch)
+    on_gpu = any(tensor.is_cuda for tensor in batch)
+    copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+    if copied is not None:
+        copied.record()
+
+    def wait() -> Scored:
+        if copied is not None:
+            copied.synchronize()
+        return prediction, y, losses
+
+    return wait
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on a device, without waiting for what the device still computes."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -125,7 +171,7 @@ def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Ten
         if start + rank < len(pieces):
             x, y = next(stream)
             with session.accelerator.autocast():
-                prediction = session.model.predict(x.to(device))
+                prediction = session.model.predict(_sent(x, device))
             own = [(prediction if world == 1 else prediction.cpu(), y)]
         for prediction, y in session.gather(own):
             yield prediction.to(device), y

@@ -253,7 +253,7 @@ class Metric(Component):
 
     @abstractmethod
     def update(self, prediction: Tensor, y: Tensor) -> None:
-        """Add a batch of predictions and labels, both in the unit of the user's labels."""
+        """Add a batch of predictions and labels: on the CPU, in the unit of the user's labels."""
 
     @abstractmethod
     def compute(self) -> float:

@@ -74,6 +74,24 @@ def test_class_metrics(k: int) -> None:
     assert score(metrics.AveragePrecisionError, output, p, y) == pytest.approx(1 - precision)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_area_and_precision_with_ties(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 2, 30)
+    y[:2] = 0, 1
+    score_B = random.integers(0, [1, 3, 100][seed % 3], 30) / 3 if seed % 3 else np.zeros(30)
+    area, precision = reference.roc_auc_score, reference.average_precision_score
+    assert metrics.area(y, score_B) == pytest.approx(area(y, score_B), abs=1e-14)
+    assert metrics.average_precision(y, score_B) == pytest.approx(precision(y, score_B), abs=1e-14)
+
+
+@pytest.mark.parametrize("cls", [metrics.AUROCError, metrics.AveragePrecisionError])
+def test_predictions_that_are_no_numbers_have_no_order(cls: type[Any]) -> None:
+    p, y, output = classes(3)
+    p[5, 1] = NAN
+    assert math.isnan(score(cls, output, p, y))
+
+
 def test_auroc() -> None:
     p, y, output = classes(2)
     area = reference.roc_auc_score(y, p.double().softmax(1)[:, 1])
