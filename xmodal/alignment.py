@@ -162,7 +162,7 @@ class AlignmentStage(Stage):
             chosen = drawn(index, self.config.samples, *at, number)
             pieces_of.append(torch.split(chosen, session.evaluation_batch))
         pieces = [piece for parts in pieces_of for piece in parts]
-        stream = loader.batches(session.data.train, pieces, session.workers)
+        stream = session.fetch(session.data.train, pieces)
         yield [SetPart(s, len(parts), stream) for s, parts in zip(shares, pieces_of, strict=True)]
 
     def loss(
@@ -193,10 +193,10 @@ def target_features(session: Session, batches: list[Tensor]) -> Tensor:
     tokens of only one batch. The stage computes in single precision: it does not run the encoder,
     so half precision would save nothing.
     """
-    embedder, device = session.model.embedder, session.device
+    embedder = session.model.embedder
 
     def embed(x: Tensor) -> Tensor:
-        return mean_tokens(embedder(x.to(device, non_blocking=True)).x_BND)
+        return mean_tokens(embedder(x).x_BND)
 
     if len(batches) == 1:
         return embed(batches[0])
@@ -217,9 +217,9 @@ def source_points(session: Session, most: int, stream: str) -> Points:
     # With dropout, the embedded source would differ after a resume.
     with evaluating(session.model):
         pieces = torch.split(index, session.evaluation_batch)
-        for x, y in loader.batches(session.source, pieces, session.workers):
-            features.append(mean_tokens(session.model.embed_source(x.to(session.device)).x_BND))
+        for x, y in session.fetch(session.source, pieces):
+            features.append(mean_tokens(session.model.embed_source(x).x_BND))
             labels.append(y)
     has_classes = session.facts.source.target.kind == "classification"
-    classes_N = torch.cat(labels).to(session.device) if has_classes else None
+    classes_N = torch.cat(labels) if has_classes else None
     return Points(torch.cat(features), classes_N)

@@ -86,8 +86,7 @@ class Clouds:
         return order[:samples].sort().values
 
     def _pieces(self, dataset: Dataset[Any], index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in loader.batches(dataset, torch.split(index, self.batch), self.session.workers):
-            yield x.to(self.session.device), y.to(self.session.device)
+        return self.session.fetch(dataset, torch.split(index, self.batch))
 
     def _target_tokens(self) -> Iterator[tuple[Tokens, Tensor]]:
         for x, y in self._pieces(self.session.data.train, self.target_index):
@@ -118,8 +117,7 @@ class Clouds:
             return
         assert self.source_index is not None
         index = self.source_index[torch.arange(sum(sizes)) % len(self.source_index)]
-        for x, y in loader.batches(self.opened.source, torch.split(index, sizes)):
-            yield x.to(self.session.device), y.to(self.session.device)
+        yield from self.session.fetch(self.opened.source, torch.split(index, sizes))
 
     @torch.no_grad()
     def _run(

@@ -99,9 +99,7 @@ def compute(
     dataset = session.data.validation
     order = randomness.permutation(loader.count(dataset), session.seed, "analysis", "landscape")
     pieces = torch.split(order[:samples].sort().values, restored.plan.recipe.evaluation_batch)
-    batches = [
-        (x.to(session.device), y.to(session.device)) for x, y in loader.batches(dataset, pieces)
-    ]
+    batches = list(session.fetch(dataset, pieces))
     generator = randomness.generator(session.seed, "analysis", "directions")
     first, second = direction(named, generator), direction(named, generator)
     ends = (np.linspace(-radius, radius, size | 1)).round(12).tolist()

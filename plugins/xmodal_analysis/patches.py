@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from xmodal import randomness
 from xmodal.batch import Batch
-from xmodal.data import loader
 from xmodal.report import INK, LINE, MUTED, as_array, drawn_channels, shown_epochs
 from xmodal.workbench import PROBED_SAMPLES, OpenedRun
 from xmodal_analysis.drawing import picture
@@ -64,7 +63,7 @@ def over_counts(restored: OpenedRun, most: int) -> dict[str, Any] | None:
     grid = [k for k in dict.fromkeys(round(s * most) for s in SHARES) if 0 < k <= most]
     if dial is None or not grid or not session.model.mixer.needs_source:
         return None
-    x, y = (t.to(session.device) for t in loader.first(session.data.train, PROBED_SAMPLES))
+    x, y = session.first(session.data.train, PROBED_SAMPLES)
     source, unlabelled = session.partners(len(x))
     if source is None:
         return None

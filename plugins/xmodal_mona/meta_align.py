@@ -23,7 +23,6 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import Dataset
 
 from xmodal import randomness
 from xmodal.batch import Batch, Progress
@@ -150,7 +149,7 @@ class MetaAlign(OptimizingStage):
         )
         if self._divides_source(session):
             order = (index[session.rank :: session.world] for index in order)
-        return draw(session, session.source, order)
+        return session.fetch(session.source, order)
 
     def _divides_source(self, session: Session) -> bool:
         """Whether to divide the source samples among processes; no process may get none."""
@@ -258,12 +257,6 @@ class BilevelStep:
 def problem(target: Iterator[Batch], source: Iterator[Labelled] | None) -> Iterator[BilevelStep]:
     """The one piece of a step; reads its samples when it is asked for."""
     yield BilevelStep(tuple(target), None if source is None else next(source))
-
-
-def draw(session: Session, dataset: Dataset[Any], indices: Iterable[Tensor]) -> Iterator[Labelled]:
-    """The batches, on the device."""
-    for x, y in loader.batches(dataset, indices, session.workers):
-        yield x.to(session.device, non_blocking=True), y.to(session.device, non_blocking=True)
 
 
 def source_order(

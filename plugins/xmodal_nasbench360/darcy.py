@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import RawForm, Store
 from xmodal.files import contents
@@ -44,20 +44,6 @@ _NAME: Any = "relative-l2"
 Pairs = tuple[Fields, Fields]
 
 
-class FieldPairs(Dataset[Pair]):
-    """Inputs ``[n, C, R, R]`` and labels ``[n, 1, R, R]``, held in memory."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x = x
-        self.y = y
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> Pair:
-        return self.x[index], self.y[index]
-
-
 class Denormalise(nn.Module):
     """Maps normalised predictions ``[B, 1, R, R]`` to physical u: p * (std + 1e-5) + mean."""
 
@@ -72,6 +58,11 @@ class Denormalise(nn.Module):
     def forward(self, prediction: Tensor) -> Tensor:
         """Decode a batch."""
         return prediction * (self.std + EPSILON) + self.mean
+
+
+def _paired(x: Tensor, y: Tensor) -> Dataset[Pair]:
+    """Inputs ``[n, C, R, R]`` and labels ``[n, 1, R, R]`` as a data set."""
+    return cast("Dataset[Pair]", TensorDataset(x, y))
 
 
 def coordinates(resolution: int) -> Tensor:
@@ -171,9 +162,9 @@ class Darcy(Task):
         )
         x = raw.apply(a)
         return TaskData(
-            train=FieldPairs(x[: config.train], train_u),
-            validation=FieldPairs(x[config.train : fitting], u[config.train : fitting]),
-            test=FieldPairs(x[fitting:], u[fitting:]),
+            train=_paired(x[: config.train], train_u),
+            validation=_paired(x[config.train : fitting], u[config.train : fitting]),
+            test=_paired(x[fitting:], u[fitting:]),
             checksum=_checksum(*fit, *test),
             decode=Denormalise(train_u.mean(0), train_u.std(0)),
             notes=self._notes(),

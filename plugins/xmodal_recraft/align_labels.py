@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xmodal import randomness
 from xmodal.batch import SOURCE, Progress
-from xmodal.data import loader, members, target_classes
+from xmodal.data import members, target_classes
 from xmodal.interfaces import Facts, Session
 from xmodal.ops import evaluating
 from xmodal.optimize import StageSettings
@@ -108,15 +108,13 @@ class AlignLabels(Prepare):
         """
         chunks, take = self._chunks(session, progress.stage, progress.epoch), self.config.chunks
         chunks = chunks[progress.step * take : progress.steps * take]
-        stream = loader.batches(session.data.train, chunks, session.workers)
+        stream = session.fetch(session.data.train, chunks)
         for start in range(0, len(chunks), take):
             sizes = [len(chunk) for chunk in chunks[start : start + take]]
-            yield self._step(session, stream, sizes)
+            yield self._step(stream, sizes)
 
-    def _step(
-        self, session: Session, stream: Iterator[tuple[Tensor, Tensor]], sizes: list[int]
-    ) -> Iterator[Micro]:
-        samples = (x.to(session.device) for x, _ in islice(stream, len(sizes)))
+    def _step(self, stream: Iterator[tuple[Tensor, Tensor]], sizes: list[int]) -> Iterator[Micro]:
+        samples = (x for x, _ in islice(stream, len(sizes)))
         whole = self.config.chunk * self.config.chunks
         if self.config.subtract_marginal:
             yield list(samples), sum(sizes) / whole

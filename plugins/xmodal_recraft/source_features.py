@@ -5,14 +5,15 @@ Shapes: n source samples, B samples of a batch, N tokens, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from xmodal.batch import SOURCE, Tokens
 from xmodal.data import loader
-from xmodal.interfaces import Pair, Session
+from xmodal.interfaces import Session
 from xmodal.ops import evaluating
 
 PROBED = 8
@@ -50,8 +51,7 @@ def reads_the_mean(session: Session) -> bool:
 
 def _probe(session: Session) -> Tokens:
     assert session.source is not None
-    x, _ = loader.first(session.source, PROBED)
-    return encode(session, x.to(session.device))
+    return encode(session, session.first(session.source, PROBED)[0])
 
 
 class SourceFeatures:
@@ -64,8 +64,8 @@ class SourceFeatures:
     def __init__(self, session: Session, pooled: bool, memory: float) -> None:
         assert session.source is not None
         self._session, self._source, self._pooled = session, session.source, pooled
-        self.kept: Pair | None = None
-        probe = self._encode(loader.first(self._source, 1)[0])
+        self.kept: TensorDataset | None = None
+        probe = next(self._encoded([torch.arange(1)]))[0]
         self._grid = probe.grid
         if probe.x_BND.nbytes * loader.count(self._source) <= memory:
             self.kept = self._all()
@@ -75,25 +75,21 @@ class SourceFeatures:
                 "stage 'source-head' may use (cache_gb)"
             )
 
-    def _encode(self, x: Tensor) -> Tokens:
-        features = encode(self._session, x.to(self._session.device))
-        return mean_token(features) if self._pooled else features
+    def _encoded(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tokens, Tensor]]:
+        for x, y in self._session.fetch(self._source, indices):
+            features = encode(self._session, x)
+            yield mean_token(features) if self._pooled else features, y
 
-    def _all(self) -> Pair:
-        parts, labels = [], []
-        size, workers = self._session.evaluation_batch, self._session.workers
-        for x, y in loader.in_order(self._source, size, workers):
-            parts.append(self._encode(x).x_BND.cpu())
-            labels.append(y)
-        return torch.cat(parts), torch.cat(labels)
+    def _all(self) -> TensorDataset:
+        everything = torch.arange(loader.count(self._source))
+        pieces = torch.split(everything, self._session.evaluation_batch)
+        pairs = [(features.x_BND.cpu(), y.cpu()) for features, y in self._encoded(pieces)]
+        return TensorDataset(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
 
-    def batches(self, indices: list[Tensor]) -> Iterator[tuple[Tokens, Tensor]]:
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tokens, Tensor]]:
         """Features and labels for every index tensor, on the device."""
-        device = self._session.device
-        if self.kept is not None:
-            for index in indices:
-                x_BNF, y = (part[index].to(device) for part in self.kept)
-                yield Tokens(x_BNF, self._grid), y
+        if self.kept is None:
+            yield from self._encoded(indices)
             return
-        for x, y in loader.batches(self._source, indices, self._session.workers):
-            yield self._encode(x), y.to(device)
+        for x_BNF, y in self._session.fetch(self.kept, indices):
+            yield Tokens(x_BNF, self._grid), y

@@ -105,8 +105,7 @@ class SourceHead(Prepare):
             yield from self._features.batches(indices)
             return
         assert session.source is not None
-        for x, y in loader.batches(session.source, indices, session.workers):
-            yield x.to(session.device), y.to(session.device)
+        yield from session.fetch(session.source, indices)
 
     def _step(
         self, stream: Iterator[tuple[Tensor | Tokens, Tensor]], shares: list[float]

@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
 
 from xmodal import api, plugins, randomness, runs
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Term, Tokens, View
 from xmodal.data import loader
+from xmodal.data.feed import Feed
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine.build import Builder
+from xmodal.engine.evaluate import evaluate
+from xmodal.engine.loop import Training
 from xmodal.engine.model import TrainingModel
 from xmodal.engine.plan import compose_plan, plan
 from xmodal.engine.session import RunSession
@@ -329,6 +333,40 @@ def test_training_on_unlabelled_samples_resumes_bit_equal(
     assert_same(weights(whole), weights(resumed))
     log = whole.metrics()[0]["train"]
     assert log["view2/target agreement"] > 0
+
+
+# --- the way to the device ---
+
+
+def test_however_samples_reach_the_device_a_run_is_the_same(folder: Path, extra: str) -> None:
+    """Directly, kept on the device, read ahead, or some of each; mixed with two more streams."""
+    found = []
+    for budget in (None, 0, 2**11, 2**30):
+        overrides = ("mixer=agree", "labelled=0.4", "training.epochs=2")
+        held = session(folder, *overrides, extra=extra)
+        held.feed = Feed(held.device, budget)
+        records = [dict(vars(record), seconds=0) for record in Training(held).run()]
+        score = vars(evaluate(held, held.data.test, keep=True))
+        tensors = {"prediction": score.pop("predictions"), **held.model.state_dict()}
+        found.append((records, score, tensors))
+    for records, score, tensors in found[1:]:
+        assert (records, score) == found[0][:2]
+        assert_same(tensors, found[0][2])
+
+
+def test_a_task_may_hand_out_parts_of_one_data_set(folder: Path) -> None:
+    """They become tensors once; a split that stands for another stays that."""
+    made = builder(folder)
+    whole = made.data().train
+    task = made.parts["task"]
+    part, rest = Subset(whole, range(30)), Subset(whole, range(30, TRAIN))
+    given = TaskData(part, rest, rest, "checksum")
+    made.wrap = {"task": lambda kind: type("Given", (kind,), {"load": lambda *_: given})}
+    data = made.data()
+    assert isinstance(data.train, TensorDataset)
+    assert data.test is data.validation
+    assert rows(data.train) + rows(data.test) == rows(whole)
+    assert task is not made.parts["task"]
 
 
 # --- encoder passes ---

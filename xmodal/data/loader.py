@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,10 +27,11 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the batch of every index tensor, lazily and in order.
 
-    Labels in float64 become float32, unless ``exact``.
+    Labels in float64 become float32, unless ``exact``. Workers start at the call, in the thread of
+    the caller.
     """
-    for x, y in _batches(dataset, indices, workers):
-        yield x, y if exact else single(y)
+    pairs = _batches(dataset, indices, workers)
+    return pairs if exact else ((x, single(y)) for x, y in pairs)
 
 
 def single(y: Tensor) -> Tensor:
@@ -38,21 +40,19 @@ def single(y: Tensor) -> Tensor:
 
 
 def _batches(dataset: Dataset[Any], indices: Iterable[Tensor], workers: int) -> Iterator[Batch]:
-    tensors = _tensors(dataset)
-    if tensors is not None:
-        for index in indices:
-            yield tensors[0][index], tensors[1][index]
-        return
-    order = [index.tolist() for index in indices]
+    held = tensors(dataset)
+    if held is not None:
+        x, y = held[:2]
+        # Selecting copies whole rows; brackets would copy number by number.
+        return ((x.index_select(0, index), y.index_select(0, index)) for index in indices)
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=order,
+        batch_sampler=[index.tolist() for index in indices],
         num_workers=workers,
         # The default draws a seed from the global generator, which would disturb drop-out.
         generator=torch.Generator().manual_seed(0),
-        pin_memory=torch.cuda.is_available(),
     )
-    yield from loader
+    return iter(loader)
 
 
 def in_order(dataset: Dataset[Any], size: int, workers: int = 0) -> Iterator[Batch]:
@@ -71,29 +71,52 @@ def labels(dataset: Dataset[Any]) -> Tensor:
 
     For tensor data sets this costs nothing.
     """
-    tensors = _tensors(dataset)
-    if tensors is not None:
-        return tensors[1]
+    held = tensors(dataset)
+    if held is not None:
+        return held[1]
     pieces = torch.split(torch.arange(count(dataset)), 256)
     return torch.cat([y for _, y in batches(dataset, pieces, exact=True)])
 
 
 def flattened(dataset: Dataset[Any]) -> Dataset[Any]:
-    """The data set as one tensor data set if it consists of tensors, else unchanged."""
-    tensors = _tensors(dataset)
-    return dataset if tensors is None else TensorDataset(*tensors)
+    """The data set as one tensor data set if it consists of tensors, else unchanged.
+
+    The same data set gives the same one each time.
+    """
+    if _plain(dataset, TensorDataset) or tensors(dataset) is None:
+        return dataset
+    return _FLAT[dataset]
 
 
-def _tensors(dataset: Dataset[Any]) -> Sequence[Tensor] | None:
+_FLAT: WeakKeyDictionary[Dataset[Any], TensorDataset] = WeakKeyDictionary()
+"""What joined data sets, and parts of them, are as tensors, as long as they are used."""
+
+
+def tensors(dataset: Dataset[Any]) -> Sequence[Tensor] | None:
     """The tensors of a data set that consists of tensors, else None."""
-    if isinstance(dataset, TensorDataset):
-        return dataset.tensors
-    if isinstance(dataset, ConcatDataset):
-        parts = [_tensors(part) for part in dataset.datasets]
-        if any(part is None for part in parts):
+    if _plain(dataset, TensorDataset):
+        return cast(TensorDataset, dataset).tensors
+    if not (_plain(dataset, ConcatDataset) or _plain(dataset, Subset)):
+        return None
+    if dataset not in _FLAT:
+        parts = _flat(dataset)
+        if parts is None:
             return None
-        return tuple(torch.cat(both) for both in zip(*(p for p in parts if p), strict=True))
-    if isinstance(dataset, Subset) and isinstance(dataset.dataset, TensorDataset):
-        index = torch.as_tensor(dataset.indices)
-        return tuple(tensor[index] for tensor in dataset.dataset.tensors)
-    return None
+        _FLAT[dataset] = TensorDataset(*parts)
+    return _FLAT[dataset].tensors
+
+
+def _flat(dataset: Dataset[Any]) -> Sequence[Tensor] | None:
+    if isinstance(dataset, Subset):
+        whole = tensors(dataset.dataset)
+        index = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        return None if whole is None else [tensor[index] for tensor in whole]
+    parts = [tensors(part) for part in cast("ConcatDataset[Any]", dataset).datasets]
+    if any(part is None for part in parts):
+        return None
+    return [torch.cat(both) for both in zip(*(p for p in parts if p), strict=True)]
+
+
+def _plain(dataset: Dataset[Any], kind: type[Any]) -> bool:
+    """Whether a data set is of this kind, and reads its samples as the kind does."""
+    return isinstance(dataset, kind) and type(dataset).__getitem__ is kind.__getitem__

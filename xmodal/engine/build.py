@@ -126,8 +126,16 @@ class Builder:
         if self.recipe.protocol == "published":
             # As published: the validation split is trained on too, and the test split selects.
             joined: Dataset[Pair] = ConcatDataset([data.train, data.validation])
-            data = replace(data, train=loader.flattened(joined))
+            data = replace(data, train=joined)
         data = self._share(data)
+        # The whole that splits are parts of can then be freed.
+        data = replace(
+            data,
+            train=loader.flattened(data.train),
+            validation=loader.flattened(data.validation),
+            test=loader.flattened(data.test),
+            unlabelled=None if data.unlabelled is None else loader.flattened(data.unlabelled),
+        )
         for line in data.notes:
             self.note(line)
         return data
@@ -145,9 +153,9 @@ class Builder:
         order = randomness.permutation(total, recipe.seed, "share")
         unlabelled = data.unlabelled
         if seen < used:
-            hidden = loader.flattened(Subset(data.train, order[seen:used].sort().values.tolist()))
+            hidden: Dataset[Pair] = Subset(data.train, order[seen:used].sort().values.tolist())
             unlabelled = hidden if unlabelled is None else ConcatDataset([unlabelled, hidden])
-        train = loader.flattened(Subset(data.train, order[:seen].sort().values.tolist()))
+        train = Subset(data.train, order[:seen].sort().values.tolist())
         self.note(f"training on {seen} of {total} samples with labels, {used - seen} without")
         return replace(data, train=train, unlabelled=unlabelled)
 
@@ -232,7 +240,8 @@ class Builder:
             prepare=backbone.prepare_source,
             tokenize=backbone.tokenize if self.facts.backbone.modality == "text" else None,
         )
-        return source.load(request, randomness.derive(recipe.seed, "source") % 2**31)
+        samples = source.load(request, randomness.derive(recipe.seed, "source") % 2**31)
+        return loader.flattened(samples)
 
     def _source_head(
         self, backbone: Backbone, samples: Dataset[Any]

@@ -65,7 +65,7 @@ def _data(plan: Plan, session: RunSession) -> dict[str, str]:
 @torch.no_grad()
 def _shapes(session: RunSession) -> dict[str, str]:
     model = session.model.eval()
-    x, y = (t.to(session.device) for t in loader.first(session.data.train, SAMPLES))
+    x, y = session.first(session.data.train, SAMPLES)
     batch = Batch(x, y, *session.partners(len(x)))
     rows = {"target input": _shape(x)}
     if batch.source is not None:
@@ -104,7 +104,7 @@ def _cost(session: RunSession) -> dict[str, str]:
         total += step * steps
         rows[f"stage {index}"] = f"{steps} steps of {duration(step)}"
     rows["training, about"] = f"{duration(total)} (without evaluation)"
-    rows["memory"] = size(peak_memory())
+    rows["memory"] = size(peak_memory(session.device))
     return rows
 
 

@@ -114,10 +114,10 @@ Scored = tuple[Tensor, Tensor, Tensor]
 
 
 def _scored(session: RunSession, dataset: Dataset[Any], unit: LossUnit) -> Iterator[Scored]:
-    """All batches in order: predictions and losses on the device, labels on the CPU."""
+    """All batches in order, on the device."""
     loss = session.model.loss
     for prediction, exact in _predicted(session, dataset):
-        y = _sent(loader.single(exact), session.device)
+        y = loader.single(exact).to(session.device)
         value = loss(prediction, y).sum()
         own = value if unit.even else unit.weighted(loss, prediction, y).sum()
         yield prediction, exact, torch.stack([own, value])
@@ -136,8 +136,9 @@ def _received(batches: Iterator[Scored]) -> Iterator[Scored]:
 
 def _receiving(*batch: Tensor) -> Callable[[], Scored]:
     """Start to copy a batch to the CPU. The result waits until it is there."""
-    prediction, y, losses = (tensor.to("cpu", non_blocking=True) for tensor in batch)
     on_gpu = any(tensor.is_cuda for tensor in batch)
+    # Elsewhere nothing would tell when such a copy is done.
+    prediction, y, losses = (tensor.to("cpu", non_blocking=on_gpu) for tensor in batch)
     copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
     if copied is not None:
         copied.record()
@@ -150,29 +151,22 @@ def _receiving(*batch: Tensor) -> Callable[[], Scored]:
     return wait
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on a device, without waiting for what the device still computes."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Predictions on the device and labels in the precision of the data, batch by batch, in order.
+    """Predictions and exact labels on the device, batch by batch, in order.
 
     Several processes take the batches in turn and exchange what they predict, so that batches and
     numbers are the same as with one process.
     """
     pieces = torch.split(torch.arange(loader.count(dataset)), session.evaluation_batch)
     rank, world, device = session.rank, session.world, session.device
-    stream = loader.batches(dataset, pieces[rank::world], session.workers, exact=True)
+    stream = session.fetch(dataset, pieces[rank::world], exact=True)
     for start in range(0, len(pieces), world):
         own = []
         if start + rank < len(pieces):
             x, y = next(stream)
             with session.accelerator.autocast():
-                prediction = session.model.predict(_sent(x, device))
-            own = [(prediction if world == 1 else prediction.cpu(), y)]
+                prediction = session.model.predict(x)
+            own = [(prediction, y) if world == 1 else (prediction.cpu(), y.cpu())]
         for prediction, y in session.gather(own):
             yield prediction.to(device), y
 
@@ -192,7 +186,7 @@ def look_at_tokens(session: RunSession, at: Progress) -> dict[str, Any]:
         return result
     before, model = session.random_state(), session.model
     try:
-        x, y = (t.to(session.device) for t in loader.first(session.data.train, PROBED_SAMPLES))
+        x, y = session.first(session.data.train, PROBED_SAMPLES)
         with evaluating(model), session.accelerator.autocast():
             views = model.views(Batch(x, y, *session.partners(len(x))), at)
     finally:

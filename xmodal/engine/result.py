@@ -72,7 +72,7 @@ def summarise(
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
         "encoded_samples": snapshot.encoded,
-        "memory_bytes": int(session.agree(peak_memory())),
+        "memory_bytes": int(session.agree(peak_memory(session.device))),
         "parameters": {
             "total": sum(p.numel() for p in parameters),
             "trainable": snapshot.trainable,
@@ -109,10 +109,10 @@ def scored_split(recipe: Recipe, session: RunSession) -> str:
     return "test" if recipe.protocol == "published" or same else "validation"
 
 
-def peak_memory() -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak allocation, or this process's peak resident memory."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     try:
         import resource  # Unix only. psutil knows the peak on Windows alone.
     except ImportError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
+from xmodal.data.feed import Feed
 from xmodal.engine import distributed
 from xmodal.engine.model import TrainingModel
 from xmodal.interfaces import Facts, Metric, Stage, TaskData
@@ -75,6 +77,17 @@ class RunSession:
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
+    @cached_property
+    def feed(self) -> Feed:
+        """Brings the samples of every data set to the device."""
+        return Feed(self.device)
+
+    def fetch(
+        self, dataset: Dataset[Any], indices: Iterable[Tensor], exact: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batch of every index tensor on the device, in order; see ``Feed.batches``."""
+        return self.feed.batches(dataset, indices, self.workers, exact)
+
     def batches(
         self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
     ) -> Iterator[Iterator[Batch]]:
@@ -124,10 +137,10 @@ class RunSession:
             source = self._stream(self.source, places, "source order")
         if mixed and mixer.needs_unlabelled and self.data.unlabelled is not None:
             further = self._stream(self.data.unlabelled, places, "unlabelled order")
-        for x, y in loader.batches(self.data.train, indices, self.workers):
+        for x, y in self.fetch(self.data.train, indices):
             yield Batch(
-                self._move(x),
-                self._move(y),
+                x,
+                y,
                 None if source is None else next(source),
                 None if further is None else next(further)[0],
             )
@@ -136,11 +149,15 @@ class RunSession:
         """The source and unlabelled samples for a look at ``number`` target samples: the first."""
         mixer, source, further = self.model.mixer, None, None
         if mixer.needs_source and self.source is not None:
-            x, y = loader.first(self.source, number)
-            source = self._move(x), self._move(y)
+            source = self.first(self.source, number)
         if mixer.needs_unlabelled and self.data.unlabelled is not None:
-            further = self._move(loader.first(self.data.unlabelled, number)[0])
+            further = self.first(self.data.unlabelled, number)[0]
         return source, further
+
+    def first(self, dataset: Dataset[Any], number: int) -> tuple[Tensor, Tensor]:
+        """The first ``number`` samples on the device, or all if there are fewer."""
+        index = torch.arange(min(number, loader.count(dataset)))
+        return next(self.fetch(dataset, [index]))
 
     def _stream(
         self, dataset: Dataset[Any], places: Sequence[Tensor], name: str
@@ -152,11 +169,7 @@ class RunSession:
         count = loader.count(dataset)
         order = randomness.endless(count, first, last - first + 1, self.seed, name)
         pieces = [order[place - first] for place in places]
-        for x, y in loader.batches(dataset, pieces, self.workers):
-            yield self._move(x), self._move(y)
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        yield from self.fetch(dataset, pieces)
 
     def agree(self, value: float) -> float:
         """The largest ``value`` of all processes, so that all stop when one must."""

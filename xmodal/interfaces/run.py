@@ -136,6 +136,18 @@ class Session(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """A context manager for code in the precision of the run."""
 
+    def fetch(
+        self, dataset: Dataset[Any], indices: Iterable[Tensor], exact: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batch of every index tensor on the device, in order.
+
+        A batch stays as it is until the next one is asked for. Labels in float64 become float32,
+        unless ``exact``.
+        """
+
+    def first(self, dataset: Dataset[Any], number: int) -> tuple[Tensor, Tensor]:
+        """The first ``number`` samples on the device, or all if there are fewer."""
+
     def batches(
         self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
     ) -> Iterator[Iterator[Batch]]:

@@ -157,7 +157,7 @@ def test_features_are_computed_once_and_are_those_of_the_encoder(
     stage: Any = run.stages[0]
     run.model.select_trainable(stage.train)
     stage.begin(run)
-    kept = stage._features.kept
+    kept = stage._features.kept.tensors
     assert kept[0].shape == (32, 1, 32)
     x, y = loader.first(run.source, 32)  # type: ignore[arg-type]
     with torch.no_grad(), evaluating(run.model.backbone):
