@@ -58,6 +58,8 @@ def or_cpu(name: str, note: Callable[[str], None]) -> str:
 
 
 def current(name: str) -> AbstractContextManager[object]:
-    """A block in which ``cuda`` means the GPU whose number is in the name."""
-    numbered = name.startswith("cuda:")
-    return torch.cuda.device(torch.device(name)) if numbered else nullcontext()
+    """A block in which ``cuda`` means the GPU whose number is in the name.
+
+    Raises UsageError, as ``checked`` does, if a number is none of this machine's.
+    """
+    return torch.cuda.device(checked(name)) if name.startswith("cuda:") else nullcontext()
