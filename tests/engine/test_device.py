@@ -127,11 +127,14 @@ def test_a_run_goes_where_it_is_told(
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.usefixtures("two_gpus")
 def test_the_numbered_gpu_is_the_current_one() -> None:
     block = device.current("cuda:1")
     assert isinstance(block, torch.cuda.device)
     assert block.idx == 1
     assert not isinstance(device.current("cuda"), torch.cuda.device)
+    with pytest.raises(UsageError, match="there is no 'cuda:7' here"):
+        device.current("cuda:7")
 
 
 @pytest.mark.usefixtures("two_gpus")
