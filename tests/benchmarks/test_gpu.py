@@ -1,0 +1,112 @@
+"""The GPU benchmark runs: its parts with small models on the CPU, so that it does not rot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import distributions, entry_points, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ..paths import ROOT
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, whose helpers lie beside it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu  # type: ignore[import-not-found]
+
+    module: ModuleType = gpu
+    return module
+
+
+@pytest.fixture
+def bench(gpu: ModuleType, tmp_path: Path) -> Any:
+    return gpu.Bench(torch.device("cpu"), True, ["nft"], tmp_path, gpu.Report())
+
+
+def test_its_figures_and_its_file(gpu: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    given = ["--only", "rate", "draw", "wrong", "--out", str(out)]
+    report = gpu.main(["--device", "cpu", "--tiny", *given])
+    assert [row.what for row in report.rows if row.reached is False] == []
+    document = json.loads(out.read_text())
+    assert document["surroundings"]["torch"] == version("torch")
+    reached = {(row["section"], row["what"]): row["reached"] for row in document["rows"]}
+    assert reached["wrong", "a bad step leaves the weights as they were"] is True
+    assert reached["wrong", "the message names epoch and step"] is True
+
+
+@pytest.mark.slow
+def test_its_longer_sections(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "TINY_SHAPES", gpu.TINY_SHAPES[:1])
+    given = ["--only", "steps", "evaluation", "again", "--methods", "pare"]
+    report = gpu.main(["--device", "cpu", "--tiny", *given])
+    reached = {(row.section, row.what): row.reached for row in report.rows}
+    assert reached["again", "pare"] is True
+    assert ("steps", "tiny: PaRe / NFT") in reached
+    assert ("evaluation", "tiny: evaluation / bare forward pass") in reached
+    assert [row.what for row in report.rows if row.reached is False] == []
+
+
+def test_the_loop_by_hand_does_what_the_engine_does(
+    gpu: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise their times could not be compared."""
+    overrides = (*gpu.TINY_SHAPES[0].overrides, "training.epochs=1", "training.max_steps=1",
+                 "training.schedule={warmup_epochs: 0, decay: none}")  # fmt: skip
+    session = bench.session(["methods/nft", "tasks/darcy"], overrides)
+    hand = gpu.ByHand(session)
+    index = session.order(gpu.Progress(0, 0, 1, 0, 1))[: len(hand.x_in)]
+    x, y = gpu.loader.first(session.data.train, 8)
+    hand.x, hand.y = x[index], y[index]
+    start = {name: value.clone() for name, value in hand.model.state_dict().items()}
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.arange(len(index)))
+    hand.step()
+    end = hand.model.state_dict()
+    torch.testing.assert_close(end, dict(gpu.trained(session).weights))
+    assert not gpu.equal(gpu.Course((), start, 0, ()), gpu.Course((), end, 0, ()))
+
+
+def test_one_flipped_bit_is_found(gpu: ModuleType) -> None:
+    one = gpu.Course((1.0,), {"w": torch.tensor([1.0, 2.0])}, 8, ())
+    other = torch.nextafter(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+    assert gpu.equal(one, gpu.Course((1.0,), {"w": torch.tensor([1.0, 2.0])}, 8, ()))
+    assert not gpu.equal(one, gpu.Course((1.0,), {"w": other}, 8, ()))
+    assert not gpu.equal(one, gpu.Course((1.0,), one.weights, 9, ()))
+
+
+def test_a_section_that_fails_costs_no_other(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(bench: Any) -> None:
+        """Fail."""
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"broken": (broken, 1.0), "rate": gpu.SECTIONS["rate"]})
+    report = gpu.main(["--device", "cpu", "--tiny"])
+    assert [(row.section, row.reached) for row in report.rows][:2] == [
+        ("broken", False),
+        ("rate", None),
+    ]
+    assert "out of luck" in report.table()
+
+
+def test_plugins_are_known_where_nothing_is_installed(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "entry_points", lambda group: ())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    gpu.know_plugins(tmp_path)
+    (made,) = distributions(path=[str(tmp_path)])
+    installed = entry_points(group="xmodal")
+    assert {(p.name, p.value) for p in made.entry_points} >= {
+        (p.name, p.value) for p in installed if p.dist is not None and p.dist.name == "xmodal"
+    }
+    assert str(tmp_path) in sys.path
