@@ -40,6 +40,11 @@ from xmodal.errors import DataError, MachineError, TrainingError, XModalError, f
 from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 
+SHARED = (
+    "it took turns with other runs in one process: its seconds are those of its own turns, its "
+    "memory is that of all"
+)
+
 
 @dataclass(frozen=True)
 class RunOrder:
@@ -54,11 +59,12 @@ class RunOrder:
 
 
 class Interrupted(XModalError):
-    """A signal asked the run to end; its state is saved."""
+    """A signal asked the run to end; its state is saved, if it had begun."""
 
-    def __init__(self, number: int, run: runs.Run) -> None:
+    def __init__(self, number: int, run: runs.Run | None = None) -> None:
         self.exit_code = 128 + number
-        super().__init__(f"interrupted; state saved. Continue with: {run.to_continue()}")
+        saved = "state saved. Continue with: "
+        super().__init__(f"interrupted; {saved + run.to_continue() if run else 'it had not begun'}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def _steps(
                 )
         alone.wait_for_everyone()
         tracking = Tracking(plan.recipe, run, builder.note)
-        with _recorded(run, tracking) if main else nullcontext() as place:
+        with _recorded(run, tracking, process.shared) if main else nullcontext() as place:
             execution = _Execution(
                 run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
@@ -150,10 +156,11 @@ def _steps(
 
 
 @contextmanager
-def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[runs.Place]:
+def _recorded(run: runs.Run, tracking: Tracking, shared: bool) -> Iterator[runs.Place]:
     """Keep the state of a run true whatever happens inside, and let its trackers end with it.
 
-    Yields the place of the run, which must stay what it is.
+    Yields the place of the run, which must stay what it is. In a ``shared`` process, errors that do
+    not say what is wrong with this run leave it running without a process, as a crash would.
     """
     run.set_state("running")
     place = run.place()
@@ -165,6 +172,9 @@ def _recorded(run: runs.Run, tracking: Tracking) -> Iterator[runs.Place]:
         run.set_state(state)
     except (Exception, KeyboardInterrupt, GeneratorExit) as error:
         state, why = _ending(error)
+        if shared and state == "failed" and not isinstance(error, XModalError | OSError):
+            state = "interrupted"
+            raise
         with suppress(OSError, DataError):  # the disk may be full, or the directory gone
             run.check_place(place)
             run.set_state(state, reason=why)
@@ -226,7 +236,7 @@ class _Execution:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
         self.place, self.digest = place, digest
         self.tracking = tracking
-        self.clock = process.clock
+        self.clock, self.shared = process.clock, process.shared
         self.saving = plan.recipe.saving
         self.session = builder.session(data)
         self.training = self._begun(lambda: builder.session(data))
@@ -239,6 +249,8 @@ class _Execution:
         if self.place is not None:
             snapshot = self.training.snapshot
             before = self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
+        if self.shared:
+            self.session.note(SHARED)
         self.observer.started(self.run, self.session, resumed)
         if self.place is not None:
             self.tracking.start(before)
