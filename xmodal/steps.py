@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xmodal.batch import Progress
 
-__all__ = ["from_host", "on_device"]
+__all__ = ["as_input", "from_host", "on_device"]
 
 Make = Callable[[Progress], Mapping[str, Any]]
 
@@ -51,6 +51,17 @@ def from_host(make: Make, progress: Progress, device: torch.device) -> Mapping[s
     if _inputs is not None:
         return _inputs.take(make, device)
     return {name: on_device(value, device) for name, value in make(progress).items()}
+
+
+def as_input(value: float, *forms: float) -> float | Tensor:
+    """A number for ``make`` to give: a 0-d tensor, or as it is if it is one of ``forms``.
+
+    ``forms`` are the values at which the step consists of other operations, such as a share of 0 at
+    which nothing is mixed. An int becomes int64, a float float64.
+    """
+    if value in forms:
+        return value
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 
 def on_device(value: Any, device: torch.device) -> Any:

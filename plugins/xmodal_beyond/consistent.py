@@ -20,7 +20,9 @@ from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer, Settings
+from xmodal.ops import used
 from xmodal.settings import Use, default
+from xmodal.steps import as_input, from_host
 
 _LOGGED = "consistency weight"
 
@@ -94,9 +96,9 @@ class Consistent(Mixer):
     ) -> tuple[View, ...]:
         """Mix, and compare. Errors of the base mixer pass through."""
         views: tuple[View, ...] = self.base(target, source, progress)
-        factor = self.config.beta_consistency * self._ramp(progress)
-        if factor == 0:
+        if self.config.beta_consistency == 0:
             return views
+        factor = from_host(self._factor, progress, target.tokens.x_BND.device)["factor"]
         if target.unlabelled is None:
             return self._agreeing(views, target, factor)
         hidden = _as_sample(target.unlabelled, target)
@@ -108,37 +110,40 @@ class Consistent(Mixer):
         return views + tuple(replace(v, log=_only(v.log, _LOGGED)) for v in own if v.terms)
 
     def _agreeing(
-        self, views: tuple[View, ...], sample: Sample, factor: float, first: int = 0
+        self, views: tuple[View, ...], sample: Sample, factor: Tensor, first: int = 0
     ) -> tuple[View, ...]:
         """The views with agreement terms; ``first`` is the number that the first view will have.
 
         The views do not change if none is mixed, or if a mixed view holds only source tokens.
         """
         own = [view.tokens.x_BND is sample.tokens.x_BND for view in views]
-        weights = {
-            number: factor * (1 - views[number].log.get("lambda", 0.0))
+        kept = {
+            number: 1 - views[number].log.get("lambda", 0.0)
             for number, plain in enumerate(own)
             if not plain
         }
-        if not any(weights.values()):
+        if not any(map(used, kept.values())):
             return views
+        weights = {number: factor * share for number, share in kept.items()}
         made = list(views) if any(own) else [*views, View(sample.tokens, ())]
         at = own.index(True) if any(own) else len(views)
         for number, weight in weights.items():
             made[number] = _with(made[number], Term(sample.head, None, weight, like=first + at))
-            back = self.config.back * weight
-            if back or not made[at].terms:
+            if self.config.back or not made[at].terms:
                 # The engine skips a term of weight 0, but the term says why the view is encoded.
+                back = self.config.back * weight if self.config.back else 0.0
                 made[at] = _with(made[at], Term(sample.head, None, back, like=first + number))
-        made[at] = replace(made[at], log={**made[at].log, _LOGGED: sum(weights.values())})
+        made[at] = replace(
+            made[at], log={**made[at].log, _LOGGED: sum(weights.values(), factor.new_zeros(()))}
+        )
         return tuple(made)
 
-    def _ramp(self, progress: Progress) -> float:
-        """r(t), the ramp-up of Laine & Aila (2017)."""
-        ramp = self.config.ramp_up
+    def _factor(self, progress: Progress) -> dict[str, Tensor | float]:
+        """β_con r(t), with the ramp-up of Laine & Aila (2017)."""
+        ramp, beta = self.config.ramp_up, self.config.beta_consistency
         if progress.share >= ramp:
-            return 1.0
-        return math.exp(-5 * (1 - progress.share / ramp) ** 2)
+            return {"factor": as_input(beta)}
+        return {"factor": as_input(beta * math.exp(-5 * (1 - progress.share / ramp) ** 2))}
 
 
 def _with(view: View, term: Term) -> View:

@@ -5,6 +5,7 @@ Shapes: B samples, N tokens, D width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
-from xmodal.ops import gumbel_noise, hard_subset, straight_through
+from xmodal.ops import gumbel, hard_subset, straight_through
+from xmodal.steps import from_host
 from xmodal_pare import CITATION
 from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
@@ -69,12 +71,13 @@ class Gate(Selector):
 
     def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
         """Select ``k`` tokens per row; 0 <= k <= N."""
-        if not self._draws(progress):
+        x_BND = tokens.x_BND
+        noise_BN = from_host(partial(self._noise, x_BND.shape[:2]), progress, x_BND.device)["noise"]
+        if noise_BN is None:
             with torch.no_grad():
-                scores_BN = self.score(tokens.x_BND)
+                scores_BN = self.score(x_BND)
             return Selection(hard_subset(scores_BN, k), scores_BN, k)
-        scores_BN = self.score(tokens.x_BND)
-        keys_BN = scores_BN + gumbel_noise(scores_BN, self._generator)
+        keys_BN = self.score(x_BND) + noise_BN
         ranking_BN = keys_BN.detach()
         draw = self.config.draw
         if draw == "exact" or (draw == "auto" and keys_BN.shape[1] <= SHORT_LOOP):
@@ -91,9 +94,13 @@ class Gate(Selector):
             scores_BN1: Tensor = torch.sigmoid(self.network(x_BND.to(weight.dtype)))
         return scores_BN1.squeeze(-1)
 
-    def _draws(self, progress: Progress) -> bool:
+    def _noise(self, shape: torch.Size, progress: Progress) -> dict[str, Tensor | None]:
+        """Gumbel noise of ``shape``; None where the mask is the plain top k."""
         epochs = self.config.gumbel_epochs
-        return self.training and (epochs is None or progress.epoch < epochs)
+        if not self.training or (epochs is not None and progress.epoch >= epochs):
+            return {"noise": None}
+        dtype = next(self.network.parameters()).dtype
+        return {"noise": gumbel(shape, dtype, self._generator)}
 
 
 def _network(config: Gate.Config, width: int) -> nn.Sequential:

@@ -1,6 +1,8 @@
 """PaRe's mixer: replaces target tokens, one by one, by the source's most important tokens.
 
-Shapes: B samples, N target tokens, M source tokens, K replaced tokens, D width.
+All shapes are the same for every k, so that k can be a number on the device (``xmodal.steps``).
+
+Shapes: B samples, N target tokens, M source tokens, D width.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from torch import Tensor
 from xmodal.batch import Progress, Sample, Selection, Term, Tokens, View
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context, Facts, Mixer, Scheduler, Selector, Settings
-from xmodal.ops import ViewWeights, grid_text, plain_and_changed, source_needed
+from xmodal.ops import ViewWeights, grid_text, plain_and_changed, source_needed, used
+from xmodal.steps import as_input, from_host
 from xmodal_pare import CITATION
 
 Replace = Literal["lowest", "highest"]
@@ -97,17 +100,27 @@ class PatchReplace(Mixer):
         """Mix. Raises UsageError if ``same-position`` meets different grids."""
         source = source_needed(source, "patch-replace")
         tokens, partner = target.tokens, source.tokens
-        total = tokens.x_BND.shape[1]
         if self.training:
             self._scheduler.observe(
-                lambda k: self._mix(tokens, partner, k, progress)[0], tokens, partner, progress
+                lambda k: self._mix(tokens, partner, k, self._rules(progress), progress)[0],
+                tokens,
+                partner,
+                progress,
             )
-        k = self._scheduler(progress, self._replaceable(tokens, partner))
-        lam = k / total  # λ = k/N, section 3.3
-        log = {"k": float(k), "lambda": lam}
-        if k == 0 or self.config.beta_mix == 0:
+        total, most = tokens.x_BND.shape[1], self._replaceable(tokens, partner)
+
+        def amount(at: Progress) -> dict[str, Any]:
+            k = self._scheduler(at, most)
+            # At the ends the step is another: a single view, or a term less.
+            share = as_input(k / total, 0, 1)  # λ = k/N, section 3.3
+            return {"k": as_input(k, 0, total), "lambda": share, "rules": self._rules(at)}
+
+        drawn = from_host(amount, progress, tokens.x_BND.device)
+        k, lam = drawn["k"], drawn["lambda"]
+        log = {"k": k, "lambda": lam}
+        if not used(k) or self.config.beta_mix == 0:
             return plain_and_changed(target, self.config, None, log=log)
-        mixed, origin_BN = self._mix(tokens, partner, k, progress)
+        mixed, origin_BN = self._mix(tokens, partner, k, drawn["rules"], progress)
         # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s); without the source term, the
         # mixed view has no loss at k = N.
         terms = [Term(target.head, target.y, 1 - lam)]
@@ -128,34 +141,43 @@ class PatchReplace(Mixer):
         return min(total, available)
 
     def _mix(
-        self, target: Tokens, source: Tokens, k: int, progress: Progress
+        self,
+        target: Tokens,
+        source: Tokens,
+        k: int | Tensor,
+        rules: tuple[Replace, Match],
+        progress: Progress,
     ) -> tuple[Tokens, Tensor]:
         """The mixed tokens (Alg. 1) and, for each slot, its source token or -1."""
-        replace, match = self._rules(progress)
+        replace, match = rules
+        x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
         keep_BN, scores_BN = self._kept(target, k, replace, progress)
+        gone_BN = keep_BN.detach() < 0.5
         if match == "same-position":
             if target.grid != source.grid:
                 raise UsageError(
                     f"match 'same-position' needs equal grids; the source has "
                     f"{grid_text(source.grid)} tokens, the target {grid_text(target.grid)}"
                 )
-            slots_BK = _ascending(1 - keep_BN, k)
-            inserted_BKD, picks_BK = _pick(source.x_BND, slots_BK), slots_BK
+            pick_BN = torch.arange(x_BND.shape[1], device=x_BND.device).expand_as(gone_BN)
+            factor_BN = torch.where(gone_BN, 1.0, keep_BN)
         else:
-            chosen = self.selector(source, k, progress)
-            by_score = match == "score"
-            slots_BK = (
-                _lowest_first(keep_BN, scores_BN, k) if by_score else _ascending(1 - keep_BN, k)
-            )
-            picks_BK = _highest_first(chosen) if by_score else chosen.indices_BK
-            inserted_BKD = _weigh(_pick(source.x_BND, picks_BK), chosen.mask_BN.gather(1, picks_BK))
-        # Multiply kept and inserted tokens by their masks: the factor 1 carries the gate's gradient
-        # (Alg. 1).
-        kept_BND = _weigh(target.x_BND, keep_BN)
-        index_BKD = slots_BK.unsqueeze(-1).expand_as(inserted_BKD)
-        mixed_BND = kept_BND.scatter(1, index_BKD, inserted_BKD.to(kept_BND.dtype))
-        origin_BN = torch.full_like(keep_BN, -1, dtype=torch.int64).scatter_(1, slots_BK, picks_BK)
-        return Tokens(mixed_BND, target.grid), origin_BN
+            chosen: Selection = self.selector(source, k, progress)
+            taken_BM = chosen.mask_BN.detach() > 0.5
+            if match == "score":
+                pairs = _by_score(gone_BN, scores_BN.detach(), taken_BM, chosen.scores_BN.detach())
+            else:
+                pairs = _in_order(gone_BN, taken_BM)
+            pick_BN = pairs[0]
+            s_BMD = _fill(s_BMD, *pairs, gone_BN, taken_BM)
+            mask_BN = _fill(chosen.mask_BN, *pairs, gone_BN, taken_BM)
+            factor_BN = torch.where(gone_BN, mask_BN, keep_BN)
+        mixed_BND = torch.where(gone_BN.unsqueeze(-1), s_BMD, x_BND)
+        if factor_BN.requires_grad:
+            # Multiply kept and inserted tokens by their masks: the factor 1 carries the gate's
+            # gradient (Alg. 1).
+            mixed_BND = mixed_BND * factor_BN.unsqueeze(-1).to(x_BND.dtype)
+        return Tokens(mixed_BND, target.grid), torch.where(gone_BN, pick_BN, -1)
 
     def _rules(self, progress: Progress) -> tuple[Replace, Match]:
         late = self.config.late
@@ -164,7 +186,7 @@ class PatchReplace(Mixer):
         return self.config.replace, self.config.match
 
     def _kept(
-        self, target: Tokens, k: int, replace: Replace, progress: Progress
+        self, target: Tokens, k: int | Tensor, replace: Replace, progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """The mask ``[B, N]`` of the N - k kept target tokens, and the scores that it ranks."""
         if replace == "highest":
@@ -174,28 +196,58 @@ class PatchReplace(Mixer):
         return stay.mask_BN, stay.scores_BN
 
 
-def _weigh(x_BND: Tensor, mask_BN: Tensor) -> Tensor:
-    """``x_BND`` times its mask of ones; multiplies only if the mask has a gradient."""
-    return x_BND * mask_BN.unsqueeze(-1).to(x_BND.dtype) if mask_BN.requires_grad else x_BND
+# --- which source token fills which slot; equally many slots and tokens are chosen in every row ---
 
 
-def _pick(x_BMD: Tensor, indices_BK: Tensor) -> Tensor:
-    """The tokens ``[B, K, D]`` at ``indices_BK``."""
-    return x_BMD.gather(1, indices_BK.unsqueeze(-1).expand(-1, -1, x_BMD.shape[2]))
+def _in_order(gone_BN: Tensor, taken_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """In reading order: the token for each slot ``[B, N]``, and the slot of each token ``[B, M]``.
+
+    Places that are not chosen get some valid number.
+    """
+    count_BN, count_BM = gone_BN.cumsum(1), taken_BM.cumsum(1)
+    return torch.searchsorted(count_BM, count_BN), torch.searchsorted(count_BN, count_BM)
 
 
-def _ascending(mask_BN: Tensor, k: int) -> Tensor:
-    """The positions ``[B, K]`` of the k ones of each row, in ascending order."""
-    return mask_BN.detach().topk(k, dim=1).indices.sort(dim=1).values
+def _by_score(
+    gone_BN: Tensor, scores_BN: Tensor, taken_BM: Tensor, scores_BM: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, but the highest-ranked token fills the lowest-ranked slot, and so on."""
+    slots_BN = scores_BN.masked_fill(~gone_BN, torch.inf).argsort(dim=1, stable=True)
+    tokens_BM = scores_BM.masked_fill(~taken_BM, -torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
+    last_N, last_M = slots_BN.shape[1] - 1, tokens_BM.shape[1] - 1
+    return (
+        tokens_BM.gather(1, slots_BN.argsort(dim=1).clamp_max(last_M)),
+        slots_BN.gather(1, tokens_BM.argsort(dim=1).clamp_max(last_N)),
+    )
 
 
-def _lowest_first(keep_BN: Tensor, scores_BN: Tensor, k: int) -> Tensor:
-    """The positions ``[B, K]`` that are not kept, in ascending order of their scores."""
-    ranked_BN = scores_BN.detach().masked_fill(keep_BN.detach() > 0.5, torch.inf)
-    return ranked_BN.topk(k, dim=1, largest=False).indices
+def _fill(x: Tensor, pick_BN: Tensor, slot_BM: Tensor, gone_BN: Tensor, taken_BM: Tensor) -> Tensor:
+    """``x`` ``[B, M, ...]`` in the slots that it fills ``[B, N, ...]``; others hold anything."""
+    filled: Tensor = _Fill.apply(x, pick_BN, slot_BM, gone_BN, taken_BM)
+    return filled
 
 
-def _highest_first(chosen: Selection) -> Tensor:
-    """The chosen positions ``[B, K]``, in descending order of their scores."""
-    ranked_BM = chosen.scores_BN.detach().masked_fill(chosen.mask_BN.detach() < 0.5, -torch.inf)
-    return ranked_BM.topk(int(chosen.k), dim=1).indices
+class _Fill(torch.autograd.Function):
+    """A gather whose gradient is a gather as well.
+
+    Each chosen token fills one slot, which torch cannot know: it would add up in any order, on a
+    GPU not the same every time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, pick_BN: Tensor, slot_BM: Tensor, gone_BN: Tensor, taken_BM: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(pick_BN, slot_BM, gone_BN, taken_BM)
+        rows_B1 = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+        filled = x.flatten(0, 1).index_select(0, (rows_B1 + pick_BN).flatten())
+        return filled.view(*pick_BN.shape, *x.shape[2:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pick_BN, slot_BM, gone_BN, taken_BM = ctx.saved_tensors
+        gradient = _fill(gradient, slot_BM, pick_BN, taken_BM, gone_BN)
+        taken = taken_BM.view(*taken_BM.shape, *[1] * (gradient.dim() - 2))
+        return torch.where(taken, gradient, 0.0), None, None, None, None

@@ -5,6 +5,7 @@ Shapes: B samples, N target tokens, M source tokens, K replaced tokens, D width.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace as changed
 
 import pytest
@@ -27,8 +28,9 @@ from xmodal.interfaces import (
     Target,
     TaskFacts,
 )
+from xmodal.ops import hard_subset
 from xmodal_pare.gate import Gate
-from xmodal_pare.patch_replace import PatchReplace
+from xmodal_pare.patch_replace import PatchReplace, _fill, _in_order
 from xmodal_pare.random_selector import RandomSelector
 
 FACTS = Facts(
@@ -263,6 +265,101 @@ def test_mixed_tokens_and_gradients_are_those_of_algorithm_1(seed, n, m, share):
     assert torch.equal(here, there)
     expected = torch.autograd.grad((there * probe_BND).sum(), wanted, **zeros)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
+
+
+class ByRank(FirstEntry):
+    """The same, but of equal scores the first are chosen."""
+
+    def forward(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Selection:
+        scores_BN = tokens.x_BND[..., 0].detach()
+        return Selection(hard_subset(scores_BN, k).to(self.gain) * self.gain, scores_BN, k)
+
+
+class Looking(FixedK):
+    """Keeps what it observes at its own k, given as a number."""
+
+    def observe(self, mix, target, source, progress) -> None:
+        self.seen = mix(min(self.k, source.x_BND.shape[1]))
+
+
+def mixed_one_by_one(
+    target: Tokens, source: Tokens, k: int, replace: str, match: str, gain: Tensor
+) -> Tensor:
+    """Algorithm 1 with every rule, token by token. Of equal scores the first come first."""
+    mixed = []
+    for x_ND, s_MD in zip(target.x_BND, source.x_BND, strict=True):
+        falling = sorted(range(len(x_ND)), key=lambda i: -x_ND[i, 0].item())
+        gone = falling[:k] if replace == "highest" else falling[len(falling) - k :]
+        best = sorted(range(len(s_MD)), key=lambda i: -s_MD[i, 0].item())[:k]
+        if match == "score":
+            fills = dict(zip(sorted(gone, key=lambda i: x_ND[i, 0].item()), best, strict=True))
+        elif match == "position":
+            fills = dict(zip(sorted(gone), sorted(best), strict=True))
+        else:
+            fills = {i: i for i in gone}
+        rows = []
+        for i, token_D in enumerate(x_ND):
+            new_D = s_MD[fills[i]].to(x_ND.dtype) if i in fills else token_D
+            # The selector's factor is on what it chose; what it left out has none.
+            chosen = match != "same-position" if i in fills else replace == "lowest"
+            rows.append(new_D * gain.to(x_ND.dtype) if chosen else new_D)
+        mixed.append(torch.stack(rows))
+    return torch.stack(mixed)
+
+
+RULES = [(r, m) for r in ("lowest", "highest") for m in ("position", "score", "same-position")]
+
+
+@pytest.mark.parametrize(("replace", "match"), RULES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_every_rule_and_every_k_is_algorithm_1_token_by_token(replace, match, ties):
+    dtypes = itertools.product((torch.float64, torch.float32, torch.bfloat16), (8, 5, 11))
+    for (dtype, m), k in itertools.product(dtypes, (1, 4, 7, 8)):
+        if (m != 8 and match == "same-position") or k > m:
+            continue
+        generator = torch.Generator().manual_seed(k)
+        x_BND, s_BMD = (torch.randn(3, n, 4, generator=generator).to(dtype) for n in (8, m))
+        if ties:
+            x_BND[..., 0], s_BMD[..., 0] = x_BND[..., 0].round(), s_BMD[..., 0].round()
+        leaves = x_BND.requires_grad_(), s_BMD.requires_grad_()
+        target, source = Tokens(x_BND, (8,)), Tokens(s_BMD, (m,))
+        module = mixer(k, ByRank(), replace=replace, match=match)
+        module._scheduler = Looking(k)
+        view = module(
+            Sample(target, torch.arange(3), "target"),
+            Sample(source, torch.arange(3), "source"),
+            at(),
+        )[1]
+        gain = module.selector.gain
+        assert torch.equal(view.tokens.x_BND, module._scheduler.seen.x_BND)
+        expected_BND = mixed_one_by_one(target, source, k, replace, match, gain)
+        assert torch.equal(view.tokens.x_BND, expected_BND)
+        probe_BND = torch.randn(3, 8, 4, generator=generator).to(dtype)
+        zeros = {"allow_unused": True, "materialize_grads": True}
+        found, there = (
+            torch.autograd.grad((x * probe_BND).sum(), (*leaves, gain), **zeros)
+            for x in (view.tokens.x_BND, expected_BND)
+        )
+        # The loop adds the gain's gradient token by token, which costs digits in bfloat16.
+        close = (
+            {"rtol": 0.05, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        )
+        assert torch.equal(found[0], there[0])
+        assert torch.equal(found[1], there[1])
+        torch.testing.assert_close(found[2], there[2], **close)
+
+
+def test_the_gradient_of_the_gradient_exists():
+    """For methods that differentiate through an update."""
+    x_BMd = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    gone_BN, taken_BM = hard_subset(torch.rand(2, 4), 3) > 0, hard_subset(torch.rand(2, 6), 3) > 0
+    pairs = _in_order(gone_BN, taken_BM)
+
+    def filled(x_BMd: Tensor) -> Tensor:
+        return torch.where(gone_BN[..., None], _fill(x_BMd, *pairs, gone_BN, taken_BM).sin(), 0.0)
+
+    assert torch.autograd.gradcheck(filled, (x_BMd,))
+    assert torch.autograd.gradgradcheck(filled, (x_BMd,))
 
 
 def test_the_gate_learns_from_both_sides():
