@@ -23,10 +23,11 @@ from xmodal.engine.checkpoint import load_exactly
 from xmodal.engine.device import or_cpu
 from xmodal.engine.evaluate import PROBED_SAMPLES
 from xmodal.engine.identity import identity
-from xmodal.engine.loop import EpochRecord, StepRecord, Training
+from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.plan import Plan, missing_files, needs_source_head
 from xmodal.engine.plan import compose_plan as plan
 from xmodal.engine.session import RunSession
+from xmodal.engine.step import StepRecord
 from xmodal.errors import DataError, UsageError
 from xmodal.inference.model import best_weights
 from xmodal.interfaces import NO_FACTS, Context, Facts, Session

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xmodal.batch import Progress
 from xmodal.data import RawForm, Store, loader
 from xmodal.engine.evaluate import LossUnit, Scored, _received, evaluate
-from xmodal.engine.loop import _check_gradient
+from xmodal.engine.step import _check_gradient
 from xmodal.errors import TrainingError
 from xmodal.workbench import open_plan, plan, registry
 

@@ -133,8 +133,9 @@ def first_losses(recipe: str, *more: str, scale: str) -> dict[str, Any]:
     """The first losses of a run, its logged numbers and its first validation score."""
     from xmodal.data.store import Store
     from xmodal.engine.build import Builder
-    from xmodal.engine.loop import StepRecord, Training
+    from xmodal.engine.loop import Training
     from xmodal.engine.plan import plan
+    from xmodal.engine.step import StepRecord
     from xmodal.recipe.compose import compose, validate
 
     registry = plugins.registry()

@@ -15,8 +15,9 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from xmodal.engine.loop import EpochRecord, StepRecord
+    from xmodal.engine.loop import EpochRecord
     from xmodal.engine.session import RunSession
+    from xmodal.engine.step import StepRecord
     from xmodal.runs import Run
 
 

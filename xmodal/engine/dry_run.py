@@ -13,10 +13,11 @@ from xmodal.batch import Batch, Progress, View
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
-from xmodal.engine.loop import StepRecord, Training
+from xmodal.engine.loop import Training
 from xmodal.engine.plan import Plan
 from xmodal.engine.result import peak_memory
 from xmodal.engine.session import RunSession
+from xmodal.engine.step import StepRecord
 from xmodal.text import duration, size
 
 SAMPLES = 2

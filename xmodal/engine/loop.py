@@ -5,7 +5,7 @@ to continue bit for bit, and is consistent at every yield.
 
     for stage:      choose what trains, make optimizer and schedule
         for epoch:
-            for step:     for micro-batch: loss, backward;  check, clip, update  -> StepRecord
+            for step:     gradients, checks, clip, update (``engine.step``)      -> StepRecord
             validate, remember the best                                          -> EpochRecord
 """
 
@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
-from xmodal.batch import Batch, Progress, Tokens
+from xmodal.batch import Progress, Tokens
 from xmodal.engine import distributed
+from xmodal.engine.capture import Capture, CudaGraphs, Graphs
 from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
-from xmodal.errors import DataError, TrainingError, UsageError
+from xmodal.engine.step import DeviceStep, HostStep, Stepper, StepRecord
+from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import Stage
 from xmodal.records import problem
 from xmodal.text import shortlist, shown
@@ -70,18 +72,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """One optimizer step."""
-
-    progress: Progress
-    loss: float
-    log: Mapping[str, float]
-    lr: float
-    gradient_norm: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class EpochRecord:
     """One epoch: means over its steps, and the validation score.
 
@@ -107,9 +97,15 @@ class Training:
         session: RunSession,
         restored: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        graphs: Callable[[], Graphs] | None = None,
     ) -> None:
+        """``graphs`` captures steps; by default they are captured on a GPU only."""
         self.session = session
         self.clock = clock
+        self.graphs = graphs
+        if graphs is None and session.device.type == "cuda":
+            self.graphs = lambda: CudaGraphs(session.device)
+        self.stepper: Stepper | None = None
         self.snapshot = Snapshot()
         self.trainable: list[tuple[str, nn.Parameter]] = []
         self.optimizer: torch.optim.Optimizer | None = None
@@ -117,12 +113,16 @@ class Training:
         self.restored = restored
         self.begin_seconds = 0.0
         self._encoded = 0
+        self._known: list[StepRecord] = []
         if restored is not None:
             self.snapshot = Snapshot.of(restored.get("snapshot"))
             load_exactly(session.model, weights(restored), "the checkpoint")
 
     def run(self) -> Iterator[StepRecord | EpochRecord]:
-        """Train. Yields after every optimizer step and every epoch."""
+        """Train. Yields after optimizer steps and after every epoch.
+
+        On a GPU the record of a step comes a few steps later, at the latest before its epoch's.
+        """
         session, snapshot = self.session, self.snapshot
         counter = session.model.backbone.register_forward_pre_hook(self._count_encoded)
         try:
@@ -145,66 +145,36 @@ class Training:
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         self.session.model.train()
         started = self.clock()
-        self._encoded = 0
         for micro_batches in stage.steps(self.session, at):
+            assert self.stepper is not None
             at = replace(at, step=snapshot.step)
-            yield self._step(stage, micro_batches, at)
+            encoded = self.stepper.take(micro_batches, at, snapshot.total_steps + 1)
+            snapshot.step += 1
+            snapshot.total_steps += 1
+            snapshot.encoded += encoded
+            if self.schedule is not None:
+                self.schedule.step()
+            yield from self._records(wait=False)
+        yield from self._records(wait=True)
         seconds = self.clock() - started + self.begin_seconds
         self.begin_seconds = 0.0
         yield self._end_epoch(stage, at, seconds)
 
-    def _step(self, stage: Stage, micro_batches: Iterable[Any], at: Progress) -> StepRecord:
-        """One optimizer step: gradients of all micro-batches, checks, one clip, one update."""
-        session, optimizer = self.session, self.optimizer
-        assert optimizer is not None
-        begun = self.clock()
-        optimizer.zero_grad(set_to_none=True)
-        if stage.divides:
-            distributed.overwrite(session.model.mixer.buffers(), session.world)
-            session.draw_apart(self.snapshot.total_steps)
-        tally = _Tally()
-        for micro in micro_batches:
-            loss, log = stage.loss(session, micro, at)
-            value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
-            if not math.isfinite(value):
-                break  # all processes stop below; one that stopped here would leave them waiting
-            session.accelerator.backward(loss)
-        mean_loss, means = self._gather(stage, tally)
-        _check_loss(mean_loss, means, at)
-        distributed.average_gradients([p for _, p in self.trainable], session.world)
-        parameters = [p for _, p in self.trainable if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        gradient_norm = float(norm)
-        _check_gradient(gradient_norm, self.trainable, at)
-        limit = stage.clip()
-        if limit is not None:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        lr = float(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-        self._remember({"loss": mean_loss, **means, "gradient_norm": gradient_norm, "lr": lr})
-        seconds = self.clock() - begun
-        return StepRecord(at, mean_loss, means, lr, gradient_norm, seconds)
+    def _records(self, wait: bool) -> Iterator[StepRecord]:
+        """The steps whose numbers have arrived since the last call."""
+        self._settle(wait)
+        while self._known:
+            yield self._known.pop(0)
 
-    def _gather(self, stage: Stage, own: _Tally) -> tuple[float, dict[str, float]]:
-        """The loss and the mean log of a step over all processes; counts the encoded samples."""
-        own.encoded, self._encoded = self._encoded, 0
-        tallies: list[_Tally] = self.session.gather([own])
-        # Work that is not divided was done by every process alike: count the first one's.
-        self.snapshot.encoded += sum(t.encoded for t in (tallies if stage.divides else [own]))
-        micros = sum(t.micros for t in tallies)
-        names = dict.fromkeys(name for t in tallies for name in t.log)
-        means = {name: sum(t.log.get(name, 0.0) for t in tallies) / micros for name in names}
-        return sum(t.loss for t in tallies) / len(tallies), means
-
-    def _remember(self, numbers: Mapping[str, float]) -> None:
-        """Count the step, and add its numbers to the sums of the epoch."""
-        snapshot = self.snapshot
-        snapshot.step += 1
-        snapshot.total_steps += 1
-        for name, value in numbers.items():
-            snapshot.sums[name] = snapshot.sums.get(name, 0.0) + value
+    def _settle(self, wait: bool) -> None:
+        """Add the numbers that have arrived to the sums of the epoch."""
+        if self.stepper is None:
+            return
+        for record in self.stepper.records(wait):
+            numbers = {"gradient_norm": record.gradient_norm, "lr": record.lr}
+            for name, value in ({"loss": record.loss, **record.log} | numbers).items():
+                self.snapshot.sums[name] = self.snapshot.sums.get(name, 0.0) + value
+            self._known.append(record)
 
     def _end_epoch(self, stage: Stage, at: Progress, seconds: float) -> EpochRecord:
         """Validate, remember the best, and start the next epoch's counts at zero."""
@@ -243,24 +213,34 @@ class Training:
             )
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
+        self.stepper = None if self.optimizer is None else self._stepper(stage, self.optimizer)
         session.share_randomness()
         started = self.clock()
-        self._encoded = 0
+        before = self._encoded
         stage.begin(session)
         self.begin_seconds = self.clock() - started
         if not (self.snapshot.epoch or self.snapshot.step):
             # A stage that a resumed run enters again was counted the first time.
-            self.snapshot.encoded += self._encoded
+            self.snapshot.encoded += self._encoded - before
         if self.restored is not None:
             self._restore(self.restored)
             self.restored = None
+
+    def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
+        """What takes the steps of a stage here."""
+        about = (self.session, stage, self.trainable, optimizer, lambda: self._encoded, self.clock)
+        if self.graphs is None or not DeviceStep.fits(self.session, optimizer):
+            return HostStep(*about)
+        what = f"stage {self.snapshot.stage}"
+        return DeviceStep(*about, capture=Capture(self.session, self.graphs(), what))
 
     def _count_encoded(self, module: nn.Module, inputs: tuple[Tokens]) -> None:
         """Count the samples that go through the encoder: the unit of a method's cost."""
         self._encoded += len(inputs[0].x_BND)
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue, for ``checkpoint.save``."""
+        """Everything needed to continue, for ``checkpoint.save``. Waits for the device."""
+        self._settle(wait=True)
         session = self.session
         generators, outer = session.random_state()
         return {
@@ -285,61 +265,6 @@ class Training:
             self.session.set_random_state(state["generators"], state["global"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DataError(f"the checkpoint does not fit this run: {shown(error, 300)}") from error
-
-
-@dataclass
-class _Tally:
-    """What one process computed in a step: sums over its micro-batches."""
-
-    loss: float = 0.0
-    log: dict[str, float] = field(default_factory=dict)
-    micros: float = 0.0
-    encoded: int = 0
-
-    def add(self, loss: Tensor, log: Mapping[str, Tensor | float], part: float) -> float:
-        """Count a micro-batch, or the ``part`` of one that this process had; returns its loss."""
-        # The loss and all logged tensors reach the CPU in one transfer.
-        tensors = {name: value for name, value in log.items() if isinstance(value, Tensor)}
-        value, *logged = torch.stack([loss.detach(), *tensors.values()]).tolist()
-        numbers = {name: float(v) for name, v in log.items() if not isinstance(v, Tensor)}
-        numbers.update(zip(tensors, logged, strict=True))
-        self.loss += value
-        self.micros += part
-        for name, number in numbers.items():
-            self.log[name] = self.log.get(name, 0.0) + part * number
-        return float(value)
-
-
-_ADVICE = (
-    "nothing was updated; the last checkpoint is good. "
-    "Try a lower stages.N.optimizer.lr, a stages.N.clip, or precision=fp32"
-)
-
-
-def _check_loss(loss: float, log: Mapping[str, float], at: Progress) -> None:
-    """Raise TrainingError, before anything is updated, if the loss is not finite."""
-    if math.isfinite(loss):
-        return
-    parts = ", ".join(f"{k} {v:.4g}" for k, v in log.items())
-    raise TrainingError(f"the loss is {loss} at {_place(at)} ({parts})\n{_ADVICE}")
-
-
-def _check_gradient(norm: float, named: list[tuple[str, nn.Parameter]], at: Progress) -> None:
-    """Raise TrainingError, before the update, if the gradient norm is not finite."""
-    if math.isfinite(norm):
-        return
-    gradients = {name: p.grad for name, p in named if p.grad is not None}
-    bad = [name for name, grad in gradients.items() if not bool(grad.isfinite().all())]
-    if bad:
-        what = f"not finite at {_place(at)}, first in: {shortlist(bad, 5)}"
-    else:
-        largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
-        what = f"too large to be squared at {_place(at)}, largest in: {largest}"
-    raise TrainingError(f"the gradient is {what}\n{_ADVICE}")
-
-
-def _place(at: Progress) -> str:
-    return f"stage {at.stage}, epoch {at.epoch + 1}, step {at.step + 1}"
 
 
 def _is_best(score: SplitScore, snapshot: Snapshot, lower: bool) -> bool:

@@ -6,8 +6,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Protocol, Self, TextIO
 
-from xmodal.engine.loop import EpochRecord, StepRecord
+from xmodal.engine.loop import EpochRecord
 from xmodal.engine.session import RunSession
+from xmodal.engine.step import StepRecord
 from xmodal.errors import file_errors
 from xmodal.runs import Run
 from xmodal.text import duration, number, visible

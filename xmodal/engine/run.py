@@ -241,6 +241,7 @@ class _Execution:
         self.session = builder.session(data)
         self.training = self._begun(lambda: builder.session(data))
         self.saved_at = time.monotonic()
+        self.saved_steps = self.training.snapshot.total_steps
         self.begun = self.clock()
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
@@ -259,7 +260,7 @@ class _Execution:
             if isinstance(record, EpochRecord):
                 self._epoch_done(record)
             else:
-                self.tracking.step(record, self.training.snapshot.total_steps)
+                self.tracking.step(record)
                 if self._due():
                     self._save()
             number = int(self.session.agree(float(self.stop.signal or 0)))
@@ -296,7 +297,9 @@ class _Execution:
 
     def _due(self) -> bool:
         every = self.saving.every_steps
-        if every is not None and self.training.snapshot.total_steps % every == 0:
+        taken = self.training.snapshot.total_steps
+        # Not every step is followed by a look here: some records come several at a time.
+        if every is not None and taken // every > self.saved_steps // every:
             return True
         minutes = self.saving.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
@@ -340,6 +343,7 @@ class _Execution:
     def _save(self) -> None:
         """Save everything; afterwards older checkpoints and bests may go."""
         self.saved_at = time.monotonic()
+        self.saved_steps = self.training.snapshot.total_steps
         if self.place is None:
             return
         self.run.check_place(self.place)

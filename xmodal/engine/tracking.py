@@ -17,7 +17,7 @@ from typing import Any
 
 from xmodal import runs
 from xmodal.data.store import Store
-from xmodal.engine.loop import StepRecord
+from xmodal.engine.step import StepRecord
 from xmodal.errors import XModalError
 from xmodal.files import as_json, write_atomically
 from xmodal.interfaces import Context, Tracked, Tracker
@@ -60,14 +60,14 @@ class Tracking:
         for line in lines:
             self.epoch(line)
 
-    def step(self, record: StepRecord, total_steps: int) -> None:
+    def step(self, record: StepRecord) -> None:
         """Tell the trackers that want this optimizer step."""
         at = record.progress
         numbers = {"loss": record.loss, **record.log, "gradient_norm": record.gradient_norm}
         numbers = {f"step/{k}": v for k, v in {**numbers, "lr": record.lr}.items()}
         for channel in self._channels:
-            if channel.wants(total_steps):
-                channel.log((total_steps, at.stage, at.epoch), numbers)
+            if channel.wants(record.number):
+                channel.log((record.number, at.stage, at.epoch), numbers)
         self._report(self._channels)
 
     def epoch(self, line: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from xmodal import runs
 from xmodal.engine import checkpoint
-from xmodal.engine.loop import EpochRecord, StepRecord
+from xmodal.engine.loop import EpochRecord
 from xmodal.engine.observe import Silent
+from xmodal.engine.step import StepRecord
 from xmodal.testing.tiny import expect
 
 

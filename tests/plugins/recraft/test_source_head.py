@@ -16,9 +16,10 @@ from xmodal.batch import SOURCE, Progress
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
-from xmodal.engine.loop import StepRecord, Training
+from xmodal.engine.loop import Training
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.session import RunSession
+from xmodal.engine.step import StepRecord
 from xmodal.errors import UsageError
 from xmodal.ops import evaluating
 from xmodal.plugins import registry

@@ -24,10 +24,10 @@ from xmodal import api, plugins, runs
 from xmodal.comparison.grid import Request, Suite, grid
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, tracking
-from xmodal.engine.loop import StepRecord
 from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.run import Outcome
+from xmodal.engine.step import StepRecord
 from xmodal.errors import RecipeError
 from xmodal.interfaces import Settings, Tracked, Tracker
 from xmodal.recipe.compose import compose

@@ -1,0 +1,331 @@
+"""Captured steps: replays give what plain steps give, and what cannot be captured is found out.
+
+A tape stands for CUDA graphs (``tape.py``): like them, it runs no Python when it is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from xmodal import plugins
+from xmodal.batch import Progress, Sample, Term, View
+from xmodal.data import loader
+from xmodal.data.store import Store
+from xmodal.engine.build import Builder
+from xmodal.engine.loop import EpochRecord, Training
+from xmodal.engine.plan import plan
+from xmodal.engine.session import RunSession
+from xmodal.engine.step import DeviceStep, Stepper, StepRecord
+from xmodal.errors import TrainingError
+from xmodal.interfaces import Stage
+from xmodal.recipe.compose import compose, validate
+from xmodal.steps import from_host
+
+from ..paths import ROOT
+from .tape import TapeGraphs
+
+SMALL = [
+    "task.train=10",
+    "training.epochs=3",
+    "training.max_steps=null",
+    "training.batch={size: 4, micro: 2}",
+]
+"""Nine steps in three epochs, of which every third has one micro-batch instead of two."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def session_of(method: str, *overrides: str) -> RunSession:
+    registry, store = plugins.registry(), Store()
+    layers = [f"methods/{method}", "tasks/darcy"]
+    layered = compose(layers, registry, [*SMALL, *overrides], "smoke")
+    made = Builder(plan(validate(layered, registry), store, layered), store, lambda line: None)
+    return made.session(made.data())
+
+
+class Uncaptured(Training):
+    """Steps that ask the device nothing, but run operation by operation."""
+
+    def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
+        made = super()._stepper(stage, optimizer)
+        if isinstance(made, DeviceStep):
+            made.capture = None
+        return made
+
+
+def trained(
+    session: RunSession, graphs: TapeGraphs | None, kind: type[Training] = Training
+) -> tuple[Training, list[StepRecord | EpochRecord]]:
+    training = kind(session, graphs=None if graphs is None else lambda: graphs)
+    return training, list(training.run())
+
+
+def weights(session: RunSession) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in session.model.state_dict().items()}
+
+
+def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def methods() -> list[Any]:
+    """Every method that trains; among the fast tests are plain and mixed fine-tuning."""
+    names = sorted(file.stem for file in (ROOT / "recipes" / "methods").glob("*.yaml"))
+    fast = {"nft", "pare"}
+    return [
+        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow])
+        for name in names
+        if name != "baseline"
+    ]
+
+
+@pytest.mark.parametrize("method", methods())
+def test_replays_give_what_plain_steps_give(method: str) -> None:
+    plain, tape = session_of(method), TapeGraphs()
+    one, expected = trained(plain, None)
+    captured = session_of(method)
+    other, found = trained(captured, tape)
+    assert [type(record) for record in found] == [type(record) for record in expected]
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(a, EpochRecord) or isinstance(b, EpochRecord):
+            continue
+        assert a.progress == b.progress
+        assert a.number == b.number
+        assert a.lr == b.lr
+        assert {"loss": a.loss, "norm": a.gradient_norm, **a.log} == pytest.approx(
+            {"loss": b.loss, "norm": b.gradient_norm, **b.log}, rel=2e-4, abs=1e-6
+        )
+    assert other.snapshot.encoded == one.snapshot.encoded
+    assert other.snapshot.total_steps == one.snapshot.total_steps
+    uncaptured = session_of(method)
+    trained(uncaptured, TapeGraphs(), Uncaptured)
+    assert_same(weights(captured), weights(uncaptured))
+    eager = [note for note in captured.notes if "without CUDA graphs" in note]
+    assert bool(eager) == (method in EAGER), eager
+    assert (tape.replays > 0) == (method not in EAGER)
+
+
+EAGER = {
+    "mona", "mona-pare", "orca", "orca-pare", "orca-published", "pare-by-distance",
+    "pare-consistent", "recraft", "recraft-pare",
+}  # fmt: skip
+"""Methods with a stage that cannot be captured."""
+
+
+def test_a_resumed_run_is_bit_equal() -> None:
+    whole = session_of("nft", "training.optimizer={use: sgd}")
+    trained(whole, TapeGraphs())
+    half = session_of("nft", "training.optimizer={use: sgd}")
+    training = Training(half, graphs=TapeGraphs)
+    steps, run = 0, training.run()
+    while steps < 5:
+        next(run)
+        steps = training.snapshot.total_steps
+    state = training.state()
+    taken = training.snapshot.total_steps
+    assert training.snapshot.sums or training.snapshot.step == 0
+    run.close()
+    other = session_of("nft", "training.optimizer={use: sgd}")
+    resumed = Training(other, state, graphs=TapeGraphs)
+    numbers = [r.number for r in resumed.run() if isinstance(r, StepRecord)]
+    assert numbers == list(range(taken + 1, 10))
+    assert_same(weights(other), weights(whole))
+
+
+def test_a_bad_step_changes_nothing_and_is_named_later() -> None:
+    session = session_of("nft")
+    x, y = loader.first(session.data.train, 10)
+    session.data = replace(session.data, train=TensorDataset(x, y))
+    training = Training(session, graphs=TapeGraphs)
+    run = training.run()
+    while not isinstance(next(run), EpochRecord):
+        pass
+    order = session.order(Progress(0, 1, 3, 0, 3))
+    x[order[4]] = float("nan")  # the second step of the second epoch
+    assert isinstance(training.stepper, DeviceStep)
+    kept = training.stepper.take
+
+    before: dict[int, dict[str, Tensor]] = {}
+
+    def take(micros: Any, at: Progress, number: int) -> int:
+        before[number] = weights(session)
+        return kept(micros, at, number)
+
+    training.stepper.take = take  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"loss is nan at stage 0, epoch 2, step 2.*\n.*noth"):
+        list(run)
+    assert sorted(before) == [4, 5, 6]  # the sixth was on its way already
+    assert_same(before[6], before[5])
+    assert_same(weights(session), before[5])
+    with pytest.raises(AssertionError):
+        assert_same(before[5], before[4])
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    session = session_of("nft")
+    training = Training(session, graphs=TapeGraphs)
+    name, parameter = next(
+        (n, p) for n, p in session.model.named_parameters() if n.startswith("predictor")
+    )
+    parameter.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(TrainingError, match=f"gradient is not finite.*step 1, first in: {name}"):
+        list(training.run())
+
+
+def test_warming_up_and_capturing_leave_no_trace() -> None:
+    session = session_of("nft", "backbone.dropout=0.5")
+    training = Training(session, graphs=TapeGraphs)
+    seen: list[tuple[dict[str, Tensor], Any, Any]] = []
+
+    class Watched(TapeGraphs):
+        def capture(self, compute: Any) -> Any:
+            made = super().capture(compute)
+
+            def replay() -> None:
+                state = training.optimizer.state_dict()  # type: ignore[union-attr]
+                seen.append((weights(session), session.random_state(), deepcopy(state)))
+                made[0]()
+
+            return replay, made[1]
+
+    training.graphs = Watched
+    start, streams = weights(session), session.random_state()
+    next(training.run())
+    model, random, optimizer = seen[0]
+    assert_same(model, start)
+    assert repr(random) == repr(streams)
+    assert all(float(state["step"]) == 0 for state in optimizer["state"].values())
+    assert all(not state["exp_avg"].any() for state in optimizer["state"].values())
+
+
+# --- what cannot be captured ---
+
+
+def with_mixer(forward: Any, **attributes: Any) -> RunSession:
+    session = session_of("nft")
+    mixer = session.model.mixer
+    for name, value in attributes.items():
+        if isinstance(value, Tensor):
+            mixer.register_buffer(name, value)
+        else:
+            setattr(mixer, name, value)
+    own = session.generators["mixer"] = torch.Generator().manual_seed(0)
+    mixer.forward = lambda target, source, progress: forward(  # type: ignore[method-assign]
+        mixer, target, progress, own
+    )
+    return session
+
+
+def view(target: Sample, weight: float | Tensor) -> tuple[View, ...]:
+    return (View(target.tokens, (Term(target.head, target.y, weight),)),)
+
+
+def reads_progress(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    return view(target, 1.0 + progress.epoch)
+
+
+def draws(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    drawn = torch.rand(len(target.y), generator=own).mean()
+    return view(target, drawn.to(torch.float64))
+
+
+def counts(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.seen += 1
+    return view(target, float(mixer.seen))
+
+
+def replaces_a_buffer(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.mean = 0.5 * mixer.mean + 1.0
+    return view(target, mixer.mean)
+
+
+def asks(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    return view(target, 2.0 if float(target.tokens.x_BND.mean()) > 0 else 1.0)
+
+
+def chooses(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    x = target.tokens.x_BND
+    return view(target, x[x > 0].mean().double())
+
+
+def makes(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    return view(target, torch.tensor(2.0))
+
+
+def changes_its_questions(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.turn = [*mixer.turn, 1]
+    for _ in mixer.turn:
+        weight = from_host(lambda at: {"weight": torch.tensor(2.0)}, progress, target.y.device)
+    return view(target, weight["weight"])
+
+
+@pytest.mark.parametrize(
+    ("forward", "attributes", "why"),
+    [
+        (reads_progress, {}, "reads progress.epoch outside of from_host"),
+        (draws, {}, "draws random numbers outside of from_host"),
+        (counts, {"seen": 0}, "changes mixer.seen in every step"),
+        (replaces_a_buffer, {"mean": torch.zeros(())}, "replaces its buffer mixer.mean"),
+        (asks, {}, "asks the device for numbers (_local_scalar_dense)"),
+        (chooses, {}, "chooses by a mask"),
+        (makes, {}, "makes a tensor of Python numbers"),
+        (changes_its_questions, {"turn": []}, "asks from_host differently from time to time"),
+    ],
+)
+def test_what_a_replay_would_miss_is_found_out(
+    forward: Any, attributes: dict[str, Any], why: str
+) -> None:
+    session = with_mixer(forward, **attributes)
+    tape = TapeGraphs()
+    trained(session, tape)
+    (note,) = [note for note in session.notes if "CUDA graphs" in note]
+    assert why in note
+    assert tape.replays == 0
+    if forward is not counts:  # whose warm-up counted
+        plain = with_mixer(forward, **attributes)
+        trained(plain, TapeGraphs(), Uncaptured)
+        if forward is not changes_its_questions:
+            assert_same(weights(session), weights(plain))
+
+
+def test_a_mixer_that_declares_its_inputs_is_captured_by_form() -> None:
+    made: list[tuple[int, int]] = []
+
+    def forward(mixer: Any, target: Sample, progress: Progress, own: torch.Generator) -> Any:
+        def make(at: Progress) -> dict[str, Any]:
+            made.append((at.epoch, at.step))
+            drawn = torch.rand((), generator=own, dtype=torch.float64)
+            return {"twice": at.epoch > 0, "weight": drawn}
+
+        inputs = from_host(make, progress, target.y.device)
+        (one,) = view(target, inputs["weight"])
+        one = replace(one, log={"weight": inputs["weight"]})
+        return (one, one) if inputs["twice"] else (one,)
+
+    session, tape = with_mixer(forward), TapeGraphs()
+    training, records = trained(session, tape)
+    # Two shapes of step, each with one view and with two.
+    assert (tape.captures, tape.replays) == (4, 9)
+    assert made == [(e, s) for e in range(3) for s in (0, 0, 1, 1, 2)]  # once a micro-batch
+    assert training.snapshot.encoded == 10 + 2 * 20
+    plain = with_mixer(forward)
+    _, expected = trained(plain, None)
+    for a, b in zip(records, expected, strict=True):
+        if isinstance(a, StepRecord):
+            assert a.log == pytest.approx(cast(StepRecord, b).log, rel=1e-5)

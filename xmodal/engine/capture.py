@@ -1,0 +1,427 @@
+"""Captures optimizer steps as graphs and replays them.
+
+A replayed step runs the kernels of a captured one on the same memory, without Python. So a step is
+captured once for each of its forms: the shapes of its micro-batches, and the values of
+``from_host`` that are not tensors. Everything else that changes is copied into fixed places before
+a replay: the samples, and the tensors of ``from_host``, whose ``make``s are called anew.
+
+Before a capture, the step runs twice for warming up, without an update: kernels are chosen and
+memory is allocated then, and a step that cannot be captured is found out. Whatever these runs
+changed is put back. Every step that counts is a replay, so resumed and undisturbed runs are alike.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from xmodal.batch import Batch, Progress
+from xmodal.engine.session import RunSession
+from xmodal.interfaces import Component
+from xmodal.steps import Make, answered_by, on_device
+
+T = TypeVar("T")
+
+WARM_UPS = 2
+MOST_FORMS = 32
+"""More forms than this cost more memory and time than replays save: something varies freely."""
+
+_QUESTIONS = {
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim",
+    "unique_consecutive", "equal", "bincount", "is_nonzero", "item", "linalg_eig",
+}  # fmt: skip
+"""Operations whose result, or its shape, the host has to wait for."""
+
+
+_VARIES = "asks from_host differently from time to time"
+
+
+class CannotBeCaptured(Exception):
+    """Why a step has to run operation by operation."""
+
+
+class Graphs(Protocol):
+    """How kernels are captured and replayed: CUDA graphs, or what stands for them in a test."""
+
+    def aside(self) -> AbstractContextManager[object]:
+        """A block for the warm-up."""
+
+    def capture(self, compute: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """What replays the kernels of ``compute``, and its result, which every replay renews."""
+
+
+class CudaGraphs:
+    """CUDA graphs of one run. They share memory, because they are never replayed at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A stream of its own: libraries keep what they set up by stream."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    def capture(self, compute: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Capture on the stream of the warm-up; other threads may use the device meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            result = compute()
+        return graph.replay, result
+
+
+@dataclass
+class _Call:
+    """One call of ``from_host``: its function, and where its values go."""
+
+    make: Make
+    fixed: Mapping[str, Any]
+    places: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, make: Make, values: Mapping[str, Any], device: torch.device) -> _Call:
+        """A call with new places on ``device``, which hold ``values``."""
+        places = {n: on_device(v, device).clone() for n, v in values.items() if _is_input(v)}
+        return cls(make, _form(values), places)
+
+    def fits(self, values: Mapping[str, Any]) -> bool:
+        """Whether values of this form can go into the places."""
+        return _form(values) == self.fixed
+
+    def fill(self, values: Mapping[str, Any]) -> None:
+        """Copy values into the places."""
+        for name, place in self.places.items():
+            place.copy_(on_device(values[name], place.device))
+
+
+def _is_input(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _form(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What decides which kernels a step has: all but the content of tensors."""
+    return {
+        name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
+
+
+@dataclass
+class _Recorder:
+    """Answers ``from_host`` while a step warms up and is captured.
+
+    ``drawn`` holds what earlier calls of ``make`` gave for this step: it is drawn only once, in
+    the block ``aside``.
+    """
+
+    drawn: list[Mapping[str, Any]]
+    progress: Progress
+    aside: Callable[[], AbstractContextManager[object]]
+    calls: list[_Call] = field(default_factory=list)
+    at: int = 0
+    complete: bool = False
+
+    def take(self, make: Make, device: torch.device) -> Mapping[str, Any]:
+        """The values of the next call, tensors as the places that replays will fill."""
+        if self.at == len(self.calls):
+            if self.complete:
+                raise CannotBeCaptured(_VARIES)
+            if self.at == len(self.drawn):
+                with self.aside():
+                    self.drawn.append(make(self.progress))
+            self.calls.append(_Call.of(make, self.drawn[self.at], device))
+        call = self.calls[self.at]
+        self.at += 1
+        return {**self.drawn[self.at - 1], **call.places}
+
+    def rewind(self) -> None:
+        """Start again. The first time through, ``calls`` become complete."""
+        if self.complete and self.at != len(self.calls):
+            raise CannotBeCaptured(_VARIES)
+        self.complete, self.at = True, 0
+
+
+@dataclass
+class _Once:
+    """Answers ``from_host`` of a step that runs as usual, with what was drawn for it already."""
+
+    drawn: list[Mapping[str, Any]]
+    progress: Progress
+    at: int = 0
+
+    def take(self, make: Make, device: torch.device) -> Mapping[str, Any]:
+        """The values of the next call."""
+        values = self.drawn[self.at] if self.at < len(self.drawn) else make(self.progress)
+        self.at += 1
+        return {name: on_device(value, device) for name, value in values.items()}
+
+
+@dataclass
+class _Captured(Generic[T]):
+    """A step that can be replayed."""
+
+    calls: Sequence[_Call]
+    replay: Callable[[], None]
+    result: T
+
+
+class _Closed:
+    """The progress of a captured step: only ``from_host`` may look at it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise CannotBeCaptured(f"reads progress.{name} outside of from_host")
+
+
+class Capture(Generic[T]):
+    """The captured steps of one stage."""
+
+    def __init__(self, session: RunSession, graphs: Graphs, what: str) -> None:
+        self.session, self.graphs, self.what = session, graphs, what
+        self.given_up = False
+        self._places: dict[Any, Tensor] = {}
+        self._steps: dict[Any, list[_Captured[T]]] = {}
+
+    def run(
+        self,
+        compute: Callable[[Iterable[Any], Progress], T],
+        micro_batches: Iterable[Any],
+        at: Progress,
+        idle: Callable[[], AbstractContextManager[object]],
+    ) -> T:
+        """Take one step: a replay, or ``compute`` itself once it cannot be captured.
+
+        ``idle`` gives a block in which ``compute`` updates nothing.
+        """
+        if self.given_up:
+            return compute(micro_batches, at)
+        drawn: list[Mapping[str, Any]] = []
+        micros = list(micro_batches)
+        try:
+            placed, key = self._placed(micros)
+            steps = self._steps.setdefault(key, [])
+            step = _fitting(steps, drawn, at)
+            if step is None:
+                if sum(map(len, self._steps.values())) == MOST_FORMS:
+                    raise CannotBeCaptured(f"has more than {MOST_FORMS} forms")
+                with idle(), _Unchanged(self.session) as unchanged:
+                    inputs = _Recorder(drawn, at, unchanged.undone)
+                    step = self._captured(compute, placed, inputs)
+                steps.append(step)
+        except CannotBeCaptured as why:
+            self._give_up(why)
+            with answered_by(_Once(drawn, at)):
+                return compute(micros, at)
+        for call, values in zip(step.calls, drawn, strict=True):
+            call.fill(values)
+        step.replay()
+        return step.result
+
+    def _give_up(self, why: CannotBeCaptured) -> None:
+        self.given_up = True
+        self._steps.clear()
+        self._places.clear()
+        where = _place(why)
+        self.session.note(f"{self.what} runs without CUDA graphs, which is slower: it {why}{where}")
+
+    def _placed(self, micros: Sequence[Any]) -> tuple[list[Batch], Any]:
+        """The micro-batches in fixed places, and their shapes."""
+        placed, key = [], []
+        for number, micro in enumerate(micros):
+            if not isinstance(micro, Batch):
+                raise CannotBeCaptured(f"takes {type(micro).__name__} for micro-batches")
+            source = micro.source
+            if source is not None:
+                source = (
+                    self._place((number, "source"), source[0]),
+                    self._place((number, "source y"), source[1]),
+                )
+            further = micro.unlabelled
+            if further is not None:
+                further = self._place((number, "unlabelled"), further)
+            x, y = self._place((number, "x"), micro.x), self._place((number, "y"), micro.y)
+            batch = Batch(x, y, source, further, micro.share, micro.part)
+            tensors = (x, y, *(source or (None, None)), further)
+            shapes = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in tensors)
+            placed.append(batch)
+            key.append((shapes, micro.share, micro.part))
+        return placed, tuple(key)
+
+    def _place(self, name: Any, tensor: Tensor) -> Tensor:
+        """The fixed place of a tensor of this name and shape, with its values."""
+        key = (name, tuple(tensor.shape), tensor.dtype)
+        if key not in self._places:
+            self._places[key] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        self._places[key].copy_(tensor, non_blocking=True)
+        return self._places[key]
+
+    def _captured(
+        self,
+        compute: Callable[[Iterable[Any], Progress], T],
+        micros: Sequence[Batch],
+        inputs: _Recorder,
+    ) -> _Captured[T]:
+        """Warm a step up and capture it."""
+        closed = cast(Progress, _Closed())
+
+        def once() -> T:
+            result = compute(micros, closed)
+            inputs.rewind()
+            return result
+
+        with answered_by(inputs):
+            with self.graphs.aside():
+                for _ in range(WARM_UPS - 1):
+                    once()
+                with self._watched(), _Watch():  # type: ignore[no-untyped-call]
+                    once()
+            try:
+                replay, result = self.graphs.capture(once)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                first = str(error).strip().splitlines()[0]
+                raise CannotBeCaptured(f"cannot be captured: {first}") from error
+        return _Captured(inputs.calls, replay, result)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Find out what a replay would miss: random draws, counters and replaced buffers."""
+        model = self.session.model
+        places = {name: b.data_ptr() for name, b in model.named_buffers()}
+        draws, plain = self._host_draws(), _plain_values(model)
+        yield
+        if self._host_draws() != draws:
+            raise CannotBeCaptured("draws random numbers outside of from_host")
+        for name, buffer in model.named_buffers():
+            if buffer.data_ptr() != places.get(name):
+                raise CannotBeCaptured(f"replaces its buffer {name} instead of writing into it")
+        for name, value in _plain_values(model).items():
+            if plain.get(name) != value:
+                raise CannotBeCaptured(f"changes {name} in every step")
+
+    def _host_draws(self) -> list[Any]:
+        """The state of all random streams of the host."""
+        states = [g.get_state().numpy().tobytes() for g in self.session.generators.values()]
+        if self.session.device.type != "cpu":
+            states.append(torch.get_rng_state().numpy().tobytes())
+        numpy_state: Any = np.random.get_state(legacy=False)
+        return [*states, repr(numpy_state), random.getstate()]
+
+
+class _Unchanged:
+    """A block after which the buffers of the model and all random streams are as before."""
+
+    def __init__(self, session: RunSession) -> None:
+        self.session = session
+
+    def __enter__(self) -> Self:
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in self.session.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+        self._streams = self.session.random_state()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module, name, buffer, value in self._buffers:
+            setattr(module, name, buffer)
+            buffer.copy_(value)
+        self.session.set_random_state(*self._streams)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """A block inside of it that goes on with the random streams, for good."""
+        with _disable_current_modes():  # what happens here is not part of the step
+            inside = self.session.random_state()
+            self.session.set_random_state(*self._streams)
+            yield
+            self._streams = self.session.random_state()
+            self.session.set_random_state(*inside)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations that would wait for the device, or read memory of the host."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name in _QUESTIONS or (
+            name == "repeat_interleave" and kwargs.get("output_size") is None
+        ):
+            raise CannotBeCaptured(f"asks the device for numbers ({name})")
+        if name in ("index", "index_put", "index_put_"):
+            chosen = [index for index in args[1] if index is not None]
+            if any(index.dtype in (torch.bool, torch.uint8) for index in chosen):
+                raise CannotBeCaptured("chooses by a mask, which gives any number of elements")
+        if name in ("lift_fresh", "lift_fresh_copy"):
+            raise CannotBeCaptured("makes a tensor of Python numbers")
+        result = func(*args, **kwargs)
+        if name in ("_to_copy", "copy_") and _crosses(args, result):
+            raise CannotBeCaptured("copies between host and device")
+        return result
+
+
+def _crosses(args: Sequence[Any], result: Any) -> bool:
+    tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
+    return len({tensor.device.type for tensor in tensors}) > 1
+
+
+def _plain_values(model: nn.Module) -> dict[str, Any]:
+    """The plain attributes of all modules, and of the components that they hold."""
+    values: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        held = {k: v for k, v in vars(module).items() if isinstance(v, Component)}
+        for where, owner in ((path, module), *((f"{path}.{k}", v) for k, v in held.items())):
+            for name, value in vars(owner).items():
+                if isinstance(value, bool | int | float | str):
+                    values[f"{where}.{name}"] = value
+    return values
+
+
+def _fitting(
+    steps: Sequence[_Captured[T]], drawn: list[Mapping[str, Any]], at: Progress
+) -> _Captured[T] | None:
+    """The captured step of the form that this step has, if there is one.
+
+    Fills ``drawn`` with what ``from_host`` gives in this step, as far as a captured step tells what
+    it asks. Steps that agree so far ask the same next.
+    """
+    alive = list(steps)
+    while alive:
+        asked = len(drawn)
+        if len(alive[0].calls) == asked:
+            return alive[0]
+        drawn.append(alive[0].calls[asked].make(at))
+        alive = [step for step in alive if step.calls[asked].fits(drawn[asked])]
+    return None
+
+
+def _place(why: BaseException) -> str:
+    """Where the reason arose: the last line outside of torch and of the engine."""
+    own = Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(why.__traceback__)):
+        path = Path(frame.filename)
+        if "torch" not in path.parts and path.parent != own and path.name != "steps.py":
+            return f" ({path.name}, line {frame.lineno})"
+    return ""
