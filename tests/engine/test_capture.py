@@ -118,14 +118,16 @@ def test_replays_give_what_plain_steps_give(method: str) -> None:
     assert_same(weights(captured), weights(uncaptured))
     eager = [note for note in captured.notes if "without CUDA graphs" in note]
     assert bool(eager) == (method in EAGER), eager
-    assert (tape.replays > 0) == (method not in EAGER)
+    assert tape.replays > 0 or eager
 
 
 EAGER = {
-    "mona", "mona-pare", "orca", "orca-pare", "orca-published", "pare-by-distance",
-    "pare-consistent", "recraft", "recraft-pare",
+    "cutmix", "mixup", "mona", "mona-pare", "orca", "orca-pare", "orca-published", "pare",
+    "pare-by-distance", "pare-consistent", "pare-constant-k", "pare-lml", "pare-published",
+    "pare-random-k", "pare-without-source-loss", "random", "recraft", "recraft-pare", "target-mask",
+    "target-mixup", "token-augment",
 }  # fmt: skip
-"""Methods with a stage that cannot be captured."""
+"""Methods with a stage that cannot be captured: it measures, or its mixer asks the device."""
 
 
 def test_a_resumed_run_is_bit_equal() -> None:
@@ -256,7 +258,7 @@ def replaces_a_buffer(mixer: Any, target: Sample, progress: Progress, own: Any) 
 
 
 def asks(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
-    return view(target, 2.0 if float(target.tokens.x_BND.mean()) > 0 else 1.0)
+    return view(target, 2.0 if target.tokens.x_BND.detach().mean().item() > 0 else 1.0)
 
 
 def chooses(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:

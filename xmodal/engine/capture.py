@@ -418,10 +418,11 @@ def _fitting(
 
 
 def _place(why: BaseException) -> str:
-    """Where the reason arose: the last line outside of torch and of the engine."""
-    own = Path(__file__).parent
+    """Where the reason arose: the last line of a component."""
+    skipped = (Path(__file__).parent, Path(torch.__file__).parent, Path(traceback.__file__).parent)
     for frame in reversed(traceback.extract_tb(why.__traceback__)):
         path = Path(frame.filename)
-        if "torch" not in path.parts and path.parent != own and path.name != "steps.py":
+        own = any(path.is_relative_to(folder) for folder in skipped[:2])
+        if not own and path.parent != skipped[2] and path.name != "steps.py":
             return f" ({path.name}, line {frame.lineno})"
     return ""
