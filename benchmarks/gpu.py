@@ -20,7 +20,6 @@ Shapes: B samples, N tokens.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import tempfile
@@ -28,141 +27,33 @@ import time
 import tomllib
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from bitwise import again, wrong
 from figures import Report, surroundings
-from side_by_side import ByHand, alternate, captured, engine_steps
+from side_by_side import ByHand, alternate, captured, engine_steps, finish
 from torch import Tensor
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
+from workloads import METHODS, MIDDLE, ROOT, Bench, Shape
 
 import xmodal
 from xmodal import plugins, randomness
-from xmodal.batch import Progress
 from xmodal.data import loader
-from xmodal.data.store import Store
-from xmodal.engine import checkpoint
-from xmodal.engine.build import Builder
 from xmodal.engine.evaluate import evaluate
-from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.plan import compose_plan
+from xmodal.engine.run import RunOrder
 from xmodal.engine.session import RunSession
-from xmodal.errors import TrainingError
+from xmodal.engine.together import Work, execute_together
 from xmodal.ops import straight_through
 from xmodal_pare.draw import relaxed_subset
 
-ROOT = Path(__file__).resolve().parents[1]
-METHODS = sorted(path.stem for path in (ROOT / "recipes/methods").glob("*.yaml"))
-LARGE = ("task={use: darcy, train: 64, validation: 64, test: 8, solver_grid: 85}",)
-SMALL = ("task={use: darcy, train: 8, validation: 8, test: 4, resolution: 22, solver_grid: 22}",)
-MIDDLE = "scheduler={use: linear, start: 0.75, stop: 0.25, unit: share, per: step}"
-"""PaRe with another k in every step, half of the tokens on average."""
-SOURCE = ("source={use: digits-on-photos, samples: 32}", "source_head=own")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A backbone and what it reads; ``size`` samples a step."""
-
-    name: str
-    overrides: tuple[str, ...]
-    size: int
-
-
-VIT = ("embedder={use: patch, size: native, patch: 5}", "predictor={use: dense}")
-SHAPES = (
-    Shape("Swin-B, 3136 tokens", (*LARGE, "backbone={use: swin, pretrained: false}"), 32),
-    Shape("ViT-S/14, 289 tokens", (*LARGE, "backbone={use: vit-s14, pretrained: false}", *VIT), 32),
-)
-PATCHES = ("embedder={use: patch, size: native}", "predictor={use: dense}")
-TINY_SHAPES = (
-    Shape("tiny", (*SMALL, "backbone={use: tiny, pretrained: false}", *PATCHES), 4),
-    Shape("ViT, 1 layer", (*SMALL, "backbone={use: vit-s14, pretrained: false, layers: 1}",
-                           "embedder={use: patch, size: native, patch: 11}",
-                           "predictor={use: dense}"), 4),
-)  # fmt: skip
-
-
-@dataclass
-class Bench:
-    """What every section works with."""
-
-    device: torch.device
-    tiny: bool
-    methods: Sequence[str]
-    folder: Path
-    report: Report
-    store: Store = field(default_factory=Store)
-    ends: float = 0.0
-    rate: float = 0.0
-
-    @property
-    def cuda(self) -> bool:
-        """Whether there is a GPU to measure."""
-        return self.device.type == "cuda"
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """The models to time."""
-        return TINY_SHAPES if self.tiny else SHAPES
-
-    def goal(self, value: float) -> float | None:
-        """A goal that holds for a GPU only."""
-        return value if self.cuda else None
-
-    def late(self) -> bool:
-        """Whether the section's time is over."""
-        return time.monotonic() > self.ends
-
-    def session(
-        self,
-        recipes: Sequence[str],
-        overrides: Sequence[str],
-        scale: str | None = None,
-        steps: int | None = None,
-        change: Callable[[Tensor], None] | None = None,
-    ) -> RunSession:
-        """A session on the device. ``steps``: repeat the training samples for an epoch of so many.
-
-        ``change`` may alter the training labels in place.
-        """
-        given = [f"device={self.device}", *(SOURCE if scale is None else ()), *overrides]
-        plan = compose_plan(recipes, plugins.registry(), self.store, given, scale)
-        builder = Builder(plan, self.store, lambda line: None)
-        data = builder.data()
-        if change is not None:
-            x, y = loader.first(data.train, loader.count(data.train))
-            y = y.clone()
-            change(y)
-            data = replace(data, train=torch.utils.data.TensorDataset(x, y))
-        if steps is not None:
-            stage = plan.recipe.stages[-1].config
-            count = loader.count(data.train)
-            order = [n % count for n in range(steps * stage.batch.size)]
-            data = replace(data, train=Subset(data.train, order))
-        return builder.session(data)
-
-    def free(self) -> None:
-        """Give the device's memory back."""
-        gc.collect()
-        if self.cuda:
-            torch.cuda.empty_cache()
-
-
-# --- steps: the engine, a loop by hand, a bare graph --------------------------------------------
-
-
-def teraflop(session: RunSession) -> float:
-    """10^12 floating-point operations of forward and backward of a step of plain fine-tuning."""
-    hand = ByHand(session)
-    with FlopCounterMode(display=False) as counter:
-        hand.loss().backward()
-    return float(counter.get_total_flops()) / 1e12
+# --- steps ---------------------------------------------------------------------------------------
 
 
 def rate(bench: Bench) -> None:
@@ -176,55 +67,101 @@ def rate(bench: Bench) -> None:
 
 
 def steps(bench: Bench) -> None:
-    """Time of a training step, in bf16."""
+    """Time of a training step in bf16: the engine, a loop by hand, a bare graph; NFT and PaRe."""
     rounds, block = (5, 6) if bench.cuda else (2, 2)
-    total = (rounds + 2) * block
-    for shape in bench.shapes:
-        common = (*shape.overrides, f"training.batch.size={shape.size}", "training.epochs=1",
-                  "precision=bf16", "deterministic=false")  # fmt: skip
-        nft = (["methods/nft", "tasks/darcy"], common)
-        session = bench.session(*nft, steps=total)
-        work = teraflop(session)
-        first: dict[str, Callable[[], object]] = {"by hand": ByHand(session).step}
-        if bench.cuda:
-            first["bare graph"] = ByHand(session, graphed=True).step
-        first["nft"] = engine_steps(session)
-        found = alternate(first, rounds, block)
-        for name, ms in found.items():
-            named = {"by hand": "loop by hand", "nft": "engine, NFT"}.get(name, name)
-            bench.report.add(f"{shape.name}: {named}", ms, "ms")
-        engine, goal = found["nft"], shape is bench.shapes[0]
-        against = "engine NFT / loop by hand"
-        limit = bench.goal(0.29) if goal else None
-        bench.report.add(f"{shape.name}: {against}", engine / found["by hand"], at_most=limit)
-        if "bare graph" in found:
-            ratio = engine / found["bare graph"]
-            bench.report.add(f"{shape.name}: engine NFT / bare graph", ratio, at_most=1.05)
-        bench.report.add(f"{shape.name}: work of a step", work, "TFLOP")
-        if bench.rate:
-            share = 100 * work / (engine / 1e3) / bench.rate
-            least = bench.goal(16.0) if goal else None
-            what = f"{shape.name}: engine NFT, share of the matrix-product rate"
-            bench.report.add(what, share, "%", at_least=least)
-        del first, session
+    for number, shape in enumerate(bench.shapes):
+        if bench.late():
+            bench.report.add(shape.name, "skipped: the time is over")
+            continue
+        _steps(bench, shape, rounds, block, with_goals=bench.cuda and number == 0)
         bench.free()
-        pare = bench.session(["methods/pare", "tasks/darcy"], (*common, MIDDLE),
-                             steps=total)  # fmt: skip
-        with randomness.determinism_kept():
-            exact = bench.session(nft[0], (*common[:-1], "deterministic=true"), steps=total)
-            slow = alternate({"exact": engine_steps(exact)}, rounds, block)["exact"]
-        del exact
-        bench.free()
-        both = {"nft": engine_steps(bench.session(*nft, steps=total)), "pare": engine_steps(pare)}
-        found = alternate(both, rounds, block)
-        bench.report.add(f"{shape.name}: engine, PaRe", found["pare"], "ms")
-        ratio = found["pare"] / found["nft"]
-        what = f"{shape.name}: PaRe / NFT"
-        bench.report.add(what, ratio, at_most=bench.goal(2.05))
-        what = f"{shape.name}: NFT with deterministic: true / false"
-        bench.report.add(what, slow / found["nft"])
-        del both, pare
-        bench.free()
+
+
+def _steps(bench: Bench, shape: Shape, rounds: int, block: int, with_goals: bool) -> None:
+    common = (*shape.overrides, f"training.batch.size={shape.size}", "training.epochs=1",
+              "precision=bf16")  # fmt: skip
+    total = (rounds + 3) * block
+
+    def made(method: str, deterministic: bool = False) -> RunSession:
+        more = (f"deterministic={str(deterministic).lower()}", *((MIDDLE,) * (method == "pare")))
+        recipes = [f"methods/{method}", "tasks/darcy"]
+        return bench.session(recipes, (*common, *more), steps=total)
+
+    def add(what: str, *figure: Any, **goal: Any) -> None:
+        bench.report.add(f"{shape.name}: {what}", *figure, **goal)
+
+    nft = made("nft")
+    work = teraflop(nft)
+    contenders: dict[str, Callable[[], object]] = {"loop by hand": ByHand(nft).step}
+    if bench.cuda:
+        contenders["bare graph of the step"] = ByHand(nft, graphed=True).step
+    contenders["engine, NFT"] = step = engine_steps(nft)
+    found = alternate(contenders, rounds, block)
+    for name, milliseconds in found.items():
+        add(name, milliseconds, "ms")
+    engine = found["engine, NFT"]
+    add("engine NFT / loop by hand", engine / found["loop by hand"],
+        at_most=0.29 if with_goals else None)  # fmt: skip
+    if bench.cuda:
+        add("engine NFT / bare graph", engine / found["bare graph of the step"], at_most=1.05)
+    add("matrix products and attention of a step", work, "TFLOP")
+    if bench.rate:
+        share = 100 * work / (engine / 1e3) / bench.rate
+        add("engine NFT, share of the matrix-product rate", share, "%",
+            at_least=16.0 if with_goals else None)  # fmt: skip
+    if bench.cuda:
+        add("engine NFT, GPU time by kernels", kernels(step, 3))
+    del contenders, step, nft
+    bench.free()  # four trainings at once would not fit
+    with randomness.determinism_kept():
+        exact = alternate({"": engine_steps(made("nft", deterministic=True))}, rounds, block)[""]
+    bench.free()
+    both = {"nft": engine_steps(made("nft")), "pare": engine_steps(made("pare"))}
+    found = alternate(both, rounds, block)
+    add("engine, PaRe", found["pare"], "ms")
+    add("PaRe / NFT", found["pare"] / found["nft"], at_most=bench.goal(2.05))
+    add("NFT with deterministic: true / false", exact / found["nft"])
+
+
+def teraflop(session: RunSession) -> float:
+    """10^12 floating-point operations of forward and backward of a step of plain fine-tuning."""
+    hand = ByHand(session)
+    with FlopCounterMode(display=False) as counter:
+        hand.loss().backward()
+    return float(counter.get_total_flops()) / 1e12
+
+
+KERNELS = {
+    "attention": ("flash", "fmha", "attention", "softmax"),
+    "matrix products": ("gemm", "cutlass", "xmma", "nvjet", "cublas", "wgmma", "splitk"),
+    "LayerNorm": ("layer_norm", "layernorm", "gammabeta"),
+    "update and clip": ("multi_tensor", "adam", "lpnorm"),
+    "copies, casts, rolls": ("copy", "memcpy", "memset", "roll_cuda", "catarray", "index"),
+    "elementwise and sums": ("elementwise", "reduce", "triton"),
+}
+"""Words in the names of CUDA kernels, by what they belong to; the first that fits counts."""
+
+
+def kernels(step: Callable[[], object], number: int) -> str:
+    """How the GPU's time is shared out over ``number`` steps, and how much of them it is idle."""
+    finish()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        begun = time.perf_counter()
+        for _ in range(number):
+            step()
+        finish()
+        seconds = time.perf_counter() - begun
+    spent: dict[str, float] = {}
+    for event in profile.key_averages():
+        name = event.key.lower()
+        fits = (kind for kind, words in KERNELS.items() if any(word in name for word in words))
+        kind = next(fits, "others")
+        spent[kind] = spent.get(kind, 0.0) + event.self_device_time_total / 1e6
+    busy = sum(spent.values())
+    spent["idle"] = max(0.0, seconds - busy)
+    parts = sorted(spent.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * value / seconds:.0f} %" for name, value in parts)
 
 
 # --- the draw -----------------------------------------------------------------------------------
@@ -252,130 +189,6 @@ def draw(bench: Bench) -> None:
             inside = alternate({"draw": graph.replay}, rounds=7, block=20)["draw"]
             goal = 0.2 if count == 1000 else None
             bench.report.add(f"{what}, in a graph", inside, "ms", at_most=goal)
-
-
-# --- the same numbers again ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a training came to."""
-
-    losses: tuple[float, ...]
-    weights: Mapping[str, Tensor]
-    encoded: int
-    notes: tuple[str, ...]
-
-
-def trained(
-    session: RunSession,
-    save: tuple[int, Path] | None = None,
-    restored: Path | None = None,
-) -> Course:
-    """Train to the end. ``save``: after so many steps, into this folder, and go on."""
-    state = None if restored is None else checkpoint.load(restored)
-    training = Training(session, state)
-    losses: list[float] = []
-    for record in training.run():
-        if isinstance(record, StepRecord):
-            losses.append(record.loss)
-            if save is not None and len(losses) == save[0]:
-                checkpoint.save(save[1], training.state())
-    weights = {name: value.cpu() for name, value in session.model.state_dict().items()}
-    return Course(tuple(losses), weights, training.snapshot.encoded, tuple(session.notes))
-
-
-def equal(one: Course, other: Course, losses: tuple[float, ...] | None = None) -> bool:
-    """Whether two trainings agree in every bit of their weights, losses and counts."""
-    a, b = one.weights, other.weights
-    same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    counted = one.encoded == other.encoded
-    return same and counted and other.losses == (one.losses if losses is None else losses)
-
-
-def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The largest difference of two models, relative to the size of the tensor it is in."""
-    found = [0.0]
-    for name in one:
-        a, b = one[name].double(), other[name].double()
-        found.append(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)))
-    return max(found)
-
-
-def again(bench: Bench) -> None:
-    """Every method, with micro-batches and a smaller last batch: repeated, resumed, and eagerly.
-
-    Plain fine-tuning and PaRe also with the large backbones, in bf16. A run that is saved in the
-    middle goes on as it is; a new session resumes from the file.
-    """
-    small = ("task.train=10", "training.epochs=2", "training.max_steps=null",
-             "training.batch={size: 4, micro: 2}")  # fmt: skip
-    for shape in bench.shapes:
-        size = max(2, shape.size // 8)
-        given = (*shape.overrides, "precision=bf16", "training.epochs=2", "training.max_steps=2",
-                 f"training.batch.size={size}")  # fmt: skip
-        for method in ("nft", "pare"):
-            more = (MIDDLE,) if method == "pare" else ()
-            _again(bench, f"{method} on {shape.name}", method, (*given, *more), None)
-    for method in bench.methods:
-        _again(bench, method, method, small if method != "baseline" else small[:1], "smoke")
-
-
-def _again(
-    bench: Bench, name: str, method: str, overrides: Sequence[str], scale: str | None
-) -> None:
-    if bench.late():
-        bench.report.add(name, "skipped: the time is over")
-        return
-
-    def make() -> RunSession:
-        return bench.session([f"methods/{method}", "tasks/darcy"], overrides, scale)
-
-    found: dict[str, bool] = {}
-    try:
-        whole = trained(make())
-        middle = len(whole.losses) // 2
-        saved = bench.folder / f"saved-{len(bench.report.rows)}"
-        repeat = trained(make(), save=(middle, saved) if middle else None)
-        found["repeated"] = equal(whole, repeat)
-        if middle:
-            found["resumed"] = equal(whole, trained(make(), restored=saved), whole.losses[middle:])
-    except Exception as error:
-        found[f"{type(error).__name__}: {error}"[:200]] = False
-    text = ", ".join(f"{what} {'equal' if same else 'NOT EQUAL'}" for what, same in found.items())
-    bench.report.add(name, all(found.values()), text, wanted="bit-equal")
-    bench.free()
-
-
-# --- when something goes wrong ------------------------------------------------------------------
-
-
-def wrong(bench: Bench) -> None:
-    """A label that is infinite: nothing is updated, and the message names step and place."""
-    good = 3
-    common = ["training.epochs=1", "training.batch={size: 2, micro: null}",
-              "training.schedule={warmup_epochs: 0, decay: none}"]  # fmt: skip
-    recipes = ["methods/nft", "tasks/darcy"]
-    session = bench.session(recipes, [*common, "training.max_steps=4"], "smoke")
-    order = session.order(Progress(0, 0, 1, 0, good + 1))
-
-    def spoil(y: Tensor) -> None:
-        y[order[2 * good]] = float("inf")
-
-    bad = bench.session(recipes, [*common, "training.max_steps=4"], "smoke", change=spoil)
-    training, said = Training(bad), ""
-    try:
-        for _ in training.run():
-            pass
-    except TrainingError as error:
-        said = str(error)
-    few = trained(bench.session(recipes, [*common, f"training.max_steps={good}"], "smoke"))
-    left = bad.model.state_dict()
-    same = all(torch.equal(value, left[name].cpu()) for name, value in few.weights.items())
-    bench.report.add("a bad step leaves the weights as they were", same, wanted="yes")
-    named = f"epoch 1, step {good + 1}" in said
-    first = (said.splitlines() or ["no message"])[0]
-    bench.report.add("the message names epoch and step", named, first, wanted="yes")
 
 
 # --- around the steps ---------------------------------------------------------------------------
@@ -415,11 +228,55 @@ def evaluation(bench: Bench) -> None:
         bench.free()
 
 
+# --- many runs, and too little memory -----------------------------------------------------------
+
+
+def together(bench: Bench) -> None:
+    """Small runs that take turns on one device, against one alone: whole runs, and by the step."""
+    many, epochs = (10, (4, 34)) if bench.cuda else (2, (2, 4))
+    rows, columns = 320, 23
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, columns, generator=generator)
+    numpy.savez(bench.folder / "table.npz", x=x.numpy(), y=(x[:, 0] > 0).long().numpy())
+    text = "{use: tiny, modality: text}" if bench.tiny else "{use: minilm-l6, pretrained: false}"
+    overrides = [f"task={{use: arrays, path: {bench.folder / 'table.npz'}}}", f"backbone={text}",
+                 f"device={bench.device}", "training.batch.size=32", "precision=bf16"]  # fmt: skip
+
+    def seconds(runs: int, length: int) -> tuple[float, int]:
+        """Of so many runs of so many epochs, with all that belongs to a run; and steps of each."""
+        works = []
+        for seed in range(runs):
+            more = [f"seed={seed}", f"training.epochs={length}"]
+            plan = compose_plan(
+                ["methods/nft"], plugins.registry(), bench.store, [*overrides, *more]
+            )
+            works.append(Work(plan, RunOrder(f"{runs}-{length}-{seed}", bench.folder / "runs")))
+        finish()
+        begun, steps = time.perf_counter(), 0
+        for outcome in execute_together(works, plugins.registry(), bench.store):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            steps = outcome.result["steps"]
+        return time.perf_counter() - begun, steps
+
+    seconds(1, 1)  # warms up, under a name of its own
+    (one_short, before), (one, steps) = (seconds(1, length) for length in epochs)
+    (many_short, _), (all_of_them, _) = (seconds(many, length) for length in epochs)
+    bench.report.add(f"one run of {steps} steps", one, "s")
+    bench.report.add(f"{many} runs of {steps} steps", all_of_them, "s")
+    bench.report.add(f"{many} runs / one", all_of_them / one, at_most=bench.goal(3.0))
+    alone = (one - one_short) / (steps - before)
+    bench.report.add("one run, a further step", 1e3 * alone, "ms")
+    further = (all_of_them - many_short) / (steps - before)
+    bench.report.add(f"{many} runs, a further step of each / of one", further / alone)
+
+
 SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "rate": (rate, 5),
-    "draw": (draw, 10),
-    "steps": (steps, 80),
+    "draw": (draw, 5),
+    "steps": (steps, 70),
     "evaluation": (evaluation, 15),
+    "together": (together, 35),
     "wrong": (wrong, 10),
     "again": (again, 80),
 }

@@ -12,7 +12,6 @@ PUBLIC = (
     "xmodal.data.tables",
     "xmodal.errors",
     "xmodal.files",
-    "xmodal.fused",
     "xmodal.hookspecs",
     "xmodal.interfaces",
     "xmodal.ops",

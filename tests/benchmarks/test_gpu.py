@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from importlib.metadata import distributions, entry_points, version
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from xmodal.batch import Progress
+
 from ..paths import ROOT
 
 
@@ -19,15 +22,17 @@ from ..paths import ROOT
 def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, whose helpers lie beside it."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import gpu  # type: ignore[import-not-found]
-
-    module: ModuleType = gpu
-    return module
+    return importlib.import_module("gpu")
 
 
 @pytest.fixture
-def bench(gpu: ModuleType, tmp_path: Path) -> Any:
-    return gpu.Bench(torch.device("cpu"), True, ["nft"], tmp_path, gpu.Report())
+def bitwise(gpu: ModuleType) -> ModuleType:
+    return importlib.import_module("bitwise")
+
+
+@pytest.fixture
+def workloads(gpu: ModuleType) -> ModuleType:
+    return importlib.import_module("workloads")
 
 
 def test_its_figures_and_its_file(gpu: ModuleType, tmp_path: Path) -> None:
@@ -43,42 +48,56 @@ def test_its_figures_and_its_file(gpu: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_longer_sections(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "TINY_SHAPES", gpu.TINY_SHAPES[:1])
-    given = ["--only", "steps", "evaluation", "again", "--methods", "pare"]
+def test_its_longer_sections(
+    gpu: ModuleType, workloads: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "TINY_SHAPES", workloads.TINY_SHAPES[:1])
+    given = ["--only", "steps", "evaluation", "together", "again", "--methods", "pare"]
     report = gpu.main(["--device", "cpu", "--tiny", *given])
     reached = {(row.section, row.what): row.reached for row in report.rows}
     assert reached["again", "pare"] is True
     assert ("steps", "tiny: PaRe / NFT") in reached
+    assert ("together", "2 runs / one") in reached
     assert ("evaluation", "tiny: evaluation / bare forward pass") in reached
     assert [row.what for row in report.rows if row.reached is False] == []
 
 
 def test_the_loop_by_hand_does_what_the_engine_does(
-    gpu: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
+    gpu: ModuleType,
+    bitwise: ModuleType,
+    workloads: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Otherwise their times could not be compared."""
-    overrides = (*gpu.TINY_SHAPES[0].overrides, "training.epochs=1", "training.max_steps=1",
+    bench = workloads.Bench(torch.device("cpu"), True, ["nft"], tmp_path, gpu.Report())
+    shape = workloads.TINY_SHAPES[0]
+    overrides = (*shape.overrides, f"training.batch.size={shape.size}", "training.epochs=1",
+                 "training.max_steps=1",
                  "training.schedule={warmup_epochs: 0, decay: none}")  # fmt: skip
     session = bench.session(["methods/nft", "tasks/darcy"], overrides)
     hand = gpu.ByHand(session)
-    index = session.order(gpu.Progress(0, 0, 1, 0, 1))[: len(hand.x_in)]
+    index = session.order(Progress(0, 0, 1, 0, 1))[: shape.size]
     x, y = gpu.loader.first(session.data.train, 8)
     hand.x, hand.y = x[index], y[index]
     start = {name: value.clone() for name, value in hand.model.state_dict().items()}
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.arange(len(index)))
     hand.step()
     end = hand.model.state_dict()
-    torch.testing.assert_close(end, dict(gpu.trained(session).weights))
-    assert not gpu.equal(gpu.Course((), start, 0, ()), gpu.Course((), end, 0, ()))
+    torch.testing.assert_close(end, dict(bitwise.trained(session).weights))
+    assert not bitwise.equal(bitwise.Course((), start, 0, ()), bitwise.Course((), end, 0, ()))
 
 
-def test_one_flipped_bit_is_found(gpu: ModuleType) -> None:
-    one = gpu.Course((1.0,), {"w": torch.tensor([1.0, 2.0])}, 8, ())
-    other = torch.nextafter(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
-    assert gpu.equal(one, gpu.Course((1.0,), {"w": torch.tensor([1.0, 2.0])}, 8, ()))
-    assert not gpu.equal(one, gpu.Course((1.0,), {"w": other}, 8, ()))
-    assert not gpu.equal(one, gpu.Course((1.0,), one.weights, 9, ()))
+def test_one_flipped_bit_is_found(bitwise: ModuleType) -> None:
+    w = torch.tensor([1.0, 2.0])
+    one = bitwise.Course((3.0, 1.0), {"w": w}, 8, ())
+    assert bitwise.equal(one, bitwise.Course((3.0, 1.0), {"w": w.clone()}, 8, ()))
+    assert bitwise.equal(one, bitwise.Course((1.0,), {"w": w.clone()}, 8, ()))  # was resumed
+    flipped = torch.nextafter(w, w + 1)
+    assert not bitwise.equal(one, bitwise.Course((3.0, 1.0), {"w": flipped}, 8, ()))
+    assert not bitwise.equal(one, bitwise.Course((3.0, 1.5), {"w": w}, 8, ()))
+    assert not bitwise.equal(one, bitwise.Course((3.0, 1.0), {"w": w}, 9, ()))
+    assert bitwise.distance(one, bitwise.Course((3.0, 1.5), {"w": 1.5 * w}, 8, ())) == (0.5, 0.5)
 
 
 def test_a_section_that_fails_costs_no_other(
