@@ -94,4 +94,5 @@ class Finetune(OptimizingStage):
         with session.autocast():
             loss, log = session.model(micro, progress)
         summed = self.config.accumulate == "sum"
-        return loss * (session.world * micro.part if summed else micro.share), log
+        share = session.world * micro.part if summed else micro.share
+        return loss if share == 1 else loss * share, log

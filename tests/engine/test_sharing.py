@@ -291,7 +291,7 @@ def session(folder: Path, *overrides: str, **more: Any) -> RunSession:
 
 def stream(session: RunSession, sizes: list[int], drawn: int) -> list[Batch]:
     """Batches of those sizes, whichever labelled samples they hold."""
-    places = torch.split(drawn + torch.arange(sum(sizes)), sizes)
+    places = drawn + torch.arange(sum(sizes))
     return list(session.micro_batches([torch.arange(size) for size in sizes], places))
 
 

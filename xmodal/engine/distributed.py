@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class Portion:
     share: float
 
 
-def portions(count: int, micro: int, rank: int, world: int) -> list[Portion]:
+@lru_cache(maxsize=64)  # the steps of an epoch are alike, except the last
+def portions(count: int, micro: int, rank: int, world: int) -> tuple[Portion, ...]:
     """What process ``rank`` of ``world`` takes of a step of ``count`` samples, ``micro`` at once.
 
     Processes take whole micro-batches in turn where there are enough, and a part of each otherwise;
@@ -44,7 +46,7 @@ def portions(count: int, micro: int, rank: int, world: int) -> list[Portion]:
     else:
         divided = [(places[rank::world], len(places)) for places in whole]
         own = [(places, len(places) / size) for places, size in divided if len(places)]
-    return [Portion(places, part, world * len(places) / count) for places, part in own]
+    return tuple(Portion(places, part, world * len(places) / count) for places, part in own)
 
 
 def gather(own: Sequence[Any], world: int) -> list[Any]:

@@ -97,15 +97,16 @@ class RunSession:
         once. ``mixed``: with the source and unlabelled samples that the mixer wants.
         """
         order = self.order(progress)
-        steps = torch.split(order, size)[progress.step : progress.steps]
+        starts = range(0, len(order), size)[progress.step : progress.steps]
         own = [
-            distributed.portions(len(step), micro or size, self.rank, self.world) for step in steps
+            distributed.portions(min(size, len(order) - at), micro or size, self.rank, self.world)
+            for at in starts
         ]
-        drawn = progress.epoch * len(order) + progress.step * size
+        pieces = [at + p.places for at, portions in zip(starts, own, strict=True) for p in portions]
+        places = torch.cat(pieces) if pieces else torch.arange(0)
+        sizes = [len(piece) for piece in pieces]
         stream = self.micro_batches(
-            [step[p.places] for step, portions in zip(steps, own, strict=True) for p in portions],
-            [drawn + n * size + p.places for n, portions in enumerate(own) for p in portions],
-            mixed,
+            torch.split(order[places], sizes), progress.epoch * len(order) + places, mixed
         )
         for portions in own:
             yield (replace(next(stream), share=p.share, part=p.part) for p in portions)
@@ -123,20 +124,21 @@ class RunSession:
         return randomness.permutation(count, self.seed, name, stage, progress.epoch)
 
     def micro_batches(
-        self, indices: Sequence[Tensor], places: Sequence[Tensor], mixed: bool = True
+        self, indices: Sequence[Tensor], places: Tensor, mixed: bool = True
     ) -> Iterator[Batch]:
         """Fetch target micro-batches, and the samples that the mixer wants beside them.
 
-        ``places`` counts the samples of ``indices`` among all target samples drawn in this stage.
+        ``places`` counts the samples of all ``indices`` among the target samples drawn in this
+        stage.
         Source and unlabelled samples come in endless streams of their own, one beside each target
         sample, so they depend on nothing but its place.
         """
-        mixer = self.model.mixer
+        mixer, sizes = self.model.mixer, [len(index) for index in indices]
         source = further = None
         if mixed and mixer.needs_source and self.source is not None:
-            source = self._stream(self.source, places, "source order")
+            source = self._stream(self.source, places, sizes, "source order")
         if mixed and mixer.needs_unlabelled and self.data.unlabelled is not None:
-            further = self._stream(self.data.unlabelled, places, "unlabelled order")
+            further = self._stream(self.data.unlabelled, places, sizes, "unlabelled order")
         for x, y in self.fetch(self.data.train, indices):
             yield Batch(
                 x,
@@ -160,16 +162,14 @@ class RunSession:
         return next(self.fetch(dataset, [index]))
 
     def _stream(
-        self, dataset: Dataset[Any], places: Sequence[Tensor], name: str
+        self, dataset: Dataset[Any], places: Tensor, sizes: Sequence[int], name: str
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        if not places:
-            return
-        first = min(int(place.min()) for place in places)
-        last = max(int(place.max()) for place in places)
+        if not len(places):
+            return iter(())
+        first, last = int(places.min()), int(places.max())
         count = loader.count(dataset)
         order = randomness.endless(count, first, last - first + 1, self.seed, name)
-        pieces = [order[place - first] for place in places]
-        yield from self.fetch(dataset, pieces)
+        return self.fetch(dataset, torch.split(order[places - first], list(sizes)))
 
     def agree(self, value: float) -> float:
         """The largest ``value`` of all processes, so that all stop when one must."""
