@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,16 +146,19 @@ class Training:
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         self.session.model.train()
         started = self.clock()
-        for micro_batches in stage.steps(self.session, at):
-            assert self.stepper is not None
-            at = replace(at, step=snapshot.step)
-            encoded = self.stepper.take(micro_batches, at, snapshot.total_steps + 1)
-            snapshot.step += 1
-            snapshot.total_steps += 1
-            snapshot.encoded += encoded
-            if self.schedule is not None:
-                self.schedule.step()
-            yield from self._records(wait=False)
+        taking = stage.steps(self.session, at)
+        # Data may be read ahead in another thread, which ends with the iterator.
+        with closing(taking) if isinstance(taking, Generator) else nullcontext():
+            for micro_batches in taking:
+                assert self.stepper is not None
+                at = replace(at, step=snapshot.step)
+                encoded = self.stepper.take(micro_batches, at, snapshot.total_steps + 1)
+                snapshot.step += 1
+                snapshot.total_steps += 1
+                snapshot.encoded += encoded
+                if self.schedule is not None:
+                    self.schedule.step()
+                yield from self._records(wait=False)
         yield from self._records(wait=True)
         seconds = self.clock() - started + self.begin_seconds
         self.begin_seconds = 0.0

@@ -64,7 +64,7 @@ class TrainingModel(Model):
                 predictions[view, head] = self.apply_head(head, features[view])
             return predictions[view, head]
 
-        total = batch.x.new_zeros((), dtype=torch.float32)
+        total: Tensor | None = None
         log: dict[str, Tensor | float] = {}
         for number, view in enumerate(views):
             for term in view.terms:
@@ -78,13 +78,11 @@ class TrainingModel(Model):
                     other = predicted(term.like, term.head).detach()
                     value = loss.agreement(own, other).mean()
                     name += " agreement"
-                weight = term.weight
-                if isinstance(weight, Tensor):
-                    weight = weight.to(value.dtype)  # as a Python number would be rounded
-                total = total + weight * value
                 log[name] = value.detach()
+                value = _weighted(term.weight, value)
+                total = value if total is None else total + value
             log.update(view.log)
-        return total, log
+        return batch.x.new_zeros(()) if total is None else total, log
 
     def views(self, batch: Batch, progress: Progress) -> tuple[View, ...]:
         """Embed and mix."""
@@ -153,6 +151,12 @@ class TrainingModel(Model):
         for prefix, module in self.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{prefix}.{name}" if prefix else name, parameter, module
+
+
+def _weighted(weight: float | Tensor, value: Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.to(value.dtype) * value  # rounded as a Python number would be
+    return value if weight == 1 else weight * value
 
 
 def _fits(name: str, norm: bool, patterns: list[str]) -> bool:

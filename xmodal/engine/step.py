@@ -92,13 +92,13 @@ class HostStep:
             value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
             if not math.isfinite(value):
                 break  # all processes stop below; one that stopped here would leave them waiting
-            session.accelerator.backward(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
         tally.encoded = self.encoded() - before
         mean_loss, means, encoded = self._gather(tally)
         _check_loss(mean_loss, means, at)
         distributed.average_gradients([p for _, p in self.trainable], session.world)
         parameters = [p for _, p in self.trainable if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = torch.linalg.vector_norm(_norms([p.grad for p in parameters if p.grad is not None]))
         gradient_norm = float(norm)
         _check_gradient(gradient_norm, self.trainable, at)
         limit = stage.clip()
@@ -256,7 +256,7 @@ class DeviceStep:
         for micro in micro_batches:
             part = micro.part if isinstance(micro, Batch) else 1.0
             loss, log = self.stage.loss(self.session, micro, at)
-            self.session.accelerator.backward(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach().double())
             micros += part
             for name, value in log.items():
@@ -285,21 +285,21 @@ class DeviceStep:
 
     def _update(self, loss: Tensor) -> Tensor:
         """Clip and update, unless a number is not finite; returns the gradient norm."""
-        gradients = [p.grad for _, p in self.trainable if p.grad is not None]
+        parameters = [p for _, p in self.trainable if p.grad is not None]
         with torch.no_grad():
-            norms = iter(torch._foreach_norm(gradients))
+            own = _norms([p.grad for p in parameters if p.grad is not None])
+            norm: Tensor = torch.linalg.vector_norm(own)
+            norms = iter(own)
             none = self._bad.new_zeros(())
             every = torch.stack(
-                [none if p.grad is None else next(norms).float() for _, p in self.trainable]
+                [none if p.grad is None else next(norms) for _, p in self.trainable]
             )
-            norm: Tensor = torch.linalg.vector_norm(every)
             # Keep the norms of the first bad step: they tell the user which gradient it was.
             self._norms.copy_(torch.where(self._bad == 0, every, self._norms))
             bad = ~(loss.isfinite() & norm.isfinite())
             self._bad.copy_(torch.maximum(self._bad, bad.float()))
         limit = self.stage.clip()
         if limit is not None:
-            parameters = [p for _, p in self.trainable if p.grad is not None]
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         with self._rates_on_device():
             self.optimizer.step()
@@ -332,6 +332,11 @@ class DeviceStep:
             f"the gradient is not finite, or too large to be squared, at {_place(at)}, "
             f"first in: {first}\n{_ADVICE}"
         )
+
+
+def _norms(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of every gradient: ``nn.utils.get_total_norm`` without looking for devices."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients))])
 
 
 def _prepare_momentum(optimizer: torch.optim.Optimizer) -> None:
