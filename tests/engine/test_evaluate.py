@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Progress
 from xmodal.data import RawForm, Store, loader
-from xmodal.engine.evaluate import LossUnit, Scored, _received, evaluate
+from xmodal.engine.evaluate import LossUnit, Scored, _received, evaluate, is_probed
 from xmodal.engine.step import _check_gradient
 from xmodal.errors import TrainingError
 from xmodal.workbench import open_plan, plan, registry
@@ -111,3 +111,11 @@ def test_a_batch_is_worked_on_while_the_next_one_is_computed() -> None:
         "computed 0", "computed 1", "scored 0", "computed 2", "scored 1", "scored 2",
     ]  # fmt: skip
     assert list(_received(iter(()))) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "probed"),
+    [(1, [0]), (3, [0, 1, 2]), (12, list(range(12))), (30, [*range(0, 30, 3), 29])],
+)
+def test_a_few_epochs_are_probed_the_first_and_the_last(epochs: int, probed: list[int]) -> None:
+    assert [epoch for epoch in range(epochs) if is_probed(epoch, epochs)] == probed

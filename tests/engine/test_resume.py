@@ -64,6 +64,28 @@ def test_every_place_to_stop(records: int, pare: runs.Run, tmp_path: Path) -> No
     assert_same(weights(pare), weights(run("pare", tmp_path / "cut")))
 
 
+@pytest.mark.parametrize("records", [5, 9])
+def test_a_best_epoch_that_was_not_saved_is_found_again(
+    records: int, pare: runs.Run, tmp_path: Path
+) -> None:
+    """Saved in the middle of epochs only: a kill goes back behind the best epoch, or its loss."""
+
+    def begin(observer: Silent | None = None) -> runs.Run:
+        overrides = [*COMMON, "saving.every_steps=2"]
+        return api.run(
+            "methods/pare", "tasks/darcy", scale="smoke", overrides=overrides, root=tmp_path,
+            report=False, observer=observer,
+        ).run  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="crash"):
+        begin(StopAt(records))
+    resumed = begin()
+    assert_same(weights(pare), weights(resumed))
+    assert _metrics(pare) == _metrics(resumed)
+    for key in ("test", "validation"):
+        assert pare.read("result.json")[key] == resumed.read("result.json")[key]
+
+
 def test_a_run_reads_its_numbers_once_and_keeps_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,49 @@ _UNREAD = re.compile(r"\(os error \d+\)|unable to (open|mmap)")
 """What safetensors and torch say of such errors."""
 
 
-def save(folder: Path, state: Mapping[str, Any], run: str = "") -> None:
-    """Write ``state`` (nested dicts, lists, tuples, tensors, numbers, text) as the folder
-    ``folder``. ``run`` is the hash of the run that it belongs to.
+@dataclass(frozen=True)
+class Taken:
+    """A state as it was at one moment: what changes afterwards does not change it.
+
+    ``copied``: on a GPU, when the copies in ``tensors`` will be complete.
     """
-    folder.parent.mkdir(exist_ok=True)  # not its parents: a run that was deleted stays deleted
+
+    skeleton: Any
+    tensors: Mapping[str, Tensor]
+    copied: torch.cuda.Event | None = None
+
+
+def take(state: Mapping[str, Any]) -> Taken:
+    """Copy ``state`` (nested dicts, lists, tuples, tensors, numbers, text) to the CPU.
+
+    Does not wait for a GPU: the copies are made between what it was told before and after.
+    """
     tensors: dict[str, Tensor] = {}
-    skeleton = _split(dict(state), "", tensors)
+    on_gpu: list[Tensor] = []
+    skeleton = _split(dict(state), "", tensors, on_gpu)
+    if not on_gpu:
+        return Taken(skeleton, tensors)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(on_gpu[0].device))
+    return Taken(skeleton, tensors, copied)
+
+
+def write(folder: Path, taken: Taken, run: str = "") -> None:
+    """Write a state as the folder ``folder``. ``run`` is the hash of the run it belongs to."""
+    folder.parent.mkdir(exist_ok=True)  # not its parents: a run that was deleted stays deleted
+    if taken.copied is not None:
+        taken.copied.synchronize()
     with atomically(folder) as new:
         new.mkdir()
-        save_file(tensors, new / TENSORS, metadata={"format": "pt"})
-        document = {"format": FORMAT, "run": run, "state": skeleton}
+        save_file(dict(taken.tensors), new / TENSORS, metadata={"format": "pt"})
+        document = {"format": FORMAT, "run": run, "state": taken.skeleton}
         (new / STATE).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
         (new / SUMS).write_text(json.dumps(digests(new), indent=1), encoding="utf-8")
+
+
+def save(folder: Path, state: Mapping[str, Any], run: str = "") -> None:
+    """Write ``state`` as it is now; see ``take`` and ``write``."""
+    write(folder, take(state), run)
 
 
 def load(folder: Path, run: str | None = None) -> dict[str, Any]:
@@ -133,17 +164,26 @@ def sweep(newest: Path, prefix: str, keep: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Move tensors out of a nested value, leaving their names. Floats keep their exact value."""
+def _split(value: Any, path: str, tensors: dict[str, Tensor], on_gpu: list[Tensor]) -> Any:
+    """Move copies of tensors out of a nested value, leaving their names, and list those on a GPU.
+
+    Floats keep their exact value.
+    """
     if isinstance(value, Tensor):
         # safetensors refuses memory shared between entries, so every entry is a copy of its own.
-        tensors[path] = value.detach().cpu().clone().contiguous()
+        tensors[path] = torch.empty(
+            value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda
+        ).copy_(value.detach(), non_blocking=value.is_cuda)
+        if value.is_cuda:
+            on_gpu.append(value)
         return {"tensor": path}
     if isinstance(value, Mapping):
-        pairs = [[key, _split(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        pairs = [
+            [key, _split(item, f"{path}/{key}", tensors, on_gpu)] for key, item in value.items()
+        ]
         return {"dict": pairs}
     if isinstance(value, list | tuple):
-        items = [_split(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        items = [_split(item, f"{path}/{i}", tensors, on_gpu) for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}

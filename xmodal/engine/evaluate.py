@@ -172,6 +172,12 @@ def _predicted(session: RunSession, dataset: Dataset[Any]) -> Iterator[tuple[Ten
 
 
 PROBED_SAMPLES = 3
+PROBED_EPOCHS = 12
+
+
+def is_probed(epoch: int, epochs: int) -> bool:
+    """Whether to look at tokens after an epoch of a stage: about twelve, the first and the last."""
+    return epoch % -(-epochs // PROBED_EPOCHS) == 0 or epoch + 1 == epochs
 
 
 @torch.no_grad()
@@ -179,10 +185,10 @@ def look_at_tokens(session: RunSession, at: Progress) -> dict[str, Any]:
     """The origin of every token of the mixed view of the first training samples.
 
     Returns ``{"stage", "epoch", "k", "origin": int32 [SAMPLES, N]}``; no origin where nothing is
-    mixed.
+    mixed, or if this epoch is not one to look at.
     """
     result: dict[str, Any] = {"stage": at.stage, "epoch": at.epoch}
-    if not session.model.mixer.needs_source:
+    if not session.model.mixer.needs_source or not is_probed(at.epoch, at.epochs):
         return result
     before, model = session.random_state(), session.model
     try:

@@ -6,7 +6,6 @@ every record of its loop, so that several can take turns in one process.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from xmodal.engine.result import (
     scored_split,
     summarise,
 )
+from xmodal.engine.saving import Saver, best_folder, step_folder
 from xmodal.engine.session import RunSession
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, MachineError, TrainingError, XModalError, file_errors
@@ -237,15 +237,17 @@ class _Execution:
         self.place, self.digest = place, digest
         self.tracking = tracking
         self.clock, self.shared = process.clock, process.shared
-        self.saving = plan.recipe.saving
         self.session = builder.session(data)
         self.training = self._begun(lambda: builder.session(data))
-        self.saved_at = time.monotonic()
-        self.saved_steps = self.training.snapshot.total_steps
+        self.saver = Saver(run, digest, plan.recipe.saving, self.training, self._check)
         self.begun = self.clock()
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
         """Train from wherever the run stands, then test the best epoch; pauses after records."""
+        with self.saver:
+            return (yield from self._carry_out())
+
+    def _carry_out(self) -> Generator[None, None, dict[str, Any]]:
         resumed = self.training.restored is not None
         if self.place is not None:
             snapshot = self.training.snapshot
@@ -257,15 +259,17 @@ class _Execution:
             self.tracking.start(before)
         for record in self.training.run():
             self.observer.record(record)
+            over = isinstance(record, EpochRecord)
             if isinstance(record, EpochRecord):
                 self._epoch_done(record)
             else:
                 self.tracking.step(record)
-                if self._due():
-                    self._save()
+            if self.saver.due(over):
+                self._save()
             number = int(self.session.agree(float(self.stop.signal or 0)))
             if number:
                 self._save()
+                self.saver.flush()
                 raise Interrupted(number, self.run)
             yield
         return self._test()
@@ -282,7 +286,7 @@ class _Execution:
                 state = checkpoint.load(folder, self.digest)
                 training = Training(self.session, state, self.clock)
                 if training.snapshot.best_at is not None:
-                    checkpoint.load(self._best_folder(training.snapshot.best_steps), self.digest)
+                    checkpoint.load(best_folder(self.run, training.snapshot), self.digest)
             except DataError as error:
                 passed.append((folder.name, error))
                 continue
@@ -295,29 +299,16 @@ class _Execution:
             self.session.note(f"{name}: {why}; training starts again from the beginning")
         return Training(self.session, clock=self.clock)
 
-    def _due(self) -> bool:
-        every = self.saving.every_steps
-        taken = self.training.snapshot.total_steps
-        # Not every step is followed by a look here: some records come several at a time.
-        if every is not None and taken // every > self.saved_steps // every:
-            return True
-        minutes = self.saving.every_minutes
-        return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
-
-    def _step_folder(self) -> Path:
-        snapshot = self.training.snapshot
-        # The end of an epoch and its last step share total_steps, so the name counts both.
-        order = snapshot.total_steps * 2 + (snapshot.step == 0)
-        return self.run.checkpoints / f"{checkpoint.STEP}{order:012d}"
-
-    def _best_folder(self, steps: int) -> Path:
-        return self.run.checkpoints / f"{checkpoint.BEST}{steps:010d}"
+    def _check(self) -> None:
+        """Raise DataError if the directory is not that of the run any more."""
+        if self.place is not None:
+            self.run.check_place(self.place)
 
     def _epoch_done(self, record: EpochRecord) -> None:
         snapshot = self.training.snapshot
         if self.place is None:
             return
-        self.run.check_place(self.place)
+        self._check()
         line = {
             "stage": record.progress.stage,
             "epoch": record.progress.epoch,
@@ -333,45 +324,37 @@ class _Execution:
         if record.scored and record.metric is None:
             self.session.note(no_number(self.plan.recipe, self.session))
         if record.best:
-            state = {"model": self.session.model.state_dict()}
-            checkpoint.save(self._best_folder(snapshot.best_steps), state, self.digest)
-        # An epoch of preparation can be a single step: saving would take longer than the epoch.
-        over = record.progress.epoch + 1 == record.progress.epochs
-        if record.scored or over or self._due():
-            self._save()
+            self.saver.keep_best()
 
     def _save(self) -> None:
-        """Save everything; afterwards older checkpoints and bests may go."""
-        self.saved_at = time.monotonic()
-        self.saved_steps = self.training.snapshot.total_steps
-        if self.place is None:
-            return
-        self.run.check_place(self.place)
-        snapshot = self.training.snapshot
-        checkpoint.save(self._step_folder(), self.training.state(), self.digest)
-        self.sweep(self.saving.keep, self.saving.keep)
-        self.run.set_state("running", stage=snapshot.stage, epoch=snapshot.epoch)
+        """Begin to save everything."""
+        if self.place is not None:
+            self._check()
+            self.saver.save()
 
     def sweep(self, steps: int, bests: int) -> None:
         """Keep this many checkpoints and bests of those that lead to where the run is now."""
-        checkpoint.sweep(self._step_folder(), checkpoint.STEP, steps)
-        best = self._best_folder(self.training.snapshot.best_steps)
-        checkpoint.sweep(best, checkpoint.BEST, bests)
+        snapshot = self.training.snapshot
+        checkpoint.sweep(step_folder(self.run, snapshot), checkpoint.STEP, steps)
+        checkpoint.sweep(best_folder(self.run, snapshot), checkpoint.BEST, bests)
 
     def _test(self) -> dict[str, Any]:
         """Score the best epoch on the test split; the model ends holding the best weights."""
         session, snapshot = self.session, self.training.snapshot
         if self.place is not None:
-            self.run.check_place(self.place)
-            final = {k: v.cpu() for k, v in session.model.state_dict().items()}
-            checkpoint.save(self.run.path / "final", {"model": final}, self.digest)
+            self._check()
+            if self.plan.recipe.saving.finished:
+                self._save()
+            self.saver.save_best()
+            self.saver.save_final()
+        session.accelerator.wait_for_everyone()  # the others read what the first one writes
         if snapshot.best_at is None:
             split = scored_split(self.plan.recipe, session)
             raise TrainingError(
                 f"no epoch can be chosen: neither the metric nor the loss of the {split} data was "
                 "a finite number in any\nTry a lower learning rate, or look at these data"
             )
-        best = checkpoint.load(self._best_folder(snapshot.best_steps), self.digest)
+        best = checkpoint.load(best_folder(self.run, snapshot), self.digest)
         checkpoint.load_exactly(session.model, checkpoint.weights(best), "the best checkpoint")
         score = evaluate(session, session.data.test, keep=True)
         assert score.predictions is not None
