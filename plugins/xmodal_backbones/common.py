@@ -45,6 +45,8 @@ class BuiltinBackbone(Backbone):
     because the recipe determines it. It still moves between devices with the backbone.
     """
 
+    native_bf16 = True
+
     def keep_embedding(self, embedding: nn.Module) -> None:
         """Freeze the source embedding and keep it apart from the trained parameters."""
         self.__dict__["_embedding"] = embedding.eval().requires_grad_(False)

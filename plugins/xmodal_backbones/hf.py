@@ -47,6 +47,8 @@ def _facts(name: str, hf_config: Any) -> BackboneFacts:
 class HuggingFace(Backbone):
     """A Swin, ViT, DeiT, DINOv2 or BERT-like encoder from a Hugging Face hub or a local folder."""
 
+    native_bf16 = True
+
     class Config(ImageBackboneSettings):
         """Settings of ``hf``."""
 

@@ -106,7 +106,7 @@ class TrainingModel(Model):
         sizes = [len(view.tokens.x_BND) for view in views]
         stacked = torch.cat([view.tokens.x_BND for view in views])
         features = self.backbone(Tokens(stacked, first.grid))
-        return [Tokens(part, features.grid) for part in features.x_BND.split(sizes)]
+        return [Tokens(part, features.grid) for part in torch.split(features.x_BND, sizes)]
 
     def apply_head(self, head: str, features: Tokens) -> Tensor:
         """The prediction of one head, the target's in the unit of its labels."""

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from xmodal import precision
 from xmodal.batch import Points, Progress, Sample, Selection, Tokens, View
 from xmodal.data.store import Store
 from xmodal.facts import BackboneFacts, Target, TaskFacts
@@ -128,11 +131,17 @@ class Backbone(Component, nn.Module):
     ``licence`` is the licence of the pretrained weights, as stated in exports. If ``Config`` has a
     field ``pretrained``, the backbone is built without pretrained weights whenever the weights of a
     run replace them.
+
+    ``native_bf16``: ``forward`` runs as well if weights and tokens are bfloat16. Under
+    ``precision: bf16`` it then gets copies of its weights in bfloat16, and everything in it is
+    computed in that type; otherwise it runs under autocast, which casts one operation at a time.
+    Either way features are float32, and so are the parameters.
     """
 
     kind = "backbone"
     facts: BackboneFacts
     licence: ClassVar[str] = "that of the publisher of the weights"
+    native_bf16: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -146,6 +155,17 @@ class Backbone(Component, nn.Module):
     @abstractmethod
     def embed(self, x: Tensor) -> Tokens:
         """Embed source samples into the tokens that the encoder was pretrained to read."""
+
+    def __call__(self, tokens: Tokens) -> Tokens:
+        """Encode, in the precision of the surrounding autocast."""
+        device, half = tokens.x_BND.device.type, torch.bfloat16
+        wanted = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == half
+        if not (self.native_bf16 and wanted):
+            return super().__call__(tokens)  # type: ignore[no-any-return]
+        with torch.autocast(device, enabled=False), precision.half_kernels(device):
+            halved = Tokens(tokens.x_BND.to(half), tokens.grid)
+            features: Tokens = functional_call(self, precision.copies(self, half), (halved,))
+        return Tokens(features.x_BND.float(), features.grid)
 
     def prepare_source(self, raw: Any) -> Tensor:
         """Turn raw source samples into the input of ``embed``.

@@ -192,10 +192,21 @@ def _backbone(backbone: Backbone, embedded: Tokens, name: str) -> None:
     alone = [backbone(Tokens(tokens.x_BND[i : i + 1], tokens.grid)) for i in range(batch)]
     message = f"{name}: the features of one sample depend on the other samples of the batch"
     same(features.x_BND.detach(), torch.cat([t.x_BND for t in alone]).detach(), message, 1e-3)
+    if backbone.native_bf16:
+        _in_half(backbone, tokens, features, name)
     if embedded.x_BND.shape[2]:
         leaf = tokens.x_BND.clone().requires_grad_()
-        backbone(Tokens(leaf, tokens.grid)).x_BND.square().sum().backward()
+        torch.autograd.backward(backbone(Tokens(leaf, tokens.grid)).x_BND.square().sum())
         gradient(leaf, "the tokens", name)
+
+
+def _in_half(backbone: Backbone, tokens: Tokens, features: Tokens, name: str) -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        halved = backbone(tokens).x_BND
+    expect(halved.dtype == torch.float32, f"{name} in bf16 gives features of type {halved.dtype}")
+    message = f"{name} says native_bf16, but its features in bf16 differ from those in float32"
+    size = float(features.x_BND.detach().abs().max())
+    same(features.x_BND.detach() / size, halved / size, message, 0.1)
 
 
 def _embedding(backbone: Backbone, name: str) -> None:
