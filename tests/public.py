@@ -12,6 +12,7 @@ PUBLIC = (
     "xmodal.data.tables",
     "xmodal.errors",
     "xmodal.files",
+    "xmodal.fused",
     "xmodal.hookspecs",
     "xmodal.interfaces",
     "xmodal.ops",

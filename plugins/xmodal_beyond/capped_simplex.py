@@ -10,51 +10,41 @@ Shapes: B samples, N tokens, K chosen tokens.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xmodal.ops import full_precision, straight_through
+from xmodal.ops import check_count, full_precision, straight_through
 
 # The width of the bracket below is at most ln k + ln(N − k) plus the gap between the k-th and the
 # next score. Normal, exponential, Cauchy and two-cluster scores of any scale needed 6 steps.
 _STEPS = 8
 
 
-def capped_simplex(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+def capped_simplex(scores_BN: Tensor, k: int | Tensor, temperature: float) -> Tensor:
     """Relaxed membership ``[B, N]`` of the k largest of finite scores, in (0, 1); rows sum to k.
 
     It increases with the scores; k = 0 and k = N give exactly 0 and 1. O(N) memory per row.
-    Computed in float32 (float64 for float64 scores).
+    Computed in float32 (float64 for float64 scores). ``k``: see ``xmodal.ops.check_count``.
     """
-    _check(scores_BN, k, temperature)
+    check_count(scores_BN, k)
+    if temperature <= 0:
+        raise ValueError(f"the temperature must be positive, not {temperature}")
     scores_BN = full_precision(scores_BN)
-    if k in (0, scores_BN.shape[1]):
-        return torch.full_like(scores_BN, float(k > 0))
+    if not isinstance(k, Tensor):
+        k = torch.full((), k, dtype=torch.int64, device=scores_BN.device)
     y_BN: Tensor = _Relaxed.apply(scores_BN, k, temperature)
     return y_BN
 
 
-def top_k(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+def top_k(scores_BN: Tensor, k: int | Tensor, temperature: float) -> Tensor:
     """A mask ``[B, N]``, 1 on the k largest of each row; the gradient is ``capped_simplex``'s."""
-    _check(scores_BN, k, temperature)
-    scores_BN = full_precision(scores_BN)
-    if k in (0, scores_BN.shape[1]):
-        return torch.full_like(scores_BN, float(k > 0))
     return straight_through(capped_simplex(scores_BN, k, temperature), k, scores_BN)
 
 
-def _check(scores_BN: Tensor, k: int, temperature: float) -> None:
-    if scores_BN.dim() != 2 or not 0 <= k <= scores_BN.shape[1]:
-        raise ValueError(f"cannot choose {k} tokens from scores of shape {list(scores_BN.shape)}")
-    if temperature <= 0:
-        raise ValueError(f"the temperature must be positive, not {temperature}")
-
-
-def _solve(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+def _solve(scores_BN: Tensor, k: Tensor, temperature: float) -> Tensor:
     """x ``[B, N]`` with Σ σ(x) = k, 0 < k < N.
 
     The number of steps is fixed, so that nothing waits for the device. Each step is Newton's on the
@@ -62,19 +52,21 @@ def _solve(scores_BN: Tensor, k: int, temperature: float) -> Tensor:
     bracket, it is Newton's on the sum; if that leaves the bracket too, it is a bisection.
     """
     total = scores_BN.shape[1]
-    top_BK = scores_BN.topk(k + 1, dim=1).values
-    kth_B1, next_B1 = top_BK[:, k - 1 : k], top_BK[:, k:]
+    around_2 = torch.stack((k - 1, k)).clamp(0, total - 1)
+    two_B2 = scores_BN.sort(dim=1, descending=True).values.index_select(1, around_2)
+    kth_B1, next_B1 = two_B2[:, :1], two_B2[:, 1:]
     # Sum the smaller of the two sides, which keeps more digits. For k > N/2, these are the tokens
     # left out, whose sigmoids are σ(−x).
-    sign, few = (1, k) if 2 * k <= total else (-1, total - k)
+    sign = torch.where(2 * k <= total, 1, -1).to(scores_BN.dtype)
+    few = torch.minimum(k, total - k).clamp_min(1).to(scores_BN.dtype)
     # Measure ν from the middle between the k-th and the next score, because differences from there
     # are exact where it matters.
     z_BN = (scores_BN - (kth_B1 + next_B1) / 2) * (sign / temperature)
     gap_B1 = (kth_B1 - next_B1) / (2 * temperature)
     # Below: few − 1 terms of at most 1 and N − few + 1 of at most 1/(N − few + 1). Above: few + 1
     # terms of at least few/(few + 1).
-    low_B1, high_B1 = -gap_B1 - math.log(total - few), gap_B1 + math.log(few)
-    odds = math.log(few) - math.log(total - few)
+    low_B1, high_B1 = -gap_B1 - (total - few).log(), gap_B1 + few.log()
+    odds = few.log() - (total - few).log()
     shift_B1 = (low_B1 + high_B1) / 2
     for _ in range(_STEPS):
         y_BN = torch.sigmoid(z_BN + shift_B1)
@@ -100,13 +92,18 @@ def _slopes(x_BN: Tensor, temperature: float) -> Tensor:
 
 
 class _Relaxed(torch.autograd.Function):
-    """y of ``capped_simplex`` for 0 < k < N, with its exact gradient."""
+    """y of ``capped_simplex``, with its exact gradient."""
 
     @staticmethod
-    def forward(ctx: Any, scores_BN: Tensor, k: int, temperature: float) -> Tensor:
+    def forward(ctx: Any, scores_BN: Tensor, k: Tensor, temperature: float) -> Tensor:
+        if scores_BN.numel() == 0:
+            ctx.save_for_backward(scores_BN)
+            return scores_BN.clone()
         x_BN = _solve(scores_BN, k, temperature)
-        ctx.save_for_backward(_slopes(x_BN, temperature))
-        return torch.sigmoid(x_BN)
+        # For k = 0 and k = N, x would be infinite; the gradient is 0.
+        none, all_ = k == 0, k == scores_BN.shape[1]
+        ctx.save_for_backward(torch.where(none | all_, 0.0, _slopes(x_BN, temperature)))
+        return torch.where(none, 0.0, torch.where(all_, 1.0, torch.sigmoid(x_BN)))
 
     @staticmethod
     @once_differentiable

@@ -41,8 +41,8 @@ OUTSIDE = frozenset(
 )
 """Fields of a recipe that change where, how fast or how safely a run is executed."""
 ENGINE = (
-    "alignment.py", "batch.py", "data", "engine", "facts.py", "interfaces", "ops.py", "optimize.py",
-    "randomness.py", "steps.py",
+    "alignment.py", "batch.py", "data", "engine", "facts.py", "fused.py", "interfaces", "ops.py",
+    "optimize.py", "randomness.py", "steps.py",
 )  # fmt: skip
 """The rooms and modules of xmodal in which results are computed."""
 
