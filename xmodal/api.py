@@ -13,7 +13,7 @@ from xmodal.recipe.compose import find_recipe, looks_like_path
 
 if TYPE_CHECKING:
     from xmodal.engine.observe import Observer
-    from xmodal.engine.run import Outcome
+    from xmodal.engine.run import Outcome, RunOrder
     from xmodal.inference.model import TrainedModel
     from xmodal.interfaces import Exported
 
@@ -45,18 +45,34 @@ def run(
     store = Store()
     made = compose_plan(recipes, registry, store, overrides, scale, trackers)
     # Imported only now: what is wrong with a recipe is said before torch is loaded.
-    from xmodal.engine.run import RunOrder, execute
+    from xmodal.engine.run import execute
 
-    order = RunOrder(
-        name=run_name(recipes, scale) if name is None else name,
+    called = run_name(recipes, scale) if name is None else name
+    order = run_order(recipes, registry, called, directory, root, force, report)
+    with hashed_again(verify_data):
+        return execute(made, order, registry, store, observer)
+
+
+def run_order(
+    recipes: Sequence[str],
+    registry: plugins.Registry,
+    name: str,
+    directory: str | Path | None = None,
+    root: str | Path = runs.DEFAULT_ROOT,
+    force: bool = False,
+    report: bool = True,
+) -> RunOrder:
+    """Where and how the engine is to carry out recipes; the arguments are those of ``run``."""
+    from xmodal.engine.run import RunOrder
+
+    return RunOrder(
+        name=name,
         root=Path(root).expanduser(),
         directory=None if directory is None else Path(directory).expanduser(),
         force=force,
         source_text=source_text(recipes, registry),
         report=_write_report if report else None,
     )
-    with hashed_again(verify_data):
-        return execute(made, order, registry, store, observer)
 
 
 def _write_report(done: runs.Run) -> None:

@@ -15,6 +15,8 @@ from xmodal.interfaces import Context, Job, Launcher, Settings
 
 CORES_A_JOB = 4
 """Cores per job without a GPU; more cores hardly speed up one small run."""
+CELLS_ON_A_GPU = 10
+"""Small runs that fill a GPU together; large ones find out that there is no room, and wait."""
 
 
 @dataclass
@@ -32,6 +34,12 @@ class Local(Launcher):
 
         jobs: int | None = Field(
             None, ge=1, description="Jobs at a time; default: one per GPU, or one per four cores."
+        )
+        pack: int | None = Field(
+            None,
+            ge=1,
+            description="Cells that take turns in one job; default: 10 on a GPU, unless jobs is "
+            "set, and otherwise 1.",
         )
         grace: float = Field(
             120.0, gt=0, description="Seconds that a stopped job has to save itself."
@@ -51,6 +59,12 @@ class Local(Launcher):
     def slots(self) -> int:
         """The largest number of jobs at a time."""
         return self._slots
+
+    @property
+    def packs(self) -> int:
+        """The largest number of cells that take turns in one job."""
+        alone = not self._gpus or self.config.jobs is not None
+        return self.config.pack or (1 if alone else CELLS_ON_A_GPU)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs in free slots; the others wait."""

@@ -341,3 +341,120 @@ def test_the_folder_of_a_cell_is_taken_from_nobody(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not empty .* it has thesis\.txt"):
         Queue([one], Cluster({}))._job(str(tmp_path / "0"))
     assert os.listdir(tmp_path / "0") == ["thesis.txt"]
+
+
+class Packing(Cluster):
+    """A launcher whose jobs hold up to three cells."""
+
+    packs = 3
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.commands: dict[str, list[str]] = {}
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        super().submit(jobs)
+        self.commands |= {job.name: list(job.command[3:]) for job in jobs}
+
+
+def test_cells_share_jobs_evenly(tmp_path: Path) -> None:
+    mine = cells(tmp_path, 9)
+    names = [str(cell.directory) for cell in mine]
+    mine[4].run.set_state("done")
+    mine[4].run.write("result.json", forms.result())
+    left = names[:4] + names[5:]
+    launcher = Packing()
+    queue = Queue(mine, launcher, plugin_files=("p.py",))
+    assert queue._step(launcher)
+    # Two slots: six of eight cells. The name of a job is that of its first cell.
+    assert launcher.commands == {
+        left[0]: ["cells", *left[:3], "--plugin", "p.py"],
+        left[3]: ["cells", *left[3:6], "--plugin", "p.py"],
+    }
+    assert [Path(name, "cell.yaml").exists() for name in left] == [True] * 6 + [False] * 2
+    launcher.held = dict.fromkeys(launcher.held, RUNNING)
+    assert queue._step(launcher)
+    words = [state.word for state in queue.states()]
+    assert words == [RUNNING] * 4 + [DONE] + [RUNNING] * 2 + [QUEUED] * 2
+    for name in left[:3]:
+        done(name)
+    words = [state.word for state in queue.states()]
+    assert words == [DONE] * 3 + [RUNNING, DONE] + [RUNNING] * 2 + [QUEUED] * 2
+    launcher.held.pop(left[0])
+    assert queue._step(launcher)
+    assert launcher.commands[left[6]] == ["cells", *left[6:], "--plugin", "p.py"]
+    for name in left[3:]:
+        done(name)
+    launcher.held.clear()
+    assert not queue._step(launcher)
+    assert {state.word for state in queue.states()} == {DONE}
+    few = Packing()
+    other = Queue(cells(tmp_path / "few", 4), few)
+    assert other._step(few)  # two slots, so two and two, not three and one
+    assert [len(command) for command in few.commands.values()] == [3, 3]
+
+
+def done(name: str) -> None:
+    Run(Path(name)).write("result.json", forms.result())
+    Run(Path(name)).set_state("done")
+
+
+def test_cells_that_lose_a_shared_job_go_on_alone(tmp_path: Path) -> None:
+    """What a cell has found out about itself stands; the others have lost a start, not used it."""
+    mine = cells(tmp_path, 6)
+    names = [str(cell.directory) for cell in mine]
+    for name in names[2:4]:
+        Run(Path(name)).set_state("interrupted")  # by an earlier comparison
+    launcher = Packing()
+    queue = Queue(mine, launcher)
+    assert queue._step(launcher)
+    assert list(launcher.commands) == [names[0], names[3]]
+    done(names[0])
+    Run(Path(names[1])).set_state("failed")
+    launcher.held.clear()  # killed before the third cell of both jobs began
+    for name in names[4:]:
+        Run(Path(name)).set_state("running")  # with no process: dead
+    launcher.commands.clear()
+    assert queue._step(launcher)
+    words = [state.word for state in queue.states()]
+    assert words == [DONE, FAILED] + [QUEUED] * 4
+    assert queue._step(launcher)
+    alone = names[2:]
+    assert list(launcher.commands) == alone[:2]
+    for name in alone[:2]:
+        assert launcher.commands[name] == ["run", f"{name}/cell.yaml", "--directory", name]
+    done(alone[0])
+    Run(Path(alone[1])).set_state("running")
+    launcher.held.clear()
+    assert queue._step(launcher)
+    assert list(launcher.commands) == alone
+    words = [state.word for state in queue.states()]
+    # The fourth has crashed alone: that is its own end.
+    assert words == [DONE, FAILED, DONE, FAILED, QUEUED, QUEUED]
+    for name in alone[2:]:
+        done(name)
+    launcher.held.clear()
+    assert not queue._step(launcher)
+    assert [queue._starts[name] for name in names] == [1] * 6
+
+
+def test_a_lost_job_uses_up_no_start(tmp_path: Path) -> None:
+    mine = cells(tmp_path, 2)
+    names = [str(cell.directory) for cell in mine]
+    launcher = Packing()
+    launcher.slots = 1
+    queue = Queue(mine, launcher)
+    assert queue._step(launcher)
+    assert list(launcher.commands) == names[:1]
+    done(names[1])
+    launcher.held.clear()
+    assert queue._step(launcher)
+    for _ in range(STARTS):
+        assert queue._step(launcher)
+        launcher.held.clear()
+        elsewhere(mine[0].run, seconds_ago=5)
+        assert queue._step(launcher)
+        elsewhere(mine[0].run, seconds_ago=runs.SILENCE + 60)
+    assert not queue._step(launcher)
+    assert launcher.started == [names[0]] * (1 + STARTS)
+    assert [state.word for state in queue.states()] == [FAILED, DONE]

@@ -14,6 +14,7 @@ import typer
 
 from xmodal._version import __version__
 from xmodal.cli import doctor, export, plugins, predict, recipes, run, streams
+from xmodal.cli.cells import cells
 from xmodal.cli.compare import Spread, compare, demo
 from xmodal.errors import MachineError, XModalError
 from xmodal.text import visible
@@ -47,6 +48,7 @@ app.command("run")(run.run)
 app.command("resume")(run.resume)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("cells", hidden=True)(cells)
 app.command("compare", cls=Spread)(compare)
 app.command("demo")(demo)
 app.command("doctor")(doctor.doctor)
@@ -70,7 +72,7 @@ def main() -> None:
     except streams.ReaderGoneError:
         code = 0
     except MachineError as error:  # the last results could not be written
-        code = _failed(error)
+        code = streams.failed(error)
     sys.exit(code)
 
 
@@ -87,17 +89,12 @@ def _ended() -> int | str | None:
     except SystemExit as end:
         return end.code
     except XModalError as error:
-        return _failed(error)
+        return streams.failed(error)
     except OSError as error:
-        return _failed(MachineError.of(error))
+        return streams.failed(MachineError.of(error))
     except MemoryError as error:
-        return _failed(MachineError(f"not enough memory: {error}".removesuffix(": ")))
+        return streams.failed(MachineError(f"not enough memory: {error}".removesuffix(": ")))
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         return 130
     return 0
-
-
-def _failed(error: XModalError) -> int:
-    typer.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-    return error.exit_code

@@ -99,7 +99,7 @@ def _watched(quiet: bool, as_json: bool, *recipes: str, **options: Any) -> None:
     with Watcher(output.stderr(), quiet or not first) as watcher:
         outcome = api.run(*recipes, **options, observer=watcher)
     if first:
-        _show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+        show(outcome.run.path, outcome.result, outcome.fresh, as_json)
 
 
 def resume(
@@ -134,7 +134,8 @@ def resume(
         )
 
 
-def _show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
+def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
+    """What came out of a run."""
     if as_json:
         output.print_json({"run": str(path), "fresh": fresh, **result})
         return

@@ -12,7 +12,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from xmodal.errors import MachineError
+import typer
+
+from xmodal.errors import MachineError, XModalError
+
+
+def failed(error: XModalError) -> int:
+    """Say what went wrong; returns the exit code."""
+    typer.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+    return error.exit_code
 
 
 class ReaderGoneError(Exception):

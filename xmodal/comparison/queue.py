@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from xmodal.interfaces import Job, Launcher
 
 QUEUED, RUNNING, DONE, FAILED, SKIPPED = "queued", "running", "done", "failed", "skipped"
-INTERRUPTED = "interrupted"
+INTERRUPTED, STOPPED = "interrupted", "stopped"
 LOG = "output.txt"
 LAST_LINES = 8
 PAUSE = 0.5
@@ -79,6 +79,10 @@ class Queue:
         self._progress: dict[str, tuple[int, float | None]] = {}
         self._pending = [name for name in unique if self._word(name) != DONE]
         self._unfinished: Mapping[str, str] = {}
+        self._held = 0
+        self._members: dict[str, list[str]] = {}  # the cells of a job, which is named by the first
+        self._before: dict[str, Mapping[str, Any]] = {}  # of cells that share a job: their status
+        self._alone: set[str] = set()
 
     def work(self, look: Callable[[list[State]], None]) -> None:
         """Run until every cell has ended; ``look`` is shown all states about twice a second.
@@ -104,20 +108,25 @@ class Queue:
         may_start = self.budget is None or spent < self.budget
         # A launcher does not start a job that it lists already: submitting it makes it ours.
         left = [name for name in self._pending if name in self._unfinished]
-        room = max(0, launcher.slots - len(self._unfinished)) if may_start else 0
+        room = max(0, launcher.slots - self._held) if may_start else 0
         others = (name for name in self._pending if name not in left and self._may_start(name))
-        batch = left + list(islice(others, room))
+        jobs = [[name] for name in left] + self._shared_out(others, room, launcher.packs)
+        batch = [name for job in jobs for name in job]
         if batch:
-            launcher.submit([self._job(name) for name in batch])
+            self._members |= {names[0]: names for names in jobs}
+            self._before |= {n: self._status(n) for names in jobs if names[1:] for n in names}
+            launcher.submit([self._job(*names) for names in jobs])
             self._launched |= set(batch)
             self._starts.update(batch)
             self._pending = [name for name in self._pending if name not in batch]
             before |= set(batch) | self._ask(launcher)
         if not may_start:
             self._withdraw(launcher)
-        for name in before - self._unfinished.keys():
+        gone = before - self._unfinished.keys()
+        for name in [name for name in self._jobs if name in gone]:
             _look_again(Path(name))
-            if self._word(name) == RUNNING:  # another process was faster, or its machine is lost
+            # Another process was faster, or its machine is lost, or the job that it shared.
+            if self._lost(name) or self._word(name) == RUNNING:
                 self._pending.append(name)
         # A pending cell that is locked belongs to another comparison: it may be done by now.
         self._pending = [name for name in self._pending if not self._over(name)]
@@ -167,23 +176,58 @@ class Queue:
         Returns the names of our jobs that had not ended when it was asked the last time.
         """
         before = set(self._unfinished)
-        found = launcher.unfinished()
-        self._unfinished = {name: word for name, word in found.items() if name in self._jobs}
+        found = {name: w for name, w in launcher.unfinished().items() if name in self._jobs}
+        self._held = len(found)
+        self._unfinished = {
+            name: w for job, w in found.items() for name in self._members.get(job, (job,))
+        }
         self._launched |= {name for name, word in self._unfinished.items() if word == RUNNING}
         return before
 
-    def _job(self, name: str) -> Job:
-        """``python -m xmodal run <resolved.yaml> --directory <dir>``, which works by hand too."""
+    def _job(self, *names: str) -> Job:
+        """The job of a cell, or of several that take turns; it works by hand too."""
         from xmodal.interfaces import Job
 
-        cell = self._jobs[name]
-        folder = Path(name)
-        claim(folder, KIND)
-        recipe = folder / "cell.yaml"
-        text = StringIO()
-        YAML().dump(dict(cell.resolved), text)
-        write_atomically(recipe, text.getvalue())  # a job that is taken over may just read it
-        return Job(name, (*command(folder), *self.options), folder / LOG)
+        folders = [Path(name) for name in names]
+        for name, folder in zip(names, folders, strict=True):
+            claim(folder, KIND)
+            recipe = folder / "cell.yaml"
+            text = StringIO()
+            YAML().dump(dict(self._jobs[name].resolved), text)
+            write_atomically(recipe, text.getvalue())  # a job that is taken over may just read it
+        return Job(names[0], (*command(*folders), *self.options), folders[0] / LOG)
+
+    def _shared_out(self, names: Iterator[str], room: int, most: int) -> list[list[str]]:
+        """At most ``room`` jobs of at most ``most`` cells each, about as many in each.
+
+        A cell that has lost its job to others is alone in its next one.
+        """
+        chosen = list(islice(names, room * most))
+        alone = [[name] for name in chosen if name in self._alone][:room]
+        others = [name for name in chosen if name not in self._alone]
+        size = min(most, -(-len(others) // max(1, room - len(alone))))
+        jobs = alone + [others[i : i + size] for i in range(0, len(others), max(1, size))]
+        return jobs[:room]
+
+    def _lost(self, name: str) -> bool:
+        """Whether a cell has lost the job that it shared, without an end of its own.
+
+        It is started again, alone, and that start does not count.
+        """
+        before = self._before.pop(name, None)
+        word = self._word(name)
+        own = word in (FAILED, STOPPED, INTERRUPTED) and self._status(name) != before
+        if before is None or word in (DONE, RUNNING) or own:
+            return False
+        self._alone.add(name)
+        self._starts[name] -= 1
+        return True
+
+    def _status(self, name: str) -> Mapping[str, Any]:
+        """What the process that last ran a cell has said about it."""
+        with suppress(OSError, DataError):
+            return self._jobs[name].run.read("status.json")
+        return {}
 
     def states(self) -> list[State]:
         """How every cell stands, in order."""
@@ -207,7 +251,7 @@ class Queue:
             return State(QUEUED, epoch, epochs)
         if word == INTERRUPTED:
             return State(INTERRUPTED, epoch, epochs)
-        if name in self._launched or word in (FAILED, "stopped"):
+        if name in self._launched or word in (FAILED, STOPPED):
             detail = self._damage.get(name) or last_lines(cell.directory / LOG)
             return State(FAILED, epoch, epochs, detail=detail)
         return State(QUEUED, epoch, epochs)
@@ -224,8 +268,13 @@ def _look_again(folder: Path) -> None:
         os.listdir(folder)
 
 
-def command(folder: Path) -> list[str]:
-    """The command that runs the cell of a directory, or continues it; without options."""
+def command(folder: Path, *more: Path) -> list[str]:
+    """The command that runs the cell of a directory, or continues it; without options.
+
+    Of several directories, it runs the cells in turns.
+    """
+    if more:
+        return [sys.executable, "-m", "xmodal", "cells", *map(str, (folder, *more))]
     recipe = str(folder / "cell.yaml")
     return [sys.executable, "-m", "xmodal", "run", recipe, "--directory", str(folder)]
 

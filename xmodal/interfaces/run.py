@@ -306,6 +306,11 @@ class Launcher(Component):
     def slots(self) -> int:
         """The number of jobs to hold at a time, including waiting jobs if it queues them."""
 
+    @property
+    def packs(self) -> int:
+        """The largest number of cells in one job, which then take turns; by default one."""
+        return 1
+
     @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs, or queue them.
