@@ -65,7 +65,11 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # Libraries keep work space by stream. A run that takes turns with others has a stream of
+        # its own: its graphs are captured where they are replayed, and so share space with nobody.
+        self._stream = torch.cuda.current_stream(device)
+        if self._stream == torch.cuda.default_stream(device):  # which cannot be captured
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def aside(self) -> Iterator[None]:
