@@ -92,26 +92,32 @@ def _steps(bench: Bench, shape: Shape, rounds: int, block: int, with_goals: bool
 
     nft = made("nft")
     work = teraflop(nft)
-    contenders: dict[str, Callable[[], object]] = {"loop by hand": ByHand(nft).step}
+    contenders: dict[str, Callable[[], object]] = {
+        "by hand": ByHand(nft).step,
+        "alike": ByHand(nft, alike=True).step,
+        "engine": engine_steps(nft),
+    }
     if bench.cuda:
-        contenders["bare graph of the step"] = ByHand(nft, graphed=True).step
-    contenders["engine, NFT"] = step = engine_steps(nft)
+        contenders["bare graph"] = ByHand(nft, alike=True, graphed=True).step
     found = alternate(contenders, rounds, block)
-    for name, milliseconds in found.items():
-        add(name, milliseconds, "ms")
-    engine = found["engine, NFT"]
-    add("engine NFT / loop by hand", engine / found["loop by hand"],
-        at_most=0.29 if with_goals else None)  # fmt: skip
+    engine, by_hand = found["engine"], found["by hand"]
+    add("loop by hand", by_hand, "ms")
+    add("loop by hand with the engine's kernels", found["alike"], "ms")
+    add("engine, NFT", engine, "ms")
+    add("engine NFT / loop by hand", engine / by_hand, at_most=0.29 if with_goals else None)
+    add("engine NFT / loop by hand with its kernels", engine / found["alike"])
     if bench.cuda:
-        add("engine NFT / bare graph", engine / found["bare graph of the step"], at_most=1.05)
+        add("bare graph with the engine's kernels", found["bare graph"], "ms")
+        add("engine NFT / bare graph", engine / found["bare graph"], at_most=1.05)
     add("matrix products and attention of a step", work, "TFLOP")
     if bench.rate:
         share = 100 * work / (engine / 1e3) / bench.rate
         add("engine NFT, share of the matrix-product rate", share, "%",
             at_least=16.0 if with_goals else None)  # fmt: skip
     if bench.cuda:
-        add("engine NFT, GPU time by kernels", kernels(step, 3))
-    del contenders, step, nft
+        add("engine NFT, GPU time by kernels", kernels(contenders["engine"], 3))
+    contenders.clear()
+    del nft
     bench.free()  # four trainings at once would not fit
     with randomness.determinism_kept():
         exact = alternate({"": engine_steps(made("nft", deterministic=True))}, rounds, block)[""]
@@ -169,26 +175,34 @@ def kernels(step: Callable[[], object], number: int) -> str:
 
 def draw(bench: Bench) -> None:
     """The relaxed draw of k of N tokens with its mask, forward and backward, by itself."""
-    batch, tokens = (2, 64) if bench.tiny else (32, 3136)
+    batch, tokens, counts = (2, 64, (20, 60)) if bench.tiny else (32, 3136, (1000, 3000))
     generator = torch.Generator().manual_seed(0)
-    keys_BN = torch.randn(batch, tokens, generator=generator).to(bench.device).requires_grad_(True)
-    weight_BN = torch.randn(batch, tokens, generator=generator).to(bench.device)
-    for count in (tokens // 3, tokens - 136) if bench.tiny else (1000, 3000):
-        count = max(1, count)
+    keys_BN, weight_BN = (torch.randn(batch, tokens, generator=generator) for _ in range(2))
 
-        def once(k: int = count) -> Tensor:
-            mask_BN = straight_through(relaxed_subset(keys_BN, k, 0.9), k, keys_BN.detach())
-            (gradient_BN,) = torch.autograd.grad((mask_BN * weight_BN).sum(), keys_BN)
-            return gradient_BN
+    def once(keys_BN: Tensor, weight_BN: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask, and the gradient of the keys."""
+        mask_BN = straight_through(relaxed_subset(keys_BN, k, 0.9), k, keys_BN.detach())
+        (gradient_BN,) = torch.autograd.grad((mask_BN * weight_BN).sum(), keys_BN)
+        return mask_BN, gradient_BN
 
+    here = keys_BN.to(bench.device).requires_grad_(True), weight_BN.to(bench.device)
+    k = torch.zeros((), dtype=torch.int64, device=bench.device)
+    graph = captured(lambda: once(*here, k)) if bench.cuda else None
+    for count in counts:
+        k.fill_(count)
         what = f"B={batch} N={tokens} k={count}, forward, mask and backward"
-        alone = alternate({"draw": once}, rounds=7, block=20)["draw"]
+        alone = alternate({"": lambda: once(*here, k)}, rounds=7, block=20)[""]
         bench.report.add(f"{what}, called from Python", alone, "ms")
-        if bench.cuda:
-            graph = captured(once)
-            inside = alternate({"draw": graph.replay}, rounds=7, block=20)["draw"]
+        if graph is not None:
+            inside = alternate({"": graph.replay}, rounds=7, block=20)[""]
             goal = 0.2 if count == 1000 else None
             bench.report.add(f"{what}, in a graph", inside, "ms", at_most=goal)
+        exact = once(keys_BN.double().requires_grad_(True), weight_BN.double(), k.cpu())
+        (mask_BN, gradient_BN), (exact_mask_BN, exact_BN) = once(*here, k), exact
+        same = torch.equal(mask_BN.cpu(), exact_mask_BN.float())
+        bench.report.add(f"{what}: the mask is that of float64 on the CPU", same, wanted="yes")
+        error = float((gradient_BN.cpu().double() - exact_BN).norm() / exact_BN.norm())
+        bench.report.add(f"{what}: error of the gradient", error, at_most=1e-4)
 
 
 # --- around the steps ---------------------------------------------------------------------------

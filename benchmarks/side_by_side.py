@@ -16,12 +16,18 @@ from xmodal.engine.session import RunSession
 
 
 class ByHand:
-    """The loop that people write: autocast, fused AdamW, data on the device, nothing waits."""
+    """The loop that people write: autocast, fused AdamW, data on the device, nothing waits.
 
-    def __init__(self, session: RunSession, graphed: bool = False) -> None:
+    ``alike``: with the kernels that the engine runs in bf16, instead of autocast's.
+    ``graphed``: the whole step is one CUDA graph.
+    """
+
+    def __init__(self, session: RunSession, alike: bool = False, graphed: bool = False) -> None:
         stage, device = session.stages[-1], session.device
         self.session, self.graphed = session, graphed
         self.model = copy.deepcopy(session.model).train()
+        if not alike:
+            self.model.backbone.native_bf16 = False
         named = self.model.select_trainable(stage.train)
         self.trained = [parameter for _, parameter in named]
         given = stage.config.optimizer
