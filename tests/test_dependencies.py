@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"pip"}
 """Required and run, but not imported."""
+WITH_TORCH = {"triton"}
+"""Comes with torch on the platforms where it works, in the version that fits; else does without."""
 
 
 def normalised(requirement: str) -> str:
@@ -51,7 +53,7 @@ def test_imports_are_declared_and_required_packages_are_imported() -> None:
     undeclared = []
     for folder in ("xmodal", "plugins"):
         for name, place in imported(ROOT / folder):
-            if name in ours or name in sys.stdlib_module_names:
+            if name in ours | WITH_TORCH or name in sys.stdlib_module_names:
                 continue
             candidates = {normalised(found) for found in distributions.get(name, [name])}
             used |= candidates
@@ -65,6 +67,18 @@ def test_imports_are_declared_and_required_packages_are_imported() -> None:
 def test_modules_can_be_imported_without_unix(folder: str) -> None:
     unix = {"resource", "fcntl", "grp", "pwd", "pty", "termios"}
     assert not [found for found in imported(ROOT / folder, at_once=True) if found[0] in unix]
+
+
+def test_only_kernels_import_triton() -> None:
+    """They are imported only where it works (``xmodal.fused``)."""
+    found = {
+        place
+        for room in ("xmodal", "plugins")
+        for name, place in imported(ROOT / room)
+        if name == "triton"
+    }
+    assert found
+    assert all(place.endswith("_kernels.py") for place in found)
 
 
 def test_constraints_pin_what_is_required() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Sample, Term, Tokens, View
 from xmodal.errors import UsageError
+from xmodal.fused import fused_kernels
 from xmodal.settings import Settings
 
 __all__ = [
@@ -54,6 +55,9 @@ def grid_text(grid: Iterable[int]) -> str:
 
 
 # --- drawing k of N tokens ---
+
+# Counting pairs grows with N², sorting hardly more than with N.
+_LONGEST_COUNTED_ROW = 4096
 
 
 def gumbel(
@@ -116,10 +120,14 @@ def ranks(scores_BN: Tensor) -> Tensor:
 
     Equal scores rank by position, the first one first, on every device.
     """
+    scores_BN = scores_BN.detach()
+    if scores_BN.dtype == torch.float32 and 0 < scores_BN.shape[1] <= _LONGEST_COUNTED_ROW:
+        kernels = fused_kernels("xmodal.rank_kernels", scores_BN)
+        if kernels:
+            return kernels.ranks(scores_BN)  # type: ignore[no-any-return]
     # A scatter would also invert the order, but on a GPU its deterministic form is a sort as well,
     # of the whole batch, and in some versions of torch waits for the host.
-    order_BN = scores_BN.detach().argsort(dim=1, descending=True, stable=True)
-    return order_BN.argsort(dim=1)
+    return scores_BN.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 def hard_subset(ranking_BN: Tensor, k: int | Tensor) -> Tensor:

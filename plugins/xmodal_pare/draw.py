@@ -26,8 +26,8 @@ from xmodal.ops import check_count, full_precision
 _NEWTON_STEPS = 12
 _KERNELS = "xmodal_pare.draw_kernels"
 _LONGEST_FUSED_ROW = 16384
-# The kernel keeps N softmaxes of N numbers for each row.
-_LONGEST_FUSED_LOOP = 256
+# Longer loops are not worth their N softmaxes of N numbers for each row, if k is less.
+_LONGEST_FIXED_LOOP = 256
 
 
 def relaxed_subset(keys_BN: Tensor, k: int | Tensor, temperature: float) -> Tensor:
@@ -47,16 +47,18 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int | Tensor, temperature: float) -
     """Relaxed membership ``[B, N]`` of the k largest keys by k softmaxes (Xie & Ermon, IJCAI 2019).
 
     Time and memory of the gradient grow as k·N per row: gigabytes for thousands of tokens. If k is
-    a tensor on a GPU, they are those of k = N for more than 256 tokens.
+    a tensor, all N softmaxes are computed, on a GPU in one kernel; for more than 256 tokens, k is
+    read instead, so that a step cannot be captured.
     """
     keys_BN = _checked(keys_BN, k, temperature)
-    if keys_BN.shape[1] <= _LONGEST_FUSED_LOOP and _kernels(keys_BN):
-        khot_BN: Tensor = _FusedLoop.apply(keys_BN, _on_device(k, keys_BN), temperature)
-        return khot_BN
-    # Reading a number on the CPU waits for nothing.
-    if isinstance(k, int) or k.device.type == "cpu":
-        return _loop(keys_BN, int(k), temperature)
-    return _loop(keys_BN, keys_BN.shape[1], temperature, k)
+    tokens = keys_BN.shape[1]
+    if tokens <= _LONGEST_FIXED_LOOP:
+        if _kernels(keys_BN):
+            khot_BN: Tensor = _FusedLoop.apply(keys_BN, _on_device(k, keys_BN), temperature)
+            return khot_BN
+        if isinstance(k, Tensor):
+            return _loop(keys_BN, tokens, temperature, k)
+    return _loop(keys_BN, int(k), temperature)
 
 
 def _checked(keys_BN: Tensor, k: int | Tensor, temperature: float) -> Tensor:

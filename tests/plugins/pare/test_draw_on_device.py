@@ -1,14 +1,10 @@
-"""The draw with k as a number on the device: as with an int, without asking the host, in kernels.
+"""The draw with k as a number on the device: as with an int, and without asking the host.
 
 Shapes: B samples, N tokens.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.paths import ROOT
 from tests.plugins.pare.test_draw import bisected
-from xmodal.fused import _working, fused_kernels
 from xmodal_pare.draw import _loop, relaxed_subset, relaxed_subset_exact
 
 ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
@@ -78,15 +72,18 @@ def test_gradient_with_a_tensor_is_that_of_the_definition(k):
 
 @pytest.mark.parametrize("k", [0, 1, 6, 22, 23])
 def test_a_loop_over_all_steps_counts_only_k(k):
-    """What a tensor on a GPU without kernels gets: N steps, of which the first k count."""
+    """With a tensor there are N steps, of which the first k count."""
     keys_BN = rows(23)
-    all_BN, found_BN = drawn(
-        lambda s, n, temperature: _loop(s, 23, temperature, n), keys_BN, torch.tensor(k), 0.9
-    )
+    all_BN, found_BN = drawn(relaxed_subset_exact, keys_BN, torch.tensor(k), 0.9)
     k_BN, gradient_BN = drawn(lambda s, *more: _loop(s, *more) + 0 * s, keys_BN, k, 0.9)
     assert torch.equal(all_BN, k_BN)
     torch.testing.assert_close(found_BN, gradient_BN, rtol=1e-5, atol=1e-6)
-    assert torch.equal(relaxed_subset_exact(keys_BN, torch.tensor(k), 0.9), k_BN)
+
+
+def test_a_long_loop_stops_at_k():
+    keys_BN = rows(300)
+    expected_BN = _loop(keys_BN, 2, 0.9)
+    assert torch.equal(relaxed_subset_exact(keys_BN, torch.tensor(2), 0.9), expected_BN)
 
 
 def test_nothing_to_draw_from():
@@ -101,38 +98,3 @@ def test_long_rows_keep_their_digits(k, temperature):
     keys_BN = rows(16384)
     total_B = relaxed_subset(keys_BN, torch.tensor(k), temperature).double().sum(1)
     assert ((total_B - k).abs() / k).max() < 2e-6
-
-
-# --- the kernels -----------------------------------------------------------------------------
-
-
-def test_the_cpu_takes_the_plain_form():
-    assert fused_kernels("no_such_module", torch.zeros(2, 3)) is None
-
-
-def test_kernels_that_fail_are_left_out_with_one_warning(tmp_path: Path, monkeypatch):
-    (tmp_path / "bad_kernels.py").write_text(
-        "def try_out(device):\n    raise RuntimeError('Failed to find C compiler.\\nMore.')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    # Whatever this machine has: the launch is what decides.
-    monkeypatch.setattr("xmodal.fused.has_triton", lambda: True)
-    monkeypatch.setattr("torch.cuda.device", lambda device: torch.no_grad())
-    with pytest.warns(UserWarning, match="plain ones run instead: Failed to find C compiler.$"):
-        assert _working("bad_kernels", torch.device("cuda", 0)) is None
-    assert _working("bad_kernels", torch.device("cuda", 0)) is None
-
-
-@pytest.mark.slow
-def test_kernels_are_the_plain_form_in_tritons_interpreter():
-    pytest.importorskip("triton")
-    # Triton decides at its import whether it interprets, so this takes a new process.
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.plugins.pare.interpreted_kernels"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "equal in 14 cases"

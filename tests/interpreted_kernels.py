@@ -1,4 +1,4 @@
-"""A program for ``test_draw_on_device``: the kernels in Triton's interpreter against float64."""
+"""A program for ``test_fused``: all kernels in Triton's interpreter against their plain forms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from tests.plugins.pare.test_draw_on_device import rows
+from tests.test_ops import KINDS, scores
+from xmodal import rank_kernels
+from xmodal.ops import ranks
 from xmodal_pare import draw_kernels as kernels
 from xmodal_pare.draw import _loop, relaxed_subset
 
@@ -45,15 +48,32 @@ def loop(keys_BN: Tensor, weight_BN: Tensor, k: int, temperature: float) -> None
     torch.testing.assert_close(found_BN, expected, rtol=1e-3, atol=1e-4)
 
 
+def counted() -> None:
+    """Ranks of ties, zeros of both signs, infinities, and rows around the sizes of a program."""
+    for kind in KINDS:
+        scores_BN = scores(kind).float()
+        assert torch.equal(rank_kernels.ranks(scores_BN), ranks(scores_BN)), kind
+    for tokens in (1, 32, 33, 128, 130):
+        scores_BN = (4 * torch.randn(2, tokens)).round()
+        scores_BN[0, 0], scores_BN[1, -1] = torch.inf, -torch.inf
+        assert torch.equal(rank_kernels.ranks(scores_BN), ranks(scores_BN)), tokens
+    # What is not a number has some rank of its own.
+    scores_BN[0, :2], scores_BN[1, :2] = torch.nan, -torch.tensor(torch.nan)
+    assert torch.equal(rank_kernels.ranks(scores_BN).sort().values[1], torch.arange(130))
+
+
 def main() -> None:
     """Compare all cases."""
-    for cases, compare in ((CLOSED, closed), (LOOP, loop)):
+    counted()
+    print("ranks")  # noqa: T201
+    for name, cases, compare in (("closed form", CLOSED, closed), ("loop", LOOP, loop)):
         for tokens, k, temperature in cases:
             keys_BN = rows(tokens)[: 5 if compare is closed else 3]
             weight_BN = torch.randn(keys_BN.shape, generator=torch.Generator().manual_seed(3))
             compare(keys_BN, weight_BN, k, temperature)
-    kernels.try_out(torch.device("cpu"))
-    print(f"equal in {len(CLOSED) + len(LOOP)} cases")  # noqa: T201
+        print(name)  # noqa: T201
+    for module in (rank_kernels, kernels):
+        module.try_out(torch.device("cpu"))
 
 
 if __name__ == "__main__":
