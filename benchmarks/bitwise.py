@@ -162,16 +162,16 @@ def _again(
 def wrong(bench: Bench) -> None:
     """A label that is infinite: nothing is updated, and the message names step and place."""
     good = 3
-    common = ["training.epochs=1", "training.batch={size: 2, micro: null}",
+    common = ["task.train=16", "training.epochs=1", "training.batch={size: 2, micro: null}",
               "training.schedule={warmup_epochs: 0, decay: none}"]  # fmt: skip
     recipes = ["methods/nft", "tasks/darcy"]
-    session = bench.session(recipes, [*common, "training.max_steps=4"], "smoke")
-    order = session.order(Progress(0, 0, 1, 0, good + 1))
+    session = bench.session(recipes, [*common, "training.max_steps=8"], "smoke")
+    order = session.order(Progress(0, 0, 1, 0, 8))
 
     def spoil(y: Tensor) -> None:
         y[order[2 * good]] = float("inf")
 
-    bad = bench.session(recipes, [*common, "training.max_steps=4"], "smoke", change=spoil)
+    bad = bench.session(recipes, [*common, "training.max_steps=8"], "smoke", change=spoil)
     training, said = Training(bad), ""
     try:
         for _ in training.run():

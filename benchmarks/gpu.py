@@ -5,6 +5,7 @@
 from the top of a checkout. At most 4 minutes on an H100 or H200; needs no network, because all
 weights are random and all data are generated or ship with scikit-learn. Every section stands for
 itself: one that fails shows its error and costs no other. The JSON file is written after each.
+Sections with deterministic kernels run in a second process, where cuBLAS is set up for them.
 The package itself need not be installed, but the dependencies in ``pyproject.toml`` must be. What a
 machine made for PyTorch may lack of them: pydantic (with pydantic-core, annotated-types and
 typing-inspection), ruamel.yaml, POT, platformdirs, pluggy, peft, timm, typer. Where it has no
@@ -20,7 +21,9 @@ Shapes: B samples, N tokens.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +38,7 @@ from typing import Any
 import numpy
 import torch
 from bitwise import again, wrong
-from figures import Report, surroundings
+from figures import Report, Row, surroundings
 from side_by_side import ByHand, alternate, captured, engine_steps, finish
 from torch import Tensor
 from torch.utils.data import Subset
@@ -68,29 +71,21 @@ def rate(bench: Bench) -> None:
 
 def steps(bench: Bench) -> None:
     """Time of a training step in bf16: the engine, a loop by hand, a bare graph; NFT and PaRe."""
-    rounds, block = (5, 6) if bench.cuda else (2, 2)
     for number, shape in enumerate(bench.shapes):
         if bench.late():
             bench.report.add(shape.name, "skipped: the time is over")
             continue
-        _steps(bench, shape, rounds, block, with_goals=bench.cuda and number == 0)
+        _steps(bench, shape, with_goals=bench.cuda and number == 0)
         bench.free()
 
 
-def _steps(bench: Bench, shape: Shape, rounds: int, block: int, with_goals: bool) -> None:
-    common = (*shape.overrides, f"training.batch.size={shape.size}", "training.epochs=1",
-              "precision=bf16")  # fmt: skip
-    total = (rounds + 3) * block
-
-    def made(method: str, deterministic: bool = False) -> RunSession:
-        more = (f"deterministic={str(deterministic).lower()}", *((MIDDLE,) * (method == "pare")))
-        recipes = [f"methods/{method}", "tasks/darcy"]
-        return bench.session(recipes, (*common, *more), steps=total)
+def _steps(bench: Bench, shape: Shape, with_goals: bool) -> None:
+    rounds, block = _rounds(bench)
 
     def add(what: str, *figure: Any, **goal: Any) -> None:
         bench.report.add(f"{shape.name}: {what}", *figure, **goal)
 
-    nft = made("nft")
+    nft = _session(bench, shape, "nft")
     work = teraflop(nft)
     contenders: dict[str, Callable[[], object]] = {
         "by hand": ByHand(nft).step,
@@ -116,17 +111,50 @@ def _steps(bench: Bench, shape: Shape, rounds: int, block: int, with_goals: bool
             at_least=16.0 if with_goals else None)  # fmt: skip
     if bench.cuda:
         add("engine NFT, GPU time by kernels", kernels(contenders["engine"], 3))
+        add("NFT is captured", not _refused(nft), _refused(nft) or "yes", wanted="yes")
     contenders.clear()
     del nft
     bench.free()  # four trainings at once would not fit
-    with randomness.determinism_kept():
-        exact = alternate({"": engine_steps(made("nft", deterministic=True))}, rounds, block)[""]
-    bench.free()
-    both = {"nft": engine_steps(made("nft")), "pare": engine_steps(made("pare"))}
+    pare = _session(bench, shape, "pare")
+    both = {"nft": engine_steps(_session(bench, shape, "nft")), "pare": engine_steps(pare)}
     found = alternate(both, rounds, block)
     add("engine, PaRe", found["pare"], "ms")
     add("PaRe / NFT", found["pare"] / found["nft"], at_most=bench.goal(2.05))
-    add("NFT with deterministic: true / false", exact / found["nft"])
+    if bench.cuda:
+        add("PaRe is captured", not _refused(pare), _refused(pare) or "yes", wanted="yes")
+
+
+def _refused(session: RunSession) -> str:
+    """Why steps were not captured, if they were not."""
+    return "; ".join(note for note in session.notes if "CUDA graphs" in note)
+
+
+def exact(bench: Bench) -> None:
+    """Time of a step with ``deterministic: true``; beside the engine's above, what it costs."""
+    rounds, block = _rounds(bench)
+    for shape in bench.shapes:
+        session = _session(bench, shape, "nft", "true")
+        milliseconds = alternate({"": engine_steps(session)}, rounds, block)[""]
+        what = f"{shape.name}: engine, NFT, deterministic"
+        bench.report.add(what, milliseconds, "ms")
+        del session
+        bench.free()
+
+
+def _rounds(bench: Bench) -> tuple[int, int]:
+    """How often trainings take turns, and for how many steps."""
+    return (5, 6) if bench.cuda else (2, 2)
+
+
+def _session(bench: Bench, shape: Shape, method: str, deterministic: str = "false") -> RunSession:
+    """A run in bf16 whose first epoch is long enough."""
+    overrides = [*shape.overrides, f"training.batch.size={shape.size}", "training.epochs=1",
+                 "precision=bf16", f"deterministic={deterministic}"]  # fmt: skip
+    if method == "pare":
+        overrides.append(MIDDLE)
+    rounds, block = _rounds(bench)
+    recipes = [f"methods/{method}", "tasks/darcy"]
+    return bench.session(recipes, overrides, steps=(rounds + 3) * block)
 
 
 def teraflop(session: RunSession) -> float:
@@ -288,13 +316,16 @@ def together(bench: Bench) -> None:
 SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "rate": (rate, 5),
     "draw": (draw, 5),
-    "steps": (steps, 70),
-    "evaluation": (evaluation, 15),
-    "together": (together, 35),
-    "wrong": (wrong, 10),
-    "again": (again, 80),
+    "steps": (steps, 60),
+    "evaluation": (evaluation, 10),
+    "exact": (exact, 20),
+    "together": (together, 30),
+    "wrong": (wrong, 5),
+    "again": (again, 90),
 }
 """Sections and the seconds they may take."""
+EXACT = ("exact", "together", "wrong", "again")
+"""Sections that want deterministic kernels: cuBLAS is set up for them before it is first used."""
 
 
 def know_plugins(folder: Path) -> None:
@@ -322,6 +353,13 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     given = parser.parse_args(arguments)
     device, report, seen = torch.device(given.device), Report(), list[str]()
+    here, there = list(given.only), list[str]()
+    if device.type == "cuda":
+        here = [name for name in given.only if name not in EXACT]
+        there = [name for name in given.only if name in EXACT]
+    if not here:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        here, there = there, []
     about = surroundings(device)
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     begun = time.monotonic()
@@ -334,14 +372,15 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         warnings.showwarning = show
         know_plugins(Path(folder))
         bench = Bench(device, given.tiny, given.methods, Path(folder), report)
-        for name in given.only:
+        for name in here:
             section, seconds = SECTIONS[name]
             report.section = name
             bench.ends = time.monotonic() + seconds * (1 if bench.cuda else 5)
             print(f"{name}: {(section.__doc__ or '').splitlines()[0]}", flush=True)
             started = time.monotonic()
             try:
-                section(bench)
+                with randomness.determinism_kept():
+                    section(bench)
             except Exception as error:
                 print("".join(traceback.format_exc().splitlines(keepends=True)[-6:]), flush=True)
                 why = f"{type(error).__name__}: {error}"[:300]
@@ -354,10 +393,22 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         shown = sorted(set(seen))
         told = "; ".join(shown)[:600] or "none"
         report.add("warnings of libraries", not shown, told, wanted="none")
+        if there:
+            report.rows += elsewhere(given, there, Path(folder) / "there.json")
     print(f"\n{report.table()}\n\n{time.monotonic() - begun:.0f} s")
     if given.out is not None:
         report.write(given.out, about)
     return report
+
+
+def elsewhere(given: argparse.Namespace, sections: Sequence[str], out: Path) -> list[Row]:
+    """The figures of sections that run in a process of their own."""
+    command = [sys.executable, __file__, "--device", given.device, "--out", str(out)]
+    command += ["--tiny"] * given.tiny + ["--only", *sections, "--methods", *given.methods]
+    code = subprocess.run(command, check=False).returncode
+    if out.exists():
+        return [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))["rows"]]
+    return [Row(", ".join(sections), "the process", f"ended with {code}", "figures", False)]
 
 
 if __name__ == "__main__":

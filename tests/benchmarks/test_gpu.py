@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -52,7 +53,7 @@ def test_its_longer_sections(
     gpu: ModuleType, workloads: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workloads, "TINY_SHAPES", workloads.TINY_SHAPES[:1])
-    given = ["--only", "steps", "evaluation", "together", "again", "--methods", "pare"]
+    given = ["--only", "steps", "exact", "evaluation", "together", "again", "--methods", "pare"]
     report = gpu.main(["--device", "cpu", "--tiny", *given])
     reached = {(row.section, row.what): row.reached for row in report.rows}
     assert reached["again", "pare"] is True
@@ -98,6 +99,15 @@ def test_one_flipped_bit_is_found(bitwise: ModuleType) -> None:
     assert not bitwise.equal(one, bitwise.Course((3.0, 1.5), {"w": w}, 8, ()))
     assert not bitwise.equal(one, bitwise.Course((3.0, 1.0), {"w": w}, 9, ()))
     assert bitwise.distance(one, bitwise.Course((3.0, 1.5), {"w": 1.5 * w}, 8, ())) == (0.5, 0.5)
+
+
+@pytest.mark.slow
+def test_sections_in_a_process_of_their_own(gpu: ModuleType, tmp_path: Path) -> None:
+    given = argparse.Namespace(device="cpu", tiny=True, methods=["nft"])
+    rows = gpu.elsewhere(given, ["rate"], tmp_path / "there.json")
+    assert [(row.section, row.reached) for row in rows] == [("rate", None), ("warnings", True)]
+    (row,) = gpu.elsewhere(given, ["no-such-section"], tmp_path / "not-there.json")
+    assert row.reached is False
 
 
 def test_a_section_that_fails_costs_no_other(
