@@ -1,6 +1,7 @@
 """A feed gives what the loader gives, whether data stay on the device, are read ahead, or neither.
 
 A budget makes a feed on the CPU take the ways of a GPU, without page-locked memory and streams.
+Where there is a GPU, the same is asked of it.
 """
 
 from __future__ import annotations
@@ -55,21 +56,28 @@ def no_thread_is_left() -> Iterator[None]:
     assert threads() == []
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return torch.device(request.param)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("dataset", [tensors(), Read()], ids=["tensors", "read"])
 @pytest.mark.parametrize("budget", [None, 0, BYTES])
 def test_every_way_gives_the_same_bits(
-    budget: int | None, dataset: Dataset[Any], exact: bool
+    budget: int | None, dataset: Dataset[Any], exact: bool, device: torch.device
 ) -> None:
-    feed = Feed(CPU, budget)
+    feed = Feed(device, budget)
     for _ in range(2):
         found = list(feed.batches(dataset, iter(INDICES), exact=exact))
         wanted = list(loader.batches(dataset, INDICES, exact=exact))
         assert len(found) == len(wanted) == len(INDICES)
         for pair, other in zip(found, wanted, strict=True):
             for a, b in zip(pair, other, strict=True):
-                assert a.dtype == b.dtype
-                assert torch.equal(a, b)
+                assert (a.dtype, a.device.type) == (b.dtype, device.type)
+                assert torch.equal(a.cpu(), b)
     assert list(feed.batches(dataset, [])) == []
 
 
@@ -138,3 +146,20 @@ def test_random_streams_are_left_alone() -> None:
     before = torch.get_rng_state()
     list(Feed(CPU, 0).batches(Read(), INDICES))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("budget", [None, 0])
+def test_a_batch_stays_whole_while_the_gpu_is_behind(budget: int | None) -> None:
+    """Memory of a batch that was let go must not be written before the GPU has read it."""
+    x = torch.arange(64.0)[:, None].expand(64, 2**16).contiguous()
+    dataset = TensorDataset(x, torch.zeros(64))
+    busy = torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for batch, _ in Feed(torch.device("cuda"), budget).batches(dataset, torch.arange(64).split(2)):
+        for _ in range(4):
+            busy = busy @ busy / 4096
+        sums.append(batch.double().sum())
+        del batch
+    found = torch.stack(sums).cpu()
+    assert torch.equal(found, x.double().sum(1).reshape(-1, 2).sum(1))

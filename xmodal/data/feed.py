@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from xmodal.data import loader
 from xmodal.data.loader import Batch
 
 SHARE = 0.25
-"""How much of the memory that is free at the first use data sets may take, all together."""
+"""How much of the memory that is free besides the data sets of this process may belong to them."""
 
 AHEAD = 3
 """How many batches are read ahead: enough to even out slow samples."""
@@ -31,8 +31,9 @@ AHEAD = 3
 class Feed:
     """Batches of data sets on ``device``.
 
-    ``budget``: how many bytes of data sets may stay on the device; by default the GPU is asked. A
-    device other than a GPU keeps and reads ahead nothing, unless a budget is given.
+    ``budget``: how many bytes of data sets may stay on the device; by default the GPU is asked, and
+    all feeds of the process count. A device other than a GPU keeps and reads ahead nothing, unless
+    a budget is given.
     """
 
     def __init__(self, device: torch.device, budget: int | None = None) -> None:
@@ -42,7 +43,10 @@ class Feed:
         self._held: WeakKeyDictionary[Dataset[Any], TensorDataset | None] = WeakKeyDictionary()
         self._side: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # Torch hands out streams in turn, and copies must not get onto one that a graph is
+            # being captured on. Streams of another priority are others.
+            self._side = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        _FEEDS.add(self)
 
     def batches(
         self,
@@ -78,20 +82,24 @@ class Feed:
         if tensors is None:
             return None
         if dataset not in self._held:
-            held = sum(t.nbytes for kept in self._held.values() if kept for t in kept.tensors)
-            fits = held + sum(t.nbytes for t in tensors) <= self._room()
+            fits = sum(t.nbytes for t in tensors) <= self._room()
             self._held[dataset] = self._copied(tensors) if fits else None
         return self._held[dataset]
 
-    def _room(self) -> int:
-        """How many bytes of data sets may stay on the device."""
-        if self._budget is None:
-            free, _ = torch.cuda.mem_get_info(self.device)
-            # What torch holds back for later is free as well.
-            spare = torch.cuda.memory_reserved(self.device)
-            spare -= torch.cuda.memory_allocated(self.device)
-            self._budget = int(SHARE * (free + spare))
-        return self._budget
+    def _room(self) -> float:
+        """How many more bytes of data sets may stay on the device."""
+        if self._budget is not None:
+            return self._budget - self.held
+        held = sum(feed.held for feed in _FEEDS if feed.device == self.device)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        # What torch holds back for later is free as well.
+        spare = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return SHARE * (held + free + spare) - held
+
+    @property
+    def held(self) -> int:
+        """The bytes of the data sets that stay on the device."""
+        return sum(t.nbytes for kept in self._held.values() if kept for t in kept.tensors)
 
     def _copied(self, tensors: Iterable[Tensor]) -> TensorDataset | None:
         try:
@@ -137,3 +145,6 @@ class Feed:
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+_FEEDS: WeakSet[Feed] = WeakSet()
