@@ -140,7 +140,7 @@ class BinaryCrossEntropy(_Elementwise):
             prediction,
             y,
             reduction="none",
-            pos_weight=prediction.new_tensor(self.config.pos_weight),
+            pos_weight=prediction.new_full((), self.config.pos_weight),
         )
 
     def agreement(self, prediction: Tensor, other: Tensor) -> Tensor:

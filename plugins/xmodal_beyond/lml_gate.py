@@ -5,6 +5,7 @@ Shapes: B samples, N tokens, D their width, H width after the first layer.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Context, Selector, Settings
-from xmodal.ops import gumbel_noise, hard_subset
+from xmodal.ops import gumbel, hard_subset
+from xmodal.steps import from_host
 from xmodal_beyond.capped_simplex import top_k
 
 # Mean square below which the tokens of a sample count as equal.
@@ -72,16 +74,17 @@ class LMLGate(Selector):
         )
         self._generator = context.generator
 
-    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+    def forward(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Selection:
         """Select ``k`` tokens per row; 0 <= k <= N."""
         if not self.training:
             with torch.no_grad():
                 scores_BN = self.score(tokens.x_BND)
                 return Selection(hard_subset(scores_BN, k), scores_BN, k)
-        keys_BN = self.score(tokens.x_BND)
-        scale = self.noise(progress)
-        if scale > 0:
-            keys_BN = keys_BN + scale * gumbel_noise(keys_BN, self._generator, exponential=True)
+        x_BND = tokens.x_BND
+        noise_BN = from_host(partial(self._noise, x_BND.shape[:2]), progress, x_BND.device)["noise"]
+        keys_BN = self.score(x_BND)
+        if noise_BN is not None:
+            keys_BN = keys_BN + noise_BN
         return Selection(top_k(keys_BN, k, self.config.temperature), keys_BN.detach(), k)
 
     def score(self, x_BND: Tensor) -> Tensor:
@@ -95,6 +98,12 @@ class LMLGate(Selector):
                 h_BNH = (h_BNH - h_BNH.mean(dim=1, keepdim=True)) / spread(x_BND)
             scores_BN1: Tensor = self.rest(h_BNH + self.first.bias)
         return scores_BN1.squeeze(-1)
+
+    def _noise(self, shape: torch.Size, progress: Progress) -> dict[str, Tensor | None]:
+        scale, dtype = self.noise(progress), self.first.weight.dtype
+        if scale == 0:
+            return {"noise": None}
+        return {"noise": scale * gumbel(shape, dtype, self._generator, exponential=True)}
 
     def noise(self, progress: Progress) -> float:
         """c, the scale of the noise at this point of the training."""

@@ -7,12 +7,14 @@ Shapes: B samples, N target tokens, M source tokens, D width.
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
-from xmodal.ops import grid_text, plain_and_changed, source_needed
+from xmodal.ops import grid_text, plain_and_changed, source_needed, used
+from xmodal.steps import as_input, from_host
 from xmodal_mix.objective import DrawnMixer
 from xmodal_mix.places import Grid, common, counterparts
 
@@ -39,18 +41,27 @@ class CutMix(DrawnMixer):
     ) -> tuple[View, ...]:
         """Cut and paste."""
         partner = source_needed(source, "cutmix")
-        box = self._box(target.tokens.grid, partner.tokens.grid, progress)
-        k = prod(stop - start for start, stop in box)
-        lam = k / target.tokens.x_BND.shape[1]
-        log = {"k": float(k), "lambda": lam}
-        if k == 0:
+        grids = target.tokens.grid, partner.tokens.grid
+        self._warn(*grids)
+
+        def cut(at: Progress) -> dict[str, Any]:
+            box = self._box(common(*grids), at)
+            k, total = prod(stop - start for start, stop in box), prod(grids[0])
+            # At the ends the step is another: a single view, or a term less.
+            share, origin_N = as_input(k / total, 0, 1), pasted(*grids, box)
+            return {"k": as_input(k, 0, total), "lambda": share, "origin": origin_N}
+
+        drawn = from_host(cut, progress, target.tokens.x_BND.device)
+        k, lam = drawn["k"], drawn["lambda"]
+        log = {"k": k, "lambda": lam}
+        if not used(k):
             return plain_and_changed(target, self.config, None, log=log)
-        mixed, origin_BN = paste(target.tokens, partner.tokens, box)
+        mixed, origin_BN = paste(target.tokens, partner.tokens, drawn["origin"])
         # Eq. 1: L_mix = (1 − λ) L_tar(p^mt, y^t) + λ L_src(p^ms, y^s)
         terms = (Term(target.head, target.y, 1 - lam), Term(partner.head, partner.y, lam))
         return plain_and_changed(target, self.config, mixed, terms, log, origin_BN)
 
-    def _box(self, target: Grid, source: Grid, progress: Progress) -> Box:
+    def _warn(self, target: Grid, source: Grid) -> None:
         region = common(target, source)
         if region != target and not self._noted:
             self._noted = True
@@ -58,6 +69,8 @@ class CutMix(DrawnMixer):
                 f"cutmix: {grid_text(source)} source tokens for {grid_text(target)} target tokens; "
                 f"blocks are cut from the first {grid_text(region)}"
             )
+
+    def _box(self, region: Grid, progress: Progress) -> Box:
         lam = self.config.draw(progress, self._generator)
         centre = [int(torch.randint(side, (), generator=self._generator)) for side in region]
         return block(region, lam, tuple(centre))
@@ -76,13 +89,16 @@ def block(grid: Grid, lam: float, centre: Grid) -> Box:
     )
 
 
-def paste(target: Tokens, source: Tokens, box: Box) -> tuple[Tokens, Tensor]:
-    """The target with source tokens inside ``box``, and the source token of every slot."""
-    x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
-    place = counterparts(target.grid, source.grid)
-    inside = torch.zeros(target.grid, dtype=torch.bool)
+def pasted(target: Grid, source: Grid, box: Box) -> Tensor:
+    """The source token ``[N]`` (int64) in every slot of the target; -1 outside of ``box``."""
+    inside = torch.zeros(target, dtype=torch.bool)
     inside[tuple(slice(start, stop) for start, stop in box)] = True
-    origin_N = torch.where(inside, place, -1).flatten().to(x_BND.device, non_blocking=True)
+    return torch.where(inside, counterparts(target, source), -1).flatten()
+
+
+def paste(target: Tokens, source: Tokens, origin_N: Tensor) -> tuple[Tokens, Tensor]:
+    """The target with the source tokens of ``pasted``, and the source token of every slot."""
+    x_BND, s_BMD = target.x_BND, source.x_BND.to(target.x_BND.dtype)
     replaced_N1 = (origin_N >= 0).unsqueeze(1)
     mixed_BND = torch.where(replaced_N1, s_BMD[:, origin_N.clamp_min(0)], x_BND)
     return Tokens(mixed_BND, target.grid), origin_N.expand(len(x_BND), -1)

@@ -5,7 +5,7 @@ Shapes: B samples, N tokens, D width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Mixer, Scheduler, Selector
-from xmodal.ops import ViewWeights, plain_and_changed
+from xmodal.ops import ViewWeights, plain_and_changed, used
+from xmodal.steps import as_input, from_host
 
 
 class TargetMask(Mixer):
@@ -63,17 +64,23 @@ class TargetMask(Mixer):
     ) -> tuple[View, ...]:
         """Mask."""
         total = target.tokens.x_BND.shape[1]
-        k = self._scheduler(progress, total)
-        lam = k / total
-        log = {"k": float(k), "lambda": lam}
+
+        def amount(at: Progress) -> dict[str, Any]:
+            k = self._scheduler(at, total)
+            # At the ends the step is another: a single view.
+            return {"k": as_input(k, 0, total), "lambda": as_input(k / total, 0, 1)}
+
+        drawn = from_host(amount, progress, target.tokens.x_BND.device)
+        k, lam = drawn["k"], drawn["lambda"]
+        log = {"k": k, "lambda": lam}
         weight = 1.0 if self.config.weight == "whole" else 1 - lam
-        if k == 0 or self.config.beta_mix == 0:
+        if not used(k) or self.config.beta_mix == 0:
             return plain_and_changed(target, self.config, None, log=log)
         masked = self._mask(target.tokens, k, progress)
         terms = (Term(target.head, target.y, weight),)
         return plain_and_changed(target, self.config, masked, terms, log)
 
-    def _mask(self, tokens: Tokens, k: int, progress: Progress) -> Tokens:
+    def _mask(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Tokens:
         x_BND = tokens.x_BND
         keep_BN = self.selector(tokens, x_BND.shape[1] - k, progress).mask_BN
         keep_BN1 = keep_BN.unsqueeze(-1).to(x_BND.dtype)

@@ -8,7 +8,8 @@ Shapes: B samples, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.interfaces import Context, Facts, Mixer
 from xmodal.ops import ViewWeights, plain_and_changed
+from xmodal.steps import from_host
 
 
 class TokenAugment(Mixer):
@@ -90,25 +92,40 @@ class TokenAugment(Mixer):
     ) -> tuple[View, ...]:
         """Augment."""
         terms = (Term(target.head, target.y, 1.0),)
-        changed_BND = self._changed(target)
+        changed_BND = self._changed(target, progress)
         changed = None if changed_BND is None else Tokens(changed_BND, target.tokens.grid)
         return plain_and_changed(target, self.config, changed, terms)
 
-    def _changed(self, target: Sample) -> Tensor | None:
+    def _changed(self, target: Sample, progress: Progress) -> Tensor | None:
         """The augmented tokens; None if nothing changed (no pair, no dropped token)."""
-        config, x_BND, changed = self.config, target.tokens.x_BND, False
+        config, x_BND = self.config, target.tokens.x_BND
+        drawn = from_host(partial(self._draw, x_BND.shape), progress, x_BND.device)
+        # Where moves alone may have changed something, the step asks the device.
+        changed = drawn["changed"]
         if self._moves and len(x_BND) > 1:
             same_BB = self._same(target.y)
-            # Wait for the device only if the other operations may have changed nothing.
-            changed = bool(config.noise) or bool((same_BB.sum(1) > 1).any())
-            x_BND = self._moved(x_BND, same_BB)
-        if config.noise:
-            x_BND, changed = self._noisy(x_BND), True
-        if config.drop:
-            lost_BN = torch.rand(x_BND.shape[:2], generator=self._generator) < config.drop
-            changed = changed or bool(lost_BN.any())
-            x_BND = _dropped(x_BND, lost_BN.to(x_BND.device), config.fill)
+            changed = changed or bool((same_BB.sum(1) > 1).any())
+            x_BND = self._moved(x_BND, same_BB, drawn)
+        if "noise" in drawn:
+            x_BND = self._noisy(x_BND, drawn["noise"])
+        if "lost" in drawn:
+            x_BND = _dropped(x_BND, drawn["lost"], config.fill)
         return x_BND if changed else None
+
+    def _draw(self, shape: torch.Size, progress: Progress) -> dict[str, Any]:
+        """All random numbers of a step, and whether noise or drops change anything."""
+        config, generator, drawn = self.config, self._generator, dict[str, Any]()
+        rows, tokens, _ = shape
+        if self._moves and rows > 1:
+            for move in ("difference", "interpolate"):
+                if getattr(config, move):
+                    drawn[move] = torch.rand(rows, rows, generator=generator)
+        if config.noise:
+            drawn["noise"] = torch.randn(shape, generator=generator)
+        if config.drop:
+            drawn["lost"] = torch.rand(rows, tokens, generator=generator) < config.drop
+        drawn["changed"] = bool(config.noise) or bool(config.drop and drawn["lost"].any())
+        return drawn
 
     def _same(self, y: Tensor) -> Tensor:
         """Which samples may be partners, bool ``[B, B]``; every sample may pair with itself."""
@@ -116,30 +133,23 @@ class TokenAugment(Mixer):
             return y.unsqueeze(0) == y.unsqueeze(1)
         return torch.ones(len(y), len(y), dtype=torch.bool, device=y.device)
 
-    def _moved(self, x_BND: Tensor, same_BB: Tensor) -> Tensor:
+    def _moved(self, x_BND: Tensor, same_BB: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
         """x + m (x_j − x_k), then x + m (x_j − x). Partners are constants, as in MODALS."""
         pool_BND = x_BND.detach()
-        if self.config.difference:
-            (j_B, k_B), found_B = self._partners(same_BB, 2)
+        if "difference" in drawn:
+            (j_B, k_B), found_B = _partners(drawn["difference"], same_BB, 2)
             step_BND = found_B[:, None, None] * (pool_BND[j_B] - pool_BND[k_B])
             x_BND = x_BND + self.config.difference * step_BND
-        if self.config.interpolate:
+        if "interpolate" in drawn:
             others_BB = same_BB & ~torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device)
-            (j_B,), found_B = self._partners(others_BB, 1)
+            (j_B,), found_B = _partners(drawn["interpolate"], others_BB, 1)
             step_BND = found_B[:, None, None] * (pool_BND[j_B] - x_BND)
             x_BND = x_BND + self.config.interpolate * step_BND
         return x_BND
 
-    def _partners(self, allowed_BB: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-        """``count`` different random partners per sample, and whether the sample has so many."""
-        draw_BB = torch.rand(allowed_BB.shape, generator=self._generator).to(allowed_BB.device)
-        ranked_BB = draw_BB.masked_fill(~allowed_BB, -1.0)
-        return list(ranked_BB.topk(count, dim=1).indices.T), allowed_BB.sum(1) >= count
-
-    def _noisy(self, x_BND: Tensor) -> Tensor:
+    def _noisy(self, x_BND: Tensor, noise_BND: Tensor) -> Tensor:
         """x + s σ ε, σ the standard deviation of each channel over all tokens of the batch."""
         sigma_D = x_BND.detach().float().std(dim=(0, 1), correction=0)
-        noise_BND = torch.randn(x_BND.shape, generator=self._generator).to(x_BND.device)
         return x_BND + (self.config.noise * sigma_D * noise_BND).to(x_BND.dtype)
 
 
@@ -150,6 +160,12 @@ def _asks_for_moves(config: TokenAugment.Config) -> bool:
 def _can_move(config: TokenAugment.Config, facts: Facts) -> bool:
     paired = config.partners == "any" or facts.task.target.kind == "classification"
     return _asks_for_moves(config) and paired
+
+
+def _partners(draw_BB: Tensor, allowed_BB: Tensor, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """``count`` different random partners per sample, and whether the sample has so many."""
+    ranked_BB = draw_BB.masked_fill(~allowed_BB, -1.0)
+    return ranked_BB.topk(count, dim=1).indices.unbind(1), allowed_BB.sum(1) >= count
 
 
 def _dropped(x_BND: Tensor, lost_BN: Tensor, fill: str) -> Tensor:

@@ -69,7 +69,7 @@ class Gate(Selector):
         self.network = _network(config, context.facts.backbone.width)
         self._generator = context.generator
 
-    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+    def forward(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Selection:
         """Select ``k`` tokens per row; 0 <= k <= N."""
         x_BND = tokens.x_BND
         noise_BN = from_host(partial(self._noise, x_BND.shape[:2]), progress, x_BND.device)["noise"]

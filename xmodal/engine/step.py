@@ -236,9 +236,10 @@ class DeviceStep:
             if sent.arrived is not None:
                 sent.arrived.synchronize()
             loss, norm, *logged = sent.host.tolist()
-            log = dict(sent.computed.constants) | dict(
-                zip(sent.computed.names, logged, strict=True)
-            )
+            log = dict(sent.computed.constants)
+            for name, value in zip(sent.computed.names, logged, strict=True):
+                # Of one name, some micro-batches may log constants.
+                log[name] = log.get(name, 0.0) + value
             _check_loss(loss, log, sent.progress)
             self._check_norm(norm, sent.progress)
             now = self.clock()

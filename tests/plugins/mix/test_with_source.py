@@ -20,7 +20,7 @@ from xmodal.batch import Sample, Tokens
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context
 from xmodal.testing.tiny import progress, random, tiny_context, tiny_facts
-from xmodal_mix.cutmix import CutMix, block, paste
+from xmodal_mix.cutmix import CutMix, block, paste, pasted
 from xmodal_mix.mixup import Mixup, mix
 from xmodal_mix.objective import Drawn
 from xmodal_mix.places import common, counterparts
@@ -69,12 +69,11 @@ def test_mixup_of_tokens_is_timms_mixup_of_pixels(kept, monkeypatch):
     monkeypatch.setattr(theirs, "_params_per_batch", lambda: (kept, False))
     x_BND = TARGET.tokens.x_BND.clone().requires_grad_()
     leaf = Tokens(x_BND, (4, 6))
-    mixed, lam = mix(leaf, Tokens(x_BND.flip(0), (4, 6)), 1 - kept)
+    mixed = mix(leaf, Tokens(x_BND.flip(0), (4, 6)), torch.tensor(1 - kept, dtype=torch.float64))
     # timm writes in place, so it gets a copy that still leads to its own leaf.
     y_BND = TARGET.tokens.x_BND.clone().requires_grad_()
     image, _ = theirs(images(Tokens(y_BND, (4, 6))), torch.tensor([0, 1]))
     torch.testing.assert_close(images(mixed), image, rtol=1e-14, atol=1e-14)
-    assert lam == pytest.approx(1 - kept)
     probe = random(*image.shape, seed=5).double()
     (ours,) = torch.autograd.grad((images(mixed) * probe).sum(), x_BND)
     (expected,) = torch.autograd.grad((image * probe).sum(), y_BND)
@@ -101,7 +100,8 @@ def test_cutmix_of_tokens_is_timms_cutmix_of_pixels(seed, monkeypatch):
     box = block((4, 6), 1 - kept, centre)
     assert box == ((yl, yh), (xl, xh))
     x_BND = TARGET.tokens.x_BND.clone().requires_grad_()
-    mixed, origin_BN = paste(Tokens(x_BND, (4, 6)), Tokens(x_BND.flip(0), (4, 6)), box)
+    origin_N = pasted((4, 6), (4, 6), box)
+    mixed, origin_BN = paste(Tokens(x_BND, (4, 6)), Tokens(x_BND.flip(0), (4, 6)), origin_N)
     assert torch.equal(images(mixed), image)
     assert (origin_BN[0] < 0).double().mean().item() == pytest.approx(kept_after)
     probe = random(*image.shape, seed=5).double()
@@ -134,9 +134,11 @@ def test_blocks_are_those_of_timm(seed, grid, kept):
 
 def test_mixup_by_hand():
     x, s = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[5.0, 0.0], [-1.0, 8.0]]])
-    mixed, lam = mix(Tokens(x, (2,)), Tokens(s, (2,)), 0.25)
-    assert mixed.x_BND.tolist() == [[[2.0, 1.5], [2.0, 5.0]]]
-    assert lam == 0.25
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        pair = Tokens(x.to(dtype), (2,)), Tokens(s.to(dtype), (2,))
+        mixed = mix(*pair, torch.tensor(0.25, dtype=torch.float64))
+        assert mixed.x_BND.dtype == dtype
+        assert mixed.x_BND.tolist() == [[[2.0, 1.5], [2.0, 5.0]]]
 
 
 @pytest.mark.parametrize(
