@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+TIMED = ("seconds", "samples_per_second", "share_of_peak")
+"""What two equal runs may differ in."""
+
 
 def epoch(stage: int = 0, number: int = 0, **changes: Any) -> dict[str, Any]:
     """A line of ``metrics.jsonl``."""

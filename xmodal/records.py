@@ -98,6 +98,8 @@ class Result(Record):
     seed: int
     steps: int
     encoded_samples: int | None = None
+    samples_per_second: float | None = None
+    share_of_peak: float | None = None
     seconds: Seconds
     memory_bytes: int
     parameters: Parameters
@@ -117,6 +119,8 @@ class Epoch(Record):
     best: bool
     seconds: float
     trainable: int
+    samples_per_second: float | None = None
+    share_of_peak: float | None = None
 
 
 class Told(Record):

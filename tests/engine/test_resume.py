@@ -14,6 +14,7 @@ from xmodal.engine.observe import Silent
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 
 from ..conftest import TINY
+from ..forms import TIMED
 
 METHODS = ("nft", "pare", "pare-published", "fpt", "scratch", "linear-probe")
 COMMON = [o for o in TINY if not o.startswith("selector")]
@@ -151,4 +152,4 @@ def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
 
 
 def _metrics(run_: runs.Run) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in run_.metrics()]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in run_.metrics()]

@@ -24,6 +24,7 @@ from xmodal.errors import TrainingError
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 
 from ..conftest import TINY
+from ..forms import TIMED
 
 CPU = torch.device("cpu")
 MIXED = ["training.max_steps=null", "training.epochs=3", "training.batch={size: 4, micro: 2}"]
@@ -80,7 +81,7 @@ def the_run(result: Result) -> runs.Run:
 
 
 def numbers(run: runs.Run) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics()]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in run.metrics()]
 
 
 def assert_equal(one: runs.Run, other: runs.Run) -> None:

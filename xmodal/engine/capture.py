@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
@@ -197,8 +197,15 @@ class _Closed:
 class Capture(Generic[T]):
     """The captured steps of one stage."""
 
-    def __init__(self, session: RunSession, graphs: Graphs, what: str) -> None:
-        self.session, self.graphs, self.what = session, graphs, what
+    def __init__(
+        self,
+        session: RunSession,
+        graphs: Graphs,
+        what: str,
+        counting: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """``counting`` gives a block for one step that is not kept."""
+        self.session, self.graphs, self.what, self.counting = session, graphs, what, counting
         self.given_up = False
         self._places: dict[Any, Tensor] = {}
         self._steps: dict[Any, list[_Captured[T]]] = {}
@@ -293,7 +300,8 @@ class Capture(Generic[T]):
         with answered_by(inputs):
             with self.graphs.aside():
                 for _ in range(WARM_UPS - 1):
-                    once()
+                    with self.counting():
+                        once()
                 with self._watched(), _Watch():  # type: ignore[no-untyped-call]
                     once()
             try:

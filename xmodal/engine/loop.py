@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,13 +22,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from xmodal.batch import Progress, Tokens
+from xmodal.batch import Batch, Progress, Tokens
 from xmodal.engine import distributed
 from xmodal.engine.capture import Capture, CudaGraphs, Graphs
 from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
 from xmodal.engine.session import RunSession
-from xmodal.engine.step import DeviceStep, HostStep, Stepper, StepRecord
+from xmodal.engine.speed import Meter, Speed, peak_here
+from xmodal.engine.step import Computed, DeviceStep, HostStep, Stepper, StepRecord
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import Stage
 from xmodal.records import problem
@@ -42,7 +43,8 @@ class Snapshot:
     The best epoch has the best validation metric. Where no epoch so far has a metric that is a
     number (``best_metric`` is None), it has the least validation loss; ``best_objective`` is that
     loss as it is trained. ``encoded`` counts the samples that went through the encoder,
-    ``trainable`` is the most parameters that trained at once.
+    ``trainable`` is the most parameters that trained at once. The epochs' steps had ``samples``
+    and took ``step_seconds``; at the peak of the GPU they would have taken ``peak_seconds``.
     """
 
     stage: int = 0
@@ -58,6 +60,9 @@ class Snapshot:
     encoded: int = 0
     trainable: int = 0
     seconds: float = 0.0
+    samples: int = 0
+    step_seconds: float = 0.0
+    peak_seconds: float = 0.0
     probes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -77,7 +82,7 @@ class EpochRecord:
     """One epoch: means over its steps, and the validation score.
 
     ``scored``: whether the stage has one; a metric or loss that is not a number is None even then.
-    ``best``: the best so far.
+    ``best``: the best so far. ``speed`` is that of its steps, without validation.
     """
 
     progress: Progress
@@ -88,6 +93,7 @@ class EpochRecord:
     best: bool
     seconds: float
     trainable: int
+    speed: Speed
 
 
 class Training:
@@ -114,6 +120,11 @@ class Training:
         self.restored = restored
         self.begin_seconds = 0.0
         self._encoded = 0
+        self._samples = 0
+        self.meter = Meter(
+            peak_here(session.device, session.accelerator.mixed_precision),
+            lambda: self._encoded,
+        )
         self._known: list[StepRecord] = []
         if restored is not None:
             self.snapshot = Snapshot.of(restored.get("snapshot"))
@@ -145,14 +156,16 @@ class Training:
         steps = stage.steps_per_epoch(self.session)
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         self.session.model.train()
-        started = self.clock()
+        started, self._samples, encoded_before = self.clock(), 0, snapshot.encoded
         taking = stage.steps(self.session, at)
         # Data may be read ahead in another thread, which ends with the iterator.
         with closing(taking) if isinstance(taking, Generator) else nullcontext():
             for micro_batches in taking:
                 assert self.stepper is not None
                 at = replace(at, step=snapshot.step)
-                encoded = self.stepper.take(micro_batches, at, snapshot.total_steps + 1)
+                encoded = self.stepper.take(
+                    self._counted(micro_batches), at, snapshot.total_steps + 1
+                )
                 snapshot.step += 1
                 snapshot.total_steps += 1
                 snapshot.encoded += encoded
@@ -160,9 +173,28 @@ class Training:
                     self.schedule.step()
                 yield from self._records(wait=False)
         yield from self._records(wait=True)
-        seconds = self.clock() - started + self.begin_seconds
-        self.begin_seconds = 0.0
-        yield self._end_epoch(stage, at, seconds)
+        seconds = self.clock() - started
+        speed = self._speed(stage, snapshot.encoded - encoded_before, seconds)
+        yield self._end_epoch(stage, at, seconds + self.begin_seconds, speed)
+
+    def _counted(self, micro_batches: Iterable[Any]) -> Iterator[Any]:
+        """The micro-batches of a step; counts their samples."""
+        for micro in micro_batches:
+            if isinstance(micro, Batch):
+                self._samples += len(micro.x)
+            yield micro
+
+    def _speed(self, stage: Stage, encoded: int, seconds: float) -> Speed:
+        """The speed of the steps that this process took in an epoch; adds it to the run's."""
+        snapshot = self.snapshot
+        samples = sum(self.session.gather([self._samples])) if stage.divides else self._samples
+        if not samples or not seconds:
+            return Speed()
+        at_peak = self.meter.at_peak(encoded)
+        snapshot.samples += samples
+        snapshot.step_seconds += seconds
+        snapshot.peak_seconds += at_peak or 0.0
+        return Speed(samples / seconds, None if at_peak is None else at_peak / seconds)
 
     def _records(self, wait: bool) -> Iterator[StepRecord]:
         """The steps whose numbers have arrived since the last call."""
@@ -180,9 +212,10 @@ class Training:
                 self.snapshot.sums[name] = self.snapshot.sums.get(name, 0.0) + value
             self._known.append(record)
 
-    def _end_epoch(self, stage: Stage, at: Progress, seconds: float) -> EpochRecord:
+    def _end_epoch(self, stage: Stage, at: Progress, seconds: float, speed: Speed) -> EpochRecord:
         """Validate, remember the best, and start the next epoch's counts at zero."""
         session, snapshot = self.session, self.snapshot
+        self.begin_seconds = 0.0
         score, best = None, False
         distributed.overwrite(session.model.buffers(), session.world)
         if stage.evaluates:
@@ -200,7 +233,9 @@ class Training:
         trainable = sum(p.numel() for _, p in self.trainable)
         snapshot.trainable = max(snapshot.trainable, trainable)
         metric, loss = (None, None) if score is None else (score.metric, score.loss)
-        return EpochRecord(at, means, score is not None, metric, loss, best, seconds, trainable)
+        return EpochRecord(
+            at, means, score is not None, metric, loss, best, seconds, trainable, speed
+        )
 
     # --- the beginning of a stage, and what a checkpoint holds ---
 
@@ -218,6 +253,7 @@ class Training:
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
         self.stepper = None if self.optimizer is None else self._stepper(stage, self.optimizer)
+        self.meter.begin()
         session.share_randomness()
         started = self.clock()
         before = self._encoded
@@ -236,7 +272,8 @@ class Training:
         if self.graphs is None or not DeviceStep.fits(self.session, optimizer):
             return HostStep(*about)
         what = f"stage {self.snapshot.stage}"
-        return DeviceStep(*about, capture=Capture(self.session, self.graphs(), what))
+        capture: Capture[Computed] = Capture(self.session, self.graphs(), what, self.meter.counting)
+        return DeviceStep(*about, capture=capture)
 
     def _count_encoded(self, module: nn.Module, inputs: tuple[Tokens]) -> None:
         """Count the samples that go through the encoder: the unit of a method's cost."""

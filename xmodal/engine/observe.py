@@ -113,4 +113,8 @@ def epoch_line(record: EpochRecord) -> str:
     if "k" in record.train:
         parts.append(f"k {record.train['k']:.0f}")
     parts.append(duration(record.seconds))
+    if record.speed.samples_per_second is not None:
+        parts.append(f"{number(record.speed.samples_per_second, 3)} samples/s")
+    if record.speed.share_of_peak is not None:
+        parts.append(f"{record.speed.share_of_peak:.1%} of the GPU's peak")
     return "  ".join(parts)

@@ -17,6 +17,7 @@ from xmodal.engine import checkpoint
 from xmodal.engine.evaluate import PROBED_SAMPLES, SplitScore
 from xmodal.engine.loop import Snapshot
 from xmodal.engine.session import RunSession
+from xmodal.engine.speed import Speed
 from xmodal.files import atomically
 from xmodal.recipe.recipe import Recipe
 
@@ -72,6 +73,7 @@ def summarise(
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
         "encoded_samples": snapshot.encoded,
+        **vars(overall(snapshot)),
         "memory_bytes": int(session.agree(peak_memory(session.device))),
         "parameters": {
             "total": sum(p.numel() for p in parameters),
@@ -81,6 +83,14 @@ def summarise(
         "device": str(session.device),
         "notes": list(session.notes),
     }
+
+
+def overall(snapshot: Snapshot) -> Speed:
+    """The speed of all steps of a run."""
+    if not snapshot.step_seconds:
+        return Speed()
+    share = snapshot.peak_seconds / snapshot.step_seconds
+    return Speed(snapshot.samples / snapshot.step_seconds, share or None)
 
 
 def _selected_on(recipe: Recipe, session: RunSession, snapshot: Snapshot) -> str:

@@ -318,6 +318,7 @@ class _Execution:
             "best": record.best,
             "seconds": record.seconds,
             "trainable": record.trainable,
+            **vars(record.speed),
         }
         self.run.append_metrics(line)
         self.tracking.epoch(line)

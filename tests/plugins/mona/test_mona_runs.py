@@ -12,6 +12,8 @@ import torch
 from xmodal import api, runs
 from xmodal.testing.running import StopAt, assert_same, weights
 
+from ...forms import TIMED
+
 pytestmark = pytest.mark.slow
 
 DROPOUT = "backbone={use: tiny, dropout: 0.2}"
@@ -70,7 +72,7 @@ def test_the_two_ways_to_differentiate_differ_a_little(whole: dict[str, runs.Run
 
 
 def _numbers(found: runs.Run) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in found.metrics()]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in found.metrics()]
 
 
 LABELS = {

@@ -17,6 +17,7 @@ from xmodal.plugins import registry
 from xmodal.testing.running import StopAt, assert_same, weights
 
 from ...conftest import TINY
+from ...forms import TIMED
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def run(
 
 
 def metrics(run_: runs.Run) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in run_.metrics()]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in run_.metrics()]
 
 
 def losses(run_: runs.Run, stage: int = 0) -> list[float]:
