@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TOKENS, _OTHERS = 32, 128
+_TOKENS, _OTHERS = 32, 128  # the tokens of a program lie in one block of others
 
 
 def ranks(scores_BN: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def ranks(scores_BN: Tensor) -> Tensor:
     # Triton's interpreter, which the tests use, runs on the CPU.
     with torch.cuda.device(scores_BN.device) if scores_BN.is_cuda else nullcontext():
         _count[(rows, triton.cdiv(tokens, _TOKENS))](
-            scores_BN, ranks_BN, tokens, TOKENS=_TOKENS, OTHERS=_OTHERS
+            scores_BN, ranks_BN, tokens, TOKENS=_TOKENS, OTHERS=_OTHERS, enable_fp_fusion=False
         )
     return ranks_BN
 
@@ -44,16 +44,29 @@ def _ordered(scores):
 
 
 @triton.jit
+def _others(scores_ptr, there, tokens):
+    # Beyond the row nothing is lower, and all comes after its tokens.
+    scores = tl.load(scores_ptr + there, mask=there < tokens, other=0.0)
+    return tl.where(there < tokens, _ordered(scores), -0x80000000)[None, :]
+
+
+@triton.jit
 def _count(scores_ptr, ranks_ptr, tokens, TOKENS: tl.constexpr, OTHERS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * tokens
-    at = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    own = _ordered(tl.load(scores_ptr + row + at, mask=at < tokens, other=0.0))[:, None]
+    scores_ptr += row
+    first = tl.program_id(1) * TOKENS
+    at = first + tl.arange(0, TOKENS)
+    own = _ordered(tl.load(scores_ptr + at, mask=at < tokens, other=0.0))[:, None]
     counts = tl.zeros([TOKENS, OTHERS], dtype=tl.int32)
-    for start in range(0, tokens, OTHERS):
+    # Of equal scores the earlier one is better: all of the blocks before, none of those after.
+    block = first // OTHERS * OTHERS
+    for start in range(0, block, OTHERS):
         there = start + tl.arange(0, OTHERS)
-        # Places beyond the row come after all tokens, and nothing is lower.
-        scores = tl.load(scores_ptr + row + there, mask=there < tokens, other=0.0)
-        others = tl.where(there < tokens, _ordered(scores), -0x80000000)[None, :]
-        before = there[None, :] < at[:, None]
-        counts += ((others > own) | ((others == own) & before)).to(tl.int32)
+        counts += (_others(scores_ptr, there, tokens) >= own).to(tl.int32)
+    there = block + tl.arange(0, OTHERS)
+    others, before = _others(scores_ptr, there, tokens), there[None, :] < at[:, None]
+    counts += ((others > own) | ((others == own) & before)).to(tl.int32)
+    for start in range(block + OTHERS, tokens, OTHERS):
+        there = start + tl.arange(0, OTHERS)
+        counts += (_others(scores_ptr, there, tokens) > own).to(tl.int32)
     tl.store(ranks_ptr + row + at, tl.sum(counts, 1).to(tl.int64), mask=at < tokens)

@@ -70,7 +70,9 @@ def _launch(kernel: triton.JITFunction, x_BN: Tensor, *more: Tensor, **settings:
     warps = min(max(block // (32 * _PER_THREAD), 1), 32)
     # Triton's interpreter, which the tests use, runs on the CPU.
     with torch.cuda.device(x_BN.device) if x_BN.is_cuda else nullcontext():
-        kernel[(rows,)](x_BN, *more, tokens, **settings, BLOCK=block, num_warps=warps)
+        kernel[(rows,)](
+            x_BN, *more, tokens, **settings, BLOCK=block, num_warps=warps, enable_fp_fusion=False
+        )
 
 
 @triton.jit
