@@ -22,8 +22,8 @@ __all__ = ["fused_kernels"]
 def fused_kernels(module: str, x: Tensor) -> Any:
     """The imported ``module`` of Triton kernels if they run on the device of ``x``, or None.
 
-    The module must have ``try_out(device)``, which launches its kernels on a few numbers. It is
-    called once; if it fails, the plain form is used from then on, with one warning.
+    The module must have ``try_out(device)``, which launches a kernel on a few numbers. It is called
+    once; if it fails, the plain form is used from then on, with one warning.
     """
     return _working(module, x.device) if x.device.type == "cuda" else None
 

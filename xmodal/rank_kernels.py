@@ -32,7 +32,7 @@ def ranks(scores_BN: Tensor) -> Tensor:
 
 
 def try_out(device: torch.device) -> None:
-    """Launch the kernel on a few numbers."""
+    """Compile and launch the kernel."""
     ranks(torch.zeros(1, 2, device=device))
 
 

@@ -19,8 +19,8 @@ from xmodal.steps import from_host
 from xmodal_pare import CITATION
 from xmodal_pare.draw import relaxed_subset, relaxed_subset_exact
 
-# Each of the two draws of a step takes N softmaxes. At N = 64, batch 32, that is 10 ms more than the
-# closed form on one core; at N = 196 it is 60 ms, at N = 3136 seconds.
+# Each of the two draws of a step takes N softmaxes. At N = 64, batch 32, both take 10 ms more than
+# the closed form on one core; at N = 196 it is 60 ms, at N = 3136 seconds.
 SHORT_LOOP = 64
 """The largest number of tokens for which ``auto`` takes the loop."""
 
