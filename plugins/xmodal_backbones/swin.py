@@ -23,6 +23,7 @@ from xmodal_backbones.common import (
     needs_2d,
     with_image_dropout,
 )
+from xmodal_backbones.swin_layer import Cuts, encode
 
 
 class SwinBackbone(ImageBackbone):
@@ -30,13 +31,8 @@ class SwinBackbone(ImageBackbone):
 
     def adopt(self, model: Any) -> None:
         """Take over the parts of a ``SwinModel``."""
-        # Imported late: describing and checking a recipe needs no transformers.
-        from xmodal_backbones.swin_layer import SteadyLayer
-
         self.encoder = model.encoder
-        for stage in self.encoder.layers:
-            for layer in stage.blocks:
-                SteadyLayer.convert(layer)
+        self.cuts = Cuts()
         self.norm = model.layernorm
         self.keep_embedding(model.embeddings)
         self.hf_config = model.config
@@ -48,12 +44,14 @@ class SwinBackbone(ImageBackbone):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Encode tokens of any 2-D grid; incomplete windows are padded."""
-        height, width = tokens.grid
-        x_BMF = self.encoder(tokens.x_BND, (height, width)).last_hidden_state
-        for layer in self.encoder.layers:
-            if layer.downsample is not None:
-                height, width = (height + 1) // 2, (width + 1) // 2
-        return Tokens(self.norm(x_BMF), (height, width))
+        x_BND, grid = tokens.x_BND, tuple(tokens.grid)
+        for stage in self.encoder.layers:
+            for layer in stage.blocks:
+                x_BND = encode(layer, x_BND, grid, self.cuts)
+            if stage.downsample is not None:
+                x_BND = stage.downsample(x_BND, grid)
+                grid = tuple((side + 1) // 2 for side in grid)
+        return Tokens(self.norm(x_BND), grid)
 
     def library_model(self) -> LibraryModel:
         """The stages, whose layers in the library are wrong on grids smaller than the window."""
