@@ -15,8 +15,9 @@ is first asked for. The modules, from a file to what a model reads:
   samples, or pseudo-classes.
 - Preparation: ``statistics`` are mean and scale in any unit; ``preparation`` holds everything that
   turns raw samples into the model's (``RawForm``, which is kept with a run).
-- Use: ``loader`` makes batches; ``in_memory`` takes what a caller holds in memory, ``readers`` the
-  files to predict, piece by piece; ``seen`` knows which samples were trained on.
+- Use: ``loader`` makes batches, ``feed`` brings them to a device; ``in_memory`` takes what a caller
+  holds in memory, ``readers`` the files to predict, piece by piece; ``seen`` knows which samples
+  were trained on.
 """
 
 from __future__ import annotations
