@@ -18,7 +18,7 @@ OUTSIDE = -100.0
 """What the library adds to scores between tokens that must not see each other."""
 
 
-class Order(NamedTuple):
+class Rows(NamedTuple):
     """Where each row of a rearranged tensor comes from; ``empty`` rows are zero."""
 
     row: Tensor
@@ -33,8 +33,8 @@ class Windows(NamedTuple):
     """
 
     number: int
-    into: Order
-    back: Order
+    into: Rows
+    back: Rows
     mask_WAA: Tensor | None
 
 
@@ -70,11 +70,11 @@ def windows(grid: tuple[int, ...], side: int, shift: int, device: torch.device) 
         lower, righter = (_regions(length * side, side, shift) for length in (rows, columns))
         region_WA = by_place(lower[:, None] * 3 + righter).reshape(area, count).T
         mask_WAA = (region_WA[:, None] != region_WA[:, :, None]) * OUTSIDE
-    into = Order(
+    into = Rows(
         token_AW.where(inside_AW, 0).to(device), None if empty is None else empty.to(device)
     )
     mask_WAA = None if mask_WAA is None else mask_WAA.contiguous().to(device)
-    return Windows(count, into, Order(slot_N.to(device)), mask_WAA)
+    return Windows(count, into, Rows(slot_N.to(device)), mask_WAA)
 
 
 def _regions(length: int, side: int, shift: int) -> Tensor:
@@ -83,7 +83,7 @@ def _regions(length: int, side: int, shift: int) -> Tensor:
     return (place >= length - side).long() + (place >= length - shift).long()
 
 
-def rearrange(x_BND: Tensor, into: Order, back: Order) -> Tensor:
+def rearrange(x_BND: Tensor, into: Rows, back: Rows) -> Tensor:
     """Rows of ``x`` in the order ``into``; ``back`` is the order that undoes it."""
     if torch.is_grad_enabled() and x_BND.requires_grad:
         moved: Tensor = _Rearrange.apply(x_BND, into, back)
@@ -93,7 +93,7 @@ def rearrange(x_BND: Tensor, into: Order, back: Order) -> Tensor:
 
 class _Rearrange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BND: Tensor, into: Order, back: Order) -> Tensor:
+    def forward(ctx: Any, x_BND: Tensor, into: Rows, back: Rows) -> Tensor:
         ctx.into, ctx.back = into, back
         return _taken(x_BND, into)
 
@@ -102,7 +102,7 @@ class _Rearrange(torch.autograd.Function):
         return rearrange(gradient, ctx.back, ctx.into), None, None
 
 
-def _taken(x_BND: Tensor, order: Order) -> Tensor:
+def _taken(x_BND: Tensor, order: Rows) -> Tensor:
     taken = x_BND.index_select(1, order.row)
     return taken if order.empty is None else taken.masked_fill(order.empty[:, None], 0)
 
