@@ -18,10 +18,10 @@ OUTSIDE = -100.0
 """What the library adds to scores between tokens that must not see each other."""
 
 
-class Rows(NamedTuple):
-    """Where each row of a rearranged tensor comes from; ``empty`` rows are zero."""
+class Gather(NamedTuple):
+    """Where each row of a gathered tensor comes from; ``empty`` rows are zero."""
 
-    row: Tensor
+    rows: Tensor
     empty: Tensor | None = None
 
 
@@ -33,8 +33,8 @@ class Windows(NamedTuple):
     """
 
     number: int
-    into: Rows
-    back: Rows
+    into: Gather
+    back: Gather
     mask_WAA: Tensor | None
 
 
@@ -70,11 +70,11 @@ def windows(grid: tuple[int, ...], side: int, shift: int, device: torch.device) 
         lower, righter = (_regions(length * side, side, shift) for length in (rows, columns))
         region_WA = by_place(lower[:, None] * 3 + righter).reshape(area, count).T
         mask_WAA = (region_WA[:, None] != region_WA[:, :, None]) * OUTSIDE
-    into = Rows(
+    into = Gather(
         token_AW.where(inside_AW, 0).to(device), None if empty is None else empty.to(device)
     )
     mask_WAA = None if mask_WAA is None else mask_WAA.contiguous().to(device)
-    return Windows(count, into, Rows(slot_N.to(device)), mask_WAA)
+    return Windows(count, into, Gather(slot_N.to(device)), mask_WAA)
 
 
 def _regions(length: int, side: int, shift: int) -> Tensor:
@@ -83,8 +83,8 @@ def _regions(length: int, side: int, shift: int) -> Tensor:
     return (place >= length - side).long() + (place >= length - shift).long()
 
 
-def rearrange(x_BND: Tensor, into: Rows, back: Rows) -> Tensor:
-    """Rows of ``x`` in the order ``into``; ``back`` is the order that undoes it."""
+def rearrange(x_BND: Tensor, into: Gather, back: Gather) -> Tensor:
+    """Gather of ``x`` in the order ``into``; ``back`` is the order that undoes it."""
     if torch.is_grad_enabled() and x_BND.requires_grad:
         moved: Tensor = _Rearrange.apply(x_BND, into, back)
         return moved
@@ -93,7 +93,7 @@ def rearrange(x_BND: Tensor, into: Rows, back: Rows) -> Tensor:
 
 class _Rearrange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BND: Tensor, into: Rows, back: Rows) -> Tensor:
+    def forward(ctx: Any, x_BND: Tensor, into: Gather, back: Gather) -> Tensor:
         ctx.into, ctx.back = into, back
         return _taken(x_BND, into)
 
@@ -102,8 +102,8 @@ class _Rearrange(torch.autograd.Function):
         return rearrange(gradient, ctx.back, ctx.into), None, None
 
 
-def _taken(x_BND: Tensor, order: Rows) -> Tensor:
-    taken = x_BND.index_select(1, order.row)
+def _taken(x_BND: Tensor, order: Gather) -> Tensor:
+    taken = x_BND.index_select(1, order.rows)
     return taken if order.empty is None else taken.masked_fill(order.empty[:, None], 0)
 
 

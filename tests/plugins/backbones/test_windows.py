@@ -51,7 +51,7 @@ def test_tokens_are_where_padding_rolling_and_cutting_put_them(
 def test_gradients_of_both_ways(grid: tuple[int, int], way: str) -> None:
     cut = windows(grid, 4, 2, CPU)
     orders = (cut.into, cut.back) if way == "into" else (cut.back, cut.into)
-    length = grid[0] * grid[1] if way == "into" else len(cut.into.row)
+    length = grid[0] * grid[1] if way == "into" else len(cut.into.rows)
     x_BND = random(1, length, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: rearrange(x, *orders), x_BND)
     assert torch.autograd.gradgradcheck(lambda x: rearrange(x, *orders).pow(3), x_BND)
