@@ -305,6 +305,24 @@ def test_what_a_replay_would_miss_is_found_out(
             assert_same(weights(session), weights(plain))
 
 
+def test_a_number_that_only_some_micro_batches_have_on_the_device_is_one_number() -> None:
+    def forward(mixer: Any, target: Sample, progress: Progress, own: torch.Generator) -> Any:
+        def make(at: Progress) -> dict[str, Any]:
+            k = int(torch.randint(3, (), generator=own))
+            return {"k": 0 if k == 0 else torch.tensor(k)}  # at an end, the step is another
+
+        drawn = from_host(make, progress, target.y.device)
+        (one,) = view(target, 1.0)
+        return (replace(one, log=drawn),)
+
+    session, plain = with_mixer(forward), with_mixer(forward)
+    _, found = trained(session, TapeGraphs())
+    _, expected = trained(plain, None)
+    numbers = [[r.log["k"] for r in rs if isinstance(r, StepRecord)] for rs in (found, expected)]
+    assert numbers[0] == numbers[1]
+    assert {0.5, 1.0} & set(numbers[0])
+
+
 def test_a_mixer_that_declares_its_inputs_is_captured_by_form() -> None:
     made: list[tuple[int, int]] = []
 

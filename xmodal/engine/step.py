@@ -156,7 +156,7 @@ class _Tally:
 class Computed:
     """What a step left on the device: ``numbers`` float64 are loss, gradient norm and ``names``.
 
-    ``constants``: further numbers to log, which are the same in every step of this form.
+    ``constants``: what the host adds to them or beside them, the same in all steps of a form.
     """
 
     numbers: Tensor
