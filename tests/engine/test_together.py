@@ -132,6 +132,33 @@ def test_more_methods_compute_what_they_compute_alone(tmp_path: Path) -> None:
         assert_equal(the_run(result), alone(name, tmp_path / "alone"))
 
 
+def test_runs_that_need_another_process_follow(whole: dict[str, runs.Run], tmp_path: Path) -> None:
+    """Whether kernels are deterministic is a property of a process."""
+
+    class Kernels(Silent):
+        def __init__(self) -> None:
+            self.seen: list[bool] = []
+
+        def record(self, record: object) -> None:
+            self.seen.append(torch.are_deterministic_algorithms_enabled())
+            order.append(self)
+
+    order: list[Kernels] = []
+    watching = [Kernels() for _ in range(3)]
+    before = torch.are_deterministic_algorithms_enabled()
+    results = together(
+        work("mixup", tmp_path, observer=watching[0]),
+        work("baseline", tmp_path, "deterministic=false", observer=watching[1]),
+        work("baseline", tmp_path, observer=watching[2]),
+    )
+    assert_equal(the_run(results[0]), whole["mixup"])
+    assert_equal(the_run(results[2]), whole["baseline"])
+    assert the_run(results[1]).path.parent == the_run(results[2]).path.parent
+    assert [set(one.seen) for one in watching] == [{True}, {before}, {True}]
+    assert order[0] is watching[1]
+    assert torch.are_deterministic_algorithms_enabled() is before
+
+
 def test_what_is_wrong_with_one_run_ends_it_alone(
     whole: dict[str, runs.Run], tmp_path: Path
 ) -> None:

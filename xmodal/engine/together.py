@@ -27,7 +27,7 @@ from xmodal.engine.plan import Plan
 from xmodal.engine.process import Process, StopRequest, watch_signals
 from xmodal.engine.run import Interrupted, Outcome, RunOrder, steps
 from xmodal.engine.turns import OwnClock, OwnState, turns
-from xmodal.errors import file_errors
+from xmodal.errors import XModalError, file_errors
 from xmodal.plugins import Registry
 
 Result = Outcome | BaseException
@@ -142,11 +142,13 @@ class _Pack:
                 raise
 
     def _ended(self, member: _Member) -> None:
-        """Make room. If the run has broken the device, all others end here too."""
+        """Make room where it is needed. A run that broke the device takes all others with it."""
         self.active.remove(member)
-        gc.collect()
-        if self.device.type != "cuda":
+        result = member.result
+        unexplained = isinstance(result, BaseException) and not isinstance(result, XModalError)
+        if self.device.type != "cuda" or not (self.waiting or unexplained):
             return
+        gc.collect()  # takes a while
         try:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
