@@ -43,14 +43,14 @@ from side_by_side import ByHand, alternate, captured, engine_steps, finish
 from torch import Tensor
 from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
-from workloads import METHODS, MIDDLE, ROOT, Bench, Shape
+from workloads import METHODS, MIDDLE, ROOT, SOURCE, Bench, Shape
 
 import xmodal
 from xmodal import plugins, randomness
 from xmodal.data import loader
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.plan import compose_plan
-from xmodal.engine.run import RunOrder
+from xmodal.engine.run import Outcome, RunOrder, execute
 from xmodal.engine.session import RunSession
 from xmodal.engine.together import Work, execute_together
 from xmodal.ops import straight_through
@@ -313,6 +313,39 @@ def together(bench: Bench) -> None:
     bench.report.add(f"{many} runs, a further step of each / of one", further / alone)
 
 
+def memory(bench: Bench) -> None:
+    """Too little memory for a batch: it is cut into halves, and the numbers stay."""
+    shape = bench.shapes[-1]
+    overrides = [*shape.overrides, f"device={bench.device}", f"training.batch.size={shape.size}",
+                 "training.epochs=1", "training.max_steps=2"]  # fmt: skip
+
+    def run(name: str) -> Outcome:
+        recipes = ["methods/nft", "tasks/darcy"]
+        plan = compose_plan(recipes, plugins.registry(), bench.store, [*overrides, *SOURCE])
+        order = RunOrder(name, bench.folder / "runs")
+        outcome = execute(plan, order, plugins.registry(), bench.store)
+        bench.free()
+        return outcome
+
+    if bench.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    enough = run("enough")
+    if not bench.cuda:
+        bench.report.add("a batch in halves", "skipped: only a GPU has a limit to set")
+        return
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(0.7 * torch.cuda.max_memory_reserved() / total)
+    try:
+        little = run("too little")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    notes = [note for note in little.result["notes"] if "memory" in note]
+    bench.report.add("a note says so", bool(notes), "; ".join(notes) or "no note", wanted="a note")
+    (one,), (other,) = enough.run.metrics(), little.run.metrics()
+    apart = abs(one["train"]["loss"] - other["train"]["loss"]) / one["train"]["loss"]
+    bench.report.add("the loss differs by rounding, relative", apart, at_most=1e-3)
+
+
 SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "rate": (rate, 5),
     "draw": (draw, 5),
@@ -320,11 +353,12 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "evaluation": (evaluation, 10),
     "exact": (exact, 20),
     "together": (together, 30),
+    "memory": (memory, 10),
     "wrong": (wrong, 5),
     "again": (again, 90),
 }
 """Sections and the seconds they may take."""
-EXACT = ("exact", "together", "wrong", "again")
+EXACT = ("exact", "together", "memory", "wrong", "again")
 """Sections that want deterministic kernels: cuBLAS is set up for them before it is first used."""
 
 
