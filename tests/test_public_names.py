@@ -13,7 +13,7 @@ import pytest
 import xmodal
 from xmodal import _moved
 
-PUBLIC = ["FineTuner", "__version__", "compare", "export", "hookimpl", "load", "run"]
+PUBLIC = ["FineTuner", "__version__", "compare", "export", "hookimpl", "load", "preload", "run"]
 DOCUMENTED = [
     ("xmodal.compare.running", "compare", "xmodal.comparison.run", "compare"),
     ("xmodal.compare.scores", "Scores", "xmodal.comparison.error_table", "ErrorTable"),

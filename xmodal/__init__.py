@@ -13,17 +13,18 @@ from xmodal._version import __version__
 from xmodal.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from xmodal.api import export, load, run
+    from xmodal.api import export, load, preload, run
     from xmodal.comparison.run import compare
     from xmodal.finetuner import FineTuner
 
-__all__ = ["FineTuner", "__version__", "compare", "export", "hookimpl", "load", "run"]
+__all__ = ["FineTuner", "__version__", "compare", "export", "hookimpl", "load", "preload", "run"]
 
 _LAZY = {
     "FineTuner": "xmodal.finetuner",
     "compare": "xmodal.comparison.run",
     "export": "xmodal.api",
     "load": "xmodal.api",
+    "preload": "xmodal.api",
     "run": "xmodal.api",
 }
 

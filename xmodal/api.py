@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,22 @@ from xmodal import plugins, runs
 from xmodal.data.store import Store
 from xmodal.files import hashed_again
 from xmodal.recipe.compose import find_recipe, looks_like_path
+
+_OF_A_RUN = (
+    "xmodal.engine.run",
+    "xmodal.report.run",
+    "torch._inductor.config",  # of deterministic kernels
+    "sklearn.datasets",
+    "sklearn.decomposition",
+    "sklearn.ensemble",
+    "matplotlib.backends.backend_svg",
+    "mpl_toolkits.axes_grid1",
+    "h5py",
+    "timm",
+    "transformers.modeling_utils",
+    "peft",
+)
+"""What takes long to import: the engine, the report, and what their parts import when needed."""
 
 if TYPE_CHECKING:
     from xmodal.engine.observe import Observer
@@ -73,6 +90,15 @@ def run_order(
         source_text=source_text(recipes, registry),
         report=_write_report if report else None,
     )
+
+
+def preload() -> None:
+    """Import what runs need, so that a process that is forked afterwards begins one at once.
+
+    Runs nothing and touches no GPU, so that this process may still be forked.
+    """
+    for name in _OF_A_RUN:
+        importlib.import_module(name)
 
 
 def _write_report(done: runs.Run) -> None:

@@ -164,10 +164,16 @@ def test_launchers_by_name_block_and_file(tmp_path: Path) -> None:
     def launcher(text: str, **settings: Any) -> Use[Any]:
         return choose("launcher", text, registry(), "--launcher", settings)
 
-    assert launcher("local").dump() == {"use": "local", "jobs": None, "grace": 120.0}
+    assert launcher("local").dump() == {
+        "use": "local",
+        "jobs": None,
+        "threads": None,
+        "grace": 120.0,
+    }
     assert launcher("{use: local, grace: 5}", jobs=3).dump() == {
         "use": "local",
         "jobs": 3,
+        "threads": None,
         "grace": 5.0,
     }
     assert default_launcher(registry()) == "local"
