@@ -167,12 +167,14 @@ def test_launchers_by_name_block_and_file(tmp_path: Path) -> None:
     assert launcher("local").dump() == {
         "use": "local",
         "jobs": None,
+        "pack": None,
         "threads": None,
         "grace": 120.0,
     }
     assert launcher("{use: local, grace: 5}", jobs=3).dump() == {
         "use": "local",
         "jobs": 3,
+        "pack": None,
         "threads": None,
         "grace": 5.0,
     }
