@@ -9,12 +9,14 @@ from tests.plugins.pare.test_draw_on_device import rows
 from tests.test_ops import KINDS, scores
 from xmodal import rank_kernels
 from xmodal.ops import ranks
+from xmodal_beyond import capped_simplex, capped_simplex_kernels
 from xmodal_pare import draw_kernels as kernels
 from xmodal_pare.draw import _loop, relaxed_subset
 
 # Rows shorter than, equal to and longer than a power of two; all edges of k.
 CLOSED = [(1, 1, 0.9), (1, 0, 0.9), (7, 7, 0.05), (64, 1, 0.9), (64, 63, 10.0), (64, 0, 0.9),
           (200, 70, 0.05), (200, 70, 0.9), (200, 199, 0.9)]  # fmt: skip
+SIMPLEX = [(2, 1, 1.0), (7, 6, 0.1), (64, 32, 1.0), (200, 70, 1.0), (200, 199, 0.1)]
 LOOP = [(5, 0, 0.9), (5, 1, 0.9), (23, 11, 0.9), (23, 22, 0.9), (16, 16, 0.9)]
 
 
@@ -35,6 +37,16 @@ def closed(keys_BN: Tensor, weight_BN: Tensor, k: int, temperature: float) -> No
     torch.testing.assert_close(khot_BN, plain, rtol=1e-5, atol=2e-6 * max(k, 1))
     torch.testing.assert_close(found_BN, expected, rtol=1e-4, atol=1e-5)
     assert ((khot_BN.double().sum(1) - k).abs() <= 2e-6 * k).all()
+
+
+def simplex(scores_BN: Tensor, weight_BN: Tensor, k: int, temperature: float) -> None:
+    """The projection onto the capped simplex."""
+    number, steps = torch.tensor(k), capped_simplex._STEPS
+    x_BN = capped_simplex_kernels.solve(
+        scores_BN.T.contiguous().T, ranks(scores_BN), number, temperature, steps
+    )
+    expected_BN = capped_simplex._solve(scores_BN.double(), number, temperature).sigmoid()
+    torch.testing.assert_close(x_BN.sigmoid(), expected_BN.float(), rtol=0, atol=1e-5)
 
 
 def loop(keys_BN: Tensor, weight_BN: Tensor, k: int, temperature: float) -> None:
@@ -66,13 +78,14 @@ def main() -> None:
     """Compare all cases."""
     counted()
     print("ranks")  # noqa: T201
-    for name, cases, compare in (("closed form", CLOSED, closed), ("loop", LOOP, loop)):
+    tables = (("closed form", CLOSED, closed), ("simplex", SIMPLEX, simplex), ("loop", LOOP, loop))
+    for name, cases, compare in tables:
         for tokens, k, temperature in cases:
-            keys_BN = rows(tokens)[: 5 if compare is closed else 3]
+            keys_BN = rows(tokens)[: 3 if compare is loop else 5]
             weight_BN = torch.randn(keys_BN.shape, generator=torch.Generator().manual_seed(3))
             compare(keys_BN, weight_BN, k, temperature)
         print(name)  # noqa: T201
-    for module in (rank_kernels, kernels):
+    for module in (rank_kernels, kernels, capped_simplex_kernels):
         module.try_out(torch.device("cpu"))
 
 

@@ -43,4 +43,4 @@ def test_kernels_are_the_plain_forms_in_tritons_interpreter():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "ranks\nclosed form\nloop\n"
+    assert done.stdout == "ranks\nclosed form\nsimplex\nloop\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
 
-__all__ = ["fused_kernels"]
+__all__ = ["fused_kernels", "launch_by_rows"]
+
+# A row and the temporaries of a kernel have so many elements in each thread.
+_PER_THREAD = 16
 
 
 def fused_kernels(module: str, x: Tensor) -> Any:
@@ -42,3 +46,19 @@ def _working(module: str, device: torch.device) -> Any:
         warnings.warn(text, stacklevel=3)
         return None
     return kernels
+
+
+def launch_by_rows(kernel: Any, x_BN: Tensor, *more: Tensor, **settings: float) -> None:
+    """Launch a Triton kernel with one program per row, which holds the whole row in registers.
+
+    Its parameters are ``x_BN``, ``more``, N, ``settings`` by name, and ``BLOCK``, the power of two
+    that N fits into. The tensors are contiguous, the rows have at most 16384 tokens.
+    """
+    rows, tokens = x_BN.shape
+    block = 1 << (tokens - 1).bit_length()
+    warps = min(max(block // (32 * _PER_THREAD), 1), 32)
+    # Triton's interpreter, which the tests use, runs on the CPU.
+    with torch.cuda.device(x_BN.device) if x_BN.is_cuda else nullcontext():
+        kernel[(rows,)](
+            x_BN, *more, tokens, **settings, BLOCK=block, num_warps=warps, enable_fp_fusion=False
+        )

@@ -16,18 +16,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xmodal.ops import check_count, full_precision, straight_through
+from xmodal.fused import fused_kernels
+from xmodal.ops import check_count, full_precision, ranks, straight_through
 
 # The width of the bracket below is at most ln k + ln(N − k) plus the gap between the k-th and the
 # next score. Normal, exponential, Cauchy and two-cluster scores of any scale needed 6 steps.
 _STEPS = 8
+_LONGEST_FUSED_ROW = 16384
 
 
 def capped_simplex(scores_BN: Tensor, k: int | Tensor, temperature: float) -> Tensor:
     """Relaxed membership ``[B, N]`` of the k largest of finite scores, in (0, 1); rows sum to k.
 
     It increases with the scores; k = 0 and k = N give exactly 0 and 1. O(N) memory per row.
-    Computed in float32 (float64 for float64 scores). ``k``: see ``xmodal.ops.check_count``.
+    Computed in float32 (float64 for float64 scores), on a GPU in one kernel. ``k``: see
+    ``xmodal.ops.check_count``.
     """
     check_count(scores_BN, k)
     if temperature <= 0:
@@ -99,7 +102,13 @@ class _Relaxed(torch.autograd.Function):
         if scores_BN.numel() == 0:
             ctx.save_for_backward(scores_BN)
             return scores_BN.clone()
-        x_BN = _solve(scores_BN, k, temperature)
+        kernels = None
+        if scores_BN.dtype == torch.float32 and scores_BN.shape[1] <= _LONGEST_FUSED_ROW:
+            kernels = fused_kernels("xmodal_beyond.capped_simplex_kernels", scores_BN)
+        if kernels:
+            x_BN = kernels.solve(scores_BN, ranks(scores_BN), k, temperature, _STEPS)
+        else:
+            x_BN = _solve(scores_BN, k, temperature)
         # For k = 0 and k = N, x would be infinite; the gradient is 0.
         none, all_ = k == 0, k == scores_BN.shape[1]
         ctx.save_for_backward(torch.where(none | all_, 0.0, _slopes(x_BN, temperature)))

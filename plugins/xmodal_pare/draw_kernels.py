@@ -8,15 +8,12 @@ Shapes: B samples (programs), N tokens.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Row and temporaries have 16 elements in each thread.
-_PER_THREAD = 16
+from xmodal.fused import launch_by_rows
 
 
 def closed_form(
@@ -25,14 +22,14 @@ def closed_form(
     """khot and its slopes r ``[B, N]`` by ``steps`` steps of Newton's method."""
     keys_BN = keys_BN.contiguous()
     khot_BN, r_BN = torch.empty_like(keys_BN), torch.empty_like(keys_BN)
-    _launch(_closed_form, keys_BN, k, khot_BN, r_BN, temperature=temperature, STEPS=steps)
+    launch_by_rows(_closed_form, keys_BN, k, khot_BN, r_BN, temperature=temperature, STEPS=steps)
     return khot_BN, r_BN
 
 
 def closed_form_gradient(r_BN: Tensor, grad_BN: Tensor) -> Tensor:
     """The gradient of the keys from that of khot."""
     out_BN = torch.empty_like(r_BN)
-    _launch(_closed_form_gradient, r_BN, grad_BN.contiguous(), out_BN)
+    launch_by_rows(_closed_form_gradient, r_BN, grad_BN.contiguous(), out_BN)
     return out_BN
 
 
@@ -42,7 +39,7 @@ def loop(keys_BN: Tensor, k: Tensor, temperature: float) -> tuple[Tensor, Tensor
     khot_BN, tokens = torch.empty_like(keys_BN), keys_BN.shape[1]
     p_BJN = keys_BN.new_empty(keys_BN.shape[0], tokens, tokens)
     tiny = torch.finfo(torch.float32).tiny
-    _launch(_loop, keys_BN, k, khot_BN, p_BJN, temperature=temperature, TINY=tiny)
+    launch_by_rows(_loop, keys_BN, k, khot_BN, p_BJN, temperature=temperature, TINY=tiny)
     return khot_BN, p_BJN
 
 
@@ -50,7 +47,7 @@ def loop_gradient(p_BJN: Tensor, k: Tensor, grad_BN: Tensor, temperature: float)
     """The gradient of the keys from that of khot."""
     grad_BN = grad_BN.contiguous()
     out_BN = torch.empty_like(grad_BN)
-    _launch(_loop_gradient, grad_BN, k, p_BJN, out_BN, temperature=temperature)
+    launch_by_rows(_loop_gradient, grad_BN, k, p_BJN, out_BN, temperature=temperature)
     return out_BN
 
 
@@ -58,17 +55,6 @@ def try_out(device: torch.device) -> None:
     """Compile and launch the smallest kernel."""
     row_BN = torch.ones(1, 2, device=device)
     closed_form_gradient(row_BN, row_BN)
-
-
-def _launch(kernel: triton.JITFunction, x_BN: Tensor, *more: Tensor, **settings: float) -> None:
-    rows, tokens = x_BN.shape
-    block = triton.next_power_of_2(tokens)
-    warps = min(max(block // (32 * _PER_THREAD), 1), 32)
-    # Triton's interpreter, which the tests use, runs on the CPU.
-    with torch.cuda.device(x_BN.device) if x_BN.is_cuda else nullcontext():
-        kernel[(rows,)](
-            x_BN, *more, tokens, **settings, BLOCK=block, num_warps=warps, enable_fp_fusion=False
-        )
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from torch import Tensor, nn
 
+from tests.plugins.pare.test_draw_on_device import HostIsAway
 from xmodal.batch import Progress, Tokens
 from xmodal.ops import gumbel_noise
 from xmodal.testing.tiny import WIDTH, tiny_context, tiny_tokens
@@ -196,6 +197,30 @@ def test_scores_far_apart_have_no_gradient_but_no_nan():
     scores_BN = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)
     (top_k(scores_BN, 1, 1.0) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert bool(torch.isfinite(scores_BN.grad).all())
+
+
+@pytest.mark.parametrize("k", [0, 1, 8, 15, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_k_may_be_a_tensor_that_the_host_does_not_read(k, dtype):
+    scores_BN, weight_BN = (random(3, 16, seed=seed, dtype=dtype) for seed in (7, 8))
+    scores_BN[1] = (2 * scores_BN[1]).round()
+    for function in (capped_simplex, top_k):
+        found = []
+        for number in (k, torch.tensor(k), torch.tensor(k, dtype=torch.int32)):
+            leaf_BN = scores_BN.clone().requires_grad_()
+            with HostIsAway():
+                y_BN = function(leaf_BN, number, 0.7)
+                (gradient_BN,) = torch.autograd.grad((y_BN * weight_BN).sum(), leaf_BN)
+            found.append((y_BN.detach(), gradient_BN))
+        for y_BN, gradient_BN in found:
+            assert torch.equal(y_BN, found[0][0])
+            assert torch.equal(gradient_BN, found[0][1])
+    if k in (0, 16):
+        assert (y_BN == k / 16).all()
+        assert not gradient_BN.any()
+    else:
+        assert (y_BN.sum(1) == k).all()
+        assert float(gradient_BN.abs().max()) > 0
 
 
 @pytest.mark.parametrize(
