@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -49,10 +51,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def session_of(method: str, *overrides: str) -> RunSession:
+def session_of(method: str, *overrides: str, darcy: bool = True) -> RunSession:
     registry, store = plugins.registry(), Store()
-    layers = [f"methods/{method}", "tasks/darcy"]
-    layered = compose(layers, registry, [*SMALL, *overrides], "smoke")
+    layers = [f"methods/{method}", *(["tasks/darcy"] if darcy else [])]
+    small = SMALL if darcy else []
+    layered = compose(layers, registry, [*small, *overrides], "smoke")
     made = Builder(plan(validate(layered, registry), store, layered), store, lambda line: None)
     return made.session(made.data())
 
@@ -127,6 +130,35 @@ EAGER = {
     "pare-without-source-loss", "recraft", "recraft-pare",
 }  # fmt: skip
 """Methods with a stage that cannot be captured: it measures, or its mixer asks the device."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "{use: vit-s14, pretrained: false, layers: 1}",
+        "{use: swin, size: tiny, pretrained: false}",
+        "{use: timm, name: vit_tiny_patch16_224, pretrained: false}",
+        "{use: minilm-l6, pretrained: false, layers: 1}",
+    ],
+)
+def test_every_backbone_can_be_captured(backbone: str, precision: str, tmp_path: Path) -> None:
+    short = ["task.train=4", "training.epochs=1", "training.batch={size: 2}"]
+    sequences = "minilm" in backbone
+    if sequences:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(12, 2, 24, generator=generator).numpy()
+        np.savez(tmp_path / "sequences.npz", x=x, y=x.mean(2))
+        short = [f"task={{use: arrays, path: {tmp_path / 'sequences.npz'}, form: sequence}}"]
+        short += ["training.epochs=1", "training.batch={size: 4}"]
+    wanted = [*short, f"backbone={backbone}", f"precision={precision}"]
+    session, tape = session_of("nft", *wanted, darcy=not sequences), TapeGraphs()
+    trained(session, tape)
+    assert tape.replays > 0
+    plain = session_of("nft", *wanted, darcy=not sequences)
+    trained(plain, TapeGraphs(), Uncaptured)
+    assert_same(weights(session), weights(plain))
 
 
 def test_a_resumed_run_is_bit_equal() -> None:
