@@ -151,7 +151,7 @@ def test_every_backbone_can_be_captured(backbone: str, precision: str, tmp_path:
         x = torch.randn(12, 2, 24, generator=generator).numpy()
         np.savez(tmp_path / "sequences.npz", x=x, y=x.mean(2))
         short = [f"task={{use: arrays, path: {tmp_path / 'sequences.npz'}, form: sequence}}"]
-        short += ["training.epochs=1", "training.batch={size: 4}"]
+        short += ["training.epochs=1", "training.batch={size: 4}", "source=null"]
     wanted = [*short, f"backbone={backbone}", f"precision={precision}"]
     session, tape = session_of("nft", *wanted, darcy=not sequences), TapeGraphs()
     trained(session, tape)
