@@ -125,9 +125,8 @@ def test_replays_give_what_plain_steps_give(method: str) -> None:
 
 
 EAGER = {
-    "mona", "mona-pare", "orca", "orca-pare", "orca-published", "pare", "pare-by-distance",
-    "pare-consistent", "pare-constant-k", "pare-published", "pare-random-k",
-    "pare-without-source-loss", "recraft", "recraft-pare",
+    "mona", "mona-pare", "orca", "orca-pare", "orca-published", "pare-by-distance", "recraft",
+    "recraft-pare",
 }  # fmt: skip
 """Methods with a stage that cannot be captured: it measures, or its mixer asks the device."""
 

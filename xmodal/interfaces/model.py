@@ -48,13 +48,21 @@ class Embedder(Component, nn.Module):
 
 
 class Selector(Component, nn.Module):
-    """Chooses the k most important tokens of every sample."""
+    """Chooses the k most important tokens of every sample.
+
+    Schedules, progress and random draws come through ``xmodal.steps.from_host``; then a step can be
+    captured as a CUDA graph. Otherwise it runs operation by operation.
+    """
 
     kind = "selector"
 
     @abstractmethod
-    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
-        """Select ``k`` tokens per row; 0 <= k <= N."""
+    def forward(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Selection:
+        """Select ``k`` tokens per row; 0 <= k <= N.
+
+        ``k`` is an int, or a 0-d int64 tensor on the device of the tokens. ``ops.hard_subset``
+        takes both without waiting for the device.
+        """
 
 
 class Scheduler(Component):
@@ -72,7 +80,8 @@ class Scheduler(Component):
         """Observe a training batch before the mixer asks for k; ``mix(k)`` gives its mixed tokens.
 
         This is for schedules that depend on the data. A schedule with state must also be an
-        ``nn.Module`` that keeps its state in buffers. The default does nothing.
+        ``nn.Module`` that keeps its state in buffers. The default does nothing. One that looks at
+        the data asks the device, so steps with it are not captured as CUDA graphs.
         """
         return
 
@@ -82,6 +91,7 @@ class Mixer(Component, nn.Module):
 
     ``needs_source`` asks the engine for source batches, ``needs_unlabelled`` for target samples
     without labels (a run may have none). ``uses`` names the parts that the mixer receives.
+    Schedules, progress and random draws come through ``xmodal.steps.from_host``, as in selectors.
     """
 
     kind = "mixer"

@@ -31,6 +31,7 @@ from xmodal.interfaces import (
     Target,
     TaskFacts,
 )
+from xmodal.ops import hard_subset
 
 Form = Literal["grid", "sequence", "row"]
 WIDTH = 16
@@ -183,11 +184,10 @@ class TinyBackbone(Backbone):
 class TinySelector(Selector):
     """Selects the k tokens with the largest sum, with a straight-through gradient."""
 
-    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
+    def forward(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Selection:
         """Select."""
         scores_BN = tokens.x_BND.sum(dim=2)
-        hard_BN = torch.zeros_like(scores_BN)
-        hard_BN = hard_BN.scatter(1, scores_BN.topk(k, dim=1).indices, 1.0).detach()
+        hard_BN = hard_subset(scores_BN, k).to(scores_BN.dtype)
         soft_BN = scores_BN.sigmoid()
         return Selection(hard_BN + (soft_BN - soft_BN.detach()), scores_BN.detach(), k)
 

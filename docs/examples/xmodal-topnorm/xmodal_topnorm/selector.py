@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from xmodal.batch import Progress, Selection, Tokens
 from xmodal.interfaces import Selector, Settings
+from xmodal.ops import hard_subset
 
 
 class TopNorm(Selector):
@@ -27,14 +29,14 @@ class TopNorm(Selector):
 
     config: Config
 
-    def forward(self, tokens: Tokens, k: int, progress: Progress) -> Selection:
-        """Select ``k`` tokens a row; 0 <= k <= N."""
+    def forward(self, tokens: Tokens, k: int | Tensor, progress: Progress) -> Selection:
+        """Select ``k`` tokens a row; 0 <= k <= N, an int or a 0-d tensor on the device."""
         norm_BN = tokens.x_BND.norm(dim=2)
         scores_BN = norm_BN.detach()
-        chosen_BK = scores_BN.topk(k, dim=1).indices
-        mask_BN = torch.zeros_like(scores_BN).scatter(1, chosen_BK, 1.0)
-        if self.config.gradient and k:
-            threshold_B1 = scores_BN.gather(1, chosen_BK[:, -1:])
+        mask_BN = hard_subset(scores_BN, k)
+        if self.config.gradient:
+            left_out_BN = mask_BN == 0
+            threshold_B1 = scores_BN.masked_fill(left_out_BN, torch.inf).amin(dim=1, keepdim=True)
             soft_BN = torch.sigmoid((norm_BN - threshold_B1) / self.config.temperature)
             mask_BN = mask_BN + (soft_BN - soft_BN.detach())
         return Selection(mask_BN, scores_BN, k)
