@@ -9,13 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import re
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+T = TypeVar("T")
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -91,27 +97,162 @@ def seed_everything(seed: int) -> None:
 
 
 def use_determinism(wanted: bool) -> None:
-    """Turn deterministic kernels in this process on or off."""
+    """Use deterministic kernels in this process, or the fastest ones.
+
+    Where torch has no deterministic kernel, it warns and uses the other one.
+    """
     if wanted:
         # cuBLAS reads this on first use. Training and prediction must use the same value.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Some GPU kernels have no deterministic version; they warn and run anyway.
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
     # Filling new memory only helps code that reads uninitialised values, and it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # cuDNN's benchmark chooses kernels by timing them.
+    _set_kernels(wanted, True, False, not wanted, wanted)
 
 
 @contextmanager
 def determinism_kept() -> Iterator[None]:
     """Undo ``use_determinism`` at the end of the block."""
-    wanted = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    before = _kernels()
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(wanted, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        _set_kernels(*before)
+
+
+_UNFIXED = re.compile(
+    r"(?P<name>[^\n]+?) (does not have a deterministic implementation"
+    r"|defaults to a non-deterministic algorithm)|not deterministic because it uses CuBLAS"
+)
+
+
+class Kernels:
+    """A block with deterministic kernels, or with the fastest ones; it may be entered repeatedly.
+
+    ``note`` is told, once, what torch has no deterministic kernel for, in place of its warning.
+    """
+
+    def __init__(self, deterministic: bool, note: Callable[[str], None]) -> None:
+        self._deterministic, self._note = deterministic, note
+        self._told: set[Any] = set()
+        self._left = ExitStack()
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(determinism_kept())
+            use_determinism(self._deterministic)
+            if self._deterministic:
+                stack.enter_context(self._explaining())
+                if torch.cuda.is_available():  # it would cost CPUs time, for nothing
+                    stack.enter_context(FixedAttention())
+            self._left = stack.pop_all()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._left.__exit__(*raised)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Turn torch's warnings about kernels that are not deterministic into a note for each."""
+        always = torch.is_warn_always_enabled()
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+            warnings.filterwarnings("always", f".*({_UNFIXED.pattern})", UserWarning)
+
+            def explain(message: Warning | str, kind: type[Warning], *place: Any) -> None:
+                found = _UNFIXED.search(str(message))
+                # Entering the block makes Python forget which warnings it has shown.
+                key = found["name"] if found else (str(message), kind, *place[:2])
+                if key in self._told:
+                    return
+                self._told.add(key)
+                if found is None:
+                    show(message, kind, *place)
+                else:
+                    self._note(
+                        f"{key or 'a matrix product (cuBLAS)'}: torch has no deterministic kernel "
+                        "for it here; repeats of the run may differ in the last digits"
+                    )
+
+            warnings.showwarning = explain  # type: ignore[assignment]
+            # Some are given once a process, and several runs may share it.
+            torch.set_warn_always(True)
+            try:
+                yield
+            finally:
+                torch.set_warn_always(always)
+
+
+def within(
+    block: AbstractContextManager[Any], work: Generator[None, None, T]
+) -> Generator[None, None, T]:
+    """``work``, whose turns run inside of ``block``: it is left at every pause."""
+    try:
+        while True:
+            with block:
+                try:
+                    next(work)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+            yield
+    finally:
+        with block:
+            work.close()
+
+
+def _kernels() -> tuple[bool, bool, bool, bool, bool]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+
+
+def _set_kernels(
+    deterministic: bool, warns: bool, fills: bool, by_time: bool, fixed_convolutions: bool
+) -> None:
+    torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+    torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = by_time
+    torch.backends.cudnn.deterministic = fixed_convolutions
+
+
+class FixedAttention(TorchFunctionMode):
+    """A block in which the gradient of attention is deterministic.
+
+    Torch's fused kernels on CUDA add it in a fixed order only where it forbids all others
+    (``warn_only=False``); where it only warns, they do not. So it forbids during their backward.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is functional.scaled_dot_product_attention:
+            node = _attention(out.grad_fn)
+            if node is not None:
+                node.register_prehook(lambda gradients: _forbid(True))
+                node.register_hook(lambda inputs, outputs: _forbid(False))
+        return out
+
+
+def _attention(node: Any) -> Any:
+    """The node of a fused attention kernel at, or just behind, ``node``; None if there is none."""
+    for _ in range(4):  # what cuts off a padding may come after it
+        if node is None or "ScaledDotProduct" in node.name():
+            return node
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def _forbid(wanted: bool) -> None:
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True, warn_only=not wanted)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from xmodal import runs
+from xmodal import randomness, runs
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, directory
 from xmodal.engine import device as devices
@@ -98,7 +98,9 @@ def steps(
     alone = accelerator(plan.recipe.device, plan.recipe.precision)
     directory.check(order.name, order.root, order.directory)  # nor should a wrong place
     with RunLog(observer or Silent(), writes=alone.is_main_process) as log:
-        return (yield from _steps(plan, order, registry, store, log, alone, process))
+        kernels = randomness.Kernels(plan.recipe.deterministic, log.note)
+        work = _steps(plan, order, registry, store, log, alone, process)
+        return (yield from randomness.within(kernels, work))
 
 
 def _steps(

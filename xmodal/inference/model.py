@@ -209,8 +209,7 @@ class TrainedModel:
         """
         half = self.recipe.precision == "bf16"
         cast = torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
-        with randomness.determinism_kept(), cast:
-            randomness.use_determinism(self.recipe.deterministic)
+        with randomness.Kernels(self.recipe.deterministic, self.note), cast:
             outputs: Tensor = self.model(x.to(self.device)).cpu()
         return self.raw.restore_labels(outputs)
 
