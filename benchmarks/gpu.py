@@ -49,9 +49,12 @@ import xmodal
 from xmodal import plugins, randomness
 from xmodal.data import loader
 from xmodal.engine.evaluate import evaluate
+from xmodal.engine.loop import EpochRecord
+from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.run import Outcome, RunOrder, execute
 from xmodal.engine.session import RunSession
+from xmodal.engine.step import StepRecord
 from xmodal.engine.together import Work, execute_together
 from xmodal.ops import straight_through
 from xmodal_pare.draw import relaxed_subset
@@ -276,10 +279,21 @@ def evaluation(bench: Bench) -> None:
 # --- many runs, and too little memory -----------------------------------------------------------
 
 
+class Times(Silent):
+    """When the steps of a run were known."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+
+    def record(self, record: StepRecord | EpochRecord) -> None:
+        """Keep the time of a step."""
+        if isinstance(record, StepRecord):
+            self.steps.append(time.perf_counter())
+
+
 def together(bench: Bench) -> None:
-    """Small runs that take turns on one device, against one alone: whole runs, and by the step."""
-    many, epochs = (10, (4, 34)) if bench.cuda else (2, (2, 4))
-    rows, columns = 320, 23
+    """Small runs that take turns on one device, against one alone: whole runs, and their steps."""
+    rows, columns, epochs, many = (320, 23, 2, 2) if bench.tiny else (1600, 23, 30, 10)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, columns, generator=generator)
     numpy.savez(bench.folder / "table.npz", x=x.numpy(), y=(x[:, 0] > 0).long().numpy())
@@ -287,33 +301,35 @@ def together(bench: Bench) -> None:
     overrides = [f"task={{use: arrays, path: {bench.folder / 'table.npz'}}}", f"backbone={text}",
                  f"device={bench.device}", "training.batch.size=32", "precision=bf16"]  # fmt: skip
 
-    def seconds(runs: int, length: int) -> tuple[float, int]:
-        """Of so many runs of so many epochs, with all that belongs to a run; and steps of each."""
-        works = []
-        for seed in range(runs):
+    def run(number: int, length: int) -> tuple[float, float]:
+        """Seconds of so many whole runs of so many epochs, and of a step of each of them."""
+        works, times = [], [Times() for _ in range(number)]
+        for seed in range(number):
             more = [f"seed={seed}", f"training.epochs={length}"]
             plan = compose_plan(
                 ["methods/nft"], plugins.registry(), bench.store, [*overrides, *more]
             )
-            works.append(Work(plan, RunOrder(f"{runs}-{length}-{seed}", bench.folder / "runs")))
+            order = RunOrder(f"{number}-{length}-{seed}", bench.folder / "runs")
+            works.append(Work(plan, order, times[seed]))
         finish()
-        begun, steps = time.perf_counter(), 0
+        begun = time.perf_counter()
         for outcome in execute_together(works, plugins.registry(), bench.store):
             if isinstance(outcome, BaseException):
                 raise outcome
-            steps = outcome.result["steps"]
-        return time.perf_counter() - begun, steps
+        seconds = time.perf_counter() - begun
+        # While all of them train: the first steps are captured, and one run ends first.
+        since, until = max(t.steps[5] for t in times), min(t.steps[-1] for t in times)
+        taken = sum(since < step <= until for t in times for step in t.steps)
+        return seconds, (until - since) * number / taken
 
-    seconds(1, 1)  # warms up, under a name of its own
-    (one_short, before), (one, steps) = (seconds(1, length) for length in epochs)
-    (many_short, _), (all_of_them, _) = (seconds(many, length) for length in epochs)
-    bench.report.add(f"one run of {steps} steps", one, "s")
-    bench.report.add(f"{many} runs of {steps} steps", all_of_them, "s")
+    run(1, 1)  # warms up, under a name of its own
+    (one, step), (all_of_them, steps) = run(1, epochs), run(many, epochs)
+    bench.report.add(f"one run of {epochs} epochs", one, "s")
+    bench.report.add(f"{many} runs of {epochs} epochs", all_of_them, "s")
     bench.report.add(f"{many} runs / one", all_of_them / one, at_most=bench.goal(3.0))
-    alone = (one - one_short) / (steps - before)
-    bench.report.add("one run, a further step", 1e3 * alone, "ms")
-    further = (all_of_them - many_short) / (steps - before)
-    bench.report.add(f"{many} runs, a further step of each / of one", further / alone)
+    bench.report.add("a step of one run alone", 1e3 * step, "ms")
+    bench.report.add(f"a step of each of {many} runs", 1e3 * steps, "ms")
+    bench.report.add(f"steps alone: {many} runs / one", steps / step)
 
 
 def memory(bench: Bench) -> None:
@@ -355,10 +371,10 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "steps": (steps, 60),
     "evaluation": (evaluation, 10),
     "exact": (exact, 20),
-    "together": (together, 30),
+    "together": (together, 45),
     "memory": (memory, 10),
     "wrong": (wrong, 5),
-    "again": (again, 90),
+    "again": (again, 80),
 }
 """Sections and the seconds they may take."""
 EXACT = ("exact", "together", "memory", "wrong", "again")
