@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,9 @@ def test_kernels_that_fail_are_left_out_with_one_warning(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_kernels_are_the_plain_forms_in_tritons_interpreter():
-    pytest.importorskip("triton")
+    # Found without importing it: its library complains when a process ends.
+    if find_spec("triton") is None or [*map(int, version("triton").split(".")[:2])] < [3, 9]:
+        pytest.skip("needs Triton 3.9, whose interpreter knows today's numpy")
     # Triton decides at its import whether it interprets, so this takes a new process.
     done = subprocess.run(
         [sys.executable, "-m", "tests.interpreted_kernels"],
