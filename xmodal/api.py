@@ -48,13 +48,15 @@ def run(
     report: bool = True,
     observer: Observer | None = None,
     verify_data: bool = False,
+    profile: int | None = None,
 ) -> Outcome:
     """Run recipes (names or paths, later ones win) and return the outcome.
 
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
     interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes.
     ``verify_data`` reads all data to tell whether they have changed, where otherwise the times and
-    sizes of large files are believed. Raises the kinds of ``xmodal.errors.XModalError``.
+    sizes of large files are believed. ``profile`` traces so many steps into the run directory and
+    changes nothing else. Raises the kinds of ``xmodal.errors.XModalError``.
     """
     from xmodal.engine.plan import compose_plan
 
@@ -65,7 +67,7 @@ def run(
     from xmodal.engine.run import execute
 
     called = run_name(recipes, scale) if name is None else name
-    order = run_order(recipes, registry, called, directory, root, force, report)
+    order = run_order(recipes, registry, called, directory, root, force, report, profile)
     with hashed_again(verify_data):
         return execute(made, order, registry, store, observer)
 
@@ -78,6 +80,7 @@ def run_order(
     root: str | Path = runs.DEFAULT_ROOT,
     force: bool = False,
     report: bool = True,
+    profile: int | None = None,
 ) -> RunOrder:
     """Where and how the engine is to carry out recipes; the arguments are those of ``run``."""
     from xmodal.engine.run import RunOrder
@@ -89,6 +92,7 @@ def run_order(
         force=force,
         source_text=source_text(recipes, registry),
         report=_write_report if report else None,
+        profile=profile,
     )
 
 

@@ -62,6 +62,7 @@ _OF_A_PASS = (
     "predictions.safetensors",
     "samples",
     "final",
+    "profile",
 )
 
 

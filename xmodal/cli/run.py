@@ -50,6 +50,17 @@ def run(
         bool, typer.Option("--dry-run", help="Load everything and try one step; write nothing.")
     ] = False,
     force: Annotated[bool, typer.Option(help="Repeat a run that is already done.")] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Trace a few steps, with the validation after them, and print where their time "
+            "goes. The result stays the same.",
+        ),
+    ] = False,
+    profile_steps: Annotated[
+        int, typer.Option(min=1, help="How many steps --profile traces at most.")
+    ] = 20,
     track: Track = None,
     verify_data: VerifyData = False,
     plugin: Plugins = None,
@@ -82,6 +93,7 @@ def run(
         plugin_files=plugin_files,
         trackers=trackers,
         verify_data=verify_data,
+        profile=profile_steps if profile else None,
     )
 
 
@@ -100,6 +112,8 @@ def _watched(quiet: bool, as_json: bool, *recipes: str, **options: Any) -> None:
         outcome = api.run(*recipes, **options, observer=watcher)
     if first:
         show(outcome.run.path, outcome.result, outcome.fresh, as_json)
+        if options.get("profile"):
+            _show_profile(outcome.run.path, outcome.fresh)
 
 
 def resume(
@@ -158,6 +172,20 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
     if (path / "report.html").exists():
         rows.append(("report", path / "report.html"))
     output.print_table(("", ""), rows)
+
+
+def _show_profile(path: Path, fresh: bool) -> None:
+    """Where the time of the traced steps went; beside the result, which alone goes to stdout."""
+    from xmodal.engine.profiling import FOLDER, TABLE, how_to_look
+
+    console, table = output.stderr(), path / FOLDER / TABLE
+    if not fresh:
+        console.print("nothing was traced: the run was done already")
+    elif not table.exists():
+        console.print("nothing was traced: the run has too few steps")
+    else:
+        console.print(table.read_text(encoding="utf-8"), soft_wrap=True)
+        console.print(how_to_look(path / FOLDER), soft_wrap=True)
 
 
 def _dry_run(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from xmodal.batch import Batch, Progress
+from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.interfaces import Component
 from xmodal.steps import Make, answered_by, on_device
@@ -242,7 +243,8 @@ class Capture(Generic[T]):
                 return compute(micros, at)
         for call, values in zip(step.calls, drawn, strict=True):
             call.fill(values)
-        step.replay()
+        with span("replay"):
+            step.replay()
         return step.result
 
     def _give_up(self, why: CannotBeCaptured) -> None:

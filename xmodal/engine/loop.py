@@ -27,6 +27,7 @@ from xmodal.engine import distributed
 from xmodal.engine.capture import Capture, CudaGraphs, Graphs
 from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
+from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.engine.speed import Meter, Speed, peak_here
 from xmodal.engine.step import Computed, DeviceStep, HostStep, Stepper, StepRecord
@@ -179,7 +180,12 @@ class Training:
 
     def _counted(self, micro_batches: Iterable[Any]) -> Iterator[Any]:
         """The micro-batches of a step; counts their samples."""
-        for micro in micro_batches:
+        coming, end = iter(micro_batches), object()
+        while True:
+            with span("data"):
+                micro = next(coming, end)
+            if micro is end:
+                return
             if isinstance(micro, Batch):
                 self._samples += len(micro.x)
             yield micro
@@ -219,9 +225,11 @@ class Training:
         score, best = None, False
         distributed.overwrite(session.model.buffers(), session.world)
         if stage.evaluates:
-            score = evaluate(session, session.evaluation_split())
+            with span("evaluation"):
+                score = evaluate(session, session.evaluation_split())
             best = _is_best(score, snapshot, session.metric.better == "lower")
-            snapshot.probes.append(look_at_tokens(session, at))
+            with span("probe"):
+                snapshot.probes.append(look_at_tokens(session, at))
         if score is not None and best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
             snapshot.best_loss, snapshot.best_objective = score.loss, score.objective

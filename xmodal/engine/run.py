@@ -26,6 +26,7 @@ from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
 from xmodal.engine.process import ALONE, Process, StopRequest, finished
+from xmodal.engine.profiling import Profile, span
 from xmodal.engine.result import (
     keep_predictions,
     keep_samples,
@@ -48,7 +49,10 @@ SHARED = (
 
 @dataclass(frozen=True)
 class RunOrder:
-    """Where to run, whether to repeat a finished run, and what draws the report of this one."""
+    """Where to run, whether to repeat a finished run, and what draws the report of this one.
+
+    ``profile``: how many steps to trace.
+    """
 
     name: str
     root: Path = runs.DEFAULT_ROOT
@@ -56,6 +60,7 @@ class RunOrder:
     force: bool = False
     source_text: str = ""
     report: Callable[[runs.Run], object] | None = None
+    profile: int | None = None
 
 
 class Interrupted(XModalError):
@@ -145,6 +150,8 @@ def _steps(
             execution = _Execution(
                 run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
+            if main and order.profile is not None:
+                execution.profile = Profile(order.profile, execution.session.device, run.path)
             outcome = yield from execution.carry_out()
             if main:
                 run.write("result.json", outcome)
@@ -242,6 +249,7 @@ class _Execution:
         self.session = builder.session(data)
         self.training = self._begun(lambda: builder.session(data))
         self.saver = Saver(run, digest, plan.recipe.saving, self.training, self._check)
+        self.profile: Profile | None = None
         self.begun = self.clock()
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
@@ -268,6 +276,9 @@ class _Execution:
                 self.tracking.step(record)
             if self.saver.due(over):
                 self._save()
+            scored = self.session.stages[record.progress.stage].evaluates
+            if self.profile is not None and scored:
+                self.profile.record(record.progress, over)
             number = int(self.session.agree(float(self.stop.signal or 0)))
             if number:
                 self._save()
@@ -333,7 +344,8 @@ class _Execution:
         """Begin to save everything."""
         if self.place is not None:
             self._check()
-            self.saver.save()
+            with span("saving"):
+                self.saver.save()
 
     def sweep(self, steps: int, bests: int) -> None:
         """Keep this many checkpoints and bests of those that lead to where the run is now."""

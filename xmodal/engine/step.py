@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from xmodal.batch import Batch, Progress
 from xmodal.engine import distributed
 from xmodal.engine.capture import Capture
+from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.errors import TrainingError
 from xmodal.interfaces import Stage
@@ -88,11 +89,13 @@ class HostStep:
             session.draw_apart(number - 1)
         tally = _Tally()
         for micro in micro_batches:
-            loss, log = stage.loss(session, micro, at)
-            value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
+            with span("forward"):
+                loss, log = stage.loss(session, micro, at)
+                value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
             if not math.isfinite(value):
                 break  # all processes stop below; one that stopped here would leave them waiting
-            loss.backward()  # type: ignore[no-untyped-call]
+            with span("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
         tally.encoded = self.encoded() - before
         mean_loss, means, encoded = self._gather(tally)
         _check_loss(mean_loss, means, at)
@@ -105,7 +108,8 @@ class HostStep:
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         lr = float(optimizer.param_groups[0]["lr"])
-        optimizer.step()
+        with span("update"):
+            optimizer.step()
         seconds = self.clock() - begun
         self._taken.append(StepRecord(at, mean_loss, means, lr, gradient_norm, seconds, number))
         return encoded
@@ -234,7 +238,8 @@ class DeviceStep:
         while len(self._sent) > (0 if wait else self.lag):
             sent = self._sent.popleft()
             if sent.arrived is not None:
-                sent.arrived.synchronize()
+                with span("waiting for the GPU"):
+                    sent.arrived.synchronize()
             loss, norm, *logged = sent.host.tolist()
             log = dict(sent.computed.constants)
             for name, value in zip(sent.computed.names, logged, strict=True):
@@ -256,8 +261,10 @@ class DeviceStep:
         micros = 0.0
         for micro in micro_batches:
             part = micro.part if isinstance(micro, Batch) else 1.0
-            loss, log = self.stage.loss(self.session, micro, at)
-            loss.backward()  # type: ignore[no-untyped-call]
+            with span("forward"):
+                loss, log = self.stage.loss(self.session, micro, at)
+            with span("backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach().double())
             micros += part
             for name, value in log.items():
@@ -268,7 +275,8 @@ class DeviceStep:
                 else:
                     constants[name] = constants.get(name, 0.0) + part * value
         total = torch.stack(losses).sum()
-        norm = self._update(total)
+        with span("update"):
+            norm = self._update(total)
         names = tuple(sums)
         numbers = torch.stack([total, norm.double(), *(sums[name] / micros for name in names)])
         fixed = {name: value / micros for name, value in constants.items()}
