@@ -12,7 +12,7 @@ import torch
 
 from xmodal import api
 from xmodal.batch import Progress
-from xmodal.engine.profiling import FOLDER, TABLE, TRACE, Profile, how_to_look, span
+from xmodal.engine.profiling import FOLDER, TABLE, TRACE, StepTrace, how_to_look, span
 from xmodal.testing.running import assert_same, weights
 
 from ..conftest import TINY
@@ -76,7 +76,7 @@ def test_which_steps_are_traced(
         def start(self) -> None: ...
 
     monkeypatch.setattr("xmodal.engine.profiling.profile", Nothing)
-    watched = Profile(steps, torch.device("cpu"), tmp_path)
+    watched = StepTrace(steps, torch.device("cpu"), tmp_path)
 
     def stopped() -> None:
         happened.append("to the end of the epoch")

@@ -30,7 +30,7 @@ def span(name: str) -> AbstractContextManager[object]:
     return record_function(_OURS + name)
 
 
-class Profile:
+class StepTrace:
     """Traces the last ``steps`` steps of an epoch, and what follows them in it, once.
 
     The epoch is the first that has that many after the warm-up or, where epochs are shorter, the

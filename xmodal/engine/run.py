@@ -26,7 +26,7 @@ from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
 from xmodal.engine.process import ALONE, Process, StopRequest, finished
-from xmodal.engine.profiling import Profile, span
+from xmodal.engine.profiling import StepTrace, span
 from xmodal.engine.result import (
     keep_predictions,
     keep_samples,
@@ -151,7 +151,7 @@ def _steps(
                 run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
             if main and order.profile is not None:
-                execution.profile = Profile(order.profile, execution.session.device, run.path)
+                execution.profile = StepTrace(order.profile, execution.session.device, run.path)
             outcome = yield from execution.carry_out()
             if main:
                 run.write("result.json", outcome)
@@ -249,7 +249,7 @@ class _Execution:
         self.session = builder.session(data)
         self.training = self._begun(lambda: builder.session(data))
         self.saver = Saver(run, digest, plan.recipe.saving, self.training, self._check)
-        self.profile: Profile | None = None
+        self.profile: StepTrace | None = None
         self.begun = self.clock()
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
