@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from xmodal.interfaces import Context, Job, Launcher, Settings
 from xmodal_launch.forks import (
+    PAUSE,
     Forked,
     ForkServer,
     OutdatedError,
@@ -107,6 +109,14 @@ class Local(Launcher):
         self._fill()
         running = dict.fromkeys(self._started, "running")
         return running | {job.name: "queued" for job in self._waiting}
+
+    def wait(self, seconds: float) -> None:
+        """Wait at most this long for a job to end."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(PAUSE)
+            if any(started.process.poll() is not None for started in self._started.values()):
+                break
 
     def withdraw(self, names: Sequence[str]) -> None:
         """Drop jobs that wait for a slot."""

@@ -93,7 +93,7 @@ class Queue:
         try:
             while self._step(self.launcher):
                 look(self.states())
-                time.sleep(PAUSE)
+                self.launcher.wait(PAUSE)
         except BaseException:
             self.launcher.stop()
             self._unfinished = {}

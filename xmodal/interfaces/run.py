@@ -5,6 +5,7 @@ Stages and exporters receive a ``Model``, ``Session`` or ``Trained``; the engine
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -324,6 +325,10 @@ class Launcher(Component):
 
         May list jobs that an earlier process left behind; names are unique.
         """
+
+    def wait(self, seconds: float) -> None:
+        """Wait at most this long for a job to end. By default, wait all of the time."""
+        time.sleep(seconds)
 
     def withdraw(self, names: Sequence[str]) -> None:
         """Take back jobs that have not begun; running jobs go on. By default, all jobs go on.

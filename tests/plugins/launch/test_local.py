@@ -112,6 +112,18 @@ def test_a_job_says_what_killed_it(tmp_path: Path) -> None:
     assert (tmp_path / "bad" / "output.txt").read_text() == expected
 
 
+def test_waiting_ends_with_a_job(tmp_path: Path) -> None:
+    launcher = build(jobs=2)
+    short = python(tmp_path, "short", "pass")
+    long = python(tmp_path, "long", "import time; time.sleep(600)")
+    launcher.submit([short, long])
+    begun = time.monotonic()
+    launcher.wait(PATIENCE)
+    assert time.monotonic() - begun < PATIENCE
+    assert launcher.unfinished() == {"long": "running"}
+    launcher.stop()
+
+
 def test_without_a_server_jobs_start_as_they_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
