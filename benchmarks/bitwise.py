@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from workloads import MIDDLE, Bench
 
+from xmodal import randomness
 from xmodal.batch import Progress
 from xmodal.engine import checkpoint
 from xmodal.engine.capture import CannotBeCaptured
@@ -52,8 +53,9 @@ def trained(
     restored: Path | None = None,
     apart: bool = False,
 ) -> Course:
-    """Train to the end. ``save``: when so many steps are known, into this folder; then go on.
+    """Train to the end, with deterministic kernels.
 
+    ``save``: keep the state when so many steps are known, in this folder, and go on.
     ``apart``: not as the device does it, but on a GPU operation by operation, looking at every
     loss, and on a CPU with the steps of a GPU, without their graphs.
     """
@@ -63,12 +65,13 @@ def trained(
         training.graphs = None if session.device.type == "cuda" else Refused
     losses: list[float] = []
     saved = 0
-    for record in training.run():
-        if isinstance(record, StepRecord):
-            losses.append(record.loss)
-            if save is not None and len(losses) == save[0]:
-                checkpoint.save(save[1], training.state())
-                saved = training.snapshot.total_steps
+    with randomness.Kernels(True, session.note):
+        for record in training.run():
+            if isinstance(record, StepRecord):
+                losses.append(record.loss)
+                if save is not None and len(losses) == save[0]:
+                    checkpoint.save(save[1], training.state())
+                    saved = training.snapshot.total_steps
     weights = {name: value.cpu() for name, value in session.model.state_dict().items()}
     encoded, notes = training.snapshot.encoded, tuple(session.notes)
     return Course(tuple(losses), weights, encoded, notes, saved)
@@ -151,6 +154,7 @@ def _again(
             said.append(f"encoded {whole.encoded}, but eagerly {other.encoded}")
         refused = [note for note in whole.notes if "CUDA graphs" in note]
         said += refused or ["captured"] * bench.cuda
+        said += [note for note in whole.notes if "deterministic kernel" in note]
     except Exception as error:
         said, good = [*said, f"{type(error).__name__}: {error}"[:200]], False
     bench.report.add(name, good, "; ".join(said), wanted="bit-equal; to rounding")
@@ -175,8 +179,9 @@ def wrong(bench: Bench) -> None:
     bad = bench.session(recipes, [*common, "training.max_steps=8"], "smoke", change=spoil)
     training, said = Training(bad), ""
     try:
-        for _ in training.run():
-            pass
+        with randomness.Kernels(True, bad.note):
+            for _ in training.run():
+                pass
     except TrainingError as error:
         said = str(error)
     few = trained(bench.session(recipes, [*common, f"training.max_steps={good}"], "smoke"))

@@ -137,9 +137,13 @@ def exact(bench: Bench) -> None:
     rounds, block = _rounds(bench)
     for shape in bench.shapes:
         session = _session(bench, shape, "nft", "true")
-        milliseconds = alternate({"": engine_steps(session)}, rounds, block)[""]
+        with randomness.Kernels(True, session.note):
+            milliseconds = alternate({"": engine_steps(session)}, rounds, block)[""]
         what = f"{shape.name}: engine, NFT, deterministic"
         bench.report.add(what, milliseconds, "ms")
+        notes = [note for note in session.notes if "deterministic kernel" in note]
+        told = "; ".join(notes) or "none"
+        bench.report.add(f"{shape.name}: kernels that are not", not notes, told, wanted="none")
         del session
         bench.free()
 
@@ -432,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             print(f"{name}: {(section.__doc__ or '').splitlines()[0]}", flush=True)
             started = time.monotonic()
             try:
-                with randomness.determinism_kept():
+                with randomness.Kernels(False, print):
                     section(bench)
             except Exception as error:
                 print("".join(traceback.format_exc().splitlines(keepends=True)[-6:]), flush=True)
