@@ -100,11 +100,11 @@ class TokenAugment(Mixer):
         """The augmented tokens; None if nothing changed (no pair, no dropped token)."""
         config, x_BND = self.config, target.tokens.x_BND
         drawn = from_host(partial(self._draw, x_BND.shape), progress, x_BND.device)
-        # Where moves alone may have changed something, the step asks the device.
+        # Where moves within classes alone may have changed something, the step asks the device.
         changed = drawn["changed"]
         if self._moves and len(x_BND) > 1:
             same_BB = self._same(target.y)
-            changed = changed or bool((same_BB.sum(1) > 1).any())
+            changed = changed or config.partners == "any" or bool((same_BB.sum(1) > 1).any())
             x_BND = self._moved(x_BND, same_BB, drawn)
         if "noise" in drawn:
             x_BND = self._noisy(x_BND, drawn["noise"])

@@ -10,11 +10,24 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from xmodal.batch import Tokens
 from xmodal.data.store import Store
+from xmodal.engine.capture import NoQuestions
 from xmodal.interfaces import BackboneFacts, Target
 from xmodal.plugins import HOOKS, Registry, registry
-from xmodal.testing import contract
-from xmodal.testing.tiny import settings, tiny_facts
+from xmodal.testing import check_host_inputs, contract
+from xmodal.testing.tiny import (
+    TinyBackbone,
+    build,
+    settings,
+    tiny_context,
+    tiny_facts,
+    tiny_labels,
+    tiny_prediction,
+    tiny_samples,
+    tiny_target,
+    tiny_tokens,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +173,71 @@ def test_contract(
         surroundings = {"store": Store(tmp_path)}
     with torch.random.fork_rng(devices=[]):
         contract.CHECKS[kind](component, given, **surroundings)
+
+
+def _choosing() -> list[Any]:
+    return [p for p in _components() if p.values[0] in ("mixer", "selector")]
+
+
+@pytest.mark.parametrize(("kind", "name", "given", "surroundings"), _choosing())
+def test_mixers_and_selectors_can_be_captured(
+    kind: str, name: str, given: dict[str, Any], surroundings: dict[str, Any]
+) -> None:
+    component: Any = registry().load(kind, name)
+    if name == "token-augment" and given == {"noise": 0, "drop": 0}:
+        # Whether any sample has a partner of its class decides how many views there are.
+        with pytest.raises(AssertionError, match="asks the device"):
+            check_host_inputs(component, given)
+        return
+    with torch.random.fork_rng(devices=[]):
+        check_host_inputs(component, given)
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification", "multi-label", "dense"])
+@pytest.mark.parametrize("form", ["grid", "sequence", "row"])
+def test_embedders_heads_and_losses_ask_the_device_nothing(kind: str, form: Any) -> None:
+    """Whatever fits this target, in training."""
+    found = registry()
+    if kind == "dense" and form == "row":
+        return
+    target = tiny_target(kind, form)
+    facts = tiny_facts(form, target)
+    context = tiny_context(facts, {"backbone": build(TinyBackbone)}, target)
+    y, tried = tiny_labels(target), 0
+    for part in ("embedder", "predictor", "loss"):
+        for name in found.names(part):
+            component: Any = found.load(part, name)
+            if (part, name) in NEEDS or list(component.problems(settings(component, {}), facts)):
+                continue
+            if part == "embedder":
+                try:
+                    component.grid(settings(component, {}), facts.task, facts.backbone)
+                except ValueError:
+                    continue
+                given: tuple[Any, ...] = (tiny_samples(facts.task),)
+            elif not component.supports(target):
+                continue
+            elif part == "predictor":
+                try:
+                    build(component, {}, context)
+                except ValueError:
+                    continue  # dense-1d on a grid
+                given = (tiny_tokens(facts.grid),)
+            else:
+                given = (tiny_prediction(target).requires_grad_(), y)
+            for options in ({}, *(case for case, _ in CASES.get((part, name), [])[1:])):
+                module = build(component, options, context).train()
+                if part == "loss":
+                    module.fit(y)
+                    if y.is_floating_point() and module.standardises:
+                        mean = torch.ones(y.shape[1], *[1] * (y.dim() - 2), dtype=torch.float64)
+                        module.unit(mean, 2 * mean)
+                with NoQuestions():
+                    out = module(*given)
+                    out = out.x_BND if isinstance(out, Tokens) else out
+                    out.square().sum().backward()
+                tried += 1
+    assert tried >= 5
 
 
 def test_names_in_the_lists_above_exist() -> None:

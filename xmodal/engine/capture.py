@@ -188,7 +188,7 @@ class _Captured(Generic[T]):
     result: T
 
 
-class _Closed:
+class ClosedProgress:
     """The progress of a captured step: only ``from_host`` may look at it."""
 
     def __getattr__(self, name: str) -> Any:
@@ -292,7 +292,7 @@ class Capture(Generic[T]):
         inputs: _Recorder,
     ) -> _Captured[T]:
         """Warm a step up and capture it."""
-        closed = cast(Progress, _Closed())
+        closed = cast(Progress, ClosedProgress())
 
         def once() -> T:
             result = compute(micros, closed)
@@ -304,7 +304,7 @@ class Capture(Generic[T]):
                 for _ in range(WARM_UPS - 1):
                     with self.counting():
                         once()
-                with self._watched(), _Watch():  # type: ignore[no-untyped-call]
+                with self._watched(), NoQuestions():  # type: ignore[no-untyped-call]
                     once()
             try:
                 replay, result = self.graphs.capture(once)
@@ -372,7 +372,7 @@ class _Unchanged:
             self.session.set_random_state(*inside)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NoQuestions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that would wait for the device, or read memory of the host."""
 
     def __torch_dispatch__(

@@ -5,6 +5,7 @@ Works without a test framework.
 
 from __future__ import annotations
 
+from xmodal.testing.capturing import check_host_inputs
 from xmodal.testing.contract import (
     CHECKS,
     check,
@@ -48,9 +49,9 @@ from xmodal.testing.tiny import (
 __all__ = [
     "CHECKS", "TinyBackbone", "TinyScheduler", "TinySelector", "build", "check", "check_adapter",
     "check_backbone", "check_config", "check_distance", "check_embedder", "check_exporter",
-    "check_launcher", "check_loss", "check_metric", "check_mixer", "check_predictor",
-    "check_scheduler", "check_selector", "check_source", "check_stage", "check_task",
-    "check_tracker", "progress", "tiny_backbone", "tiny_context", "tiny_facts", "tiny_labels",
-    "tiny_prediction", "tiny_sample", "tiny_samples", "tiny_target", "tiny_task", "tiny_tokens",
-    "tiny_trained",
+    "check_host_inputs", "check_launcher", "check_loss", "check_metric", "check_mixer",
+    "check_predictor", "check_scheduler", "check_selector", "check_source", "check_stage",
+    "check_task", "check_tracker", "progress", "tiny_backbone", "tiny_context", "tiny_facts",
+    "tiny_labels", "tiny_prediction", "tiny_sample", "tiny_samples", "tiny_target", "tiny_task",
+    "tiny_tokens", "tiny_trained",
 ]  # fmt: skip
