@@ -96,7 +96,7 @@ def _recorded(
     for first in _POINTS:
         call(module, first)  # what happens once, such as a note, has happened
         context.generator.manual_seed(7)
-        recorder = _Recorder(first)
+        recorder = _KeptMakes(first)
         try:
             with seeded(0), answered_by(recorder), NoQuestions():  # type: ignore[no-untyped-call]
                 call(module, closed)
@@ -124,7 +124,7 @@ def _recorded(
                 expect(torch.equal(torch.as_tensor(one), torch.as_tensor(two)), message)
 
 
-class _Recorder:
+class _KeptMakes:
     """Keeps what is handed to ``from_host`` at one point."""
 
     def __init__(self, point: Progress) -> None:
