@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 
 from xmodal import api, plugins, runs
 from xmodal.data.store import Store
+from xmodal.engine import together as pack
 from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
+from xmodal.engine.process import StopRequest
 from xmodal.engine.run import SHARED, Interrupted, Outcome, RunOrder
 from xmodal.engine.together import Result, Work, execute_together
 from xmodal.engine.turns import OwnClock, OwnState, turns
-from xmodal.errors import TrainingError
+from xmodal.errors import TrainingError, UsageError
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
 
 from ..conftest import TINY
@@ -175,6 +178,19 @@ def test_what_is_wrong_with_one_run_ends_it_alone(
     assert_equal(the_run(results[1]), whole["pare"])
 
 
+def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+    results = together(
+        work("mixup", tmp_path, "device=cuda:99"),
+        work("pare", tmp_path, "device=cuda:99"),
+        work("baseline", tmp_path),
+    )
+    assert isinstance(results[0], UsageError)
+    assert isinstance(results[1], UsageError)
+    assert "there is no 'cuda:99' here" in str(results[1])
+    assert isinstance(results[2], Outcome)
+    assert not list(tmp_path.glob("mixup/*"))
+
+
 def test_a_run_that_fails_as_if_by_its_neighbours_goes_on_alone(
     whole: dict[str, runs.Run], tmp_path: Path
 ) -> None:
@@ -190,6 +206,68 @@ def test_a_run_that_fails_as_if_by_its_neighbours_goes_on_alone(
     assert_equal(the_run(results[1]), whole["mixup"])
     assert_equal(alone("pare", tmp_path), whole["pare"])
     assert runs.Run(folder).state == "done"
+
+
+def gpu_in_name(
+    monkeypatch: pytest.MonkeyPatch, works: Sequence[Work], free: Sequence[int]
+) -> list[Result | None]:
+    """Carry out works on the CPU as if on a GPU with so many of 100 bytes free, one after another.
+
+    Its kernels are broken once a run has raised SystemExit.
+    """
+    left = list(free)
+    stop = StopRequest()
+    members = [pack._Member(work, plugins.registry(), Store(), stop, True) for work in works]
+
+    def synchronize() -> None:
+        if any(isinstance(member.result, SystemExit) for member in members):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(pack, "OwnState", lambda device: OwnState(CPU))
+    monkeypatch.setattr(pack, "turns", lambda device: turns(CPU))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (left.pop(0), 100))
+    gpu = pack._Pack(members, "cpu", stop)
+    gpu.device = torch.device("cuda")
+    gpu.carry_out()
+    assert not left
+    return [member.result for member in members]
+
+
+def test_a_broken_device_ends_all_runs_as_a_crash_would(
+    whole: dict[str, runs.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks() -> None:
+        raise SystemExit(1)  # a library that gives up
+
+    results = gpu_in_name(
+        monkeypatch,
+        [
+            work("pare", tmp_path, observer=Heard("pare", [], 3, breaks)),
+            work("mixup", tmp_path),
+            work("baseline", tmp_path),
+        ],
+        [90, 80, 70],  # at first, for the second and for the third, which makes one turn
+    )
+    assert isinstance(results[0], SystemExit)
+    assert "CUDA error" in str(results[1])
+    assert results[1] is results[2]
+    for name in ("pare", "mixup"):
+        (folder,) = (tmp_path / name).glob("*")
+        assert runs.Run(folder).state == "dead"
+    assert_equal(alone("mixup", tmp_path), whole["mixup"])
+
+
+def test_a_run_begins_when_there_is_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half must be free, and twice what a run has taken on average."""
+    order: list[str] = []
+    names = ("mixup", "baseline", "pare")
+    works = [work(name, tmp_path, observer=Heard(name, order)) for name in names]
+    # At first; too little; too little, as 31 were taken; enough; too little; enough again.
+    results = gpu_in_name(monkeypatch, works, [90, 49, 59, 61, 50, 65])
+    assert all(isinstance(result, Outcome) for result in results)
+    assert order[:8] == [*["mixup"] * 4, "baseline", "mixup", "mixup", "pare"]
 
 
 def test_a_signal_lets_all_runs_save_and_none_begin(

@@ -84,7 +84,7 @@ class _Member:
                         act(self.steps)
                 except StopIteration as end:
                     self._end(end.value)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     self._end(error)
         finally:
             self.clock.stop()
@@ -117,9 +117,10 @@ class _Pack:
 
     def __init__(self, members: Sequence[_Member], device: str, stop: StopRequest) -> None:
         self.waiting, self.active = deque(members), list[_Member]()
-        self.name, self.stop = device, stop
+        self.stop = stop
         # A device that is not here is an error of every run, which finds it itself.
-        self.device = devices.checked(devices.or_cpu(device, lambda note: None))
+        self.name = devices.or_cpu(device, lambda note: None)
+        self.device = devices.checked(self.name)
 
     def carry_out(self) -> None:
         """Take turns until every run has ended."""
@@ -130,11 +131,11 @@ class _Pack:
             try:
                 while self.waiting or self.active:
                     if self.stop.signal:
-                        self._end(self.waiting, Interrupted(self.stop.signal))
+                        self._end_all(self.waiting, Interrupted(self.stop.signal))
                     elif self.waiting and self._fits(free):
                         self.active.append(self.waiting.popleft())
                     for member in tuple(self.active):
-                        if not member.turn():
+                        if member.result is None and not member.turn():
                             self._ended(member)
             except BaseException:
                 for member in self.active:
@@ -153,10 +154,10 @@ class _Pack:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         except RuntimeError as error:
-            self._end(self.active, error)
-            self._end(self.waiting, error)
+            self._end_all(self.active, error)
+            self._end_all(self.waiting, error)
 
-    def _end(self, members: list[_Member] | deque[_Member], error: Exception) -> None:
+    def _end_all(self, members: list[_Member] | deque[_Member], error: Exception) -> None:
         """Raise an error in runs that would go on."""
         for member in members:
             member.turn(lambda steps: steps.throw(error))
