@@ -73,6 +73,11 @@ def test_work_that_pauses_leaves_the_block_meanwhile() -> None:
     next(ended)
     ended.close()
     assert seen[3:] == [FIXED] * 2
+    broken = within(Kernels(True, print), work())
+    next(broken)
+    with pytest.raises(ValueError, match="told at a pause"):
+        broken.throw(ValueError("told at a pause"))
+    assert seen[5:] == [FIXED] * 2
     assert settings() == FASTEST
 
 

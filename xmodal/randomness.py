@@ -184,16 +184,25 @@ class Kernels:
 def within(
     block: AbstractContextManager[Any], work: Generator[None, None, T]
 ) -> Generator[None, None, T]:
-    """``work``, whose turns run inside of ``block``: it is left at every pause."""
+    """``work``, whose turns run inside of ``block``: it is left at every pause.
+
+    What is raised at a pause is raised in ``work``.
+    """
+    raised: Exception | None = None
     try:
         while True:
             with block:
                 try:
-                    next(work)
+                    next(work) if raised is None else work.throw(raised)
                 except StopIteration as done:
                     result: T = done.value
                     return result
-            yield
+            try:
+                yield
+            except Exception as error:
+                raised = error
+            else:
+                raised = None
     finally:
         with block:
             work.close()

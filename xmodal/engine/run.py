@@ -105,7 +105,10 @@ def steps(
     with RunLog(observer or Silent(), writes=alone.is_main_process) as log:
         kernels = randomness.Kernels(plan.recipe.deterministic, log.note)
         work = _steps(plan, order, registry, store, log, alone, process)
-        return (yield from randomness.within(kernels, work))
+        if process.shared:
+            return (yield from randomness.within(kernels, work))
+        with kernels:  # nobody else is at work in the pauses
+            return (yield from work)
 
 
 def _steps(

@@ -107,9 +107,12 @@ def _forget(error: BaseException | None) -> None:
 
 
 def _kind(member: _Member) -> tuple[str, str, bool]:
-    """What runs must agree on to take turns."""
+    """What runs must agree on to take turns. Deterministic ones go first.
+
+    For cuBLAS keeps the work space with which the process first used it.
+    """
     recipe = member.work.plan.recipe
-    return recipe.device, recipe.precision, recipe.deterministic
+    return recipe.device, recipe.precision, not recipe.deterministic
 
 
 class _Pack:
