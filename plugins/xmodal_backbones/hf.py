@@ -108,6 +108,10 @@ class HuggingFace(Backbone):
             raise DataError(f"'{self.facts.name}' is an image backbone and cannot read words")
         return self.body.tokenize(words)
 
+    def recomputable(self) -> Iterable[nn.Module]:
+        """The layers of the model inside."""
+        return self.body.recomputable()
+
     def library_model(self) -> LibraryModel:
         """The library's model of this family."""
         return self.body.library_model()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -32,6 +33,8 @@ class SwinBackbone(ImageBackbone):
     def adopt(self, model: Any) -> None:
         """Take over the parts of a ``SwinModel``."""
         self.encoder = model.encoder
+        for layer in self.recomputable():
+            layer.forward = MethodType(encode, layer)
         self.cuts = Cuts()
         self.norm = model.layernorm
         self.keep_embedding(model.embeddings)
@@ -47,11 +50,15 @@ class SwinBackbone(ImageBackbone):
         x_BND, grid = tokens.x_BND, tuple(tokens.grid)
         for stage in self.encoder.layers:
             for layer in stage.blocks:
-                x_BND = encode(layer, x_BND, grid, self.cuts)
+                x_BND = layer(x_BND, grid, self.cuts)
             if stage.downsample is not None:
                 x_BND = stage.downsample(x_BND, grid)
                 grid = tuple((side + 1) // 2 for side in grid)
         return Tokens(self.norm(x_BND), grid)
+
+    def recomputable(self) -> Iterable[nn.Module]:
+        """The layers of all stages."""
+        return [layer for stage in self.encoder.layers for layer in stage.blocks]
 
     def library_model(self) -> LibraryModel:
         """The stages, whose layers in the library are wrong on grids smaller than the window."""

@@ -73,6 +73,11 @@ class TextBackbone(BuiltinBackbone):
         out = self.model(inputs_embeds=tokens.x_BND)
         return Tokens(out.last_hidden_state, tokens.grid)
 
+    def recomputable(self) -> Iterable[nn.Module]:
+        """The members of the encoder's list of layers; ALBERT's single one serves many times."""
+        lists = (m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m))
+        return next(lists, nn.ModuleList())
+
     def library_model(self) -> LibraryModel:
         """The encoder, with a dummy embedding of two words, because it reads tokens, not words."""
         hf_config = copy.deepcopy(self.model.config)

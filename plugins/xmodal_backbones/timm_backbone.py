@@ -128,6 +128,12 @@ class Timm(PatchBackbone):
         x_BMD = self.norm(self.blocks(x_BMD))
         return Tokens(x_BMD[:, prefix_BPD.shape[1] :], tokens.grid)
 
+    def recomputable(self) -> Iterable[nn.Module]:
+        """The blocks, of all stages."""
+        if self.facts.reduction > 1:
+            return [block for stage in self.stages for block in stage.blocks]
+        return self.blocks  # type: ignore[no-any-return]
+
     def library_model(self) -> LibraryModel:
         """The blocks or stages and the norm, under timm's names, without embedding and head."""
         layers, norm = (

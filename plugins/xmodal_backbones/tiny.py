@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -98,6 +99,10 @@ class Tiny(BuiltinBackbone):
     def forward(self, tokens: Tokens) -> Tokens:
         """Encode ``[B, N, D]``; the grid does not change."""
         return Tokens(self.norm(self.layers(tokens.x_BND)), tokens.grid)
+
+    def recomputable(self) -> Iterable[nn.Module]:
+        """Both layers."""
+        return self.layers
 
     def embed(self, x: Tensor) -> Tokens:
         """Embed images ``[B, 3, H, W]`` or ids ``[B, L]``."""

@@ -9,6 +9,7 @@ Shapes: B samples, N tokens, D width, P prefix tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -91,6 +92,10 @@ class VisionBackbone(PatchBackbone):
             out = layer(x_BMD)
             x_BMD = out[0] if isinstance(out, tuple) else out
         return Tokens(self.norm(x_BMD)[:, prefix_BPD.shape[1] :], tokens.grid)
+
+    def recomputable(self) -> Iterable[nn.Module]:
+        """The layers."""
+        return self.layers  # type: ignore[no-any-return]
 
     def library_model(self) -> LibraryModel:
         """The layers, with a dummy embedding of one patch, because they read tokens, not images."""

@@ -40,6 +40,7 @@ from xmodal.interfaces import (
     Task,
     TaskData,
 )
+from xmodal.recompute import recompute
 from xmodal.settings import Use
 
 CALIBRATION_SAMPLES = 32
@@ -176,6 +177,8 @@ class Builder:
             adapter: Adapter = self.make(recipe.adapter, "adapter")
             with randomness.seeded(recipe.seed, "initialise", "adapted"):
                 adapter.apply(backbone)
+        if recipe.activation_checkpointing and not recompute(backbone.recomputable()):
+            self.note(f"{backbone.facts.name} has no layers that can be recomputed: all are stored")
         embedder = self.make(recipe.embedder, "embedder", backbone=backbone)
         parts = {}
         for part in recipe.mixer.component.uses:

@@ -37,12 +37,23 @@ from xmodal.recipe.recipe import Recipe
 from xmodal.settings import Use
 
 OUTSIDE = frozenset(
-    {"description", "role", "family", "device", "workers", "saving", "evaluation_batch", "trackers"}
+    {
+        "description",
+        "role",
+        "family",
+        "device",
+        "workers",
+        "saving",
+        "evaluation_batch",
+        "trackers",
+        "activation_checkpointing",
+    }
 )
 """Fields of a recipe that change where, how fast or how safely a run is executed."""
 ENGINE = (
     "alignment.py", "batch.py", "data", "engine", "facts.py", "fused.py", "interfaces", "ops.py",
-    "optimize.py", "precision.py", "randomness.py", "rank_kernels.py", "steps.py",
+    "optimize.py", "precision.py", "randomness.py", "rank_kernels.py", "recompute.py",
+    "steps.py",
 )  # fmt: skip
 """The rooms and modules of xmodal in which results are computed."""
 

@@ -177,6 +177,10 @@ class Backbone(Component, nn.Module):
             features: Tokens = functional_call(self, precision.copies(self, half), (halved,))
         return Tokens(features.x_BND.float(), features.grid)
 
+    def recomputable(self) -> Iterable[nn.Module]:
+        """The layers to compute again in the backward pass under ``activation_checkpointing``."""
+        return ()
+
     def prepare_source(self, raw: Any) -> Tensor:
         """Turn raw source samples into the input of ``embed``.
 
