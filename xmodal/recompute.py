@@ -60,13 +60,15 @@ class _Recomputed:
             context_fn=lambda: (nullcontext(), _kernels(weights, device)),
         )
         if before is not None:
-            self.draws |= not all(map(torch.equal, before, _random_state(device)))
+            self.draws |= before != _random_state(device)
         return out
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+def _random_state(device: torch.device) -> tuple[bytes, ...]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return tuple(state.numpy().tobytes() for state in states)
 
 
 def _weights(layer: nn.Module) -> Weights:

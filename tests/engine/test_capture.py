@@ -131,6 +131,19 @@ EAGER = {
 """Methods with a stage that cannot be captured: it measures, or its mixer asks the device."""
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_layers_are_captured(precision: str) -> None:
+    """The tape shows that a step with them asks the device nothing; a replay gives its numbers."""
+    more = (f"precision={precision}", "backbone.dropout=0")
+    plain = session_of("nft", *more)
+    trained(plain, TapeGraphs(), Uncaptured)
+    captured, tape = session_of("nft", *more, "activation_checkpointing=true"), TapeGraphs()
+    trained(captured, tape)
+    assert tape.replays > 0
+    assert not [note for note in captured.notes if "without CUDA graphs" in note]
+    assert_same(weights(captured), weights(plain))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
