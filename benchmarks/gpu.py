@@ -52,6 +52,7 @@ from xmodal.engine.evaluate import evaluate
 from xmodal.engine.loop import EpochRecord
 from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
+from xmodal.engine.result import peak_memory
 from xmodal.engine.run import Outcome, RunOrder, execute
 from xmodal.engine.session import RunSession
 from xmodal.engine.step import StepRecord
@@ -133,19 +134,31 @@ def _refused(session: RunSession) -> str:
 
 
 def exact(bench: Bench) -> None:
-    """Time of a step with ``deterministic: true``; beside the engine's above, what it costs."""
+    """A step with deterministic kernels, and with activation checkpointing besides.
+
+    Beside the engine's step above, it says what deterministic kernels cost.
+    """
     rounds, block = _rounds(bench)
     for shape in bench.shapes:
-        session = _session(bench, shape, "nft", "true")
-        with randomness.Kernels(True, session.note):
-            milliseconds = alternate({"": engine_steps(session)}, rounds, block)[""]
-        what = f"{shape.name}: engine, NFT, deterministic"
-        bench.report.add(what, milliseconds, "ms")
-        notes = [note for note in session.notes if "deterministic kernel" in note]
+        found = []
+        for stored in ("false", "true"):
+            bench.free()
+            session = _session(bench, shape, "nft", "true", f"activation_checkpointing={stored}")
+            if bench.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            with randomness.Kernels(True, session.note):
+                step = alternate({"": engine_steps(session)}, rounds, block)[""]
+            found.append((step, peak_memory(bench.device) / 1e9))
+            notes = [note for note in session.notes if "deterministic kernel" in note]
+        what = f"{shape.name}, deterministic"
+        (plain, memory), (again, less) = found
+        bench.report.add(f"{what}: engine, NFT", plain, "ms")
+        bench.report.add(f"{what}: memory", memory, "GB")
+        bench.report.add(f"{what}: activation checkpointing, time", again / plain, "times")
+        bench.report.add(f"{what}: activation checkpointing, memory", less / memory, "times")
         told = "; ".join(notes) or "none"
-        bench.report.add(f"{shape.name}: kernels that are not", not notes, told, wanted="none")
+        bench.report.add(f"{what}: kernels that are not", not notes, told, wanted="none")
         del session
-        bench.free()
 
 
 def _rounds(bench: Bench) -> tuple[int, int]:
@@ -153,10 +166,12 @@ def _rounds(bench: Bench) -> tuple[int, int]:
     return (5, 6) if bench.cuda else (2, 2)
 
 
-def _session(bench: Bench, shape: Shape, method: str, deterministic: str = "false") -> RunSession:
+def _session(
+    bench: Bench, shape: Shape, method: str, deterministic: str = "false", *more: str
+) -> RunSession:
     """A run in bf16 whose first epoch is long enough."""
     overrides = [*shape.overrides, f"training.batch.size={shape.size}", "training.epochs=1",
-                 "precision=bf16", f"deterministic={deterministic}"]  # fmt: skip
+                 "precision=bf16", f"deterministic={deterministic}", *more]  # fmt: skip
     if method == "pare":
         overrides.append(MIDDLE)
     rounds, block = _rounds(bench)
