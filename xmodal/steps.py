@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xmodal.batch import Progress
 
-__all__ = ["as_input", "from_host", "on_device"]
+__all__ = ["as_input", "from_host", "on_device", "recording"]
 
 Make = Callable[[Progress], Mapping[str, Any]]
 
@@ -73,6 +73,11 @@ def on_device(value: Any, device: torch.device) -> Any:
     if device.type == "mps" and value.dtype == torch.float64:
         value = value.float()  # it has no float64
     return value.to(device)
+
+
+def recording() -> bool:
+    """Whether a step is being recorded; otherwise, numbers on the CPU may be read as they are."""
+    return _inputs is not None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 
 from xmodal.fused import fused_kernels
 from xmodal.ops import check_count, full_precision
+from xmodal.steps import recording
 
 # Scores plus Gumbel noise need 6 steps for float64 accuracy, keys that lie thousands of
 # temperatures apart up to 11.
@@ -47,7 +48,7 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int | Tensor, temperature: float) -
     """Relaxed membership ``[B, N]`` of the k largest keys by k softmaxes (Xie & Ermon, IJCAI 2019).
 
     Time and memory of the gradient grow as k·N per row: gigabytes for thousands of tokens. If k is
-    a tensor, all N softmaxes are computed, on a GPU in one kernel; for more than 256 tokens, k is
+    a tensor on a GPU, all N softmaxes are computed, in one kernel; for more than 256 tokens, k is
     read instead, so that a step cannot be captured.
     """
     keys_BN = _checked(keys_BN, k, temperature)
@@ -56,7 +57,7 @@ def relaxed_subset_exact(keys_BN: Tensor, k: int | Tensor, temperature: float) -
         if _kernels(keys_BN):
             khot_BN: Tensor = _FusedLoop.apply(keys_BN, _on_device(k, keys_BN), temperature)
             return khot_BN
-        if isinstance(k, Tensor):
+        if isinstance(k, Tensor) and (k.device.type != "cpu" or recording()):
             return _loop(keys_BN, tokens, temperature, k)
     return _loop(keys_BN, int(k), temperature)
 

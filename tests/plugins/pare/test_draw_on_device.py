@@ -13,9 +13,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.plugins.pare.test_draw import bisected
+from xmodal.steps import answered_by
 from xmodal_pare.draw import _loop, relaxed_subset, relaxed_subset_exact
 
 ASKS_THE_HOST = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
+
+
+class Recording:
+    """Stands for the engine that records a step."""
+
+    def take(self, make: Any, device: torch.device) -> Any:
+        raise AssertionError("the draw takes nothing from the host")
 
 
 class HostIsAway(TorchDispatchMode):
@@ -72,12 +80,21 @@ def test_gradient_with_a_tensor_is_that_of_the_definition(k):
 
 @pytest.mark.parametrize("k", [0, 1, 6, 22, 23])
 def test_a_loop_over_all_steps_counts_only_k(k):
-    """With a tensor there are N steps, of which the first k count."""
+    """While a step is recorded there are N steps, of which the first k count."""
     keys_BN = rows(23)
-    all_BN, found_BN = drawn(relaxed_subset_exact, keys_BN, torch.tensor(k), 0.9)
+    with answered_by(Recording()):
+        all_BN, found_BN = drawn(relaxed_subset_exact, keys_BN, torch.tensor(k), 0.9)
     k_BN, gradient_BN = drawn(lambda s, *more: _loop(s, *more) + 0 * s, keys_BN, k, 0.9)
     assert torch.equal(all_BN, k_BN)
     torch.testing.assert_close(found_BN, gradient_BN, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loop_on_the_cpu_ends_at_k():
+    """Reading a number on the CPU waits for nothing, unless a step is recorded."""
+    keys_BN = rows(23)
+    for k in (0, 1, 22, 23):
+        found_BN = relaxed_subset_exact(keys_BN, torch.tensor(k), 0.9)
+        assert torch.equal(found_BN, relaxed_subset_exact(keys_BN, k, 0.9))
 
 
 def test_a_long_loop_stops_at_k():
