@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -358,7 +359,7 @@ class Packing(Cluster):
 
 
 def test_cells_share_jobs_evenly(tmp_path: Path) -> None:
-    mine = cells(tmp_path, 9)
+    mine = [replace(cell, epochs=4) for cell in cells(tmp_path, 9)]
     names = [str(cell.directory) for cell in mine]
     mine[4].run.set_state("done")
     mine[4].run.write("result.json", forms.result())
@@ -376,6 +377,11 @@ def test_cells_share_jobs_evenly(tmp_path: Path) -> None:
     assert queue._step(launcher)
     words = [state.word for state in queue.states()]
     assert words == [RUNNING] * 4 + [DONE] + [RUNNING] * 2 + [QUEUED] * 2
+    mine[0].run.append_metrics(forms.epoch(seconds=2.0))
+    assert queue.states()[0].remaining == 3 * 2.0 * 3  # three cells in turns, three epochs
+    done(left[1])
+    queue.states()  # half a second later it counts
+    assert queue.states()[0].remaining == 2 * 2.0 * 3
     for name in left[:3]:
         done(name)
     words = [state.word for state in queue.states()]

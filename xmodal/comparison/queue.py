@@ -178,6 +178,7 @@ class Queue:
         before = set(self._unfinished)
         found = {name: w for name, w in launcher.unfinished().items() if name in self._jobs}
         self._held = len(found)
+        self._members = {job: names for job, names in self._members.items() if job in found}
         self._unfinished = {
             name: w for job, w in found.items() for name in self._members.get(job, (job,))
         }
@@ -223,6 +224,11 @@ class Queue:
         self._starts[name] -= 1
         return True
 
+    def _in_turns(self, name: str) -> int:
+        """How many cells take turns in the job of a cell; its epochs count its own turns."""
+        names = next((names for names in self._members.values() if name in names), [name])
+        return max(1, sum(self._words.get(other) != DONE for other in names))
+
     def _status(self, name: str) -> Mapping[str, Any]:
         """What the process that last ran a cell has said about it."""
         with suppress(OSError, DataError):
@@ -242,7 +248,8 @@ class Queue:
             return State(DONE, epochs, epochs)
         with suppress(OSError, DataError):
             metrics = cell.run.metrics()
-            self._progress[name] = len(metrics), _remaining(metrics, epochs)
+            left = _remaining(metrics, epochs)
+            self._progress[name] = len(metrics), left and left * self._in_turns(name)
         epoch, remaining = self._progress.get(name, (0, None))
         if self._unfinished.get(name) == RUNNING or word == RUNNING:
             return State(RUNNING, epoch, epochs, remaining)
