@@ -52,7 +52,8 @@ class DataError(XModalError):
 
 
 class MachineError(XModalError, OSError):
-    """A file cannot be read or written: the disk is full, there is no permission, a limit is met.
+    """A file cannot be read or written: the disk is full, there is no permission, a limit is met;
+    or a device fails, or lacks memory.
 
     It is an OSError too, so that what may fail without harm is caught like any other.
     """

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from xmodal.batch import Batch, Progress
 from xmodal.data import RawForm, loader
 from xmodal.engine import distributed
+from xmodal.engine.memory import is_out_of_memory, smaller_evaluation
 from xmodal.engine.session import RunSession
 from xmodal.interfaces import Loss
 from xmodal.ops import evaluating
@@ -40,9 +41,20 @@ class SplitScore:
     smallest: float | None = None
 
 
-@torch.no_grad()
 def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> SplitScore:
-    """Score ``dataset`` with the model as it is."""
+    """Score ``dataset`` with the model as it is; in smaller batches if memory runs out."""
+    while True:
+        try:
+            return _evaluate(session, dataset, keep)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not above: the error holds on to everything that the failed attempt had made.
+        smaller_evaluation(session)
+
+
+@torch.no_grad()
+def _evaluate(session: RunSession, dataset: Dataset[Any], keep: bool) -> SplitScore:
     model, metric, data = session.model, session.metric, session.data
     metric.reset()
     unit = LossUnit.of(model.loss, data.raw).on(session.device)

@@ -27,6 +27,7 @@ from xmodal.engine import distributed
 from xmodal.engine.capture import Capture, CudaGraphs, Graphs
 from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
+from xmodal.engine.memory import Before, fewer_at_once, is_out_of_memory
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.engine.speed import Meter, Speed, peak_here
@@ -46,6 +47,7 @@ class Snapshot:
     loss as it is trained. ``encoded`` counts the samples that went through the encoder,
     ``trainable`` is the most parameters that trained at once. The epochs' steps had ``samples``
     and took ``step_seconds``; at the peak of the GPU they would have taken ``peak_seconds``.
+    Where memory ran out, ``most_at_once`` and ``evaluation_batch`` are what it suffices for.
     """
 
     stage: int = 0
@@ -64,6 +66,8 @@ class Snapshot:
     samples: int = 0
     step_seconds: float = 0.0
     peak_seconds: float = 0.0
+    most_at_once: int | None = None
+    evaluation_batch: int | None = None
     probes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -130,6 +134,9 @@ class Training:
         if restored is not None:
             self.snapshot = Snapshot.of(restored.get("snapshot"))
             load_exactly(session.model, weights(restored), "the checkpoint")
+            session.most_at_once = self.snapshot.most_at_once
+            if self.snapshot.evaluation_batch is not None:
+                session.evaluation_batch = self.snapshot.evaluation_batch
 
     def run(self) -> Iterator[StepRecord | EpochRecord]:
         """Train. Yields after optimizer steps and after every epoch.
@@ -158,25 +165,62 @@ class Training:
         at = Progress(index, snapshot.epoch, stage.epochs, snapshot.step, steps)
         self.session.model.train()
         started, self._samples, encoded_before = self.clock(), 0, snapshot.encoded
+        self.session.at_once = 0
+        while not (yield from self._steps(stage, replace(at, step=snapshot.step))):
+            pass
+        yield from self._records(wait=True)
+        seconds = self.clock() - started
+        speed = self._speed(stage, snapshot.encoded - encoded_before, seconds)
+        last = replace(at, step=max(at.step, snapshot.step - 1))
+        yield self._end_epoch(stage, last, seconds + self.begin_seconds, speed)
+
+    def _steps(self, stage: Stage, at: Progress) -> Generator[StepRecord, None, bool]:
+        """The steps from ``at`` on; False if memory ran out: then they go on with less at once."""
+        snapshot = self.snapshot
         taking = stage.steps(self.session, at)
+        before: Before | None = None
         # Data may be read ahead in another thread, which ends with the iterator.
         with closing(taking) if isinstance(taking, Generator) else nullcontext():
             for micro_batches in taking:
                 assert self.stepper is not None
                 at = replace(at, step=snapshot.step)
-                encoded = self.stepper.take(
-                    self._counted(micro_batches), at, snapshot.total_steps + 1
-                )
+                if before is None:
+                    before = Before(self.session)
+                else:
+                    before.remember()
+                encoded = self._take(micro_batches, at)
+                if encoded is None:
+                    break
                 snapshot.step += 1
                 snapshot.total_steps += 1
                 snapshot.encoded += encoded
                 if self.schedule is not None:
                     self.schedule.step()
                 yield from self._records(wait=False)
+            else:
+                return True
+        # Only here: the steps that were fetched, and the error, held on to memory.
+        before.restore()
         yield from self._records(wait=True)
-        seconds = self.clock() - started
-        speed = self._speed(stage, snapshot.encoded - encoded_before, seconds)
-        yield self._end_epoch(stage, at, seconds + self.begin_seconds, speed)
+        assert self.optimizer is not None
+        self.stepper = None  # with what it captured
+        fewer_at_once(self.session)
+        snapshot.most_at_once = self.session.most_at_once
+        self.stepper = self._stepper(stage, self.optimizer)
+        return False
+
+    def _take(self, micro_batches: Iterable[Any], at: Progress) -> int | None:
+        """Take a step; the samples that went through the encoder. None if memory ran out."""
+        samples, encoded = self._samples, self._encoded
+        assert self.stepper is not None
+        try:
+            number = self.snapshot.total_steps + 1
+            return self.stepper.take(self._counted(micro_batches), at, number)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._samples, self._encoded = samples, encoded
+        return None
 
     def _counted(self, micro_batches: Iterable[Any]) -> Iterator[Any]:
         """The micro-batches of a step; counts their samples."""
@@ -225,8 +269,11 @@ class Training:
         score, best = None, False
         distributed.overwrite(session.model.buffers(), session.world)
         if stage.evaluates:
+            batch = session.evaluation_batch
             with span("evaluation"):
                 score = evaluate(session, session.evaluation_split())
+            if session.evaluation_batch != batch:
+                snapshot.evaluation_batch = session.evaluation_batch
             best = _is_best(score, snapshot, session.metric.better == "lower")
             with span("probe"):
                 snapshot.probes.append(look_at_tokens(session, at))

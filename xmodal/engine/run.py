@@ -23,6 +23,7 @@ from xmodal.engine.build import Builder, accelerator
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.identity import identity
 from xmodal.engine.loop import EpochRecord, Training
+from xmodal.engine.memory import OutOfMemory, device_errors
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
 from xmodal.engine.process import ALONE, Process, StopRequest, finished
@@ -36,6 +37,7 @@ from xmodal.engine.result import (
 )
 from xmodal.engine.saving import Saver, best_folder, step_folder
 from xmodal.engine.session import RunSession
+from xmodal.engine.step import StepRecord
 from xmodal.engine.tracking import Tracking
 from xmodal.errors import DataError, MachineError, TrainingError, XModalError, file_errors
 from xmodal.interfaces import TaskData
@@ -86,7 +88,7 @@ def execute(
     plan: Plan, order: RunOrder, registry: Registry, store: Store, observer: Observer | None = None
 ) -> Outcome:
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
-    with devices.current(plan.recipe.device):
+    with devices.current(plan.recipe.device), device_errors():
         return finished(steps(plan, order, registry, store, observer))
 
 
@@ -270,7 +272,7 @@ class _Execution:
         self.observer.started(self.run, self.session, resumed)
         if self.place is not None:
             self.tracking.start(before)
-        for record in self.training.run():
+        for record in self._records():
             self.observer.record(record)
             over = isinstance(record, EpochRecord)
             if isinstance(record, EpochRecord):
@@ -289,6 +291,15 @@ class _Execution:
                 raise Interrupted(number, self.run)
             yield
         return self._test()
+
+    def _records(self) -> Iterator[StepRecord | EpochRecord]:
+        """Those of the training; if memory runs out for good, the state before it is saved."""
+        try:
+            yield from self.training.run()
+        except OutOfMemory:
+            self._save()
+            self.saver.flush()
+            raise
 
     def _begun(self, anew: Callable[[], RunSession]) -> Training:
         """Training from the newest checkpoint that is whole, or else from the beginning.

@@ -42,6 +42,8 @@ class RunSession:
     on_note: Callable[[str], None] = lambda line: None
     source_norm: float | None = None
     target_norm: float | None = None
+    most_at_once: int | None = None
+    at_once: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -94,12 +96,14 @@ class RunSession:
         """This process's micro-batches of every step of the epoch, from ``progress.step`` on.
 
         Shuffles the training split and takes ``size`` samples a step, at most ``micro`` of them at
-        once. ``mixed``: with the source and unlabelled samples that the mixer wants.
+        once, or ``most_at_once``, if memory ran out. ``mixed``: with the source and unlabelled
+        samples that the mixer wants.
         """
         order = self.order(progress)
         starts = range(0, len(order), size)[progress.step : progress.steps]
+        self.at_once = min(micro or size, self.most_at_once or size)
         own = [
-            distributed.portions(min(size, len(order) - at), micro or size, self.rank, self.world)
+            distributed.portions(min(size, len(order) - at), self.at_once, self.rank, self.world)
             for at in starts
         ]
         pieces = [at + p.places for at, portions in zip(starts, own, strict=True) for p in portions]

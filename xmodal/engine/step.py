@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from xmodal.batch import Batch, Progress
 from xmodal.engine import distributed
 from xmodal.engine.capture import Capture
+from xmodal.engine.memory import is_out_of_memory, without_retry
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.errors import TrainingError
@@ -88,14 +89,20 @@ class HostStep:
             distributed.overwrite(session.model.mixer.buffers(), session.world)
             session.draw_apart(number - 1)
         tally = _Tally()
-        for micro in micro_batches:
-            with span("forward"):
-                loss, log = stage.loss(session, micro, at)
-                value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
-            if not math.isfinite(value):
-                break  # all processes stop below; one that stopped here would leave them waiting
-            with span("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+        # All processes stop below; one that stopped here would leave the others waiting.
+        try:
+            for micro in micro_batches:
+                with span("forward"):
+                    loss, log = stage.loss(session, micro, at)
+                    value = tally.add(loss, log, micro.part if isinstance(micro, Batch) else 1.0)
+                if not math.isfinite(value):
+                    break
+                with span("backward"):
+                    loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            tally.out_of_memory = True
         tally.encoded = self.encoded() - before
         mean_loss, means, encoded = self._gather(tally)
         _check_loss(mean_loss, means, at)
@@ -108,7 +115,7 @@ class HostStep:
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         lr = float(optimizer.param_groups[0]["lr"])
-        with span("update"):
+        with span("update"), without_retry("the update"):
             optimizer.step()
         seconds = self.clock() - begun
         self._taken.append(StepRecord(at, mean_loss, means, lr, gradient_norm, seconds, number))
@@ -120,8 +127,13 @@ class HostStep:
         yield from taken
 
     def _gather(self, own: _Tally) -> tuple[float, dict[str, float], int]:
-        """The loss, the mean log and the encoded samples of a step over all processes."""
+        """The loss, the mean log and the encoded samples of a step over all processes.
+
+        Raises MemoryError in all of them if one was out of memory.
+        """
         tallies: list[_Tally] = self.session.gather([own])
+        if any(tally.out_of_memory for tally in tallies):
+            raise MemoryError
         # Work that is not divided was done by every process alike: count the first one's.
         encoded = sum(t.encoded for t in (tallies if self.stage.divides else [own]))
         micros = sum(t.micros for t in tallies)
@@ -138,6 +150,7 @@ class _Tally:
     log: dict[str, float] = field(default_factory=dict)
     micros: float = 0.0
     encoded: int = 0
+    out_of_memory: bool = False
 
     def add(self, loss: Tensor, log: Mapping[str, Tensor | float], part: float) -> float:
         """Count a micro-batch, or the ``part`` of one that this process had; returns its loss."""
@@ -310,7 +323,7 @@ class DeviceStep:
         limit = self.stage.clip()
         if limit is not None:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        with self._rates_on_device():
+        with self._rates_on_device(), without_retry("the update"):
             self.optimizer.step()
         return norm
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from xmodal._version import __version__
 from xmodal.data.store import Store
+from xmodal.engine.memory import device_errors
 from xmodal.errors import DataError, UsageError, XModalError, file_errors
 from xmodal.files import as_json, atomically, below, read_json
 from xmodal.inference.model import TrainedModel
@@ -45,7 +46,8 @@ def export_trained(
     with atomically(out) as folder:
         folder.mkdir()
         try:
-            exported = exporter.export(trained, folder)
+            with device_errors():
+                exported = exporter.export(trained, folder)
         except (XModalError, OSError):
             raise
         except Exception as error:

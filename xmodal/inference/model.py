@@ -27,6 +27,7 @@ from xmodal.data.store import Store
 from xmodal.engine import checkpoint
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder
+from xmodal.engine.memory import device_errors
 from xmodal.engine.plan import Plan
 from xmodal.errors import DataError, file_errors
 from xmodal.interfaces import Context, Facts, Metric, Network
@@ -201,6 +202,7 @@ class TrainedModel:
             return self.raw.encode(x, first, self.note)
         return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
+    @device_errors()
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of prepared samples, in the precision and with the arithmetic of the run.
@@ -287,6 +289,7 @@ class TrainedModel:
 
 
 @file_errors()
+@device_errors()
 def load_trained(
     reference: str | Path,
     device: str | None = None,
