@@ -73,6 +73,9 @@ class Timm(PatchBackbone):
         self.facts = _facts(config.name, model)
         if config.pretrained:
             context.note(_load(config, model))
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):  # timm has it off for Swin
+                module.fused_attn = True
         settings = model.pretrained_cfg
         self.mean_std = (tuple(settings["mean"]), tuple(settings["std"]))
         if _is_swin(model):

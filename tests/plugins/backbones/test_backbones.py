@@ -159,6 +159,15 @@ def test_timm_equals_timm(name: str, size: tuple[int, int] | None, tmp_path: Pat
     assert "2 head keys not used" in notes[0]
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_timm_attention_is_fused(name: str) -> None:
+    """Timm itself leaves it off for Swin."""
+    backbone = make("timm", name=name, pretrained=False)
+    switches = [m.fused_attn for m in backbone.modules() if hasattr(m, "fused_attn")]
+    assert len(switches) == 12
+    assert all(switches)
+
+
 # --- swin -----------------------------------------------------------------------------------------
 
 
