@@ -11,11 +11,13 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.data import Store
@@ -65,6 +67,9 @@ class TextBackbone(BuiltinBackbone):
         model.embeddings = HandOn()
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
+        for module in model.modules():
+            if type(module).__name__ == "MPNetSelfAttention":
+                module.forward = MethodType(_fused, module)
         self.model = model
         self._find_tokenizer = find_tokenizer
 
@@ -130,6 +135,26 @@ class TextBackbone(BuiltinBackbone):
                 f"{length}: choose larger patches"
             )
         return table.weight[first : first + length]
+
+
+def _fused(
+    attention: Any,
+    x_BND: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    **rest: Any,
+) -> tuple[Tensor]:
+    """Attention of MPNet with a bias of the distance; the library's own stores all scores."""
+    heads = attention.num_attention_heads
+    q, k, v = (
+        project(x_BND).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for project in (attention.q, attention.k, attention.v)
+    )
+    added = bias if mask is None else mask if bias is None else bias + mask
+    dropout = attention.dropout.p if attention.training else 0.0
+    added = None if added is None else added.to(q.dtype)
+    read = functional.scaled_dot_product_attention(q, k, v, added, dropout_p=dropout)
+    return (attention.o(read.transpose(1, 2).flatten(2)),)
 
 
 def find_norm(embedding: nn.Module) -> nn.LayerNorm | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xmodal.batch import Tokens
 from xmodal.data.store import Store
@@ -125,6 +126,30 @@ def test_text_families_equal_the_library(tmp_path: Path, family: str) -> None:
     assert tokens.x_BND.shape == (2, 12, backbone.facts.width)
     assert found.grid == (12,)
     torch.testing.assert_close(found.x_BND, expected, rtol=0, atol=1e-5)
+
+
+class Called(TorchFunctionMode):
+    """Collects the names of torch's functions that are called."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, "vit", "deit", "dinov2", "dinov2_with_registers", "swin"]
+)
+def test_attention_is_fused(tmp_path: Path, family: str) -> None:
+    """No backbone stores the scores of all pairs of tokens."""
+    save(tmp_path, small_config(family))
+    backbone = make("hf", name=str(tmp_path)).train()
+    with Called() as called:
+        backbone(Tokens(torch.randn(2, 16, backbone.facts.width), (4, 4)))
+    assert "scaled_dot_product_attention" in called.names
+    assert "softmax" not in called.names
 
 
 @pytest.mark.parametrize(
