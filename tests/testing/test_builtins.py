@@ -76,6 +76,7 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({}, {}),
         ({"replace": "highest"}, {}),
         ({"match": "score"}, {}),
+        ({"late": {"epoch": 1, "replace": "highest", "match": "score"}}, {}),
         ({"source_term": False}, {}),
         ({"beta_target": 0}, {}),
         ({"beta_mix": 0}, {}),

@@ -64,20 +64,21 @@ def check_selector(
             for point in (progress(), progress(epoch=3, step=1)):
                 _selection(selector, tiny_tokens(GRID), k, point)
                 _selection(selector, ties, k, point)
+                _selection(selector, tiny_tokens(GRID), torch.tensor(k), point)
         _selection(selector, tiny_tokens((1,)), 1, progress())
         _replays(selector, context)
         _separate(selector, context)
 
 
-def _selection(selector: Selector, tokens: Tokens, k: int, point: Progress) -> None:
-    name = f"{type(selector).__name__} with k={k}"
+def _selection(selector: Selector, tokens: Tokens, k: int | Tensor, point: Progress) -> None:
+    name = f"{type(selector).__name__} with k={k}"  # shows whether it is a tensor
     leaf = Tokens(tokens.x_BND.clone().requires_grad_(), tokens.grid)
     chosen = selector(leaf, k, point)
     expect(isinstance(chosen, Selection), f"{name} must return a Selection")
     shape = tuple(tokens.x_BND.shape[:2])
     shaped(chosen.mask_BN, shape, f"{name}: mask_BN")
     shaped(chosen.scores_BN, shape, f"{name}: scores_BN")
-    expect(chosen.k == k, f"{name}: the selection says k={chosen.k}")
+    expect(bool(chosen.k == k), f"{name}: the selection says k={chosen.k}")
     expect(chosen.mask_BN.is_floating_point(), f"{name}: mask_BN must be floating point")
     mask_BN = chosen.mask_BN.detach()
     # A straight-through mask is hard + soft - soft, which may miss 0 and 1 by a rounding error.

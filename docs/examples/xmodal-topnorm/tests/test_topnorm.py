@@ -12,6 +12,7 @@ from xmodal.batch import SOURCE
 from xmodal.testing import (
     TinyScheduler,
     build,
+    check_host_inputs,
     check_mixer,
     check_selector,
     progress,
@@ -25,11 +26,13 @@ from xmodal.testing import (
 @pytest.mark.parametrize("settings", [{}, {"gradient": True, "temperature": 0.5}])
 def test_selector_keeps_the_contract(settings: dict[str, object]) -> None:
     check_selector(TopNorm, settings)
+    check_host_inputs(TopNorm, settings)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mixed": 0.5}, {"mixed": 0}])
 def test_mixer_keeps_the_contract(settings: dict[str, object]) -> None:
     check_mixer(SwapWeakest, settings)
+    check_host_inputs(SwapWeakest, settings)
 
 
 def test_longest_tokens_are_chosen() -> None:

@@ -1,6 +1,6 @@
 """A mixer without a selector: weak target tokens give way to what the source has in their place.
 
-Shapes: B samples, N tokens, K replaced tokens, D width.
+Shapes: B samples, N tokens, S positions that target and source share, D width.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch.nn import functional
 
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.errors import UsageError
 from xmodal.interfaces import Context, Facts, Mixer, Scheduler, Settings
+from xmodal.ops import ranks, used
+from xmodal.steps import as_input, from_host
 
 
 class SwapWeakest(Mixer):
@@ -55,19 +58,24 @@ class SwapWeakest(Mixer):
         x_BND, source_BMD = target.tokens.x_BND, source.tokens.x_BND
         total = x_BND.shape[1]
         shared = min(total, source_BMD.shape[1])
-        k = self._scheduler(progress, shared)
-        share = k / total
-        log = {"k": float(k)}
-        if k == 0 or self.config.mixed == 0:
+
+        def amount(at: Progress) -> dict[str, Any]:
+            k = self._scheduler(at, shared)
+            # At the ends they are plain numbers: such steps have a view or a term less.
+            return {"k": as_input(k, 0), "share": as_input(k / total, 0, 1)}
+
+        drawn = from_host(amount, progress, x_BND.device)
+        k, share = drawn["k"], drawn["share"]
+        log = {"k": k}
+        if not used(k) or self.config.mixed == 0:
             # The two views would be the same: one with both weights costs half as much.
             whole = Term(target.head, target.y, 1.0 + self.config.mixed)
             return (View(target.tokens, (whole,), log=log),)
-        norm_BN = x_BND.detach().norm(dim=2)[:, :shared]
-        slots_BK = norm_BN.topk(k, dim=1, largest=False).indices
-        index_BKD = slots_BK.unsqueeze(-1).expand(-1, -1, x_BND.shape[2])
-        arriving_BKD = source_BMD.gather(1, index_BKD).to(x_BND.dtype)
-        mixed_BND = x_BND.scatter(1, index_BKD, arriving_BKD)
-        origin_BN = torch.full(x_BND.shape[:2], -1, dtype=torch.int64, device=x_BND.device)
+        weak_BS = ranks(-x_BND.detach().norm(dim=2)[:, :shared]) < k
+        gone_BN = functional.pad(weak_BS, (0, total - shared))
+        source_BND = torch.cat([source_BMD[:, :shared].to(x_BND.dtype), x_BND[:, shared:]], dim=1)
+        mixed_BND = torch.where(gone_BN.unsqueeze(-1), source_BND, x_BND)
+        place_N = torch.arange(total, device=x_BND.device)
         terms = (
             Term(target.head, target.y, self.config.mixed * (1 - share)),
             Term(source.head, source.y, self.config.mixed * share),
@@ -77,7 +85,7 @@ class SwapWeakest(Mixer):
             View(
                 Tokens(mixed_BND, target.tokens.grid),
                 terms,
-                origin_BN.scatter(1, slots_BK, slots_BK),
+                torch.where(gone_BN, place_N, -1),
                 log,
             ),
         )
