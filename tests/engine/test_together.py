@@ -17,6 +17,7 @@ import torch
 from xmodal import api, plugins, runs
 from xmodal.data.store import Store
 from xmodal.engine import together as pack
+from xmodal.engine.memory import OutOfMemory
 from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.process import StopRequest
@@ -28,6 +29,7 @@ from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weigh
 
 from ..conftest import TINY
 from ..forms import TIMED
+from .test_memory import Limit
 
 CPU = torch.device("cpu")
 MIXED = ["training.max_steps=null", "training.epochs=3", "training.batch={size: 4, micro: 2}"]
@@ -233,6 +235,36 @@ def gpu_in_name(
     gpu.carry_out()
     assert not left
     return [member.result for member in members]
+
+
+class Short(RecordingObserver):
+    """Lets memory run out after some passes of the encoder."""
+
+    def __init__(self, calls: int, evaluating: bool) -> None:
+        super().__init__()
+        self.calls, self.evaluating = calls, evaluating
+
+    def started(self, run: runs.Run, session: Any, resumed: bool) -> None:
+        Limit(session, 0, self.calls, self.evaluating)
+
+
+def test_memory_that_is_short_beside_others_changes_no_run(
+    whole: dict[str, runs.Run], tmp_path: Path
+) -> None:
+    """Alone there may be enough, so samples at once are not halved: each goes on alone."""
+    results = together(
+        work("pare", tmp_path, observer=Short(7, evaluating=False)),
+        work("mixup", tmp_path, observer=Short(2, evaluating=True)),
+    )
+    for name, result in zip(("pare", "mixup"), results, strict=True):
+        assert isinstance(result, OutOfMemory)
+        assert str(result) == "out of memory beside other runs in the same process"
+        (folder,) = (tmp_path / name).glob("*")
+        assert runs.Run(folder).state == "dead"
+        assert_equal(alone(name, tmp_path), whole[name])
+        log = (folder / "log.txt").read_text()
+        assert "resuming" in log
+        assert "samples at once" not in log
 
 
 def test_a_broken_device_ends_all_runs_as_a_crash_would(

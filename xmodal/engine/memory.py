@@ -107,11 +107,19 @@ class Before:
             parameter.grad = None
 
 
+def _check_alone(session: RunSession) -> None:
+    """Raise OutOfMemory where memory may suffice for the run alone, which is to be what it is."""
+    if session.shared:
+        raise OutOfMemory("out of memory beside other runs in the same process")
+
+
 def fewer_at_once(session: RunSession) -> None:
     """Let the session fetch half as many samples at once, and say so.
 
-    Raises OutOfMemory where it fetches one at a time already, or where the stage decides itself.
+    Raises OutOfMemory where it fetches one at a time already, where the stage decides itself, or
+    where other runs share the memory.
     """
+    _check_alone(session)
     before = session.at_once
     if before <= 1:
         number = "one sample at a time" if before else "a step whose size the stage decides"
@@ -126,7 +134,11 @@ def fewer_at_once(session: RunSession) -> None:
 
 
 def smaller_evaluation(session: RunSession) -> None:
-    """Let the session evaluate half as many samples at once. Raises OutOfMemory at one."""
+    """Let the session evaluate half as many samples at once.
+
+    Raises OutOfMemory at one, or where other runs share the memory.
+    """
+    _check_alone(session)
     before = session.evaluation_batch
     if before <= 1 or session.world > 1:
         raise OutOfMemory(f"out of memory in evaluation with {before} samples at once. {ADVICE}")

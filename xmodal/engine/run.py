@@ -23,7 +23,7 @@ from xmodal.engine.build import Builder, accelerator
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.identity import identity
 from xmodal.engine.loop import EpochRecord, Training
-from xmodal.engine.memory import OutOfMemory, device_errors
+from xmodal.engine.memory import OutOfMemory, device_errors, is_out_of_memory
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
 from xmodal.engine.process import ALONE, Process, StopRequest, finished
@@ -186,7 +186,7 @@ def _recorded(run: runs.Run, tracking: Tracking, shared: bool) -> Iterator[runs.
         run.set_state(state)
     except (Exception, KeyboardInterrupt, GeneratorExit) as error:
         state, why = _ending(error)
-        if shared and state == "failed" and not isinstance(error, XModalError | OSError):
+        if shared and state == "failed" and not _is_own(error):
             state = "interrupted"
             raise
         with suppress(OSError, DataError):  # the disk may be full, or the directory gone
@@ -197,6 +197,13 @@ def _recorded(run: runs.Run, tracking: Tracking, shared: bool) -> Iterator[runs.
         raise
     finally:
         tracking.end(state)
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether an error says what is wrong with the run itself, whatever else the process does."""
+    if isinstance(error, OutOfMemory) or is_out_of_memory(error.__cause__ or error):
+        return False
+    return isinstance(error, XModalError | OSError)
 
 
 def _ending(error: BaseException) -> tuple[str, str]:
@@ -250,9 +257,15 @@ class _Execution:
         self.run, self.plan, self.observer, self.stop = run, plan, observer, stop
         self.place, self.digest = place, digest
         self.tracking = tracking
-        self.clock, self.shared = process.clock, process.shared
-        self.session = builder.session(data)
-        self.training = self._begun(lambda: builder.session(data))
+        self.clock = process.clock
+
+        def session() -> RunSession:
+            made = builder.session(data)
+            made.shared = process.shared
+            return made
+
+        self.session = session()
+        self.training = self._begun(session)
         self.saver = Saver(run, digest, plan.recipe.saving, self.training, self._check)
         self.profile: StepTrace | None = None
         self.begun = self.clock()
@@ -267,7 +280,7 @@ class _Execution:
         if self.place is not None:
             snapshot = self.training.snapshot
             before = self.run.rewind_metrics(snapshot.stage, snapshot.epoch)
-        if self.shared:
+        if self.session.shared:
             self.session.note(SHARED)
         self.observer.started(self.run, self.session, resumed)
         if self.place is not None:

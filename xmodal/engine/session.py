@@ -44,6 +44,7 @@ class RunSession:
     target_norm: float | None = None
     most_at_once: int | None = None
     at_once: int = 0
+    shared: bool = False
 
     @property
     def device(self) -> torch.device:
