@@ -2,7 +2,8 @@
 
 Prints processor seconds of a smoke cell as a new process and as a fork, taken in turn, and cells
 per minute with one and two slots of one thread each, also in turn, so that the drift of a noisy
-machine cancels. The ratio of slots means something only if two cores are free.
+machine cancels. Beside it stands what the machine gives two processes that only count, which is 2
+if two cores are free; no number of slots can do better.
 
     OMP_NUM_THREADS=1 python benchmarks/cells.py [--runs 5] [--cells 8] [METHOD TASK]
 """
@@ -100,22 +101,41 @@ def throughput(
 ) -> None:
     """Cells per minute with one slot and two, in turn."""
     rates: dict[int, list[float]] = {slots: [] for slots in launchers}
+    costs: dict[int, list[float]] = {slots: [] for slots in launchers}
+    counting = []
     for number in range(runs):
         for slots, launcher in launchers.items():
+            assert launcher._server is not None
+            server = psutil.Process(launcher._server.pid)
             registry = plugins.registry()
             request = requested(
                 registry, [method], [task], seeds=cells, scale="smoke", trivial=False
             )
             made = grid(request, registry, Store(), folder / f"{number}-{slots}")
-            begun = time.perf_counter()
+            before, begun = spent(server), time.perf_counter()
             Queue(made, launcher).work(lambda states: None)
             rates[slots].append(60 * cells / (time.perf_counter() - begun))
-    print(f"cells per minute, {cells} cells in a queue, one thread each, median of {runs}")
+            costs[slots].append((spent(server) - before) / cells)
+        counting.append(2 * count(1) / count(2))
+    print(f"{cells} cells in a queue, one thread each, median of {runs}")
     for slots, found in rates.items():
-        print(f"  {slots} slot{'s' * (slots > 1)}  {statistics.median(found):8.1f}")
+        print(
+            f"  {slots} slot{'s' if slots > 1 else ' '} {statistics.median(found):8.1f} cells a "
+            f"minute, {statistics.median(costs[slots]):.2f} processor seconds each"
+        )
     ratio = statistics.median(b / a for a, b in zip(rates[1], rates[2], strict=True))
-    load = os.getloadavg()[0]
-    print(f"  ratio    {ratio:8.2f}   (load of the machine at the end: {load:.1f})")
+    print(f"  2 slots over 1                   {ratio:.2f}")
+    print(f"  2 counting processes over 1      {statistics.median(counting):.2f}")
+
+
+def count(processes: int) -> float:
+    """Seconds until processes that do nothing but count have ended."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-c", "for i in range(30_000_000): pass"]
+    started = [subprocess.Popen(command) for _ in range(processes)]
+    for process in started:
+        process.wait()
+    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ import psutil
 import pytest
 
 from xmodal import api
+from xmodal.comparison.grid import grid, requested
+from xmodal.comparison.queue import Queue
 from xmodal.data.store import Store
 from xmodal.interfaces import Context, Job
+from xmodal.plugins import registry
 from xmodal.runs import Run
 from xmodal_launch import local as local_module
 from xmodal_launch.forks import Forked
@@ -274,6 +277,42 @@ def test_exit_codes_and_a_crash(forking: Local, tmp_path: Path) -> None:
         fork = fork_of(forking, f"exit {code}")
         assert fork.wait(PATIENCE) == code
     assert "did you mean 'methods/nft'" in (tmp_path / "exit 2" / "output.txt").read_text()
+
+
+CRASH = """
+import os, signal
+from xmodal import hookimpl
+from xmodal.interfaces import Mixer
+
+class Crash(Mixer):
+    def forward(self, target, source, progress):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+@hookimpl
+def xmodal_mixers():
+    return {"crash": f"{__name__}:Crash"}
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_that_crashes_costs_itself_alone(forking: Local, tmp_path: Path) -> None:
+    plugin = tmp_path / "crashing.py"
+    plugin.write_text(CRASH)
+    known = registry((str(plugin),))
+    request = requested(
+        known, ["nft"], ["darcy"], seeds=2, settings=["mixer=none,crash"], scale="smoke",
+        trivial=False,
+    )  # fmt: skip
+    made = grid(request, known, Store(), tmp_path / "cells")
+    queue = Queue(made, forking, plugin_files=(str(plugin),))
+    queue.work(lambda states: None)
+    words = {
+        (cell.method, cell.seed): state for cell, state in zip(made, queue.states(), strict=True)
+    }
+    for seed in (0, 1):
+        assert words["nft [mixer=none]", seed].word == "done"
+        assert words["nft [mixer=crash]", seed].word == "failed"
+        assert "ended by signal 11" in words["nft [mixer=crash]", seed].detail
 
 
 LONG = ("training.epochs=2000", "training.max_steps=null", "task.train=10")
