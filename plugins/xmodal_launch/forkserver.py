@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 MODULE = "xmodal"
+GPUS = ("/dev/nvidia", "/dev/kfd")
 Order = tuple[tuple[str, ...], str, str, dict[str, str]]
 
 
@@ -67,6 +68,8 @@ def main() -> None:
     xmodal.preload()
     importlib.import_module(f"{MODULE}.__main__")
     del sys.modules[f"{MODULE}.__main__"]  # runpy wants to run it as the first of its name
+    if any(file.startswith(GPUS) for file in _open_files()):
+        sys.exit("what it has imported has opened a GPU, which no fork of it could use then")
     gc.collect()
     gc.freeze()  # a collection in a fork would write to all that was imported, and so copy it
     order = _serve(pipe)
@@ -119,6 +122,14 @@ def _serve(pipe: Connection) -> Order | None:
             except (EOFError, ConnectionError):
                 client = []  # the forks go on
     return None
+
+
+def _open_files() -> list[str]:
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself is closed already
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
 
 
 def _ended(descriptor: int, pid: int) -> tuple[int, int]:

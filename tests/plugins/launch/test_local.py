@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from xmodal import api
 from xmodal.comparison.grid import grid, requested
@@ -145,6 +146,26 @@ def test_without_a_server_jobs_start_as_they_did(
         assert said.count("ImportError: half installed") == 1
 
 
+HOLDS_A_GPU = """
+import os, sys
+import xmodal
+from xmodal_launch import forkserver
+held = os.open(sys.argv[2], os.O_RDONLY)
+forkserver.GPUS, xmodal.preload = (sys.argv[2],), lambda: None
+forkserver.main()
+"""
+
+
+def test_a_server_that_holds_a_gpu_does_not_fork(tmp_path: Path) -> None:
+    """A file stands for the device: CUDA does not work in forks of a process that has used it."""
+    device = tmp_path / "nvidiactl"
+    device.write_text("")
+    command = [sys.executable, "-c", HOLDS_A_GPU, "0", str(device)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has opened a GPU" in done.stderr
+
+
 # --- forks ---
 
 
@@ -253,6 +274,17 @@ def test_a_fork_gives_the_same_bits(forking: Local, tmp_path: Path) -> None:
     assert Run(tmp_path / "fork").state == "done", (tmp_path / "job" / "output.txt").read_text()
     for file in ("predictions.safetensors", "final/tensors.safetensors"):
         assert (tmp_path / "fork" / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_fork_can_use_a_gpu(forking: Local, tmp_path: Path) -> None:
+    cell = tmp_path / "cell"
+    command = ("run", "methods/nft", "tasks/darcy", "--scale", "smoke", "device=cuda")
+    forking.submit([xmodal(tmp_path, "job", *command, "--directory", cell)])
+    until(lambda: ended(forking), "the job does not end")
+    assert Run(cell).state == "done", (tmp_path / "job" / "output.txt").read_text()
+    assert Run(cell).read("result.json")["device"].startswith("cuda")
 
 
 @pytest.mark.slow
