@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from xmodal import api, runs
 from xmodal.engine import checkpoint
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.loop import EpochRecord, Snapshot, Training
-from xmodal.engine.memory import OutOfMemory, device_errors, is_out_of_memory
+from xmodal.engine.memory import Before, OutOfMemory, device_errors, is_out_of_memory
 from xmodal.engine.observe import Silent
 from xmodal.engine.session import RunSession
 from xmodal.engine.step import StepRecord
@@ -90,6 +92,35 @@ def test_in_the_middle_nothing_of_the_failed_step_is_left() -> None:
     for name, generator in limited.generators.items():
         assert torch.equal(generator.get_state(), right.generators[name].get_state())
     assert (training.snapshot.samples, training.snapshot.most_at_once) == (30, 1)
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_streams_and_buffers_return_to_where_they_were(draws: bool) -> None:
+    session = session_of("nft")
+    session.model.register_buffer("moving", torch.zeros(2))
+    session.model.register_buffer("still", torch.ones(2))
+
+    def step() -> list[Any]:
+        for generator in session.generators.values():
+            torch.rand(1, generator=generator)
+        session.model.get_buffer("moving").add_(1)
+        host = [np.random.rand(), random.random()] if draws else []
+        return [torch.rand(1).item(), float(session.model.get_buffer("moving")[0]), *host]
+
+    for taken in range(3):
+        before = Before(session)
+        for _ in range(taken):
+            step()
+            before.remember()
+        failed = step()
+        before.restore()
+        values = [list(g.get_state()) for g in session.generators.values()]
+        assert step() == failed
+        before.restore()
+        assert values == [list(g.get_state()) for g in session.generators.values()]
+        names = [name for name, _ in session.model.named_buffers()]
+        if taken:
+            assert [names[n] for n in before._moving] == ["moving"]
 
 
 def test_with_one_sample_at_a_time_it_ends() -> None:

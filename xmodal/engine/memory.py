@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+from xmodal import randomness
 from xmodal.engine.session import RunSession
 from xmodal.errors import MachineError
 
@@ -76,35 +77,62 @@ def free() -> None:
 class Before:
     """The state before a step, to return to: random streams, and buffers that steps change.
 
-    The weights need none of it: a step changes them last.
+    The weights need none of it: a step changes them last. To copy the streams of numpy and Python
+    takes longer than all others, and hardly a component draws from them, so they are copied at
+    every step only if the first one drew from them.
     """
 
     def __init__(self, session: RunSession) -> None:
         self._session = session
         self._buffers = list(session.model.buffers())
         self._versions = [buffer._version for buffer in self._buffers]
-        self._moving: list[int] | None = None
+        self._moving = list(range(len(self._buffers)))
+        self._outer = randomness.global_state()
+        self._steps, self._all = 0, True
         self.remember()
 
     def remember(self) -> None:
         """Here one may return to."""
-        if self._moving is None:
-            self._moving = list(range(len(self._buffers)))
-        else:
+        session = self._session
+        if self._steps == 1:
+            self._all = not self._still()
+        if self._steps:
             # Most buffers are tables that never change: to copy them at every step would take time.
             changed = enumerate(zip(self._buffers, self._versions, strict=True))
             self._moving = [n for n, (buffer, version) in changed if buffer._version != version]
+        if self._all and self._steps:
+            self._outer = randomness.global_state()
         self._values = [(n, self._buffers[n].clone()) for n in self._moving]
-        self._streams = self._session.random_state()
+        self._own = {name: g.get_state() for name, g in session.generators.items()}
+        self._torch = torch.get_rng_state()
+        on_gpu = session.device.type == "cuda"
+        self._gpu = torch.cuda.get_rng_state(session.device) if on_gpu else None
+        self._steps += 1
+
+    def _still(self) -> bool:
+        """Whether the streams of numpy and Python are as they were when they were copied."""
+        now = randomness.global_state()
+        return all(_text(now[name]) == _text(self._outer[name]) for name in _HOST)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Return."""
+        session = self._session
         for number, value in self._values:
             self._buffers[number].copy_(value)
-        self._session.set_random_state(*self._streams)
-        for parameter in self._session.model.parameters():
+        outer = self._outer if self._all else randomness.global_state()
+        session.set_random_state(self._own, {**outer, "torch": self._torch})
+        if self._gpu is not None:
+            torch.cuda.set_rng_state(self._gpu, session.device)
+        for parameter in session.model.parameters():
             parameter.grad = None
+
+
+_HOST = ("numpy", "numpy_rest", "python")
+
+
+def _text(state: list[object]) -> str:
+    return repr([part.tolist() if isinstance(part, torch.Tensor) else part for part in state])
 
 
 def _check_alone(session: RunSession) -> None:
