@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:plugins python benchmarks/gpu.py [--out gpu.json] [--only rate steps draw ...]
 
-from the top of a checkout. At most 4 minutes on an H100 or H200; needs no network, because all
+from the top of a checkout. Made for 4 minutes on an H100 or H200; needs no network, because all
 weights are random and all data are generated or ship with scikit-learn. Every section stands for
 itself: one that fails shows its error and costs no other. The JSON file is written after each.
 Sections with deterministic kernels run in a second process, where cuBLAS is set up for them.

@@ -1,6 +1,6 @@
-"""Step time on a CPU: the engine over a loop written by hand, and PaRe over NFT.
+"""Step time on a CPU: the engine over a loop by hand, PaRe over NFT, and what settings cost.
 
-    python benchmarks/step_time.py [--steps 30] [--threads 2] [recipe overrides ...]
+    python benchmarks/step_time.py [--steps 30] [--threads 2] [--settings] [recipe overrides ...]
 
 Two trainings take turns in one process, step by step, and the order alternates too, so that the
 drift of a busy machine meets both. Medians of processor and wall-clock time are printed; where
@@ -28,6 +28,12 @@ from xmodal.engine.session import RunSession
 Step = Callable[[], object]
 WARM_UP = 3
 ENGINE_GOAL, PARE_GOAL = 1.00, 1.9
+SETTINGS = (
+    "training.batch={size: 8, micro: 4}",
+    "training.batch={size: 8, micro: 2}",
+    "precision=bf16",
+    "activation_checkpointing=true",
+)
 COMMON = ("training.epochs=100", "backbone={pretrained: false}")
 
 
@@ -46,21 +52,24 @@ def timed(step: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - processor, time.perf_counter() - wall
 
 
-def compare(name: str, goal: float, a: Step, b: Step, steps: int) -> None:
+def compare(name: str, goal: float | None, a: Step, b: Step, steps: int) -> None:
     """Print what a step of ``a`` costs over one of ``b``."""
     times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for n in range(steps + WARM_UP):
         for first in (True, False) if n % 2 else (False, True):
             times[first].append(timed(a if first else b))
-    print(f"{name} (goal: at most {goal})")
+    print(name if goal is None else f"{name} (goal: at most {goal})")
     for clock, what in ((1, "wall clock"), (0, "processor")):
         one, other = ([t[clock] for t in times[first][WARM_UP:]] for first in (True, False))
         mine, others = statistics.median(one), statistics.median(other)
         pairs = statistics.quantiles((x / y for x, y in zip(one, other, strict=True)), n=4)
+        end = ""
+        if goal is not None:
+            end = f", goal {'reached' if mine / others <= goal else 'NOT reached'}"
         print(
             f"  {what:<10} {1e3 * mine:7.1f} ms over {1e3 * others:7.1f} ms: {mine / others:.3f} "
-            f"(pairs of steps: median {pairs[1]:.3f}, quartiles {pairs[0]:.3f} to {pairs[2]:.3f}), "
-            f"goal {'reached' if mine / others <= goal else 'NOT reached'}",
+            f"(pairs of steps: median {pairs[1]:.3f}, quartiles {pairs[0]:.3f} to {pairs[2]:.3f})"
+            f"{end}",
             flush=True,
         )
 
@@ -70,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--settings", action="store_true", help="also NFT with other settings")
     parser.add_argument("overrides", nargs="*", help="recipe overrides, such as precision=bf16")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -79,6 +89,9 @@ def main() -> None:
     compare("engine over a loop by hand, NFT", ENGINE_GOAL, engine_steps(nft), hand, given.steps)
     both = [engine_steps(session(f"demo/{name}", given.overrides)) for name in ("pare", "nft")]
     compare("PaRe over NFT", PARE_GOAL, *both, given.steps)
+    for setting in SETTINGS if given.settings else ():
+        changed = session("demo/nft", [*given.overrides, setting])
+        compare(f"NFT with {setting}", None, engine_steps(changed), both[1], given.steps)
 
 
 if __name__ == "__main__":
