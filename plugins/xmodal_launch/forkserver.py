@@ -68,6 +68,7 @@ def main() -> None:
     xmodal.preload()
     importlib.import_module(f"{MODULE}.__main__")
     del sys.modules[f"{MODULE}.__main__"]  # runpy wants to run it as the first of its name
+    os.close(os.pidfd_open(os.getpid()))  # fails here, not after a fork, where there are none
     if any(file.startswith(GPUS) for file in _open_files()):
         sys.exit("what it has imported has opened a GPU, which no fork of it could use then")
     gc.collect()
