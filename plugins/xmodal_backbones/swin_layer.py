@@ -55,7 +55,7 @@ def attend(
     projections, out, table, heads, dropout = _parts(attention)
     area = rows_BSD.shape[1] // cut.number
     # Windows and heads are one axis: it costs no copy, because rows are ordered by place first.
-    split = (len(rows_BSD), area, cut.number * heads, -1)
+    split = (rows_BSD.shape[0], area, cut.number * heads, -1)
     q, k, v = (project(rows_BSD).reshape(split).transpose(1, 2) for project in projections)
     bias_HAA = (one_hot @ table).T.reshape(heads, area, area)
     bias_WHAA = bias_HAA.expand(cut.number, -1, -1, -1)

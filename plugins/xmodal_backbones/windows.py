@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 OUTSIDE = -100.0
 """What the library adds to scores between tokens that must not see each other."""
@@ -44,43 +44,48 @@ def windows(grid: tuple[int, ...], side: int, shift: int, device: torch.device) 
     Incomplete windows are filled with empty places. Those are seen as zeros, as in the library,
     unless the grid is smaller than a window: then they are masked, which equals a smaller window.
     """
-    small = min(grid) < side
     rows, columns = (-(-length // side) for length in grid)
-    # Row and column of each token in the padded, shifted grid, as [A, W].
-    down = (torch.arange(rows * side) + shift) % (rows * side)
-    right = (torch.arange(columns * side) + shift) % (columns * side)
     count, area = rows * columns, side * side
+    # In numpy, so that an export traces constants and not how they come about.
+    down = (np.arange(rows * side) + shift) % (rows * side)
+    right = (np.arange(columns * side) + shift) % (columns * side)
 
-    def by_place(values_YX: Tensor) -> Tensor:
+    def by_place(values_YX: Any) -> Any:
         cut = values_YX.reshape(rows, side, columns, side)
-        return cut.permute(1, 3, 0, 2).reshape(area * count)
+        return cut.transpose(1, 3, 0, 2).reshape(area * count)
 
-    inside_YX = (down < grid[0])[:, None] & (right < grid[1])
+    inside_AW = by_place((down < grid[0])[:, None] & (right < grid[1]))
     token_AW = by_place(down[:, None] * grid[1] + right)
-    inside_AW = by_place(inside_YX)
-    slot_N = torch.empty(grid[0] * grid[1], dtype=torch.int64)
-    slot_N[token_AW[inside_AW]] = torch.arange(area * count)[inside_AW]
-    empty = None if bool(inside_AW.all()) else ~inside_AW
-    mask_WAA = None
-    if small:
-        seen_WA = inside_AW.reshape(area, count).T
-        mask_WAA = torch.where(seen_WA, 0.0, OUTSIDE)[:, None].expand(-1, area, -1)
+    slot_N = np.empty(grid[0] * grid[1], dtype=np.int64)
+    slot_N[token_AW[inside_AW]] = np.flatnonzero(inside_AW)
+    hidden_WAA = None
+    if min(grid) < side:
+        unseen_WA = ~inside_AW.reshape(area, count).T
+        hidden_WAA = np.broadcast_to(unseen_WA[:, None], (count, area, area))
     elif shift:
         # Tokens that the shift brought together from different edges do not see each other.
         lower, righter = (_regions(length * side, side, shift) for length in (rows, columns))
         region_WA = by_place(lower[:, None] * 3 + righter).reshape(area, count).T
-        mask_WAA = (region_WA[:, None] != region_WA[:, :, None]) * OUTSIDE
-    into = Gather(
-        token_AW.where(inside_AW, 0).to(device), None if empty is None else empty.to(device)
+        hidden_WAA = region_WA[:, None] != region_WA[:, :, None]
+
+    def there(values: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+    return Windows(
+        count,
+        Gather(
+            there(np.where(inside_AW, token_AW, 0)),
+            None if inside_AW.all() else there(~inside_AW),
+        ),
+        Gather(there(slot_N)),
+        None if hidden_WAA is None else there((hidden_WAA * OUTSIDE).astype(np.float32)),
     )
-    mask_WAA = None if mask_WAA is None else mask_WAA.contiguous().to(device)
-    return Windows(count, into, Gather(slot_N.to(device)), mask_WAA)
 
 
-def _regions(length: int, side: int, shift: int) -> Tensor:
+def _regions(length: int, side: int, shift: int) -> Any:
     """0, 1 or 2 for each place of a shifted axis: the last window holds two parts of the grid."""
-    place = torch.arange(length)
-    return (place >= length - side).long() + (place >= length - shift).long()
+    place = np.arange(length)
+    return (place >= length - side).astype(int) + (place >= length - shift)
 
 
 def rearrange(x_BND: Tensor, into: Gather, back: Gather) -> Tensor:
@@ -113,8 +118,8 @@ def offsets(side: int, like: Tensor) -> Tensor:
     With it the table is read by a product, whose gradient is one as well: added in a fixed order,
     and in one kernel.
     """
-    place = torch.arange(side)
+    place = np.arange(side)
     apart = place[:, None] - place + side - 1
-    index = apart[:, None, :, None] * (2 * side - 1) + apart[None, :, None, :]
-    table = functional.one_hot(index.reshape(-1), (2 * side - 1) ** 2)
-    return table.to(like)
+    row = apart[:, None, :, None] * (2 * side - 1) + apart[None, :, None, :]
+    one_hot = row.reshape(-1, 1) == np.arange((2 * side - 1) ** 2)
+    return torch.from_numpy(one_hot).to(like)

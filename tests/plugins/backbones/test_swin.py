@@ -82,3 +82,23 @@ def test_a_layer_meets_grids_of_any_order() -> None:
     after = encode(layer, tokens((8, 8)), (8, 8), cuts)
     after.sum().backward()
     torch.testing.assert_close(before, after.detach(), rtol=0, atol=1e-12)
+
+
+class Traced(nn.Module):
+    """A layer on one grid, as an export sees it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.cuts = layer, Cuts()
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return encode(self.layer, x_BND, (9, 13), self.cuts)
+
+
+@torch.no_grad()
+def test_a_layer_can_be_exported_for_any_number_of_samples() -> None:
+    module = Traced(layers(SIDE // 2)[1]).eval()
+    sizes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(module, (tokens((9, 13)).detach(),), dynamic_shapes=sizes)
+    x_BND = torch.cat([tokens((9, 13)).detach()] * 3)
+    torch.testing.assert_close(program.module()(x_BND), module(x_BND), rtol=0, atol=1e-12)
