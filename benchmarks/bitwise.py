@@ -55,7 +55,7 @@ def trained(
 ) -> Course:
     """Train to the end, with deterministic kernels.
 
-    ``save``: keep the state when so many steps are known, in this folder, and go on.
+    ``save``: keep the state when so many steps are known, in this folder, and stop there.
     ``apart``: not as the device does it, but on a GPU operation by operation, looking at every
     loss, and on a CPU with the steps of a GPU, without their graphs.
     """
@@ -72,6 +72,7 @@ def trained(
                 if save is not None and len(losses) == save[0]:
                     checkpoint.save(save[1], training.state())
                     saved = training.snapshot.total_steps
+                    break
     weights = {name: value.cpu() for name, value in session.model.state_dict().items()}
     encoded, notes = training.snapshot.encoded, tuple(session.notes)
     return Course(tuple(losses), weights, encoded, notes, saved)
@@ -104,22 +105,21 @@ def distance(one: Course, other: Course) -> tuple[float, float]:
 def again(bench: Bench) -> None:
     """Every method, with micro-batches and a smaller last batch: repeated, resumed, and eagerly.
 
-    Plain fine-tuning and PaRe also with the large backbones, in bf16. A run that is saved in the
-    middle goes on as it is; a new session resumes from the file.
+    Plain fine-tuning and PaRe also with larger backbones, in bf16. A second run stops in the middle
+    and a third resumes it: both halves must be those of the first, and so is the whole.
     """
     # Numbers come a few steps late: with fewer steps no place in the middle could be saved.
     small = (f"task.train={26 if bench.cuda else 10}", "training.epochs=2",
              "training.max_steps=null", "training.batch={size: 4, micro: 2}")  # fmt: skip
-    for shape in bench.shapes:
-        size = max(2, shape.size // 8)
+    for method in bench.methods:
+        _again(bench, method, method, small if method != "baseline" else small[:1], "smoke")
+    for shape in bench.smaller_shapes:
         given = (*shape.overrides, "precision=bf16", "training.epochs=2",
                  f"training.max_steps={7 if bench.cuda else 2}",
-                 f"training.batch.size={size}")  # fmt: skip
+                 f"training.batch.size={shape.size}")  # fmt: skip
         for method in ("nft", "pare"):
             more = (MIDDLE,) if method == "pare" else ()
             _again(bench, f"{method} on {shape.name}", method, (*given, *more), None)
-    for method in bench.methods:
-        _again(bench, method, method, small if method != "baseline" else small[:1], "smoke")
 
 
 def _again(
@@ -138,11 +138,13 @@ def _again(
         count = len(whole.losses)
         middle = min(count // 2 + 2, count - 1)
         saved = bench.folder / f"saved-{len(bench.report.rows)}"
-        repeat = trained(make(), save=(middle, saved) if middle > 0 else None)
-        found = {"repeated": equal(whole, repeat)}
-        if middle > 0:
-            what = f"resumed after {repeat.saved} of {count} steps"
-            found[what] = equal(whole, trained(make(), restored=saved))
+        half = trained(make(), save=(middle, saved)) if middle > 0 else None
+        second = trained(make(), restored=saved if half else None)
+        what = f"repeated, and resumed after {half.saved} of {count} steps" if half else "repeated"
+        begun = half.losses if half else ()
+        found = {what: equal(whole, second) and begun == whole.losses[: len(begun)]}
+        if half and not found[what]:
+            found["repeated only"] = equal(whole, trained(make()))
         if scale is None:
             recomputed = trained(make("activation_checkpointing=true"))
             found["with activation checkpointing"] = equal(whole, recomputed)

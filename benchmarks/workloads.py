@@ -47,6 +47,12 @@ SHAPES = (
     Shape("Swin-B, 3136 tokens", (*LARGE, "backbone={use: swin, pretrained: false}"), 32),
     Shape("ViT-S/14, 289 tokens", (*LARGE, "backbone={use: vit-s14, pretrained: false}", *VIT), 32),
 )
+SMALLER = (
+    Shape("Swin-T, 3136 tokens",
+          (*LARGE, "backbone={use: swin, size: tiny, pretrained: false}"), 4),
+    Shape("ViT-S/14, 4 layers, 289 tokens",
+          (*LARGE, "backbone={use: vit-s14, pretrained: false, layers: 4}", *VIT), 4),
+)  # fmt: skip
 PATCHES = ("embedder={use: patch, size: native}", "predictor={use: dense}")
 TINY_SHAPES = (
     Shape("tiny", (*SMALL, "backbone={use: tiny, pretrained: false}", *PATCHES), 4),
@@ -78,6 +84,11 @@ class Bench:
     def shapes(self) -> tuple[Shape, ...]:
         """The models to time."""
         return TINY_SHAPES if self.tiny else SHAPES
+
+    @property
+    def smaller_shapes(self) -> tuple[Shape, ...]:
+        """Models with the same kernels that cost less to make and to keep."""
+        return TINY_SHAPES if self.tiny else SMALLER
 
     def goal(self, value: float) -> float | None:
         """A goal that holds for a GPU only."""

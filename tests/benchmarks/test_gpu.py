@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from xmodal import plugins
 from xmodal.batch import Progress
+from xmodal.data.store import Store
+from xmodal.engine.plan import compose_plan
 
 from ..paths import ROOT
 
@@ -87,6 +90,15 @@ def test_the_loop_by_hand_does_what_the_engine_does(
     end = hand.model.state_dict()
     torch.testing.assert_close(end, dict(bitwise.trained(session).weights))
     assert not bitwise.equal(bitwise.Course((), start, 0, ()), bitwise.Course((), end, 0, ()))
+
+
+def test_models_for_a_gpu_have_the_tokens_that_their_names_say(workloads: ModuleType) -> None:
+    for shape in (*workloads.SHAPES, *workloads.SMALLER):
+        overrides = [*shape.overrides, *workloads.SOURCE, workloads.MIDDLE]
+        recipes = ["methods/pare", "tasks/darcy"]
+        plan = compose_plan(recipes, plugins.registry(), Store(), overrides)
+        assert f"{plan.facts.num_tokens} tokens" in shape.name
+        assert plan.recipe.backbone.config.pretrained is False
 
 
 def test_one_flipped_bit_is_found(bitwise: ModuleType) -> None:
