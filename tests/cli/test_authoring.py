@@ -82,7 +82,7 @@ def test_a_new_package_keeps_its_contract(xmodal: Cli, kind: str, path: None) ->
     quick = [s for s in check.steps(package) if s.label.startswith(("table", "contract"))]
     taken = {step.label: check.taken(step) for step in quick}
     assert len(taken) == 2
-    assert {outcome.state for outcome in taken.values()} == {"ok"}, taken
+    assert {(outcome.state, outcome.line) for outcome in taken.values()} == {("ok", "")}, taken
     component: Any = package.registry.load(kind, f"my-{kind}")
     for _, _, _, description in describe.settings(component):
         assert description
@@ -93,6 +93,22 @@ def test_a_new_package_keeps_its_contract(xmodal: Cli, kind: str, path: None) ->
         ast.parse((folder / f"xmodal_my_{kind}" / f"{kind}.py").read_text()), component.__name__
     ):
         assert f"| {row_default} | {meaning} |" in (folder / "README.md").read_text()
+
+
+def test_a_mixer_that_cannot_be_captured_is_told_so(xmodal: Cli, path: None) -> None:
+    xmodal("plugins", "new", "my-slow", "--kind", "mixer")
+    file = Path("xmodal-my-slow/xmodal_my_slow/mixer.py")
+    text = file.read_text(encoding="utf-8")
+    declared = 'from_host(self._share, progress, target.tokens.x_BND.device)["share"]'
+    assert declared in text
+    file.write_text(text.replace(declared, "1 - progress.share"), encoding="utf-8")
+    labels = {step.label: step for step in check.steps(check.find("xmodal-my-slow"))}
+    outcome = check.taken(labels["contract of mixer my-slow"])
+    assert outcome.state == "ok"
+    assert outcome.line == (
+        "kept, but it is slower on a GPU than it could be: MySlow cannot be captured on a GPU: it "
+        "reads progress.share outside of from_host"
+    )
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 
 from xmodal import api
 from xmodal.batch import Progress
-from xmodal.engine.profiling import FOLDER, TABLE, TRACE, StepTrace, how_to_look, span
+from xmodal.engine.profiling import FOLDER, TABLE, TRACE, StepTrace, span, summary
 from xmodal.testing.running import assert_same, weights
 
 from ..conftest import TINY
@@ -45,7 +45,14 @@ def test_a_trace_names_the_parts_of_steps_and_changes_nothing(tmp_path: Path) ->
     assert {"forward", "backward", "update", "data", "evaluation", "saving", "other"} <= set(shares)
     assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.6)
     assert "aten::" in table
-    assert str(traced.run.path / FOLDER / TRACE) in how_to_look(traced.run.path / FOLDER)
+    assert table.startswith("3 steps, and what followed in the epoch, took ")
+    said = summary(traced.run.path)
+    assert said is not None
+    assert table.startswith(said.partition("\noperations: ")[0])
+    assert str(traced.run.path / FOLDER / TABLE) in said
+    assert str(traced.run.path / FOLDER / TRACE) in said
+    assert "aten::" not in said
+    assert summary(plain.run.path) is None
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,13 @@ SCALE = "smoke"
 
 @dataclass(frozen=True)
 class Step:
-    """One check: ``run`` raises ``Skip`` to skip it, or any other error if it fails."""
+    """One check: ``run`` raises ``Skip`` to skip it, or any other error if it fails.
+
+    It may return what is worth knowing though nothing has to be mended.
+    """
 
     label: str
-    run: Callable[[], None]
+    run: Callable[[], str | None]
 
 
 class Skip(Exception):
@@ -65,7 +68,7 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of a step; ``line`` tells why it was skipped or what to fix."""
+    """The result of a step; ``line`` tells what to know, why it was skipped or what to fix."""
 
     state: Literal["ok", "skipped", "mend"]
     line: str = ""
@@ -88,12 +91,12 @@ def taken(step: Step) -> StepResult:
     """Run a step, and discard its printed output."""
     try:
         with redirect_stdout(StringIO()):
-            step.run()
+            remark = step.run()
     except Skip as reason:
         return StepResult("skipped", str(reason))
     except Exception as error:
         return StepResult("mend", what_to_mend(error))
-    return StepResult("ok")
+    return StepResult("ok", remark or "")
 
 
 def what_to_mend(error: BaseException) -> str:
@@ -228,14 +231,14 @@ def _contents(package: Package) -> None:
         raise PluginError("it registers no component and no recipe: is a hook missing?")
 
 
-def _contract(package: Package, entry: Entry) -> None:
+def _contract(package: Package, entry: Entry) -> str | None:
     import torch
     from pydantic import ValidationError
 
     from xmodal.data.store import Store
-    from xmodal.testing import contract
+    from xmodal.testing import check_host_inputs, contract
 
-    component = package.registry.load(entry.kind, entry.name)
+    component: Any = package.registry.load(entry.kind, entry.name)
     try:
         config = component.Config()
     except ValidationError as error:
@@ -247,6 +250,12 @@ def _contract(package: Package, entry: Entry) -> None:
         raise Skip(f"needs files: {' '.join(missing.split())}")
     with torch.random.fork_rng(devices=[]):
         contract.check(component)
+        if entry.kind in ("mixer", "selector"):
+            try:
+                check_host_inputs(component)
+            except AssertionError as why:
+                return f"kept, but it is slower on a GPU than it could be: {what_to_mend(why)}"
+    return None
 
 
 def _tests(package: Package) -> None:

@@ -118,7 +118,7 @@ def compare(
         plugin_files=tuple(plugin or ()),
         verify_data=verify_data,
     )
-    files = verdicts.write(out or root.parent / "compare" / table.name, table)
+    files = _written(out or root.parent / "compare" / table.name, table)
     if as_json:
         output.print_json({**table.as_dict(), "files": [str(file) for file in files]})
     else:
@@ -144,7 +144,7 @@ def demo(
         for row in run.compare(suite=DEMO, root=root / "cells", launcher=None).rows:
             Run(Path(row.directory)).clear()
     table = _watched(suite=DEMO, root=root / "cells")
-    files = verdicts.write(root / DEMO, table)
+    files = _written(root / DEMO, table)
     elapsed = time.monotonic() - begun
     if as_json:
         cells = [cell for cell, state in table.standing if state.word == "done"]
@@ -163,6 +163,12 @@ def _watched(**asked: Any) -> ComparisonTable:
 
     with _live() as watch, _warnings_as_notes():
         return run.compare(**asked, watch=watch)
+
+
+def _written(folder: Path, table: ComparisonTable) -> list[Path]:
+    """Write the files of a comparison; on a terminal, say that this takes a moment."""
+    with output.stderr().status("writing the report"):
+        return verdicts.write(folder, table)
 
 
 def _ended(table: ComparisonTable) -> None:

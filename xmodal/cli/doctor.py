@@ -74,7 +74,7 @@ def _device() -> list[Finding]:
         return [Finding("device", True, f"{name}, {bf16}")]
     if torch.backends.mps.is_available():
         return [Finding("device", True, "Apple GPU (mps)")]
-    return [Finding("device", True, f"CPU, {torch.get_num_threads()} threads")]
+    return [Finding("device", True, f"CPU, {text.plural(torch.get_num_threads(), 'thread')}")]
 
 
 def _cache() -> list[Finding]:

@@ -176,16 +176,13 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
 
 def _show_profile(path: Path, fresh: bool) -> None:
     """Where the time of the traced steps went; beside the result, which alone goes to stdout."""
-    from xmodal.engine.profiling import FOLDER, TABLE, how_to_look
+    from xmodal.engine.profiling import summary
 
-    console, table = output.stderr(), path / FOLDER / TABLE
     if not fresh:
-        console.print("nothing was traced: the run was done already")
-    elif not table.exists():
-        console.print("nothing was traced: the run has too few steps")
+        said = "nothing was traced: the run was done already; with --force it is repeated"
     else:
-        console.print(table.read_text(encoding="utf-8"), soft_wrap=True)
-        console.print(how_to_look(path / FOLDER), soft_wrap=True)
+        said = summary(path) or "nothing was traced: too few steps were left"
+    output.stderr().print(f"\n{said}", soft_wrap=True)
 
 
 def _dry_run(

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from xmodal.batch import Progress
 from xmodal.files import atomically
+from xmodal.text import plural
 
 FOLDER, TRACE, TABLE = "profile", "trace.json.gz", "profile.txt"
 WARM_UP = 2
@@ -42,7 +43,7 @@ class StepTrace:
         self._activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
             self._activities.append(ProfilerActivity.CUDA)
-        self._seen = 0
+        self._seen = self._seen_before = 0
         self._traced: profile | None = None
         self._begun = 0.0
         self.done = False
@@ -64,6 +65,7 @@ class StepTrace:
             # Its own messages are about what it does not find here; it reads this when it starts.
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             self._traced = profile(activities=self._activities)
+            self._seen_before = self._seen
             self._begun = time.perf_counter()
             self._traced.start()
 
@@ -83,7 +85,7 @@ class StepTrace:
         self.done = True
 
     def _table(self, traced: profile, seconds: float) -> str:
-        """The shares of the parts of a step, and the operations that took most time."""
+        """The shares of the parts, a blank line, and the operations that took most time."""
         on_gpu = ProfilerActivity.CUDA in self._activities
         averages = traced.key_averages()
         parts = {
@@ -92,7 +94,8 @@ class StepTrace:
             if event.key.startswith(_OURS) and event.cpu_time_total
         }
         parts["other"] = max(0.0, seconds - sum(parts.values()))
-        lines = [f"{seconds:.3f} s of the run, by what its process did:"]
+        steps = plural(self._seen - self._seen_before, "step")
+        lines = [f"{steps}, and what followed in the epoch, took {seconds:.3f} s while traced:"]
         ordered = sorted(parts.items(), key=lambda part: -part[1])
         lines += [f"  {name:<24}{took:>9.3f} s {took / seconds:>7.1%}" for name, took in ordered]
         by = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -102,6 +105,17 @@ class StepTrace:
         )
 
 
-def how_to_look(folder: Path) -> str:
-    """Where a trace is, and what shows it."""
-    return f"trace: {folder / TRACE} (open it at https://ui.perfetto.dev, or in chrome://tracing)"
+def summary(run: Path) -> str | None:
+    """What a user is told of the trace of a run: the shares, and where the rest is; None if none.
+
+    The table of operations is left in its file: it is wider than a terminal.
+    """
+    table, trace = run / FOLDER / TABLE, run / FOLDER / TRACE
+    if not table.exists():
+        return None
+    shares, _, _ = table.read_text(encoding="utf-8").partition("\n\n")
+    return (
+        f"{shares}\n"
+        f"operations: {table}\n"
+        f"trace: {trace} (open it at https://ui.perfetto.dev, or in chrome://tracing)"
+    )
