@@ -113,6 +113,17 @@ def test_frozen_weights_get_no_gradient_and_lent_ones_get_theirs() -> None:
     assert lent.grad.abs().sum() > 0
 
 
+def test_copies_of_frozen_weights_need_no_gradient() -> None:
+    """Else every step would compute them, which costs a third of it, and keep what that needs."""
+    layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    layers[0].requires_grad_(False)
+    made = precision.copies(layers, torch.bfloat16)
+    needs = {name: made[name].requires_grad for name in made}
+    assert needs == {"0.weight": False, "0.bias": False, "1.weight": True, "1.bias": True}
+    layers.requires_grad_(False)
+    assert not any(copy.requires_grad for copy in precision.copies(layers, torch.bfloat16).values())
+
+
 def test_weights_that_changed_are_read_again() -> None:
     backbone = tiny()
     with torch.no_grad(), half():

@@ -27,6 +27,11 @@ class _Cast(torch.autograd.Function):
         ctx.dtype = tensors[0].dtype
         copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
         torch._foreach_copy_(copies, tensors)
+        # Otherwise a gradient would be computed for each of them, and thrown away.
+        needed = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(
+            *(copy for copy, needs in zip(copies, needed, strict=True) if not needs)
+        )
         return tuple(copies)
 
     @staticmethod

@@ -106,8 +106,10 @@ def use_determinism(wanted: bool) -> None:
         # cuBLAS reads this on first use. Training and prediction must use the same value.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Filling new memory only helps code that reads uninitialised values, and it costs time.
-    # cuDNN's benchmark chooses kernels by timing them.
-    _set_kernels(wanted, True, False, not wanted, wanted)
+    # cuDNN's benchmark chooses kernels by timing them. The gradient of its attention, which torch
+    # prefers on some GPUs, is never deterministic, and torch excludes it only where it does not
+    # just warn.
+    _set_kernels(wanted, True, False, not wanted, wanted, not wanted)
 
 
 @contextmanager
@@ -209,23 +211,30 @@ def within(
             work.close()
 
 
-def _kernels() -> tuple[bool, bool, bool, bool, bool]:
+def _kernels() -> tuple[bool, bool, bool, bool, bool, bool]:
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
+        torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
     )
 
 
 def _set_kernels(
-    deterministic: bool, warns: bool, fills: bool, by_time: bool, fixed_convolutions: bool
+    deterministic: bool,
+    warns: bool,
+    fills: bool,
+    by_time: bool,
+    fixed_convolutions: bool,
+    cudnn_attention: bool,
 ) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=warns)
     torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = by_time
     torch.backends.cudnn.deterministic = fixed_convolutions
+    torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
 
 
 class FixedAttention(TorchFunctionMode):

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from xmodal import plugins
-from xmodal.batch import Progress, Sample, Term, View
+from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
@@ -342,11 +343,29 @@ def test_what_a_replay_would_miss_is_found_out(
     (note,) = [note for note in session.notes if "CUDA graphs" in note]
     assert why in note
     assert tape.replays == 0
-    if forward is not counts:  # whose warm-up counted
-        plain = with_mixer(forward, **attributes)
-        trained(plain, TapeGraphs(), Uncaptured)
-        if forward is not changes_its_questions:
-            assert_same(weights(session), weights(plain))
+    plain = with_mixer(forward, **attributes)
+    trained(plain, TapeGraphs(), Uncaptured)
+    if forward is not changes_its_questions:
+        assert_same(weights(session), weights(plain))
+
+
+def test_nothing_of_a_failed_capture_is_left_in_memory() -> None:
+    """It would be a step's memory besides its own, and hold its gradients to another stream."""
+    passes: list[ReferenceType[Tensor]] = []
+    left: list[int] = []
+
+    def forward(mixer: Any, target: Sample, progress: Progress, own: torch.Generator) -> Any:
+        left.append(sum(kept() is not None for kept in passes))
+        made = target.tokens.x_BND * 1
+        passes.append(ref(made))
+        return asks(mixer, replace(target, tokens=Tokens(made, target.tokens.grid)), progress, own)
+
+    session = with_mixer(forward)
+    _, steps = trained(session, TapeGraphs())
+    assert [note for note in session.notes if "without CUDA graphs" in note]
+    assert len(steps) == 12
+    assert len(left) == 3 + 3 * 5  # two micro-batches of a warm-up, one that is refused, all others
+    assert left[3] == 0
 
 
 def test_a_number_that_only_some_micro_batches_have_on_the_device_is_one_number() -> None:

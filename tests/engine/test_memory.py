@@ -123,6 +123,32 @@ def test_streams_and_buffers_return_to_where_they_were(draws: bool) -> None:
             assert [names[n] for n in before._moving] == ["moving"]
 
 
+def test_running_statistics_return_as_well() -> None:
+    """Kernels change them without counting it as other changes are counted."""
+    session = session_of("nft")
+    norm = torch.nn.BatchNorm1d(2)
+    session.model.add_module("norm", norm)
+    before = Before(session)
+    norm(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    before.remember()
+    expected = {name: value.clone() for name, value in norm.state_dict().items()}
+    norm(torch.tensor([[-1.0, 0.0], [7.0, 5.0]]))
+    assert not torch.equal(norm.state_dict()["running_var"], expected["running_var"])
+    before.restore()
+    assert_same(dict(norm.state_dict()), expected)
+
+
+def test_a_capture_does_not_make_buffers_look_as_if_steps_changed_them() -> None:
+    """All that look so are copied before every step."""
+    session = session_of("nft")
+    session.model.register_buffer("still", torch.ones(2))
+    versions = [buffer._version for buffer in session.model.buffers()]
+    tape = TapeGraphs()
+    trained(session, graphs=lambda: tape)
+    assert tape.captures > 0
+    assert [buffer._version for buffer in session.model.buffers()] == versions
+
+
 def test_with_one_sample_at_a_time_it_ends() -> None:
     session = session_of("nft")
     Limit(session, 0)
@@ -204,6 +230,8 @@ def test_which_errors_are_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)
+    for words in ("CUDA error: out of memory\n", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"):
+        assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 

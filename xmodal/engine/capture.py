@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from xmodal.batch import Batch, Progress
+from xmodal.engine.graphs import Graphs
+from xmodal.engine.memory import free, is_out_of_memory
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.interfaces import Component
@@ -51,48 +53,6 @@ class CannotBeCaptured(Exception):
     """Why a step has to run operation by operation."""
 
 
-class Graphs(Protocol):
-    """How kernels are captured and replayed: CUDA graphs, or what stands for them in a test."""
-
-    def aside(self) -> AbstractContextManager[object]:
-        """A block for the warm-up."""
-
-    def capture(self, compute: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """What replays the kernels of ``compute``, and its result, which every replay renews."""
-
-
-class CudaGraphs:
-    """CUDA graphs of one run. They share memory, because they are never replayed at once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        # Libraries keep work space by stream. A run that takes turns with others has a stream of
-        # its own: its graphs are captured where they are replayed, and so share space with nobody.
-        self._stream = torch.cuda.current_stream(device)
-        if self._stream == torch.cuda.default_stream(device):  # which cannot be captured
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """A stream of its own: libraries keep what they set up by stream."""
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self._stream):
-                yield
-        finally:
-            current.wait_stream(self._stream)
-
-    def capture(self, compute: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Capture on the stream of the warm-up; other threads may use the device meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            result = compute()
-        return graph.replay, result
-
-
 @dataclass
 class _Call:
     """One call of ``from_host``: its function, and where its values go."""
@@ -114,7 +74,14 @@ class _Call:
     def fill(self, values: Mapping[str, Any]) -> None:
         """Copy values into the places."""
         for name, place in self.places.items():
-            place.copy_(on_device(values[name], place.device))
+            fill(place, values[name])
+
+
+def fill(place: Tensor, value: Tensor) -> None:
+    """Copy ``value`` into its place on the device, without waiting for it."""
+    if place.is_cuda and not value.is_cuda:
+        value = value.pin_memory()
+    place.copy_(value, non_blocking=place.is_cuda)
 
 
 def _is_input(value: Any) -> bool:
@@ -226,6 +193,7 @@ class Capture(Generic[T]):
             return compute(micro_batches, at)
         drawn: list[Mapping[str, Any]] = []
         micros = list(micro_batches)
+        step: _Captured[T] | None = None
         try:
             placed, key = self._placed(micros)
             steps = self._steps.setdefault(key, [])
@@ -239,6 +207,9 @@ class Capture(Generic[T]):
                 steps.append(step)
         except CannotBeCaptured as why:
             self._give_up(why)
+        if step is None:
+            # Not above: the reason holds on to everything that the failed attempt had made.
+            free()
             with answered_by(_Once(drawn, at)):
                 return compute(micros, at)
         for call, values in zip(step.calls, drawn, strict=True):
@@ -308,9 +279,9 @@ class Capture(Generic[T]):
                     once()
             try:
                 replay, result = self.graphs.capture(once)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 first = str(error).strip().splitlines()[0]
                 raise CannotBeCaptured(f"cannot be captured: {first}") from error
         return _Captured(inputs.calls, replay, result)
@@ -341,7 +312,7 @@ class Capture(Generic[T]):
 
 
 class _Unchanged:
-    """A block after which the buffers of the model and all random streams are as before."""
+    """A block after which buffers, plain attributes and all random streams are as before."""
 
     def __init__(self, session: RunSession) -> None:
         self.session = session
@@ -352,13 +323,16 @@ class _Unchanged:
             for module in self.session.model.modules()
             for name, buffer in module.named_buffers(recurse=False)
         ]
+        self._plain = [(owner, _plain(owner)) for _, owner in _owners(self.session.model)]
         self._streams = self.session.random_state()
         return self
 
     def __exit__(self, *error: object) -> None:
         for module, name, buffer, value in self._buffers:
             setattr(module, name, buffer)
-            buffer.copy_(value)
+            buffer.data.copy_(value)  # so that it does not look as if steps changed it
+        for owner, values in self._plain:
+            vars(owner).update(values)
         self.session.set_random_state(*self._streams)
 
     @contextmanager
@@ -403,14 +377,24 @@ def _crosses(args: Sequence[Any], result: Any) -> bool:
 
 def _plain_values(model: nn.Module) -> dict[str, Any]:
     """The plain attributes of all modules, and of the components that they hold."""
-    values: dict[str, Any] = {}
+    return {
+        f"{where}.{name}": value
+        for where, owner in _owners(model)
+        for name, value in _plain(owner).items()
+    }
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """All modules and the components that they hold, by path."""
     for path, module in model.named_modules():
-        held = {k: v for k, v in vars(module).items() if isinstance(v, Component)}
-        for where, owner in ((path, module), *((f"{path}.{k}", v) for k, v in held.items())):
-            for name, value in vars(owner).items():
-                if isinstance(value, bool | int | float | str):
-                    values[f"{where}.{name}"] = value
-    return values
+        yield path, module
+        for name, value in vars(module).items():
+            if isinstance(value, Component):
+                yield f"{path}.{name}", value
+
+
+def _plain(owner: object) -> dict[str, Any]:
+    return {k: v for k, v in vars(owner).items() if isinstance(v, bool | int | float | str)}
 
 
 def _fitting(

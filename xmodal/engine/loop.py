@@ -24,9 +24,10 @@ from torch import nn
 
 from xmodal.batch import Batch, Progress, Tokens
 from xmodal.engine import distributed
-from xmodal.engine.capture import Capture, CudaGraphs, Graphs
+from xmodal.engine.capture import Capture
 from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
+from xmodal.engine.graphs import CudaGraphs, Graphs
 from xmodal.engine.memory import Before, fewer_at_once, is_out_of_memory
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession

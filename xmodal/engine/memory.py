@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
 from xmodal import randomness
 from xmodal.engine.session import RunSession
@@ -31,7 +32,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device, or of the machine, is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _USED_UP)
+
+
+_USED_UP = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What torch says of the CPU, of what CUDA itself needs (graphs), and of cuBLAS and cuDNN."""
 
 
 @contextmanager
@@ -86,6 +91,9 @@ class Before:
         self._session = session
         self._buffers = list(session.model.buffers())
         self._versions = [buffer._version for buffer in self._buffers]
+        # Running statistics are changed by kernels that do not count it.
+        norms = (m for m in session.model.modules() if isinstance(m, _NormBase))
+        self._uncounted = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
         self._moving = list(range(len(self._buffers)))
         self._outer = randomness.global_state()
         self._steps, self._all = 0, True
@@ -98,8 +106,12 @@ class Before:
             self._all = not self._still()
         if self._steps:
             # Most buffers are tables that never change: to copy them at every step would take time.
-            changed = enumerate(zip(self._buffers, self._versions, strict=True))
-            self._moving = [n for n, (buffer, version) in changed if buffer._version != version]
+            known = enumerate(zip(self._buffers, self._versions, strict=True))
+            self._moving = [
+                number
+                for number, (buffer, version) in known
+                if buffer._version != version or id(buffer) in self._uncounted
+            ]
         if self._all and self._steps:
             self._outer = randomness.global_state()
         self._values = [(n, self._buffers[n].clone()) for n in self._moving]

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from xmodal.batch import Batch, Progress
 from xmodal.engine import distributed
-from xmodal.engine.capture import Capture
+from xmodal.engine.capture import Capture, fill
 from xmodal.engine.memory import is_out_of_memory, without_retry
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.errors import TrainingError
 from xmodal.interfaces import Stage
-from xmodal.steps import on_device
 from xmodal.text import shortlist
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -237,7 +236,7 @@ class DeviceStep:
         """Send a step to the device."""
         begun = self.clock()
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._rates.copy_(on_device(torch.tensor(rates), self._rates.device))
+        fill(self._rates, torch.tensor(rates))
         if self.capture is None:
             computed = self.compute(micro_batches, at)
         else:
