@@ -174,10 +174,18 @@ def test_every_backbone_can_be_captured(backbone: str, precision: str, tmp_path:
     assert_same(weights(session), weights(plain))
 
 
-def test_a_resumed_run_is_bit_equal() -> None:
-    whole = session_of("nft", "training.optimizer={use: sgd}")
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("nft", "training.optimizer={use: sgd}"),
+        # It draws on the host, and stops between two forms of step.
+        pytest.param(("pare", "backbone.dropout=0.3"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_is_bit_equal(given: tuple[str, ...]) -> None:
+    whole = session_of(*given)
     trained(whole, TapeGraphs())
-    half = session_of("nft", "training.optimizer={use: sgd}")
+    half = session_of(*given)
     training = Training(half, graphs=TapeGraphs)
     steps, run = 0, training.run()
     while steps < 5:
@@ -187,11 +195,53 @@ def test_a_resumed_run_is_bit_equal() -> None:
     taken = training.snapshot.total_steps
     assert training.snapshot.sums or training.snapshot.step == 0
     run.close()
-    other = session_of("nft", "training.optimizer={use: sgd}")
+    other = session_of(*given)
     resumed = Training(other, state, graphs=TapeGraphs)
     numbers = [r.number for r in resumed.run() if isinstance(r, StepRecord)]
     assert numbers == list(range(taken + 1, 10))
     assert_same(weights(other), weights(whole))
+
+
+def _strength(session: RunSession, epoch: int) -> None:
+    session.model.mixer.strength = 1.0 + epoch
+
+
+def _targets(session: RunSession, epoch: int) -> None:
+    session.model.mixer.strength = torch.full((), 1.0 + epoch, dtype=torch.float64)
+
+
+def _no_dropout(session: RunSession, epoch: int) -> None:
+    session.model.backbone.train(epoch == 0)
+
+
+def _unfrozen(session: RunSession, epoch: int) -> None:
+    session.model.backbone.requires_grad_(epoch > 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "captures"), [(_strength, 6), (_targets, 6), (_no_dropout, 4), (_unfrozen, 4)]
+)
+def test_what_a_stage_changes_between_epochs_is_captured_anew(change: Any, captures: int) -> None:
+    def session() -> RunSession:
+        def forward(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+            return view(target, mixer.strength)
+
+        made = with_mixer(forward, strength=1.0)
+        (stage,) = made.stages
+        kept = stage.steps
+
+        def steps(session: RunSession, progress: Progress) -> Any:
+            change(session, progress.epoch)
+            yield from kept(session, progress)
+
+        vars(stage)["steps"] = steps
+        return made
+
+    captured, plain, tape = session(), session(), TapeGraphs()
+    trained(captured, tape)
+    trained(plain, TapeGraphs(), Uncaptured)
+    assert_same(weights(captured), weights(plain))
+    assert (tape.captures, tape.replays) == (captures, 9)  # two shapes of step
 
 
 def test_a_bad_step_changes_nothing_and_is_named_later() -> None:

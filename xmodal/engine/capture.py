@@ -165,6 +165,8 @@ class ClosedProgress:
 class Capture(Generic[T]):
     """The captured steps of one stage."""
 
+    _seen: Mapping[str, Any] | None = None
+
     def __init__(
         self,
         session: RunSession,
@@ -205,6 +207,7 @@ class Capture(Generic[T]):
                     inputs = _Recorder(drawn, at, unchanged.undone)
                     step = self._captured(compute, placed, inputs)
                 steps.append(step)
+                self._seen = _outside(self.session)
         except CannotBeCaptured as why:
             self._give_up(why)
         if step is None:
@@ -217,6 +220,11 @@ class Capture(Generic[T]):
         with span("replay"):
             step.replay()
         return step.result
+
+    @property
+    def outdated(self) -> bool:
+        """Whether Python code has changed, since the last capture, what a replay does not read."""
+        return bool(self._steps) and _outside(self.session) != self._seen
 
     def _give_up(self, why: CannotBeCaptured) -> None:
         self.given_up = True
@@ -395,6 +403,31 @@ def _owners(model: nn.Module) -> Iterator[tuple[str, object]]:
 
 def _plain(owner: object) -> dict[str, Any]:
     return {k: v for k, v in vars(owner).items() if isinstance(v, bool | int | float | str)}
+
+
+def _outside(session: RunSession) -> dict[str, Any]:
+    """The attributes of modules, components and stages; of tensors not the values, but the places.
+
+    Modules have their parameters and buffers in attributes, too.
+    """
+    stages = {f"stage {number}": stage for number, stage in enumerate(session.stages)}
+    found = {}
+    for path, owner in (*session.model.named_modules(), *stages.items()):
+        held = {k: v for k, v in vars(owner).items() if isinstance(v, Component)}
+        for where, part in ((path, owner), *((f"{path}.{k}", v) for k, v in held.items())):
+            found[where] = _content(vars(part))
+    return found
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, Tensor):
+        place = value.data_ptr() if value.layout == torch.strided else id(value)
+        return place, value.requires_grad
+    if isinstance(value, list | tuple):
+        return [_content(entry) for entry in value]
+    return {key: _content(entry) for key, entry in value.items()} if type(value) is dict else None
 
 
 def _fitting(

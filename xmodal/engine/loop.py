@@ -187,6 +187,7 @@ class Training:
                 at = replace(at, step=snapshot.step)
                 if before is None:
                     before = Before(self.session)
+                    self._capture_anew(stage)
                 else:
                     before.remember()
                 encoded = self._take(micro_batches, at)
@@ -330,6 +331,13 @@ class Training:
         what = f"stage {self.snapshot.stage}"
         capture: Capture[Computed] = Capture(self.session, self.graphs(), what, self.meter.counting)
         return DeviceStep(*about, capture=capture)
+
+    def _capture_anew(self, stage: Stage) -> None:
+        """Forget captured steps if something was changed between epochs, as by ``stage.steps``."""
+        if isinstance(self.stepper, DeviceStep) and self.stepper.outdated:
+            assert self.optimizer is not None
+            self.stepper = None  # with what it captured
+            self.stepper = self._stepper(stage, self.optimizer)
 
     def _count_encoded(self, module: nn.Module, inputs: tuple[Tokens]) -> None:
         """Count the samples that go through the encoder: the unit of a method's cost."""

@@ -245,6 +245,11 @@ class DeviceStep:
         self._sent.append(_Sent(computed, host, arrived, at, rates[0], number, begun))
         return computed.encoded
 
+    @property
+    def outdated(self) -> bool:
+        """Whether steps are captured, but would be others now (``Capture.outdated``)."""
+        return self.capture is not None and self.capture.outdated
+
     def records(self, wait: bool) -> Iterator[StepRecord]:
         """The steps whose numbers have been read: all but the last few, unless ``wait``."""
         while len(self._sent) > (0 if wait else self.lag):

@@ -271,6 +271,8 @@ class Stage(Component):
         """The optimizer steps of ``progress.epoch`` from ``progress.step`` on.
 
         Reads data only when a micro-batch is requested, so that a resumed run can skip steps fast.
+        May change attributes of the stage or of the model before the first step of an epoch, but
+        not between its steps: a captured step would not notice.
         """
 
     @abstractmethod
