@@ -310,14 +310,14 @@ def test_warming_up_and_capturing_leave_no_trace() -> None:
     assert all(not state["exp_avg"].any() for state in optimizer["state"].values())
 
 
-# --- what cannot be captured ---
+# --- what cannot be captured, or could be by mistake ---
 
 
 def with_mixer(forward: Any, **attributes: Any) -> RunSession:
     session = session_of("nft")
     mixer = session.model.mixer
     for name, value in attributes.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter):
             mixer.register_buffer(name, value)
         else:
             setattr(mixer, name, value)
@@ -371,13 +371,23 @@ def changes_its_questions(mixer: Any, target: Sample, progress: Progress, own: A
     return view(target, weight["weight"])
 
 
+def replaces_a_parameter(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.mean = torch.nn.Parameter(0.5 * mixer.mean.detach() + 1.0, requires_grad=False)
+    return view(target, mixer.mean * 1)
+
+
 @pytest.mark.parametrize(
     ("forward", "attributes", "why"),
     [
         (reads_progress, {}, "reads progress.epoch outside of from_host"),
         (draws, {}, "draws random numbers outside of from_host"),
         (counts, {"seen": 0}, "changes mixer.seen in every step"),
-        (replaces_a_buffer, {"mean": torch.zeros(())}, "replaces its buffer mixer.mean"),
+        (replaces_a_buffer, {"mean": torch.zeros(())}, "replaces its tensor mixer.mean"),
+        (
+            replaces_a_parameter,
+            {"mean": torch.nn.Parameter(torch.zeros(()), requires_grad=False)},
+            "replaces its tensor mixer.mean",
+        ),
         (asks, {}, "asks the device for numbers (_local_scalar_dense)"),
         (chooses, {}, "chooses by a mask"),
         (makes, {}, "makes a tensor of Python numbers"),
@@ -416,6 +426,27 @@ def test_nothing_of_a_failed_capture_is_left_in_memory() -> None:
     assert len(steps) == 12
     assert len(left) == 3 + 3 * 5  # two micro-batches of a warm-up, one that is refused, all others
     assert left[3] == 0
+
+
+def test_a_parameter_that_follows_another_one_takes_no_step_more() -> None:
+    """The weights of a teacher are often frozen parameters, moved in the forward pass."""
+
+    def session() -> RunSession:
+        def forward(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+            with torch.no_grad():
+                mixer.teacher[0].mul_(0.5).add_(weight.view(-1)[0])
+            return view(target, mixer.teacher.sum())
+
+        teacher = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+        made = with_mixer(forward, teacher=teacher)
+        weight = next(made.model.embedder.parameters())
+        return made
+
+    captured, plain, tape = session(), session(), TapeGraphs()
+    trained(captured, tape)
+    trained(plain, TapeGraphs(), Uncaptured)
+    assert tape.replays == 9
+    assert_same(weights(captured), weights(plain))
 
 
 def test_a_number_that_only_some_micro_batches_have_on_the_device_is_one_number() -> None:

@@ -30,6 +30,7 @@ from xmodal.engine.graphs import Graphs
 from xmodal.engine.memory import free, is_out_of_memory
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
+from xmodal.engine.writes import Writes
 from xmodal.interfaces import Component
 from xmodal.steps import Make, answered_by, on_device
 
@@ -298,14 +299,14 @@ class Capture(Generic[T]):
     def _watched(self) -> Iterator[None]:
         """Find out what a replay would miss: random draws, counters and replaced buffers."""
         model = self.session.model
-        places = {name: b.data_ptr() for name, b in model.named_buffers()}
+        places = {name: t.data_ptr() for name, t in _tensors(model)}
         draws, plain = self._host_draws(), _plain_values(model)
         yield
         if self._host_draws() != draws:
             raise CannotBeCaptured("draws random numbers outside of from_host")
-        for name, buffer in model.named_buffers():
-            if buffer.data_ptr() != places.get(name):
-                raise CannotBeCaptured(f"replaces its buffer {name} instead of writing into it")
+        for name, tensor in _tensors(model):
+            if tensor.data_ptr() != places.get(name):
+                raise CannotBeCaptured(f"replaces its tensor {name} instead of writing into it")
         for name, value in _plain_values(model).items():
             if plain.get(name) != value:
                 raise CannotBeCaptured(f"changes {name} in every step")
@@ -320,7 +321,7 @@ class Capture(Generic[T]):
 
 
 class _Unchanged:
-    """A block after which buffers, plain attributes and all random streams are as before."""
+    """A block after which tensors, plain attributes and all random streams are as before."""
 
     def __init__(self, session: RunSession) -> None:
         self.session = session
@@ -332,10 +333,17 @@ class _Unchanged:
             for name, buffer in module.named_buffers(recurse=False)
         ]
         self._plain = [(owner, _plain(owner)) for _, owner in _owners(self.session.model)]
+        self._parameters = [(m, dict(m._parameters)) for m in self.session.model.modules()]
         self._streams = self.session.random_state()
+        self._writes = Writes(self.session.model.parameters())
+        self._writes.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._writes.__exit__(*error)  # type: ignore[no-untyped-call]
+        for module, parameters in self._parameters:
+            module._parameters.update(parameters)
+        self._writes.undo()
         for module, name, buffer, value in self._buffers:
             setattr(module, name, buffer)
             buffer.data.copy_(value)  # so that it does not look as if steps changed it
@@ -383,6 +391,11 @@ def _crosses(args: Sequence[Any], result: Any) -> bool:
     return len({tensor.device.type for tensor in tensors}) > 1
 
 
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 def _plain_values(model: nn.Module) -> dict[str, Any]:
     """The plain attributes of all modules, and of the components that they hold."""
     return {
@@ -411,12 +424,8 @@ def _outside(session: RunSession) -> dict[str, Any]:
     Modules have their parameters and buffers in attributes, too.
     """
     stages = {f"stage {number}": stage for number, stage in enumerate(session.stages)}
-    found = {}
-    for path, owner in (*session.model.named_modules(), *stages.items()):
-        held = {k: v for k, v in vars(owner).items() if isinstance(v, Component)}
-        for where, part in ((path, owner), *((f"{path}.{k}", v) for k, v in held.items())):
-            found[where] = _content(vars(part))
-    return found
+    owners = (*_owners(session.model), *stages.items())
+    return {where: _content(vars(owner)) for where, owner in owners}
 
 
 def _content(value: Any) -> Any:
