@@ -25,10 +25,11 @@ from xmodal_backbones.common import BackboneSettings, BuiltinBackbone, count, se
 _WIDTH, _HEADS, _PATCH, _WORDS = 32, 2, 4, 1024
 
 
-def sinusoids(length: int) -> Tensor:
+def sinusoids(length: int, device: torch.device) -> Tensor:
     """Sine and cosine positions ``[length, D]`` (Vaswani et al. 2017)."""
-    place_L1 = torch.arange(length)[:, None]
-    rate_R = torch.exp(torch.arange(0, _WIDTH, 2) * (-math.log(10_000) / _WIDTH))
+    place_L1 = torch.arange(length, device=device)[:, None]
+    even_R = torch.arange(0, _WIDTH, 2, device=device)
+    rate_R = torch.exp(even_R * (-math.log(10_000) / _WIDTH))
     return torch.cat([(place_L1 * rate_R).sin(), (place_L1 * rate_R).cos()], dim=1)
 
 
@@ -108,12 +109,12 @@ class Tiny(BuiltinBackbone):
         """Embed images ``[B, 3, H, W]`` or ids ``[B, L]``."""
         if self.config.modality == "text":
             x_BLD = self.embedding.words(x)
-            positions_LD = sinusoids(x.shape[1]).to(x_BLD)
+            positions_LD = sinusoids(x.shape[1], x.device).to(x_BLD)
             return Tokens(self.embedding.norm(x_BLD + positions_LD), (x.shape[1],))
         map_BDHW = self.embedding.projection(x)
         grid = (map_BDHW.shape[2], map_BDHW.shape[3])
         x_BND = map_BDHW.flatten(2).transpose(1, 2)
-        return Tokens(x_BND + sinusoids(x_BND.shape[1]).to(x_BND), grid)
+        return Tokens(x_BND + sinusoids(x_BND.shape[1], x.device).to(x_BND), grid)
 
     def tokenize(self, words: list[str]) -> list[list[int]]:
         """One hashed id per word."""
@@ -139,4 +140,5 @@ class Tiny(BuiltinBackbone):
 
     def positions(self, grid: tuple[int, ...]) -> Tensor | None:
         """Sine and cosine positions of the first N places."""
-        return sinusoids(math.prod(grid)).to(next(self.parameters()))
+        like = next(self.parameters())
+        return sinusoids(math.prod(grid), like.device).to(like)
