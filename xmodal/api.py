@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
 from xmodal.data.store import Store
+from xmodal.errors import UsageError
 from xmodal.files import hashed_again
 from xmodal.recipe.compose import find_recipe, looks_like_path
 
@@ -85,6 +86,8 @@ def run_order(
     """Where and how the engine is to carry out recipes; the arguments are those of ``run``."""
     from xmodal.engine.run import RunOrder
 
+    if profile is not None and profile < 1:
+        raise UsageError(f"profile is {profile}; it is how many steps to trace, at least 1")
     return RunOrder(
         name=name,
         root=Path(root).expanduser(),

@@ -116,6 +116,7 @@ class ForkServer:
                     self._codes[what[0]] = what[1]
                 else:
                     self._answer = word, what
+                    self._codes.pop(what, None)  # of an earlier process with this number
                 seconds = 0
         except (EOFError, OSError):
             self.gone = True

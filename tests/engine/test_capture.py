@@ -5,9 +5,13 @@ A tape stands for CUDA graphs (``tape.py``): like them, it runs no Python when i
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 from weakref import ReferenceType, ref
@@ -18,19 +22,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from xmodal import plugins
+from xmodal import api, plugins
 from xmodal.batch import Progress, Sample, Term, Tokens, View
 from xmodal.data import loader
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.plan import plan
+from xmodal.engine.run import Interrupted
 from xmodal.engine.session import RunSession
 from xmodal.engine.step import DeviceStep, Stepper, StepRecord
-from xmodal.errors import TrainingError
+from xmodal.errors import TrainingError, UsageError
 from xmodal.interfaces import Stage
 from xmodal.recipe.compose import compose, validate
 from xmodal.steps import from_host
+from xmodal.testing.running import RecordingObserver
 
 from ..paths import ROOT
 from .tape import TapeGraphs
@@ -376,9 +382,48 @@ def replaces_a_parameter(mixer: Any, target: Sample, progress: Progress, own: An
     return view(target, mixer.mean * 1)
 
 
+def lists(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.seen.append(1)
+    return view(target, float(len(mixer.seen)))
+
+
+def keeps_a_number(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.seen["mean"] = 1 + 0.5 * mixer.seen.get("mean", 0.0)
+    return view(target, mixer.seen["mean"])
+
+
+def keeps_a_tensor(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.seen[0] = 0.5 * mixer.seen[0] + target.tokens.x_BND.detach().mean()
+    return view(target, mixer.seen[0].double())
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def holds_an_object(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    mixer.seen.count += 1
+    return view(target, float(mixer.seen.count))
+
+
+def draws_by_itself(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    return view(target, float(mixer.seen.random()))
+
+
+def counts_out_of_sight(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+    return view(target, float(next(mixer.seen)))
+
+
 @pytest.mark.parametrize(
     ("forward", "attributes", "why"),
     [
+        (lists, {"seen": list}, "changes len(mixer.seen) in every step"),
+        (keeps_a_number, {"seen": dict}, "changes mixer.seen['mean'] in every step"),
+        (keeps_a_tensor, {"seen": lambda: [torch.ones(())]}, "changes mixer.seen[0] in every"),
+        (holds_an_object, {"seen": _Counter}, "changes mixer.seen.count in every step"),
+        (draws_by_itself, {"seen": lambda: np.random.default_rng(0)}, "changes mixer.seen in ev"),
+        (counts_out_of_sight, {"seen": partial(count, 1)}, "numbers that Python code changes"),
         (reads_progress, {}, "reads progress.epoch outside of from_host"),
         (draws, {}, "draws random numbers outside of from_host"),
         (counts, {"seen": 0}, "changes mixer.seen in every step"),
@@ -397,16 +442,134 @@ def replaces_a_parameter(mixer: Any, target: Sample, progress: Progress, own: An
 def test_what_a_replay_would_miss_is_found_out(
     forward: Any, attributes: dict[str, Any], why: str
 ) -> None:
-    session = with_mixer(forward, **attributes)
+    session = with_mixer(forward, **made(attributes))
     tape = TapeGraphs()
     trained(session, tape)
     (note,) = [note for note in session.notes if "CUDA graphs" in note]
     assert why in note
     assert tape.replays == 0
-    plain = with_mixer(forward, **attributes)
-    trained(plain, TapeGraphs(), Uncaptured)
-    if forward is not changes_its_questions:
+    if forward is not counts_out_of_sight:  # the warm-up counted too
+        plain = with_mixer(forward, **made(attributes))
+        trained(plain, TapeGraphs(), Uncaptured)
         assert_same(weights(session), weights(plain))
+
+
+def made(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of which those that can be called have been made anew."""
+    return {k: deepcopy(v) if not callable(v) else v() for k, v in attributes.items()}
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, 3 * steps + 1)
+
+
+def decay(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    class Schedule(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, epoch: Any = None) -> None:
+            super().step(epoch)
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = 5.0 * self.last_epoch
+
+    return Schedule(optimizer, lambda step: 1.0)
+
+
+def limits() -> Any:
+    values = count(1)
+    return lambda: 1e-3 * next(values)
+
+
+def doubled(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data.mul_(1.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda stage: {"schedule": one_cycle}, "changes betas of parameter group 0 between steps"),
+        (lambda stage: {"schedule": decay}, "changes weight_decay of parameter group 0 between"),
+        (lambda stage: {"clip": limits()}, "changes the clip between steps"),
+        (lambda stage: {"optimizer": hooked(stage)}, "calls hooks of its optimizer"),
+        (lambda stage: {"optimizer": lambda named: Halting([p for _, p in named])}, ""),
+    ],
+)
+def test_an_update_that_changes_is_not_replayed(change: Any, why: str) -> None:
+    """Only the learning rate may differ from step to step in a captured update."""
+    found = []
+    for kind, graphs in ((Training, TapeGraphs()), (Uncaptured, TapeGraphs()), (Training, None)):
+        session = session_of("nft")
+        vars(session.stages[0]).update(change(session.stages[0]))
+        trained(session, graphs, kind)
+        found.append(session)
+    notes = [note for note in found[0].notes if "CUDA graphs" in note]
+    assert len(notes) == bool(why)
+    assert all(why in note for note in notes)
+    assert_same(weights(found[0]), weights(found[1]))
+    for name, value in weights(found[2]).items():
+        assert torch.allclose(weights(found[0])[name], value, rtol=1e-3, atol=1e-4), name
+
+
+class Halting(torch.optim.AdamW):
+    """Updates at every second step."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=1e-3, fused=True)
+        self.steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        return super().step(closure) if self.steps % 2 else None
+
+
+def hooked(stage: Stage) -> Any:
+    made = stage.optimizer
+
+    def optimizer(named: Any) -> Any:
+        it = made(named)
+        assert it is not None
+        it.register_step_post_hook(doubled)
+        return it
+
+    return optimizer
+
+
+@pytest.mark.parametrize("graphs", [None, TapeGraphs()])
+def test_an_optimizer_that_computes_the_loss_itself_is_refused(graphs: TapeGraphs | None) -> None:
+    session = session_of("nft")
+    vars(session.stages[0])["optimizer"] = lambda named: torch.optim.LBFGS([p for _, p in named])
+    with pytest.raises(UsageError, match="stage 0 cannot use LBFGS"):
+        trained(session, graphs)
+
+
+def test_no_late_number_is_lost_to_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that are saved while their numbers are on the way are told before the run ends."""
+    monkeypatch.setattr("xmodal.engine.run.Training", partial(Training, graphs=TapeGraphs))
+
+    class Stops(RecordingObserver):
+        def record(self, record: Any) -> None:
+            super().record(record)
+            if len(self.steps) == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    def run(observer: RecordingObserver) -> list[int]:
+        overrides = ["task.train=20", "training.epochs=1", "training.batch={size: 2}"]
+        with suppress(Interrupted):
+            api.run(
+                *("methods/nft", "tasks/darcy"),
+                scale="smoke",
+                overrides=[*overrides, "training.max_steps=null"],
+                root=tmp_path,
+                report=False,
+                observer=observer,
+            )
+        return [step.number for step in observer.steps]
+
+    cut, rest = run(Stops()), run(RecordingObserver())
+    assert 1 < len(cut) < 10
+    assert cut + rest == list(range(1, 11))
 
 
 def test_nothing_of_a_failed_capture_is_left_in_memory() -> None:

@@ -13,6 +13,7 @@ import torch
 from xmodal import api
 from xmodal.batch import Progress
 from xmodal.engine.profiling import FOLDER, TABLE, TRACE, StepTrace, span, summary
+from xmodal.errors import UsageError
 from xmodal.testing.running import assert_same, weights
 
 from ..conftest import TINY
@@ -103,3 +104,19 @@ def test_which_steps_are_traced(
 def test_a_span_is_nothing_without_a_trace() -> None:
     with span("x") as nothing:
         assert nothing is None
+
+
+def test_a_run_that_ends_before_its_trace_leaves_no_profiler(tmp_path: Path) -> None:
+    trace = StepTrace(3, torch.device("cpu"), tmp_path)
+    with trace:
+        for step in range(7):
+            trace.record(Progress(0, 0, 1, step, 10), epoch_over=False)
+        assert torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps_to_trace_are_refused(steps: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"profile is {steps}"):
+        run(tmp_path, steps)

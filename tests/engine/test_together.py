@@ -22,7 +22,7 @@ from xmodal.engine.observe import Silent
 from xmodal.engine.plan import compose_plan
 from xmodal.engine.process import StopRequest
 from xmodal.engine.run import SHARED, Interrupted, Outcome, RunOrder
-from xmodal.engine.together import Result, Work, execute_together
+from xmodal.engine.together import Result, Work, _forget, execute_together
 from xmodal.engine.turns import OwnClock, OwnState, turns
 from xmodal.errors import TrainingError, UsageError
 from xmodal.testing.running import RecordingObserver, StopAt, assert_same, weights
@@ -383,3 +383,13 @@ def test_a_clock_counts_the_own_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.stop()  # at 203
     clock.go()  # at 300
     assert clock() - begun == 2 + 4
+
+
+def test_errors_that_cause_each_other_are_forgotten() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__context__ = other, one
+    try:
+        raise one
+    except ValueError:
+        _forget(one)
+    assert one.__traceback__ is None

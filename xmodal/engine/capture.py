@@ -5,15 +5,17 @@ captured once for each of its forms: the shapes of its micro-batches, and the va
 ``from_host`` that are not tensors. Everything else that changes is copied into fixed places before
 a replay: the samples, and the tensors of ``from_host``, whose ``make``s are called anew.
 
-Before a capture, the step runs twice for warming up, without an update: kernels are chosen and
-memory is allocated then, and a step that cannot be captured is found out. Whatever these runs
-changed is put back. Every step that counts is a replay, so resumed and undisturbed runs are alike.
+Before a capture, the step runs three times for warming up, without an update: kernels are chosen
+and memory is allocated then, and a step that cannot be captured is found out: one that asks the
+device, or whose last two runs differ, though their inputs are equal. Whatever these runs changed is
+put back. Every step that counts is a replay, so resumed and undisturbed runs are alike.
 """
 
 from __future__ import annotations
 
 import random
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,19 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from xmodal.batch import Batch, Progress
 from xmodal.engine.graphs import Graphs
 from xmodal.engine.memory import free, is_out_of_memory
 from xmodal.engine.profiling import span
+from xmodal.engine.python_state import PythonState, attributes
 from xmodal.engine.session import RunSession
 from xmodal.engine.writes import Writes
-from xmodal.interfaces import Component
 from xmodal.steps import Make, answered_by, on_device
 
 T = TypeVar("T")
 
-WARM_UPS = 2
+WARM_UPS = 3
+"""The first may set up what later ones use; the last two must be alike."""
 MOST_FORMS = 32
 """More forms than this cost more memory and time than replays save: something varies freely."""
 
@@ -47,6 +51,7 @@ _QUESTIONS = {
 """Operations whose result, or its shape, the host has to wait for."""
 
 
+_BY_PYTHON = "computes with numbers that Python code changes from step to step"
 _VARIES = "asks from_host differently from time to time"
 
 
@@ -180,6 +185,7 @@ class Capture(Generic[T]):
         self.given_up = False
         self._places: dict[Any, Tensor] = {}
         self._steps: dict[Any, list[_Captured[T]]] = {}
+        self._settings: dict[str, Any] | None = None
 
     def run(
         self,
@@ -187,13 +193,19 @@ class Capture(Generic[T]):
         micro_batches: Iterable[Any],
         at: Progress,
         idle: Callable[[], AbstractContextManager[object]],
+        settings: Mapping[str, Any],
     ) -> T:
         """Take one step: a replay, or ``compute`` itself once it cannot be captured.
 
-        ``idle`` gives a block in which ``compute`` updates nothing.
+        ``idle`` gives a block in which ``compute`` updates nothing. ``settings``, by name: Python
+        values of the update; a graph replays those that it was captured with.
         """
         if self.given_up:
             return compute(micro_batches, at)
+        if self._settings is not None and settings != self._settings:
+            self.give_up(f"changes {_first_change(self._settings, settings)} between steps")
+            return compute(micro_batches, at)
+        self._settings = dict(settings)
         drawn: list[Mapping[str, Any]] = []
         micros = list(micro_batches)
         step: _Captured[T] | None = None
@@ -208,9 +220,9 @@ class Capture(Generic[T]):
                     inputs = _Recorder(drawn, at, unchanged.undone)
                     step = self._captured(compute, placed, inputs)
                 steps.append(step)
-                self._seen = _outside(self.session)
+                self._seen = attributes(self.session)
         except CannotBeCaptured as why:
-            self._give_up(why)
+            self.give_up(why)
         if step is None:
             # Not above: the reason holds on to everything that the failed attempt had made.
             free()
@@ -225,13 +237,16 @@ class Capture(Generic[T]):
     @property
     def outdated(self) -> bool:
         """Whether Python code has changed, since the last capture, what a replay does not read."""
-        return bool(self._steps) and _outside(self.session) != self._seen
+        return bool(self._steps) and attributes(self.session) != self._seen
 
-    def _give_up(self, why: CannotBeCaptured) -> None:
+    def give_up(self, why: str | CannotBeCaptured) -> None:
+        """Run this and all further steps operation by operation."""
+        if self.given_up:
+            return
         self.given_up = True
         self._steps.clear()
         self._places.clear()
-        where = _place(why)
+        where = _place(why) if isinstance(why, CannotBeCaptured) else ""
         self.session.note(f"{self.what} runs without CUDA graphs, which is slower: it {why}{where}")
 
     def _placed(self, micros: Sequence[Any]) -> tuple[list[Batch], Any]:
@@ -281,11 +296,15 @@ class Capture(Generic[T]):
 
         with answered_by(inputs):
             with self.graphs.aside():
-                for _ in range(WARM_UPS - 1):
+                for _ in range(WARM_UPS - 2):
                     with self.counting():
                         once()
-                with self._watched(), NoQuestions():  # type: ignore[no-untyped-call]
+                with self._watched(), _Numbers() as one:
                     once()
+                with _Numbers() as other:
+                    once()
+                if differing := one.differing(other):
+                    raise CannotBeCaptured(f"{_BY_PYTHON} ({differing})")
             try:
                 replay, result = self.graphs.capture(once)
             except RuntimeError as error:
@@ -300,16 +319,15 @@ class Capture(Generic[T]):
         """Find out what a replay would miss: random draws, counters and replaced buffers."""
         model = self.session.model
         places = {name: t.data_ptr() for name, t in _tensors(model)}
-        draws, plain = self._host_draws(), _plain_values(model)
+        draws, python = self._host_draws(), PythonState.of(self.session)
         yield
         if self._host_draws() != draws:
             raise CannotBeCaptured("draws random numbers outside of from_host")
         for name, tensor in _tensors(model):
             if tensor.data_ptr() != places.get(name):
                 raise CannotBeCaptured(f"replaces its tensor {name} instead of writing into it")
-        for name, value in _plain_values(model).items():
-            if plain.get(name) != value:
-                raise CannotBeCaptured(f"changes {name} in every step")
+        if where := python.changed(PythonState.of(self.session)):
+            raise CannotBeCaptured(f"changes {where} in every step")
 
     def _host_draws(self) -> list[Any]:
         """The state of all random streams of the host."""
@@ -321,7 +339,11 @@ class Capture(Generic[T]):
 
 
 class _Unchanged:
-    """A block after which tensors, plain attributes and all random streams are as before."""
+    """A block after which the tensors of the model and all random streams are as before.
+
+    After an error so is what components keep in Python. Not otherwise: what they have set up for
+    later steps, a captured step uses.
+    """
 
     def __init__(self, session: RunSession) -> None:
         self.session = session
@@ -332,33 +354,37 @@ class _Unchanged:
             for module in self.session.model.modules()
             for name, buffer in module.named_buffers(recurse=False)
         ]
-        self._plain = [(owner, _plain(owner)) for _, owner in _owners(self.session.model)]
         self._parameters = [(m, dict(m._parameters)) for m in self.session.model.modules()]
         self._streams = self.session.random_state()
+        self._python: PythonState | None = PythonState.of(self.session)
         self._writes = Writes(self.session.model.parameters())
         self._writes.__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._writes.__exit__(*error)  # type: ignore[no-untyped-call]
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._writes.__exit__(kind, *error)  # type: ignore[no-untyped-call]
+        python, self._python = self._python, None  # which would hold on to tensors
+        if kind is not None and python is not None:
+            python.restore()
         for module, parameters in self._parameters:
             module._parameters.update(parameters)
         self._writes.undo()
         for module, name, buffer, value in self._buffers:
             setattr(module, name, buffer)
             buffer.data.copy_(value)  # so that it does not look as if steps changed it
-        for owner, values in self._plain:
-            vars(owner).update(values)
         self.session.set_random_state(*self._streams)
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """A block inside of it that goes on with the random streams, for good."""
+        """A block inside of it that goes on with random streams and Python state, for good."""
         with _disable_current_modes():  # what happens here is not part of the step
             inside = self.session.random_state()
+            if self._python is not None:
+                self._python.restore()
             self.session.set_random_state(*self._streams)
             yield
             self._streams = self.session.random_state()
+            self._python = PythonState.of(self.session)
             self.session.set_random_state(*inside)
 
 
@@ -396,47 +422,29 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _plain_values(model: nn.Module) -> dict[str, Any]:
-    """The plain attributes of all modules, and of the components that they hold."""
-    return {
-        f"{where}.{name}": value
-        for where, owner in _owners(model)
-        for name, value in _plain(owner).items()
-    }
+class _Numbers(NoQuestions):  # type: ignore[no-untyped-call]
+    """Collects the numbers that operations are given by Python."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._given: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        leaves = tree_leaves((args, kwargs or {}))
+        numbers = [leaf for leaf in leaves if isinstance(leaf, bool | int | float | complex)]
+        self._given[func.overloadpacket.__name__, repr(numbers)] += 1
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def differing(self, other: _Numbers) -> str:
+        """An operation that the other run had not, or not as often; empty if there is none."""
+        only = [*(self._given - other._given), *(other._given - self._given)]
+        return only[0][0] if only else ""
 
 
-def _owners(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """All modules and the components that they hold, by path."""
-    for path, module in model.named_modules():
-        yield path, module
-        for name, value in vars(module).items():
-            if isinstance(value, Component):
-                yield f"{path}.{name}", value
-
-
-def _plain(owner: object) -> dict[str, Any]:
-    return {k: v for k, v in vars(owner).items() if isinstance(v, bool | int | float | str)}
-
-
-def _outside(session: RunSession) -> dict[str, Any]:
-    """The attributes of modules, components and stages; of tensors not the values, but the places.
-
-    Modules have their parameters and buffers in attributes, too.
-    """
-    stages = {f"stage {number}": stage for number, stage in enumerate(session.stages)}
-    owners = (*_owners(session.model), *stages.items())
-    return {where: _content(vars(owner)) for where, owner in owners}
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, bool | int | float | str):
-        return repr(value)
-    if isinstance(value, Tensor):
-        place = value.data_ptr() if value.layout == torch.strided else id(value)
-        return place, value.requires_grad
-    if isinstance(value, list | tuple):
-        return [_content(entry) for entry in value]
-    return {key: _content(entry) for key, entry in value.items()} if type(value) is dict else None
+def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return next(name for name in {**before, **now} if before.get(name) != now.get(name))
 
 
 def _fitting(

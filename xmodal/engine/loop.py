@@ -32,7 +32,7 @@ from xmodal.engine.memory import Before, fewer_at_once, is_out_of_memory
 from xmodal.engine.profiling import span
 from xmodal.engine.session import RunSession
 from xmodal.engine.speed import Meter, Speed, peak_here
-from xmodal.engine.step import Computed, DeviceStep, HostStep, Stepper, StepRecord
+from xmodal.engine.step import Computed, DeviceStep, HostStep, Stepper, StepRecord, needs_closure
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import Stage
 from xmodal.records import problem
@@ -251,6 +251,10 @@ class Training:
     def _records(self, wait: bool) -> Iterator[StepRecord]:
         """The steps whose numbers have arrived since the last call."""
         self._settle(wait)
+        yield from self.arrived()
+
+    def arrived(self) -> Iterator[StepRecord]:
+        """The steps that ``state`` has waited for, and ``run`` has not yielded yet."""
         while self._known:
             yield self._known.pop(0)
 
@@ -306,6 +310,11 @@ class Training:
             raise UsageError(
                 f"stage {self.snapshot.stage} has nothing to train: no parameter fits {patterns}\n"
                 f"parameters: {shortlist(name for name, _ in session.model.named_parameters())}"
+            )
+        if self.optimizer is not None and needs_closure(self.optimizer):
+            raise UsageError(
+                f"stage {self.snapshot.stage} cannot use {type(self.optimizer).__name__}: its step "
+                "computes the loss again, and steps here compute it once"
             )
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)

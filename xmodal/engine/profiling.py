@@ -9,6 +9,7 @@ import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -34,6 +35,8 @@ def span(name: str) -> AbstractContextManager[object]:
 class StepTrace:
     """Traces the last ``steps`` steps of an epoch, and what follows them in it, once.
 
+    As a context manager it ends the trace of a run that ends before, which is then not written.
+
     The epoch is the first that has that many after the warm-up or, where epochs are shorter, the
     first after it; in the last epoch it is whatever is left.
     """
@@ -47,6 +50,14 @@ class StepTrace:
         self._traced: profile | None = None
         self._begun = 0.0
         self.done = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        traced, self._traced = self._traced, None
+        if traced is not None:
+            traced.stop()  # it is of the whole process
 
     def record(self, at: Progress, epoch_over: bool) -> None:
         """A step, or an epoch with everything that belongs to it, is over."""

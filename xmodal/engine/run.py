@@ -272,7 +272,7 @@ class _Execution:
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
         """Train from wherever the run stands, then test the best epoch; pauses after records."""
-        with self.saver:
+        with self.saver, self.profile or nullcontext():
             return (yield from self._carry_out())
 
     def _carry_out(self) -> Generator[None, None, dict[str, Any]]:
@@ -286,17 +286,10 @@ class _Execution:
         if self.place is not None:
             self.tracking.start(before)
         for record in self._records():
-            self.observer.record(record)
-            over = isinstance(record, EpochRecord)
-            if isinstance(record, EpochRecord):
-                self._epoch_done(record)
-            else:
-                self.tracking.step(record)
-            if self.saver.due(over):
+            self._tell(record)
+            if self.saver.due(isinstance(record, EpochRecord)):
                 self._save()
-            scored = self.session.stages[record.progress.stage].evaluates
-            if self.profile is not None and scored:
-                self.profile.record(record.progress, over)
+            self._trace(record)
             number = int(self.session.agree(float(self.stop.signal or 0)))
             if number:
                 self._save()
@@ -373,6 +366,21 @@ class _Execution:
             self._check()
             with span("saving"):
                 self.saver.save()
+            for late in self.training.arrived():
+                # What is saved includes them: a run that goes on from here does not yield them.
+                self._tell(late)
+                self._trace(late)
+
+    def _tell(self, record: StepRecord | EpochRecord) -> None:
+        self.observer.record(record)
+        if isinstance(record, EpochRecord):
+            self._epoch_done(record)
+        else:
+            self.tracking.step(record)
+
+    def _trace(self, record: StepRecord | EpochRecord) -> None:
+        if self.profile is not None and self.session.stages[record.progress.stage].evaluates:
+            self.profile.record(record.progress, isinstance(record, EpochRecord))
 
     def sweep(self, steps: int, bests: int) -> None:
         """Keep this many checkpoints and bests of those that lead to where the run is now."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any, Protocol
 
 import torch
@@ -218,6 +219,7 @@ class DeviceStep:
         device = session.device
         self._bad = torch.zeros((), device=device)
         self._norms = torch.zeros(len(trainable), device=device)
+        self._limit: float | None = None
         self._rates = torch.zeros(len(optimizer.param_groups), device=device)
         # The fused optimizers skip the update, moments and weight decay too, where this is 1.
         optimizer.found_inf = self._bad  # type: ignore[attr-defined]
@@ -229,7 +231,8 @@ class DeviceStep:
     def fits(session: RunSession, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this session and optimizer can take such steps."""
         fused = all(group.get("fused") for group in optimizer.param_groups)
-        known = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.SGD)
+        # A class of its own may do anything in a step.
+        known = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
         return known and fused and session.world == 1
 
     def take(self, micro_batches: Iterable[Any], at: Progress, number: int) -> int:
@@ -237,10 +240,14 @@ class DeviceStep:
         begun = self.clock()
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         fill(self._rates, torch.tensor(rates))
+        self._limit = self.stage.clip()
         if self.capture is None:
             computed = self.compute(micro_batches, at)
         else:
-            computed = self.capture.run(self.compute, micro_batches, at, self._idle)
+            settings = _settings(self.optimizer, self._limit)
+            if self._hooked():
+                self.capture.give_up("calls hooks of its optimizer")
+            computed = self.capture.run(self.compute, micro_batches, at, self._idle, settings)
         host, arrived = _to_host(computed.numbers)
         self._sent.append(_Sent(computed, host, arrived, at, rates[0], number, begun))
         return computed.encoded
@@ -267,6 +274,10 @@ class DeviceStep:
             now = self.clock()
             seconds, self._seen = now - max(sent.begun, self._seen), now
             yield StepRecord(sent.progress, loss, log, sent.lr, norm, seconds, sent.number)
+
+    def _hooked(self) -> bool:
+        optimizer = self.optimizer
+        return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
     def compute(self, micro_batches: Iterable[Any], at: Progress) -> Computed:
         """Queue all kernels of a step. Asks the device nothing, so that it can be captured."""
@@ -324,9 +335,8 @@ class DeviceStep:
             self._norms.copy_(torch.where(self._bad == 0, every, self._norms))
             bad = ~(loss.isfinite() & norm.isfinite())
             self._bad.copy_(torch.maximum(self._bad, bad.float()))
-        limit = self.stage.clip()
-        if limit is not None:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if self._limit is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._limit, norm)
         with self._rates_on_device(), without_retry("the update"):
             self.optimizer.step()
         return norm
@@ -363,6 +373,23 @@ class DeviceStep:
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of every gradient: ``nn.utils.get_total_norm`` without looking for devices."""
     return torch.stack([norm.float() for norm in torch._foreach_norm(list(gradients))])
+
+
+def _settings(optimizer: torch.optim.Optimizer, limit: float | None) -> dict[str, Any]:
+    """What the update reads from Python, by name, and may change from step to step."""
+    settings: dict[str, Any] = {"the clip": limit}
+    for number, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            if name not in ("params", "lr", "capturable"):
+                plain = value.tolist() if isinstance(value, Tensor) else value
+                settings[f"{name} of parameter group {number}"] = plain
+    return settings
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer wants to compute the loss itself, as LBFGS does."""
+    closure = signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
 
 
 def _prepare_momentum(optimizer: torch.optim.Optimizer) -> None:

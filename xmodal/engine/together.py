@@ -100,10 +100,13 @@ class _Member:
 
 def _forget(error: BaseException | None) -> None:
     """Let go of what an error has seen on its way: the run's model and data."""
-    if error is not None:
-        error.__traceback__ = None
-        _forget(error.__cause__)
-        _forget(error.__context__)
+    seen: list[BaseException] = []  # errors can be causes of each other
+    found = [error]
+    while found:
+        if (one := found.pop()) is not None and not any(one is other for other in seen):
+            one.__traceback__ = None
+            seen.append(one)
+            found += [one.__cause__, one.__context__]
 
 
 def _kind(member: _Member) -> tuple[str, str, bool]:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from xmodal.interfaces import Context, Job
 from xmodal.plugins import registry
 from xmodal.runs import Run
 from xmodal_launch import local as local_module
-from xmodal_launch.forks import Forked
+from xmodal_launch.forks import Forked, ForkServer
 from xmodal_launch.local import MEMORY_A_JOB, Local
 
 from ...conftest import TINY
@@ -398,6 +399,19 @@ def test_a_killed_server_and_changed_files(tmp_path: Path, monkeypatch: pytest.M
         until(lambda: ended(launcher), "jobs do not end")
     assert Run(cell).state == "interrupted"
     assert "xmodal" in (tmp_path / "other" / "output.txt").read_text()
+
+
+def test_the_number_of_a_process_may_come_again() -> None:
+    server = ForkServer.__new__(ForkServer)
+    server._pipe, other = Pipe()
+    server._codes, server._answer, server.gone = {}, None, False
+    other.send(("started", 7))
+    other.send(("ended", (7, 3)))
+    assert server.code(7) == 3
+    other.send(("started", 7))
+    assert server.code(7) is None
+    other.send(("ended", (7, 0)))
+    assert server.code(7) == 0
 
 
 @pytest.mark.slow
