@@ -71,11 +71,11 @@ class _Call:
     def of(cls, make: Make, values: Mapping[str, Any], device: torch.device) -> _Call:
         """A call with new places on ``device``, which hold ``values``."""
         places = {n: on_device(v, device).clone() for n, v in values.items() if _is_input(v)}
-        return cls(make, _form(values), places)
+        return cls(make, form_of(values), places)
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether values of this form can go into the places."""
-        return _form(values) == self.fixed
+        return form_of(values) == self.fixed
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Copy values into the places."""
@@ -94,7 +94,7 @@ def _is_input(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _form(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def form_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """What decides which kernels a step has: all but the content of tensors."""
     return {
         name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from xmodal.batch import SOURCE, TARGET, Progress, Sample, Selection, Tokens, View
-from xmodal.engine.capture import CannotBeCaptured, ClosedProgress, NoQuestions
+from xmodal.engine.capture import CannotBeCaptured, ClosedProgress, NoQuestions, form_of
 from xmodal.interfaces import Component, Facts, Mixer, Selector
 from xmodal.steps import Make, answered_by
 from xmodal.testing.tiny import (
@@ -108,7 +107,7 @@ def _recorded(
                 expected = call(module, other)
             context.generator.manual_seed(7)
             inputs = [make(other) for make in recorder.makes]
-            if list(map(_form, inputs)) != list(map(_form, recorder.values)):
+            if list(map(form_of, inputs)) != list(map(form_of, recorder.values)):
                 continue  # a step of another form is captured by itself
             drawn = context.generator.get_state()
             with seeded(0), answered_by(_Replayed(inputs)):
@@ -149,10 +148,3 @@ class _Replayed:
     def take(self, make: Make, device: torch.device) -> Mapping[str, Any]:
         """The values of the next call."""
         return next(self._values)
-
-
-def _form(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
