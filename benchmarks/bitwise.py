@@ -196,3 +196,41 @@ def wrong(bench: Bench) -> None:
     named = f"epoch 1, step {good + 1}" in said
     first = (said.splitlines() or ["no message"])[0]
     bench.report.add("the message names epoch and step", named, first, wanted="yes")
+
+
+def broken(bench: Bench) -> None:
+    """A capture that breaks: the run goes on without graphs, draws as it should, and says why."""
+    if not bench.cuda:
+        bench.report.add("a broken capture", "skipped: only a GPU captures")
+        return
+    given = ["task.train=16", "training.epochs=1", "training.max_steps=4", "backbone.dropout=0.2"]
+
+    def train(graphs: Any = None, breaks: bool = False) -> tuple[Mapping[str, Tensor], str]:
+        session = bench.session(["methods/nft", "tasks/darcy"], given, "smoke")
+        training = Training(session)
+        training.graphs = graphs or training.graphs
+
+        def wait(module: Any, inputs: Any) -> None:
+            if breaks and torch.cuda.is_current_stream_capturing():
+                torch.cuda.synchronize()  # what no capture survives
+
+        session.model.backbone.register_forward_pre_hook(wait)
+        with randomness.Kernels(True, session.note):
+            for _ in training.run():
+                pass
+        notes = [note for note in session.notes if "CUDA graphs" in note]
+        return session.model.state_dict(), "; ".join(notes)
+
+    right, _ = train(Refused)
+    left, note = train(breaks=True)
+    same = all(torch.equal(value, right[name]) for name, value in left.items())
+    bench.report.add("after it, a run is what it is without graphs", same, wanted="yes")
+    bench.report.add("the note", "capturing" in note, note or "none", wanted="the reason")
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        train(breaks=True)
+        bench.free()
+    grown = (torch.cuda.memory_reserved() - before) / 1e6
+    bench.report.add("memory that three more leave behind", grown, "MB", at_most=64.0)
+    _, note = train()
+    bench.report.add("the next run is captured", not note, note or "yes", wanted="yes")

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy
 import torch
-from bitwise import again, wrong
+from bitwise import again, broken, wrong
 from figures import Report, Row, surroundings
 from side_by_side import ByHand, alternate, captured, engine_steps, finish
 from torch import Tensor
@@ -393,10 +393,11 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "together": (together, 45),
     "memory": (memory, 10),
     "wrong": (wrong, 5),
+    "broken": (broken, 10),
     "again": (again, 80),
 }
 """Sections and the seconds they may take."""
-EXACT = ("exact", "together", "memory", "wrong", "again")
+EXACT = ("exact", "together", "memory", "wrong", "broken", "again")
 """Sections that want deterministic kernels: cuBLAS is set up for them before it is first used."""
 
 
