@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -23,6 +24,24 @@ extends: [methods/pare, backbones/text]
 task: {use: arrays, path: mine.npz}
 seed: 1
 """
+
+
+@pytest.mark.slow
+def test_a_profile_is_told_beside_the_result(xmodal: Cli) -> None:
+    """To name the number of its steps is to ask for it; of a run that is done there is none."""
+    asked = ("run", *SMOKE, "--profile-steps", 1)
+    first = xmodal(*asked)
+    assert first.code == 0
+    _, head, shares = first.err.partition("\n1 step, and what followed in the epoch, took ")
+    assert head
+    assert re.search(r"^  forward +[\d.]+ s +[\d.]+%$", shares, re.MULTILINE)
+    for name in ("operations: ", "trace: "):
+        (line,) = [line for line in shares.splitlines() if line.startswith(name)]
+        assert Path(line.removeprefix(name).split(" (")[0]).is_file()
+    assert "took" not in first.out
+    again = xmodal(*asked)
+    assert again.code == 0
+    assert "nothing was traced: the run was done already; with --force it is repeated" in again.err
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ Track = Annotated[
     typer.Option("--track", help="Also send the numbers to this tracker; can be repeated."),
 ]
 
+PROFILE_STEPS = 20
+
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Separate recipes from ``key=value`` overrides."""
@@ -59,8 +61,9 @@ def run(
         ),
     ] = False,
     profile_steps: Annotated[
-        int, typer.Option(min=1, help="How many steps --profile traces at most.")
-    ] = 20,
+        int | None,
+        typer.Option(min=1, help=f"Profile at most so many steps; default: {PROFILE_STEPS}."),
+    ] = None,
     track: Track = None,
     verify_data: VerifyData = False,
     plugin: Plugins = None,
@@ -93,7 +96,7 @@ def run(
         plugin_files=plugin_files,
         trackers=trackers,
         verify_data=verify_data,
-        profile=profile_steps if profile else None,
+        profile=profile_steps or (PROFILE_STEPS if profile else None),
     )
 
 
