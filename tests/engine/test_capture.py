@@ -491,7 +491,7 @@ def doubled(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         (lambda stage: {"schedule": decay}, "changes weight_decay of parameter group 0 between"),
         (lambda stage: {"clip": limits()}, "changes the clip between steps"),
         (lambda stage: {"optimizer": hooked(stage)}, "calls hooks of its optimizer"),
-        (lambda stage: {"optimizer": lambda named: Halting([p for _, p in named])}, ""),
+        (lambda stage: {"optimizer": lambda named: Halting([p for _, p in named])}, "AdamW or SGD"),
     ],
 )
 def test_an_update_that_changes_is_not_replayed(change: Any, why: str) -> None:
@@ -589,6 +589,22 @@ def test_nothing_of_a_failed_capture_is_left_in_memory() -> None:
     assert len(steps) == 12
     assert len(left) == 3 + 3 * 5  # two micro-batches of a warm-up, one that is refused, all others
     assert left[3] == 0
+
+
+def test_a_step_with_too_many_forms_is_captured_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xmodal.engine.capture.MOST_FORMS", 2)
+
+    def forward(mixer: Any, target: Sample, progress: Progress, own: Any) -> Any:
+        made = from_host(lambda at: {"number": at.epoch + at.step}, progress, target.y.device)
+        return view(target, 1.0 + made["number"])
+
+    captured, plain, tape = with_mixer(forward), with_mixer(forward), TapeGraphs()
+    trained(captured, tape)
+    trained(plain, TapeGraphs(), Uncaptured)
+    assert (tape.captures, tape.replays) == (2, 2)
+    (note,) = [note for note in captured.notes if "CUDA graphs" in note]
+    assert "has more than 2 forms" in note
+    assert_same(weights(captured), weights(plain))
 
 
 def test_a_parameter_that_follows_another_one_takes_no_step_more() -> None:

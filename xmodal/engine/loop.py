@@ -335,9 +335,15 @@ class Training:
     def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
         """What takes the steps of a stage here."""
         about = (self.session, stage, self.trainable, optimizer, lambda: self._encoded, self.clock)
-        if self.graphs is None or not DeviceStep.fits(self.session, optimizer):
+        if self.graphs is None:
             return HostStep(*about)
         what = f"stage {self.snapshot.stage}"
+        if not DeviceStep.fits(self.session, optimizer):
+            self.session.note(
+                f"{what} runs without CUDA graphs, which is slower: they need a single process and "
+                "torch's own Adam, AdamW or SGD with fused=True"
+            )
+            return HostStep(*about)
         capture: Capture[Computed] = Capture(self.session, self.graphs(), what, self.meter.counting)
         return DeviceStep(*about, capture=capture)
 
