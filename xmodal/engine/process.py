@@ -1,14 +1,16 @@
-"""What a run gets from the process that it runs in: requests to stop, and a clock."""
+"""What a run gets from its process: requests to stop, a clock, and torch as it starts."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
+
+import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
@@ -56,6 +58,26 @@ class Process:
     watch: Callable[[], AbstractContextManager[StopRequest]] = watch_signals
     clock: Callable[[], float] = time.perf_counter
     shared: bool = False
+
+
+@contextmanager
+def as_in_a_new_process() -> Iterator[None]:
+    """A block in which torch has the defaults of a new process, whatever the caller has set.
+
+    That is float32, gradients, and no autocast.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 ALONE = Process()

@@ -26,7 +26,7 @@ from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.memory import OutOfMemory, device_errors, is_out_of_memory
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
-from xmodal.engine.process import ALONE, Process, StopRequest, finished
+from xmodal.engine.process import ALONE, Process, StopRequest, as_in_a_new_process, finished
 from xmodal.engine.profiling import StepTrace, span
 from xmodal.engine.result import (
     keep_predictions,
@@ -88,7 +88,7 @@ def execute(
     plan: Plan, order: RunOrder, registry: Registry, store: Store, observer: Observer | None = None
 ) -> Outcome:
     """Run a plan to its end, or resume it. Raises XModalError kinds; the state is saved first."""
-    with devices.current(plan.recipe.device), device_errors():
+    with as_in_a_new_process(), devices.current(plan.recipe.device), device_errors():
         return finished(steps(plan, order, registry, store, observer))
 
 

@@ -24,7 +24,7 @@ from xmodal.data.store import Store
 from xmodal.engine import device as devices
 from xmodal.engine.observe import Observer
 from xmodal.engine.plan import Plan
-from xmodal.engine.process import Process, StopRequest, watch_signals
+from xmodal.engine.process import Process, StopRequest, as_in_a_new_process, watch_signals
 from xmodal.engine.run import Interrupted, Outcome, RunOrder, steps
 from xmodal.engine.turns import OwnClock, OwnState, turns
 from xmodal.errors import XModalError, file_errors
@@ -130,7 +130,7 @@ class _Pack:
 
     def carry_out(self) -> None:
         """Take turns until every run has ended."""
-        with devices.current(self.name), turns(self.device):
+        with as_in_a_new_process(), devices.current(self.name), turns(self.device):
             for member in self.waiting:
                 member.own = OwnState(self.device)
             free = self._memory()[0]
