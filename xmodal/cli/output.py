@@ -81,8 +81,11 @@ _DASHES = str.maketrans("−–", "--")
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
     """Print a table; the caller formats numbers so that they align to the right."""
-    table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+    table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         # Square brackets in a name are not markup, and programs that read a table know one dash.
         table.add_row(*(Text(visible(str(cell), False).translate(_DASHES)) for cell in row))
-    stdout().print(table)
+    console = stdout()
+    if title:  # not the table's own, which would be as narrow as the table
+        console.print(Text(visible(title), style="italic"))
+    console.print(table)

@@ -44,7 +44,7 @@ from xmodal.interfaces import TaskData
 from xmodal.plugins import Registry
 
 SHARED = (
-    "it took turns with other runs in one process: its seconds are those of its own turns, its "
+    "this run takes turns with others in one process: its seconds are those of its own turns, its "
     "memory is that of all"
 )
 
