@@ -77,7 +77,7 @@ class PythonState:
     def _enter(self, name: str, value: Any, depth: int) -> None:
         match value:
             case Tensor():
-                self.values[name] = (id(value), value._version)
+                self.values[name] = (id(value), _version(value))
                 if value.nbytes <= _COPIED:
                     self._undo.append(_tensor(value))
             case np.ndarray():
@@ -109,7 +109,8 @@ class PythonState:
 
     def _look_into(self, name: str, value: Any, depth: int) -> None:
         if isinstance(value, dict | list | deque | set):
-            kept = value.copy()
+            kind = dict if isinstance(value, dict) else set if isinstance(value, set) else list
+            kept: Any = kind(value)  # a copy of a subclass might want arguments
             self._undo.append(lambda: _refill(value, kept))
         self.values[f"len({name})"] = len(value)
         if isinstance(value, set | frozenset):
@@ -143,11 +144,16 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, nn.Module) or (named and not (library or engine or data))
 
 
+def _version(value: Tensor) -> int | None:
+    """How often a tensor was written into; None if it does not count."""
+    return None if value.is_inference() else value._version
+
+
 def _tensor(value: Tensor) -> Callable[[], object]:
-    version, kept = value._version, value.detach().clone()
+    version, kept = _version(value), value.detach().clone()
 
     def undo() -> None:
-        if value._version != version:
+        if version is None or _version(value) != version:
             with torch.no_grad():
                 value.copy_(kept)
 
