@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch.utils.data import TensorDataset
 
 from xmodal import api, plugins
@@ -314,6 +315,20 @@ def test_warming_up_and_capturing_leave_no_trace() -> None:
     assert repr(random) == repr(streams)
     assert all(float(state["step"]) == 0 for state in optimizer["state"].values())
     assert all(not state["exp_avg"].any() for state in optimizer["state"].values())
+
+
+def test_what_watches_the_warm_up_does_not_watch_the_capture() -> None:
+    """Torch takes other kernels for some operations while a dispatch mode is on."""
+    modes: list[int] = []
+
+    class Looking(TapeGraphs):
+        def capture(self, compute: Any) -> Any:
+            modes.append(_len_torch_dispatch_stack())
+            return super().capture(compute)
+
+    trained(session_of("nft"), Looking())
+    assert modes
+    assert not any(modes)
 
 
 # --- what cannot be captured, or could be by mistake ---

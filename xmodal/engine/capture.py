@@ -306,7 +306,9 @@ class Capture(Generic[T]):
                 if differing := one.differing(other):
                     raise CannotBeCaptured(f"{_BY_PYTHON} ({differing})")
             try:
-                replay, result = self.graphs.capture(once)
+                # Under a dispatch mode, torch takes other kernels for some operations.
+                with _disable_current_modes():
+                    replay, result = self.graphs.capture(once)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
