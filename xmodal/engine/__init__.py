@@ -8,8 +8,8 @@ From the outside in:
     saving, checkpoint, result  what it writes
     loop                        stages and epochs, as records; evaluate: the score of a split
     step                        one optimizer step, by the host or left to the device
-    capture, graphs             steps as graphs that are replayed; python_state, writes: what a replay
-                                would miss
+    capture, graphs             steps as graphs that are replayed
+    python_state, writes        what a replay would miss
     memory                      what happens when it runs out
     process, turns, together    the process of a run, or of several that take turns in it
     observe, tracking           who is told; speed, profiling: how fast it is, and why
