@@ -89,43 +89,43 @@ def _steps(bench: Bench, shape: Shape, with_goals: bool) -> None:
     def add(what: str, *figure: Any, **goal: Any) -> None:
         bench.report.add(f"{shape.name}: {what}", *figure, **goal)
 
-    nft = _session(bench, shape, "nft")
-    work = teraflop(nft)
-    contenders: dict[str, Callable[[], object]] = {
-        "by hand": ByHand(nft).step,
-        "alike": ByHand(nft, alike=True).step,
-        "engine": engine_steps(nft),
-    }
-    if bench.cuda:
-        contenders["bare graph"] = ByHand(nft, alike=True, graphed=True).step
-    found = alternate(contenders, rounds, block)
-    engine, by_hand = found["engine"], found["by hand"]
-    add("loop by hand", by_hand, "ms")
-    add("loop by hand with the engine's kernels", found["alike"], "ms")
-    add("engine, NFT", engine, "ms")
-    add("engine NFT / loop by hand", engine / by_hand, at_most=0.29 if with_goals else None)
-    add("engine NFT / loop by hand with its kernels", engine / found["alike"])
-    if bench.cuda:
-        add("bare graph with the engine's kernels", found["bare graph"], "ms")
-        add("engine NFT / bare graph", engine / found["bare graph"], at_most=1.05)
-    add("matrix products and attention of a step", work, "TFLOP")
-    if bench.rate:
-        share = 100 * work / (engine / 1e3) / bench.rate
-        add("engine NFT, share of the matrix-product rate", share, "%",
-            at_least=16.0 if with_goals else None)  # fmt: skip
-    if bench.cuda:
-        add("engine NFT, GPU time by kernels", kernels(contenders["engine"], 3))
-        add("NFT is captured", not _refused(nft), _refused(nft) or "yes", wanted="yes")
-    contenders.clear()
-    del nft
-    bench.free()  # four trainings at once would not fit
-    pare = _session(bench, shape, "pare")
-    both = {"nft": engine_steps(_session(bench, shape, "nft")), "pare": engine_steps(pare)}
+    for method in ("nft", "pare"):
+        session, name = _session(bench, shape, method), method.upper().replace("PARE", "PaRe")
+        work = teraflop(session)
+        contenders: dict[str, Callable[[], object]] = {
+            "by hand": ByHand(session).step,
+            "alike": ByHand(session, alike=True).step,
+            "engine": engine_steps(session),
+        }
+        if bench.cuda:
+            contenders["bare graph"] = ByHand(session, alike=True, graphed=True).step
+        found = alternate(contenders, rounds, block)
+        engine, by_hand = found["engine"], found["by hand"]
+        plain = with_goals and method == "nft"
+        add(f"{name}, loop by hand", by_hand, "ms")
+        add(f"{name}, loop by hand with the engine's kernels", found["alike"], "ms")
+        add(f"{name}, engine", engine, "ms")
+        add(f"{name}, engine / loop by hand", engine / by_hand, at_most=0.29 if plain else None)
+        add(f"{name}, engine / loop by hand with its kernels", engine / found["alike"])
+        if bench.cuda:
+            add(f"{name}, bare graph with the engine's kernels", found["bare graph"], "ms")
+            bare = engine / found["bare graph"]
+            add(f"{name}, engine / bare graph", bare, at_most=1.05 if method == "nft" else None)
+        add(f"{name}, matrix products and attention of a step", work, "TFLOP")
+        if bench.rate:
+            share = 100 * work / (engine / 1e3) / bench.rate
+            add(f"{name}, engine, share of the matrix-product rate", share, "%",
+                at_least=16.0 if plain else None)  # fmt: skip
+        if bench.cuda:
+            add(f"{name}, engine, GPU time by kernels", kernels(contenders["engine"], 3))
+            add(f"{name} is captured", not _refused(session), _refused(session) or "yes",
+                wanted="yes")  # fmt: skip
+        contenders.clear()
+        del session
+        bench.free()  # the trainings of both methods at once would not fit
+    both = {m: engine_steps(_session(bench, shape, m)) for m in ("nft", "pare")}
     found = alternate(both, rounds, block)
-    add("engine, PaRe", found["pare"], "ms")
-    add("PaRe / NFT", found["pare"] / found["nft"], at_most=bench.goal(2.05))
-    if bench.cuda:
-        add("PaRe is captured", not _refused(pare), _refused(pare) or "yes", wanted="yes")
+    add("engine, PaRe / NFT", found["pare"] / found["nft"], at_most=bench.goal(2.05))
 
 
 def _refused(session: RunSession) -> str:
@@ -180,7 +180,7 @@ def _session(
 
 
 def teraflop(session: RunSession) -> float:
-    """10^12 floating-point operations of forward and backward of a step of plain fine-tuning."""
+    """10^12 floating-point operations of the forward and backward passes of a step."""
     hand = ByHand(session)
     with FlopCounterMode(display=False) as counter:
         hand.loss().backward()

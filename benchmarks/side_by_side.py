@@ -5,21 +5,26 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from xmodal.batch import Batch, Progress
 from xmodal.data import loader
 from xmodal.engine.loop import StepRecord, Training
 from xmodal.engine.session import RunSession
+from xmodal.steps import Make, answered_by, on_device
 
 
 class ByHand:
     """The loop that people write: autocast, fused AdamW, data on the device, nothing waits.
 
     ``alike``: with the kernels that the engine runs in bf16, instead of autocast's.
-    ``graphed``: the whole step is one CUDA graph.
+    ``graphed``: the whole step is one CUDA graph. Where the method mixes with a source, what is
+    drawn on the host stays as in the first step then: nothing is drawn or copied.
     """
 
     def __init__(self, session: RunSession, alike: bool = False, graphed: bool = False) -> None:
@@ -43,6 +48,12 @@ class ByHand:
         size = stage.config.batch.size
         self.x, self.y = (t.to(device) for t in loader.first(session.data.train, 2 * size))
         self.x_in, self.y_in = self.x[:size].clone(), self.y[:size].clone()
+        self.source_in: tuple[Tensor, Tensor] | None = None
+        if self.model.mixer.needs_source and session.source is not None:
+            source_x, source_y = (t.to(device) for t in loader.first(session.source, size))
+            self.source_in = source_x, source_y
+        self.at = Progress(len(session.stages) - 1, 0, stage.epochs, 0, 2)
+        self.fixed = _Fixed(self.at)
         self.graph: torch.cuda.CUDAGraph | None = None
         if graphed:
             self.graph = captured(self._whole, self._forget)
@@ -50,6 +61,11 @@ class ByHand:
     def loss(self) -> Tensor:
         """Of the batch in the input buffers."""
         with self.session.autocast():
+            if self.source_in is not None:
+                batch = Batch(self.x_in, self.y_in, self.source_in)
+                with self.fixed.answers() if self.graphed else nullcontext():
+                    mixed, _ = self.model(batch, self.at)
+                return mixed
             prediction = self.model.predict(self.x_in)
             loss: Tensor = self.model.loss(prediction, self.y_in).mean()
         return loss
@@ -73,6 +89,30 @@ class ByHand:
 
     def _forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+
+class _Fixed:
+    """Answers ``from_host`` with what it gave the first time, on the device already."""
+
+    def __init__(self, at: Progress) -> None:
+        self.at = at
+        self.given: list[Mapping[str, Any]] = []
+        self.next = 0
+
+    @contextmanager
+    def answers(self) -> Iterator[None]:
+        """A step."""
+        self.next = 0
+        with answered_by(self):
+            yield
+
+    def take(self, make: Make, device: torch.device) -> Mapping[str, Any]:
+        """The values of the next call."""
+        if self.next == len(self.given):
+            values = make(self.at).items()
+            self.given.append({name: on_device(value, device) for name, value in values})
+        self.next += 1
+        return self.given[self.next - 1]
 
 
 def engine_steps(session: RunSession) -> Callable[[], None]:
