@@ -125,7 +125,7 @@ def _steps(bench: Bench, shape: Shape, with_goals: bool) -> None:
         bench.free()  # the trainings of both methods at once would not fit
     both = {m: engine_steps(_session(bench, shape, m)) for m in ("nft", "pare")}
     found = alternate(both, rounds, block)
-    add("engine, PaRe / NFT", found["pare"] / found["nft"], at_most=bench.goal(2.05))
+    add("PaRe / NFT", found["pare"] / found["nft"], at_most=bench.goal(2.05))
 
 
 def _refused(session: RunSession) -> str:

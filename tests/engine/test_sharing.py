@@ -345,7 +345,8 @@ def test_however_samples_reach_the_device_a_run_is_the_same(folder: Path, extra:
         overrides = ("mixer=agree", "labelled=0.4", "training.epochs=2")
         held = session(folder, *overrides, extra=extra)
         held.feed = Feed(held.device, budget)
-        records = [dict(vars(record), seconds=0) for record in Training(held).run()]
+        timed = {"seconds": 0, "speed": None}
+        records = [{**vars(record), **timed} for record in Training(held).run()]
         score = vars(evaluate(held, held.data.test, keep=True))
         tensors = {"prediction": score.pop("predictions"), **held.model.state_dict()}
         found.append((records, score, tensors))
