@@ -18,6 +18,8 @@ from xmodal_launch.ray_task import run
 
 STOPPING = 15.0
 """Seconds for Ray itself to end tasks, in addition to the time that jobs need to save."""
+AGAIN = 5.0
+"""Seconds after which a task that has not ended is cancelled once more."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,12 @@ class Ray(Launcher):
         for task in self._tasks.values():
             self._ray.cancel(task.reference)
         until = time.monotonic() + self.config.grace + STOPPING
-        while len(self._ended(0.2)) < len(self._tasks):
+        again = time.monotonic() + AGAIN
+        while len(ended := self._ended(0.2)) < len(self._tasks):
+            if time.monotonic() > again:  # a busy node can miss it; one that saves ignores it
+                for name in self._tasks.keys() - set(ended):
+                    self._ray.cancel(self._tasks[name].reference)
+                again = time.monotonic() + AGAIN
             if time.monotonic() > until:
                 for task in self._tasks.values():
                     self._ray.cancel(task.reference, force=True)
