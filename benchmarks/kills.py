@@ -127,6 +127,7 @@ def main(wanted: int) -> None:
             found = [content(one) for one in run(root, *COURSES[number])]
             equal += all(map(same, found, right))
             courses += 1
+            print(f"{kills} kills in {courses} courses, {equal} equal", file=sys.stderr, flush=True)
     print(f"{kills} kills in {courses} courses; {equal} of {courses} ended bit-equal")
     sys.exit(equal != courses)
 
