@@ -85,8 +85,11 @@ class Local(Launcher):
 
     @property
     def slots(self) -> int:
-        """The largest number of jobs at a time."""
-        return self._slots
+        """Jobs that run at a time, and as many that wait to take their place at once.
+
+        Jobs of several cells do not wait: what waits could still join the others.
+        """
+        return self._slots if self.packs > 1 else 2 * self._slots
 
     @property
     def packs(self) -> int:

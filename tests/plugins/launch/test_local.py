@@ -90,7 +90,8 @@ def test_slots_follow_cores_and_memory(
     monkeypatch.setattr(local_module, "_gpus", lambda: [])
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     launcher = build(**settings)
-    assert launcher.slots == slots
+    assert launcher.slots == 2 * slots  # as many wait
+    assert build(**settings, pack=3).slots == slots
     assert launcher._environment(0)["OMP_NUM_THREADS"] == str(settings.get("threads", 1))
 
 
