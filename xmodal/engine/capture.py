@@ -70,7 +70,9 @@ class _Call:
     @classmethod
     def of(cls, make: Make, values: Mapping[str, Any], device: torch.device) -> _Call:
         """A call with new places on ``device``, which hold ``values``."""
-        places = {n: on_device(v, device).clone() for n, v in values.items() if _is_input(v)}
+        places = {
+            n: on_device(v, device).clone() for n, v in values.items() if isinstance(v, Tensor)
+        }
         return cls(make, form_of(values), places)
 
     def fits(self, values: Mapping[str, Any]) -> bool:
@@ -88,10 +90,6 @@ def fill(place: Tensor, value: Tensor) -> None:
     if place.is_cuda and not value.is_cuda:
         value = value.pin_memory()
     place.copy_(value, non_blocking=place.is_cuda)
-
-
-def _is_input(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def form_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -246,7 +244,7 @@ class Capture(Generic[T]):
         self.given_up = True
         self._steps.clear()
         self._places.clear()
-        where = _place(why) if isinstance(why, CannotBeCaptured) else ""
+        where = _origin(why) if isinstance(why, CannotBeCaptured) else ""
         self.session.note(f"{self.what} runs without CUDA graphs, which is slower: it {why}{where}")
 
     def _placed(self, micros: Sequence[Any]) -> tuple[list[Batch], Any]:
@@ -467,7 +465,7 @@ def _fitting(
     return None
 
 
-def _place(why: BaseException) -> str:
+def _origin(why: BaseException) -> str:
     """Where the reason arose: the last line of a component."""
     skipped = (Path(__file__).parent, Path(torch.__file__).parent, Path(traceback.__file__).parent)
     for frame in reversed(traceback.extract_tb(why.__traceback__)):

@@ -64,21 +64,23 @@ class Stepper(Protocol):
         """
 
 
-class HostStep:
+@dataclass(eq=False)
+class _Steps:
+    """What all steps of a stage work with. ``encoded`` counts samples, ``clock`` seconds."""
+
+    session: RunSession
+    stage: Stage
+    trainable: Named
+    optimizer: torch.optim.Optimizer
+    encoded: Callable[[], int]
+    clock: Callable[[], float]
+
+
+@dataclass(eq=False)
+class HostStep(_Steps):
     """Steps that look at their numbers before they update: on CPUs, and in several processes."""
 
-    def __init__(
-        self,
-        session: RunSession,
-        stage: Stage,
-        trainable: Named,
-        optimizer: torch.optim.Optimizer,
-        encoded: Callable[[], int],
-        clock: Callable[[], float],
-    ) -> None:
-        self.session, self.stage, self.optimizer = session, stage, optimizer
-        self.trainable, self.encoded, self.clock = trainable, encoded, clock
-        self._taken: list[StepRecord] = []
+    _taken: list[StepRecord] = field(default_factory=list, init=False)
 
     def take(self, micro_batches: Iterable[Any], at: Progress, number: int) -> int:
         """Take a step. Raises TrainingError before anything is updated."""
@@ -195,35 +197,26 @@ class _Sent:
     begun: float
 
 
-class DeviceStep:
+@dataclass(eq=False)
+class DeviceStep(_Steps):
     """Steps that never wait for the device, captured as graphs where ``capture`` is given.
 
     If a loss or a gradient is not finite, a flag on the device keeps this and all later updates
     from changing anything, until the host learns of it.
     """
 
-    def __init__(
-        self,
-        session: RunSession,
-        stage: Stage,
-        trainable: Named,
-        optimizer: torch.optim.Optimizer,
-        encoded: Callable[[], int],
-        clock: Callable[[], float],
-        capture: Capture[Computed] | None,
-        lag: int = LAG,
-    ) -> None:
-        self.session, self.stage, self.optimizer = session, stage, optimizer
-        self.trainable, self.encoded, self.clock = trainable, encoded, clock
-        self.capture, self.lag = capture, lag
-        device = session.device
+    capture: Capture[Computed] | None
+    lag: int = LAG
+
+    def __post_init__(self) -> None:
+        device = self.session.device
         self._bad = torch.zeros((), device=device)
-        self._norms = torch.zeros(len(trainable), device=device)
+        self._norms = torch.zeros(len(self.trainable), device=device)
         self._limit: float | None = None
-        self._rates = torch.zeros(len(optimizer.param_groups), device=device)
+        self._rates = torch.zeros(len(self.optimizer.param_groups), device=device)
         # The fused optimizers skip the update, moments and weight decay too, where this is 1.
-        optimizer.found_inf = self._bad  # type: ignore[attr-defined]
-        _prepare_momentum(optimizer)
+        self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+        _prepare_momentum(self.optimizer)
         self._sent: deque[_Sent] = deque()
         self._seen = 0.0
 

@@ -15,8 +15,8 @@ from xmodal.batch import SOURCE, TARGET, Progress, Sample, Selection, Tokens, Vi
 from xmodal.engine.capture import CannotBeCaptured, ClosedProgress, NoQuestions, form_of
 from xmodal.interfaces import Component, Facts, Mixer, Selector
 from xmodal.steps import Make, answered_by
+from xmodal.testing.selecting import GRID, NUM_TOKENS
 from xmodal.testing.tiny import (
-    GRIDS,
     Given,
     TinyScheduler,
     TinySelector,
@@ -30,8 +30,6 @@ from xmodal.testing.tiny import (
     tiny_tokens,
 )
 
-GRID = GRIDS["grid"]
-NUM_TOKENS = GRID[0] * GRID[1]
 _POINTS = (progress(), progress(step=1), progress(epoch=1), progress(epoch=3, step=1))
 Call = Callable[[Any, Progress], Sequence[Any]]
 
