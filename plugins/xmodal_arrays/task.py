@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store, tables
 from xmodal.data.arrays import Array, Indices
+from xmodal.data.splits import split
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError
 from xmodal.files import contents
@@ -30,7 +31,6 @@ from xmodal_arrays.layout import Channels, Layout, layout
 from xmodal_arrays.locate import ArrayParts, FilePart, Role, array_parts, data_files, sources
 from xmodal_arrays.samples import Affine, FileSamples, scan
 from xmodal_arrays.settings import DataSettings
-from xmodal_arrays.splits import split
 from xmodal_arrays.tables import Encoded, read_tables
 
 _DEFAULTS = {

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xmodal.data.unpickle import read_npy, read_pickle
 from xmodal.errors import DataError
 from xmodal.files import contents
-from xmodal_nasbench360.safe_pickle import read_npy, read_pickle
 
 Array = npt.NDArray[np.float32]
 

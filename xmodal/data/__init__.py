@@ -3,7 +3,9 @@
 What authors of tasks, sources and stages need is here under one name; each part is imported when it
 is first asked for. The modules, from a file to what a model reads:
 
-- Where files are: ``store`` keeps what is fetched, ``download`` fetches and unpacks.
+- Where files are: ``store`` keeps what is fetched, ``download`` fetches and unpacks, ``datasets``
+  says what is known of published data sets; ``unpickle`` reads published pickles without running
+  their code.
 - Arrays: ``arrays`` opens any file or folder of them. ``rows`` is what all formats share (an array
   read a few samples at a time, and the checks of a header); ``numpy_files``, ``hdf5`` and
   ``matlab`` are the formats; ``lengths`` brings samples of unequal lengths to one.
@@ -15,6 +17,7 @@ is first asked for. The modules, from a file to what a model reads:
   samples, or pseudo-classes.
 - Preparation: ``statistics`` are mean and scale in any unit; ``preparation`` holds everything that
   turns raw samples into the model's (``RawForm``, which is kept with a run).
+- Splits: ``splits`` cuts samples by class or by whole groups.
 - Use: ``loader`` makes batches, ``feed`` brings them to a device; ``in_memory`` takes what a caller
   holds in memory, ``readers`` the files to predict, piece by piece; ``seen`` knows which samples
   were trained on.

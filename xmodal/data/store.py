@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from xmodal.data.datasets import DataCard
 from xmodal.data.download import (
     Expected,
     fetch,
@@ -47,6 +48,8 @@ _VERIFIED = ".verified.json"
 """Beside, or in, what was fetched: what it was found to be."""
 _KEY = "key.json"
 """In what was built: from what, and the SHA-256 of every file."""
+DATASET = "dataset.json"
+"""In the folder of a data set that is ready: its form, and what it was made of."""
 _COMMAND_TIMEOUT = 3600
 
 
@@ -141,6 +144,22 @@ class Store:
             with _new_folder(folder) as new:
                 make(new)
                 write_json(new / _KEY, {"key": json.loads(canonical), "files": digests(new)})
+        return folder
+
+    def dataset(self, card: DataCard) -> Path | None:
+        """The folder of a data set that is ready, in the form that ``card`` says; else None."""
+        folder = inside(self.root / "datasets", card.name)
+        return folder if read_json(folder / DATASET).get("form") == card.form else None
+
+    def make_dataset(self, card: DataCard, make: Callable[[Path], Mapping[str, Any]]) -> Path:
+        """Fill the folder of a data set; it appears whole or not at all, and replaces an old one.
+
+        What ``make`` returns is kept in the folder's ``dataset.json``.
+        """
+        folder = inside(self.root / "datasets", card.name)
+        with self._locked("dataset", card.name), _new_folder(folder) as new:
+            about = make(new)
+            write_json(new / DATASET, {"form": card.form, "name": card.name, **about})
         return folder
 
     def wheel_files(

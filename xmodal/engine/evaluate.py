@@ -57,6 +57,7 @@ def evaluate(session: RunSession, dataset: Dataset[Any], keep: bool = False) -> 
 def _evaluate(session: RunSession, dataset: Dataset[Any], keep: bool) -> SplitScore:
     model, metric, data = session.model, session.metric, session.data
     metric.reset()
+    metric.group(data.groups_of(dataset))
     unit = LossUnit.of(model.loss, data.raw).on(session.device)
     total, own, count = 0.0, 0.0, 0
     kept: list[Tensor] = []

@@ -285,6 +285,14 @@ class Metric(Component):
     def reset(self) -> None:
         """Forget all batches."""
 
+    def group(self, groups_N: Tensor | None) -> None:
+        """Learn the groups of the samples to come, int64 in their order; None if there are none.
+
+        Called after ``reset``. A metric of groups (clips that are scored by the mean over their
+        windows) keeps them; the default does nothing.
+        """
+        return
+
     @abstractmethod
     def update(self, prediction: Tensor, y: Tensor) -> None:
         """Add a batch of predictions and labels: on the CPU, in the unit of the user's labels."""

@@ -66,11 +66,11 @@ class Recipe(Settings):
     """A complete run: the same recipe, data and versions give the same result."""
 
     description: str = Field("", description="One line that describes the recipe.")
-    role: Literal["method", "control", "trivial"] = Field(
+    role: Literal["method", "control", "trivial", "rival"] = Field(
         "method",
         description="The role of a method in a comparison: a contender, a control that only "
-        "matches the compute of a more expensive method, or a trivial answer that every other "
-        "method must beat.",
+        "matches the compute of a more expensive method, a trivial answer that every other "
+        "method must beat, or a rival from elsewhere that fine-tunes nothing.",
     )
     family: str = Field(
         "",

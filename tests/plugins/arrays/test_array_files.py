@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from xmodal.data.preparation import RawForm
+from xmodal.data.splits import split
 from xmodal.errors import DataError
-from xmodal_arrays.splits import split
 from xmodal_arrays.task import Arrays
 
 from ...data.array_files import (

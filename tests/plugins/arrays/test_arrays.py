@@ -14,6 +14,7 @@ import torch
 from xmodal import api
 from xmodal.data import loader
 from xmodal.data.numpy_files import MappedRows
+from xmodal.data.splits import split
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context
@@ -21,7 +22,6 @@ from xmodal.plugins import registry
 from xmodal.recipe.compose import compose, validate
 from xmodal_arrays import samples
 from xmodal_arrays.layout import layout
-from xmodal_arrays.splits import split
 from xmodal_arrays.task import Arrays
 
 from ...paths import DATA

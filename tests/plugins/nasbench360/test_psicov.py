@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from xmodal.data.store import Store
+from xmodal.data.unpickle import read_npy, read_pickle
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Target
 from xmodal.settings import Use
 from xmodal_nasbench360 import psicov_files as files
 from xmodal_nasbench360.psicov import Psicov
 from xmodal_nasbench360.psicov_metric import LongRangeError
-from xmodal_nasbench360.safe_pickle import read_npy, read_pickle
 
 
 class AnyLoss(Loss):

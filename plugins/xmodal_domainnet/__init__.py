@@ -1,0 +1,1 @@
+"""The four domains of miniDomainNet as tasks."""

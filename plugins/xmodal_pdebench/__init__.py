@@ -1,0 +1,1 @@
+"""The eight tasks of PDEBench: solvers, published files, and coarse numerical answers."""

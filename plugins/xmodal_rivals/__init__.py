@@ -1,0 +1,1 @@
+"""Rivals: models from elsewhere that a fine-tuned transformer has to beat."""

@@ -1,0 +1,82 @@
+"""Data sets of tasks that are fetched or generated once, and then lie ready in the cache.
+
+A ``DataCard`` says what is known of a data set before it is there: who published it, under which
+licence, which files it consists of. ``Task.prepare`` turns those files (or a solver's output) into
+a folder of open, memory-mapped arrays, which ``Store.dataset`` finds again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+State = Literal["ready", "generable", "fetchable", "needs your files"]
+"""What a user can do with a data set now; the first that is true."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as its publisher offers it.
+
+    ``urls`` are mirrors, the most reliable first; none if the file takes an account or a click.
+    ``size`` is in bytes. Where no checksum is published, the first fetch records one, and every
+    later fetch must match it. ``by_hand`` tells a person where else the file can be had. ``aside``
+    files are wanted only if they are there (a second mirror's form of the same data).
+    """
+
+    name: str
+    urls: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    by_hand: str = ""
+    aside: bool = False
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What is known of a data set before it is there.
+
+    ``name`` is its folder in the cache. ``benchmark`` groups it in lists ("NAS-Bench-360",
+    "PDEBench", "OpenML-CC18", "miniDomainNet", "stand-in", "proxy"). ``source`` cites who made it,
+    with an address. ``size``: bytes to fetch, approximately where the publisher does not say.
+    ``generable``: ``prepare`` can make it without any file. ``stand_in``: the task to use where
+    the data cannot be had. ``form``: a new number where the files in the folder change their form.
+    """
+
+    name: str
+    benchmark: str
+    source: str
+    licence: str
+    size: int = 0
+    files: tuple[RemoteFile, ...] = ()
+    generable: bool = False
+    stand_in: str = ""
+    note: str = ""
+    form: int = 1
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether every file has an address that needs no account."""
+        needed = [file for file in self.files if not file.aside]
+        return bool(needed) and all(file.urls for file in needed)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What ``Task.prepare`` is to make a data set of.
+
+    Either ``files``, the fetched files by ``RemoteFile.name``; or, with ``generate``, a solver's
+    output: ``samples`` and ``resolution`` as the user wants them (None: as published), on ``jobs``
+    cores. ``scratch`` is a folder that survives an interruption: what is put there piece by piece
+    need not be made again.
+    """
+
+    scratch: Path
+    files: Mapping[str, Path] = field(default_factory=dict)
+    generate: bool = False
+    samples: int | None = None
+    resolution: int | None = None
+    jobs: int = 1
