@@ -45,7 +45,7 @@ MODULES = {
     "xmodal.exporting": "xmodal.inference.export",
     "xmodal.recipe.explain": "xmodal.recipe.messages",
     "xmodal.recipe.layers": "xmodal.recipe.compose",
-    "xmodal.recipe.library": "xmodal.recipe.compose",
+    "xmodal.recipe.library": "xmodal.recipe.lookup",
     "xmodal.recipe.model": "xmodal.recipe.recipe",
     "xmodal.recipe.use": "xmodal.settings",
     "xmodal.registry": "xmodal.plugins",

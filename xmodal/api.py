@@ -11,7 +11,7 @@ from xmodal import plugins, runs
 from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.files import hashed_again
-from xmodal.recipe.compose import find_recipe, looks_like_path
+from xmodal.recipe.lookup import find_recipes, looks_like_path
 
 _OF_A_RUN = (
     "xmodal.engine.run",
@@ -122,7 +122,7 @@ def run_name(recipes: Sequence[str], scale: str | None = None) -> str:
 
 def source_text(recipes: Sequence[str], registry: plugins.Registry) -> str:
     """The text of the recipes as their author wrote them, for the run directory."""
-    found = [find_recipe(recipe, registry) for recipe in recipes]
+    found = [one for recipe in recipes for one in find_recipes(recipe, registry)]
     return "\n".join(f"# {f.name}\n{f.path.read_text(encoding='utf-8')}" for f in found)
 
 

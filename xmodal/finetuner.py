@@ -40,7 +40,8 @@ from xmodal.data.naming import name_of
 from xmodal.data.store import Store
 from xmodal.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
 from xmodal.interfaces import Backbone
-from xmodal.recipe.compose import COMMAND_LINE, looks_like_path
+from xmodal.recipe.compose import COMMAND_LINE
+from xmodal.recipe.lookup import looks_like_path
 from xmodal.settings import Use
 
 if TYPE_CHECKING:

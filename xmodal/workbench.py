@@ -34,7 +34,7 @@ from xmodal.interfaces import NO_FACTS, Context, Facts, Session
 from xmodal.plugins import Registry, registry
 from xmodal.recipe import compose as recipes
 from xmodal.recipe.choice import choose, chosen
-from xmodal.recipe.compose import looks_like_path
+from xmodal.recipe.lookup import all_recipes, looks_like_path
 from xmodal.recipe.messages import own_recipe
 from xmodal.runs import Run, locate
 from xmodal.settings import Use
@@ -52,7 +52,7 @@ Wrap = Mapping[str, Callable[[type[Any]], type[Any]]]
 
 def recipe_names(registry: Registry) -> list[str]:
     """The names of all recipes that can be found, such as ``tasks/darcy``, sorted."""
-    return sorted({found.name for found in recipes.all_recipes(registry)})
+    return sorted({found.name for found in all_recipes(registry)})
 
 
 def compose(

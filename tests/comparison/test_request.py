@@ -15,7 +15,7 @@ from xmodal.data.store import Store
 from xmodal.errors import RecipeError, UsageError
 from xmodal.plugins import registry
 from xmodal.recipe.choice import choose
-from xmodal.recipe.compose import all_recipes, all_suites
+from xmodal.recipe.lookup import all_recipes, all_suites
 from xmodal.settings import Use
 
 SUITE = """

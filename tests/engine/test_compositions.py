@@ -25,7 +25,8 @@ from xmodal.engine.plan import plan
 from xmodal.engine.session import RunSession
 from xmodal.errors import RecipeError, UsageError
 from xmodal.optimize import BatchSize
-from xmodal.recipe.compose import all_recipes, compose, validate
+from xmodal.recipe.compose import compose, validate
+from xmodal.recipe.lookup import all_recipes
 from xmodal.settings import Use
 
 from ..paths import ROOT

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 
 from xmodal import api, plugins
-from xmodal.recipe.compose import all_recipes
+from xmodal.recipe.lookup import all_recipes
 
 from ..paths import ROOT
 from ..public import PUBLIC

@@ -9,7 +9,8 @@ import pytest
 
 from xmodal.errors import PluginError, RecipeError, UsageError
 from xmodal.plugins import Entry, Registry
-from xmodal.recipe.compose import Layered, all_recipes, compose, validate
+from xmodal.recipe.compose import Layered, compose, validate
+from xmodal.recipe.lookup import all_recipes, find_recipe
 from xmodal.recipe.yaml import Origin
 
 KIT = "xmodal.testing.tiny"
@@ -498,3 +499,42 @@ def test_a_layer_that_extends_its_recipe_ends(registry: Registry) -> None:
     layered()
     Path("recipes/methods/m/t.yaml").write_text("extends: methods/m\nseed: 2\n")
     assert compose(["methods/m", "tasks/t"], registry).data["seed"] == 2
+
+
+# --- a method and a task by one name ---
+
+
+def _pair() -> None:
+    write(
+        recipes__methods__own_way="seed: 1\nprecision: bf16\n",
+        recipes__tasks__far="seed: 2\n",
+    )
+
+
+def test_a_method_and_a_task_are_found_by_one_name(registry: Registry) -> None:
+    _pair()
+    together = compose(["methods/own_way", "tasks/far"], registry).data
+    assert together == {"seed": 2, "precision": "bf16"}
+    assert compose(["own_way_far"], registry).data == together
+    assert compose(["recipes/own_way_far.yaml"], registry).data == together
+    write(r="extends: own_way_far\n")
+    assert data(registry) == together
+
+
+def test_a_recipe_that_is_called_so_goes_before_the_pair(registry: Registry) -> None:
+    _pair()
+    write(recipes__own_way_far="seed: 3\n")
+    assert compose(["own_way_far"], registry).data == {"seed": 3}
+
+
+@pytest.mark.parametrize("wrong", ["own_way_fra", "own_wya_far"])
+def test_the_nearest_pair_is_named(wrong: str, registry: Registry) -> None:
+    _pair()
+    with pytest.raises(UsageError, match="did you mean 'own_way_far'"):
+        compose([wrong], registry)
+
+
+def test_a_pair_is_not_one_file(registry: Registry) -> None:
+    _pair()
+    with pytest.raises(UsageError, match="these: methods/own_way tasks/far"):
+        find_recipe("own_way_far", registry)

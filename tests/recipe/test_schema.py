@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from xmodal.plugins import registry
-from xmodal.recipe.compose import all_recipes, compose, validate
+from xmodal.recipe.compose import compose, validate
 from xmodal.recipe.grammar import COMPONENT_FIELDS
+from xmodal.recipe.lookup import all_recipes
 from xmodal.recipe.recipe import Recipe
 from xmodal.recipe.schema import recipe_schema
 from xmodal.recipe.yaml import read

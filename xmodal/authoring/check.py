@@ -281,7 +281,7 @@ def _tests(package: Package) -> None:
 
 def _recipes(package: Package) -> Iterator[tuple[str, Path]]:
     """The recipes that the package ships, by name, without layers that others have for a task."""
-    from xmodal.recipe.compose import all_recipes
+    from xmodal.recipe.lookup import all_recipes
 
     answers = [package.registry.call("xmodal_recipes", plugin) for plugin in package.loaded]
     folders = [Path(str(answer)).resolve() for answer in answers if answer is not None]

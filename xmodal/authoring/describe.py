@@ -104,7 +104,8 @@ def _setting(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
 def recipes_that_use(kind: str, name: str, registry: Registry) -> list[str]:
     """The recipes that choose a component, directly or in recipes that they extend."""
     from xmodal.errors import XModalError
-    from xmodal.recipe.compose import all_recipes, compose
+    from xmodal.recipe.compose import compose
+    from xmodal.recipe.lookup import all_recipes
 
     # Under a key that is not a kind, such as a mixer's inner mixer, only the name can match.
     unmistakable = [k for k, n in registry.entries if n == name] == [kind]

@@ -24,7 +24,7 @@ Scale = Annotated[str | None, typer.Option(help="Scale layer to apply last.")]
 @app.command("list")
 def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = False) -> None:
     """List recipes, or only those that match a pattern such as 'methods/*'."""
-    from xmodal.recipe.compose import all_recipes
+    from xmodal.recipe.lookup import all_recipes
     from xmodal.recipe.yaml import read
 
     known = all_recipes(plugins.registry())
@@ -97,7 +97,7 @@ def cp(
     force: Annotated[bool, typer.Option(help="Overwrite.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
-    from xmodal.recipe.compose import find_recipe
+    from xmodal.recipe.lookup import find_recipe
 
     found = find_recipe(recipe, plugins.registry())
     if destination.is_dir():

@@ -26,7 +26,7 @@ from xmodal.engine.identity import RunIdentity, identity
 from xmodal.engine.plan import compose_plan, missing_files
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry, log
-from xmodal.recipe.compose import (
+from xmodal.recipe.lookup import (
     SUITES,
     all_recipes,
     all_suites,

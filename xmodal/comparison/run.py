@@ -13,7 +13,7 @@ from xmodal.data.store import Store
 from xmodal.errors import PluginError, UsageError, file_errors
 from xmodal.files import hashed_again
 from xmodal.recipe.choice import choose
-from xmodal.recipe.compose import looks_like_path
+from xmodal.recipe.lookup import looks_like_path
 
 if TYPE_CHECKING:
     from xmodal.comparison.table import ComparisonTable

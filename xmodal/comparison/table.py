@@ -27,7 +27,7 @@ from xmodal.comparison.queue import DONE, FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import DataError, UsageError
-from xmodal.recipe.compose import from_anywhere
+from xmodal.recipe.lookup import from_anywhere
 from xmodal.runs import Run
 from xmodal.text import plural
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from xmodal.errors import RecipeError
 from xmodal.plugins import Registry, find_kind
-from xmodal.recipe.compose import expanded, looks_like_path
+from xmodal.recipe.lookup import expanded, looks_like_path
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import Origin, Path_, parse_value, read
 from xmodal.settings import Kind, Use

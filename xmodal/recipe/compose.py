@@ -1,7 +1,4 @@
-"""Finds recipes by path or by name, and composes them from layers; every value keeps its origin.
-
-A name such as ``methods/pare`` is looked up in the folder ``recipes`` of the working directory,
-then in the recipe folders of all plugins. Names never contain the suffix ``.yaml``.
+"""Composes recipes from layers; every value keeps its origin.
 
 Later layers win. Mappings merge, lists replace, and a different ``use:`` drops the settings of the
 component it replaces. A mapping over a list of components changes the items that it names, by their
@@ -15,11 +12,9 @@ on as soon as both the recipe and the task are there, so it lies over them and b
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,120 +33,12 @@ from xmodal.recipe.grammar import (
     check,
     origin_of,
 )
+from xmodal.recipe.lookup import RecipeFile, all_recipes, find_recipe, find_recipes
 from xmodal.recipe.messages import explain
 from xmodal.recipe.recipe import Recipe
 from xmodal.recipe.yaml import MAX_DEPTH, Document, Origin, Path_, dotted, parse_value, read
 from xmodal.settings import NAMES_ONLY
 from xmodal.text import shortlist, shown
-
-SUFFIX = ".yaml"
-SUITES = "suites/"
-"""Files below this folder are grids of runs, not recipes."""
-
-
-@dataclass(frozen=True)
-class RecipeFile:
-    """A recipe file, its name and the distribution it comes from (empty: the working directory)."""
-
-    name: str
-    path: Path
-    origin: str
-
-
-def all_recipes(registry: Registry) -> list[RecipeFile]:
-    """Every recipe with a name, those of the working directory first; each name appears once."""
-    return [found for found in _once_each(registry) if not found.name.startswith(SUITES)]
-
-
-def all_suites(registry: Registry) -> list[RecipeFile]:
-    """Every suite with a name, such as ``suites/table4``."""
-    return [found for found in _once_each(registry) if found.name.startswith(SUITES)]
-
-
-def _once_each(registry: Registry) -> list[RecipeFile]:
-    seen: dict[str, RecipeFile] = {}
-    for found in _everywhere(registry):
-        seen.setdefault(found.name, found)
-    return sorted(seen.values(), key=lambda found: found.name)
-
-
-def _everywhere(registry: Registry) -> Iterator[RecipeFile]:
-    for name, path in _files_below(Path("recipes")):
-        yield RecipeFile(name, path, "")
-    for origin, folder in registry.recipe_folders():
-        for name, path in _installed(Path(str(folder))):
-            yield RecipeFile(name, path, origin)
-
-
-def _files_below(folder: Path) -> tuple[tuple[str, Path], ...]:
-    """The recipes below a folder, with their names, sorted."""
-    if not folder.is_dir():
-        return ()
-    paths = sorted(folder.rglob("*" + SUFFIX))
-    return tuple((p.relative_to(folder).as_posix().removesuffix(SUFFIX), p) for p in paths)
-
-
-# Installed recipes do not change while a process runs, and a grid looks up hundreds of them.
-_installed = functools.cache(_files_below)
-
-
-def looks_like_path(reference: str) -> bool:
-    """Whether a reference means a file rather than a recipe name."""
-    return reference.endswith((SUFFIX, ".yml")) or reference.startswith((".", "/", "~"))
-
-
-def expanded(reference: str) -> Path:
-    """A path with ``~`` replaced; unlike ``Path.expanduser``, of any text."""
-    return Path(os.path.expanduser(reference))
-
-
-def from_anywhere(reference: str) -> str:
-    """A reference that means the same in every working directory, for commands to repeat."""
-    path = expanded(reference)
-    is_file = looks_like_path(reference) and os.path.isfile(path)
-    return os.path.abspath(path) if is_file else reference
-
-
-def find_recipe(reference: str, registry: Registry, base: Path | None = None) -> RecipeFile:
-    """Find a recipe. Relative paths start at ``base``: the folder of the file with ``extends``.
-
-    Raises UsageError with the nearest name or file.
-    """
-    if looks_like_path(reference):
-        path = expanded(reference)
-        candidates = [path] if base is None or path.is_absolute() else [base / path, path]
-        for candidate in candidates:
-            if os.path.isfile(candidate):  # unlike Path.is_file, for any text
-                return RecipeFile(candidate.stem, candidate, "")
-        # Users type shipped recipes as "recipes/x.yaml", from any directory.
-        name = path.as_posix().removeprefix("recipes/").removesuffix(SUFFIX)
-    else:
-        name = reference
-    named = {found.name: found for found in all_recipes(registry)}
-    if name in named:
-        _check_rivals(named[name], registry)
-        return named[name]
-    what = "file" if looks_like_path(reference) else "recipe"
-    hint = did_you_mean(name, named) or did_you_mean(reference, _siblings(reference))
-    raise UsageError(f"no {what} '{shown(reference)}'{hint}\nlist them: xmodal recipes list")
-
-
-def _siblings(reference: str) -> list[str]:
-    """Recipe files beside one that does not exist."""
-    try:
-        found = Path(reference).parent.glob("*" + SUFFIX)
-        return [str(path) for path in found if path.is_file()]
-    except (OSError, ValueError):
-        return []  # not a path that can exist
-
-
-def _check_rivals(chosen: RecipeFile, registry: Registry) -> None:
-    """Raise PluginError if two plugins ship the recipe; a user's own file wins silently."""
-    rivals = {f.path.resolve(): f.origin for f in _everywhere(registry) if f.name == chosen.name}
-    if chosen.origin and len(rivals) > 1:
-        owners = " and ".join(rivals.values())
-        raise PluginError(f"recipe '{chosen.name}' is provided by both {owners}; uninstall one")
-
 
 MAX_PARENTS = 20
 MAX_LAYERS = 200
@@ -187,7 +74,8 @@ def compose(
     """
     layered = Layered(task=_overriding_task(overrides))
     for reference in references:
-        _add(layered, find_recipe(reference, registry), registry, ())
+        for found in find_recipes(reference, registry):
+            _add(layered, found, registry, ())
     if scale is not None:
         _add_scale(layered, scale, registry)
     _lay_always(layered)
@@ -344,11 +232,12 @@ def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[P
     first = len(layered.names)
     for parent, where in _parents(document):
         try:
-            target = find_recipe(parent, registry, found.path.parent)
+            targets = find_recipes(parent, registry, found.path.parent)
         except UsageError as error:
             message, *more = str(error).split("\n")
             raise RecipeError([Problem(where, "extends", message, tuple(more))]) from None
-        _add(layered, target, registry, (*chain, path))
+        for target in targets:
+            _add(layered, target, registry, (*chain, path))
     # What a file says wins over the layers of what it extends, also where it names the task itself.
     _add_for_task(layered, layered.names[first:], document.data.get("task"), registry)
     layered.files.append(_shown(found))
