@@ -292,7 +292,9 @@ def session(folder: Path, *overrides: str, **more: Any) -> RunSession:
 def stream(session: RunSession, sizes: list[int], drawn: int) -> list[Batch]:
     """Batches of those sizes, whichever labelled samples they hold."""
     places = drawn + torch.arange(sum(sizes))
-    return list(session.micro_batches([torch.arange(size) for size in sizes], places))
+    return list(
+        session.micro_batches(session.data.train, [torch.arange(size) for size in sizes], places)
+    )
 
 
 def test_unlabelled_samples_come_in_a_seeded_stream_of_their_own(folder: Path, extra: str) -> None:

@@ -18,9 +18,10 @@ is first asked for. The modules, from a file to what a model reads:
 - Preparation: ``statistics`` are mean and scale in any unit; ``preparation`` holds everything that
   turns raw samples into the model's (``RawForm``, which is kept with a run).
 - Splits: ``splits`` cuts samples by class or by whole groups.
-- Use: ``loader`` makes batches, ``feed`` brings them to a device; ``in_memory`` takes what a caller
-  holds in memory, ``readers`` the files to predict, piece by piece; ``seen`` knows which samples
-  were trained on.
+- Large data: ``mapped`` writes and reads arrays on disk a few samples at a time.
+- Use: ``loader`` makes batches, ``augment`` changes training samples at random, ``feed`` brings
+  batches to a device; ``in_memory`` takes what a caller holds in memory, ``readers`` the files to
+  predict, piece by piece; ``seen`` knows which samples were trained on.
 """
 
 from __future__ import annotations

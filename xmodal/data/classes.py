@@ -66,6 +66,10 @@ def label_batches(dataset: Dataset[Any], task: TaskFacts, workers: int = 0) -> I
     if isinstance(dataset, TensorDataset):
         yield from torch.split(dataset.tensors[1], _batch(numbers))
         return
+    if loader.knows_labels(dataset):
+        for index_N in torch.split(torch.arange(loader.count(dataset)), _batch(numbers)):
+            yield loader.labels_of(dataset, index_N)
+        return
     # Other data sets give a label only together with its sample.
     for _, y in loader.in_order(dataset, _batch(numbers + prod(task.shape)), workers):
         yield y

@@ -72,10 +72,39 @@ def labels(dataset: Dataset[Any]) -> Tensor:
     For tensor data sets this costs nothing.
     """
     held = tensors(dataset)
+    return held[1] if held is not None else labels_of(dataset, torch.arange(count(dataset)))
+
+
+def knows_labels(dataset: Dataset[Any]) -> bool:
+    """Whether labels can be had without samples: the data set has a method ``labels(index_N)``."""
+    if _plain(dataset, Subset):
+        return knows_labels(cast("Subset[Any]", dataset).dataset)
+    if _plain(dataset, ConcatDataset):
+        return all(map(knows_labels, cast("ConcatDataset[Any]", dataset).datasets))
+    return tensors(dataset) is not None or callable(getattr(dataset, "labels", None))
+
+
+def labels_of(dataset: Dataset[Any], index_N: Tensor) -> Tensor:
+    """The labels of some samples, ascending, in the precision of the data set."""
+    held = tensors(dataset)
     if held is not None:
-        return held[1]
-    pieces = torch.split(torch.arange(count(dataset)), 256)
-    return torch.cat([y for _, y in batches(dataset, pieces, exact=True)])
+        return held[1][index_N]
+    if not knows_labels(dataset):
+        pairs = batches(dataset, torch.split(index_N, 256), exact=True)
+        return torch.cat([y for _, y in pairs])
+    if _plain(dataset, Subset):
+        dataset = cast("Subset[Any]", dataset)
+        return labels_of(dataset.dataset, torch.as_tensor(dataset.indices)[index_N])
+    if _plain(dataset, ConcatDataset):
+        found, start = [], 0
+        for part in cast("ConcatDataset[Any]", dataset).datasets:
+            own_N = index_N[(index_N >= start) & (index_N < start + count(part))]
+            if len(own_N):
+                found.append(labels_of(part, own_N - start))
+            start += count(part)
+        return torch.cat(found)
+    own: Tensor = cast(Any, dataset).labels(index_N)
+    return own
 
 
 def flattened(dataset: Dataset[Any]) -> Dataset[Any]:

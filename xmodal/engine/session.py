@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from xmodal import randomness
 from xmodal.batch import Batch, Progress
 from xmodal.data import loader
+from xmodal.data.augment import in_pass
 from xmodal.data.feed import Feed
 from xmodal.engine import distributed
 from xmodal.engine.model import TrainingModel
@@ -111,7 +112,10 @@ class RunSession:
         places = torch.cat(pieces) if pieces else torch.arange(0)
         sizes = [len(piece) for piece in pieces]
         stream = self.micro_batches(
-            torch.split(order[places], sizes), progress.epoch * len(order) + places, mixed
+            self.now(progress),
+            torch.split(order[places], sizes),
+            progress.epoch * len(order) + places,
+            mixed,
         )
         for portions in own:
             yield (replace(next(stream), share=p.share, part=p.part) for p in portions)
@@ -122,16 +126,27 @@ class RunSession:
         The n-th stage that is scored has the same order in every recipe, whatever prepares it:
         comparisons pair methods by seed.
         """
-        name, stage = "order of preparation", progress.stage
-        if self.stages[stage].evaluates:
-            name, stage = "order", sum(earlier.evaluates for earlier in self.stages[:stage])
         count = loader.count(self.data.train)
-        return randomness.permutation(count, self.seed, name, stage, progress.epoch)
+        return randomness.permutation(count, self.seed, *self._pass("order", progress))
+
+    def now(self, progress: Progress) -> Dataset[Any]:
+        """The training split as this epoch sees it: changed at random, if the task says so.
+
+        A function of seed, stage and epoch, like ``order``.
+        """
+        seed = randomness.derive(self.seed, *self._pass("augmentation", progress))
+        return in_pass(self.data.train, seed)
+
+    def _pass(self, purpose: str, progress: Progress) -> tuple[str | int, ...]:
+        name, stage = f"{purpose} of preparation", progress.stage
+        if self.stages[stage].evaluates:
+            name, stage = purpose, sum(earlier.evaluates for earlier in self.stages[:stage])
+        return name, stage, progress.epoch
 
     def micro_batches(
-        self, indices: Sequence[Tensor], places: Tensor, mixed: bool = True
+        self, train: Dataset[Any], indices: Sequence[Tensor], places: Tensor, mixed: bool = True
     ) -> Iterator[Batch]:
-        """Fetch target micro-batches, and the samples that the mixer wants beside them.
+        """Fetch micro-batches of ``train``, and the samples that the mixer wants beside them.
 
         ``places`` counts the samples of all ``indices`` among the target samples drawn in this
         stage.
@@ -144,7 +159,7 @@ class RunSession:
             source = self._stream(self.source, places, sizes, "source order")
         if mixed and mixer.needs_unlabelled and self.data.unlabelled is not None:
             further = self._stream(self.data.unlabelled, places, sizes, "unlabelled order")
-        for x, y in self.fetch(self.data.train, indices):
+        for x, y in self.fetch(train, indices):
             yield Batch(
                 x,
                 y,
