@@ -51,10 +51,10 @@ def xmodal_predictors() -> Mapping[str, str]:
 
 @hookimpl
 def xmodal_stages() -> Mapping[str, str]:
-    """Gradient training, and fitting a scikit-learn model."""
+    """Gradient training, and fitting once to all samples."""
     return {
         "finetune": "xmodal_basics.finetune:Finetune",
-        "fit": "xmodal_basics.sklearn_baseline:Fit",
+        "fit": "xmodal_basics.fit:Fit",
     }
 
 

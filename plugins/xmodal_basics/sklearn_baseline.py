@@ -1,33 +1,26 @@
 """Classical baselines: scikit-learn models, fitted once to flattened samples.
 
 The predictor ``sklearn`` works with embedder ``flat``, backbone ``identity`` and stage ``fit``.
-Gradients train nothing here.
 
 Shapes: B and n samples, F numbers per sample, P numbers after one-hot coding, K outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from math import prod
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from xmodal.batch import Progress, Tokens
-from xmodal.data import loader
-from xmodal.errors import UsageError
-from xmodal.interfaces import Context, Facts, Predictor, Session, Settings, Stage, Target
+from xmodal.batch import Tokens
+from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, Target, too_large
 from xmodal_basics.sklearn_models import BoostedTrees, LinearModel, logistic, ridge
 
-LARGEST_GB = 8.0
-BATCH = 256
 
-
-class Sklearn(Predictor):
+class Sklearn(FittedPredictor):
     """Ridge, logistic regression or gradient boosting on the flattened sample.
 
     Linear models read categories as one 0/1 number per level. They standardise the numbers (one
@@ -36,6 +29,8 @@ class Sklearn(Predictor):
     the training data, and the same trees are grown again when first needed. Dense labels that are
     all 0 or 1 are predicted as the log-odds of ridge's estimate.
     """
+
+    uses_validation = False
 
     class Config(Settings):
         estimator: Literal["auto", "ridge", "logistic", "hist-gradient-boosting"] = Field(
@@ -82,17 +77,17 @@ class Sklearn(Predictor):
         except ValueError as error:
             yield str(error)
             return
-        numbers = prod(facts.task.shape) + target.size * prod(target.shape)
-        gigabytes = 8e-9 * numbers * facts.task.samples.get("train", 0)
-        if gigabytes > LARGEST_GB:
-            yield (
-                f"{estimator} would need {gigabytes:.0f} GB for the flattened training split of "
-                f"task '{facts.task.name}' (at most {LARGEST_GB:.0f})"
-            )
+        yield from (f"{estimator} {problem}" for problem in too_large(facts))
 
-    def fit(self, x_NF: Tensor, y: Tensor) -> None:
-        """Fit once to flattened training samples, and to labels in the predictor's own unit."""
-        x_NF, y = x_NF.detach().cpu(), y.detach().cpu()
+    @property
+    def fitted(self) -> bool:
+        """Whether the model has its numbers."""
+        known = self.model.bias_K if isinstance(self.model, LinearModel) else self.model.train_x_NF
+        return len(known) > 0
+
+    def fit(self, data: FitData) -> None:
+        """Fit to the training split; validation samples select nothing."""
+        x_NF, y = data.x_NF, data.y
         if isinstance(self.model, BoostedTrees):
             self.model.fit(x_NF, y)
             return
@@ -108,6 +103,7 @@ class Sklearn(Predictor):
 
     def forward(self, features: Tokens) -> Tensor:
         """Predict ``[B, K]`` (log-probabilities, log-odds or numbers) or ``[B, K, *shape]``."""
+        self.check_fitted()
         x_BF = features.x_BND.flatten(1)
         if isinstance(self.model, BoostedTrees):
             trees_BK: Tensor = self.model(x_BF)
@@ -154,70 +150,3 @@ def chosen(config: Sklearn.Config, facts: Facts, output: Target) -> str:
     if not able[config.estimator]:
         raise ValueError(f"estimator '{config.estimator}' cannot predict {output.kind} labels")
     return config.estimator
-
-
-class Fit(Stage):
-    """Fits the predictor once to the features of the whole training split; takes no steps."""
-
-    @classmethod
-    def planned_epochs(cls, config: Any) -> int:
-        """One epoch: nothing is repeated."""
-        return 1
-
-    @property
-    def train(self) -> tuple[str, ...]:
-        """No patterns: gradients train no parameter."""
-        return ()
-
-    def begin(self, session: Session) -> None:
-        """Collect features and labels, then fit. A resumed run fits again, to the same model."""
-        model, predictor = session.model, session.model.predictor
-        if not isinstance(predictor, Sklearn):
-            raise UsageError("stage 'fit' needs the predictor 'sklearn'")
-        features, labels = [], []
-        model.eval()
-        with torch.no_grad():
-            for x, y in loader.in_order(session.data.train, BATCH, session.workers):
-                tokens = model.backbone(model.embedder(x.to(session.device)))
-                features.append(tokens.x_BND.flatten(1).float().cpu())
-                labels.append(y)
-            target = encoded(model.decode, torch.cat(labels))
-        predictor.fit(torch.cat(features), target)
-        predictor.to(session.device)
-
-    def steps_per_epoch(self, session: Session) -> int:
-        """None."""
-        return 0
-
-    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> None:
-        """None."""
-
-    def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
-        """No steps."""
-        return iter(())
-
-    def loss(
-        self, session: Session, micro: Any, progress: Progress
-    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Never called: there are no steps."""
-        raise NotImplementedError("stage 'fit' takes no steps")
-
-
-def encoded(decode: nn.Module, y: Tensor) -> Tensor:
-    """Labels in the unit that ``decode`` reads, by inverting ``decode``.
-
-    Raises UsageError if ``decode`` is not an elementwise affine map.
-    """
-    if isinstance(decode, nn.Identity) or not y.is_floating_point():
-        return y
-    device = next(iter([*decode.buffers(), *decode.parameters()]), y).device
-    y_there = y.to(device)
-    one = torch.ones_like(y_there[:1])
-    offset = decode(torch.zeros_like(one))
-    slope = decode(one) - offset
-    result = torch.where(slope == 0, 0.0, (y_there - offset) / slope)
-    known = ~y_there.isnan() & (slope != 0)
-    wrong, size = (decode(result) - y_there)[known].abs(), y_there[known].abs()
-    if size.numel() and bool((wrong > 1e-3 * size.amax()).any()):
-        raise UsageError("predictor 'sklearn' cannot invert the decoding of this task's labels")
-    return result.to(y.device)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from xmodal.errors import UsageError
+from xmodal.interfaces import FittedBuffers
 
 LEAST_LOG_ODDS = -13.8  # log 1e-6: the logit of a label that no training sample has
 MOST_CATEGORIES = 255  # the most categories a tree can split by; more are ordered by their code
@@ -24,34 +24,7 @@ Array = NDArray[np.float64]
 Kind = Literal["classification", "multi-label", "regression", "dense"]
 
 
-class _Fitted(nn.Module):
-    """A module whose buffers get their shapes when it is fitted or loaded."""
-
-    names: tuple[str, ...]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in self.names:
-            self.register_buffer(name, torch.empty(0))
-
-    def check(self, buffer: Tensor) -> None:
-        """Raise UsageError if the model was never fitted."""
-        if not len(buffer):
-            raise UsageError(
-                "predictor 'sklearn' was never fitted; its recipe needs the stage 'fit'"
-            )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for name in self.names:
-            if prefix + name in state_dict:
-                device = getattr(self, name).device
-                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=device))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-class LinearModel(_Fitted):
+class LinearModel(FittedBuffers):
     """``(x - shift) / scale @ basis @ weight + bias``; a missing number becomes the training mean.
 
     The basis holds the first principal directions of the standardised training samples. If it
@@ -68,7 +41,6 @@ class LinearModel(_Fitted):
 
     def forward(self, x_BP: Tensor) -> Tensor:
         """Predict ``[B, K]``."""
-        self.check(self.bias_K)
         z_BR = torch.nan_to_num((x_BP - self.shift_P) / self.scale_P) @ self.basis_PR
         return z_BR @ self.weight_RK + self.bias_K
 
@@ -143,7 +115,7 @@ def logistic(
     return weight_KR, bias_K
 
 
-class BoostedTrees(_Fitted):
+class BoostedTrees(FittedBuffers):
     """Histogram gradient boosting: one model for all classes, or one per number or label."""
 
     names = ("train_x_NF", "train_y")
@@ -171,7 +143,6 @@ class BoostedTrees(_Fitted):
         """Fit one model per output; a constant output needs none."""
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-        self.check(self.train_x_NF)
         rows, y = self.train_x_NF.cpu().numpy(), self.train_y.cpu().numpy()
         numbers = self.kind == "regression"
         family = HistGradientBoostingRegressor if numbers else HistGradientBoostingClassifier
@@ -180,9 +151,9 @@ class BoostedTrees(_Fitted):
             for y_N in ([y] if y.ndim == 1 else y.T)
         ]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def loaded(self) -> None:
+        """Grow other trees when they are needed."""
         self.trees = []
-        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """Predict ``[B, K]``: log-probabilities of classes, log-odds of labels, or numbers."""

@@ -19,6 +19,8 @@ from xmodal.interfaces import (
     Context,
     Embedder,
     Facts,
+    FitData,
+    FittedPredictor,
     Loss,
     Metric,
     Mixer,
@@ -511,6 +513,97 @@ def test_right_ones_pass(component: type[Component]) -> None:
     ],
 )
 def test_embedders_predictors_backbones(component: type[Component], reason: str) -> None:
+    fails(component, reason)
+
+
+# --- predictors that are fitted ---
+
+
+class Average(FittedPredictor):
+    """Right: the mean label, whatever the sample."""
+
+    names = ("mean_K",)
+    mean_K: Tensor
+
+    @classmethod
+    def supports(cls, output: Target) -> bool:
+        return output.kind == "regression"
+
+    @property
+    def fitted(self) -> bool:
+        return len(self.mean_K) > 0
+
+    def fit(self, data: FitData) -> None:
+        self.mean_K = data.y.mean(0)
+
+    def forward(self, features: Tokens) -> Tensor:
+        self.check_fitted()
+        return self.mean_K.expand(len(features.x_BND), -1)
+
+
+class Eager(Average):
+    def check_fitted(self) -> None:
+        return
+
+    def forward(self, features: Tokens) -> Tensor:
+        return self.mean_K.expand(len(features.x_BND), 2) if self.fitted else torch.zeros(1, 2)
+
+
+class Attribute(Average):
+    names = ("known",)
+    known: Tensor
+
+    @property
+    def fitted(self) -> bool:
+        return len(self.known) > 0
+
+    def fit(self, data: FitData) -> None:
+        self.known, self.mean_K = torch.ones(1), data.y.mean(0)
+
+    def forward(self, features: Tokens) -> Tensor:
+        self.check_fitted()
+        mean_K = getattr(self, "mean_K", torch.zeros(2))
+        return mean_K.expand(len(features.x_BND), -1)  # type: ignore[no-any-return]
+
+
+class OfTheBatch(Average):
+    def forward(self, features: Tokens) -> Tensor:
+        return super().forward(features) + features.x_BND.nan_to_num().mean()
+
+
+class Fickle(Average):
+    def fit(self, data: FitData) -> None:
+        self.mean_K = data.y.mean(0) + torch.randn(2)
+
+
+class InPlace(Average):
+    def fit(self, data: FitData) -> None:
+        super().fit(data)
+        data.x_NF.mul_(2)
+
+
+class Particular(Average):
+    @classmethod
+    def problems(cls, config: Settings, facts: Facts) -> Iterable[str]:
+        yield "no"
+
+
+def test_a_right_fitted_predictor_passes() -> None:
+    contract.check(Average)
+
+
+@pytest.mark.parametrize(
+    ("component", "reason"),
+    [
+        (Eager, "predicts without having been fitted"),
+        (Attribute, "a model that was loaded predicts otherwise"),
+        (OfTheBatch, "depends on the other samples"),
+        (Fickle, "the same data and seed give another model"),
+        (InPlace, "changes its data in place"),
+        (Particular, "rules out every form"),
+    ],
+)
+def test_fitted_predictors(component: type[Component], reason: str) -> None:
     fails(component, reason)
 
 

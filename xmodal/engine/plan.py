@@ -75,7 +75,8 @@ def compose_plan(
 
 def missing_files(plan: Plan, store: Store) -> list[str]:
     """Everything the user must fetch before the plan can run."""
-    parts = (plan.recipe.task, plan.recipe.source, plan.recipe.backbone)
+    recipe = plan.recipe
+    parts = (recipe.predictor, recipe.task, recipe.source, recipe.backbone)
     return [text for use in parts if use for text in use.component.missing(use.config, store)]
 
 

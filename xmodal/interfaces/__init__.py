@@ -10,6 +10,14 @@ from __future__ import annotations
 from xmodal.facts import NO_FACTS, BackboneFacts, Facts, SourceFacts, Target, TaskFacts
 from xmodal.interfaces.component import Component, Context
 from xmodal.interfaces.data import Pair, Source, SourceRequest, Task, TaskData
+from xmodal.interfaces.fitted import (
+    FitData,
+    FittedBuffers,
+    FittedPredictor,
+    as_bytes,
+    from_bytes,
+    too_large,
+)
 from xmodal.interfaces.model import (
     Adapter,
     Backbone,
@@ -40,10 +48,11 @@ from xmodal.settings import Settings, Use, default
 
 __all__ = [
     "INTERFACES", "NO_FACTS", "Adapter", "Backbone", "BackboneFacts", "Component", "Context",
-    "Distance", "Embedder", "Exported", "Exporter", "Facts", "Job", "Launcher", "LibraryModel",
-    "Loss", "Metric", "Mixer", "Model", "Network", "Pair", "Predictor", "Scheduler", "Selector",
-    "Session", "Settings", "Source", "SourceFacts", "SourceRequest", "Stage", "Target", "Task",
-    "TaskData", "TaskFacts", "Tracked", "Tracker", "Trained", "Use", "default",
+    "Distance", "Embedder", "Exported", "Exporter", "Facts", "FitData", "FittedBuffers",
+    "FittedPredictor", "Job", "Launcher", "LibraryModel", "Loss", "Metric", "Mixer", "Model",
+    "Network", "Pair", "Predictor", "Scheduler", "Selector", "Session", "Settings", "Source",
+    "SourceFacts", "SourceRequest", "Stage", "Target", "Task", "TaskData", "TaskFacts", "Tracked",
+    "Tracker", "Trained", "Use", "as_bytes", "default", "from_bytes", "too_large",
 ]  # fmt: skip
 
 INTERFACES: tuple[type[Component], ...] = (

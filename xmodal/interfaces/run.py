@@ -131,6 +131,9 @@ class Session(Protocol):
     def world(self) -> int:
         """The number of processes that train this model."""
 
+    def evaluation_split(self) -> Dataset[Any]:
+        """The split that chooses the best epoch: validation, or test under ``published``."""
+
     def note(self, line: str) -> None:
         """Record one line for the user; repeated lines are recorded once."""
 

@@ -19,9 +19,11 @@ from xmodal.interfaces import (
     BackboneFacts,
     Embedder,
     Facts,
+    FittedPredictor,
     Predictor,
     TaskFacts,
 )
+from xmodal.testing.fitting import KINDS, check_fitted
 from xmodal.testing.tiny import (
     BATCH,
     GRIDS,
@@ -45,8 +47,6 @@ from xmodal.testing.tiny import (
     tiny_task,
 )
 from xmodal.testing.tiny import tokens as check_tokens
-
-KINDS = ("classification", "multi-label", "regression", "dense")
 
 
 def check_embedder(
@@ -105,8 +105,12 @@ def check_predictor(
 ) -> None:
     """A predictor gives the right shape for every kind of label that it supports.
 
-    Without ``facts``, tries every kind of label that ``problems`` does not rule out.
+    Without ``facts``, tries every kind of label that ``problems`` does not rule out. A predictor
+    that is fitted instead of trained is fitted (``check_fitted``).
     """
+    if issubclass(component, FittedPredictor):
+        check_fitted(component, given, [facts] if facts else None)
+        return
     name, config = check_class(component, Predictor, given)
     cases = [facts] if facts else _label_cases()
     tried = 0

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from xmodal.batch import Points, Tokens
 from xmodal.interfaces import Adapter, Distance, Facts, Loss, Metric, Target
-from xmodal.testing.encoding import KINDS
+from xmodal.testing.fitting import KINDS
 from xmodal.testing.tiny import (
     CLASSES,
     GRIDS,

@@ -16,10 +16,19 @@ from torch.utils.data import TensorDataset
 
 from xmodal.batch import Progress, Tokens
 from xmodal.errors import UsageError
-from xmodal.interfaces import BackboneFacts, Context, Facts, Settings, Target, TaskFacts
+from xmodal.interfaces import (
+    BackboneFacts,
+    Context,
+    Facts,
+    FitData,
+    Settings,
+    Target,
+    TaskFacts,
+)
 from xmodal_basics.embedders.flat import Flat
+from xmodal_basics.fit import Fit, encoded
 from xmodal_basics.identity import Identity
-from xmodal_basics.sklearn_baseline import Fit, Sklearn, encoded
+from xmodal_basics.sklearn_baseline import Sklearn
 
 NONE: Any = SimpleNamespace()
 NAN = float("nan")
@@ -41,6 +50,10 @@ def tokens(x: Tensor) -> Tokens:
     return Tokens(x.flatten(1)[:, None], (1,))
 
 
+def fit(predictor: Sklearn, x_NF: Tensor, y: Tensor) -> None:
+    predictor.fit(FitData(x_NF, y, x_NF[:0], y[:0]))
+
+
 def survives(predictor: Sklearn, fresh: Sklearn, x: Tensor) -> None:
     """A checkpoint restores the predictions bit for bit."""
     fresh.load_state_dict(predictor.state_dict())
@@ -53,7 +66,7 @@ def test_ridge_in_the_basis_is_ridge(n: int) -> None:
     x, y = torch.randn(n, 2, 6, 6), torch.randn(n, 3)
     output = Target("regression", 3)
     predictor = build((2, 6, 6), output, alphas=(10.0,))
-    predictor.fit(x.flatten(1), y)
+    fit(predictor, x.flatten(1), y)
     rows = x.flatten(1).double()
     centred = rows - rows.mean(0)
     scale = centred.square().mean().sqrt()
@@ -69,7 +82,7 @@ def test_dense_ridge_is_fast_and_shaped() -> None:
     output = Target("dense", 1, (40, 40))
     predictor = build((3, 40, 40), output)
     start = time.perf_counter()
-    predictor.fit(x.flatten(1), y)
+    fit(predictor, x.flatten(1), y)
     assert time.perf_counter() - start < 30
     assert predictor(tokens(x)).shape == (200, 1, 40, 40)
     assert not predictor.zero_one
@@ -82,7 +95,7 @@ def test_dense_binary_labels_give_log_odds_and_ignore_unknown_pixels() -> None:
     labels = y.clone()
     labels[0, 0, 0, 0] = NAN
     predictor = build((1, 3, 3), Target("dense", 1, (3, 3)))
-    predictor.fit(x.flatten(1), labels)
+    fit(predictor, x.flatten(1), labels)
     assert predictor.zero_one
     assert ((predictor(tokens(x)) > 0) == (y > 0)).float().mean() > 0.9
     survives(predictor, build((1, 3, 3), Target("dense", 1, (3, 3))), x)
@@ -96,7 +109,7 @@ def test_logistic_regression(k: int) -> None:
     output = Target("classification", k)
     predictor = build((1, 20), output)
     assert predictor.estimator == "logistic"
-    predictor.fit(x.flatten(1), y)
+    fit(predictor, x.flatten(1), y)
     rows = x.flatten(1).double()
     rows = rows - rows.mean(0)
     rows = rows / rows.square().mean().sqrt()
@@ -109,14 +122,14 @@ def test_classes_and_labels_without_examples() -> None:
     torch.manual_seed(0)
     x = torch.randn(40, 1, 8)
     predictor = build((1, 8), Target("classification", 5))
-    predictor.fit(x.flatten(1), torch.arange(40) % 2 * 3)  # classes 0 and 3 only
+    fit(predictor, x.flatten(1), torch.arange(40) % 2 * 3)  # classes 0 and 3 only
     p = predictor(tokens(x)).exp()
     torch.testing.assert_close(p.sum(1), torch.ones(40))
     assert p[:, [1, 2, 4]].max() < 1e-4
     labels = torch.stack([torch.arange(40) % 2, torch.zeros(40), torch.ones(40)], 1).float()
     for estimator in ("logistic", "hist-gradient-boosting"):
         predictor = build((1, 8), Target("multi-label", 3), estimator=estimator)
-        predictor.fit(x.flatten(1), labels)
+        fit(predictor, x.flatten(1), labels)
         logits = predictor(tokens(x))
         assert logits.shape == (40, 3)
         assert (logits[:, 1] < -10).all()
@@ -138,7 +151,7 @@ def test_trees_are_scikit_learns_and_grow_again_after_loading() -> None:
     output = Target("classification", 2)
     predictor = build((3,), output, levels, iterations=20)
     assert predictor.estimator == "hist-gradient-boosting"
-    predictor.fit(x, y)
+    fit(predictor, x, y)
     model = HistGradientBoostingClassifier(
         max_iter=20, categorical_features=[False, True, False], random_state=predictor.seed
     ).fit(x.numpy(), y.numpy())
@@ -151,7 +164,7 @@ def test_boosted_regression_has_a_column_for_each_number() -> None:
     x, _, levels = table()
     y = torch.stack([x[:, 2], torch.full((120,), 4.0)], 1)
     predictor = build((3,), Target("regression", 2), levels, iterations=20)
-    predictor.fit(x, y)
+    fit(predictor, x, y)
     got = predictor(tokens(x))
     assert got.shape == (120, 2)
     assert torch.equal(got[:, 1], y[:, 1])
@@ -162,7 +175,7 @@ def test_boosted_regression_has_a_column_for_each_number() -> None:
 def test_tables_with_missing_values_and_categories(estimator: str) -> None:
     x, y, levels = table()
     predictor = build((3,), Target("classification", 2), levels, estimator=estimator)
-    predictor.fit(x, y)
+    fit(predictor, x, y)
     p = predictor(tokens(x))
     assert p.isfinite().all()
     assert (p.argmax(1) == y).float().mean() > 0.85
@@ -220,6 +233,7 @@ def test_stage_fits_the_whole_model() -> None:
     session: Any = SimpleNamespace(
         model=model,
         data=SimpleNamespace(train=TensorDataset(x, y)),
+        evaluation_split=lambda: TensorDataset(x, y),
         device=torch.device("cpu"),
         workers=0,
     )

@@ -1,0 +1,101 @@
+"""The stage ``fit``: fits the predictor once to the whole training split; takes no steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from xmodal.batch import Progress
+from xmodal.data import loader
+from xmodal.errors import UsageError
+from xmodal.interfaces import FitData, FittedPredictor, Session, Stage
+
+BATCH = 256
+
+
+class Fit(Stage):
+    """Fits the predictor once to the features of the whole training split; takes no steps."""
+
+    @classmethod
+    def planned_epochs(cls, config: Any) -> int:
+        """One epoch: nothing is repeated."""
+        return 1
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """No patterns: gradients train no parameter."""
+        return ()
+
+    def begin(self, session: Session) -> None:
+        """Collect features and labels, then fit. A model that was restored is not fitted again."""
+        predictor = session.model.predictor
+        if not isinstance(predictor, FittedPredictor):
+            raise UsageError("stage 'fit' needs a predictor that is fitted, such as 'sklearn'")
+        if predictor.fitted:
+            return
+        data, chooses = session.data, session.evaluation_split()
+        x_NF, y = _features(session, data.train)
+        validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
+        if predictor.uses_validation:
+            validation_x_NF, validation_y = _features(session, chooses)
+        if predictor.keeps_predictions:
+            used = (data.train, chooses) if predictor.uses_validation else (data.train,)
+            splits = (data.validation, data.test)
+            others = [split for split in splits if not any(split is one for one in used)]
+            others_NF = torch.cat([x_NF[:0], *(_features(session, one)[0] for one in others)])
+        predictor.fit(FitData(x_NF, y, validation_x_NF, validation_y, others_NF))
+        predictor.to(session.device)
+
+    def steps_per_epoch(self, session: Session) -> int:
+        """None."""
+        return 0
+
+    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> None:
+        """None."""
+
+    def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
+        """No steps."""
+        return iter(())
+
+    def loss(
+        self, session: Session, micro: Any, progress: Progress
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """Never called: there are no steps."""
+        raise NotImplementedError("stage 'fit' takes no steps")
+
+
+def _features(session: Session, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    """Flattened features and labels of a split, on the CPU; labels as the predictor sees them."""
+    model = session.model
+    features, labels = [], []
+    model.eval()
+    with torch.no_grad():
+        for x, y in loader.in_order(dataset, BATCH, session.workers):
+            tokens = model.backbone(model.embedder(x.to(session.device)))
+            features.append(tokens.x_BND.flatten(1).float().cpu())
+            labels.append(y)
+        return torch.cat(features), encoded(model.decode, torch.cat(labels))
+
+
+def encoded(decode: nn.Module, y: Tensor) -> Tensor:
+    """Labels in the unit that ``decode`` reads, by inverting ``decode``.
+
+    Raises UsageError if ``decode`` is not an elementwise affine map.
+    """
+    if isinstance(decode, nn.Identity) or not y.is_floating_point():
+        return y
+    device = next(iter([*decode.buffers(), *decode.parameters()]), y).device
+    y_there = y.to(device)
+    one = torch.ones_like(y_there[:1])
+    offset = decode(torch.zeros_like(one))
+    slope = decode(one) - offset
+    result = torch.where(slope == 0, 0.0, (y_there - offset) / slope)
+    known = ~y_there.isnan() & (slope != 0)
+    wrong, size = (decode(result) - y_there)[known].abs(), y_there[known].abs()
+    if size.numel() and bool((wrong > 1e-3 * size.amax()).any()):
+        raise UsageError("stage 'fit' cannot invert the decoding of this task's labels")
+    return result.to(y.device)
