@@ -288,7 +288,7 @@ def resized(x: Tensor, dim: int, side: int, how: Literal["bilinear", "adaptive-p
     return (x.movedim(dim, -1) @ matrix.to(x.dtype)).movedim(-1, dim)
 
 
-class AutoPredictor(Predictor):
+class AutoPredictor(_Linear):
     """``dense`` for labels on a grid or along a sequence, ``pooled`` for everything else."""
 
     def __init__(self, config: Settings, context: Context) -> None:

@@ -21,12 +21,15 @@ from xmodal.interfaces import (
     Facts,
     FittedPredictor,
     Predictor,
+    Target,
     TaskFacts,
 )
 from xmodal.testing.fitting import KINDS, check_fitted
+from xmodal.testing.liveness import check_liveness, real_samples
 from xmodal.testing.tiny import (
     BATCH,
     GRIDS,
+    Form,
     Given,
     TinyBackbone,
     build,
@@ -103,24 +106,28 @@ def _embed(component: type[Embedder], given: Given, facts: Facts) -> None:
 def check_predictor(
     component: type[Predictor], given: Given = None, facts: Facts | None = None
 ) -> None:
-    """A predictor gives the right shape for every kind of label that it supports.
+    """A predictor gives the right shape for every kind of label that it supports, and all of it
+    takes part.
 
-    Without ``facts``, tries every kind of label that ``problems`` does not rule out. A predictor
-    that is fitted instead of trained is fitted (``check_fitted``).
+    Without ``facts``, tries every kind of label that ``problems`` does not rule out, with the
+    features of a small backbone. If it rules out all of them, with whole samples, as rivals read. A
+    predictor that is fitted instead of trained is fitted (``check_fitted``).
     """
     if issubclass(component, FittedPredictor):
         check_fitted(component, given, [facts] if facts else None)
         return
     name, config = check_class(component, Predictor, given)
-    cases = [facts] if facts else _label_cases()
-    tried = 0
-    for case in cases:
-        supports = component.supports(case.task.target)
-        expect(isinstance(supports, bool), f"{name}.supports must give True or False")
-        if supports and not list(component.problems(config, case)):
-            tried += 1
-            _predict(component, given, case)
-    expect(tried > 0, f"{name} supports none of the labels: {', '.join(KINDS)}")
+    for cases in [[facts]] if facts else [_label_cases(), _whole_cases()]:
+        tried = 0
+        for case in cases:
+            supports = component.supports(case.task.target)
+            expect(isinstance(supports, bool), f"{name}.supports must give True or False")
+            if supports and not list(component.problems(config, case)):
+                tried += 1
+                _predict(component, given, case)
+        if tried:
+            return
+    raise AssertionError(f"{name} supports none of the labels: {', '.join(KINDS)}")
 
 
 def _label_cases() -> list[Facts]:
@@ -131,6 +138,18 @@ def _label_cases() -> list[Facts]:
     return [*cases, tiny_facts("sequence", tiny_target("regression")), sequence, odd]
 
 
+def _whole_cases() -> list[Facts]:
+    forms: tuple[Form, ...] = ("grid", "sequence")
+    cases = [whole_samples(form, tiny_target(kind, form)) for form in forms for kind in KINDS]
+    return [*cases, whole_samples("row"), whole_samples("row", tiny_target("regression"))]
+
+
+def whole_samples(form: Form, target: Target | None = None) -> Facts:
+    """Facts of a run in which backbone ``identity`` and embedder ``flat`` hand samples on whole."""
+    nothing = BackboneFacts("identity", "any", width=0, feature_width=0)
+    return Facts(tiny_task(form, target), nothing, grid=(1,))
+
+
 def _predict(component: type[Predictor], given: Given, facts: Facts) -> None:
     target = facts.task.target
     name = f"{component.__name__} on {target.kind} labels {[target.size, *target.shape]}"
@@ -138,6 +157,8 @@ def _predict(component: type[Predictor], given: Given, facts: Facts) -> None:
     predictor = build(component, given, context)
     grid, width = facts.grid or (4,), facts.backbone.feature_width
     features = Tokens(random(BATCH, prod(grid), width), grid)
+    if width == 0:
+        features = Tokens(real_samples(facts.task).flatten(1)[:, None], grid)
     for training in (True, False):
         predictor.train(training)
         prediction = predictor(features)
@@ -149,14 +170,17 @@ def _predict(component: type[Predictor], given: Given, facts: Facts) -> None:
     predictor.train()
     with seeded(0):
         gradients(predictor, predictor(features), name)
+    check_liveness(predictor, lambda: predictor(features).float(), name)
 
 
 def check_backbone(
     component: type[Backbone], given: Given = None, store: Store | None = None, raw: Any = None
 ) -> None:
-    """A backbone's facts are true: widths, grids, patch, norm, frozen embedding, no batch effects.
+    """A backbone's facts are true: widths, grids, patch, norm, frozen embedding, no batch effects;
+    and all of it takes part in its features.
 
-    ``raw`` holds source samples for ``prepare_source``; the default is noise images or a few words.
+    ``raw`` holds source samples for ``prepare_source``; the default is two crops of a photograph,
+    or a few words.
     """
     (name, config), store = check_class(component, Backbone, given), store or Store()
     facts = component.describe(config, store)
@@ -172,13 +196,21 @@ def check_backbone(
     expect(fits, f"{name}.embed makes more tokens than max_tokens = {limit}")
     _backbone(backbone, embedded, name)
     _embedding(backbone, name)
+    if facts.width:
+        check_liveness(backbone, lambda: _features(backbone, raw), name)
+
+
+def _features(backbone: Backbone, raw: Any) -> Tensor:
+    return backbone(backbone.embed(backbone.prepare_source(raw))).x_BND
 
 
 def _raw(facts: BackboneFacts) -> Any:
     if facts.modality == "text":
         return [["one", "two", "three"], ["four", "five"]]
     grid, patch = facts.grid or (4, 4), facts.patch or 4
-    return random(2, 3, grid[0] * patch, grid[1] * patch).sigmoid()
+    shape = (3, grid[0] * patch, grid[1] * patch)
+    image = TaskFacts("example-image", shape, Target("classification", 2), {})
+    return real_samples(image, 2).sigmoid()
 
 
 def _backbone(backbone: Backbone, embedded: Tokens, name: str) -> None:
