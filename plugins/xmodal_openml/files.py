@@ -34,7 +34,7 @@ def read_table(
     settings = settings or TableFormat()
     tables.existing(path)
     if path.suffix == ".npz":
-        return _from_pack(path, did)
+        return read_pack(path, did)
     if path.suffix == ".csv":
         opened = tables.open_table(path, settings)
         chosen = {"target": target, "categories": {*categories}, "notes": opened.notes}
@@ -48,7 +48,8 @@ def read_table(
     raise DataError(f"{path}: expected .npz, .csv or .arff, not '{path.suffix}'")
 
 
-def _from_pack(path: Path, did: int | None) -> Table:
+def read_pack(path: Path, did: int | None) -> Table:
+    """Read one table of a pack. Raises DataError."""
     pack = open_container(path)
     try:
         entries = {int(one["did"]): one for one in json.loads(str(pack.scalar("meta")))}
@@ -75,7 +76,8 @@ def _from_pack(path: Path, did: int | None) -> Table:
         raise DataError(f"{path}: table {did} row {wrong[0]} has an infinite value or no label")
     names: list[tuple[str, ...]] = [()] * len(columns)
     for column in coded:
-        x_NF[:, column], names[column] = _codes(x_NF[:, column])
+        x_NF[:, column], found = codes(x_NF[:, column])
+        names[column] = tuple(map(name_of, found))
     levels = tuple(map(len, names))
     values, y_N = np.unique(raw_N, return_inverse=True)
     classes = tuple(str(value) for value in values)
@@ -83,13 +85,13 @@ def _from_pack(path: Path, did: int | None) -> Table:
     return Table(x_NF, y_N.astype(np.int64), levels, columns, classes, True, tuple(names), label)
 
 
-def _codes(values_N: NDArray[Any]) -> tuple[Numbers, tuple[str, ...]]:
-    """Code the sorted distinct numbers 0 .. m-1; missing values stay NaN."""
+def codes(values_N: NDArray[Any]) -> tuple[Numbers, Numbers]:
+    """Code the sorted distinct numbers 0 .. m-1, missing values stay NaN; also those numbers."""
     known = ~np.isnan(values_N)
     found, back_N = np.unique(values_N[known], return_inverse=True)
     coded_N = np.full(len(values_N), np.nan)
     coded_N[known] = back_N
-    return coded_N, tuple(map(name_of, found))
+    return coded_N, found
 
 
 _ATTRIBUTE = re.compile(

@@ -67,6 +67,17 @@ def orca_split(y_N: Labels, number: int) -> tuple[Indices, Indices]:
     return train.astype(np.int64), test.astype(np.int64)
 
 
+def sizes(count: int, protocol: str) -> tuple[int, int, int]:
+    """How many of ``count`` rows train, validate and test where no class has a single row."""
+    if protocol == "tabpfn":
+        whole = test = min(count, _WINDOW) // 2
+    else:
+        test = -(-count // 10)
+        whole = count - test
+    validation = len(range(2, whole, 5))
+    return whole - validation, validation, test
+
+
 def hold_out(rows: Indices, y_N: Labels, seed: int) -> tuple[Indices, Indices]:
     """Split ``rows`` into training and validation rows: 20 %, stratified, order kept.
 

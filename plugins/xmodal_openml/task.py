@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 from xmodal.data import Moments, RawForm, Store
 from xmodal.data.tables import TableFormat, remembered
 from xmodal.interfaces import (
+    Context,
     Loss,
     Metric,
     Pair,
@@ -30,7 +31,6 @@ from xmodal.interfaces import (
     TaskFacts,
 )
 from xmodal.settings import Use
-from xmodal_openml import tables
 from xmodal_openml.files import read_table
 from xmodal_openml.splits import Indices, hold_out, orca_split, tabpfn_order, tabpfn_split
 from xmodal_openml.tables import Numbers, Table
@@ -59,6 +59,10 @@ class TableTask(Task):
 
     Config = TableSettings
 
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.store = context.store
+
     @classmethod
     @abstractmethod
     def name(cls, config: Any) -> str:
@@ -66,21 +70,19 @@ class TableTask(Task):
 
     @classmethod
     @abstractmethod
-    def table(cls, config: Any) -> Table:
+    def table(cls, config: Any, store: Store) -> Table:
         """The whole table. Raises DataError."""
 
     @classmethod
     def describe(cls, config: TableSettings, store: Store) -> TaskFacts:
         """Facts of the table; reads it, because tables have a few thousand rows at most."""
-        table = cls.table(config)
-        parts = _parts(table, config, 0)
-        counts = dict(zip(("train", "validation", "test"), map(len, parts), strict=True))
-        target = Target("classification", len(table.classes))
-        return TaskFacts(cls.name(config), (len(table.columns),), target, counts, table.levels)
+        table = cls.table(config, store)
+        sizes = tuple(map(len, _parts(table, config, 0)))
+        return facts(cls.name(config), table.levels, len(table.classes), sizes)
 
     def load(self, seed: int) -> TaskData:
         """Split and standardise; ``x`` is ``[F]`` float32, ``y`` int64."""
-        table = self.table(self.config)
+        table = self.table(self.config, self.store)
         parts = _parts(table, self.config, seed)
         mean_F, scale_F = _statistics(table, parts[0])
         raw = RawForm(
@@ -103,7 +105,7 @@ class TableTask(Task):
         )
         notes = self._notes(table, parts, seed)
         return TaskData(
-            train, validation, test, _checksum(table), notes=notes, classes=table.classes, raw=raw
+            train, validation, test, checksum(table), notes=notes, classes=table.classes, raw=raw
         )
 
     def _notes(self, table: Table, parts: tuple[Indices, ...], seed: int) -> tuple[str, ...]:
@@ -118,6 +120,13 @@ class TableTask(Task):
         if missing:
             notes.append(f"{missing:,} missing values are kept as NaN for the embedder")
         return (*notes, *table.notes)
+
+
+def facts(name: str, levels: tuple[int, ...], classes: int, sizes: tuple[int, ...]) -> TaskFacts:
+    """The facts of a table; ``sizes`` counts the rows to train, validate and test."""
+    counts = dict(zip(("train", "validation", "test"), sizes, strict=True))
+    target = Target("classification", classes)
+    return TaskFacts(name, (len(levels),), target, counts, levels, family="table")
 
 
 def _number(config: TableSettings, seed: int) -> int:
@@ -144,7 +153,8 @@ def _statistics(table: Table, rows: Indices) -> tuple[Numbers, Numbers]:
     return np.where(number_F, mean_F, 0.0), np.where(number_F, scale_F, 1.0)
 
 
-def _checksum(table: Table) -> str:
+def checksum(table: Table) -> str:
+    """Identifies a table: its numbers, and what its columns and categories are called."""
     digest = hashlib.sha256()
     digest.update(np.ascontiguousarray(table.x_NF.astype(np.float64)).tobytes())
     digest.update(np.ascontiguousarray(table.y_N.astype(np.int64)).tobytes())
@@ -171,7 +181,7 @@ class OpenML(TableTask):
         return f"openml/{config.did or config.path.stem}"
 
     @classmethod
-    def table(cls, config: Config) -> Table:
+    def table(cls, config: Config, store: Store) -> Table:
         """The whole table. Raises DataError."""
         path = config.path
         wanted = path, config.did, config.target, config.categories
@@ -180,49 +190,4 @@ class OpenML(TableTask):
     @classmethod
     def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
         """The table; others may lie in the same pack."""
-        return {"path": _checksum(cls.table(config))}
-
-
-class BuiltTable(TableTask):
-    """A table that needs no file."""
-
-    label: ClassVar[str]
-    build: ClassVar[Callable[[], Table]]
-
-    @classmethod
-    def name(cls, config: TableSettings) -> str:
-        """The registered name."""
-        return f"openml/{cls.label}"
-
-    @classmethod
-    def table(cls, config: TableSettings) -> Table:
-        """The whole table, built in memory."""
-        return cls.build()
-
-
-class Wdbc(BuiltTable):
-    """Breast cancer Wisconsin, diagnostic (OpenML 1510): 569 rows, 30 numbers, 2 classes."""
-
-    label = "wdbc"
-    build = staticmethod(tables.wdbc)
-
-
-class BalanceScale(BuiltTable):
-    """Balance beams (OpenML 11): 625 rows, 4 numbers, 3 classes."""
-
-    label = "balance-scale"
-    build = staticmethod(tables.balance_scale)
-
-
-class TicTacToe(BuiltTable):
-    """Finished tic-tac-toe boards (OpenML 50): 958 rows, 9 categories, 2 classes."""
-
-    label = "tic-tac-toe"
-    build = staticmethod(tables.tic_tac_toe)
-
-
-class Car(BuiltTable):
-    """Car evaluation (OpenML 40975): 1,728 rows, 6 categories, 4 classes."""
-
-    label = "car"
-    build = staticmethod(tables.car)
+        return {"path": checksum(cls.table(config, store))}

@@ -13,7 +13,8 @@ import torch
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal_openml import tables, task
+from xmodal.interfaces import Context
+from xmodal_openml import benchmark, tables, task
 from xmodal_openml.splits import hold_out, orca_split, tabpfn_order, tabpfn_split
 
 from ...paths import DATA
@@ -21,15 +22,19 @@ from ...paths import DATA
 PACK = DATA / "cc18_30.npz"
 needs_pack = pytest.mark.skipif(not PACK.is_file(), reason=f"no published tables at {PACK}")
 BUILT = {
-    11: task.BalanceScale,
-    50: task.TicTacToe,
-    1510: task.Wdbc,
-    40975: task.Car,
+    11: benchmark.BalanceScale,
+    50: benchmark.TicTacToe,
+    1510: benchmark.Wdbc,
+    40975: benchmark.Car,
 }
 
 
 def make(cls: type[task.TableTask], **settings: Any) -> task.TableTask:
-    return cls(cls.Config(**settings), None)  # type: ignore[arg-type]
+    return cls(cls.Config(**settings), Context.outside(Store()))
+
+
+def table_of(one: task.TableTask) -> tables.Table:
+    return one.table(one.config, one.store)
 
 
 def rows_of(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +44,7 @@ def rows_of(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @needs_pack
 @pytest.mark.parametrize("did", BUILT)
 def test_built_tables_equal_the_published_file_row_for_row(did: int) -> None:
-    table = BUILT[did].table(None)
+    table = table_of(make(BUILT[did]))
     order = tabpfn_order(len(table.y_N))
     with np.load(PACK) as pack:
         x_NF, y_N = pack[f"{did}_X"], pack[f"{did}_y"]
@@ -60,7 +65,7 @@ def test_every_table_of_the_pack_loads_in_all_five_splits() -> None:
         facts = task.OpenML.describe(loaded.config, None)  # type: ignore[arg-type]
         assert facts.shape == (meta["p"],)
         assert facts.family == "table"
-        table = loaded.table(loaded.config)
+        table = table_of(loaded)
         for number in range(1, 6):
             train, test = tabpfn_split(table.y_N, number)
             assert len(train) == len(test) == min(meta["n"] // 2, 1000)
@@ -75,7 +80,7 @@ def test_every_table_of_the_pack_loads_in_all_five_splits() -> None:
 
 @needs_pack
 def test_a_pack_and_a_built_table_give_the_same_task() -> None:
-    ours, theirs = make(task.Car).load(3), make(task.OpenML, path=PACK, did=40975).load(3)
+    ours, theirs = make(benchmark.Car).load(3), make(task.OpenML, path=PACK, did=40975).load(3)
     for part in ("train", "validation", "test"):
         for a, b in zip(rows_of(getattr(ours, part)), rows_of(getattr(theirs, part)), strict=True):
             assert torch.equal(a, b)
@@ -161,35 +166,35 @@ def test_validation_is_stratified_and_disjoint(count: int) -> None:
 
 
 def test_the_seed_picks_the_split() -> None:
-    tied, fixed = make(task.Wdbc), make(task.Wdbc, split=3)
+    tied, fixed = make(benchmark.Wdbc), make(benchmark.Wdbc, split=3)
     for seed in (2, 7):
         assert torch.equal(rows_of(tied.load(seed).test)[0], rows_of(fixed.load(0).test)[0])
     assert not torch.equal(rows_of(tied.load(0).test)[0], rows_of(tied.load(1).test)[0])
 
 
 def test_training_rows_are_standardised_and_categories_are_codes() -> None:
-    x, _ = rows_of(make(task.Wdbc).load(0).train)
+    x, _ = rows_of(make(benchmark.Wdbc).load(0).train)
     torch.testing.assert_close(x.mean(0), torch.zeros(30), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(30), atol=1e-5, rtol=0)
-    x, y = rows_of(make(task.TicTacToe).load(0).train)
+    x, y = rows_of(make(benchmark.TicTacToe).load(0).train)
     assert set(x.unique().tolist()) == {0.0, 1.0, 2.0}
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
 
 
 def test_held_out_rows_do_not_change_the_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = make(task.Wdbc).load(0)
+    before = make(benchmark.Wdbc).load(0)
     table = tables.wdbc()
-    _, validation, test = task._parts(table, make(task.Wdbc).config, 0)
+    _, validation, test = task._parts(table, make(benchmark.Wdbc).config, 0)
     table.x_NF[np.concatenate([validation, test])] += 1e6
-    monkeypatch.setattr(task.Wdbc, "table", classmethod(lambda cls, config: table))
-    after = make(task.Wdbc).load(0)
+    monkeypatch.setattr(benchmark.Wdbc, "table", classmethod(lambda *_: table))
+    after = make(benchmark.Wdbc).load(0)
     assert torch.equal(rows_of(before.train)[0], rows_of(after.train)[0])
     assert not torch.equal(rows_of(before.test)[0], rows_of(after.test)[0])
     assert before.checksum != after.checksum
 
 
 def test_orca_s_split_is_90_to_10_and_says_what_is_ours() -> None:
-    data = make(task.Car, protocol_split="orca").load(0)
+    data = make(benchmark.Car, protocol_split="orca").load(0)
     assert len(data.test) == 173  # type: ignore[arg-type]
     assert any("published 90/10 split had no seed" in note for note in data.notes)
 
@@ -214,7 +219,7 @@ def test_arff_and_csv_give_the_same_table(tmp_path: Path) -> None:
     header = "backbone weight,colour,class\n"
     (tmp_path / "pets.csv").write_text(header + "\n".join(rows).replace("'", "") + "\n")
     read = [make(task.OpenML, path=tmp_path / f"pets.{end}") for end in ("arff", "csv")]
-    arff, csv = (one.table(one.config) for one in read)
+    arff, csv = (table_of(one) for one in read)
     np.testing.assert_array_equal(arff.x_NF, csv.x_NF)
     np.testing.assert_array_equal(arff.y_N, csv.y_N)
     assert arff.levels == (0, 2)
@@ -229,7 +234,7 @@ def test_codes_can_be_named_categories(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("label,a,b\n" + "\n".join(f"{i % 2},{i % 3 * 10},{i}" for i in range(30)))
     one = make(task.OpenML, path=path, target="label", categories=("a",))
-    assert one.table(one.config).levels == (3, 0)
+    assert table_of(one).levels == (3, 0)
 
 
 @pytest.mark.parametrize(
