@@ -34,6 +34,7 @@ ARRAYS = ("x.npy", "y.npy", "table.json")
 _REDUNDANT, _THIRD = 1464, 2
 _DOWNLOADS = "https://api.openml.org/data/v1/download/{file}"
 _DESCRIPTIONS = "https://www.openml.org/api/v1/json/data/{did}"
+_PACKED = "all 30 tables of TabPFN's file in one pack; no other file is needed with it"
 _PAGES = "https://www.openml.org/d/{did}"
 
 
@@ -56,8 +57,8 @@ def card(table: Published) -> DataCard:
         size=7 * table.rows * table.columns,
         files=(
             RemoteFile(f"{table.name}.arff", urls, None, None, table.md5, by_hand, not known),
-            RemoteFile(f"{table.name}.json", about, aside=known),
-            RemoteFile(PACK, by_hand="all 30 tables of TabPFN's file in one pack", aside=True),
+            RemoteFile(f"{table.name}.json", about, aside=known, lasting=False),
+            RemoteFile(PACK, by_hand=_PACKED, aside=True, whole=True),
         ),
     )
 

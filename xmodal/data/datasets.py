@@ -23,7 +23,9 @@ class RemoteFile:
     ``urls`` are mirrors, the most reliable first; none if the file takes an account or a click.
     ``size`` is in bytes. Where no checksum is published, the first fetch records one, and every
     later fetch must match it. ``by_hand`` tells a person where else the file can be had. ``aside``
-    files are wanted only if they are there (a second mirror's form of the same data).
+    files are wanted only if they are there (a second mirror's form of the same data). ``whole``:
+    this file alone is the data set, and no other is needed with it. ``lasting``: False for a file
+    that its publisher changes from time to time, such as a description; no checksum is recorded.
     """
 
     name: str
@@ -33,6 +35,8 @@ class RemoteFile:
     md5: str | None = None
     by_hand: str = ""
     aside: bool = False
+    whole: bool = False
+    lasting: bool = True
 
 
 @dataclass(frozen=True)
