@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.comparison.grid import Cell, Request, Suite
-from xmodal.comparison.published import PublishedNumber
+from xmodal.comparison.grid import Cell, Published, Request, Suite
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, State
 from xmodal.comparison.table import ComparisonTable, assemble
 
@@ -33,7 +32,7 @@ def compared(
     missing: Collection[Place] = (),
     skipped: Collection[tuple[str, str]] = (),
     roles: Mapping[str, str] | None = None,
-    published: Sequence[PublishedNumber] = (),
+    published: Mapping[str, Published] | None = None,
     noise: float = 0.03,
     **result: Any,
 ) -> ComparisonTable:
@@ -61,9 +60,10 @@ def compared(
                 cells.append(cell)
                 states.append(state)
     words = ["xmodal compare", *methods, "--task", *tasks, f"--seeds {seeds}"]
-    suite = Suite(methods=tuple(methods), tasks=tuple(tasks), seeds=seeds)
-    request = Request(suite, " ".join(words), "comparison", published=tuple(published))
-    return assemble(request, cells, states)
+    suite = Suite(
+        methods=tuple(methods), tasks=tuple(tasks), seeds=seeds, published=dict(published or {})
+    )
+    return assemble(Request(suite, " ".join(words), "comparison"), cells, states)
 
 
 def _cell(root: Path, method: str, task: str, seed: int, role: str) -> Cell:

@@ -11,8 +11,10 @@ from xmodal import hookimpl
 def xmodal_tasks() -> Mapping[str, str]:
     """Tasks of NAS-Bench-360."""
     return {
+        "cifar100": "xmodal_nasbench360.cifar100:Cifar100",
         "darcy": "xmodal_nasbench360.darcy:Darcy",
         "psicov": "xmodal_nasbench360.psicov:Psicov",
+        "spherical": "xmodal_nasbench360.spherical:Spherical",
     }
 
 

@@ -46,8 +46,10 @@ class DataCard:
     ``name`` is its folder in the cache. ``benchmark`` groups it in lists ("NAS-Bench-360",
     "PDEBench", "OpenML-CC18", "miniDomainNet", "stand-in", "proxy"). ``source`` cites who made it,
     with an address. ``size``: bytes to fetch, approximately where the publisher does not say.
-    ``generable``: ``prepare`` can make it without any file. ``stand_in``: the task to use where
-    the data cannot be had. ``form``: a new number where the files in the folder change their form.
+    ``generable``: ``prepare`` can make it without any file; ``generable_from``: out of what other
+    data of the user it can (they come as ``Preparation.files["images"]``, with ``generate``).
+    ``stand_in``: the task to use where the data cannot be had. ``form``: a new number where the
+    files in the folder change their form.
     """
 
     name: str
@@ -57,6 +59,7 @@ class DataCard:
     size: int = 0
     files: tuple[RemoteFile, ...] = ()
     generable: bool = False
+    generable_from: str = ""
     stand_in: str = ""
     note: str = ""
     form: int = 1

@@ -72,7 +72,7 @@ def write_compare_report(
         "rule": rule,
         "effect": EFFECT,
         "open": OPEN,
-        "published": cells.beside_published(table),
+        "published": table.published,
         "charts": drawn,
         "learning": [chart for name, chart in drawn.items() if name.startswith("curves-")],
         "overview": overview,

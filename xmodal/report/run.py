@@ -175,9 +175,7 @@ def environment(manifest: Mapping[str, Any]) -> Words:
             ("xmodal", "xmodal"),
             ("Python", "python"),
             ("Platform", "platform"),
-            ("Processor", "processor"),
             ("Processor cores", "cores"),
-            ("Graphics processor", "gpu"),
             ("Content hash", "hash"),
         )
         if key in manifest
