@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from xmodal.comparison.grid import Cell, Published, Request, Suite
+from xmodal.comparison.grid import Cell, Request, Suite
+from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, QUEUED, SKIPPED, State
 from xmodal.comparison.table import ComparisonTable, assemble
 
@@ -32,7 +33,7 @@ def compared(
     missing: Collection[Place] = (),
     skipped: Collection[tuple[str, str]] = (),
     roles: Mapping[str, str] | None = None,
-    published: Mapping[str, Published] | None = None,
+    published: Sequence[PublishedNumber] = (),
     noise: float = 0.03,
     **result: Any,
 ) -> ComparisonTable:
@@ -60,10 +61,9 @@ def compared(
                 cells.append(cell)
                 states.append(state)
     words = ["xmodal compare", *methods, "--task", *tasks, f"--seeds {seeds}"]
-    suite = Suite(
-        methods=tuple(methods), tasks=tuple(tasks), seeds=seeds, published=dict(published or {})
-    )
-    return assemble(Request(suite, " ".join(words), "comparison"), cells, states)
+    suite = Suite(methods=tuple(methods), tasks=tuple(tasks), seeds=seeds)
+    request = Request(suite, " ".join(words), "comparison", published=tuple(published))
+    return assemble(request, cells, states)
 
 
 def _cell(root: Path, method: str, task: str, seed: int, role: str) -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -31,6 +32,12 @@ def begin(folder: Path, *arguments: str) -> Command:
 @pytest.mark.slow
 def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
     arguments = ("nft", *GRID[:2], "psicov", *GRID[2:], "--seeds", "1", "--set", WRECK)
+    code, _, said = compare(tmp_path, *arguments)
+    assert code == 4
+    assert "the data of 1 of 2 tasks are not here\npsicov: " in said
+    assert "add --available" in said
+    assert not (tmp_path / "cells").exists()
+    arguments = (*arguments, "--available")
     code, found, said = compare(tmp_path, *arguments, "--jobs", "2")
     assert code == 6, said
     states = {(c["task"], c["method"]): c for c in found["cells"]}
@@ -62,6 +69,42 @@ def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
     assert {Path(name).suffix for name in figures} == {".svg", ".pdf"}
     assert len({Path(name).stem for name in figures}) == len(figures) / 2
     assert json.loads(files[-1].read_text())["rows"] == found["rows"]
+    check_merging(tmp_path, good["directory"], bad["directory"], arguments)
+
+
+def check_merging(folder: Path, good: str, bad: str, arguments: tuple[str, ...]) -> None:
+    """Cells of a second machine, one changed by hand, and how they come back."""
+    other, merged = folder / "other", folder / "merged"
+    shutil.copytree(folder / "cells", other)
+    strange = other / Path(good).relative_to("cells").with_name("seed0-0123456789")
+    shutil.copytree(folder / good, strange)
+    taken = merge(folder, "cells", "other", "--root", "merged")
+    target = merged / Path(good).relative_to("cells")
+    assert taken["taken"] == [str(target.relative_to(folder))]
+    assert taken["known"] == taken["taken"]  # the same cell of the second folder
+    assert len(taken["left"]) == 3
+    assert "not done (stopped)" in taken["left"][bad]
+    assert "it was renamed" in taken["left"][str(strange.relative_to(folder))]
+    code, read, _ = compare(folder, *arguments, "--root", "merged", "--collect")
+    assert code == 0
+    assert len(read["rows"]) == 1
+    assert read["rows"][0]["machine"]
+    result = json.loads((target / "result.json").read_text())
+    result["test"]["metric"] += 1
+    (target / "result.json").write_text(json.dumps(result))
+    again = merge(folder, "cells", "--root", "merged")
+    assert (again["taken"], again["known"], list(again["differ"])) == ([], [], [good])
+    assert json.loads((target / "result.json").read_text()) == result
+
+
+def merge(folder: Path, *arguments: str) -> Any:
+    """What the command says, as JSON."""
+    command = Command(
+        "compare", "merge", *arguments, "--json", streams=folder / "streams", cwd=folder
+    )
+    code, out, err = command.wait()
+    assert code == 0, err
+    return json.loads(out)
 
 
 @pytest.mark.slow

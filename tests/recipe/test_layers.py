@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Folders(Registry):
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     monkeypatch.chdir(tmp_path)
+    import_module("torch")  # without it, settings of parts are not checked before names are right
     found = Folders()
     for kind, name, target in (
         ("selector", "sum", f"{KIT}:TinySelector"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from xmodal.comparison.grid import Published
+from xmodal.comparison.published import PublishedNumber
 from xmodal.report import write_compare_report
 
 from ..comparisons import TASKS, compared
@@ -117,7 +117,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         missing={("c", "wine", 2)},
         skipped={("c", "darcy")},
         roles={"trivial": "trivial"},
-        published={"car": Published(source="Table 9", metric="error", errors={"theirs": 0.01})},
+        published=[
+            PublishedNumber("car", "theirs", "", "0.01", 0.01, "error", "theirs alone", "Table 9")
+        ],
     )
     written = write_compare_report(folder / "report.html", table)
     return written.read_text(encoding="utf-8")

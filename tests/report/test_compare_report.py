@@ -16,7 +16,7 @@ import pytest
 
 from xmodal import text
 from xmodal.comparison.criteria import Rule
-from xmodal.comparison.grid import Published
+from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.ranks import Overview, Profile, profiles
 from xmodal.comparison.statistics import Interval
 from xmodal.comparison.table import ComparisonTable
@@ -214,7 +214,12 @@ def test_many_methods_with_long_and_hostile_names(tmp_path: Path) -> None:
 
 
 def test_selection_on_test_and_published_numbers_are_kept_apart(tmp_path: Path) -> None:
-    published = {"car": Published(source="Table 9", metric="error", errors={"theirs": 0.0123})}
+    said = ("error", "theirs alone", "Table 9")
+    published = [
+        PublishedNumber("car", "theirs", "", "0.0123", 0.0123, *said),
+        PublishedNumber("car", "a", "", "7.9", 0.079, *said),
+        PublishedNumber("car", "a", "fraction=0.1", "8.1", 0.081, *said),
+    ]
     table = compared(
         tmp_path / "cells",
         {"a": 1.0, "b": 1.2},
@@ -229,8 +234,16 @@ def test_selection_on_test_and_published_numbers_are_kept_apart(tmp_path: Path) 
     assert "the epoch was chosen on the test data" in html
     before, after = html.split('<h2 id="published"')
     assert "theirs" not in before
-    assert ">0.0123<" in after
-    assert "Table 9" in after
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)<", row) for row in after.split("<tr>")[2:5]]
+    assert [row[:3] for row in rows] == [
+        ["car", "theirs", "0.0123"],
+        ["car", "a", "7.9"],
+        ["car", "a [fraction=0.1]", "8.1"],
+    ]
+    # Beside a number stands what was measured under the same name, never under another setting.
+    measured = table.summary("a", "car")
+    assert [row[4] for row in rows] == ["", text.mean_sd(measured.mean, measured.sd), ""]
+    assert all(row[5:] == ["theirs alone", "Table 9"] for row in rows)
 
 
 # --- verdicts ----------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ import typer
 from xmodal._version import __version__
 from xmodal.cli import doctor, export, plugins, predict, recipes, run, streams
 from xmodal.cli.cells import cells
-from xmodal.cli.compare import Spread, compare, demo
+from xmodal.cli.compare import Spread, WithMerge, compare, demo, merge
 from xmodal.errors import MachineError, XModalError
 from xmodal.text import visible
 
 app = typer.Typer(
     name="xmodal",
+    cls=WithMerge,
     help="Cross-modal fine-tuning: adapt a pretrained transformer to data it never saw.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -50,6 +51,7 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("cells", hidden=True)(cells)
 app.command("compare", cls=Spread)(compare)
+app.command("compare merge", hidden=True)(merge)
 app.command("demo")(demo)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(recipes.schema)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from xmodal import text
 from xmodal.cli import output, verdicts
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 MANY = ("--task", "--set")
 SHOWN = 24
 DEMO = "demo"
+
+
+class WithMerge(TyperGroup):
+    """The commands; ``compare merge`` is one of its own, though ``compare`` takes any names."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of these words."""
+        if args[:2] == ["compare", "merge"]:
+            args = ["compare merge", *args[2:]]
+        return super().resolve_command(ctx, args)
 
 
 class Spread(TyperCommand):
@@ -91,13 +101,18 @@ def compare(
         Path | None, typer.Option(help="Where to write the report; default: next to the cells.")
     ] = None,
     collect: Annotated[bool, typer.Option("--collect", help="Only read finished cells.")] = False,
+    available: Annotated[
+        bool, typer.Option("--available", help="Leave out tasks whose data are not here.")
+    ] = False,
     verify_data: VerifyData = False,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods on tasks. Reads finished cells and runs the others; Ctrl-C loses nothing.
 
-    Example:  xmodal compare pare nft --task openml/car openml/wdbc --scale cpu
+    Example:  xmodal compare pare nft --task car wdbc --scale cpu
+
+    xmodal compare merge FOLDER ... brings the cells of several machines together.
     """
     if out is not None:
         check_free(out, verdicts.KIND, verdicts.JSON)
@@ -114,6 +129,7 @@ def compare(
         launcher=None if collect else launcher,
         jobs=jobs,
         budget=None if budget is None else 3600 * budget,
+        available=available,
         root=root,
         plugin_files=tuple(plugin or ()),
         verify_data=verify_data,
@@ -124,6 +140,36 @@ def compare(
     else:
         verdicts.show(table, files)
     _ended(table)
+
+
+def merge(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of cells, such as runs/cells of each machine.")
+    ],
+    root: Annotated[Path, typer.Option(help="Where the cells are brought together.")] = Path(
+        "runs/cells"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Copy the finished cells of other machines into one folder; nothing here is replaced.
+
+    Then repeat the comparison with --collect.
+    """
+    from xmodal.comparison.merge import merge as merged_into
+
+    found = merged_into(folders, root)
+    if as_json:
+        output.print_json(vars(found))
+        return
+    for cell, reason in found.left.items():
+        output.stderr().print(f"left: {cell}: {reason}")
+    for cell, scores in found.differ.items():
+        output.stderr().print(f"kept ours: {cell} has another score: {scores}")
+    output.stdout().print(
+        f"{text.plural(len(found.taken), 'cell')} taken into {root}, "
+        f"{len(found.known)} were there already. "
+        "Read them: repeat the comparison with --collect"
+    )
 
 
 def demo(

@@ -109,7 +109,20 @@ def _means(table: ComparisonTable) -> None:
         title = f"{task}: {first.better} is better; protocol {first.protocol}"
         selected = text.listed(sorted({row.selected_on for row in mine}))
         output.print_table(columns, lines, title=f"{title}, selected on {selected}")
+        _published(table, task)
         output.stdout().print()
+
+
+def _published(table: ComparisonTable, task: str) -> None:
+    """Print what others report of the methods compared: one line per metric and protocol."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for number in table.published:
+        if number.task == task and number.label in table.methods:
+            where = (number.metric, number.protocol, number.source)
+            alike.setdefault(where, []).append(f"{number.label} {number.printed}")
+    for where, numbers in alike.items():
+        said = "; ".join(filter(None, where))
+        output.stdout().print(f"in print, not here: {', '.join(numbers)} ({said})", soft_wrap=True)
 
 
 def _verdicts(table: ComparisonTable) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from xmodal import runs
+from xmodal.comparison.published import Published, PublishedNumber, published_numbers
 from xmodal.data.store import Store
 from xmodal.engine.identity import RunIdentity, identity
 from xmodal.engine.plan import compose_plan, missing_files
@@ -63,14 +64,6 @@ class Contender(Settings):
         return texts
 
 
-class Published(Settings):
-    """Numbers that somebody else reports for a task; shown apart from ours, never weighed."""
-
-    source: str = Field(description="Where they stand.")
-    metric: str = Field(description="What they are.")
-    errors: dict[str, float] = Field(description="The error of each method, as printed.")
-
-
 class Suite(Settings):
     """A grid of runs."""
 
@@ -83,6 +76,11 @@ class Suite(Settings):
     fraction: float | None = Field(None, gt=0, le=1, description="Share of the training samples.")
     published: dict[str, Published] = Field(
         default_factory=dict, description="Published numbers, per task."
+    )
+    published_tables: tuple[str, ...] = Field(
+        (),
+        description="Files of published numbers to show (recipes/published/*.csv, without .csv); "
+        "all that know a task, if there is neither this nor 'published'.",
     )
 
     @property
@@ -97,7 +95,7 @@ class Request:
 
     ``command`` repeats it, and ``name`` is that of the folder of its report. Verdicts are asked
     ``against`` one method, or of all pairs. ``trivial`` is a further method, which the settings of
-    the suite do not multiply.
+    the suite do not multiply. ``published`` stands beside what is measured.
     """
 
     suite: Suite
@@ -106,6 +104,7 @@ class Request:
     against: str | None = None
     trivial: Contender | None = None
     plugin_files: tuple[str, ...] = ()
+    published: tuple[PublishedNumber, ...] = ()
 
     def check_against(self, cells: Sequence[Cell]) -> None:
         """Raise UsageError, before anything runs, if ``against`` is none of the methods."""
@@ -183,7 +182,17 @@ def requested(
         against=against,
         trivial=extra,
         plugin_files=tuple(plugin_files),
+        published=_published(chosen, registry),
     )
+
+
+def _published(suite: Suite, registry: Registry) -> tuple[PublishedNumber, ...]:
+    own = tuple(n for task, one in suite.published.items() for n in one.numbers(task))
+    tasks = [task.removeprefix("tasks/") for task in suite.tasks]
+    tables = suite.published_tables
+    if own and not tables:
+        return own
+    return own + published_numbers(registry, tasks, tables or None)
 
 
 def find_suite(reference: str, registry: Registry) -> tuple[str, Suite]:
@@ -247,7 +256,7 @@ def trivial_method(registry: Registry) -> Contender | None:
 
 def _report_name(suite: Suite, name: str, plugin_files: tuple[str, ...]) -> str:
     """Says what is compared; more seeds of the same comparison replace its report."""
-    compared = suite.model_dump(exclude={"seeds", "description", "published"})
+    compared = suite.model_dump(exclude={"seeds", "description", "published", "published_tables"})
     digest = hashlib.sha256(repr((compared, plugin_files)).encode()).hexdigest()[:6]
     text = name or "-".join(one.label or Path(one.use).stem for one in suite.contenders)
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', text)[:MAX_NAME].strip('-')}_{digest}"
@@ -259,6 +268,7 @@ def _report_name(suite: Suite, name: str, plugin_files: tuple[str, ...]) -> str:
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison. ``skipped`` says why it cannot run; then it has no directory.
+    ``absent`` says the same where it lacks files of the user.
 
     ``setting`` is what makes it one of several variants of its method. ``epochs`` (of all stages)
     and ``learning_rate`` (of the last stage that has one) are what its stages say they will take.
@@ -274,6 +284,7 @@ class Cell:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     skipped: str = ""
+    absent: str = ""
     plugin_files: tuple[str, ...] = ()
     epochs: int = 0
     learning_rate: float | None = None
@@ -419,7 +430,8 @@ def _planned(cell: Cell, registry: Registry, store: Store) -> tuple[Cell, RunIde
         plan = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
         absent = missing_files(plan, store)
         if absent:
-            return replace(cell, skipped="\n".join(absent)), None
+            lacks = "\n".join(absent)
+            return replace(cell, skipped=lacks, absent=lacks), None
         found = identity(plan.recipe, registry, store)
     except RecipeError as error:
         first = error.problems[0]

@@ -10,7 +10,7 @@ from xmodal import plugins
 from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
-from xmodal.errors import PluginError, UsageError, file_errors
+from xmodal.errors import DataError, PluginError, UsageError, file_errors
 from xmodal.files import hashed_again
 from xmodal.recipe.choice import choose
 from xmodal.recipe.lookup import looks_like_path
@@ -43,15 +43,17 @@ def compare(
     plugin_files: Sequence[str] = (),
     watch: Watch | None = None,
     verify_data: bool = False,
+    available: bool = False,
 ) -> ComparisonTable:
     """Run what is not done yet of methods x tasks x settings x seeds, and weigh the results.
 
     ``settings`` holds ``key=value,value`` texts. ``launcher`` is a name, a block ``{use: ...}`` or
     its file; the empty text stands for the default one, and None runs nothing and reads what is
     there. ``budget``: seconds after which no further cell is started. ``watch`` is shown the queue
-    and all states about twice a second. ``verify_data`` reads all data to tell whether they have
-    changed, here and in every cell. Raises UsageError and RecipeError before anything runs;
-    what goes wrong in a cell is in the table.
+    and all states about twice a second. ``available`` leaves out tasks whose data are not here;
+    otherwise they are a DataError. ``verify_data`` reads all data to tell whether they have
+    changed, here and in every cell. Raises UsageError, RecipeError and DataError before anything
+    runs; what goes wrong in a cell is in the table.
     """
     registry = plugins.registry(tuple(plugin_files))
     if launcher and not launcher.startswith("{") and not looks_like_path(launcher):
@@ -73,6 +75,8 @@ def compare(
     with hashed_again(verify_data):
         cells = grid(request, registry, Store(), Path(root))
     request.check_against(cells)
+    if launcher is not None and not available:
+        _check_data(cells)
     _check_any_runs(cells)
     runner = None
     if launcher is not None:
@@ -88,6 +92,19 @@ def compare(
     from xmodal.comparison.table import assemble  # statistics are slow to import
 
     return assemble(request, cells, queue.states())
+
+
+def _check_data(cells: Sequence[Cell]) -> None:
+    """Raise DataError, before anything runs, for tasks of which no method has the data."""
+    absent = {cell.task: cell.absent for cell in cells if cell.absent}
+    able = {cell.task for cell in cells if not cell.absent}
+    absent = {task: text for task, text in absent.items() if task not in able}
+    if absent and able:
+        told = "\n".join(f"{task}: {text}" for task, text in absent.items())
+        raise DataError(
+            f"the data of {len(absent)} of {len(absent) + len(able)} tasks are not here\n{told}\n"
+            "to compare on the others now: add --available"
+        )
 
 
 def _check_any_runs(cells: Sequence[Cell]) -> None:

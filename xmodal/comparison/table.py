@@ -22,14 +22,15 @@ import numpy as np
 from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
-from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Published, Request
+from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Request
+from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import DataError, UsageError
 from xmodal.recipe.lookup import from_anywhere
 from xmodal.runs import Run
-from xmodal.text import plural
+from xmodal.text import plural, shortlist
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -41,7 +42,7 @@ class CellResult:
 
     ``smallest`` is the least error above 0 that the test split can show, None if there is none;
     ``learning_rate`` is that of the last stage that has one, ``family`` the kind of the task's data
-    as the recipe or else the task says.
+    as the recipe or else the task says. ``machine``: the GPU, or else the processor, that it took.
     """
 
     method: str
@@ -66,6 +67,7 @@ class CellResult:
     learning_rate: float | None
     directory: str
     command: str
+    machine: str = ""
 
     @property
     def on_test(self) -> bool:
@@ -98,8 +100,8 @@ def _row(cell: Cell) -> CellResult:
         raise DataError(
             f"{run.path / 'result.json'} is gone; without {run.path} the cell runs again"
         )
-    run.read("manifest.json")  # the report reads these two, and nothing checks them again
-    run.metrics()
+    manifest = run.read("manifest.json")
+    run.metrics()  # the report reads these, and nothing checks them again
     return CellResult(
         method=cell.method,
         task=cell.task,
@@ -123,6 +125,7 @@ def _row(cell: Cell) -> CellResult:
         learning_rate=cell.learning_rate,
         directory=str(cell.directory),
         command=by_hand(cell),
+        machine=str(manifest.get("gpu") or manifest.get("processor") or ""),
     )
 
 
@@ -147,8 +150,8 @@ class ComparisonTable:
     (``method``, ``control`` or ``trivial``). ``states`` belong to ``cells``, one each; ``rows`` are
     the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
     metric has no ratios, for example). Both ``scores`` and ``comparison`` are None where nothing is
-    done that could be weighed. ``published``: per task what others report; it stands apart and is
-    never weighed. ``notes``: lines for people about what was not looked at.
+    done that could be weighed. ``published``: what others report of these tasks, apart and never
+    weighed. ``notes``: lines for people about what was not looked at.
     """
 
     command: str
@@ -161,7 +164,7 @@ class ComparisonTable:
     scores: ErrorTable | None = None
     comparison: Comparison | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
-    published: Mapping[str, Published] = field(default_factory=dict)
+    published: tuple[PublishedNumber, ...] = ()
     name: str = ""
     notes: tuple[str, ...] = ()
 
@@ -207,7 +210,7 @@ class ComparisonTable:
             "effect": EFFECT,
             "notes": list(self.notes),
             "verdicts": None if self.comparison is None else plain(asdict(self.comparison)),
-            "published": {task: one.model_dump() for task, one in self.published.items()},
+            "published": [asdict(number) for number in self.published],
         }
 
 
@@ -271,8 +274,8 @@ def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -
         scores=scores,
         comparison=comparison,
         left_out=left_out,
-        published=request.suite.published,
-        notes=_older(cells),
+        published=request.published,
+        notes=(*_older(cells), *_machines(found)),
     )
 
 
@@ -290,6 +293,15 @@ def _older(cells: Sequence[Cell]) -> tuple[str, ...]:
         f"{plural(number, 'finished run')} of an earlier version of xmodal left out: results of "
         "the same recipes have changed since",
     )
+
+
+def _machines(found: Sequence[CellResult]) -> tuple[str, ...]:
+    """A note where times of one task were measured on different machines."""
+    for rows_of_task in grouped(found, lambda row: row.task).values():
+        machines = sorted({row.machine for row in rows_of_task if row.machine})
+        if len(machines) > 1:
+            return (f"seconds and memory come from different machines: {shortlist(machines)}",)
+    return ()
 
 
 def _pairs(contenders: Sequence[str], against: str | None) -> list[tuple[str, str]]:

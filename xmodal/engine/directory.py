@@ -185,5 +185,14 @@ def describe(
         "command": sys.argv,
         "processes": processes,
         **runs.environment(),
+        **_gpu(),
     }
     run.write("manifest.json", manifest)
+
+
+def _gpu() -> dict[str, str]:
+    """The name of the GPU that is in use, if CUDA is."""
+    import torch
+
+    in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {"gpu": torch.cuda.get_device_name()} if in_use else {}

@@ -72,7 +72,7 @@ def write_compare_report(
         "rule": rule,
         "effect": EFFECT,
         "open": OPEN,
-        "published": table.published,
+        "published": cells.beside_published(table),
         "charts": drawn,
         "learning": [chart for name, chart in drawn.items() if name.startswith("curves-")],
         "overview": overview,

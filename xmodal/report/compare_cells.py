@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 
 from xmodal import text
 from xmodal.comparison.grid import METHOD, Cell
+from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
 from xmodal.comparison.ranks import levels
 from xmodal.comparison.statistics import CellSummary
@@ -54,6 +55,26 @@ class ScoreEntry:
     best: bool = False
     missing: str = ""
     links: tuple[SeedLink, ...] = ()
+
+
+@dataclass(frozen=True)
+class BesidePublished:
+    """A published number, and what was measured here of that method on that task, if anything."""
+
+    number: PublishedNumber
+    measured: str
+
+
+def beside_published(table: ComparisonTable) -> list[BesidePublished]:
+    """Every published number beside the measured one, in the order of the tasks."""
+    found = []
+    for number in table.published:
+        label = number.label if number.label in table.methods else number.method
+        same = not number.setting or label == number.label
+        mine = table.summary(label, number.task) if label in table.methods and same else None
+        measured = "" if mine is None or mine.mean is None else text.mean_sd(mine.mean, mine.sd)
+        found.append(BesidePublished(number, measured))
+    return found
 
 
 @dataclass(frozen=True)

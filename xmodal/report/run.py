@@ -175,7 +175,9 @@ def environment(manifest: Mapping[str, Any]) -> Words:
             ("xmodal", "xmodal"),
             ("Python", "python"),
             ("Platform", "platform"),
+            ("Processor", "processor"),
             ("Processor cores", "cores"),
+            ("Graphics processor", "gpu"),
             ("Content hash", "hash"),
         )
         if key in manifest
