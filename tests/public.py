@@ -12,6 +12,7 @@ PUBLIC = (
     "xmodal.data.lengths",
     "xmodal.data.loader",
     "xmodal.data.mapped",
+    "xmodal.data.progress",
     "xmodal.data.splits",
     "xmodal.data.tables",
     "xmodal.data.unpickle",

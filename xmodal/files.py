@@ -77,8 +77,12 @@ def contents(path: Path | Mapping[str, Path]) -> str:
             return ""
         path = below(path)
     names = sorted(path)
-    pairs = list(zip(names, _sums([path[name] for name in names]), strict=True))
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    return digest_of(dict(zip(names, _sums([path[name] for name in names]), strict=True)))
+
+
+def digest_of(sums: Mapping[str, str]) -> str:
+    """One digest of files with these names and digests: what ``contents`` gives for them."""
+    return hashlib.sha256(json.dumps(sorted(sums.items())).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -89,6 +93,11 @@ def hashed_again(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _fresh.reset(token)
+
+
+def hashing_again() -> bool:
+    """Whether this is within a block of ``hashed_again``."""
+    return _fresh.get() is not None
 
 
 def below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> dict[str, Path]:

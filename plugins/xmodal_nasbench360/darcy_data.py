@@ -8,7 +8,7 @@ can therefore continue, and a larger data set extends a smaller one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import load_file, save_file
 
 from xmodal.data import Store
 from xmodal.data.arrays import open_container
+from xmodal.data.progress import Meter, meter
 from xmodal.errors import DataError
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
@@ -35,30 +34,6 @@ GENERATOR = 1
 TRAIN_FILE = "piececonst_r421_N1024_smooth1.mat"
 TEST_FILE = "piececonst_r421_N1024_smooth2.mat"
 _ARRAYS = "fields.safetensors"
-
-Meter = Callable[[int], None]
-"""Counts finished samples for the user."""
-
-
-@contextmanager
-def meter(title: str, total: int) -> Iterator[Meter]:
-    """A progress bar on standard error; without a terminal, a line every 100 samples."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda finished: progress.advance(task, finished)
-        return
-    done = 0
-
-    def plain(finished: int) -> None:
-        nonlocal done
-        done += finished
-        if done % 100 < finished or done == total:
-            console.print(f"{title}: {done} of {total}", highlight=False, soft_wrap=True)
-
-    yield plain
 
 
 def chunk_key(grid: Grid, seed: int, stream: int, start: int) -> dict[str, Any]:
@@ -124,7 +99,7 @@ def _lazy(title: str, total: int) -> Iterator[Meter]:
 
         def count(finished: int) -> None:
             if not opened:
-                opened.append(stack.enter_context(meter(title, total)))
+                opened.append(stack.enter_context(meter(title, total, unit="samples")))
             opened[0](finished)
 
         yield count

@@ -37,7 +37,7 @@ UNDER = "demo/pare"
 """What fragments of recipes are laid on: the recipe whose parts the method cards speak of."""
 HARMLESS = ("recipes", "plugins", "schema")
 LONG = ("run", "resume", "demo", "doctor", "compare", "analyse", "distance", "sources")
-LONG += ("predict", "export")
+LONG += ("predict", "export", "data")
 WALKED = "From an idea to a comparison"
 PACKAGES = {"numpy", "pathlib", "xmodal", "torch"}
 
@@ -227,7 +227,7 @@ def test_commands(block: Block, command: str) -> None:
         return
     assert group in LONG, f"{group}: unknown command, or one this test should know"
     options = [a for a in arguments if a.startswith("-")]
-    path = arguments[:2] if group == "sources" else [group]
+    path = arguments[:2] if group in ("sources", "data") else [group]
     shown = runner.invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
     for option in options:
         assert option.partition("=")[0] in shown, f"{group} has no option {option}"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from xmodal._version import __version__
-from xmodal.cli import doctor, export, plugins, predict, recipes, run, streams
+from xmodal.cli import data, doctor, export, plugins, predict, recipes, run, streams
 from xmodal.cli.cells import cells
 from xmodal.cli.compare import Spread, WithMerge, compare, demo, merge
 from xmodal.errors import MachineError, XModalError
@@ -55,6 +55,7 @@ app.command("compare merge", hidden=True)(merge)
 app.command("demo")(demo)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(recipes.schema)
+app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(plugins.app, name="plugins")
 

@@ -49,7 +49,9 @@ class DataCard:
     ``generable``: ``prepare`` can make it without any file; ``generable_from``: out of what other
     data of the user it can (they come as ``Preparation.files["images"]``, with ``generate``).
     ``stand_in``: the task to use where the data cannot be had. ``form``: a new number where the
-    files in the folder change their form.
+    files in the folder change their form. ``prepared``: bytes that making it ready takes beside the
+    files: the ready folder, and what is unpacked meanwhile (0: not known). They must be free before
+    anything is fetched or generated.
     """
 
     name: str
@@ -63,6 +65,7 @@ class DataCard:
     stand_in: str = ""
     note: str = ""
     form: int = 1
+    prepared: int = 0
 
     @property
     def fetchable(self) -> bool:

@@ -9,7 +9,6 @@ executed or unpickled.
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import http.client
 import logging
@@ -17,19 +16,19 @@ import lzma
 import queue
 import shutil
 import stat
-import sys
 import tarfile
 import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from xmodal import text
+from xmodal.data.progress import meter
 from xmodal.errors import DataError
 from xmodal.files import CACHE, digest, inside, read_json, write_json
 
@@ -77,10 +76,17 @@ class Expected:
         return None
 
 
-def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 1.0) -> Path:
+def fetch(
+    urls: Sequence[str],
+    target: Path,
+    expected: Expected,
+    pause: float = 1.0,
+    until: float | None = None,
+) -> Path:
     """Download to ``target`` from the first mirror that works. Raises DataError.
 
-    Mirrors are tried in turn, several times, with growing pauses.
+    Mirrors are tried in turn, several times, with growing pauses, but not after ``until`` on the
+    clock of ``time.monotonic``.
     """
     part = target.with_name(f"{target.name}.part")
     alive, reasons = list(urls), dict.fromkeys(urls, "not tried")
@@ -88,8 +94,8 @@ def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 
         for url in tuple(alive):
             log.info("downloading %s", url)
             try:
-                reason = _attempt(url, part, expected)
-            except _Refused as error:
+                reason = _attempt(url, part, expected, until)
+            except _Rejected as error:
                 reason = str(error)
                 alive.remove(url)
             if reason is None and (reason := expected.wrong(part)) is not None:
@@ -99,7 +105,9 @@ def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 
                 _origin(part).unlink(missing_ok=True)
                 return target
             reasons[url] = reason
-        if not alive or number == _ROUNDS - 1:
+            if _late(until):
+                break
+        if not alive or number == _ROUNDS - 1 or _late(until, pause * 2**number):
             break
         time.sleep(pause * 2**number)
     tried = "\n".join(f"  {url}: {reason}" for url, reason in reasons.items())
@@ -111,18 +119,22 @@ def fetch(urls: Sequence[str], target: Path, expected: Expected, pause: float = 
     raise DataError(f"cannot download {target.name}:\n{tried}\n{suggest(advice)}")
 
 
+def _late(until: float | None, more: float = 0.0) -> bool:
+    return until is not None and time.monotonic() + more >= until
+
+
 class _Unfinished(Exception):
     """The connection ended early; what arrived is kept."""
 
 
-class _Refused(Exception):
+class _Rejected(Exception):
     """The mirror will not give the file, however often it is asked."""
 
 
-def _attempt(url: str, part: Path, expected: Expected) -> str | None:
-    """Try a mirror once: None on success, else the reason. _Refused: do not try it again."""
+def _attempt(url: str, part: Path, expected: Expected, until: float | None) -> str | None:
+    """Try a mirror once: None on success, else the reason. _Rejected: do not try it again."""
     try:
-        _receive(url, part, expected)
+        _receive(url, part, expected, until)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to send: the part is whole or damaged
             if part.is_file() and expected.checksum and expected.wrong(part) is None:
@@ -131,34 +143,34 @@ def _attempt(url: str, part: Path, expected: Expected) -> str | None:
             return "the partial file did not fit and was dropped"
         if error.code in _TRY_AGAIN:
             return f"HTTP {error.code}"
-        raise _Refused(f"HTTP {error.code} {error.reason}") from error
+        raise _Rejected(f"HTTP {error.code} {error.reason}") from error
     except (_Unfinished, OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         return str(reason) or type(reason).__name__
     return None
 
 
-def _receive(url: str, part: Path, expected: Expected) -> None:
-    """Download what is missing of the ``.part`` file. Raises _Unfinished and _Refused."""
+def _receive(url: str, part: Path, expected: Expected, until: float | None) -> None:
+    """Download what is missing of the ``.part`` file. Raises _Unfinished and _Rejected."""
     request = _request(url, part, expected)
-    with _answer(request) as response:
+    with _answer(request, until) as response:
         start = part.stat().st_size if response.status == 206 else 0
         if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink()
             raise _Unfinished("the server continued at the wrong place")
         total = _whole_size(response, start)
         if expected.size is not None and total is not None and total != expected.size:
-            raise _Refused(f"it offers {total} bytes, expected {expected.size}")
-        _check_space(part.parent, (total or expected.size or 0) - start, f"downloading {part.stem}")
+            raise _Rejected(f"it offers {total} bytes, expected {expected.size}")
+        check_space(part.parent, (total or expected.size or 0) - start, f"downloading {part.stem}")
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         # A weak ETag must not be used to continue a download (RFC 9110, 13.1.5).
         strong = None if validator is None or validator.startswith("W/") else validator
         write_json(_origin(part), {"url": url, "validator": strong})
         limit = expected.size if expected.size is not None else total
-        _write(response, part, start, total, limit)
+        _write(response, part, start, total, limit, until)
 
 
-def _answer(request: urllib.request.Request) -> Any:
+def _answer(request: urllib.request.Request, until: float | None) -> Any:
     """The answer of a server. Raises _Unfinished if it takes too long.
 
     The time limit of a socket counts anew with every byte, so a thread asks, which can be left.
@@ -172,10 +184,11 @@ def _answer(request: urllib.request.Request) -> Any:
             found.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
+    wait = _ANSWER if until is None else max(0.0, min(_ANSWER, until - time.monotonic()))
     try:
-        answer = found.get(timeout=_ANSWER)
+        answer = found.get(timeout=wait)
     except queue.Empty:
-        raise _Unfinished(f"no answer within {text.duration(_ANSWER)}") from None
+        raise _Unfinished(f"no answer within {text.duration(wait)}") from None
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -184,7 +197,7 @@ def _answer(request: urllib.request.Request) -> Any:
 def _request(url: str, part: Path, expected: Expected) -> urllib.request.Request:
     """The request for the rest of the file, or for all of it if continuing is not safe."""
     if not url.lower().startswith(("http://", "https://")):
-        raise _Refused("only http and https are supported")
+        raise _Rejected("only http and https are supported")
     request = urllib.request.Request(url, headers={"User-Agent": "xmodal"})
     have = part.stat().st_size if part.is_file() else 0
     record = read_json(_origin(part))
@@ -207,12 +220,18 @@ def _whole_size(response: http.client.HTTPResponse, start: int) -> int | None:
 
 
 def _write(
-    response: http.client.HTTPResponse, part: Path, start: int, total: int | None, limit: int | None
+    response: http.client.HTTPResponse,
+    part: Path,
+    start: int,
+    total: int | None,
+    limit: int | None,
+    until: float | None,
 ) -> None:
     count = start
     name = part.name.removesuffix(".part")
     since, before = time.monotonic(), start
-    with part.open("ab" if start else "wb") as out, _progress(name, total, start) as advance:
+    file = part.open("ab" if start else "wb")
+    with file as out, meter(name, total, unit="bytes", start=start) as advance:
         # read() would wait for a whole chunk, however slowly it comes.
         while chunk := response.read1(_CHUNK):
             count += len(chunk)
@@ -225,29 +244,16 @@ def _write(
                 break
             out.write(chunk)
             advance(len(chunk))
+            if _late(until):
+                raise _Unfinished(f"the time is over; {count} bytes came")
     if limit is not None and count > limit:
         part.unlink()
-        raise _Refused(f"it sends more than the expected {limit} bytes")
+        raise _Rejected(f"it sends more than the expected {limit} bytes")
     if total is not None and count < total:
         raise _Unfinished(f"the connection ended after {count} of {total} bytes")
 
 
-@contextlib.contextmanager
-def _progress(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the size of every chunk; it moves a bar if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=total, completed=start)
-        yield lambda count: progress.advance(task, count)
-
-
-def _check_space(folder: Path, needed: int, what: str) -> None:
+def check_space(folder: Path, needed: int, what: str) -> None:
     """Raise DataError unless ``needed`` bytes and a little more are free."""
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02:

@@ -37,12 +37,16 @@ from xmodal.files import (
     CACHE,
     atomically,
     cache_folder,
+    contents,
     digest,
+    digest_of,
     digests,
+    hashing_again,
     inside,
     read_json,
     write_json,
 )
+from xmodal.text import shortlist
 
 _VERIFIED = ".verified.json"
 """Beside, or in, what was fetched: what it was found to be."""
@@ -72,8 +76,12 @@ class Store:
         sha256: str | None = None,
         md5: str | None = None,
         size: int | None = None,
+        until: float | None = None,
     ) -> Path:
-        """Download and verify a file from the first mirror that has it. Raises DataError."""
+        """Download and verify a file from the first mirror that has it. Raises DataError.
+
+        ``until``: when to give up, on the clock of ``time.monotonic``; what came stays.
+        """
         target = inside(self.root / "downloads", name)
         expected = Expected(sha256, md5, size)
         wanted = {"sha256": sha256, "md5": md5}
@@ -98,7 +106,7 @@ class Store:
                 log.warning("%s is not the wanted file: %s; fetching it", target, reason)
                 target.unlink()
             if not target.is_file():
-                fetch(urls, target, expected)
+                fetch(urls, target, expected, until=until)
             write_json(record, wanted | {"size": target.stat().st_size})
         return target
 
@@ -147,19 +155,53 @@ class Store:
         return folder
 
     def dataset(self, card: DataCard) -> Path | None:
-        """The folder of a data set that is ready, in the form that ``card`` says; else None."""
-        folder = inside(self.root / "datasets", card.name)
-        return folder if read_json(folder / DATASET).get("form") == card.form else None
+        """The folder of a data set that is ready, in the form that ``card`` says; else None.
 
-    def make_dataset(self, card: DataCard, make: Callable[[Path], Mapping[str, Any]]) -> Path:
-        """Fill the folder of a data set; it appears whole or not at all, and replaces an old one.
-
-        What ``make`` returns is kept in the folder's ``dataset.json``.
+        Raises DataError if it is damaged: if a file has another size, or, within
+        ``xmodal.files.hashed_again``, another content than when it was made.
         """
         folder = inside(self.root / "datasets", card.name)
-        with self._locked("dataset", card.name), _new_folder(folder) as new:
-            about = make(new)
-            write_json(new / DATASET, {"form": card.form, "name": card.name, **about})
+        about = read_json(folder / DATASET)
+        if about.get("form") != card.form:
+            return None
+        files = about.get("files", {})
+        wrong = [name for name, size in files.items() if _size(folder / name) != size]
+        if not wrong and hashing_again():
+            found = contents({name: folder / name for name in files})
+            wrong = [] if found == about.get("contents", found) else ["the content of a file"]
+        if wrong:
+            raise DataError(
+                f"the data set '{card.name}' in {folder} is damaged: {shortlist(wrong)} is not "
+                f"what was written\nmake it again: {_again(card)}"
+            )
+        return folder
+
+    def dataset_digest(self, card: DataCard) -> str:
+        """One digest of all files of a data set that is ready; empty if it is not."""
+        folder = self.dataset(card)
+        return "" if folder is None else str(read_json(folder / DATASET).get("contents", ""))
+
+    def make_dataset(
+        self,
+        card: DataCard,
+        make: Callable[[Path], Mapping[str, Any]],
+        unless: Callable[[], bool] = lambda: False,
+    ) -> Path:
+        """Fill the folder of a data set; it appears whole or not at all, and replaces an old one.
+
+        What ``make`` returns is kept in the folder's ``dataset.json``, with sizes and a digest of
+        all files. Processes take turns; nothing is made if ``unless`` is true when it is our turn.
+        """
+        folder = inside(self.root / "datasets", card.name)
+        with self._locked("dataset", card.name):
+            if unless():
+                return folder
+            with _new_folder(folder) as new:
+                about = make(new)
+                sums = digests(new)
+                sizes = {name: (new / name).stat().st_size for name in sums}
+                known = {"form": card.form, "name": card.name, "files": sizes}
+                write_json(new / DATASET, {**about, **known, "contents": digest_of(sums)})
         return folder
 
     def wheel_files(
@@ -301,6 +343,19 @@ def _new_folder(target: Path) -> Iterator[Path]:
     with atomically(target, durable=False, sole=True) as new:
         new.mkdir()
         yield new
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; -1 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _again(card: DataCard) -> str:
+    how = "fetch" if card.files else "generate"
+    return f"xmodal data {how} {card.name} --again"
 
 
 def _intact(folder: Path) -> bool:

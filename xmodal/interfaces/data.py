@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xmodal.data.datasets import DataCard, Preparation, State
 from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.facts import SourceFacts, TaskFacts
-from xmodal.interfaces.component import Component, Context
-from xmodal.text import size
+from xmodal.interfaces.component import Context
+from xmodal.interfaces.with_data import WithData
 
 Pair = tuple[Tensor, Tensor]
 """A sample and its label."""
@@ -64,55 +62,10 @@ class TaskData:
         return y if self.raw is None else self.raw.restore_labels(y)
 
 
-class Task(Component):
-    """A target task. Its ``Config`` must have ``loss`` and ``metric`` fields.
-
-    A task whose data are published or generated has a ``card``. Its data then lie in the cache
-    (``store.dataset(card.name)``) or at the setting ``path``; ``prepare`` makes them ready.
-    """
+class Task(WithData):
+    """A target task. Its ``Config`` must have ``loss`` and ``metric`` fields."""
 
     kind = "task"
-
-    @classmethod
-    def card(cls, config: Any) -> DataCard | None:
-        """What is known of the task's data before they are there; None if there is nothing to get.
-
-        The same for every ``path``.
-        """
-        return None
-
-    @classmethod
-    def ready(cls, config: Any, store: Store) -> bool:
-        """Whether ``load`` has all that it needs. The default looks for the data set."""
-        card = cls.card(config)
-        return card is None or bool(_own_path(config)) or store.dataset(card) is not None
-
-    @classmethod
-    def state(cls, config: Any, store: Store) -> State:
-        """What a user can do with the data now."""
-        card = cls.card(config)
-        if card is None or cls.ready(config, store):
-            return "ready"
-        if card.generable:
-            return "generable"
-        return "fetchable" if card.fetchable else "needs your files"
-
-    @classmethod
-    def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-        """Check the fetched files, or generate, and write the data set into the empty ``folder``.
-
-        Streams: memory does not grow with the data. Returns plain values to keep with the data,
-        for notes of later runs (``{"samples": 1000, "solver": 1}``). Raises DataError.
-        """
-        raise DataError(f"{cls.__name__} has no data to prepare")
-
-    @classmethod
-    def missing(cls, config: Any, store: Store) -> Iterable[str]:
-        """How to get the data, if they are missing."""
-        card = cls.card(config)
-        if card is None or cls.ready(config, store):
-            return ()
-        return (how_to_get(card, store),)
 
     @classmethod
     @abstractmethod
@@ -136,26 +89,6 @@ class Task(Component):
         return nn.Identity()
 
 
-def _own_path(config: Any) -> Path | None:
-    return getattr(config, "path", None)
-
-
-def how_to_get(card: DataCard, store: Store) -> str:
-    """What a user types to get a data set, for an error message."""
-    lines = [f"no data for '{card.name}' in {store.root / 'datasets' / card.name}"]
-    if card.generable:
-        lines.append(f"generate them: xmodal data generate {card.name}")
-    if card.fetchable:
-        lines.append(f"fetch them ({size(card.size)}): xmodal data fetch {card.name}")
-    if card.files:
-        names = ", ".join(file.name for file in card.files if not file.aside)
-        lines.append(f"if you have {names}: xmodal data fetch {card.name} --from FOLDER")
-    lines += [f"{file.name}: {file.by_hand}" for file in card.files if file.by_hand]
-    if card.stand_in:
-        lines.append(f"or use the stand-in, which needs no account: --task {card.stand_in}")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class SourceRequest:
     """The samples that a run requests from a source.
@@ -171,7 +104,7 @@ class SourceRequest:
     tokenize: Callable[[list[str]], list[list[int]]] | None = None
 
 
-class Source(Component):
+class Source(WithData):
     """A labelled data set of the modality that the backbone was pretrained on.
 
     Its ``Config`` must have a field ``loss``: the loss of the source head. ``context`` is kept for

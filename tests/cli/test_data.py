@@ -1,0 +1,103 @@
+"""``xmodal data``: what there is, and how it is made ready."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+
+PLUGIN = """
+from pathlib import Path
+import numpy as np
+from xmodal import hookimpl
+from xmodal.data.datasets import DataCard, RemoteFile
+from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskFacts, Use, default
+
+class Ramp(Task):
+    class Config(Settings):
+        loss: Use[Loss] = default("mse")
+        metric: Use[Metric] = default("mae")
+
+    @classmethod
+    def describe(cls, config, store):
+        split = {"train": 8, "validation": 1, "test": 1}
+        return TaskFacts("ramp", (1, 4), Target("regression", 1), split, "series")
+
+    def load(self, seed):
+        raise NotImplementedError
+
+    @classmethod
+    def card(cls, config):
+        return DataCard("ramp", "toys", "nobody", "CC0", size=2_000_000, generable=True)
+
+    @classmethod
+    def prepare(cls, config, wanted, folder):
+        np.save(folder / "x.npy", np.arange(wanted.samples or 10.0))
+        return {"samples": wanted.samples or 10}
+
+@hookimpl
+def xmodal_tasks():
+    return {"ramp": f"{__name__}:Ramp"}
+"""
+
+
+@pytest.fixture
+def ramp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A generable task with a recipe, in a plugin file; the options that load it."""
+    (tmp_path / "ramp.py").write_text(PLUGIN)
+    recipe = tmp_path / "recipes" / "tasks" / "slope.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("description: A toy.\ntask: ramp\n")
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    return "--plugin", "ramp.py"
+
+
+def test_list_has_every_task_with_its_form_and_state(xmodal: Cli) -> None:
+    rows = {row["name"]: row for row in json.loads(xmodal("data", "list", "--json").out)}
+    assert rows["darcy"]["form"] == "3x85x85 to dense 1 x 85x85"
+    assert (rows["darcy"]["family"], rows["darcy"]["metric"]) == ("pde", "relative-l2")
+    shown = xmodal("data", "list")
+    assert shown.err == ""
+    assert "xmodal data fetch NAME" in shown.out.splitlines()[-1]
+
+
+def test_generate_makes_a_task_ready(xmodal: Cli, ramp: tuple[str, ...], tmp_path: Path) -> None:
+    rows = json.loads(xmodal("data", "list", "--benchmark", "Toys", "--json", *ramp).out)
+    assert [(row["name"], row["state"], row["size"]) for row in rows] == [
+        ("slope", "generable", 2_000_000)
+    ]
+    assert "xmodal data generate ramp" in xmodal("data", "info", "slope", *ramp).out
+    done = xmodal("data", "generate", "slope", "--samples", 3, *ramp)
+    assert done.code == 0, done.err
+    folder = tmp_path / "cache" / "datasets" / "ramp"
+    assert done.out == (
+        f"slope is ready: {folder} ({_size(folder)}).  Next: xmodal run pare_slope\n"
+    )
+    assert "ready already" in xmodal("data", "generate", "ramp", *ramp).out
+    assert json.loads(xmodal("data", "info", "slope", "--json", *ramp).out)["state"] == "ready"
+    other = xmodal("data", "generate", "slope", "--samples", 4, *ramp)
+    assert (other.code, "--again replaces it" in other.err) == (2, True)
+
+
+def _size(folder: Path) -> str:
+    from xmodal import text
+
+    return text.size(sum(path.stat().st_size for path in folder.iterdir()))
+
+
+def test_misspelt_names_and_settings(xmodal: Cli, ramp: tuple[str, ...]) -> None:
+    done = xmodal("data", "generate", "slop", *ramp)
+    assert (done.code, "did you mean 'slope'?" in done.err) == (2, True)
+    done = xmodal("data", "generate", "slope", "task.sampels=3", *ramp)
+    assert (done.code, "unknown setting" in done.err) == (2, True)
+    done = xmodal("data", "list", "--benchmark", "toy", *ramp)
+    assert (done.code, "did you mean 'toys'?" in done.err) == (2, True)
+
+
+def test_a_task_without_data_of_its_own(xmodal: Cli) -> None:
+    assert "needs no data set" in xmodal("data", "fetch", "darcy").out

@@ -1,0 +1,150 @@
+"""Data sets made ready: from the user's files or by a solver, once, and continued when cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xmodal.data.datasets import DataCard, Preparation, RemoteFile
+from xmodal.data.obtain import DataOrder, obtain
+from xmodal.data.store import Store
+from xmodal.errors import DataError, UsageError
+from xmodal.files import hashed_again
+
+SOLVED = DataCard("waves", "PDEBench", "nobody", "CC0", generable=True)
+BY_HAND = DataCard(
+    "letters",
+    "stand-in",
+    "nobody",
+    "CC0",
+    files=(RemoteFile("x.txt", by_hand="a form on the page of its author"),),
+    stand_in="digits",
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+class Solver:
+    """Writes one piece a sample into the scratch folder, and then all of them into one array."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at, self.solved = fails_at, 0
+
+    def __call__(self, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        count = wanted.samples or 5
+        for n in range(count):
+            piece = wanted.scratch / f"{n}.npy"
+            if piece.exists():
+                continue
+            if n == self.fails_at:
+                raise KeyboardInterrupt
+            np.save(piece, np.full(4, float(n)))
+            self.solved += 1
+        pieces = [np.load(wanted.scratch / f"{n}.npy") for n in range(count)]
+        np.save(folder / "x.npy", np.stack(pieces))
+        return {"samples": count}
+
+
+def _copy(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+    (folder / "copy.txt").write_bytes(wanted.files["x.txt"].read_bytes())
+    return {}
+
+
+def test_an_interrupted_generation_continues(store: Store) -> None:
+    order = DataOrder(generate=True)
+    with pytest.raises(KeyboardInterrupt):
+        obtain(store, SOLVED, Solver(fails_at=3), order)
+    assert store.dataset(SOLVED) is None
+    rest = Solver()
+    folder, made = obtain(store, SOLVED, rest, order)
+    assert (made, rest.solved) == (True, 2)
+    assert np.load(folder / "x.npy", mmap_mode="r")[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert not (store.root / "unfinished" / "waves").exists()
+    assert json.loads((folder / "dataset.json").read_text())["samples"] == 5
+    again = Solver()
+    assert obtain(store, SOLVED, again, order) == (folder, False)
+    assert again.solved == 0
+
+
+def test_pieces_of_another_request_are_not_used(store: Store) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        obtain(store, SOLVED, Solver(fails_at=3), DataOrder(generate=True, resolution=8))
+    other = Solver()
+    obtain(store, SOLVED, other, DataOrder(generate=True, resolution=16))
+    assert other.solved == 5
+
+
+def test_a_set_that_was_made_otherwise_is_not_taken_for_the_wanted_one(store: Store) -> None:
+    folder, _ = obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=2))
+    with pytest.raises(UsageError, match=r"made otherwise \(generated, samples 2\)(.|\n)*--again"):
+        obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=3))
+    assert obtain(store, SOLVED, Solver(), DataOrder(generate=True)) == (folder, False)
+    obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=3, again=True))
+    assert len(np.load(folder / "x.npy")) == 3
+
+
+def test_what_no_solver_makes_is_not_generated(store: Store) -> None:
+    with pytest.raises(UsageError, match="'letters' cannot be generated"):
+        obtain(store, BY_HAND, _copy, DataOrder(generate=True))
+
+
+def test_files_of_the_user_are_read_where_they_lie(store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "Downloads" / "deep" / "x.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("content")
+    before = mine.stat().st_mtime_ns
+    folder, _ = obtain(store, BY_HAND, _copy, DataOrder(folder=tmp_path / "Downloads"))
+    assert (folder / "copy.txt").read_text() == "content"
+    assert (mine.read_text(), mine.stat().st_mtime_ns) == ("content", before)
+
+
+def test_files_that_only_a_person_can_get(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        obtain(store, BY_HAND, _copy, DataOrder())
+    message = str(caught.value)
+    assert "x.txt: a form on the page of its author" in message
+    assert "xmodal data fetch letters --from FOLDER" in message
+    assert "--task digits" in message
+    with pytest.raises(DataError, match=r"--from .*: none of the files of 'letters' is there"):
+        obtain(store, BY_HAND, _copy, DataOrder(folder=tmp_path))
+
+
+def test_a_file_without_a_published_checksum_must_stay_what_it_was(
+    store: Store, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine" / "x.txt"
+    mine.parent.mkdir()
+    mine.write_text("first")
+    obtain(store, BY_HAND, _copy, DataOrder(folder=mine.parent))
+    mine.write_text("other")
+    order = DataOrder(folder=mine.parent, again=True)
+    with pytest.raises(DataError, match=r"its SHA256 is .*(.|\n)*remove 'x\.txt' from that file"):
+        obtain(store, BY_HAND, _copy, order)
+    (store.root / "checksums" / "letters.json").unlink()
+    obtain(store, BY_HAND, _copy, order)
+    assert (store.root / "datasets/letters/copy.txt").read_text() == "other"
+
+
+def test_a_damaged_set_says_so_and_is_made_again(store: Store) -> None:
+    folder, _ = obtain(store, SOLVED, Solver(), DataOrder(generate=True))
+    digest = store.dataset_digest(SOLVED)
+    content = bytearray((folder / "x.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "x.npy").write_bytes(content)
+    assert store.dataset(SOLVED) == folder  # the size is what it was
+    with hashed_again(), pytest.raises(DataError, match="is damaged"):
+        store.dataset(SOLVED)
+    (folder / "x.npy").write_bytes(content[:-8])
+    with pytest.raises(DataError, match=r"x\.npy is not(.|\n)*xmodal data generate waves --again"):
+        store.dataset(SOLVED)
+    obtain(store, SOLVED, Solver(), DataOrder(generate=True))
+    with hashed_again():
+        assert store.dataset_digest(SOLVED) == digest

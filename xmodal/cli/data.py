@@ -1,0 +1,241 @@
+"""``xmodal data``: which data sets there are, and how to make them ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xmodal import plugins, text
+from xmodal.cli import output
+from xmodal.cli.output import AsJson, Plugins
+from xmodal.errors import DataError, RecipeError, UsageError, XModalError, did_you_mean
+
+if TYPE_CHECKING:
+    from xmodal.data.datasets import DataCard
+    from xmodal.data.store import Store
+    from xmodal.recipe.datasets import NamedData
+
+app = typer.Typer(
+    help="List the data sets of tasks and sources, and make them ready.", no_args_is_help=True
+)
+Again = Annotated[bool, typer.Option("--again", help="Make it anew even if it is ready.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="TASK... [KEY=VALUE]", help="Tasks or sources, and overrides."),
+]
+
+
+@app.command("list")
+def list_(
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", help="Only this benchmark, such as PDEBench.")
+    ] = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every task and published source: its form, size, licence, and whether it is ready."""
+    from xmodal.data.store import Store
+
+    output.loading()
+    store = Store()
+    rows = sorted(_rows(store, plugin), key=lambda row: (row["benchmark"] or "~", row["name"]))
+    known = sorted({row["benchmark"] for row in rows if row["benchmark"]})
+    if benchmark is not None:
+        rows = [row for row in rows if str(row["benchmark"]).lower() == benchmark.lower()]
+        if not rows:
+            hint = did_you_mean(benchmark, known)
+            raise UsageError(
+                f"no benchmark '{text.shown(benchmark)}'{hint}\nbenchmarks: {', '.join(known)}"
+            )
+    if as_json:
+        output.print_json(rows)
+        return
+    columns = ("name", "form", "size", "licence", "family", "state", "metric", "benchmark")
+    cells = [
+        [text.size(row[c]) if c == "size" else row[c] or text.MISSING for c in columns]
+        for row in rows
+    ]
+    output.print_table(columns, cells)
+    output.stdout().print(
+        "\nmake one ready: xmodal data fetch NAME, or: xmodal data generate NAME; "
+        "what it is: xmodal data info NAME",
+        soft_wrap=True,
+    )
+
+
+def _rows(store: Store, plugin: list[str] | None) -> Iterator[dict[str, Any]]:
+    from xmodal.recipe.datasets import all_named
+
+    for found in all_named(plugins.registry(tuple(plugin or ()))):
+        if isinstance(found, RecipeError):
+            output.stderr().print(f"note: {found.problems[0]}", soft_wrap=True)
+        elif found.recipe or found.card is not None:
+            try:
+                yield _row(found, store)
+            except DataError as error:
+                output.stderr().print(f"note: {found.name}: {error}", soft_wrap=True)
+
+
+def _row(named: NamedData, store: Store) -> dict[str, Any]:
+    component, config, card = named.use.component, named.use.config, named.card
+    row: dict[str, Any] = {"name": named.name}
+    if named.recipe:
+        facts = component.describe(config, store)
+        target = facts.target
+        label = f"{target.size} x {_shape(target.shape)}" if target.shape else str(target.size)
+        row["form"] = f"{_shape(facts.shape)} to {target.kind} {label}"
+        row["family"], row["metric"] = facts.family, config.metric.name
+        row["samples"] = dict(facts.samples)
+    else:
+        described = component.describe(config)
+        row["form"] = f"{described.modality} of {described.target.kind} {described.target.size}"
+        row["family"], row["metric"] = described.modality, None
+        row["samples"] = None
+    return row | {
+        "part": named.use.name,
+        "size": card.size if card else None,
+        "licence": card.licence if card else None,
+        "state": component.state(config, store),
+        "benchmark": card.benchmark if card else None,
+        "stand_in": (card.stand_in or None) if card else None,
+    }
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(str(side) for side in shape)
+
+
+@app.command()
+def info(task: Names, plugin: Plugins = None, as_json: AsJson = False) -> None:
+    """Show what is known of a data set, where its files come from, and what to type next."""
+    from xmodal.data.store import Store
+
+    store = Store()
+    (named,) = _named(task, plugin, most=1)
+    card, row = named.card, _row(named, store)
+    if as_json:
+        output.print_json(row | {"card": _plain(card), "folder": _folder(store, card)})
+        return
+    rows = [(key, value) for key, value in row.items() if value not in (None, "")]
+    rows = [(key, text.size(value) if key == "size" else value) for key, value in rows]
+    if card is not None:
+        rows += [("source", card.source), ("folder", _folder(store, card) or text.MISSING)]
+        rows += [("note", card.note)] if card.note else []
+        rows += [(f"file {file.name}", _told(file)) for file in card.files]
+    output.print_table(("", ""), rows)
+    for line in named.use.component.missing(named.use.config, store):
+        output.stdout().print(f"\n{line}", soft_wrap=True)
+
+
+def _told(file: Any) -> str:
+    known = [text.size(file.size) if file.size else "", *file.urls, file.by_hand]
+    known += [f"{name} {getattr(file, name)}" for name in ("sha256", "md5") if getattr(file, name)]
+    return "; ".join(filter(None, known))
+
+
+def _plain(card: DataCard | None) -> dict[str, Any] | None:
+    from dataclasses import asdict
+
+    return None if card is None else asdict(card)
+
+
+def _folder(store: Store, card: DataCard | None) -> str | None:
+    try:
+        found = None if card is None else store.dataset(card)
+    except DataError:
+        return None
+    return None if found is None else str(found)
+
+
+@app.command()
+def fetch(
+    task: Names,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Take files from here; they are only read."),
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0, metavar="MINUTES", help="Most time for all downloads.")
+    ] = None,
+    again: Again = False,
+    plugin: Plugins = None,
+) -> None:
+    """Download the files of tasks or sources, check them, and convert them once.
+
+    Examples:  xmodal data fetch psicov   |   xmodal data fetch cosmic --from ~/Downloads
+    """
+    from xmodal.data.obtain import DataOrder
+
+    order = DataOrder(folder=folder and folder.expanduser(), minutes=deadline, again=again)
+    _make_ready(_named(task, plugin), order)
+
+
+@app.command()
+def generate(
+    task: Names,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="How many samples; default: as published.")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Points per side; default: as published.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cores to use; default: all.")] = None,
+    again: Again = False,
+    plugin: Plugins = None,
+) -> None:
+    """Generate the data of tasks by their solvers. Interrupt it at will: it continues.
+
+    Example:  xmodal data generate advection --samples 1000 --resolution 256
+    """
+    from xmodal.data.obtain import DataOrder
+
+    order = DataOrder(again=again, generate=True, samples=samples, resolution=resolution, jobs=jobs)
+    _make_ready(_named(task, plugin), order)
+
+
+def _named(
+    arguments: list[str], plugin: list[str] | None, most: int | None = None
+) -> list[NamedData]:
+    """What the arguments name, with their overrides; all names are checked before any work."""
+    from xmodal.recipe.datasets import find_named
+
+    overrides = [argument for argument in arguments if "=" in argument]
+    names = [argument for argument in arguments if "=" not in argument]
+    if not names or (most is not None and len(names) > most):
+        raise UsageError("name one task; list them: xmodal data list")
+    registry = plugins.registry(tuple(plugin or ()))
+    return [find_named(name, registry, overrides) for name in dict.fromkeys(names)]
+
+
+def _make_ready(found: list[NamedData], order: Any) -> None:
+    """Make each ready; what fails does not keep the others from it."""
+    from xmodal.data.store import Store
+
+    store, failed = Store(), []
+    for named in found:
+        try:
+            _make_one_ready(named, order, store)
+        except XModalError as error:
+            if len(found) == 1:
+                raise
+            failed.append(named.name)
+            output.stderr().print(f"{named.name}: {error}", soft_wrap=True)
+    if failed:
+        raise DataError(f"not ready: {', '.join(failed)}")
+
+
+def _make_one_ready(named: NamedData, order: Any, store: Store) -> None:
+    card, console = named.card, output.stdout()
+    train = f"xmodal run pare_{named.name}" if named.recipe else f"source={named.name}"
+    if card is None:
+        console.print(f"{named.name} needs no data set of its own.  Next: {train}", soft_wrap=True)
+        return
+    folder, made = named.use.component.obtain(named.use.config, store, order)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    state = "is ready" if made else "was ready already"
+    console.print(
+        f"{named.name} {state}: {folder} ({text.size(size)}).  Next: {train}", soft_wrap=True
+    )

@@ -1,0 +1,285 @@
+"""Makes a data set ready: fetches its files or takes the user's, then has them converted, once.
+
+What was downloaded or generated before an interruption stays, and is used by the next attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xmodal import text
+from xmodal.data.datasets import DataCard, Preparation, RemoteFile
+from xmodal.data.download import Expected, check_space, log, suggest
+from xmodal.data.store import Store
+from xmodal.errors import DataError, UsageError
+from xmodal.files import digest, inside, read_json, write_json
+
+Prepare = Callable[[Preparation, Path], Mapping[str, Any]]
+"""Writes a data set into an empty folder; see ``WithData.prepare``."""
+_KEY = "wanted.json"
+"""In the scratch folder: what its pieces belong to."""
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """How a data set is to be made ready.
+
+    ``folder``: the user's files, instead of a download. ``minutes``: the most that fetching may
+    take. ``again``: make it anew even if it is ready. ``generate``, ``samples``, ``resolution`` and
+    ``jobs`` are those of ``Preparation``. ``settings``: what else decides the result.
+    """
+
+    folder: Path | None = None
+    minutes: float | None = None
+    again: bool = False
+    generate: bool = False
+    samples: int | None = None
+    resolution: int | None = None
+    jobs: int | None = None
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What tells one result from another, beside the files."""
+        size = {"samples": self.samples, "resolution": self.resolution}
+        return {"generate": self.generate, **(size if self.generate else {})}
+
+
+def cores() -> int:
+    """The number of cores this process may use; all cores where the system cannot tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> tuple[Path, bool]:
+    """The folder of a ready data set, and whether it was made just now. Raises DataError.
+
+    Raises UsageError if the data set is ready, but with other samples than ``order`` wants.
+    """
+    if order.generate and not card.generable:
+        raise UsageError(f"'{card.name}' cannot be generated; xmodal data info {card.name}")
+
+    def ready() -> bool:
+        return not order.again and _ready(store, card, order)
+
+    if ready():
+        return store.root / "datasets" / card.name, False
+    made = False
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        nonlocal made
+        made = True
+        scratch = inside(store.root / "unfinished", card.name)
+        files = {} if order.generate else fetch_files(store, card, order)
+        _check_room(store, card, order, {})
+        wanted = {"form": card.form, **order.wanted, "settings": dict(order.settings or {})}
+        wanted["files"] = {name: path.stat().st_size for name, path in sorted(files.items())}
+        _open_scratch(scratch, wanted)
+        done = prepare(
+            Preparation(
+                scratch=scratch,
+                files=files,
+                generate=order.generate,
+                samples=order.samples,
+                resolution=order.resolution,
+                jobs=order.jobs or cores(),
+            ),
+            folder,
+        )
+        return {**done, "wanted": order.wanted}
+
+    folder = store.make_dataset(card, make, unless=ready)
+    if made:
+        shutil.rmtree(inside(store.root / "unfinished", card.name), ignore_errors=True)
+    return folder, made
+
+
+def _ready(store: Store, card: DataCard, order: DataOrder) -> bool:
+    """Whether the data set is there as wanted. Raises UsageError if it is there otherwise."""
+    try:
+        folder = store.dataset(card)
+    except DataError as error:
+        log.warning("%s", error)
+        return False
+    if folder is None:
+        return False
+    about = read_json(folder / "dataset.json")
+    had = about.get("wanted", order.wanted)
+    if order.generate and (order.samples or order.resolution) and had != order.wanted:
+        raise UsageError(
+            f"'{card.name}' is ready, but made otherwise ({_told(had)}): {folder}\n"
+            "--again replaces it by what you ask for now"
+        )
+    return True
+
+
+def _told(wanted: Mapping[str, Any]) -> str:
+    if not wanted.get("generate"):
+        return "from the published files"
+    size = [f"{key} {wanted[key]}" for key in ("samples", "resolution") if wanted.get(key)]
+    return f"generated, {', '.join(size) or 'as published'}"
+
+
+def _open_scratch(scratch: Path, wanted: Mapping[str, Any]) -> None:
+    """Keep the pieces of an interrupted attempt, but only if it wanted the same."""
+    canonical = json.loads(json.dumps(wanted, default=str))
+    if scratch.is_dir() and read_json(scratch / _KEY) != canonical:
+        shutil.rmtree(scratch)
+    elif scratch.is_dir() and len(os.listdir(scratch)) > 1:
+        log.info("continuing what was interrupted, with what is in %s", scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    write_json(scratch / _KEY, canonical)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Path]:
+    """The files of a data set by their names: the user's own, else downloaded. Raises DataError."""
+    found = {} if order.folder is None else find_files(order.folder, card)
+    for file in card.files:  # what a person has put there by hand
+        if file.aside and file.name not in found and _placed(store, card, file):
+            found[file.name] = _place(store, card, file)
+    whole = [file.name for file in card.files if file.whole and file.name in found]
+    if whole:
+        found = {whole[0]: found[whole[0]]}
+    missing = [] if whole else _missing(card, found)
+    lacking = [file for file in missing if not file.urls and not _placed(store, card, file)]
+    if lacking:
+        raise DataError(how_to_get_files(store, card, lacking, order.folder))
+    for name, path in found.items():
+        file = next(file for file in card.files if file.name == name)
+        check_pinned(store, card, file, path)
+    if missing:
+        _check_room(store, card, order, found)
+    until = None if order.minutes is None else time.monotonic() + 60 * order.minutes
+    for file in missing:
+        pin = pinned(store, card, file)
+        path = store.download(
+            file.urls,
+            f"{card.name}/{file.name}",
+            sha256=pin.sha256,
+            md5=pin.md5,
+            size=pin.size,
+            until=until,
+        )
+        check_pinned(store, card, file, path)
+        found[file.name] = path
+    return found
+
+
+def _missing(card: DataCard, found: Mapping[str, Path]) -> list[RemoteFile]:
+    return [file for file in card.files if file.name not in found and not file.aside]
+
+
+def find_files(folder: Path, card: DataCard) -> dict[str, Path]:
+    """The files of a data set in a folder of the user's, or below it, by name.
+
+    They are only read. Raises DataError if there is none, or if one has two places.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--from {folder}: no such folder")
+    found: dict[str, Path] = {}
+    wanted = {Path(file.name).name: file.name for file in card.files}
+    for path in sorted(folder.rglob("*")):
+        name = wanted.get(path.name)
+        if name is None or not path.is_file():
+            continue
+        if path == folder / name or name not in found:
+            found[name] = path
+        elif found[name] != folder / name and digest(found[name]) != digest(path):
+            raise DataError(
+                f"{folder} holds two files {path.name}, and they differ: {found[name]} and {path}\n"
+                "name the folder of one of them"
+            )
+    if not found:
+        names = text.shortlist(file.name for file in card.files)
+        raise DataError(f"--from {folder}: none of the files of '{card.name}' is there: {names}")
+    return found
+
+
+def _placed(store: Store, card: DataCard, file: RemoteFile) -> bool:
+    return _place(store, card, file).is_file()
+
+
+def _place(store: Store, card: DataCard, file: RemoteFile) -> Path:
+    """Where a file is downloaded to."""
+    return inside(store.root / "downloads", f"{card.name}/{file.name}")
+
+
+def how_to_get_files(
+    store: Store, card: DataCard, files: list[RemoteFile], folder: Path | None = None
+) -> str:
+    """What a person has to do for files that no program can fetch."""
+    where = "" if folder is None else f" and not in {folder}"
+    names = text.shortlist(file.name for file in files)
+    lines = [f"'{card.name}' needs files that a person has to fetch{where}: {names}"]
+    lines += [f"  {file.name}: {file.by_hand or card.source}" for file in files]
+    ways = [
+        f"get them, then: xmodal data fetch {card.name} --from FOLDER",
+        f"or put them into {inside(store.root / 'downloads', card.name)} and repeat",
+    ]
+    if card.stand_in:
+        ways.append(f"use the stand-in, which needs no account: --task {card.stand_in}")
+    return "\n".join(lines) + "\n" + suggest(ways)
+
+
+# --- checksums ------------------------------------------------------------------------------------
+
+
+def pinned(store: Store, card: DataCard, file: RemoteFile) -> RemoteFile:
+    """A file with the checksum that counts: the published one, else that of the first fetch."""
+    if file.sha256 or file.md5:
+        return file
+    known = read_json(_record(store, card)).get(file.name, {})
+    return replace(file, sha256=known.get("sha256"), size=known.get("size", file.size))
+
+
+def check_pinned(store: Store, card: DataCard, file: RemoteFile, path: Path) -> None:
+    """Check a file, or record what it is if nobody has published that. Raises DataError."""
+    pin, record = pinned(store, card, file), _record(store, card)
+    reason = Expected(pin.sha256, pin.md5, pin.size).wrong(path)
+    if reason is not None:
+        raise DataError(f"{path} is not the file '{file.name}': {reason}\n{_changed(file, record)}")
+    if file.lasting and not (pin.sha256 or pin.md5):
+        known = {"sha256": digest(path), "size": path.stat().st_size}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, {**read_json(record), file.name: known})
+        log.info("%s: no checksum is published; recorded SHA-256 %s", file.name, known["sha256"])
+
+
+def _record(store: Store, card: DataCard) -> Path:
+    """Where it is kept what files without a published checksum were at their first fetch."""
+    return inside(store.root / "checksums", f"{card.name}.json")
+
+
+def _changed(file: RemoteFile, record: Path) -> str:
+    ways = ["delete it and fetch it again"]
+    if not (file.sha256 or file.md5):
+        ways.append(
+            f"the first fetch on this machine recorded what it was, in {record}; if you know that "
+            f"the publisher has replaced it, remove '{file.name}' from that file and repeat"
+        )
+    return suggest(ways)
+
+
+def _check_room(store: Store, card: DataCard, order: DataOrder, found: Mapping[str, Path]) -> None:
+    """Raise DataError unless the disk holds what is still to come. Before anything is fetched."""
+    needed = 0 if order.samples or order.resolution else card.prepared
+    if not order.generate:
+        for file in card.files:
+            place = _place(store, card, file)
+            part = place.with_name(f"{place.name}.part")
+            if file.name not in found and not file.aside and not place.is_file():
+                have = part.stat().st_size if part.is_file() else 0
+                needed += max(0, (file.size or 0) - have)
+    store.root.mkdir(parents=True, exist_ok=True)
+    check_space(store.root, needed, f"making '{card.name}' ready")
