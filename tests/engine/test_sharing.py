@@ -42,8 +42,11 @@ EXTRA = '''
 
 from xmodal.batch import SOURCE, Term, View
 from xmodal.hookspecs import hookimpl
-from xmodal.interfaces import Mixer, Settings, Stage
+from xmodal.interfaces import (
+    Loss, Metric, Mixer, Settings, Stage, Target, Task, TaskData, TaskFacts, Use, default
+)
 from xmodal.optimize import SGD, make_optimizer
+from torch.utils.data import TensorDataset
 import torch
 
 
@@ -93,6 +96,33 @@ class Prepare(Stage):
 @hookimpl
 def xmodal_mixers():
     return {"agree": f"{__name__}:Agree"}
+
+
+class Persons(Task):
+    """Four samples of each of 15 persons; the first two thirds of the persons are class 0."""
+
+    class Config(Settings):
+        loss: Use[Loss] = default("cross-entropy")
+        metric: Use[Metric] = default("error-rate")
+
+    @classmethod
+    def describe(cls, config, store):
+        counts = {"train": 40, "validation": 12, "test": 8}
+        return TaskFacts("persons", (3,), Target("classification", 2), counts, (0, 0, 0))
+
+    def load(self, seed):
+        person = torch.arange(60) // 4
+        x = torch.stack([person, torch.arange(60), torch.zeros(60)], 1).float()
+        y = (person % 3 == 2).long()
+        parts = {"train": slice(0, 40), "validation": slice(40, 52), "test": slice(52, 60)}
+        sets = {name: TensorDataset(x[rows], y[rows]) for name, rows in parts.items()}
+        groups = {name: person[rows] for name, rows in parts.items()}
+        return TaskData(**sets, checksum="persons", groups=groups)
+
+
+@hookimpl
+def xmodal_tasks():
+    return {"persons": f"{__name__}:Persons"}
 
 
 @hookimpl
@@ -176,6 +206,42 @@ def test_smaller_shares_are_subsets_and_keep_the_order(folder: Path) -> None:
         assert previous <= set(used)
         assert used == [row for row in whole if row in set(used)]
         previous = set(used)
+
+
+def test_shares_keep_the_proportions_of_classes(folder: Path) -> None:
+    whole = np.bincount(loader.labels(data(folder).train).numpy(), minlength=CLASSES)
+    for fraction in (0.1, 0.3, 0.5):
+        part = loader.labels(data(folder, f"fraction={fraction}").train).numpy()
+        counts = np.bincount(part, minlength=CLASSES)
+        assert (counts > 0).all()
+        assert (np.abs(counts - whole * fraction) <= 1).all()
+
+
+def test_every_method_gets_the_same_share(folder: Path) -> None:
+    shares = []
+    for method in ("nft", "pare", "mixup", "orca"):
+        made = builder(folder, "fraction=0.3", method=method)
+        shares.append(rows(made.data().train))
+    assert all(share == shares[0] for share in shares)
+
+
+@pytest.mark.parametrize(("protocol", "total"), [("clean", 40), ("published", 52)])
+def test_shares_keep_persons_whole(extra: str, protocol: str, total: int) -> None:
+    registry = plugins.registry((extra,))
+    previous: set[float] = set()
+    for fraction in (0.3, 0.5):
+        overrides = ["task=persons", f"fraction={fraction}", f"protocol={protocol}"]
+        made = compose_plan(["methods/nft"], registry, Store(), overrides, "smoke")
+        data = Builder(made, Store(), lambda line: None).data()
+        x_NF = torch.tensor(rows(data.train))
+        persons, counts = x_NF[:, 0].unique(return_counts=True)
+        assert (counts == 4).all()
+        assert previous < set(persons.tolist())
+        assert abs(len(x_NF) - total * fraction) <= 2
+        # Persons of both classes, in the proportions of the whole: two to one.
+        assert abs((persons % 3 == 2).sum() - len(persons) / 3) <= 1
+        assert torch.equal(data.groups["train"], x_NF[:, 0].long())
+        previous = set(persons.tolist())
 
 
 def test_another_seed_takes_other_samples(folder: Path) -> None:

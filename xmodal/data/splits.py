@@ -1,6 +1,6 @@
-"""Splits samples into training, validation and test: stratified by class, or by whole groups.
+"""Splits samples into training, validation and test, and takes shares of the training samples.
 
-Pure functions of counts, labels and a seed.
+Both are stratified by class, or keep groups whole. Pure functions of counts, labels and a seed.
 """
 
 from __future__ import annotations
@@ -71,3 +71,49 @@ def _by_group(groups_N: Array, shares: Sequence[float], seed: int) -> Indices:
         part_G[group] = missing_P.argmax()
         missing_P[part_G[group]] -= sizes[group]
     return part_G[group_N]
+
+
+def shares(
+    order_N: Indices,
+    sizes: Sequence[int],
+    strata_N: Array | None = None,
+    groups_N: Array | None = None,
+) -> list[Indices]:
+    """Ascending indices of about ``sizes`` samples each; a smaller share lies in every larger one.
+
+    ``order_N``: those samples that may be taken, in random order. With ``strata_N`` every share has
+    the proportions of the whole, give or take a sample of each stratum, and the first samples are
+    one of each. With ``groups_N`` groups stay whole: a share ends after the group that brings it
+    closest to its size, and a group counts to the stratum of most of its samples. Every share has a
+    sample. Both arrays have an entry for every sample of the data set.
+    """
+    stratum_N = np.zeros(len(order_N)) if strata_N is None else strata_N[order_N]
+    groups_N = order_N if groups_N is None else groups_N[order_N]
+    _, first_G, group_N = np.unique(groups_N, return_index=True, return_inverse=True)
+    # Groups are numbered as they occur in the order.
+    rank_G = np.empty(len(first_G), dtype=np.int64)
+    rank_G[np.argsort(first_G)] = np.arange(len(first_G))
+    group_N = rank_G[group_N]
+    size_G = np.bincount(group_N)
+    stratum_G = _commonest(group_N, stratum_N)
+    begin_G = np.empty(len(size_G))
+    for stratum in np.unique(stratum_G):
+        own = np.flatnonzero(stratum_G == stratum)
+        # Where the group begins, as a fraction of its stratum.
+        begin_G[own] = (np.cumsum(size_G[own]) - size_G[own]) / size_G[own].sum()
+    turn_G = np.argsort(begin_G, kind="stable")
+    end_G = np.cumsum(size_G[turn_G])
+    place_G = np.empty_like(turn_G)
+    place_G[turn_G] = np.arange(len(turn_G))
+    return [np.sort(order_N[place_G[group_N] <= np.abs(end_G - size).argmin()]) for size in sizes]
+
+
+def _commonest(group_N: Indices, strata_N: Array) -> Indices:
+    """The number of the commonest stratum of each group; of several, the first."""
+    _, stratum_N = np.unique(strata_N, return_inverse=True)
+    pair, count = np.unique(group_N * (stratum_N.max() + 1) + stratum_N, return_counts=True)
+    group_P, stratum_P = np.divmod(pair, stratum_N.max() + 1)
+    best_P = np.lexsort((stratum_P, -count, group_P))
+    _, at = np.unique(group_P[best_P], return_index=True)
+    found: Indices = stratum_P[best_P][at]
+    return found

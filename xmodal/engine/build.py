@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from xmodal import randomness
-from xmodal.data import loader
+from xmodal.data import loader, splits
 from xmodal.data.store import Store
 from xmodal.engine import device as devices
 from xmodal.engine.model import TrainingModel
@@ -125,9 +126,7 @@ class Builder:
         task: Task = self.make(self.recipe.task, "task")
         data = task.load(self.recipe.seed)
         if self.recipe.protocol == "published":
-            # As published: the validation split is trained on too, and the test split selects.
-            joined: Dataset[Pair] = ConcatDataset([data.train, data.validation])
-            data = replace(data, train=joined)
+            data = _trained_on_both(data)
         data = self._share(data)
         # The whole that splits are parts of can then be freed.
         data = replace(
@@ -144,21 +143,37 @@ class Builder:
     def _share(self, data: TaskData) -> TaskData:
         """Keep the share of training samples that the recipe asks for, and hide some labels.
 
-        A smaller share is a subset of every larger one of the same seed.
+        Classes keep their proportions and groups stay whole. A smaller share is a subset of every
+        larger one of the same seed; the method has no part in the choice.
         """
         recipe, total = self.recipe, loader.count(data.train)
         used = max(1, round(total * recipe.fraction))
-        seen = max(1, round(used * recipe.labelled))
-        if seen == total:
+        if max(1, round(used * recipe.labelled)) == total:
             return data
-        order = randomness.permutation(total, recipe.seed, "share")
+        order_N = randomness.permutation(total, recipe.seed, "share").numpy()
+        target, groups_N = self.facts.task.target, data.groups.get("train")
+        together_N = np.arange(total) if groups_N is None else groups_N.numpy()
+        classes_N = None
+        if used < total and target.kind == "classification" and not target.shape:
+            classes_N = loader.labels(data.train).numpy()
+        (kept_N,) = splits.shares(order_N, (used,), classes_N, together_N)
+        # Hidden labels have no part in the choice of those that are seen.
+        seen = max(1, round(len(kept_N) * recipe.labelled))
+        order_N = order_N[np.isin(order_N, kept_N)]
+        (seen_N,) = splits.shares(order_N, (seen,), None, together_N)
+        hidden_N = np.setdiff1d(kept_N, seen_N)
         unlabelled = data.unlabelled
-        if seen < used:
-            hidden: Dataset[Pair] = Subset(data.train, order[seen:used].sort().values.tolist())
+        if len(hidden_N):
+            hidden: Dataset[Pair] = Subset(data.train, hidden_N.tolist())
             unlabelled = hidden if unlabelled is None else ConcatDataset([unlabelled, hidden])
-        train = Subset(data.train, order[:seen].sort().values.tolist())
-        self.note(f"training on {seen} of {total} samples with labels, {used - seen} without")
-        return replace(data, train=train, unlabelled=unlabelled)
+        train = Subset(data.train, seen_N.tolist())
+        whole = "" if groups_N is None else f", {len(np.unique(together_N[seen_N]))} whole groups"
+        self.note(
+            f"training on {len(seen_N)} of {total} samples with labels{whole}, {len(hidden_N)} "
+            "without"
+        )
+        groups = data.groups if groups_N is None else {**data.groups, "train": groups_N[seen_N]}
+        return replace(data, train=train, unlabelled=unlabelled, groups=groups)
 
     def session(self, data: TaskData) -> RunSession:
         """Load the weights, build the model and calibrate the embedder."""
@@ -289,6 +304,15 @@ class Builder:
         model.embedder.calibrate(x, norm)
         session.source_norm = norm
         session.target_norm = token_norm(model.embedder(x).x_BND)
+
+
+def _trained_on_both(data: TaskData) -> TaskData:
+    """As published: the validation split is trained on too, and the test split selects."""
+    train: Dataset[Pair] = ConcatDataset([data.train, data.validation])
+    groups = dict(data.groups)
+    if "train" in groups:
+        groups["train"] = torch.cat([groups["train"], groups["validation"]])
+    return replace(data, train=train, groups=groups)
 
 
 def _fit(loss: Loss, dataset: Dataset[Any]) -> None:

@@ -1,0 +1,81 @@
+"""Shares of samples: nested, stratified, whole groups; against a plain loop."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xmodal.data.splits import shares
+
+
+def order(count: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).permutation(count)
+
+
+def test_without_strata_and_groups_a_share_is_the_beginning_of_the_order() -> None:
+    found = shares(order(50), (5, 20, 50))
+    for share, size in zip(found, (5, 20, 50), strict=True):
+        np.testing.assert_array_equal(share, np.sort(order(50)[:size]))
+
+
+@pytest.mark.parametrize("counts", [(50, 50), (90, 9, 1), (400, 37, 20, 3)])
+def test_shares_are_nested_and_stratified(counts: tuple[int, ...]) -> None:
+    strata = np.repeat(np.arange(len(counts)) * 7 + 3, counts)
+    strata = strata[order(len(strata), 1)]
+    sizes = [len(counts), *(round(len(strata) * f) for f in (0.1, 0.3, 0.5, 1.0))]
+    found = shares(order(len(strata)), sorted(sizes), strata)
+    for smaller, larger in itertools.pairwise(found):
+        assert set(smaller) <= set(larger)
+    for share, size in zip(found, sorted(sizes), strict=True):
+        assert len(share) == len(set(share)) == size
+        taken = [np.sum(strata[share] == value) for value in np.unique(strata)]
+        # At least one of each, and otherwise the proportions of the whole.
+        assert min(taken) >= 1
+        exact = np.array(counts) * size / len(strata)
+        assert (np.abs(taken - exact) <= max(1, len(counts) - 1)).all()
+
+
+def test_the_order_decides_who_is_taken_in_a_class() -> None:
+    strata = np.array([0, 1] * 20)
+    (share,) = shares(order(40), (10,), strata)
+    for value in (0, 1):
+        first = [i for i in order(40) if strata[i] == value][:5]
+        assert sorted(first) == [i for i in share if strata[i] == value]
+
+
+def test_groups_stay_whole_and_shares_end_where_they_are_closest() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.repeat(rng.permutation(60) + 100, rng.integers(1, 9, 60))
+    groups = groups[rng.permutation(len(groups))]
+    sizes = [1, 30, 60, 120, len(groups)]
+    found = shares(order(len(groups)), sizes, groups_N=groups)
+    # A plain loop over the groups in the order in which they come up.
+    turn = list(dict.fromkeys(groups[order(len(groups))].tolist()))
+    for share, size in zip(found, sizes, strict=True):
+        best: list[int] = []
+        for count in range(1, len(turn) + 1):
+            these = [i for i, group in enumerate(groups) if group in set(turn[:count])]
+            if not best or abs(len(these) - size) < abs(len(best) - size):
+                best = these
+        assert share.tolist() == best
+    assert all(set(a) <= set(b) for a, b in itertools.pairwise(found))
+
+
+def test_groups_of_one_class_each_are_stratified_by_class() -> None:
+    # 40 records of class 0 and 10 of class 1, four windows each.
+    groups = np.repeat(np.arange(50), 4)
+    strata = (groups >= 40).astype(int)
+    (share,) = shares(order(200), (40,), strata, groups)
+    records = np.unique(groups[share])
+    assert len(share) == 40
+    assert np.sum(records >= 40) == 2
+
+
+def test_a_group_counts_to_the_class_of_most_of_its_samples() -> None:
+    groups = np.repeat(np.arange(20), 5)
+    strata = np.where(np.arange(100) % 5 < 3, groups % 2, 1 - groups % 2)
+    (share,) = shares(order(100), (50,), strata, groups)
+    assert np.bincount(np.unique(groups[share]) % 2).tolist() == [5, 5]
