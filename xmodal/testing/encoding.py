@@ -145,8 +145,8 @@ def _whole_cases() -> list[Facts]:
 
 
 def whole_samples(form: Form, target: Target | None = None) -> Facts:
-    """Facts of a run in which backbone ``identity`` and embedder ``flat`` hand samples on whole."""
-    nothing = BackboneFacts("identity", "any", width=0, feature_width=0)
+    """Facts of a run in which backbone and embedder hand samples on as they are."""
+    nothing = BackboneFacts("example-nothing", "any", width=0, feature_width=0)
     return Facts(tiny_task(form, target), nothing, grid=(1,))
 
 
