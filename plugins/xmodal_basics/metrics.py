@@ -215,7 +215,7 @@ class F1Error(_Confusion):
     def compute(self) -> float:
         """F1 = 2 TP / (labelled + predicted)."""
         either_K = self.confusion_KK.sum(0) + self.confusion_KK.sum(1)
-        f1_K = 2.0 * self.confusion_KK.diagonal() / either_K
+        f1_K = 2.0 * self.confusion_KK.diagonal().double() / either_K
         return 1.0 - float(f1_K[either_K > 0].mean())
 
     def smallest(self) -> float | None:
@@ -260,7 +260,7 @@ class BalancedError(_Confusion):
     def compute(self) -> float:
         """Recalls of the rows that are not empty."""
         count_K = self.confusion_KK.sum(1)
-        recall_K = self.confusion_KK.diagonal() / count_K
+        recall_K = self.confusion_KK.diagonal().double() / count_K
         return 1.0 - float(recall_K[count_K > 0].mean())
 
     def smallest(self) -> float | None:

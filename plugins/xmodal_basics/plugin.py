@@ -82,6 +82,7 @@ def xmodal_metrics() -> Mapping[str, str]:
         "f1-error": "xmodal_basics.metrics:F1Error",
         "auroc-error": "xmodal_basics.metrics:AUROCError",
         "average-precision-error": "xmodal_basics.metrics:AveragePrecisionError",
+        "pixel-auroc-error": "xmodal_basics.pixel_auroc:PixelAUROCError",
         "mae": "xmodal_basics.metrics:MeanAbsoluteError",
         "rmse": "xmodal_basics.metrics:RootMeanSquaredError",
         "nrmse": "xmodal_basics.metrics:NormalisedRMSE",

@@ -12,6 +12,7 @@ def xmodal_tasks() -> Mapping[str, str]:
     """Tasks of NAS-Bench-360."""
     return {
         "cifar100": "xmodal_nasbench360.cifar100:Cifar100",
+        "cosmic": "xmodal_nasbench360.cosmic:Cosmic",
         "darcy": "xmodal_nasbench360.darcy:Darcy",
         "psicov": "xmodal_nasbench360.psicov:Psicov",
         "spherical": "xmodal_nasbench360.spherical:Spherical",

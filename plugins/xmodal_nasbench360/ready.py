@@ -59,7 +59,7 @@ def get(task: type[Task], config: Any, store: Store, *settings: str) -> Ready:
         raise DataError("\n".join(task.missing(config, store)))
     if found is None:
         files = published(Path(config.path).expanduser(), card)
-        key = {"form": card.form, "files": contents(files), **plain}
+        key = {"form": card.form, "files": {n: contents(at) for n, at in files.items()}, **plain}
 
         def make(folder: Path) -> None:
             with scratch(store.root) as spare:

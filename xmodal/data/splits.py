@@ -70,7 +70,17 @@ def _by_group(groups_N: Array, shares: Sequence[float], seed: int) -> Indices:
         # Largest groups first; each goes to the part that lacks the most samples.
         part_G[group] = missing_P.argmax()
         missing_P[part_G[group]] -= sizes[group]
+    _fill(part_G, sizes, len(shares))
     return part_G[group_N]
+
+
+def _fill(part_G: Indices, sizes: Indices, parts: int) -> None:
+    """Give a part that got no group, being smaller than all, the smallest group of another."""
+    for part in range(parts):
+        counts = np.bincount(part_G, minlength=parts)
+        if counts[part] == 0 and counts.max() > 1:
+            able = np.flatnonzero(counts[part_G] > 1)
+            part_G[able[np.argmin(sizes[able])]] = part
 
 
 def shares(

@@ -129,3 +129,45 @@ def spherical_file(
     with gzip.open(folder / "s2_cifar100.gz", "wb", compresslevel=1) as file:
         pickle.dump(content, file, protocol)
     return arrays
+
+
+def cosmic_arrays(folder: Path, seed: int = 2) -> dict[str, np.ndarray]:
+    """deepCR's folders with three visits of galaxies, one other, and another filter.
+
+    Returns every array by its path below ``folder``.
+    """
+    random = np.random.default_rng(seed)
+    written: dict[str, np.ndarray] = {}
+    visits = {
+        "npy_train/f435w/10760/2": 5,
+        "npy_train/f435w/12058/16": 4,
+        "npy_train/f435w/10182/pb": 3,
+        "npy_train/f435w/10595/2": 2,  # a globular cluster
+        "npy_train/f814w/10760/2": 2,
+        "npy_test/f435w/10342/3": 3,
+        "npy_test/f435w/14704/1": 2,
+        "npy_test/f435w/9425/2": 1,  # an extragalactic field
+    }
+    for place, count in visits.items():
+        (folder / place).mkdir(parents=True)
+        for n in range(1, count + 1):
+            layers = 2 if place.endswith("14704/1") else 3
+            image = random.gamma(2, 50, (layers, 256, 256))
+            image[1:] = random.uniform(size=(layers - 1, 256, 256)) < 0.05
+            # The eleventh exposure comes after the second one, not after the first.
+            name = f"{place}/{n + 9 if n == 2 else n}_{n}.npy"
+            written[name] = image.astype(np.float32)
+        sky = random.uniform(20, 90, 12)
+        if not place.endswith("10182/pb"):
+            written[f"{place}/sky.npy"] = sky
+    for name, array in written.items():
+        np.save(folder / name, array)
+    return written
+
+
+def cosmic_tars(folder: Path, source: Path) -> None:
+    """deepCR's two tar files out of such folders, their members in any order."""
+    for part in ("train", "test"):
+        with tarfile.open(folder / f"deepCR.ACS-WFC.{part}.tar", "w") as archive:
+            for path in sorted((source / f"npy_{part}").rglob("*.npy"), key=lambda p: p.name[::-1]):
+                archive.add(path, f"npy_{part}/{path.relative_to(source / f'npy_{part}')}")

@@ -9,12 +9,15 @@ import pytest
 
 from xmodal import api
 
-from .published import cifar_archive, spherical_file
+from .published import cifar_archive, cosmic_arrays, spherical_file
 
 FILES: dict[str, Callable[[Path], object]] = {
     "cifar100": lambda folder: cifar_archive(folder, 12, 6),
+    "cosmic": cosmic_arrays,
     "spherical": lambda folder: spherical_file(folder, 12, 6, last=True),
 }
+
+OWN = {"cifar100": ["task.validation=4"], "cosmic": [], "spherical": ["task.validation=4"]}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -26,10 +29,10 @@ def test_two_steps_at_smoke_scale(
     files.mkdir()
     FILES[name](files)
     done = api.run(
-        "methods/pare",
+        "methods/pare-published" if name == "cosmic" else "methods/pare",
         f"tasks/{name}",
         scale="smoke",
-        overrides=[f"task.path={files}", "task.partial=true", "task.validation=4"],
+        overrides=[f"task.path={files}", "task.partial=true", *OWN[name]],
         root=tmp_path / "runs",
         report=False,
     )
