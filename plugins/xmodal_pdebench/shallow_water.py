@@ -40,7 +40,7 @@ FASTEST = 1.75
 
 def centres(n: int) -> Array:
     """Centres of the cells along one axis, ``[n]``."""
-    return (np.arange(n) + 0.5) * (SIDE / n) - SIDE / 2
+    return np.asarray((np.arange(n) + 0.5) * (SIDE / n) - SIDE / 2)
 
 
 def dam(radius_B: Array, n: int) -> Array:

@@ -27,7 +27,7 @@ def one_dimension(left: float, right: float, n: int, time: float) -> np.ndarray:
     """The depth along x of the numerical solution on [-1, 1]; y has four equal cells."""
     x = (np.arange(n) + 0.5) * 2 / n - 1
     h = np.repeat(np.where(x < 0, left, right)[None, :, None], 4, axis=2)
-    steps = int(np.ceil(time * 3.2 * n / 2 / 0.9))
+    steps = int(np.ceil(time * 3.5 * n / 2 / 0.9))
     state = sw.evolve((h, np.zeros_like(h), np.zeros_like(h)), time, steps, 2 / n)
     assert np.array_equal(state[0][..., 0], state[0][..., 3])
     assert not state[2].any()
