@@ -32,7 +32,8 @@ class TaskFacts:
     ``levels`` has one entry per table column: 0 for a number, m for a category coded 0 .. m-1.
     ``samples`` counts the samples of each split. ``family``: the kind of its data, such as "pde" or
     "protein". Verdicts count tasks of one family as one observation; where nothing is stated, rows
-    are of the family "table", sequences "series" and grids "image".
+    are of the family "table", sequences "series" and grids "image". ``coarse``: points per side on
+    which ``Task.coarse`` solves the task's equation unless told otherwise; 0 if it has none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TaskFacts:
     samples: Mapping[str, int]
     levels: tuple[int, ...] = ()
     family: str = ""
+    coarse: int = 0
 
     def __post_init__(self) -> None:
         if not self.family:

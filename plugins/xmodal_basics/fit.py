@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from xmodal.batch import Progress
 from xmodal.data import loader
@@ -38,7 +38,10 @@ class Fit(Stage):
         if predictor.fitted:
             return
         data, chooses = session.data, session.evaluation_split()
-        x_NF, y = _features(session, data.train)
+        train = data.train
+        if predictor.most_samples is not None:
+            train = Subset(train, range(min(predictor.most_samples, loader.count(train))))
+        x_NF, y = _features(session, train)
         validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
         if predictor.uses_validation:
             validation_x_NF, validation_y = _features(session, chooses)
@@ -47,7 +50,8 @@ class Fit(Stage):
             splits = (data.validation, data.test)
             others = [split for split in splits if not any(split is one for one in used)]
             others_NF = torch.cat([x_NF[:0], *(_features(session, one)[0] for one in others)])
-        predictor.fit(FitData(x_NF, y, validation_x_NF, validation_y, others_NF))
+        decode = session.model.decode
+        predictor.fit(FitData(x_NF, y, validation_x_NF, validation_y, others_NF, data.raw, decode))
         predictor.to(session.device)
 
     def steps_per_epoch(self, session: Session) -> int:

@@ -33,6 +33,8 @@ GENERATOR = 1
 
 TRAIN_FILE = "piececonst_r421_N1024_smooth1.mat"
 TEST_FILE = "piececonst_r421_N1024_smooth2.mat"
+PUBLISHED_GRID = 421
+"""Points per side of the published files."""
 _ARRAYS = "fields.safetensors"
 
 

@@ -19,6 +19,8 @@ ALPHA = 2.0
 TAU = 3.0
 HIGH = 12.0
 LOW = 3.0
+COARSE = 1e-4
+"""Relative residual of a coarse solution, whose grid costs more than a percent."""
 MODES = 421
 """Cosine modes per side: as many as the published grid resolves; the same for every grid."""
 
@@ -43,6 +45,13 @@ class Grid:
     def stride(self) -> int:
         """Distance between kept points on the solver's grid."""
         return (self.solver_grid - 1) // (self.resolution - 1)
+
+    def positions(self) -> Array:
+        """Where the kept points lie along one axis of the unit square, ``[resolution]``."""
+        kept = np.arange(self.resolution) * self.stride
+        if self.placement == "node":
+            return np.asarray(kept / (self.solver_grid - 1))
+        return np.asarray((kept + 0.5) / self.solver_grid)
 
     def key(self) -> dict[str, Any]:
         """A JSON-like identification for the cache."""
@@ -103,6 +112,20 @@ def pressure(a: Array, placement: Placement) -> Array:
     # Splines overshoot where a jumps, so a few faces at the boundary even become negative, as in
     # the published data. Conjugate gradients still converge, in about 30 iterations (measured).
     return np.asarray(back @ solve(there @ a @ there.T) @ back.T)
+
+
+def coarse_pressure(a: Array, given: Array, points: int) -> Array:
+    """u from a ``[n, 1, R, R]`` at the places ``given`` ``[R]``, solved on ``points`` nodes a side.
+
+    A node takes the nearest a; cubic splines carry u back.
+    """
+    from scipy.interpolate import CubicSpline
+
+    nodes = np.linspace(0.0, 1.0, points)
+    nearest = np.abs(given[None, :] - nodes[:, None]).argmin(axis=1)
+    back = np.asarray(CubicSpline(nodes, np.eye(points))(given))
+    solved = np.stack([solve(one[np.ix_(nearest, nearest)], tolerance=COARSE) for one in a[:, 0]])
+    return np.asarray(back @ solved @ back.T)[:, None]
 
 
 def draw(seed: int, stream: int, index: int, grid: Grid) -> tuple[Array, Array]:

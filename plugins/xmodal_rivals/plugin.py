@@ -10,4 +10,6 @@ from xmodal import hookimpl
 @hookimpl
 def xmodal_predictors() -> Mapping[str, str]:
     """Rivals, by name."""
-    return {}
+    return {
+        "coarse-solve": "xmodal_rivals.coarse_solve:CoarseSolve",
+    }

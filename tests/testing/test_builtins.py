@@ -40,6 +40,7 @@ NEEDS = {
     ("backbone", "mpnet-base"): WEIGHTS,
     ("backbone", "swin"): "89 million random weights are too slow to make here",
     ("backbone", "roberta"): "125 million random weights are too slow to make here",
+    ("predictor", "coarse-solve"): "needs a task with an equation, as its own tests have",
     ("launcher", "slurm"): "needs a cluster, which tests/clusters starts",
     ("launcher", "ray"): "needs a cluster, which tests/clusters starts",
 }

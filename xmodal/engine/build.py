@@ -200,7 +200,9 @@ class Builder:
             parts[part] = self.make(getattr(recipe, part), part)
         mixer = self.make(recipe.mixer, "mixer", **parts)
         target = self.facts.task.target
-        predictor = self.make(recipe.predictor, "predictor", target, backbone=backbone)
+        predictor = self.make(
+            recipe.predictor, "predictor", target, backbone=backbone, task=recipe.task
+        )
         loss = self._loss(recipe.task.config.loss, "loss", target)
         _fit(loss, data.train)
         raw = data.raw

@@ -62,7 +62,9 @@ def rebuild(
                 builder.make(recipe.adapter, "adapter").apply(backbone)
         embedder = builder.make(recipe.embedder, "embedder", backbone=backbone)
         target = facts.task.target
-        predictor = builder.make(recipe.predictor, "predictor", target, backbone=backbone)
+        predictor = builder.make(
+            recipe.predictor, "predictor", target, backbone=backbone, task=recipe.task
+        )
     decode = recipe.task.component.decoder(recipe.task.config, decoding)
     network = Network(embedder, backbone, predictor, decode)
     checkpoint.load_exactly(network, own, where)

@@ -28,8 +28,9 @@ class Context:
 
     ``generator`` is the component's own source of randomness (on the CPU); its state is saved with
     every checkpoint. ``components`` holds the parts that the component uses (a mixer gets
-    ``selector`` and ``scheduler``, an embedder gets ``backbone``). ``output`` is what a predictor
-    must predict. ``note`` records one line for the user.
+    ``selector`` and ``scheduler``, an embedder gets ``backbone``; a predictor gets that, and the
+    recipe's ``Use`` of the task as ``task``). ``output`` is what a predictor must predict. ``note``
+    records one line for the user.
 
     Every part gets a context; trackers, launchers and exporters get one from ``Context.outside``.
     """

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -75,6 +77,16 @@ class Task(WithData):
     @abstractmethod
     def load(self, seed: int) -> TaskData:
         """Load, split and normalise. A random split depends only on ``seed``."""
+
+    @classmethod
+    def coarse(cls, config: Any, x: NDArray[np.float64], points: int) -> NDArray[np.float64]:
+        """Solve the task's equation numerically on ``points`` points along each side.
+
+        ``x`` holds raw samples ``[n, *laid]`` (``RawForm``); the result ``[n, K, *shape]`` is in
+        the unit of the labels, on their grid. What samples do not tell (a random start) is set to
+        its mean. Only for tasks whose facts say ``coarse``. Raises ArithmeticError.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no equation to solve")
 
     @classmethod
     def decoder(cls, config: Any, state: Mapping[str, Tensor]) -> nn.Module:

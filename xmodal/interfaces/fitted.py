@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from xmodal.data.preparation import RawForm
 from xmodal.errors import DataError, UsageError
 from xmodal.facts import Facts
 from xmodal.interfaces.model import Predictor
@@ -34,7 +35,8 @@ class FitData:
     unknown label is NaN. The validation samples (those that choose the best epoch of a method) are
     for early stopping alone; a predictor that does not use them gets none. ``others_NF`` holds the
     samples of the other splits, without labels, for a predictor that ``keeps_predictions``, and is
-    empty for any other.
+    empty for any other. ``raw`` says how raw samples became ``x_NF``, and ``decode`` how outputs
+    of the predictor become labels.
     """
 
     x_NF: Tensor
@@ -42,6 +44,8 @@ class FitData:
     validation_x_NF: Tensor
     validation_y: Tensor
     others_NF: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    raw: RawForm | None = None
+    decode: nn.Module = field(default_factory=nn.Identity)
 
 
 class FittedBuffers(nn.Module):
@@ -78,12 +82,14 @@ class FittedPredictor(FittedBuffers, Predictor):
     It reads flattened samples: embedder ``flat``, backbone ``identity``. What is fitted lies in
     buffers, its own (``names``) or those of a ``FittedBuffers`` inside it, so that a restored model
     predicts the same to the last bit. ``uses_validation``: it wants validation samples.
+    ``most_samples``: how many training samples it wants at most; None: all.
     ``keeps_predictions``: the buffers hold predictions instead of a model, because its library can
     only pickle it; ``fit`` then gets the samples of all splits.
     """
 
     uses_validation: ClassVar[bool] = True
     keeps_predictions: ClassVar[bool] = False
+    most_samples: ClassVar[int | None] = None
 
     @property
     @abstractmethod
