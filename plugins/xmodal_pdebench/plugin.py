@@ -10,4 +10,10 @@ from xmodal import hookimpl
 @hookimpl
 def xmodal_tasks() -> Mapping[str, str]:
     """Tasks, by name."""
-    return {}
+    return {
+        "pdebench/advection": "xmodal_pdebench.one_dimensional:Advection",
+        "pdebench/burgers": "xmodal_pdebench.one_dimensional:Burgers",
+        "pdebench/diffusion-reaction": "xmodal_pdebench.one_dimensional:DiffusionReaction",
+        "pdebench/diffusion-sorption": "xmodal_pdebench.one_dimensional:DiffusionSorption",
+        "pdebench/navier-stokes": "xmodal_pdebench.one_dimensional:NavierStokes",
+    }
