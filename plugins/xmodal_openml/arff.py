@@ -15,6 +15,7 @@ from xmodal.text import shown
 
 _VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _FIELD = re.compile(rf"""\s*({_VALUE}|[^,'"\s][^,]*?|)\s*(,|$)""")
+_LEVEL = re.compile(rf"""\s*({_VALUE}|[^,}}'"\s][^,}}]*?|)\s*(,|\}})""")
 _ATTRIBUTE = re.compile(rf"@attribute\s+({_VALUE}|[^\s{{]+)\s*(.+)", re.IGNORECASE)
 _NUMBERS = {"numeric", "real", "integer"}
 
@@ -91,16 +92,18 @@ def _attribute(path: Path, number: int, line: str) -> Attribute:
     if not kind.startswith("{"):
         word = kind.split()[0].lower()
         return Attribute(name, "numeric" if word in _NUMBERS else word)
-    levels = _fields(kind[1:].split("%")[0].rstrip().removesuffix("}").strip()) or []
+    levels = _fields(kind[1:], _LEVEL)
+    if levels is None:
+        raise _unreadable(path, f"line {number}: the categories of '{name}' do not end in }}")
     # A '?' among the categories stands for missing values, as in the rows.
     return Attribute(name, "nominal", tuple(level for level in levels if level is not None))
 
 
-def _fields(line: str) -> list[str | None] | None:
-    """The fields of a line; None if it cannot be split."""
+def _fields(line: str, field: re.Pattern[str] = _FIELD) -> list[str | None] | None:
+    """The fields of a line, or of a list of categories; None if it cannot be split."""
     found, at = [], 0
     while True:
-        match = _FIELD.match(line, at)
+        match = field.match(line, at)
         if match is None:
             return None
         found.append(_text(match[1]))

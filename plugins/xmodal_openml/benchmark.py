@@ -95,8 +95,10 @@ class BenchmarkTable(TableTask):
 
     @classmethod
     def contents(cls, config: BenchmarkSettings, store: Store) -> Mapping[str, str]:
-        """The table; others may lie in the same pack."""
-        return {} if config.path is None else {"path": checksum(cls.table(config, store))}
+        """The table, not the pack in which it may lie; nothing if it is built."""
+        if config.path is not None:
+            return {"path": checksum(cls.table(config, store))}
+        return {} if cls.build is not None else super().contents(config, store)
 
 
 class BalanceScale(BenchmarkTable):

@@ -163,17 +163,30 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
     until = None if order.minutes is None else time.monotonic() + 60 * order.minutes
     for file in missing:
         pin = pinned(store, card, file)
-        path = store.download(
-            file.urls,
-            f"{card.name}/{file.name}",
-            sha256=pin.sha256,
-            md5=pin.md5,
-            size=pin.size,
-            until=until,
-        )
+        known = {"sha256": pin.sha256, "md5": pin.md5, "size": pin.size}
+        path = _fetched(store, card, file, until=until, **known)
         check_pinned(store, card, file, path)
         found[file.name] = path
     return found
+
+
+def _fetched(store: Store, card: DataCard, file: RemoteFile, **known: Any) -> Path:
+    """A file, downloaded if it is not here. One that may have changed is asked for every time."""
+
+    def ask() -> Path:
+        return store.download(file.urls, f"{card.name}/{file.name}", **known)
+
+    place = _place(store, card, file)
+    if file.lasting or not place.is_file():
+        return ask()
+    before = place.with_name(f"{place.name}.before")
+    place.replace(before)
+    try:
+        return ask()
+    except DataError as error:
+        log.warning("using the %s of before: %s", file.name, str(error).partition("\n")[0])
+        before.replace(place)
+        return place
 
 
 def _missing(card: DataCard, found: Mapping[str, Path]) -> list[RemoteFile]:

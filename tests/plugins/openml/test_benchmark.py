@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from xmodal import plugins
+from xmodal.data import download
 from xmodal.data.datasets import Preparation
+from xmodal.data.obtain import DataOrder
 from xmodal.data.store import Store
+from xmodal.errors import DataError
 from xmodal.interfaces import Context
 from xmodal.recipe.compose import compose, validate
 from xmodal_openml import copies
@@ -19,6 +23,7 @@ from xmodal_openml.benchmark import BenchmarkTable, CreditG
 from xmodal_openml.catalogue import TABLES, Published
 
 from ...paths import DATA, ROOT
+from . import openml_files
 
 PACK = DATA / "cc18_30.npz"
 needs_pack = pytest.mark.skipif(not PACK.is_file(), reason=f"no published tables at {PACK}")
@@ -35,7 +40,7 @@ def test_without_data_the_facts_are_those_of_the_table(tmp_path: Path) -> None:
     for name, published in TABLES.items():
         cls = task(name)
         assert cls.published is published
-        for split in SPLITS:
+        for split in SPLITS if published.did == 1464 else SPLITS[:1]:
             bare, full = (cls.Config(protocol_split=split, path=p) for p in (None, PACK))
             assert cls.describe(bare, Store(tmp_path)) == cls.describe(full, Store(tmp_path))
 
@@ -111,8 +116,8 @@ FILE = r"""% a comment
 @ATTRIBUTE 'an id' string
 @attribute "the weight" REAL
 @attribute colour {'dark red', never, "it's \"black\"", ?}
-@attribute Class {pos, 'a,b'}   % the label in the middle
-@attribute shape { round ,flat}
+@attribute Class {pos, 'a,b'}   % the label in the middle, {so}
+@attribute shape { round ,'}%',flat}
 @DATA
 x1, 0.1, 'dark red', pos, round
 'x,2', 2e-3 ,"it's \"black\"",'a,b',?
@@ -161,3 +166,138 @@ def test_an_arff_file_is_read_as_declared(tmp_path: Path) -> None:
     assert table.level_names() == ((), ("dark red", 'it\'s "black"'), ("round", "flat"))
     assert (table.classes, table.label) == (("pos", "a,b"), "Class")
     assert any("values differ from TabPFN's file" in note for note in table.notes)
+
+
+@needs_pack
+@pytest.mark.parametrize("name", ["cylinder-bands", "MiceProtein", "dresses-sales", "cmc"])
+def test_a_fetched_arff_file_gives_the_pack_s_table(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row order, category codes, missing values, ignored columns: all as in TabPFN's file."""
+    true = TABLES[name]
+    text = openml_files.as_arff(PACK, true.did, true.ignored)
+    about = openml_files.description(true.ignored)
+    with openml_files.served(tmp_path / "www", {"f": text, f"{name}.json": about}) as url:
+        monkeypatch.setattr(copies, "_DOWNLOADS", url + "/f?{file}")
+        monkeypatch.setattr(copies, "_DESCRIPTIONS", url + f"/{name}.json?{{did}}")
+
+        class Table(BenchmarkTable):
+            published = replace(true, file=1, md5=openml_files.md5(text))
+
+        store = Store(tmp_path / "cache")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / f"{name}.json").write_text(about)
+        order = DataOrder(folder=tmp_path / "mine")
+        folder, made = Table.obtain(Table.Config(), store, order)
+    assert made
+    fetched, packed = copies.opened(folder), copies.read(PACK, true)
+    np.testing.assert_array_equal(fetched.x_NF, packed.x_NF)
+    np.testing.assert_array_equal(fetched.y_N, packed.y_N)
+    assert fetched.columns == packed.columns
+    assert fetched.levels == packed.levels
+    assert not fetched.notes
+    assert np.load(folder / "x.npy", mmap_mode="r").dtype == np.float32
+    # The pack knows categories by their codes, the file by their names, in the same order.
+    for names, codes in zip(fetched.level_names(), packed.level_names(), strict=True):
+        assert names == tuple(openml_files.level(int(code)) for code in codes)
+
+
+@needs_pack
+def test_where_no_pin_is_known_the_description_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_ = task("eucalyptus")
+    assert task_.state(task_.Config(), Store(tmp_path)) == "fetchable"
+    text = openml_files.as_arff(PACK, 188, ())
+    files = {"e.arff": text}
+    with openml_files.served(tmp_path / "www", files) as url:
+        monkeypatch.setattr(copies, "_DESCRIPTIONS", url + "/{did}.json")
+        monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+        described = tmp_path / "www" / "188.json"
+        wrong = openml_files.description((), url=f"{url}/e.arff", md5_checksum="0" * 32)
+        described.write_text(wrong)
+        with pytest.raises(DataError, match=r"its MD5 is"):
+            task_.obtain(task_.Config(), Store(tmp_path / "one"), DataOrder())
+        md5 = openml_files.md5(text)
+        described.write_text(openml_files.description((), url=f"{url}/e.arff", md5_checksum=md5))
+        folder, _ = task_.obtain(task_.Config(), Store(tmp_path / "one"), DataOrder())
+    np.testing.assert_array_equal(
+        copies.opened(folder).x_NF, copies.read(PACK, TABLES["eucalyptus"]).x_NF
+    )
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@needs_pack
+def test_weka_s_own_files_are_the_published_tables() -> None:
+    """Debian's weka ships two of the tables as their author wrote them, levels and all."""
+    examples = [f"usr/share/doc/weka/examples/{name}.arff" for name in ("credit-g", "diabetes")]
+    try:
+        folder = Store().debian_files("weka", examples)
+    except DataError as error:
+        pytest.skip(str(error).splitlines()[0])
+    for example in examples:
+        table = TABLES[Path(example).stem]
+        found, packed = (copies.read(path, table) for path in (folder / example, PACK))
+        assert not found.notes
+        np.testing.assert_array_equal(found.x_NF, packed.x_NF)
+        np.testing.assert_array_equal(found.y_N, packed.y_N)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("@DATA", "@DATUM"), r"small\.arff: cannot be read as ARFF: it has no @data line"),
+        (("x3,", "{0 x3,"), "sparse rows"),
+        (("x4,4,", "x4,4,5,"), r"line 14 has 6 fields, expected 5"),
+        (("x6,6,'it", 'x6,6,"it'), r"line 17 has an unfinished quote"),
+        (("x6,6,", "x6,six,"), r"line 17: 'the weight' has 'six', which is no finite number"),
+        (("x6,6,", "x6,1e999,"), r"line 17: 'the weight' has '1e999', which is no finite"),
+        (("x5,5,'dark red'", "x5,5,'dark'"), r"line 15: 'colour' has 'dark', .* not among its dec"),
+        (("x5,5,'dark red',pos", "x5,5,'dark red',?"), r"line 15 has no label \('Class'\)"),
+        (("'an id' string", "shape string"), "two attributes are named 'shape'"),
+        (("'an id' string", "'an od' string"), r"no column 'an id'; did you mean 'an od'\?"),
+        (('"the weight" REAL', "\"the weight\" date 'y'"), "'the weight' is date; a column is"),
+        (("@attribute Class {pos, 'a,b'}", "@attribute Class string"), "is string, not nominal"),
+        (
+            ("x7,-7,'dark red',pos,round\n", ""),
+            r"not OpenML 7 \(small\): rows of each class: \(2, ",
+        ),
+        (("x3,?,", "x3,3,"), r"missing cells: 1, expected 2"),
+        ((FILE[FILE.index("x1") :], ""), "it has no rows"),
+    ],
+)
+def test_arff_files_that_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert FILE.count(change[0]) == 1
+    with pytest.raises(DataError, match=message):
+        copies.read(small(tmp_path, FILE.replace(*change)), SMALL)
+
+
+@pytest.mark.parametrize("about", [{"no": 1}, [], "x"])
+def test_a_description_that_is_none(tmp_path: Path, about: Any) -> None:
+    path = small(tmp_path)
+    path.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"small\.json: not OpenML's description"):
+        copies.read(path, SMALL)
+
+
+def test_ignored_columns_may_be_named_in_one_text(tmp_path: Path) -> None:
+    about = ABOUT | {"ignore_attribute": "shape, colour", "row_id_attribute": "an id"}
+    described = json.dumps({"data_set_description": about})
+    (tmp_path / "a.json").write_text(described)
+    found = copies.described(tmp_path / "a.json")
+    assert found.ignored == ("an id", "shape", "colour")
+    assert found.target == "Class"
+
+
+@needs_pack
+def test_orca_leaves_out_the_redundant_column() -> None:
+    cls = task("blood-transfusion-service-center")
+    context = Context.outside(Store())
+    whole, orca = (cls(cls.Config(path=PACK, protocol_split=s), context) for s in SPLITS)
+    x_NF = whole.table(whole.config, whole.store).x_NF
+    np.testing.assert_array_equal(x_NF[:, 2], 250 * x_NF[:, 1])
+    data = orca.load(0)
+    assert data.raw is not None
+    assert data.raw.columns == ("V1", "V2", "V4")
+    assert data.train[0][0].shape == (3,)

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Context
+from xmodal.interfaces import BackboneFacts, Context, Facts, Target, TaskFacts
+from xmodal_basics.metrics import AUROCError
 from xmodal_openml import benchmark, tables, task
+from xmodal_openml.catalogue import TABLES
 from xmodal_openml.splits import hold_out, orca_split, tabpfn_order, tabpfn_split
 
 from ...paths import DATA
@@ -102,6 +105,11 @@ def test_class_counts_are_openml_s(build: Any, counts: list[int]) -> None:
     assert len(table.columns) == len(table.levels) == table.x_NF.shape[1]
 
 
+def of_a_table(classes: int) -> Facts:
+    target = Target("classification", classes)
+    return Facts(TaskFacts("toy", (4,), target, {}), BackboneFacts("stub", "any", 4, 4))
+
+
 def upstream_split(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tensor:
     """The published algorithm written down with global random states (returns the window's x)."""
     bptt_all = min(len(x), 2000)
@@ -120,18 +128,62 @@ def upstream_split(x: torch.Tensor, y: torch.Tensor, number: int) -> torch.Tenso
     raise AssertionError("no split")
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("count", [569, 1000, 2000, 2311])
-def test_the_split_equals_the_one_made_with_global_random_states(number: int, count: int) -> None:
-    y_N = np.random.default_rng(count).integers(0, 3, count)
+def require_upstream_s_split(y_N: Any, number: int) -> None:
     states = random.getstate(), torch.random.get_rng_state()
     train, test = tabpfn_split(y_N, number)
     assert random.getstate() == states[0]
     assert torch.equal(torch.random.get_rng_state(), states[1])
-    expected = upstream_split(torch.arange(count), torch.from_numpy(y_N), number)
+    expected = upstream_split(torch.arange(len(y_N)), torch.from_numpy(y_N), number)
     random.setstate(states[0])
     torch.random.set_rng_state(states[1])
     assert np.concatenate([train, test]).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [569, 1000, 2000, 2311])
+def test_the_split_equals_the_one_made_with_global_random_states(number: int, count: int) -> None:
+    require_upstream_s_split(np.random.default_rng(count).integers(0, 3, count), number)
+
+
+def test_windows_are_drawn_until_both_halves_hold_every_class() -> None:
+    """Class 2 is missing in the first half of the first two windows of 6,000 rows."""
+    starts = [random.Random(seed).randint(0, 4000) for seed in range(13, 21)]
+    y_N = np.arange(6000) % 2
+    y_N[::10] = 2
+    for start in starts[:2]:
+        y_N[start : start + 1000] %= 2
+    train, _ = tabpfn_split(y_N, 1)
+    tried = starts.index(train[0])
+    assert tried >= 2
+    for start in starts[:tried]:
+        halves = y_N[start : start + 1000], y_N[start + 1000 : start + 2000]
+        assert any(2 not in half for half in halves)
+    require_upstream_s_split(y_N, 1)
+
+
+@needs_pack
+def test_on_every_published_table_splits_and_scores_are_the_references() -> None:
+    """Splits as upstream draws them; the error is 1 - scikit-learn's AUROC, ties included."""
+    rng = np.random.default_rng(0)
+    for name in TABLES:
+        one = make(task.OpenML, path=PACK, did=TABLES[name].did)
+        table = table_of(one)
+        for number in range(1, 6):
+            require_upstream_s_split(table.y_N, number)
+        _, test = tabpfn_split(table.y_N, 2)
+        y_N, classes = table.y_N[test], len(table.classes)
+        logit_NK = rng.normal(size=(len(y_N), classes)).round(1)
+        logit_NK[np.arange(len(y_N)), y_N] += 1.0
+        logit = torch.from_numpy(logit_NK)
+        metric = AUROCError(
+            AUROCError.Config(), Context.outside(Store(), facts=of_a_table(classes))
+        )
+        metric.reset()
+        for rows in np.array_split(np.arange(len(y_N)), 3):
+            metric.update(logit[rows], torch.from_numpy(y_N[rows]))
+        p_NK = logit.softmax(1).numpy()
+        kind = {"y_score": p_NK[:, 1]} if classes == 2 else {"y_score": p_NK, "multi_class": "ovo"}
+        assert metric.compute() == pytest.approx(1 - roc_auc_score(y_N, **kind), abs=1e-12)
 
 
 def test_the_order_is_numpy_s_global_shuffle_with_seed_13() -> None:
