@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from xmodal import batch, hookspecs, interfaces
 from xmodal.authoring import describe
+from xmodal.data import Store
 from xmodal.interfaces import INTERFACES, Component
 from xmodal.plugins import HOOKS, registry
+from xmodal.recipe.datasets import NamedData, all_named
+from xmodal.text import size
 
 FOLDER = "reference"
 
@@ -30,7 +34,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def pages() -> dict[str, str]:
     """Every generated page by its path below docs/."""
-    made = {"index": _index(), "data": _data()}
+    made = {"index": _index(), "data": _data(), "datasets": _datasets()}
     made |= {interface.kind: _kind(interface) for interface in INTERFACES}
     return {f"{FOLDER}/{name}.md": text for name, text in made.items()}
 
@@ -74,6 +78,43 @@ def _fields(cls: type[Any]) -> Iterator[tuple[str, str, str]]:
         if given and callable(field.default):
             default = "nothing"
         yield _code(field.name), _code(str(field.type)), default
+
+
+def _datasets() -> str:
+    """Every data set with a card, by benchmark: what ``xmodal data list`` knows of it."""
+    store = Store(Path("nowhere"))  # as published, whatever is here
+    named = [one for one in all_named(registry()) if isinstance(one, NamedData) and one.card]
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for one in named:
+        card, facts = one.card, one.use.component.describe(*_asked(one, store))
+        assert card is not None
+        shape = "x".join(map(str, getattr(facts, "shape", ()))) or facts.modality
+        metric = one.use.config.metric.name if one.recipe else ""
+        ways = [("generate", card.generable), ("fetch", card.fetchable)]
+        how = ", ".join(word for word, can in ways if can) or "your files"
+        samples = getattr(facts, "samples", {})
+        row = (
+            _code(one.name), shape, f"{facts.target.kind} {facts.target.size}",
+            "/".join(map(str, samples.values())), _code(metric) if metric else "",
+            size(card.size), card.licence, how,
+            _code(card.stand_in) if card.stand_in else "", card.source,
+        )  # fmt: skip
+        rows.setdefault(card.benchmark, []).append(row)
+    columns = (
+        "name", "sample", "label", "training/validation/test", "metric", "size", "licence",
+        "made ready by", "stand-in", "source",
+    )  # fmt: skip
+    parts = [part for name in sorted(rows) for part in (f"## {name}", _table(columns, rows[name]))]
+    return _page(
+        "Data sets",
+        "What can be fetched or generated, as published: `xmodal data list` shows what is ready "
+        "here. [Data](../data.md) says how to get it.",
+        *parts,
+    )
+
+
+def _asked(one: NamedData, store: Store) -> tuple[Any, ...]:
+    return (one.use.config, store) if one.recipe else (one.use.config,)
 
 
 def _kind(interface: type[Component]) -> str:

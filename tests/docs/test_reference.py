@@ -15,6 +15,7 @@ import pytest
 from xmodal import hookspecs
 from xmodal.interfaces import INTERFACES
 from xmodal.plugins import HOOKS, registry
+from xmodal.recipe.datasets import NamedData, all_named
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +54,16 @@ def test_every_component_and_setting_is_there(pages: dict[str, str]) -> None:
 def test_the_navigation_names_every_page(pages: dict[str, str]) -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert sorted(re.findall(r"reference/\w+\.md", text)) == sorted(pages)
+
+
+def test_every_data_set_is_there(pages: dict[str, str]) -> None:
+    page = pages["reference/datasets.md"]
+    for found in all_named(registry()):
+        assert isinstance(found, NamedData)
+        if found.card is None:
+            continue
+        _, _, part = page.partition(f"## {found.card.benchmark}\n")
+        assert f"| `{found.name}` |" in part.partition("\n## ")[0]
 
 
 def test_every_hook_is_there(pages: dict[str, str]) -> None:

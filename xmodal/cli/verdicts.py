@@ -118,7 +118,7 @@ def _published(table: ComparisonTable, task: str) -> None:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for number in table.published:
         if number.task == task and number.label in table.methods:
-            where = (number.metric, number.protocol, number.source)
+            where = (number.metric, number.protocol, number.work)
             alike.setdefault(where, []).append(f"{number.label} {number.printed}")
     for where, numbers in alike.items():
         said = "; ".join(filter(None, where))

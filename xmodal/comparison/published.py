@@ -9,6 +9,7 @@ and ``source``. Tasks and methods are called as recipes are, where there is one.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,11 @@ class PublishedNumber:
     def label(self) -> str:
         """The method, with the setting that makes it one of several."""
         return f"{self.method} [{self.setting}]" if self.setting else self.method
+
+    @property
+    def work(self) -> str:
+        """The source without the number of the table."""
+        return re.split(r", Tables? ", self.source)[0]
 
 
 class Published(Settings):
