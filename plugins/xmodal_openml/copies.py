@@ -190,7 +190,8 @@ def _fetched(table: Published, wanted: Preparation) -> Path:
     about = described(wanted.files[name])
     if not about.url:
         raise DataError(f"{wanted.files[name]}: names no file (url)")
-    return Store(wanted.scratch).download([about.url], f"{table.name}.arff", md5=about.md5)
+    name, md5 = f"{table.name}.arff", table.md5 or about.md5
+    return Store(wanted.scratch).download([about.url], name, md5=md5)
 
 
 def _from_arff(path: Path, table: Published, about: Path) -> Table:
