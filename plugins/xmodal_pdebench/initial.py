@@ -46,7 +46,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnFields:
     """The random numbers of all fields of a family at one seed; ``secret`` continues the stream."""
 
     family: Family
@@ -71,7 +71,7 @@ class Drawn:
         return np.asarray(u * window)
 
 
-def draw(family: Family, seed: int) -> Drawn:
+def draw(family: Family, seed: int) -> DrawnFields:
     """Draw what ``family.numbers`` fields are made of, as PDEBench does from ``PRNGKey(seed)``."""
     count, waves = family.numbers, family.waves
     secret = threefry.key(seed)
@@ -86,7 +86,7 @@ def draw(family: Family, seed: int) -> Drawn:
     sign_N = 1.0 - 2.0 * threefry.randint(secret, (count,), 0, 2).astype(np.float64)
     secret, _ = threefry.split(secret)
     shares = (1 - family.windowed, family.windowed)
-    return Drawn(
+    return DrawnFields(
         family,
         wave_NK,
         amplitude_NK.astype(np.float64),
@@ -100,7 +100,7 @@ def draw(family: Family, seed: int) -> Drawn:
     )
 
 
-def unit(drawn: Drawn, x_X: Array, rows: slice) -> Array:
+def unit(drawn: DrawnFields, x_X: Array, rows: slice) -> Array:
     """Fields ``[rows, X]`` shifted and scaled to [0, 1] on the published grid."""
     published = drawn.at(drawn.family.centres(drawn.family.cells), rows)
     least = published.min(1, keepdims=True)

@@ -35,7 +35,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How a published file holds its samples.
 
     ``shapes``: the shape of one sample of each array. ``grouped``: every sample is a group
@@ -55,7 +55,7 @@ class Layout:
         return shape[0 if field.time is None else 1 : last]
 
     @contextmanager
-    def open(self, path: Path) -> Iterator[Published]:
+    def open(self, path: Path) -> Iterator[PublishedFile]:
         """Open a file and check its arrays. Raises DataError."""
         import h5py
 
@@ -64,13 +64,13 @@ class Layout:
         except OSError as error:
             raise DataError(f"{path}: not an HDF5 file that can be read ({error})") from None
         with file:
-            yield Published(path, file, self)
+            yield PublishedFile(path, file, self)
 
 
-class Published:
+class PublishedFile:
     """An open file. ``samples`` is how many it holds."""
 
-    def __init__(self, path: Path, file: Any, layout: Layout) -> None:
+    def __init__(self, path: Path, file: Any, layout: FileLayout) -> None:
         self.path, self.layout = path, layout
         if layout.grouped:
             self.groups = sorted(name for name in file if not name.startswith("."))

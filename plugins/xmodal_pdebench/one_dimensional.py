@@ -13,8 +13,8 @@ from xmodal.data import RawForm
 from xmodal.interfaces import Loss, TaskData
 from xmodal.settings import Use
 from xmodal_pdebench.arrays import Making
-from xmodal_pdebench.layout import Field, Layout
-from xmodal_pdebench.problem import Problem, darus
+from xmodal_pdebench.layout import Field, FileLayout
+from xmodal_pdebench.problem import PDEProblem, darus
 from xmodal_pdebench.task import PDESettings, PDETask, checksum, datasets
 
 EPSILON = 1e-5
@@ -23,15 +23,15 @@ EPSILON = 1e-5
 _RMSE: Any = "rmse"
 
 
-def _tensor(times: int, target: int) -> Layout:
+def _tensor(times: int, target: int) -> FileLayout:
     """Files with one array 'tensor' [samples, times, 1024], from its first time to ``target``."""
-    return Layout({"tensor": (times, 1024)}, (Field("tensor", 0),), (Field("tensor", target),))
+    return FileLayout({"tensor": (times, 1024)}, (Field("tensor", 0),), (Field("tensor", target),))
 
 
 class Advection(PDETask):
     """Advection at speed 0.4, from t = 0 to t = 2 (PDEBench)."""
 
-    problem = Problem(
+    problem = PDEProblem(
         name="advection",
         title="advection",
         file=darus("1D_Advection_Sols_beta0.4.hdf5", 255674, "d595bbfd2c659df995a93cd40d6ea568"),
@@ -51,7 +51,7 @@ class Burgers(PDETask):
 
         loss: Use[Loss] = Setting(_RMSE, description="The training loss.")
 
-    problem = Problem(
+    problem = PDEProblem(
         name="burgers",
         title="Burgers' equation",
         file=darus("1D_Burgers_Sols_Nu1.0.hdf5", 281365, "9021eba35332d127306f11ef84c1a60f"),
@@ -65,7 +65,7 @@ class Burgers(PDETask):
 class DiffusionReaction(PDETask):
     """u_t = 0.5 u_xx + u (1 - u), from t = 0 to t = 0.29 (PDEBench)."""
 
-    problem = Problem(
+    problem = PDEProblem(
         name="diffusion-reaction",
         title="diffusion and reaction",
         file=darus("ReacDiff_Nu0.5_Rho1.0.hdf5", 133177, "69a429239778d529cd419ed5888ea835"),
@@ -79,12 +79,12 @@ class DiffusionReaction(PDETask):
 class DiffusionSorption(PDETask):
     """Diffusion with Freundlich sorption, from t = 0 to t = 500 (PDEBench)."""
 
-    problem = Problem(
+    problem = PDEProblem(
         name="diffusion-sorption",
         title="diffusion and sorption",
         file=darus("1D_diff-sorp_NA_NA.h5", 133020, "9d466d1213065619d087319e16d9a938"),
         size=4.0e9,
-        layout=Layout(
+        layout=FileLayout(
             {"data": (101, 1024, 1)}, (Field("data", 0, 0),), (Field("data", 100, 0),), grouped=True
         ),
         making=Making("xmodal_pdebench.sorption:solve", chunk=100),
@@ -108,7 +108,7 @@ class NavierStokes(PDETask):
         )
         loss: Use[Loss] = Setting(_RMSE, description="The training loss, in normalised space.")
 
-    problem = Problem(
+    problem = PDEProblem(
         name="navier-stokes",
         title="compressible Navier-Stokes",
         file=darus(
@@ -117,7 +117,7 @@ class NavierStokes(PDETask):
             "45655bd77d006ab539c52b7fbcf099b9",
         ),
         size=12.4e9,
-        layout=Layout(
+        layout=FileLayout(
             dict.fromkeys(("density", "pressure", "Vx"), (101, 1024)),
             tuple(Field(name, 0) for name in ("density", "pressure", "Vx")),
             tuple(Field(name, 100) for name in ("density", "pressure", "Vx")),

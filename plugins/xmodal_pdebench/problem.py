@@ -9,7 +9,7 @@ from typing import Literal
 
 from xmodal.data.datasets import DataCard, RemoteFile
 from xmodal_pdebench.arrays import Making
-from xmodal_pdebench.layout import Layout
+from xmodal_pdebench.layout import FileLayout
 
 SOURCE = (
     "Takamoto et al., PDEBench: An Extensive Benchmark for Scientific Machine Learning, "
@@ -19,7 +19,7 @@ LICENCE = "published files: CC BY 4.0; generated data: yours"
 
 
 @dataclass(frozen=True)
-class Problem:
+class PDEProblem:
     """One task: its published file, how it is split, and how it is made again.
 
     ``name`` is the data set's in the cache and on the command line; ``size`` is that of ``file`` in
@@ -34,7 +34,7 @@ class Problem:
     title: str
     file: RemoteFile
     size: float
-    layout: Layout
+    layout: FileLayout
     making: Making
     same: str
     samples: int = 10_000

@@ -38,7 +38,7 @@ from xmodal.interfaces import (
 from xmodal.settings import Use
 from xmodal_pdebench import arrays
 from xmodal_pdebench.layout import Floats
-from xmodal_pdebench.problem import Problem
+from xmodal_pdebench.problem import PDEProblem
 
 TEST_SHARE = 0.1
 FEWEST = 10
@@ -97,7 +97,7 @@ class PDETask(Task):
     """A task of PDEBench; subclasses set ``problem``."""
 
     Config: ClassVar[type[Settings]] = PDESettings
-    problem: ClassVar[Problem]
+    problem: ClassVar[PDEProblem]
 
     def __init__(self, config: Any, context: Context) -> None:
         super().__init__(config, context)
@@ -353,7 +353,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[1:] if shape[0] == 1 else shape)
 
 
-def _generated(problem: Problem, samples: int, resolution: int) -> str:
+def _generated(problem: PDEProblem, samples: int, resolution: int) -> str:
     size = "x".join([str(resolution)] * len(problem.grid))
     published = samples == problem.samples and resolution == problem.points
     which = "" if published else f" (published: {problem.samples} on {problem.points})"
