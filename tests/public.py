@@ -9,6 +9,7 @@ PUBLIC = (
     "xmodal.data.arrays",
     "xmodal.data.augment",
     "xmodal.data.datasets",
+    "xmodal.data.fetching",
     "xmodal.data.lengths",
     "xmodal.data.loader",
     "xmodal.data.mapped",

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from xmodal import randomness
 from xmodal.batch import Progress
+from xmodal.data import fetching
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
 from xmodal.engine.checkpoint import load_exactly
@@ -145,6 +146,7 @@ def finished(run: Run) -> Run:
     return run
 
 
+@fetching.doing("look")
 def open_run(run: Run, plugin_files: tuple[str, ...] = (), wrap: Wrap | None = None) -> OpenedRun:
     """Rebuild a finished run in memory, on the CPU if its own device is not available.
 

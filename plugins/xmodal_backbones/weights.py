@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xmodal.data import fetching
 from xmodal.errors import DataError
 from xmodal.files import contents
 from xmodal.interfaces import Context, LibraryModel
@@ -93,6 +94,8 @@ def hub_folder(name: str, files: Sequence[str], ways_out: Sequence[str] = ()) ->
     else:
         if _complete(cached, patterns):
             return cached
+    if reason := fetching.why_not():
+        raise _unreachable(name, f"it is not in the cache, and is not fetched: {reason}", ways_out)
     if hub.constants.is_offline_mode():
         raise _unreachable(name, "it is not in the cache and HF_HUB_OFFLINE is set", ways_out)
     try:

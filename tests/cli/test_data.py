@@ -7,21 +7,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from ..servers import Server
 
 Cli = Callable[..., Any]
 
 PLUGIN = """
+import os
 from pathlib import Path
 import numpy as np
+import torch
+from torch.utils.data import TensorDataset
 from xmodal import hookimpl
 from xmodal.data.datasets import DataCard, RemoteFile
-from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskFacts, Use, default
+from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts, Use
+from xmodal.interfaces import default
 
 class Ramp(Task):
     class Config(Settings):
         loss: Use[Loss] = default("mse")
         metric: Use[Metric] = default("mae")
+
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.store = context.store
 
     @classmethod
     def describe(cls, config, store):
@@ -29,7 +40,10 @@ class Ramp(Task):
         return TaskFacts("ramp", (1, 4), Target("regression", 1), split, "series")
 
     def load(self, seed):
-        raise NotImplementedError
+        x = np.load(self.store.dataset(self.card(self.config)) / "x.npy", mmap_mode="r")
+        x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 1).expand(-1, 1, 4).contiguous()
+        parts = [TensorDataset(x[p], x[p, 0, :1]) for p in (slice(8), slice(8, 9), slice(9, 10))]
+        return TaskData(*parts, self.store.dataset_digest(self.card(self.config)))
 
     @classmethod
     def card(cls, config):
@@ -37,12 +51,21 @@ class Ramp(Task):
 
     @classmethod
     def prepare(cls, config, wanted, folder):
+        if wanted.files:
+            np.save(folder / "x.npy", np.fromfile(wanted.files["x.f8"]))
+            return {}
         np.save(folder / "x.npy", np.arange(wanted.samples or 10.0))
         return {"samples": wanted.samples or 10}
 
+class Served(Ramp):
+    @classmethod
+    def card(cls, config):
+        urls = (os.environ["RAMP"] + "/x.f8",)
+        return DataCard("served", "toys", "nobody", "CC0", 80, (RemoteFile("x.f8", urls),))
+
 @hookimpl
 def xmodal_tasks():
-    return {"ramp": f"{__name__}:Ramp"}
+    return {"ramp": f"{__name__}:Ramp", "served": f"{__name__}:Served"}
 """
 
 
@@ -101,3 +124,33 @@ def test_misspelt_names_and_settings(xmodal: Cli, ramp: tuple[str, ...]) -> None
 
 def test_a_task_without_data_of_its_own(xmodal: Cli) -> None:
     assert "needs no data set" in xmodal("data", "fetch", "darcy").out
+
+
+@pytest.mark.slow
+def test_a_run_fetches_small_data_by_itself_if_it_may(
+    xmodal: Cli, ramp: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(np.arange(10.0).tobytes())
+    monkeypatch.setenv("RAMP", server.root)
+    monkeypatch.setenv("XMODAL_FETCH", "fit")
+    (tmp_path / "recipes/tasks/served.yaml").write_text("task: served\n")
+    asked = ("run", "methods/nft", "tasks/served", "--scale", "smoke", "--dry-run", *ramp)
+    listed = json.loads(xmodal("data", "info", "served", "--json", *ramp).out)
+    assert listed["state"] == "fetchable"
+    never = xmodal(*asked, "--fetch", "never")
+    assert never.code == 4
+    assert "xmodal data fetch served" in never.err
+    assert server.asked == []
+    monkeypatch.setenv("XMODAL_FETCH", "fit")
+    monkeypatch.setattr("xmodal.interfaces.with_data.SMALL", 79)
+    large = xmodal(*asked)
+    assert (large.code, "xmodal data fetch served" in large.err) == (4, True)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAMP", server.root)
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XMODAL_FETCH", "fit")
+    small = xmodal(*asked)
+    assert small.code == 0, small.err
+    assert server.asked == ["/x.f8"]
+    server.close()

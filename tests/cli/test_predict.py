@@ -18,6 +18,8 @@ import pytest
 
 import xmodal as package
 from xmodal import api
+from xmodal.data import fetching
+from xmodal.data.store import Store
 from xmodal.inference.model import TrainedModel
 
 from ..data.array_files import UNEQUAL, Y, cells, h5, mat5
@@ -341,6 +343,34 @@ def test_export_says_what_it_wrote_and_how_far_it_is(xmodal: Call, made: Path) -
     assert {"README.md", "xmodal.json", "modeling.py", "embed.pt2"} <= set(said["files"])
     assert said["difference"] < 1e-5
     assert (said["samples"], said["out"]) == (4, "model")
+
+
+@pytest.mark.slow
+def test_neither_predicting_nor_exporting_fetches_anything(
+    xmodal: Call, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the policy says, without a network, and with an empty cache."""
+
+    def off(*arguments: object, **options: object) -> None:
+        raise AssertionError("asked the network")
+
+    def started(store: Store, root: Path | None = None) -> None:
+        reasons.append(fetching.why_not())
+        start(store, root)
+
+    reasons: list[str] = []
+    start = Store.__init__
+    monkeypatch.setenv("XMODAL_FETCH", "always")
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("socket.socket.connect", off)
+    monkeypatch.setattr("socket.getaddrinfo", off)
+    monkeypatch.setattr("subprocess.Popen", off)
+    monkeypatch.setattr(Store, "__init__", started)
+    assert xmodal("predict", made / "table", made / "table.csv").code == 0
+    done = xmodal("export", made / "field", "--to", "onnx", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert len(reasons) >= 3
+    assert all("used as it is" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import io
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import socket
 import stat
@@ -20,7 +19,6 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,8 @@ from xmodal.data import download
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 
+from ..servers import Server
+
 pytestmark = pytest.mark.slow
 
 CONTENT = bytes(range(256)) * 4000
@@ -37,60 +37,12 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
-class Server:
-    """A local server that serves ``CONTENT`` with ranges and can be told to misbehave."""
-
-    def __init__(self) -> None:
-        self.cut_after: list[int] = []
-        self.content = CONTENT
-        self.etag: str | None = '"one"'
-        self.ranges: list[str | None] = []
-        self.codes: list[int] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: Any) -> None:
-                return
-
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/data.bin"
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers.get("Range")
-        self.ranges.append(asked)
-        if self.codes or handler.path.startswith("/missing"):
-            handler.send_error(self.codes.pop(0) if self.codes else 404)
-            return
-        backbone, start = self.content, 0
-        match = re.fullmatch(r"bytes=(\d+)-", asked or "")
-        if match and handler.headers.get("If-Range", self.etag) == self.etag:
-            start = int(match[1])
-            if start >= len(backbone):
-                handler.send_error(416)
-                return
-        handler.send_response(206 if start else 200)
-        if start:
-            span = f"bytes {start}-{len(backbone) - 1}/{len(backbone)}"
-            handler.send_header("Content-Range", span)
-        if self.etag:
-            handler.send_header("ETag", self.etag)
-        handler.send_header("Content-Length", str(len(backbone) - start))
-        handler.end_headers()
-        end = start + self.cut_after.pop(0) if self.cut_after else len(backbone)
-        handler.wfile.write(backbone[start:end])
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
-    running = Server()
+    running = Server(CONTENT)
     yield running
-    running.http.shutdown()
-    running.http.server_close()
+    running.close()
 
 
 @pytest.fixture
@@ -175,7 +127,6 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left(
     monkeypatch.setattr(download, "_ANSWER", 0.3)
     monkeypatch.setattr(download, "_PATIENCE", 0.2)
     monkeypatch.setattr(download, "_SLOWEST", 10_000.0)
-    monkeypatch.setattr(download, "_ROUNDS", 2)
     over = threading.Event()
 
     def drip(listening: socket.socket) -> None:
@@ -191,8 +142,9 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left(
         listening.settimeout(0.1)
         threading.Thread(target=drip, args=(listening,), daemon=True).start()
         start = time.monotonic()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a"
         with pytest.raises(DataError, match=said):
-            store.download([f"http://127.0.0.1:{listening.getsockname()[1]}/a"], "a.bin")
+            store.download([address], "a.bin", rounds=2)
         over.set()
     assert time.monotonic() - start < 5
 

@@ -17,7 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from xmodal import text
 from xmodal.cli import output, verdicts
-from xmodal.cli.output import AsJson, Plugins, VerifyData
+from xmodal.cli.output import AsJson, Fetch, Plugins, VerifyData
+from xmodal.data import fetching
 from xmodal.files import check_free
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def compare(
         bool, typer.Option("--available", help="Leave out tasks whose data are not here.")
     ] = False,
     verify_data: VerifyData = False,
+    fetch: Fetch = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -114,6 +116,7 @@ def compare(
 
     xmodal compare merge FOLDER ... brings the cells of several machines together.
     """
+    fetching.choose(fetch)
     if out is not None:
         check_free(out, verdicts.KIND, verdicts.JSON)
     table = _watched(

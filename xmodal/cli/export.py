@@ -10,9 +10,11 @@ import typer
 from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.output import AsJson, Plugins
+from xmodal.data import fetching
 from xmodal.errors import UsageError
 
 
+@fetching.doing("use")
 def export(
     reference: Annotated[
         str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")

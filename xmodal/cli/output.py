@@ -29,6 +29,16 @@ VerifyData = Annotated[
     ),
 ]
 """The option ``--verify-data``."""
+Fetch = Annotated[
+    str | None,
+    typer.Option(
+        "--fetch",
+        metavar="always|fit|never",
+        help="What may be fetched: never anything, not even weights; fit: what training needs. "
+        "Default: $XMODAL_FETCH, or fit.",
+    ),
+]
+"""The option ``--fetch``; hand it to ``xmodal.data.fetching.choose``."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 """The option ``--json``."""
 

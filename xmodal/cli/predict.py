@@ -13,6 +13,7 @@ import typer
 from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.output import AsJson, Plugins
+from xmodal.data import fetching
 from xmodal.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _COMPLETE = ("classification", "regression")
 """Kinds of labels that are scored only if no label is missing."""
 
 
+@fetching.doing("use")
 def predict(
     reference: Annotated[
         str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")

@@ -10,7 +10,8 @@ import typer
 
 from xmodal import text
 from xmodal.cli import output
-from xmodal.cli.output import AsJson, Plugins, VerifyData
+from xmodal.cli.output import AsJson, Fetch, Plugins, VerifyData
+from xmodal.data import fetching
 
 Recipes = Annotated[
     list[str],
@@ -66,6 +67,7 @@ def run(
     ] = None,
     track: Track = None,
     verify_data: VerifyData = False,
+    fetch: Fetch = None,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -74,6 +76,7 @@ def run(
 
     Examples:  xmodal run demo/pare   |   xmodal run methods/pare tasks/darcy --scale cpu seed=1
     """
+    fetching.choose(fetch)
     if quiet or not _is_first_process():
         output.hush()
     recipes, overrides = split_arguments(arguments)
@@ -127,6 +130,7 @@ def resume(
     ] = None,
     track: Track = None,
     verify_data: VerifyData = False,
+    fetch: Fetch = None,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -135,6 +139,7 @@ def resume(
     from xmodal import runs
     from xmodal.recipe.messages import own_recipe
 
+    fetching.choose(fetch)
     if quiet or not _is_first_process():
         output.hush()
     folder = runs.continuable(runs.locate(reference, root)).path

@@ -24,7 +24,7 @@ from xmodal import runs
 from xmodal.comparison.published import Published, PublishedNumber, published_numbers
 from xmodal.data.store import Store
 from xmodal.engine.identity import RunIdentity, identity
-from xmodal.engine.plan import compose_plan, missing_files
+from xmodal.engine.plan import compose_plan, fetch_small, missing_files
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry, log
 from xmodal.recipe.lookup import (
@@ -314,11 +314,15 @@ class _Named:
     setting: tuple[str, ...] = ()
 
 
-def grid(request: Request, registry: Registry, store: Store, root: Path) -> list[Cell]:
+def grid(
+    request: Request, registry: Registry, store: Store, root: Path, fetch: bool = False
+) -> list[Cell]:
     """Every cell, seeds first, so that a grid that is cut short has compared everything once.
 
-    Raises UsageError for names that do not exist, whatever else is right.
+    ``fetch``: get small data sets that are missing. Raises UsageError for names that do not exist,
+    whatever else is right.
     """
+    failed: dict[str, str] | None = {} if fetch else None
     suite = request.suite
     known = {recipe.name for recipe in all_recipes(registry)}
     tasks = list(dict.fromkeys(_named(name, "tasks", known, registry) for name in suite.tasks))
@@ -334,7 +338,7 @@ def grid(request: Request, registry: Registry, store: Store, root: Path) -> list
     cells = []
     for task, method in itertools.product(tasks, methods):
         cell = _unplanned(request, method, task, known)
-        planned = _planned(cell, registry, store)
+        planned = _planned(cell, registry, store, failed)
         cells += [_seeded(*planned, seed, root) for seed in range(suite.seeds)]
     return sorted(cells, key=lambda cell: cell.seed)
 
@@ -424,13 +428,19 @@ def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) 
     )
 
 
-def _planned(cell: Cell, registry: Registry, store: Store) -> tuple[Cell, RunIdentity | None]:
-    """The cell with its recipe and what its run is, or with why it cannot run."""
+def _planned(
+    cell: Cell, registry: Registry, store: Store, failed: dict[str, str] | None
+) -> tuple[Cell, RunIdentity | None]:
+    """The cell with its recipe and what its run is, or with why it cannot run.
+
+    ``failed``: why data sets could not be fetched; None if that is not to be tried.
+    """
     try:
         plan = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
+        tried = [] if failed is None else fetch_small(plan, store, failed)
         absent = missing_files(plan, store)
         if absent:
-            lacks = "\n".join(absent)
+            lacks = "\n".join([*tried, *absent])
             return replace(cell, skipped=lacks, absent=lacks), None
         found = identity(plan.recipe, registry, store)
     except RecipeError as error:

@@ -73,7 +73,8 @@ def compare(
         plugin_files=plugin_files,
     )
     with hashed_again(verify_data):
-        cells = grid(request, registry, Store(), Path(root))
+        fetch = launcher is not None and not available
+        cells = grid(request, registry, Store(), Path(root), fetch)
     request.check_against(cells)
     if launcher is not None and not available:
         _check_data(cells)

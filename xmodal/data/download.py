@@ -40,7 +40,8 @@ _ANSWER = 60.0
 """Seconds that an address, a connection and the head of an answer may take, all together."""
 _PATIENCE, _SLOWEST = 30.0, 1000.0
 """A server must send _SLOWEST bytes a second, measured over _PATIENCE seconds."""
-_ROUNDS = 4
+ROUNDS = 4
+"""How often each mirror is tried."""
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 """Status codes of servers that are busy or down for a moment."""
 
@@ -82,15 +83,16 @@ def fetch(
     expected: Expected,
     pause: float = 1.0,
     until: float | None = None,
+    rounds: int = ROUNDS,
 ) -> Path:
     """Download to ``target`` from the first mirror that works. Raises DataError.
 
-    Mirrors are tried in turn, several times, with growing pauses, but not after ``until`` on the
+    Mirrors are tried in turn, ``rounds`` times, with growing pauses, but not after ``until`` on the
     clock of ``time.monotonic``.
     """
     part = target.with_name(f"{target.name}.part")
     alive, reasons = list(urls), dict.fromkeys(urls, "not tried")
-    for number in range(_ROUNDS):
+    for number in range(rounds):
         for url in tuple(alive):
             log.info("downloading %s", url)
             try:
@@ -107,7 +109,7 @@ def fetch(
             reasons[url] = reason
             if _late(until):
                 break
-        if not alive or number == _ROUNDS - 1 or _late(until, pause * 2**number):
+        if not alive or number == rounds - 1 or _late(until, pause * 2**number):
             break
         time.sleep(pause * 2**number)
     tried = "\n".join(f"  {url}: {reason}" for url, reason in reasons.items())

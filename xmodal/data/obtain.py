@@ -16,7 +16,7 @@ from typing import Any
 
 from xmodal import text
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
-from xmodal.data.download import Expected, check_space, log, suggest
+from xmodal.data.download import ROUNDS, Expected, check_space, log, suggest
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.files import digest, inside, read_json, write_json
@@ -38,6 +38,7 @@ class DataOrder:
 
     folder: Path | None = None
     minutes: float | None = None
+    rounds: int = ROUNDS
     again: bool = False
     generate: bool = False
     samples: int | None = None
@@ -164,7 +165,7 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
     for file in missing:
         pin = pinned(store, card, file)
         known = {"sha256": pin.sha256, "md5": pin.md5, "size": pin.size}
-        path = _fetched(store, card, file, until=until, **known)
+        path = _fetched(store, card, file, until=until, rounds=order.rounds, **known)
         check_pinned(store, card, file, path)
         found[file.name] = path
     return found

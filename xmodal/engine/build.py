@@ -25,7 +25,7 @@ from xmodal.data import loader, splits
 from xmodal.data.store import Store
 from xmodal.engine import device as devices
 from xmodal.engine.model import TrainingModel
-from xmodal.engine.plan import Plan, missing_files, needs_source_head, source_users
+from xmodal.engine.plan import Plan, fetch_small, missing_files, needs_source_head, source_users
 from xmodal.engine.session import RunSession
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import (
@@ -119,10 +119,14 @@ class Builder:
         return self.parts[name]
 
     def data(self) -> TaskData:
-        """Load the task. Raises DataError listing all files that are missing, the source's too."""
+        """Load the task; small data are fetched, if they may be.
+
+        Raises DataError listing all files that are missing, the source's too.
+        """
+        failed = fetch_small(self.plan, self.store)
         absent = missing_files(self.plan, self.store)
         if absent:
-            raise DataError("\n".join(absent))
+            raise DataError("\n".join([*failed, *absent]))
         task: Task = self.make(self.recipe.task, "task")
         data = task.load(self.recipe.seed)
         if self.recipe.protocol == "published":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from xmodal.data.obtain import DataOrder
 from xmodal.data.store import Store
-from xmodal.errors import Problem, RecipeError
+from xmodal.errors import DataError, Problem, RecipeError
 from xmodal.facts import Facts, Target
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
@@ -71,6 +72,27 @@ def compose_plan(
     """
     layered = compose(references, registry, overrides, scale, trackers)
     return plan(validate(layered, registry), store, layered)
+
+
+def fetch_small(plan: Plan, store: Store, failed: dict[str, str] | None = None) -> list[str]:
+    """Get small data sets that are missing; returns why that failed.
+
+    ``failed`` remembers that by data set, so that it is not tried again.
+    """
+    known = {} if failed is None else failed
+    reasons = []
+    for use in (plan.recipe.task, plan.recipe.source):
+        card = use.component.fetched_by_runs(use.config, store) if use else None
+        if use is None or card is None:
+            continue
+        if card.name not in known:
+            try:
+                use.component.obtain(use.config, store, DataOrder(rounds=2))
+            except DataError as error:
+                known[card.name] = str(error)
+        if card.name in known:
+            reasons.append(known[card.name])
+    return reasons
 
 
 def missing_files(plan: Plan, store: Store) -> list[str]:

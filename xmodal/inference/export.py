@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal._version import __version__
+from xmodal.data import fetching
 from xmodal.data.store import Store
 from xmodal.engine.memory import device_errors
 from xmodal.errors import DataError, UsageError, XModalError, file_errors
@@ -25,6 +26,7 @@ FACTS = "xmodal.json"
 
 
 @file_errors()
+@fetching.doing("use")
 def export_trained(
     trained: TrainedModel,
     to: str,

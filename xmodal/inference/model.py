@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from xmodal import plugins, randomness, runs
+from xmodal.data import fetching
 from xmodal.data import labels as labelling
 from xmodal.data.preparation import RawForm
 from xmodal.data.seen import Seen
@@ -40,6 +41,7 @@ from xmodal.text import shown
 PARTS = ("embedder", "backbone", "predictor", "decode")
 
 
+@fetching.doing("use")
 def rebuild(
     recipe: Recipe,
     facts: Facts,
@@ -206,6 +208,7 @@ class TrainedModel:
 
     @device_errors()
     @torch.no_grad()
+    @fetching.doing("use")
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of prepared samples, in the precision and with the arithmetic of the run.
 
@@ -292,6 +295,7 @@ class TrainedModel:
 
 @file_errors()
 @device_errors()
+@fetching.doing("use")
 def load_trained(
     reference: str | Path,
     device: str | None = None,

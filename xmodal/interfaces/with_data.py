@@ -8,12 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from xmodal.data import fetching
 from xmodal.data.datasets import DataCard, Preparation, State
 from xmodal.data.obtain import DataOrder, obtain
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces.component import Component
 from xmodal.text import size
+
+SMALL = 200_000_000
+"""A run fetches data of up to so many bytes by itself."""
 
 
 class WithData(Component):
@@ -77,6 +81,17 @@ class WithData(Component):
         settings = {"config": config.model_dump(mode="json"), **(order.settings or {})}
         prepare = partial(cls.prepare, config)
         return obtain(store, card, prepare, replace(order, settings=settings))
+
+    @classmethod
+    def fetched_by_runs(cls, config: Any, store: Store) -> DataCard | None:
+        """The card, if a run is to get the data: they are missing, small, and nobody has to help.
+
+        None, too, if nothing may be fetched now.
+        """
+        card = cls.card(config)
+        if card is None or not 0 < card.size <= SMALL or fetching.why_not():
+            return None
+        return card if cls.state(config, store) == "fetchable" else None
 
     @classmethod
     def missing(cls, config: Any, store: Store) -> Iterable[str]:
