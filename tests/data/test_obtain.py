@@ -148,3 +148,27 @@ def test_a_damaged_set_says_so_and_is_made_again(store: Store) -> None:
     obtain(store, SOLVED, Solver(), DataOrder(generate=True))
     with hashed_again():
         assert store.dataset_digest(SOLVED) == digest
+
+
+def test_what_is_generated_out_of_other_data(store: Store, tmp_path: Path) -> None:
+    made_of = DataCard("sphere", "toys", "nobody", "CC0", generable_from="an .npy of images")
+
+    def project(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        np.save(folder / "x.npy", 2 * np.load(wanted.files["images"]))
+        return {}
+
+    with pytest.raises(UsageError, match=r"out of an \.npy of images; --from PATH"):
+        obtain(store, made_of, project, DataOrder(generate=True))
+    with pytest.raises(DataError, match="no such file or folder"):
+        obtain(store, made_of, project, DataOrder(generate=True, folder=tmp_path / "no.npy"))
+    with pytest.raises(UsageError, match="out of nothing else; leave out --from"):
+        obtain(store, SOLVED, Solver(), DataOrder(generate=True, folder=tmp_path))
+    for name, value in (("a.npy", 1.0), ("b.npy", 2.0)):
+        np.save(tmp_path / name, np.full(3, value))
+    a = DataOrder(generate=True, folder=tmp_path / "a.npy")
+    folder, _ = obtain(store, made_of, project, a)
+    assert np.load(folder / "x.npy").tolist() == [2, 2, 2]
+    assert obtain(store, made_of, project, a) == (folder, False)
+    b = DataOrder(generate=True, folder=tmp_path / "b.npy")
+    with pytest.raises(UsageError, match=r"made otherwise \(generated, out of other data\)"):
+        obtain(store, made_of, project, b)

@@ -183,6 +183,10 @@ def generate(
         int | None, typer.Option(min=1, help="Points per side; default: as published.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cores to use; default: all.")] = None,
+    material: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PATH", help="Other data to make them of, for some tasks."),
+    ] = None,
     again: Again = False,
     plugin: Plugins = None,
 ) -> None:
@@ -192,7 +196,14 @@ def generate(
     """
     from xmodal.data.obtain import DataOrder
 
-    order = DataOrder(again=again, generate=True, samples=samples, resolution=resolution, jobs=jobs)
+    order = DataOrder(
+        folder=material and material.expanduser().absolute(),
+        again=again,
+        generate=True,
+        samples=samples,
+        resolution=resolution,
+        jobs=jobs,
+    )
     _make_ready(_named(task, plugin), order)
 
 

@@ -19,10 +19,12 @@ from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.download import ROUNDS, Expected, check_space, log, suggest
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
-from xmodal.files import digest, inside, read_json, write_json
+from xmodal.files import contents, digest, inside, read_json, write_json
 
 Prepare = Callable[[Preparation, Path], Mapping[str, Any]]
 """Writes a data set into an empty folder; see ``WithData.prepare``."""
+IMAGES = "images"
+"""The name in ``Preparation.files`` of what a data set is generated out of."""
 _KEY = "wanted.json"
 """In the scratch folder: what its pieces belong to."""
 
@@ -31,7 +33,8 @@ _KEY = "wanted.json"
 class DataOrder:
     """How a data set is to be made ready.
 
-    ``folder``: the user's files, instead of a download. ``minutes``: the most that fetching may
+    ``folder``: the user's files, instead of a download, or what to generate out of (``material`` is
+    then its digest). ``minutes``: the most that fetching may
     take. ``again``: make it anew even if it is ready. ``generate``, ``samples``, ``resolution`` and
     ``jobs`` are those of ``Preparation``. ``settings``: what else decides the result.
     """
@@ -45,12 +48,15 @@ class DataOrder:
     resolution: int | None = None
     jobs: int | None = None
     settings: Mapping[str, Any] | None = None
+    material: str = ""
 
     @property
     def wanted(self) -> dict[str, Any]:
         """What tells one result from another, beside the files."""
-        size = {"samples": self.samples, "resolution": self.resolution}
-        return {"generate": self.generate, **(size if self.generate else {})}
+        known: dict[str, Any] = {"generate": self.generate}
+        if self.generate:
+            known |= {"samples": self.samples, "resolution": self.resolution}
+        return known | ({"material": self.material} if self.material else {})
 
 
 def cores() -> int:
@@ -65,8 +71,8 @@ def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> 
 
     Raises UsageError if the data set is ready, but with other samples than ``order`` wants.
     """
-    if order.generate and not card.generable:
-        raise UsageError(f"'{card.name}' cannot be generated; xmodal data info {card.name}")
+    material = _material(card, order) if order.generate else {}
+    order = replace(order, material=contents(next(iter(material.values()))) if material else "")
 
     def ready() -> bool:
         return not order.again and _ready(store, card, order)
@@ -79,7 +85,7 @@ def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> 
         nonlocal made
         made = True
         scratch = inside(store.root / "unfinished", card.name)
-        files = {} if order.generate else fetch_files(store, card, order)
+        files = material if order.generate else fetch_files(store, card, order)
         _check_room(store, card, order, {})
         wanted = {"form": card.form, **order.wanted, "settings": dict(order.settings or {})}
         wanted["files"] = {name: path.stat().st_size for name, path in sorted(files.items())}
@@ -103,6 +109,21 @@ def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> 
     return folder, made
 
 
+def _material(card: DataCard, order: DataOrder) -> dict[str, Path]:
+    """What a data set is generated out of, if it is: the user's own, which is only read."""
+    if not (card.generable or card.generable_from):
+        raise UsageError(f"'{card.name}' cannot be generated; xmodal data info {card.name}")
+    if order.folder is None and card.generable:
+        return {}
+    if order.folder is None or not card.generable_from:
+        made = f"out of {card.generable_from}" if card.generable_from else "out of nothing else"
+        way = "--from PATH says where that is" if card.generable_from else "leave out --from"
+        raise UsageError(f"'{card.name}' is generated {made}; {way}")
+    if not order.folder.exists():
+        raise DataError(f"--from {order.folder}: no such file or folder")
+    return {IMAGES: order.folder}
+
+
 def _ready(store: Store, card: DataCard, order: DataOrder) -> bool:
     """Whether the data set is there as wanted. Raises UsageError if it is there otherwise."""
     try:
@@ -114,7 +135,8 @@ def _ready(store: Store, card: DataCard, order: DataOrder) -> bool:
         return False
     about = read_json(folder / "dataset.json")
     had = about.get("wanted", order.wanted)
-    if order.generate and (order.samples or order.resolution) and had != order.wanted:
+    asked = order.samples or order.resolution or order.material
+    if order.generate and asked and had != order.wanted:
         raise UsageError(
             f"'{card.name}' is ready, but made otherwise ({_told(had)}): {folder}\n"
             "--again replaces it by what you ask for now"
@@ -126,6 +148,7 @@ def _told(wanted: Mapping[str, Any]) -> str:
     if not wanted.get("generate"):
         return "from the published files"
     size = [f"{key} {wanted[key]}" for key in ("samples", "resolution") if wanted.get(key)]
+    size += ["out of other data"] if wanted.get("material") else []
     return f"generated, {', '.join(size) or 'as published'}"
 
 

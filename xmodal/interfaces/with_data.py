@@ -129,6 +129,8 @@ def how_to_get(card: DataCard, store: Store) -> str:
     lines = [f"no data for '{card.name}' in {store.root / 'datasets' / card.name}"]
     if card.generable:
         lines.append(f"generate them: xmodal data generate {card.name}")
+    if card.generable_from:
+        lines.append(f"generate them: xmodal data generate {card.name} --from PATH")
     if card.fetchable:
         lines.append(f"fetch them ({size(card.size)}): xmodal data fetch {card.name}")
     if card.files:
