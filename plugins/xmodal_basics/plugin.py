@@ -83,6 +83,8 @@ def xmodal_metrics() -> Mapping[str, str]:
         "auroc-error": "xmodal_basics.metrics:AUROCError",
         "average-precision-error": "xmodal_basics.metrics:AveragePrecisionError",
         "pixel-auroc-error": "xmodal_basics.pixel_auroc:PixelAUROCError",
+        "grouped-error-rate": "xmodal_basics.grouped:GroupedErrorRate",
+        "grouped-average-precision-error": "xmodal_basics.grouped:GroupedAveragePrecisionError",
         "mae": "xmodal_basics.metrics:MeanAbsoluteError",
         "rmse": "xmodal_basics.metrics:RootMeanSquaredError",
         "nrmse": "xmodal_basics.metrics:NormalisedRMSE",

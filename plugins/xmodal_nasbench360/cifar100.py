@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from xmodal import ready
 from xmodal.data import RawForm, Store
 from xmodal.data.augment import Augmented
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
@@ -35,7 +36,7 @@ from xmodal.interfaces import (
     TaskFacts,
 )
 from xmodal.settings import Use, default
-from xmodal_nasbench360 import image_set, ready
+from xmodal_nasbench360 import image_set
 
 SIDE = 32
 MEAN, DEVIATION = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

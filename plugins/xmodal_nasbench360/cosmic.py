@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xmodal import randomness
+from xmodal import randomness, ready
 from xmodal.data import RawForm, Store
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import Array, ArrayWriter, Mapped, open_mapped
@@ -37,7 +37,6 @@ from xmodal.interfaces import (
 )
 from xmodal.settings import Use, default
 from xmodal_nasbench360 import cosmic_files as files
-from xmodal_nasbench360 import ready
 
 SIDE = files.CROP.stop - files.CROP.start
 COUNTS = {"train": 4830, "test": 420}

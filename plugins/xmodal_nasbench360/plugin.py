@@ -14,7 +14,11 @@ def xmodal_tasks() -> Mapping[str, str]:
         "cifar100": "xmodal_nasbench360.cifar100:Cifar100",
         "cosmic": "xmodal_nasbench360.cosmic:Cosmic",
         "darcy": "xmodal_nasbench360.darcy:Darcy",
+        "deepsea": "xmodal_nasbench360.deepsea:DeepSea",
+        "ecg": "xmodal_nasbench360.ecg:Ecg",
+        "ninapro": "xmodal_nasbench360.ninapro:NinaPro",
         "psicov": "xmodal_nasbench360.psicov:Psicov",
+        "satellite": "xmodal_nasbench360.satellite:Satellite",
         "spherical": "xmodal_nasbench360.spherical:Spherical",
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from xmodal import ready
 from xmodal.data import Store
 from xmodal.data.arrays import first_key, open_container
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
@@ -35,7 +36,7 @@ from xmodal.interfaces import (
     TaskFacts,
 )
 from xmodal.settings import Use, default
-from xmodal_nasbench360 import cifar100, image_set, ready, sphere
+from xmodal_nasbench360 import cifar100, image_set, sphere
 
 SIDE = 2 * sphere.BANDWIDTH
 FILE = "s2_cifar100.gz"

@@ -78,32 +78,53 @@ def get(task: type[Task], config: Any, store: Store, *settings: str) -> Ready:
     return found
 
 
+def look(task: type[Task], config: Any, store: Store, *settings: str) -> Ready | None:
+    """For facts: what ``path`` names is converted; without a path, what lies in the cache, if any.
+
+    Raises DataError.
+    """
+    if config.path is None:
+        return find(task, config, store)
+    return get(task, config, store, *settings)
+
+
 def published(path: Path, card: DataCard) -> dict[str, Path]:
     """The publisher's files that are at ``path``, or in it, or one folder below, by their names.
 
-    Raises DataError if they are not enough to prepare the data set.
+    A file that is all that a card needs may have any name. Raises DataError if they are not enough
+    to prepare the data set.
     """
     if not path.exists():
         raise DataError(f"path: {path} does not exist\n{_needed(card)}")
-    names = {file.name: file for file in card.files}
+    needed = [file for file in card.files if not file.aside]
     if path.is_file():
-        if path.name not in names:
+        named = [file for file in card.files if Path(file.name).name == path.name]
+        alone = named or [file for file in needed if Path(file.name).suffix == path.suffix]
+        if len(alone) != 1:
             raise DataError(f"path: {path.name} is no file of '{card.name}'\n{_needed(card)}")
-        return {path.name: path}
-    places = [path, *sorted(inner for inner in path.iterdir() if inner.is_dir())]
-    found = {}
-    for name in names:
-        here = [place / name for place in places if (place / name).exists()]
-        if here:
-            found[name] = here[0]
-    if not found:
-        raise DataError(f"path: {path} holds no file of '{card.name}'\n{_needed(card)}")
+        found = {alone[0].name: path}
+    else:
+        places = [path, *sorted(inner for inner in path.iterdir() if inner.is_dir())]
+        found = {}
+        for file in card.files:
+            here = [place / file.name for place in places if (place / file.name).exists()]
+            if here:
+                found[file.name] = here[0]
+    if any(file.whole and file.name in found for file in card.files):
+        return found
+    absent = [file.name for file in needed if file.name not in found]
+    # Files that are aside may make up for those that are needed: only ``prepare`` knows.
+    if not found or (absent and found.keys() <= {file.name for file in needed}):
+        lacking = shortlist(absent) if found else f"file of '{card.name}'"
+        raise DataError(f"path: {path} holds no {lacking}\n{_needed(card)}")
     return found
 
 
 def _needed(card: DataCard) -> str:
-    names = shortlist([file.name for file in card.files])
-    return f"it can be a prepared folder, or hold the published files: {names}"
+    names = shortlist([file.name for file in card.files if not file.aside])
+    whole = [file.name for file in card.files if file.aside and file.whole]
+    other = f", or {shortlist(whole)}" if whole else ""
+    return f"'{card.name}' is a prepared folder, or the published files: {names}{other}"
 
 
 def _card(task: type[Task], config: Any) -> DataCard:
