@@ -17,6 +17,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -279,6 +280,67 @@ def test_unpack_refuses_bombs(
     with pytest.raises(DataError, match="would unpack to more than"):
         store.unpack(archive, "x")
     assert not list((store.root / "unpacked").iterdir())
+
+
+def test_unpack_checks_the_disk_first(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("zeros", bytes(2**20))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 2**19}))
+    with pytest.raises(DataError, match=r"unpacking a\.zip needs 1\.05 MB"):
+        store.unpack(archive, "x")
+
+
+def test_an_archive_that_is_damaged_inside(store: Store, tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("numbers", CONTENT[:5000])
+    content = bytearray(archive.read_bytes())
+    content[60:80] = b"\xff" * 20
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.zip cannot be unpacked"):
+        store.unpack(archive, "x")
+    gz = gzip.compress(CONTENT)
+    (tmp_path / "b.gz").write_bytes(gz[:30] + b"\xff" * 30 + gz[60:])
+    with pytest.raises(DataError, match=r"b\.gz cannot be unpacked"):
+        store.unpack(tmp_path / "b.gz", "y")
+
+
+@pytest.mark.parametrize("name", ["in/../../x", "in//../../x", "./../x", "in/..", "~/x", "C:\\x"])
+def test_no_name_in_an_archive_leads_out(store: Store, tmp_path: Path, name: str) -> None:
+    archive, tar = tmp_path / "a.zip", _tar(tmp_path / "a.tar.gz", (_info(name), b"x"))
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr(name, "x")
+    for number, one in enumerate((archive, tar)):
+        with contextlib.suppress(DataError):  # refused, or within the folder
+            store.unpack(one, f"deep/{number}")
+    outside = {path for path in tmp_path.rglob("*") if path.is_file()} - {archive, tar}
+    assert all("unpacked/deep/" in path.as_posix() or "locks" in path.parts for path in outside)
+
+
+def test_a_link_is_no_way_out_for_the_members_after_it(store: Store, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    link = _info("door", tarfile.SYMTYPE, str(victim))
+    with pytest.raises(DataError, match="refusing"):
+        store.unpack(_tar(tmp_path / "a.tar.gz", (link, b""), (_info("door/x"), b"x")), "x")
+    assert not list(victim.iterdir())
+
+
+def test_one_member_of_a_large_zip_is_streamed(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("large.bin", bytes(40 * 2**20))
+        opened.writestr("small.txt", "x")
+    download.take_members(archive, ["small.txt"], tmp_path / "warm")
+    tracemalloc.start()
+    download.take_members(archive, ["large.bin"], tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "out" / "large.bin").stat().st_size == 40 * 2**20
+    assert peak < 8 * 2**20
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"\x1f\x8bbroken", b"PK\x03\x04broken"])

@@ -6,6 +6,7 @@ import mmap
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,103 @@ def test_what_is_refused(tmp_path: Path, mapped: bool) -> None:
             read_pickle(tmp_path / "x.pkl", mapped)
     with pytest.raises(DataError, match=r"none\.pkl: No such file"):
         read_pickle(tmp_path / "none.pkl", mapped)
+
+
+HUGE = 10**11
+GLOBALS = b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n"
+ARRAY, DTYPE, RECONSTRUCT = GLOBALS
+NO_SIZE = b"J\xff\xff\xff\xff"
+OBJECTS = DTYPE + b"U\x02O8K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * NO_SIZE + b"K?tb"
+NUMBER = b"\x8a\x06" + HUGE.to_bytes(6, "little")
+ASKS: dict[str, bytes] = {
+    "an array by its class": ARRAY + NUMBER + b"\x85\x85R.",
+    "an empty array": RECONSTRUCT + b"(" + ARRAY + NUMBER + b"\x85U\x01bt" + b"R.",
+    "objects": RECONSTRUCT
+    + b"(" + ARRAY + b"K\x00\x85U\x01btR(K\x01" + NUMBER + b"\x85" + OBJECTS + b"\x89]K\x01atb.",
+    "a string": b"\x80\x04\x8e" + struct.pack("<Q", HUGE) + b"x.",
+    "a byte array": b"\x80\x05\x96" + struct.pack("<Q", HUGE) + b"x.",
+    "a text": b"\x80\x04\x8d" + struct.pack("<Q", HUGE) + b"x.",
+    "a number": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
+    "a frame": b"\x80\x04\x95" + struct.pack("<Q", HUGE) + b"K\x01.",
+    "a place in the memo": b"\x80\x02K\x01r" + struct.pack("<I", 2**32 - 1) + b"0K\x02.",
+    "one value of a large type": b"cnumpy.core.multiarray\nscalar\n"
+    + DTYPE + b"VV2000000000\n" + b"K\x00K\x01\x87RU\x01x\x86R.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("what", ASKS)
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path, what: str, mapped: bool) -> None:
+    file = tmp_path / "x.pkl"
+    file.write_bytes(ASKS[what])
+    read_pickle(_warm(tmp_path), mapped)
+    tracemalloc.start()
+    try:
+        if what in ("a place in the memo", "an empty array"):  # harmless: nothing is allocated
+            read_pickle(file, mapped)
+        else:
+            with pytest.raises(DataError, match=r"x\.pkl"):
+                read_pickle(file, mapped)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def _warm(folder: Path) -> Path:
+    (folder / "warm.pkl").write_bytes(pickle.dumps(CONTENT))
+    return folder / "warm.pkl"
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(np.zeros(2**17), 4),
+        b"\x80\x02" + b"]" * 2**15 + b"0" * (2**15 - 1) + b".",
+        # One text of 64 kB in the memo, which is turned into bytes forty times.
+        b"\x80\x02X" + struct.pack("<I", 2**16) + b"a" * 2**16 + b"q\x000"
+        + b"".join(b"c_codecs\nencode\nh\x00U\x06latin1\x86R" for _ in range(40)) + b".",
+        # A text that takes four bytes a letter, for one letter that needs them.
+        pickle.dumps("a" * 2**19 + "\U0001f600", 2),
+        b"V" + b"a" * 2**20 + b"\n.",
+    ],
+    ids=["an array", "many lists", "copies", "wide letters", "a line"],
+)  # fmt: skip
+def test_what_exceeds_the_limit_is_refused(tmp_path: Path, content: bytes, mapped: bool) -> None:
+    file = tmp_path / "x.pkl"
+    file.write_bytes(content)
+    if not (mapped and len(content) > 2**20 and content[-1:] == b"." and b"numpy" in content):
+        with pytest.raises(DataError, match=r"would take more than 1\.05 MB of memory"):
+            read_pickle(file, mapped, limit=2**20)
+    read_pickle(file, mapped, limit=2**24)
+
+
+def test_headers_of_npy_files_cannot_ask_for_more_than_there_is(tmp_path: Path) -> None:
+    file = tmp_path / "x.npy"
+    np.save(file, np.zeros(4))
+    file.write_bytes(file.read_bytes().replace(b"(4,)", b"(4000000000000,)"))
+    for mapped in (False, True):
+        with pytest.raises(DataError, match="it ends within the array"):
+            read_npy(file, mapped)
+    np.save(file, np.zeros(4))
+    with pytest.raises(DataError, match=r"would take more than 31\.0 B|more than 31 B"):
+        read_npy(file, limit=31)
+    assert read_npy(file, mapped=True, limit=31).sum() == 0
+
+
+def test_no_state_is_given_to_the_reader_itself(tmp_path: Path) -> None:
+    """A slot state would set attributes of our own functions."""
+    (tmp_path / "x.pkl").write_bytes(b"c_codecs\nencode\nN}U\x07__doc__U\x01xs\x86b.")
+    with pytest.raises(DataError, match="it gives a method a state"):
+        read_pickle(tmp_path / "x.pkl")
+
+
+def test_tuples_that_share_parts_are_read_in_no_time(tmp_path: Path) -> None:
+    """Each of sixty tuples holds the one before it twice."""
+    content = b"\x80\x02K\x01q\x00" + b"".join(b"2\x86q\x00" for _ in range(60)) + b"."
+    (tmp_path / "x.pkl").write_bytes(content)
+    found, depth = read_pickle(tmp_path / "x.pkl"), 0
+    while isinstance(found, tuple):
+        assert found[0] is found[1]
+        found, depth = found[0], depth + 1
+    assert (found, depth) == (1, 60)

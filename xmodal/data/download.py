@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +281,16 @@ _SINGLE: dict[bytes, Callable[[Path], Any]] = {
 }
 
 
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+)
+
+
 def unpack_archive(archive: Path, folder: Path) -> None:
     """Unpack a tar, zip, gz, bz2 or xz file into an empty folder. Raises DataError."""
     if not archive.is_file():
@@ -294,7 +305,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
             _unpack_single(archive, folder, limit)
     except tarfile.FilterError as error:
         raise DataError(f"{archive}: refusing a member: {error}") from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, OSError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{archive} cannot be unpacked: {error}\nway out: delete it and fetch it again"
         ) from error
@@ -339,6 +350,8 @@ def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
         members = opened.infolist()
         if sum(member.file_size for member in members) > limit or len(members) > MAX_MEMBERS:
             raise _bomb(archive, limit)
+        needed = sum(member.file_size for member in members)
+        check_space(folder, needed, f"unpacking {archive.name}")
         left = limit
         for member in members:
             target = inside(folder, member.filename)
