@@ -88,9 +88,9 @@ def _fit(component: type[FittedPredictor], given: Given, facts: Facts) -> None:
     prediction = one(_tokens(x))
     shaped(prediction, (SAMPLES, target.size, *target.shape), f"{name}: the prediction")
     finite(prediction, f"{name}: the prediction")
-    alone = torch.cat([one(_tokens(row[None])) for row in x])
+    alone = torch.cat([one(_tokens(row[None])) for row in x[:8]])
     message = f"{name}: the prediction of one sample depends on the other samples of the batch"
-    same(prediction, alone, message)
+    same(prediction[:8], alone, message)
     other.load_state_dict(one.state_dict())
     expect(other.fitted, f"{name}: not fitted after its tensors were loaded")
     message = f"{name}: a model that was loaded predicts otherwise"
