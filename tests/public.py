@@ -14,6 +14,7 @@ PUBLIC = (
     "xmodal.data.loader",
     "xmodal.data.mapped",
     "xmodal.data.progress",
+    "xmodal.data.sound",
     "xmodal.data.splits",
     "xmodal.data.tables",
     "xmodal.data.unpickle",

@@ -16,6 +16,7 @@ def xmodal_tasks() -> Mapping[str, str]:
         "darcy": "xmodal_nasbench360.darcy:Darcy",
         "deepsea": "xmodal_nasbench360.deepsea:DeepSea",
         "ecg": "xmodal_nasbench360.ecg:Ecg",
+        "fsd50k": "xmodal_nasbench360.fsd50k:Fsd50k",
         "ninapro": "xmodal_nasbench360.ninapro:NinaPro",
         "psicov": "xmodal_nasbench360.psicov:Psicov",
         "satellite": "xmodal_nasbench360.satellite:Satellite",

@@ -129,7 +129,7 @@ class Builder:
             raise DataError("\n".join([*failed, *absent]))
         task: Task = self.make(self.recipe.task, "task")
         data = task.load(self.recipe.seed)
-        if self.recipe.protocol == "published":
+        if self.recipe.protocol == "published" and data.validation_joins:
             data = _trained_on_both(data)
         data = self._share(data)
         # The whole that splits are parts of can then be freed.

@@ -38,6 +38,7 @@ class TaskData:
     Labels may be float64: losses get them in float32, metrics as they are. ``groups`` holds the
     group (person, record, clip) of each sample of a split, int64 ``[n]``, where samples of one
     group are not independent; metrics that score groups get them (``Metric.group``).
+    ``validation_joins``: whether the published protocol trains on the validation split too.
     """
 
     train: Dataset[Pair]
@@ -51,6 +52,7 @@ class TaskData:
     unlabelled: Dataset[Pair] | None = None
     raw: RawForm | None = None
     groups: Mapping[str, Tensor] = field(default_factory=dict)
+    validation_joins: bool = True
 
     def groups_of(self, dataset: Dataset[Pair]) -> Tensor | None:
         """The groups of the samples of one of the splits; None if it has none."""
