@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from xmodal import randomness, ready
 from xmodal.data import RawForm, Store
+from xmodal.data.augment import Augmented
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import Array, ArrayWriter, Mapped, open_mapped
 from xmodal.data.splits import split
@@ -77,47 +78,15 @@ CARD = DataCard(
 )
 
 
-class CosmicImages(Mapped):
-    """Images ``[1, 128, 128]`` and masks; in a pass of training, with another sky in each.
+class VaryingSky:
+    """Adds ``low`` to ``high`` times the brightness of a sample's sky, in the model's unit."""
 
-    ``sky_N`` is the brightness of each sky in the model's unit; ``low`` to ``high`` times as much
-    is added. ``fixed``: with this seed, in every pass and out of it.
-    """
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
 
-    def __init__(
-        self,
-        folder: ready.Ready,
-        part: str,
-        rows: Any,
-        form: RawForm,
-        range_: tuple[float, float] | None = None,
-        fixed: int | None = None,
-    ) -> None:
-        super().__init__(
-            folder / f"{part}_x.npy",
-            folder / f"{part}_y.npy",
-            rows,
-            ignore=folder / f"{part}_ignore.npy",
-        )
-        self.form, self.range_, self.fixed = form, range_, fixed
-        self.sky_N = np.asarray(open_mapped(folder / f"{part}_sky.npy"))[self.rows]
-
-    def __getitem__(self, index: int) -> Pair:
-        x, y = super().__getitem__(index)
-        if self.fixed is not None and self.range_ is not None:
-            generator = randomness.generator(self.fixed, int(index))
-            low, high = self.range_
-            factor = low + (high - low) * float(torch.rand((), generator=generator))
-            x = x + float(self.sky_N[index]) * factor
-        return self.form.apply(x[None])[0], y
-
-    def in_pass(self, seed: int) -> Dataset[Pair]:
-        """The samples of one pass of training."""
-        if self.range_ is None or self.fixed is not None:
-            return self
-        now = object.__new__(type(self))
-        now.__dict__.update(self.__dict__, fixed=seed)
-        return now
+    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator, sky: float) -> Pair:
+        factor = self.low + (self.high - self.low) * float(torch.rand((), generator=generator))
+        return x + sky * factor, y
 
 
 class Cosmic(Task):
@@ -232,22 +201,36 @@ class Cosmic(Task):
         found = ready.get(type(self), config, self.store, *DECIDING)
         rows = _rows(found, config.protocol_split)
         form = _form(found, rows["train"] if config.standardise else None)
-        sky = config.sky if config.augment else None
+        unit = 1.0 if form.scale is None else float(form.scale)
+        vary = VaryingSky(*config.sky)
+
+        def images(part: str, index: Any) -> Augmented:
+            x, y, ignore = (found / f"{part}_{name}.npy" for name in ("x", "y", "ignore"))
+            plain = Mapped(x, y, index, partial(prepared, form), ignore)
+            sky_N = np.asarray(open_mapped(found / f"{part}_sky.npy"))[plain.rows] / unit
+            return Augmented(plain, vary, sky_N)
+
+        train, validation = (images("train", index) for index in rows.values())
+        test = images("test", None)
         groups = {part: _visits(found, "train")[index] for part, index in rows.items()}
         groups["test"] = _visits(found, "test")
-        fixed = randomness.derive(0, "cosmic", "test") if config.augment_test else None
+        fixed = randomness.derive(0, "cosmic", "test")
         return TaskData(
-            train=CosmicImages(found, "train", rows["train"], form, sky),
-            validation=CosmicImages(found, "train", rows["validation"], form, sky),
-            test=CosmicImages(
-                found, "test", None, form, config.sky if config.augment_test else None, fixed
-            ),
+            train=train if config.augment else train.plain,
+            # It is trained on, too, where the protocol is the published one.
+            validation=validation if config.augment else validation.plain,
+            test=test.in_pass(fixed) if config.augment_test else test.plain,
             checksum=found.checksum(),
             notes=_notes(found, config),
             images={"image": 0},
             raw=form,
             groups={part: torch.from_numpy(visits) for part, visits in groups.items()},
         )
+
+
+def prepared(form: RawForm, raw: Array) -> Tensor:
+    """One image as the model reads it."""
+    return form.apply(torch.from_numpy(raw)[None])[0]
 
 
 def check_count(config: Any, part: str, found: int) -> None:

@@ -10,4 +10,6 @@ from xmodal import hookimpl
 @hookimpl
 def xmodal_tasks() -> Mapping[str, str]:
     """Tasks, by name."""
-    return {}
+    return {
+        "cosmic-simulated": "xmodal_standins.cosmic_simulated:CosmicSimulated",
+    }

@@ -58,3 +58,13 @@ def test_what_never_changes_stays_the_same_object() -> None:
     """Its batches may lie on a device, which would be wasted on a copy."""
     for dataset in (plain(), Subset(plain(), [1]), ConcatDataset([plain(), plain()])):
         assert in_pass(dataset, 1) is dataset
+
+
+def test_what_is_known_of_each_sample() -> None:
+    def add_own(x: Tensor, y: Tensor, generator: torch.Generator, own: float) -> Any:
+        return x + own * (1 + torch.rand((), generator=generator)), y
+
+    data = Augmented(plain(), add_own, [0.0] * 9 + [100.0])
+    seen = read(in_pass(Subset(data, [9, 1]), 3), [0, 1])
+    assert (seen[0] - X[9]).min() >= 100
+    assert seen[1].equal(X[1])

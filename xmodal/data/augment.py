@@ -8,10 +8,9 @@ Everything but training reads them unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -19,10 +18,11 @@ from xmodal import randomness
 from xmodal.data import loader
 
 Pair = tuple[Tensor, Tensor]
-Change = Callable[[Tensor, Tensor, torch.Generator], Pair]
-"""Makes a new sample and label of ``x`` and ``y``, which it must not write to.
+Change = Callable[..., Pair]
+"""``change(x, y, generator)`` makes a new sample and label of ``x`` and ``y``, not writing to them.
 
-The generator is the only source of chance."""
+The generator is the only source of chance. With ``Augmented.each``, a fourth argument is its entry
+for the sample."""
 
 
 @runtime_checkable
@@ -34,10 +34,15 @@ class Changing(Protocol):
 
 
 class Augmented(Dataset[Pair]):
-    """The samples of ``plain``; in a pass of training, each is changed by ``change``."""
+    """The samples of ``plain``; in a pass of training, each is changed by ``change``.
 
-    def __init__(self, plain: Dataset[Pair], change: Change) -> None:
-        self.plain, self.change = plain, change
+    ``each`` holds what ``change`` has to know of each sample beside it: the brightness of its sky.
+    """
+
+    def __init__(
+        self, plain: Dataset[Pair], change: Change, each: Sequence[Any] | NDArray[Any] | None = None
+    ) -> None:
+        self.plain, self.change, self.each = plain, change, each
 
     def __len__(self) -> int:
         return loader.count(self.plain)
@@ -50,20 +55,21 @@ class Augmented(Dataset[Pair]):
         return loader.labels_of(self.plain, index_N)
 
     def in_pass(self, seed: int) -> Dataset[Pair]:
-        """The samples as one pass sees them."""
-        return _Pass(self.plain, self.change, seed)
+        """The samples as one pass sees them; this data set itself never changes."""
+        return _Pass(self, seed)
 
 
 class _Pass(Dataset[Pair]):
-    def __init__(self, plain: Dataset[Pair], change: Change, seed: int) -> None:
-        self.plain, self.change, self.seed = plain, change, seed
+    def __init__(self, of: Augmented, seed: int) -> None:
+        self.of, self.seed = of, seed
 
     def __len__(self) -> int:
-        return loader.count(self.plain)
+        return len(self.of)
 
     def __getitem__(self, index: int) -> Pair:
-        x, y = self.plain[index]
-        return self.change(x, y, randomness.generator(self.seed, int(index)))
+        x, y = self.of[index]
+        each = () if self.of.each is None else (self.of.each[index],)
+        return self.of.change(x, y, randomness.generator(self.seed, int(index)), *each)
 
 
 def in_pass(dataset: Dataset[Any], seed: int) -> Dataset[Any]:

@@ -1,0 +1,284 @@
+"""The task ``cosmic-simulated``: find cosmic rays in simulated exposures. Needs no data at all.
+
+It stands in for NAS-Bench-360's Cosmic where Hubble's images cannot be had: the same kinds of
+input, labels, ignored pixels, sky that varies in training, sizes and score, but no real image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from xmodal.data import RawForm, Store
+from xmodal.data.augment import Augmented
+from xmodal.data.datasets import DataCard, Preparation
+from xmodal.data.mapped import Array, ArrayWriter, Mapped, open_mapped
+from xmodal.data.progress import meter
+from xmodal.errors import DataError
+from xmodal.files import contents, read_json
+from xmodal.interfaces import (
+    Context,
+    Loss,
+    Metric,
+    Pair,
+    Settings,
+    Target,
+    Task,
+    TaskData,
+    TaskFacts,
+)
+from xmodal.settings import Use, default
+from xmodal_standins.cosmic_rays import Exposure, expose
+
+SAMPLES = {"train": 4347, "validation": 483, "test": 420}
+RESOLUTION = 128
+SIMULATOR = 1
+"""Version of the computation; a new number makes new data."""
+CHUNK = 50
+CARD = DataCard(
+    name="cosmic-simulated",
+    benchmark="stand-in",
+    source="simulated here; physics and constants: docs/tasks/cosmic-simulated.md",
+    licence="yours",
+    generable=True,
+    prepared=520_000_000,
+    note="stands in for cosmic; no real image is in it",
+)
+
+
+class VarySky:
+    """Adds ``low`` to ``high`` times the brightness of a sample's sky, in the model's unit."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator, sky: float) -> Pair:
+        factor = self.low + (self.high - self.low) * float(torch.rand((), generator=generator))
+        return x + sky * factor, y
+
+
+class CosmicSimulated(Task):
+    """Cosmic rays in simulated images of a space telescope; 4,347 / 483 / 420 of 128 x 128."""
+
+    citation = "after Zhang & Bloom 2020 (deepCR) and Tu et al. 2022 (NAS-Bench-360)"
+
+    class Config(Settings):
+        """How many images, and how large."""
+
+        path: Path | None = Field(None, description="A prepared folder; default: generated.")
+        samples: int | None = Field(
+            None,
+            ge=3,
+            description="Images in all, split as the benchmark's (83, 9 and 8 %); null: 5,250.",
+        )
+        resolution: int = Field(RESOLUTION, ge=16, le=1024, description="Pixels per side.")
+        data_seed: int = Field(0, ge=0, description="Seed of the data, independent of the run's.")
+        sky: tuple[float, float] = Field(
+            (-0.9, 3.0),
+            description="In training, a random multiple in this range of the sky's brightness is "
+            "added.",
+        )
+        augment: bool = Field(True, description="Vary the sky in training.")
+        loss: Use[Loss] = Field(default("bce"), description="The training loss.")
+        metric: Use[Metric] = Field(default("pixel-auroc-error"), description="The score.")
+
+    config: Config
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.store = context.store
+
+    @classmethod
+    def card(cls, config: Any) -> DataCard:
+        """What is known of the data."""
+        return CARD
+
+    @classmethod
+    def ready(cls, config: Any, store: Store) -> bool:
+        """Always: what is not there is generated."""
+        return True
+
+    @classmethod
+    def contents(cls, config: Any, store: Store) -> Mapping[str, str]:
+        """The folder at ``path``. Generated data follow from the settings."""
+        return {} if config.path is None else {"path": contents(config.path)}
+
+    @classmethod
+    def describe(cls, config: Any, store: Store) -> TaskFacts:
+        """The facts; they follow from the settings."""
+        side = config.resolution
+        return TaskFacts(
+            name="cosmic-simulated",
+            shape=(1, side, side),
+            target=Target("dense", 1, (side, side)),
+            samples=counts(config.samples),
+            family="astronomy",
+        )
+
+    @classmethod
+    def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        """Generate; what was done before an interruption is kept in ``wanted.scratch``."""
+        sizes = counts(wanted.samples or config.samples)
+        resolution = wanted.resolution or config.resolution
+        generate(folder, wanted.scratch, sizes, resolution, config.data_seed, wanted.jobs)
+        return _made_of(sizes, resolution, config.data_seed)
+
+    def load(self, seed: int) -> TaskData:
+        """Generate or read. The data do not depend on ``seed``."""
+        config = self.config
+        folder = self._folder()
+        side, sizes = config.resolution, counts(config.samples)
+        form = _form(folder, sizes["train"], side)
+        assert form.scale is not None
+        sky_N = np.array(open_mapped(folder / "sky.npy")) / float(form.scale)
+        ends = np.cumsum([0, *sizes.values()])
+        splits = {}
+        for part, (start, end) in zip(sizes, pairwise(ends), strict=True):
+            x, y, ignore = (folder / f"{name}.npy" for name in ("x", "y", "ignore"))
+            rows = np.arange(start, end)
+            plain = Mapped(x, y, rows, partial(_prepared, form), ignore)
+            varies = config.augment and part != "test"
+            change = VarySky(*config.sky)
+            splits[part] = Augmented(plain, change, sky_N[rows]) if varies else plain
+        return TaskData(
+            **splits,
+            checksum=contents({path.name: path for path in folder.glob("*.npy")}),
+            notes=("cosmic-simulated: simulated exposures, no real image",),
+            images={"image": 0},
+            raw=form,
+        )
+
+    def _folder(self) -> Path:
+        config = self.config
+        sizes = counts(config.samples)
+        if config.path is not None:
+            folder = Path(config.path)
+            shape = open_mapped(folder / "x.npy").shape
+            expected = (sum(sizes.values()), 1, config.resolution, config.resolution)
+            if shape != expected:
+                raise DataError(f"path: x.npy has shape {shape}, the settings say {expected}")
+            return folder
+        key = _made_of(sizes, config.resolution, config.data_seed)
+        ready = self.store.dataset(CARD)
+        if ready is not None and key.items() <= read_json(ready / "dataset.json").items():
+            return ready
+
+        def make(folder: Path) -> None:
+            generate(folder, None, sizes, config.resolution, config.data_seed, _cores())
+
+        return self.store.build("cosmic-simulated", key, make)
+
+
+def _made_of(sizes: Mapping[str, int], resolution: int, seed: int) -> dict[str, Any]:
+    """Everything that the data depend on."""
+    return {
+        "simulator": SIMULATOR,
+        "samples": sum(sizes.values()),
+        "resolution": resolution,
+        "seed": seed,
+    }
+
+
+def counts(samples: int | None) -> dict[str, int]:
+    """The sizes of the splits; of other numbers of samples in the proportions of the benchmark."""
+    if samples is None:
+        return dict(SAMPLES)
+    test = max(1, round(samples * 0.08))
+    validation = max(1, round(samples * 0.092))
+    return {"train": samples - validation - test, "validation": validation, "test": test}
+
+
+def generate(
+    folder: Path,
+    scratch: Path | None,
+    sizes: Mapping[str, int],
+    resolution: int,
+    seed: int,
+    jobs: int,
+) -> None:
+    """Write all images, masks and skies; sample n depends on (seed, n, resolution) alone."""
+    total = sum(sizes.values())
+    shape = (1, resolution, resolution)
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(ArrayWriter(folder / f"{name}.npy", form, kind, total))
+            for name, form, kind in (
+                ("x", shape, np.float32),
+                ("y", shape, np.uint8),
+                ("ignore", shape, np.uint8),
+                ("sky", (), np.float64),
+            )
+        }
+        count = stack.enter_context(meter("simulated exposures", total))
+        for chunk in _chunks(scratch, total, resolution, seed, jobs):
+            for name, writer in writers.items():
+                writer.add(chunk[name])
+            count(len(chunk["sky"]))
+
+
+def _chunks(
+    scratch: Path | None, total: int, resolution: int, seed: int, jobs: int
+) -> Iterator[Mapping[str, Array]]:
+    """The samples, ``CHUNK`` at a time; those that lie in ``scratch`` are not made again."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for start in range(0, total, CHUNK):
+            numbers = range(start, min(start + CHUNK, total))
+            name = f"{SIMULATOR}-{seed}-{resolution}-{start}-{len(numbers)}.npz"
+            kept = None if scratch is None else scratch / name
+            if kept is not None and kept.is_file():
+                with np.load(kept, allow_pickle=False) as pack:
+                    yield {key: pack[key] for key in pack.files}
+                continue
+            made = list(pool.map(partial(expose, seed, resolution=resolution), numbers))
+            chunk = _stacked(made)
+            if kept is not None:
+                unfinished = kept.with_suffix(".part")
+                with unfinished.open("wb") as file:
+                    np.savez(file, **chunk)
+                unfinished.replace(kept)
+            yield chunk
+
+
+def _stacked(made: list[Exposure]) -> dict[str, Array]:
+    return {
+        "x": np.stack([one.image for one in made])[:, None],
+        "y": np.stack([one.hit for one in made])[:, None],
+        "ignore": np.stack([one.ignore for one in made])[:, None],
+        "sky": np.array([one.sky for one in made]),
+    }
+
+
+def _prepared(form: RawForm, raw: Array) -> Tensor:
+    return form.apply(torch.from_numpy(raw)[None])[0]
+
+
+def _form(folder: Path, train: int, side: int) -> RawForm:
+    """Mean 0 and deviation 1 over the training images."""
+    x = open_mapped(folder / "x.npy")
+    total = square = 0.0
+    for row in range(train):
+        pixels = np.asarray(x[row], dtype=np.float64)
+        total, square = total + pixels.sum(), square + np.square(pixels).sum()
+    count = train * side * side
+    deviation = (square / count - (total / count) ** 2) ** 0.5
+    mean, scale = (torch.full((1, 1, 1), value) for value in (total / count, deviation))
+    shape = (1, side, side)
+    return RawForm(shape=shape, laid=shape, mean=mean, scale=scale, label_shape=shape)
+
+
+def _cores() -> int:
+    """The number of cores this process may use; all cores where the system cannot tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
