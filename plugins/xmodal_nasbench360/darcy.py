@@ -135,7 +135,7 @@ class Darcy(Task):
             family="pde",
             shape=(3 if config.coordinates else 1, side, side),
             target=Target("dense", 1, (side, side)),
-            coarse=COARSE,
+            coarse=min(COARSE, side),
             samples={
                 "train": config.train,
                 "validation": config.validation,
@@ -184,7 +184,7 @@ class Darcy(Task):
         )
 
     @classmethod
-    def coarse(cls, config: Any, x: Array, points: int) -> Array:
+    def coarse(cls, config: Any, x: Array, points: int, raw: RawForm) -> Array:
         """u on ``points`` points per side, from the nearest permeabilities; raises ArithmeticError.
 
         ``x`` is a, ``[n, 1, R, R]``; so is the result.

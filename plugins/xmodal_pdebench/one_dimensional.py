@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field as Setting
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from xmodal.data import RawForm
 from xmodal.interfaces import Loss, TaskData
 from xmodal.settings import Use
 from xmodal_pdebench.arrays import Making
+from xmodal_pdebench.grids import Array
 from xmodal_pdebench.layout import Field, FileLayout
 from xmodal_pdebench.problem import PDEProblem, darus
 from xmodal_pdebench.task import PDESettings, PDETask, checksum, datasets
@@ -40,6 +42,8 @@ class Advection(PDETask):
         making=Making("xmodal_pdebench.advection:solve", chunk=50),
         same="initial fields sample for sample, solved by the published scheme",
         stride=4,
+        coarse="xmodal_pdebench.coarse_1d:advection",
+        coarse_points=128,
     )
 
 
@@ -59,6 +63,8 @@ class Burgers(PDETask):
         layout=_tensor(201, 200),
         making=Making("xmodal_pdebench.burgers:solve", chunk=200),
         same="initial fields sample for sample, solved exactly instead of by finite volumes",
+        coarse="xmodal_pdebench.coarse_1d:burgers",
+        coarse_points=32,
     )
 
 
@@ -73,6 +79,8 @@ class DiffusionReaction(PDETask):
         layout=_tensor(101, 29),
         making=Making("xmodal_pdebench.reaction:solve", chunk=100),
         same="initial fields sample for sample, solved by a Fourier method of fourth order",
+        coarse="xmodal_pdebench.coarse_1d:diffusion_reaction",
+        coarse_points=32,
     )
 
 
@@ -91,6 +99,8 @@ class DiffusionSorption(PDETask):
         same="initial fields sample for sample, the published equations in space, solved more "
         "accurately in time",
         test="last",
+        coarse="xmodal_pdebench.coarse_1d:diffusion_sorption",
+        coarse_points=128,
     )
 
 
@@ -125,7 +135,21 @@ class NavierStokes(PDETask):
         making=Making("xmodal_pdebench.gas:solve", chunk=20),
         same="initial fields sample for sample (if the file's parts are in the order of their "
         "seeds), solved by the published scheme",
+        coarse="xmodal_pdebench.coarse_1d:navier_stokes",
+        coarse_points=64,
     )
+
+    @classmethod
+    def coarse(cls, config: Any, x: Array, points: int, raw: RawForm) -> Array:
+        """As in other tasks; in normalised space, standardised as the samples are."""
+        fields = x.reshape(len(x), 3, -1)
+        solved = super().coarse(config, fields, points, raw)
+        if config.space == "physical":
+            return solved
+        assert raw.mean is not None
+        assert raw.scale is not None
+        laid = solved.reshape(len(x), *raw.laid)
+        return np.asarray((laid - raw.mean.numpy()) / raw.scale.numpy())
 
     @classmethod
     def laid(cls, config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,4 +16,7 @@ def xmodal_tasks() -> Mapping[str, str]:
         "pdebench/diffusion-reaction": "xmodal_pdebench.one_dimensional:DiffusionReaction",
         "pdebench/diffusion-sorption": "xmodal_pdebench.one_dimensional:DiffusionSorption",
         "pdebench/navier-stokes": "xmodal_pdebench.one_dimensional:NavierStokes",
+        "pdebench/darcy": "xmodal_pdebench.two_dimensional:DarcyFlow",
+        "pdebench/shallow-water": "xmodal_pdebench.two_dimensional:ShallowWater",
+        "pdebench/diffusion-reaction-2d": "xmodal_pdebench.two_dimensional:DiffusionReaction2D",
     }

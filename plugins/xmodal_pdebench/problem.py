@@ -22,12 +22,14 @@ LICENCE = "published files: CC BY 4.0; generated data: yours"
 class PDEProblem:
     """One task: its published file, how it is split, and how it is made again.
 
-    ``name`` is the data set's in the cache and on the command line; ``size`` is that of ``file`` in
-    bytes, about. ``samples`` and ``points``
-    (along one side) are the published ones. ``test``: whether the first or the last tenth of the
-    samples, in the order of the file, tests. ``stride``: every so many points of each axis the
-    released loader keeps. ``same``: what of the published data the solver reproduces. ``images``
-    as in ``TaskData``.
+    ``name`` is the data set's in the cache and on the command line, and the task's unless ``task``
+    is another. ``size`` is that of ``file`` in bytes, about. ``samples`` and ``points`` (along one
+    side) are the published ones. ``test``: whether the first or the last tenth of the samples, in
+    the order of the file, tests. ``stride``: every so many points of each axis the released loader
+    keeps. ``same``: what of the published data the solver reproduces. ``images`` as in
+    ``TaskData``. ``coarse`` is 'module:function', which solves on ``coarse_points`` points along a
+    side by default: ``coarse(x, points, stride)``, from inputs ``[n, C, *grid]``, every
+    ``stride``-th of the cells of the domain, to labels there.
     """
 
     name: str
@@ -41,6 +43,9 @@ class PDEProblem:
     test: Literal["first", "last"] = "first"
     stride: int = 1
     images: Mapping[str, int] = field(default_factory=dict)
+    task: str = ""
+    coarse: str = ""
+    coarse_points: int = 0
 
     @property
     def points(self) -> int:

@@ -8,6 +8,7 @@ or generated once), or, with ``samples`` or ``resolution``, are generated for th
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ from xmodal.interfaces import (
 )
 from xmodal.settings import Use
 from xmodal_pdebench import arrays
+from xmodal_pdebench.grids import Array
 from xmodal_pdebench.layout import Floats
 from xmodal_pdebench.problem import PDEProblem
 
@@ -160,12 +162,22 @@ class PDETask(Task):
         shapes = [cls.laid(config, (count, *grid)) for count in channels]
         parts = split(samples, problem.test, config.validation)
         return TaskFacts(
-            name=f"pdebench/{cls.problem.name}",
+            name=f"pdebench/{problem.task or problem.name}",
             family="pde",
             shape=shapes[0],
             target=Target("dense", shapes[1][0], shapes[1][1:]),
             samples={name: len(rows) for name, rows in parts.items()},
+            coarse=min(problem.coarse_points, grid[0]),
         )
+
+    @classmethod
+    def coarse(cls, config: Any, x: Array, points: int, raw: RawForm) -> Array:
+        """The solution on ``points`` points along each side; raises ArithmeticError."""
+        module, _, name = cls.problem.coarse.partition(":")
+        solve = getattr(importlib.import_module(module), name)
+        stride = cls.problem.stride if config.loader == "released" else 1
+        solved: Array = solve(x, points, stride)
+        return solved
 
     @classmethod
     def laid(cls, config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

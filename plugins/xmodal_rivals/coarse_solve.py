@@ -113,9 +113,11 @@ class CoarseSolve(FittedPredictor):
             raise UsageError("predictor 'coarse-solve' was built without its task")
         x_BF = features.x_BND.flatten(1)
         x = x_BF.double().cpu().reshape(len(x_BF), *self.shape)[:, : len(self.mean)]
-        raw = x * self.scale.cpu() + self.mean.cpu()
+        mean, scale = self.mean.cpu(), self.scale.cpu()
+        raw = x * scale + mean
         try:
-            solved = self.task.component.coarse(self.task.config, raw.numpy(), self.points)
+            form = RawForm(self.shape, tuple(mean.shape), mean=mean, scale=scale)
+            solved = self.task.component.coarse(self.task.config, raw.numpy(), self.points, form)
         except ArithmeticError as error:
             raise DataError(f"coarse-solve: {error}") from error
         y = torch.from_numpy(solved)

@@ -183,6 +183,9 @@ def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, 
 def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     for key in COMPONENT_FIELDS:
         use = getattr(recipe, key)
+        # A task names a source head for the methods that have one; the others never build it.
+        if key == "source_predictor" and not needs_source_head(recipe):
+            continue
         if use is not None:
             for message in use.component.problems(use.config, facts):
                 yield key, message

@@ -81,12 +81,15 @@ class Task(WithData):
         """Load, split and normalise. A random split depends only on ``seed``."""
 
     @classmethod
-    def coarse(cls, config: Any, x: NDArray[np.float64], points: int) -> NDArray[np.float64]:
+    def coarse(
+        cls, config: Any, x: NDArray[np.float64], points: int, raw: RawForm
+    ) -> NDArray[np.float64]:
         """Solve the task's equation numerically on ``points`` points along each side.
 
-        ``x`` holds raw samples ``[n, *laid]`` (``RawForm``); the result ``[n, K, *shape]`` is in
-        the unit of the labels, on their grid. What samples do not tell (a random start) is set to
-        its mean. Only for tasks whose facts say ``coarse``. Raises ArithmeticError.
+        ``x`` holds raw samples ``[n, *raw.laid]``; the result ``[n, K, *shape]`` is in the unit of
+        the labels, on their grid (``raw``: for labels that are standardised as the samples are).
+        What samples do not tell (a random start) is set to its mean. Only for tasks whose facts say
+        ``coarse``. Raises ArithmeticError.
         """
         raise NotImplementedError(f"{cls.__name__} has no equation to solve")
 

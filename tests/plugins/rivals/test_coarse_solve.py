@@ -15,12 +15,27 @@ from torch import Tensor, nn
 from xmodal import api
 from xmodal.batch import Tokens
 from xmodal.data import RawForm
+from xmodal.data.store import Store
+from xmodal.engine.plan import compose_plan
 from xmodal.errors import DataError, RecipeError, UsageError
 from xmodal.interfaces import FitData, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.plugins import registry
 from xmodal.settings import Use
 from xmodal.testing.tiny import tiny_context, tiny_facts
 from xmodal_nasbench360.darcy_samples import Grid, coarse_pressure, draw
 from xmodal_rivals.coarse_solve import CoarseSolve
+
+TASKS = (
+    "darcy",
+    "advection",
+    "burgers",
+    "diffusion-reaction",
+    "diffusion-sorption",
+    "navier-stokes",
+    "darcy-pdebench",
+    "shallow-water",
+    "diffusion-reaction-2d",
+)
 
 
 class Cube(Task):
@@ -34,7 +49,7 @@ class Cube(Task):
         raise NotImplementedError
 
     @classmethod
-    def coarse(cls, config: Any, x: np.ndarray, points: int) -> np.ndarray:
+    def coarse(cls, config: Any, x: np.ndarray, points: int, raw: RawForm) -> np.ndarray:
         if (x > 100).any():
             raise ArithmeticError("too wild")
         assert x.shape[1:] == (1, 5)
@@ -121,6 +136,21 @@ def test_a_failed_solution_is_bad_data() -> None:
 def test_tasks_without_an_equation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="has no equation to solve; 'coarse-solve' is for tasks"):
         api.run("methods/coarse-solve", "tasks/openml/car", scale="smoke", root=tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_equation_of_the_benchmarks_has_one(task: str, tmp_path: Path) -> None:
+    names = ["methods/coarse-solve", f"tasks/{task}"]
+    planned = compose_plan(names, registry(), Store(tmp_path), scale="smoke")
+    assert planned.facts.task.coarse > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "error"), [("shallow-water", 0.05), ("navier-stokes", 0.2)])
+def test_runs_on_pdebench(task: str, error: float, tmp_path: Path) -> None:
+    """Also where the labels are standardised as the samples are (Navier-Stokes)."""
+    run = api.run("methods/coarse-solve", f"tasks/{task}", scale="smoke", root=tmp_path)
+    assert 0 < run.result["test"]["metric"] < error
 
 
 def test_a_run_on_darcy(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
