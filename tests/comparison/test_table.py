@@ -26,7 +26,7 @@ from xmodal.comparison.table import ComparisonTable, _searched, assemble, rows
 from .. import forms
 
 TASKS = ("a_1", "b", "c", "d", "e", "f")
-ROLES = {"trivial": "trivial", "longer": "control"}
+ROLES = {"trivial": "trivial", "longer": "control", "forest": "rival", "trees": "rival"}
 
 
 def cell(root: Path, method: str, task: str, seed: int, setting: tuple[str, ...] = ()) -> Cell:
@@ -93,6 +93,33 @@ def test_contenders_are_compared_and_others_only_looked_at(tmp_path: Path) -> No
     }  # fmt: skip
     # The control has the dear one's compute; "cheap" loses to the trivial answer.
     assert kinds(table) == {"worse-than-trivial"}
+
+
+def test_rivals_are_opponents_in_a_group_of_their_own(tmp_path: Path) -> None:
+    errors = {"forest": 0.3, "dear": 0.10, "trivial": 0.4, "trees": 0.15}
+    table = made(tmp_path, {**errors, "longer": 0.2})
+    assert table.comparison is not None
+    assert table.methods == ("dear", "forest", "trees", "longer", "trivial")
+    pairs = [(pair.a, pair.b) for pair in table.comparison.pairs]
+    assert pairs == [("dear", "forest"), ("dear", "trees")]
+    # "dear" has twice the passes of the rivals, and no doubt is raised about that.
+    assert kinds(table) == set()
+    rows = [line.partition(" ")[0] for line in latex(table).split("\n")]
+    rule = "\\midrule"
+    groups = rows[rows.index(rule) : rows.index("\\bottomrule")]
+    assert groups == [rule, "dear", rule, "forest", "trees", rule, "longer", rule, "trivial"]
+    assert table.comparison.overview is not None
+    assert set(table.comparison.overview.ranks) == {"dear", "forest", "trees"}
+
+
+def test_rivals_alone_are_compared_with_each_other(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    table = made(tmp_path, {"forest": 0.3, "trees": 0.15})
+    assert table.comparison is not None
+    assert [(pair.a, pair.b) for pair in table.comparison.pairs] == [("forest", "trees")]
+    against = made(tmp_path / "x", {"forest": 0.3, "trees": 0.15, "dear": 0.1}, against="trees")
+    assert against.comparison is not None
+    assert [(pair.a, pair.b) for pair in against.comparison.pairs] == [("dear", "trees")]
 
 
 def test_uneven_compute_is_a_doubt_without_the_control(tmp_path: Path) -> None:

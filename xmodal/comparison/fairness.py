@@ -76,17 +76,19 @@ def flags(
     *,
     trivial: str | None = None,
     controls: Collection[str] = (),
+    rivals: Collection[str] = (),
 ) -> list[Flag]:
     """Every doubt about these scores.
 
     ``trivial``: the method that every other has to beat. ``controls``: the methods that were
-    trained longer only to have as many encoder passes as a dearer one.
+    trained longer only to have as many encoder passes as a dearer one. ``rivals``: the methods
+    whose cost is not counted in passes of the encoder.
     """
     known = [c for c in conditions if c.method in scores.methods and c.task in scores.tasks]
     found = [*_mixed(known), *_selected_on_test(known)]
     if trivial is not None and trivial in scores.methods:
         found += _worse_than_trivial(scores, trivial)
-    found += [*_uneven_compute(scores, known, controls, trivial), *_edge_of_grid(known)]
+    found += [*_uneven_compute(scores, known, controls, {trivial, *rivals}), *_edge_of_grid(known)]
     return [*found, *_incomplete(scores), *_floored(scores)]
 
 
@@ -170,16 +172,19 @@ def _edge_of_grid(known: list[Conditions]) -> list[Flag]:
 
 
 def _uneven_compute(
-    scores: ErrorTable, known: list[Conditions], controls: Collection[str], trivial: str | None
+    scores: ErrorTable,
+    known: list[Conditions],
+    controls: Collection[str],
+    apart: Collection[str | None],
 ) -> list[Flag]:
-    """Pairs of contenders alone: controls and the trivial answer differ in cost on purpose."""
+    """Pairs of contenders alone: controls differ in cost on purpose, those ``apart`` in kind."""
     passes: dict[tuple[str, str], list[float]] = {}
     for c in known:
         if c.encoded_samples:
             passes.setdefault((c.method, c.task), []).append(c.encoded_samples)
     mean = {key: sum(values) / len(values) for key, values in passes.items()}
     found = []
-    contenders = [m for m in scores.methods if m != trivial and m not in controls]
+    contenders = [m for m in scores.methods if m not in apart and m not in controls]
     for a, b in combinations(contenders, 2):
         ratios = {
             task: mean[a, task] / mean[b, task]

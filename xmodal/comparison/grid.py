@@ -41,7 +41,7 @@ from xmodal.recipe.yaml import parse_value, read
 from xmodal.settings import Settings
 from xmodal.text import MOST_KNOWN, shortlist
 
-METHOD, CONTROL, TRIVIAL = "method", "control", "trivial"
+METHOD, RIVAL, CONTROL, TRIVIAL = ROLES = ("method", "rival", "control", "trivial")
 MAX_NAME = 60
 
 

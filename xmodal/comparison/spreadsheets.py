@@ -82,12 +82,12 @@ def _pair(pair: PairResult) -> dict[str, object]:
 def latex(table: ComparisonTable) -> str:
     """Mean and standard deviation of every method on every task; the best mean is bold.
 
-    Needs the package booktabs. Controls and the trivial answer stand below a rule.
+    Needs the package booktabs. Rivals, controls and the trivial answer stand below a rule each.
     """
     tasks = [task for task in table.tasks if any(row.task == task for row in table.rows)]
     if not tasks:
         return "% nothing is done yet\n"
-    order = sorted(table.methods, key=lambda method: table.roles[method] != "method")
+    order = table.methods
     found = {(m, task): table.summary(m, task) for m in order for task in tasks}
     best = {task: table.best(task) for task in tasks}
     most = max(one.n for one in found.values())
@@ -106,12 +106,12 @@ def latex(table: ComparisonTable) -> str:
             position_float="centering",
         )
     )
-    contenders = sum(table.roles[method] == "method" for method in order)
-    if 0 < contenders < len(order):
-        lines = text.split("\n")
-        first = lines.index("\\midrule") + 1
-        lines.insert(first + contenders, "\\midrule")
-        text = "\n".join(lines)
+    lines = text.split("\n")
+    first = lines.index("\\midrule") + 1
+    for row in range(len(order) - 1, 0, -1):
+        if table.roles[order[row]] != table.roles[order[row - 1]]:
+            lines.insert(first + row, "\\midrule")
+    text = "\n".join(lines)
     return f"% {visible(table.command, line_breaks=False)}\n{text}"
 
 

@@ -1,8 +1,9 @@
 """From finished cells to a table with verdicts: results, what counts, under which conditions.
 
 The table is the one thing that the terminal, CSV, LaTeX, JSON and the HTML page are made from.
-Verdicts are asked for pairs of contenders. Controls and the trivial answer are in the table because
-they raise doubts, or settle them; asking for verdicts on them too would blunt every other verdict.
+Verdicts are asked for pairs of contenders, and for each contender against each rival. Controls and
+the trivial answer are in the table because they raise doubts, or settle them; asking for verdicts
+on them too, or on two rivals, would blunt every other verdict.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 from statistics import mean
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ import numpy as np
 from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
-from xmodal.comparison.grid import CONTROL, METHOD, TRIVIAL, Cell, Request
+from xmodal.comparison.grid import CONTROL, METHOD, RIVAL, ROLES, TRIVIAL, Cell, Request
 from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
@@ -146,9 +147,9 @@ class ComparisonTable:
     """A comparison.
 
     ``command`` repeats it, ``name`` is that of the folder of its report. ``methods`` and ``tasks``
-    are labels in the order asked for, methods of every role included; ``roles`` says what each is
-    (``method``, ``control`` or ``trivial``). ``states`` belong to ``cells``, one each; ``rows`` are
-    the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
+    are labels in the order asked for, methods grouped by role; ``roles`` says what each is
+    (``method``, ``rival``, ``control`` or ``trivial``). ``states`` belong to ``cells``, one each;
+    ``rows`` are the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
     metric has no ratios, for example). Both ``scores`` and ``comparison`` are None where nothing is
     done that could be weighed. ``published``: what others report of these tasks, apart and never
     weighed. ``notes``: lines for people about what was not looked at.
@@ -256,10 +257,12 @@ def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -
     methods = tuple(dict.fromkeys(cell.method for cell in cells))
     roles = {cell.method: str(cell.resolved.get("role", METHOD)) for cell in cells if cell.resolved}
     roles = {method: roles.get(method, METHOD) for method in methods}
+    methods = tuple(sorted(methods, key=lambda method: ROLES.index(roles[method])))
     found, states = rows(cells, states)
     scores, left_out = _scores(cells, states, found)
     comparison = None
-    pairs = _pairs([m for m in methods if roles[m] == METHOD], request.against)
+    contenders, rivals = ([m for m in methods if roles[m] == role] for role in (METHOD, RIVAL))
+    pairs = _pairs(contenders, rivals, request.against)
     if scores is not None:
         comparison = _weigh(scores, cells, found, roles, pairs)
     return ComparisonTable(
@@ -304,10 +307,16 @@ def _machines(found: Sequence[CellResult]) -> tuple[str, ...]:
     return ()
 
 
-def _pairs(contenders: Sequence[str], against: str | None) -> list[tuple[str, str]]:
+def _pairs(
+    contenders: Sequence[str], rivals: Sequence[str], against: str | None
+) -> list[tuple[str, str]]:
+    """Two rivals are not asked about, unless there is nothing else."""
+    if not contenders:
+        contenders, rivals = rivals, ()
     if against is None:
-        return list(combinations(contenders, 2))
-    return [(method, against) for method in contenders if method != against]
+        return [*combinations(contenders, 2), *product(contenders, rivals)]
+    opponents = contenders if against in rivals else [*contenders, *rivals]
+    return [(method, against) for method in opponents if method != against]
 
 
 def _weigh(
@@ -324,6 +333,7 @@ def _weigh(
         pairs=[pair for pair in pairs if set(pair) <= set(scores.methods)],
         trivial=trivial[0] if trivial else None,
         controls=[method for method in scores.methods if roles[method] == CONTROL],
+        rivals=[method for method in scores.methods if roles[method] == RIVAL],
     )
 
 

@@ -122,7 +122,7 @@ class PairResult:
 class Comparison:
     """All that a report says about a table of scores: ``cells[method][task]``, pairs, overview.
 
-    ``overview`` is of the contenders, without controls and the trivial answer; None where there are
+    ``overview`` is of contenders and rivals, without controls and the trivial answer; None where there are
     fewer than two of them, or no task that all of them have.
     """
 
@@ -142,11 +142,12 @@ def weigh(
     pairs: Sequence[tuple[str, str]] | None = None,
     trivial: str | None = None,
     controls: Collection[str] = (),
+    rivals: Collection[str] = (),
     rule: Rule | None = None,
 ) -> Comparison:
     """Everything about these scores; see ``judge`` and ``fairness.flags`` for the arguments."""
     rule = rule or Rule()
-    found = fairness.flags(scores, conditions, trivial=trivial, controls=controls)
+    found = fairness.flags(scores, conditions, trivial=trivial, controls=controls, rivals=rivals)
     results = judge(scores, pairs, rule, fairness.refusal(found))
     doubts = [doubt for result in results if (doubt := result.doubt) is not None]
     cells = {
