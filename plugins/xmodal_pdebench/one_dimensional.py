@@ -132,7 +132,7 @@ class NavierStokes(PDETask):
             tuple(Field(name, 0) for name in ("density", "pressure", "Vx")),
             tuple(Field(name, 100) for name in ("density", "pressure", "Vx")),
         ),
-        making=Making("xmodal_pdebench.gas:solve", chunk=20),
+        making=Making("xmodal_pdebench.gas:solve", chunk=10),
         same="initial fields sample for sample (if the file's parts are in the order of their "
         "seeds), solved by the published scheme",
         coarse="xmodal_pdebench.coarse_1d:navier_stokes",

@@ -1,0 +1,154 @@
+"""The five tasks: what is read of each published layout, shapes, normalisation and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from tests.plugins.pdebench.published import config, of, task, write_file
+from xmodal.data.datasets import Preparation
+from xmodal.data.store import Store
+from xmodal.interfaces import Settings, Target
+from xmodal_basics.metrics import NormalisedRMSE
+from xmodal_pdebench.one_dimensional import (
+    Advection,
+    Burgers,
+    DiffusionReaction,
+    DiffusionSorption,
+    NavierStokes,
+)
+
+TENSORS = [(Advection, 200), (Burgers, 200), (DiffusionReaction, 29)]
+ALL = [*(kind for kind, _ in TENSORS), DiffusionSorption, NavierStokes]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+def split(data: Any, name: str) -> tuple[Any, Any]:
+    dataset = getattr(data, name)
+    x, y = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+    return torch.stack(x).numpy(), torch.stack(y).numpy()
+
+
+def joined(data: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
+    """All samples in the order of the file."""
+    parts = [split(data, name) for name in names]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "target"), TENSORS)
+def test_files_with_one_tensor(kind: Any, target: int, tmp_path: Path, store: Store) -> None:
+    path = write_file(kind, tmp_path, 11)
+    x, y = joined(task(kind, store, path=path).load(0), ("test", "train", "validation"))
+    with h5py.File(path) as file:
+        assert np.array_equal(x[:, 0], file["tensor"][:, 0])
+        assert np.array_equal(y[:, 0], file["tensor"][:, target])
+
+
+def test_files_with_a_group_for_each_sample(tmp_path: Path, store: Store) -> None:
+    path = write_file(DiffusionSorption, tmp_path, 12)
+    with h5py.File(path, "a") as file:
+        file.move("0003", "0010_last")  # groups count in the order of their names
+        for group in file.values():
+            group["grid/x"] = np.zeros(1024)  # published beside the data
+    data = task(DiffusionSorption, store, path=path).load(0)
+    x, y = joined(data, ("train", "validation", "test"))
+    with h5py.File(path) as file:
+        for row, name in enumerate(sorted(file)):
+            assert np.array_equal(x[row, 0], file[name]["data"][0, :, 0])
+            assert np.array_equal(y[row, 0], file[name]["data"][-1, :, 0])
+        assert sorted(file)[10] == "0010_last"
+    assert len(data.test) == 1  # type: ignore[arg-type]
+
+
+def test_files_with_three_fields_and_the_released_normalisation(
+    tmp_path: Path, store: Store
+) -> None:
+    path = write_file(NavierStokes, tmp_path, 12)
+    one = task(NavierStokes, store, path=path)
+    data = one.load(0)
+    x, y = joined(data, ("test", "train", "validation"))
+    names = ("density", "pressure", "Vx")
+    with h5py.File(path) as file:
+        before = np.concatenate([file[name][:, 0] for name in names], axis=1)
+        after = np.concatenate([file[name][:, 100] for name in names], axis=1)
+    train = before[1:11].astype(np.float64)
+    mean, scale = train.mean(0), train.std(0, ddof=1) + 1e-5
+    np.testing.assert_allclose(x[:, 0], (before - mean) / scale, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y[:, 0], (after - mean) / scale, rtol=1e-4, atol=1e-5)
+    facts = NavierStokes.describe(one.config, store)
+    assert facts.shape == (1, 3072)
+    assert facts.target == Target("dense", 1, (3072,))
+    # A trained model reads raw fields, and answers in the normalised space that was scored.
+    assert data.raw is not None
+    raw = torch.from_numpy(before[:1].reshape(1, 3, 1024))
+    np.testing.assert_allclose(data.raw.apply(raw)[0], x[0], atol=1e-6)
+    assert data.raw.restore_labels(torch.ones(1, 1, 3072)).eq(1).all()
+
+
+def test_navier_stokes_in_physical_space(tmp_path: Path, store: Store) -> None:
+    path = write_file(NavierStokes, tmp_path, 12)
+    one = task(NavierStokes, store, path=path, space="physical")
+    facts = NavierStokes.describe(one.config, store)
+    assert facts.shape == (3, 1024)
+    assert facts.target == Target("dense", 3, (1024,))
+    data = one.load(0)
+    x, y = data.test[0]
+    assert x.shape == y.shape == (3, 1024)
+    with h5py.File(path) as file:
+        after = np.stack([file[name][0, 100] for name in ("density", "pressure", "Vx")])
+    np.testing.assert_allclose(data.in_unit(y[None])[0], after, atol=1e-5)
+    assert abs(float(data.train[0][0].mean())) < 0.2
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_generated_and_published_have_one_form(kind: Any, tmp_path: Path, store: Store) -> None:
+    one = task(kind, store, samples=10, resolution=8)
+    data, facts = one.load(0), kind.describe(one.config, store)
+    for name, count in facts.samples.items():
+        x, y = split(data, name)
+        assert x.shape == (count, *facts.shape)
+        assert y.shape == (count, facts.target.size, *facts.target.shape)
+        assert x.dtype == np.float32
+    assert kind.problem.same in data.notes[0]
+    # Without data, facts are those of the published file.
+    published = kind.describe(config(kind), store)
+    assert published.samples == {"train": 8100, "validation": 900, "test": 1000}
+    assert published.shape[-1] == (3072 if kind is NavierStokes else 1024)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_prepared_file_of_every_layout(kind: Any, tmp_path: Path, store: Store) -> None:
+    path, twelve = write_file(kind, tmp_path, 12), of(kind, 12)
+    one = config(twelve)
+    wanted = Preparation(store.root, files={path.name: path})
+    store.make_dataset(twelve.card(one), lambda folder: twelve.prepare(one, wanted, folder))
+    found = task(twelve, store).load(0).checksum
+    assert found == task(kind, store, path=path).load(0).checksum
+    card = kind.card(one)
+    assert card.fetchable
+    assert card.generable
+    assert card.files[0].md5 is not None
+    assert card.benchmark == "PDEBench"
+
+
+def test_the_score_is_pdebenchs_normalised_rmse() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(7, 1, 50)) * np.arange(1, 8)[:, None, None]
+    guess = y + rng.normal(size=y.shape)
+    target = SimpleNamespace(kind="dense", size=1)
+    context: Any = SimpleNamespace(output=target)
+    metric = NormalisedRMSE(Settings(), context)
+    for part in (slice(0, 2), slice(2, 7)):  # unequal batches
+        metric.update(torch.from_numpy(guess[part]), torch.from_numpy(y[part]))
+    each = np.sqrt(((guess - y) ** 2).mean((1, 2))) / np.sqrt((y**2).mean((1, 2)))
+    assert metric.compute() == pytest.approx(each.mean(), rel=1e-12)
