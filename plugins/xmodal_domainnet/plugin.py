@@ -9,5 +9,10 @@ from xmodal import hookimpl
 
 @hookimpl
 def xmodal_tasks() -> Mapping[str, str]:
-    """Tasks, by name."""
-    return {}
+    """The four domains of miniDomainNet."""
+    return {
+        "domainnet/clipart": "xmodal_domainnet.task:Clipart",
+        "domainnet/painting": "xmodal_domainnet.task:Painting",
+        "domainnet/real": "xmodal_domainnet.task:Real",
+        "domainnet/sketch": "xmodal_domainnet.task:Sketch",
+    }

@@ -19,7 +19,7 @@ from xmodal.data.tables import existing, remembered
 from xmodal.errors import DataError
 from xmodal.interfaces import TaskFacts
 from xmodal_openml import copies, tables
-from xmodal_openml.catalogue import TABLES, Published
+from xmodal_openml.catalogue import TABLES, PublishedTable
 from xmodal_openml.splits import sizes
 from xmodal_openml.tables import Table
 from xmodal_openml.task import TableSettings, TableTask, checksum, facts
@@ -39,7 +39,7 @@ class BenchmarkTable(TableTask):
     """One of the 30 tables; a subclass says which."""
 
     Config = BenchmarkSettings
-    published: ClassVar[Published]
+    published: ClassVar[PublishedTable]
     build: ClassVar[Callable[[], Table] | None] = None
 
     @classmethod

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTable:
     """A published table.
 
     ``counts``: rows of each class, in the order of the codes. ``levels``: how many categories a
@@ -43,7 +43,7 @@ class Published:
 
 
 _ALL = (
-    Published(
+    PublishedTable(
         11,
         "balance-scale",
         4,
@@ -52,14 +52,14 @@ _ALL = (
         file=11,
         md5="76938608d472f620c170cef9c8c1fa65",
     ),
-    Published(
+    PublishedTable(
         14,
         "mfeat-fourier",
         76,
         (200, 200, 200, 200, 200, 200, 200, 200, 200, 200),
         "f6a37a0c0cca2027",
     ),
-    Published(
+    PublishedTable(
         15,
         "breast-w",
         9,
@@ -69,21 +69,21 @@ _ALL = (
         file=52350,
         md5="88633c065209e7a57323d3d7f2d00546",
     ),
-    Published(
+    PublishedTable(
         16,
         "mfeat-karhunen",
         64,
         (200, 200, 200, 200, 200, 200, 200, 200, 200, 200),
         "9e0453a601f3bb4f",
     ),
-    Published(
+    PublishedTable(
         18,
         "mfeat-morphological",
         6,
         (200, 200, 200, 200, 200, 200, 200, 200, 200, 200),
         "4b68345a8a8b6819",
     ),
-    Published(
+    PublishedTable(
         22,
         "mfeat-zernike",
         47,
@@ -91,7 +91,7 @@ _ALL = (
         "09bdc665b899415e",
         md5="590fe11f6c0eeacd456609f22c4eaf6d",
     ),
-    Published(
+    PublishedTable(
         23,
         "cmc",
         9,
@@ -101,7 +101,7 @@ _ALL = (
         file=23,
         md5="3149646ecff276abac3e892d1556655f",
     ),
-    Published(
+    PublishedTable(
         29,
         "credit-approval",
         15,
@@ -111,7 +111,7 @@ _ALL = (
         levels={0: 2, 3: 3, 4: 3, 5: 14, 6: 9, 8: 2, 9: 2, 11: 2, 12: 3},
         md5="a948be968270a823fce432227c1aa36e",
     ),
-    Published(
+    PublishedTable(
         31,
         "credit-g",
         20,
@@ -135,7 +135,7 @@ _ALL = (
         file=31,
         md5="9a475053fed0c26ee95cd4525e50074c",
     ),
-    Published(
+    PublishedTable(
         37,
         "diabetes",
         8,
@@ -144,7 +144,7 @@ _ALL = (
         file=37,
         md5="3cbaa3e54586aa88cf6aacb4033e4470",
     ),
-    Published(
+    PublishedTable(
         50,
         "tic-tac-toe",
         9,
@@ -154,7 +154,7 @@ _ALL = (
         file=50,
         md5="34b2992c41e5e23c42769817e96305ac",
     ),
-    Published(
+    PublishedTable(
         54,
         "vehicle",
         18,
@@ -163,7 +163,7 @@ _ALL = (
         file=54,
         md5="fbba18157b188f309d772f9ca4e578f5",
     ),
-    Published(
+    PublishedTable(
         188,
         "eucalyptus",
         19,
@@ -172,8 +172,8 @@ _ALL = (
         missing=448,
         levels={0: 16, 2: 8, 3: 14, 4: 12, 9: 27},
     ),
-    Published(458, "analcatdata_authorship", 70, (317, 296, 55, 173), "4cf38ecdd17e5998"),
-    Published(
+    PublishedTable(458, "analcatdata_authorship", 70, (317, 296, 55, 173), "4cf38ecdd17e5998"),
+    PublishedTable(
         469,
         "analcatdata_dmft",
         4,
@@ -181,11 +181,11 @@ _ALL = (
         "0430e459e3e6d18e",
         levels={0: 9, 1: 7, 2: 2, 3: 3},
     ),
-    Published(1049, "pc4", 37, (1280, 178), "2b81ecfffab2eada"),
-    Published(1050, "pc3", 37, (1403, 160), "da1f33b58099516f"),
-    Published(1063, "kc2", 21, (415, 107), "c465952c543b758f"),
-    Published(1068, "pc1", 21, (1032, 77), "afb0c55d6b75cd43"),
-    Published(
+    PublishedTable(1049, "pc4", 37, (1280, 178), "2b81ecfffab2eada"),
+    PublishedTable(1050, "pc3", 37, (1403, 160), "da1f33b58099516f"),
+    PublishedTable(1063, "kc2", 21, (415, 107), "c465952c543b758f"),
+    PublishedTable(1068, "pc1", 21, (1032, 77), "afb0c55d6b75cd43"),
+    PublishedTable(
         1462,
         "banknote-authentication",
         4,
@@ -194,7 +194,7 @@ _ALL = (
         file=1586223,
         md5="baa2dc5b745775a943ebeb9c276401f8",
     ),
-    Published(
+    PublishedTable(
         1464,
         "blood-transfusion-service-center",
         4,
@@ -203,7 +203,7 @@ _ALL = (
         file=1586225,
         md5="c3242468edab8c2e7a907674122dc851",
     ),
-    Published(
+    PublishedTable(
         1480,
         "ilpd",
         10,
@@ -213,7 +213,7 @@ _ALL = (
         file=1590565,
         md5="155295549a459387fb71312caf1b8360",
     ),
-    Published(
+    PublishedTable(
         1494,
         "qsar-biodeg",
         41,
@@ -222,7 +222,7 @@ _ALL = (
         file=1592286,
         md5="a2c189cd65511103fa540d7186155c24",
     ),
-    Published(
+    PublishedTable(
         1510,
         "wdbc",
         30,
@@ -231,7 +231,7 @@ _ALL = (
         file=1592318,
         md5="7aa183d3657e364911ced0cbd6b272bd",
     ),
-    Published(
+    PublishedTable(
         6332,
         "cylinder-bands",
         37,
@@ -263,7 +263,7 @@ _ALL = (
         md5="59ec3d17d1fb9fa79c3108a7a5a9bc5e",
         ignored=("timestamp", "cylinder_number"),
     ),
-    Published(
+    PublishedTable(
         23381,
         "dresses-sales",
         12,
@@ -275,7 +275,7 @@ _ALL = (
         md5="996f7aacb2eab289cc1a968e263f5281",
         ignored=("V1",),
     ),
-    Published(
+    PublishedTable(
         40966,
         "MiceProtein",
         77,
@@ -286,7 +286,7 @@ _ALL = (
         md5="3c479a6885bfa0438971388283a1ce32",
         ignored=("MouseID", "Genotype", "Treatment", "Behavior"),
     ),
-    Published(
+    PublishedTable(
         40975,
         "car",
         6,
@@ -296,7 +296,7 @@ _ALL = (
         file=18116966,
         md5="baf70f94f550c2ba489422bb742c54ae",
     ),
-    Published(
+    PublishedTable(
         40982,
         "steel-plates-fault",
         27,
@@ -305,7 +305,7 @@ _ALL = (
         file=18151921,
         md5="7ccdabeb01749cce9fa3b1d4a702fb8c",
     ),
-    Published(
+    PublishedTable(
         40994,
         "climate-model-simulation-crashes",
         18,
@@ -317,5 +317,5 @@ _ALL = (
     ),
 )
 
-TABLES: Mapping[str, Published] = {table.name: table for table in _ALL}
+TABLES: Mapping[str, PublishedTable] = {table.name: table for table in _ALL}
 """The 30 tables by OpenML's name."""

@@ -22,7 +22,7 @@ from xmodal.errors import DataError
 from xmodal.files import read_json, write_json
 from xmodal.text import shortlist, shown
 from xmodal_openml.arff import Arff, read_arff
-from xmodal_openml.catalogue import Published
+from xmodal_openml.catalogue import PublishedTable
 from xmodal_openml.files import codes, read_pack
 from xmodal_openml.splits import tabpfn_order
 from xmodal_openml.tables import Labels, Numbers, Table, fingerprint
@@ -38,7 +38,7 @@ _PACKED = "all 30 tables of TabPFN's file in one pack; no other file is needed w
 _PAGES = "https://www.openml.org/d/{did}"
 
 
-def card(table: Published) -> DataCard:
+def card(table: PublishedTable) -> DataCard:
     """The table's files, as OpenML offers them.
 
     Where no pin of the ARFF file is known, OpenML's description says address and checksum, and
@@ -63,7 +63,7 @@ def card(table: Published) -> DataCard:
     )
 
 
-def located(path: Path, table: Published) -> Path:
+def located(path: Path, table: PublishedTable) -> Path:
     """The copy at ``path``, or in it if it is a folder. Raises DataError."""
     if not path.is_dir():
         return path
@@ -74,7 +74,7 @@ def located(path: Path, table: Published) -> Path:
     return found
 
 
-def read(path: Path, table: Published, about: Path | None = None) -> Table:
+def read(path: Path, table: PublishedTable, about: Path | None = None) -> Table:
     """Read a copy, and check it. Raises DataError with what differs from the published table.
 
     ``about``: OpenML's description of an ARFF file; by default the one beside it, if there is one.
@@ -90,7 +90,7 @@ def read(path: Path, table: Published, about: Path | None = None) -> Table:
     return _checked(found, table, f"{path}")
 
 
-def prepare(table: Published, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+def prepare(table: PublishedTable, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
     """Read a fetched copy, check it, and keep it in ``folder``. Raises DataError."""
     names = [f"{table.name}.arff", PACK]
     path = next((wanted.files[name] for name in names if name in wanted.files), None)
@@ -127,7 +127,7 @@ def opened(folder: Path) -> Table:
         raise DataError(f"{folder}: not a table that was prepared: {reason}") from error
 
 
-def as_in_orca(table: Table, published: Published) -> Table:
+def as_in_orca(table: Table, published: PublishedTable) -> Table:
     """The table as ORCA reads it: blood-transfusion-service-center without its third column.
 
     That column is 250 times the second.
@@ -143,7 +143,7 @@ def as_in_orca(table: Table, published: Published) -> Table:
     )
 
 
-def columns_in_orca(values: tuple[V, ...], published: Published) -> tuple[V, ...]:
+def columns_in_orca(values: tuple[V, ...], published: PublishedTable) -> tuple[V, ...]:
     """Of one value a column, those that ORCA keeps."""
     return values[:_THIRD] + values[_THIRD + 1 :] if published.did == _REDUNDANT else values
 
@@ -182,7 +182,7 @@ def described(path: Path) -> Description:
     return Description(target, tuple(name for name in ignored if name), url, md5)
 
 
-def _fetched(table: Published, wanted: Preparation) -> Path:
+def _fetched(table: PublishedTable, wanted: Preparation) -> Path:
     """Fetch the ARFF file that OpenML's description names. Raises DataError."""
     name = f"{table.name}.json"
     if name not in wanted.files:
@@ -194,7 +194,7 @@ def _fetched(table: Published, wanted: Preparation) -> Path:
     return Store(wanted.scratch).download([about.url], name, md5=md5)
 
 
-def _from_arff(path: Path, table: Published, about: Path) -> Table:
+def _from_arff(path: Path, table: PublishedTable, about: Path) -> Table:
     """Read OpenML's file as OpenML's own client does, and bring it to TabPFN's order."""
     file = read_arff(path)
     known = [attribute.name for attribute in file.attributes]
@@ -259,7 +259,7 @@ def _coded(
 # --- what is published ----------------------------------------------------------------------------
 
 
-def _checked(found: Table, table: Published, where: str) -> Table:
+def _checked(found: Table, table: PublishedTable, where: str) -> Table:
     """The table, noted if it is not TabPFN's to the last bit. Raises DataError if it is another."""
     counts = tuple(np.bincount(found.y_N).tolist())
     missing = int(np.isnan(found.x_NF).sum())

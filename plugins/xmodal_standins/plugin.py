@@ -12,4 +12,5 @@ def xmodal_tasks() -> Mapping[str, str]:
     """Tasks, by name."""
     return {
         "cosmic-simulated": "xmodal_standins.cosmic_simulated:CosmicSimulated",
+        "pacs": "xmodal_standins.pacs:Pacs",
     }

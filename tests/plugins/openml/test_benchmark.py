@@ -20,7 +20,7 @@ from xmodal.interfaces import Context
 from xmodal.recipe.compose import compose, validate
 from xmodal_openml import copies
 from xmodal_openml.benchmark import BenchmarkTable, CreditG
-from xmodal_openml.catalogue import TABLES, Published
+from xmodal_openml.catalogue import TABLES, PublishedTable
 
 from ...paths import DATA, ROOT
 from . import openml_files
@@ -109,7 +109,9 @@ def test_recipes_have_the_documented_settings() -> None:
 
 # --- OpenML's files -------------------------------------------------------------------------------
 
-SMALL = Published(7, "small", 3, (3, 4), "", missing=2, levels={1: 2, 2: 2}, ignored=("an id",))
+SMALL = PublishedTable(
+    7, "small", 3, (3, 4), "", missing=2, levels={1: 2, 2: 2}, ignored=("an id",)
+)
 FILE = r"""% a comment
 @RELATION 'what it is'
 
