@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ..paths import DATA
 from ..servers import Server
 
+PACK = DATA / "cc18_30.npz"
 Cli = Callable[..., Any]
 
 PLUGIN = """
@@ -124,6 +126,26 @@ def test_misspelt_names_and_settings(xmodal: Cli, ramp: tuple[str, ...]) -> None
 
 def test_a_task_without_data_of_its_own(xmodal: Cli) -> None:
     assert "needs no data set" in xmodal("data", "fetch", "darcy").out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACK.is_file(), reason=f"no published tables at {PACK}")
+def test_all_tasks_of_a_benchmark_out_of_one_pack(
+    xmodal: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    done = xmodal("data", "fetch", "--benchmark", "openml-cc18", "--from", PACK)
+    assert done.code == 0, done.err
+    assert done.out.count(" is ready: ") == 26
+    assert done.out.count("needs no data set") == 4  # those that are built
+    rows = json.loads(xmodal("data", "list", "--benchmark", "OpenML-CC18", "--json").out)
+    assert [row["state"] for row in rows] == ["ready"] * 30
+    assert {row["family"] for row in rows} == {"table"}
+    wrong = tmp_path / "x.npz"
+    wrong.write_bytes(b"")
+    done = xmodal("data", "fetch", "credit-g", "--again", "--from", wrong)
+    assert done.code == 4
+    assert "no file of 'credit-g': credit-g.arff, credit-g.json, cc18_30.npz" in done.err
 
 
 @pytest.mark.slow

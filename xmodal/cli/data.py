@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,9 @@ app = typer.Typer(
     help="List the data sets of tasks and sources, and make them ready.", no_args_is_help=True
 )
 Again = Annotated[bool, typer.Option("--again", help="Make it anew even if it is ready.")]
+Benchmark = Annotated[
+    str | None, typer.Option("--benchmark", help="All tasks of one, such as PDEBench.")
+]
 Names = Annotated[
     list[str],
     typer.Argument(metavar="TASK... [KEY=VALUE]", help="Tasks or sources, and overrides."),
@@ -30,9 +33,7 @@ Names = Annotated[
 
 @app.command("list")
 def list_(
-    benchmark: Annotated[
-        str | None, typer.Option("--benchmark", help="Only this benchmark, such as PDEBench.")
-    ] = None,
+    benchmark: Benchmark = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,14 +43,8 @@ def list_(
     output.loading()
     store = Store()
     rows = sorted(_rows(store, plugin), key=lambda row: (row["benchmark"] or "~", row["name"]))
-    known = sorted({row["benchmark"] for row in rows if row["benchmark"]})
     if benchmark is not None:
-        rows = [row for row in rows if str(row["benchmark"]).lower() == benchmark.lower()]
-        if not rows:
-            hint = did_you_mean(benchmark, known)
-            raise UsageError(
-                f"no benchmark '{text.shown(benchmark)}'{hint}\nbenchmarks: {', '.join(known)}"
-            )
+        rows = _of_benchmark(rows, benchmark)
     if as_json:
         output.print_json(rows)
         return
@@ -64,6 +59,19 @@ def list_(
         "what it is: xmodal data info NAME",
         soft_wrap=True,
     )
+
+
+def _of_benchmark(rows: Iterable[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
+    """The rows of one benchmark. Raises UsageError with the nearest name if there is none."""
+    rows = list(rows)
+    found = [row for row in rows if str(row["benchmark"]).lower() == benchmark.lower()]
+    if not found:
+        known = sorted({row["benchmark"] for row in rows if row["benchmark"]})
+        hint = did_you_mean(benchmark, known)
+        raise UsageError(
+            f"no benchmark '{text.shown(benchmark)}'{hint}\nbenchmarks: {', '.join(known)}"
+        )
+    return found
 
 
 def _rows(store: Store, plugin: list[str] | None) -> Iterator[dict[str, Any]]:
@@ -152,10 +160,14 @@ def _folder(store: Store, card: DataCard | None) -> str | None:
 
 @app.command()
 def fetch(
-    task: Names,
+    task: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TASK... [KEY=VALUE]", help="Tasks or sources, and overrides."),
+    ] = None,
+    benchmark: Benchmark = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="Take files from here; they are only read."),
+        typer.Option("--from", metavar="PATH", help="Take files from here; they are only read."),
     ] = None,
     deadline: Annotated[
         float | None, typer.Option(min=0, metavar="MINUTES", help="Most time for all downloads.")
@@ -165,12 +177,17 @@ def fetch(
 ) -> None:
     """Download the files of tasks or sources, check them, and convert them once.
 
-    Examples:  xmodal data fetch psicov   |   xmodal data fetch cosmic --from ~/Downloads
+    Examples:  xmodal data fetch psicov   |   xmodal data fetch cosmic --from ~/Downloads   |
+    xmodal data fetch --benchmark OpenML-CC18
     """
     from xmodal.data.obtain import DataOrder
+    from xmodal.data.store import Store
 
     order = DataOrder(folder=folder and folder.expanduser(), minutes=deadline, again=again)
-    _make_ready(_named(task, plugin), order)
+    names = list(task or [])
+    if benchmark is not None:
+        names += [row["name"] for row in _of_benchmark(_rows(Store(), plugin), benchmark)]
+    _make_ready(_named(names, plugin), order)
 
 
 @app.command()
@@ -241,7 +258,9 @@ def _make_ready(found: list[NamedData], order: Any) -> None:
 def _make_one_ready(named: NamedData, order: Any, store: Store) -> None:
     card, console = named.card, output.stdout()
     train = f"xmodal run pare_{named.name}" if named.recipe else f"source={named.name}"
-    if card is None:
+    part, config = named.use.component, named.use.config
+    built = not order.generate and part.ready(config, store) and not _folder(store, card)
+    if card is None or built:
         console.print(f"{named.name} needs no data set of its own.  Next: {train}", soft_wrap=True)
         return
     folder, made = named.use.component.obtain(named.use.config, store, order)

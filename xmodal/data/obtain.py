@@ -218,14 +218,18 @@ def _missing(card: DataCard, found: Mapping[str, Path]) -> list[RemoteFile]:
 
 
 def find_files(folder: Path, card: DataCard) -> dict[str, Path]:
-    """The files of a data set in a folder of the user's, or below it, by name.
+    """The files of a data set in a folder of the user's, or below it, by name; or one such file.
 
     They are only read. Raises DataError if there is none, or if one has two places.
     """
-    if not folder.is_dir():
-        raise DataError(f"--from {folder}: no such folder")
     found: dict[str, Path] = {}
     wanted = {Path(file.name).name: file.name for file in card.files}
+    if folder.is_file() and folder.name in wanted:
+        return {wanted[folder.name]: folder}
+    if not folder.is_dir():
+        names = text.shortlist(file.name for file in card.files)
+        known = "no such folder" if not folder.exists() else f"no file of '{card.name}': {names}"
+        raise DataError(f"--from {folder}: {known}")
     for path in sorted(folder.rglob("*")):
         name = wanted.get(path.name)
         if name is None or not path.is_file():

@@ -303,3 +303,16 @@ def test_orca_leaves_out_the_redundant_column() -> None:
     assert data.raw is not None
     assert data.raw.columns == ("V1", "V2", "V4")
     assert data.train[0][0].shape == (3,)
+
+
+@pytest.mark.parametrize(("name", "samples"), [("cmc", 64), ("pc4", 512), ("car", 128)])
+def test_orca_as_released_aligns_with_each_table_s_number_of_samples(
+    name: str, samples: int
+) -> None:
+    registry = plugins.registry()
+    layered = compose(["methods/orca-published", f"tasks/{name}"], registry)
+    recipe = validate(layered, registry)
+    align: Any = recipe.stages[0].config
+    assert (align.epochs, align.samples) == (20, samples)
+    loss: Any = recipe.task.config.loss.config
+    assert loss.balanced == "batch"
