@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import RawForm, Store
-from xmodal.files import contents
+from xmodal.data.datasets import DataCard, Preparation, State
+from xmodal.errors import DataError
+from xmodal.files import contents, read_json
 from xmodal.interfaces import (
     Context,
     Loss,
@@ -32,8 +34,11 @@ from xmodal.interfaces import (
     TaskFacts,
 )
 from xmodal.settings import Use
+from xmodal_nasbench360 import darcy_prepared
 from xmodal_nasbench360.darcy_data import (
     PUBLISHED_GRID,
+    TEST_STREAM,
+    TRAIN_STREAM,
     Fields,
     generate,
     published_files,
@@ -44,8 +49,6 @@ from xmodal_nasbench360.elliptic import Array
 
 EPSILON = 1e-5
 """Added to every standard deviation, as published; it matters where u is 0 in all samples."""
-
-TRAIN_STREAM, TEST_STREAM = 0, 1
 
 COARSE = 29
 """Points per side of a coarse numerical solution: 2 % error in a few milliseconds."""
@@ -103,6 +106,11 @@ class Darcy(Task):
         path: Path | None = Field(
             None, description="Folder of the published .mat files, to read instead of generating."
         )
+        prepared: bool = Field(
+            False,
+            description="Read the data set that 'xmodal data fetch darcy' or 'xmodal data generate "
+            "darcy' made ready, instead of generating.",
+        )
         coordinates: bool = Field(True, description="Append two channels with the coordinates.")
         loss: Use[Loss] = Field(_NAME, description="The training loss.")
         metric: Use[Metric] = Field(_NAME, description="The score.")
@@ -110,7 +118,9 @@ class Darcy(Task):
         @model_validator(mode="after")
         def _grids_nest(self) -> Darcy.Config:
             steps, side = self.solver_grid - 1, self.resolution - 1
-            if self.path is None and steps % side:
+            if self.prepared and self.path is not None:
+                raise ValueError("'path' and 'prepared' both say which data to read; set one")
+            if self.path is None and not self.prepared and steps % side:
                 nearest = max(1, round(steps / side)) * side + 1
                 raise ValueError(
                     f"solver_grid {self.solver_grid} cannot be thinned to resolution "
@@ -123,6 +133,27 @@ class Darcy(Task):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self.store = context.store
+
+    @classmethod
+    def card(cls, config: Any) -> DataCard:
+        """The published files."""
+        return darcy_prepared.CARD
+
+    @classmethod
+    def ready(cls, config: Any, store: Store) -> bool:
+        """Whether the data set is there, if the recipe asks for it; other data are generated."""
+        return not config.prepared or store.dataset(darcy_prepared.CARD) is not None
+
+    @classmethod
+    def state(cls, config: Any, store: Store) -> State:
+        """'ready' with the data set in the cache, or with files of the user's."""
+        there = config.path is not None or store.dataset(darcy_prepared.CARD) is not None
+        return "ready" if there else "generable"
+
+    @classmethod
+    def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        """Thin the published files to 85 points per side, or generate. Raises DataError."""
+        return darcy_prepared.prepare(wanted, folder)
 
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
@@ -145,7 +176,10 @@ class Darcy(Task):
 
     @classmethod
     def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
-        """The published files, where they are read."""
+        """The published files or the data set, where they are read."""
+        if config.prepared:
+            found = store.dataset_digest(darcy_prepared.CARD)
+            return {"prepared": found} if found else {}
         if config.path is None:
             return {}
         train, test = published_files(config.path)
@@ -155,7 +189,10 @@ class Darcy(Task):
         """Generate or read, split and normalise. The data do not depend on ``seed``."""
         config = self.config
         fitting = config.train + config.validation
-        if config.path is None:
+        made = "published"
+        if config.prepared:
+            fit, test, made = self._prepared(fitting)
+        elif config.path is None:
             fit, test = self._generated(fitting)
         else:
             fit, test = self._published(fitting)
@@ -178,7 +215,7 @@ class Darcy(Task):
             test=_paired(x[fitting:], u[fitting:]),
             checksum=_checksum(*fit, *test),
             decode=Denormalise(train_u.mean(0), train_u.std(0)),
-            notes=self._notes(),
+            notes=self._notes(made),
             images={"permeability a": 0},
             raw=raw,
         )
@@ -190,7 +227,7 @@ class Darcy(Task):
         ``x`` is a, ``[n, 1, R, R]``; so is the result.
         """
         side = config.resolution
-        if config.path is None:
+        if config.path is None and not config.prepared:
             given = Grid(side, config.solver_grid, config.placement).positions()
         else:
             given = Grid(side, PUBLISHED_GRID, "published").positions()
@@ -217,9 +254,25 @@ class Darcy(Task):
         test = read_published(self.store, test_file, config.resolution, config.test)
         return fit, test
 
-    def _notes(self) -> tuple[str, ...]:
+    def _prepared(self, fitting: int) -> tuple[Pairs, Pairs, str]:
+        config, folder = self.config, self.store.dataset(darcy_prepared.CARD)
+        if folder is None:
+            raise DataError("\n".join(self.missing(config, self.store)))
+        fit = darcy_prepared.read(folder, "train", config.resolution, fitting)
+        test = darcy_prepared.read(folder, "test", config.resolution, config.test)
+        about = read_json(folder / "dataset.json")
+        made = "published" if about.get("made") == "published" else str(about["resolution"])
+        return fit, test, made
+
+    def _notes(self, made: str) -> tuple[str, ...]:
         config = self.config
-        if config.path is not None:
+        if made != "published":
+            return (
+                "Darcy flow: the data set in the cache, generated with published placement and "
+                f"solved on {made}x{made}; same distribution as the published data, but other "
+                "samples",
+            )
+        if config.path is not None or config.prepared:
             return ("Darcy flow: the published files",)
         return (
             f"Darcy flow: generated from seed {config.data_seed}, {config.placement} placement, "

@@ -28,6 +28,8 @@ from xmodal_nasbench360.darcy_samples import Grid, draw
 Fields = npt.NDArray[np.float32]
 
 CHUNK = 50
+PIECE = 200
+"""Samples of a published file that are read at once: 280 MB."""
 GENERATOR = 1
 """Version of the computation; a new number makes new cache entries."""
 
@@ -35,6 +37,8 @@ TRAIN_FILE = "piececonst_r421_N1024_smooth1.mat"
 TEST_FILE = "piececonst_r421_N1024_smooth2.mat"
 PUBLISHED_GRID = 421
 """Points per side of the published files."""
+TRAIN_STREAM, TEST_STREAM = 0, 1
+"""Of random numbers: validation samples come after those of training."""
 _ARRAYS = "fields.safetensors"
 
 
@@ -57,8 +61,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> None:
-    """Draw the chunk's samples on all cores and write them to ``folder``."""
+def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter, jobs: int) -> None:
+    """Draw the chunk's samples on ``jobs`` cores and write them to ``folder``."""
     shape = (CHUNK, grid.resolution, grid.resolution)
     a, u = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
@@ -66,7 +70,7 @@ def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> 
         a[offset], u[offset] = draw(key["seed"], key["stream"], key["start"] + offset, grid)
         return 1
 
-    pool = ThreadPoolExecutor(min(16, _cores()))
+    pool = ThreadPoolExecutor(jobs)
     try:
         for finished in pool.map(one, range(CHUNK)):
             count(finished)
@@ -77,14 +81,23 @@ def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter) -> 
 
 
 def generate(
-    store: Store, grid: Grid, seed: int, stream: int, samples: int, title: str
+    store: Store,
+    grid: Grid,
+    seed: int,
+    stream: int,
+    samples: int,
+    title: str,
+    jobs: int | None = None,
 ) -> tuple[Fields, Fields]:
-    """The first ``samples`` of a stream: a and u, each float32 ``[samples, R, R]``; cached."""
-    parts = []
+    """The first ``samples`` of a stream: a and u, each float32 ``[samples, R, R]``; cached.
+
+    On ``jobs`` cores; None: all, at most 16.
+    """
+    parts, jobs = [], jobs or min(16, _cores())
     with _lazy(title, -(-samples // CHUNK) * CHUNK) as count:
         for start in range(0, samples, CHUNK):
             key = chunk_key(grid, seed, stream, start)
-            make = partial(_make_chunk, key=key, grid=grid, count=count)
+            make = partial(_make_chunk, key=key, grid=grid, count=count, jobs=jobs)
             made = store.build("darcy", key, make)
             parts.append(load_file(made / _ARRAYS))
     return (
@@ -125,21 +138,31 @@ def published_files(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-def _read_published(file: Path, resolution: int, samples: int) -> dict[str, Fields]:
+def thinned(file: Path, resolution: int, samples: int) -> dict[str, Fields]:
+    """a and u of the first samples of a published file, each ``[samples, R, R]``.
+
+    Raises DataError.
+    """
     arrays, matlab = {}, open_container(file)
     for short, name in (("a", "coeff"), ("u", "sol")):
-        array = matlab.get(name, "path:").read(slice(samples))
-        if array.ndim != 3 or array.shape[1] != array.shape[2] or len(array) < samples:
-            raise DataError(f"{file}: '{name}' has shape {array.shape}, not ({samples}+, n, n)")
-        stride, rest = divmod(array.shape[1] - 1, resolution - 1)
+        rows = matlab.get(name, "path:")
+        shape = tuple(rows.shape)
+        if len(shape) != 3 or shape[1] != shape[2] or shape[0] < samples:
+            raise DataError(f"{file}: '{name}' has shape {shape}, not ({samples}+, n, n)")
+        stride, rest = divmod(shape[1] - 1, resolution - 1)
         if rest:
             raise DataError(
-                f"{file}: {array.shape[1]} points per side cannot be thinned to {resolution}; "
+                f"{file}: {shape[1]} points per side cannot be thinned to {resolution}; "
                 "85 takes every 5th of 421"
             )
-        arrays[short] = np.ascontiguousarray(array[:, ::stride, ::stride], dtype=np.float32)
-        if not np.isfinite(arrays[short]).all():
+        # A piece at a time: all of them would take 1.5 GB.
+        kept = np.empty((samples, resolution, resolution), np.float32)
+        for start in range(0, samples, PIECE):
+            piece = rows.read(slice(start, min(start + PIECE, samples)))
+            kept[start : start + PIECE] = piece[:, ::stride, ::stride]
+        if not np.isfinite(kept).all():
             raise DataError(f"{file}: '{name}' has NaN or infinite values")
+        arrays[short] = kept
     return arrays
 
 
@@ -158,7 +181,7 @@ def read_published(
     made = store.build(
         "darcy-published",
         key,
-        lambda folder: save_file(_read_published(file, resolution, samples), folder / _ARRAYS),
+        lambda folder: save_file(thinned(file, resolution, samples), folder / _ARRAYS),
     )
     arrays = load_file(made / _ARRAYS)
     return arrays["a"], arrays["u"]

@@ -15,11 +15,12 @@ from safetensors.numpy import load_file
 from scipy.io import savemat
 from torch import Tensor
 
+from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Target
 from xmodal.settings import Use
-from xmodal_nasbench360 import darcy_data
+from xmodal_nasbench360 import darcy_data, darcy_prepared
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
@@ -155,9 +156,112 @@ def test_progress_goes_to_standard_error(store: Store, capsys: pytest.CaptureFix
     darcy_data.generate(store, Grid(6, 11), 0, 0, 20, "Darcy flow")
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "Darcy flow: 50 of 50" in shown.err
+    assert "Darcy flow: 50 samples of 50 samples (100%)" in shown.err
     darcy_data.generate(store, Grid(6, 11), 0, 0, 20, "Darcy flow")
     assert capsys.readouterr().err == ""
+
+
+def published_set(folder: Path, count: int) -> dict[str, np.ndarray]:
+    """Both published files, in format 7.3, on 421 points but with few samples."""
+    folder.mkdir()
+    kept, grid = {}, Grid(421, 421, "published")
+    for split, name in (("train", darcy_data.TRAIN_FILE), ("test", darcy_data.TEST_FILE)):
+        # Two real solutions; the rest are these again, scaled, which no check can tell.
+        pairs = [draw(0, 1, index, grid) for index in range(2)]
+        a = np.stack([pairs[i % 2][0] for i in range(count)])
+        u = np.stack([pairs[i % 2][1] * (1 - i / 100) for i in range(count)])
+        with h5py.File(folder / name, "w") as file:
+            for key, array in (("coeff", a), ("sol", u)):
+                file[key] = array.transpose(2, 1, 0)
+                file[key].attrs["MATLAB_class"] = np.bytes_("double")
+        kept[split] = u
+    return kept
+
+
+def make(store: Store, **wanted: Any) -> Path:
+    config = task(store).config
+    return store.make_dataset(
+        Darcy.card(config),
+        lambda folder: Darcy.prepare(
+            config, Preparation(scratch=store.root / "scratch", **wanted), folder
+        ),
+    )
+
+
+def test_the_published_files_made_ready(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 5th of 421 points, as an independent reader of the file gives them."""
+    monkeypatch.setattr(darcy_prepared, "PUBLISHED", 7)
+    monkeypatch.setattr(darcy_data, "PIECE", 3)
+    settings: dict[str, Any] = {"prepared": True, "resolution": 85, "train": 4, "validation": 3}
+    one = task(store, **settings)
+    assert Darcy.state(one.config, store) == "generable"
+    assert not Darcy.ready(one.config, store)
+    (how,) = Darcy.missing(one.config, store)
+    assert "xmodal data generate darcy" in how
+    assert "17anR-H_C7It5sytoNFOk7YmOeeCX11F6" in how
+    with pytest.raises(DataError, match="no data for 'darcy'"):
+        one.load(0)
+    u = published_set(tmp_path / "files", 7)
+    names = (darcy_data.TRAIN_FILE, darcy_data.TEST_FILE)
+    make(store, files={name: tmp_path / "files" / name for name in names})
+    assert Darcy.state(one.config, store) == "ready"
+    data = one.load(0)
+    for split, row, source, number in (
+        ("train", 3, "train", 3),
+        ("validation", 2, "train", 6),
+        ("test", 5, "test", 5),
+    ):
+        got = getattr(data, split)[row][1][0].numpy()
+        assert np.array_equal(got, u[source][number, ::5, ::5].astype(np.float32))
+    assert data.notes == ("Darcy flow: the published files",)
+    from_files = task(
+        store, path=str(tmp_path / "files"), resolution=85, train=4, validation=3
+    ).load(0)
+    assert from_files.checksum == data.checksum
+    assert set(Darcy.contents(one.config, store)) == {"prepared"}
+    with pytest.raises(DataError, match="has 7 samples of 'train', the recipe asks for 8"):
+        task(store, **{**settings, "train": 5}).load(0)
+    with pytest.raises(DataError, match="85, 43, 29 and 22 can"):
+        task(store, **{**settings, "resolution": 12}).load(0)
+    # What a recipe generates does not depend on what is in the cache.
+    assert "generated" in task(store).load(0).notes[0]
+
+
+def test_wrong_published_files_are_not_made_ready(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_published(tmp_path / "files", "5")
+    files = {path.name: path for path in (tmp_path / "files").iterdir()}
+    monkeypatch.setattr(darcy_prepared, "SIDE", 21)
+    with pytest.raises(DataError, match=r"not \(1024\+, n, n\)"):
+        make(store, files=files)
+    monkeypatch.setattr(darcy_prepared, "PUBLISHED", 20)
+    with pytest.raises(DataError, match=r"'sol' reaches 0\.99"):
+        make(store, files=files)
+    monkeypatch.setattr(darcy_prepared, "HIGH", 4.0)
+    with pytest.raises(DataError, match="'coeff' holds 3, 12; published are 3 and 4"):
+        make(store, files=files)
+    assert not (store.root / "datasets" / "darcy").exists()
+
+
+def test_generated_and_made_ready(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(darcy_data, "CHUNK", 10)
+    make(store, generate=True, samples=11, resolution=169, jobs=2)
+    one = task(store, prepared=True, resolution=43, train=8, validation=2, test=1)
+    data = one.load(0)
+    expected = draw(0, 1, 0, Grid(85, 169, "published"))[1][::2, ::2].astype(np.float32)
+    assert np.array_equal(data.test[0][1][0].numpy(), expected)
+    assert "solved on 169x169" in data.notes[0]
+    for wanted, match in (
+        ({"resolution": 100}, "try 85"),
+        ({"samples": 2}, "at least 4"),
+    ):
+        with pytest.raises(DataError, match=match):
+            make(store, generate=True, **wanted)
+    with pytest.raises(ValidationError, match="set one"):
+        task(store, prepared=True, path="x")
 
 
 def test_grids_must_nest() -> None:
