@@ -233,4 +233,4 @@ def collect(at: Numbers, charge_s: Numbers, resolution: int) -> Numbers:
     )[:, None, :]
     place = (row[:, :, None] * resolution + column[:, None, :])[inside]
     total = np.bincount(place, values[inside], minlength=resolution**2)
-    return total.reshape(resolution, resolution)
+    return np.asarray(total, np.float64).reshape(resolution, resolution)

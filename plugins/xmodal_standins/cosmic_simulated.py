@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store
 from xmodal.data.augment import Augmented
@@ -143,7 +144,7 @@ class CosmicSimulated(Task):
         assert form.scale is not None
         sky_N = np.array(open_mapped(folder / "sky.npy")) / float(form.scale)
         ends = np.cumsum([0, *sizes.values()])
-        splits = {}
+        splits: dict[str, Dataset[Pair]] = {}
         for part, (start, end) in zip(sizes, pairwise(ends), strict=True):
             x, y, ignore = (folder / f"{name}.npy" for name in ("x", "y", "ignore"))
             rows = np.arange(start, end)
@@ -152,7 +153,9 @@ class CosmicSimulated(Task):
             change = VarySky(*config.sky)
             splits[part] = Augmented(plain, change, sky_N[rows]) if varies else plain
         return TaskData(
-            **splits,
+            train=splits["train"],
+            validation=splits["validation"],
+            test=splits["test"],
             checksum=contents({path.name: path for path in folder.glob("*.npy")}),
             notes=("cosmic-simulated: simulated exposures, no real image",),
             images={"image": 0},
@@ -245,7 +248,7 @@ def _chunks(
             if kept is not None:
                 unfinished = kept.with_suffix(".part")
                 with unfinished.open("wb") as file:
-                    np.savez(file, **chunk)
+                    np.savez(file, **chunk)  # type: ignore[arg-type]
                 unfinished.replace(kept)
             yield chunk
 
