@@ -52,21 +52,6 @@ def find_root(path: Path) -> Path | None:
     return None
 
 
-def how_to_fetch(path: Path) -> str:
-    """Instructions for a user who does not have the data."""
-    return "\n".join(
-        (
-            f"PSICOV: no data in {path}",
-            f"1. download protein.zip (1.1 GB) from {ARCHIVE}",
-            f"   or from Google Drive, file {DRIVE}; the data were made by {PROJECT}",
-            f"2. mkdir -p '{path}'",
-            f"3. unzip protein.zip -d '{path}'",
-            f"this creates {path / 'protein' / 'deepcov'} and {path / 'protein' / 'psicov'};",
-            "if the data are elsewhere, set the task's 'path' to the folder that holds 'protein'",
-        )
-    )
-
-
 def read_list(root: Path, subset: str) -> tuple[Protein, ...]:
     """The proteins of ``deepcov`` or ``psicov`` in the order of their list. Raises DataError."""
     places = (root / f"{subset}.lst", root / subset / f"{subset}.lst")
@@ -105,33 +90,43 @@ def _array(features: Mapping[str, Any], key: str, shape: tuple[int, ...], path: 
     return array
 
 
-def read_features(path: Path) -> Array:
-    """The 57 channels ``[57, L, L]`` of a protein. Raises DataError.
+def read_values(path: Path) -> tuple[Array, Array]:
+    """What the file says of residues ``[27, L]`` and of pairs ``[3, L, L]``. Raises DataError.
 
-    Each residue has 3 secondary-structure, 22 profile, 1 accessibility and 1 entropy values. Each
-    value gives two channels (constant down the columns, then along the rows). The other three
-    channels describe pairs.
+    Of a residue: 3 secondary-structure, 22 profile, 1 accessibility and 1 entropy values. Of a
+    pair: CCMpred, FreeContact, contact potential.
     """
     features = read_pickle(path)
     if not isinstance(features, dict) or not isinstance(features.get("seq"), str):
         raise DataError(f"{path}: expected a dictionary of features with 'seq'")
     length = len(features["seq"])
-    rows = np.concatenate(
-        [
-            _array(features, "ss", (3, length), path),
-            _array(features, "pssm", (length, 22), path).T,
-            _array(features, "sa", (length,), path)[None],
-            _array(features, "entropy", (length,), path)[None],
-        ]
-    )
+    rows = [
+        _array(features, "ss", (3, length), path),
+        _array(features, "pssm", (length, 22), path).T,
+        _array(features, "sa", (length,), path)[None],
+        _array(features, "entropy", (length,), path)[None],
+    ]
     pairs = [
         _array(features, key, (length, length), path) for key in ("ccmpred", "freecon", "potential")
     ]
-    x = np.empty((CHANNELS, length, length), np.float32)
+    return np.concatenate(rows), np.stack(pairs)
+
+
+def channels(rows: Array, pairs: Array) -> Array:
+    """The 57 channels ``[57, L, L]`` of a protein.
+
+    Each value of a residue gives two channels: constant down the columns, then along the rows.
+    """
+    x = np.empty((CHANNELS, *pairs.shape[1:]), np.float32)
     x[0 : 2 * len(rows) : 2] = rows[:, None, :]
     x[1 : 2 * len(rows) : 2] = rows[:, :, None]
     x[2 * len(rows) :] = pairs
     return x
+
+
+def read_features(path: Path) -> Array:
+    """The 57 channels ``[57, L, L]`` of a protein. Raises DataError."""
+    return channels(*read_values(path))
 
 
 def read_distances(path: Path, length: int) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from xmodal.data.datasets import Preparation
+from xmodal.data.loader import labels
 from xmodal.data.store import Store
 from xmodal.data.unpickle import read_npy, read_pickle
 from xmodal.errors import DataError
@@ -100,12 +103,74 @@ def test_missing_data_say_what_to_do(tmp_path: Path) -> None:
     message = str(caught.value)
     assert caught.value.exit_code == 4
     for part in (
-        "https://pde-xd.s3.amazonaws.com/protein.zip",
+        "fetch them (1.1 GB): xmodal data fetch psicov",
         "1nBs6qJJPK8qNzsmFo3waPsGzHFHplLMo",
-        "1.1 GB",
-        f"unzip protein.zip -d '{tmp_path / 'cache' / 'datasets' / 'psicov'}'",
+        "--task proteins",
     ):
         assert part in message
+
+
+def zipped(folder: Path, archive: Path) -> Path:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        for path in sorted((folder / "protein").rglob("*")):
+            opened.write(path, path.relative_to(folder).as_posix())
+    return archive
+
+
+def test_archive_and_folder_give_the_same(data: Path, tmp_path: Path) -> None:
+    """The archive, fetched or not, its unpacked folder anywhere, and what was prepared of them."""
+    expected = task(data, tmp_path / "a").load(0)
+    archive = zipped(data, tmp_path / "protein.zip")
+    ways = [task(archive, tmp_path / "b", partial=True), task(data / "protein", tmp_path / "c")]
+    fetched = task(None, tmp_path / "d", partial=True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    wanted = Preparation(scratch, {"protein.zip": archive})
+    folder = fetched.store.make_dataset(
+        Psicov.card(None), lambda new: Psicov.prepare(fetched.config, wanted, new)
+    )
+    assert not list(scratch.rglob("*.pkl"))
+    by_hand = task(None, tmp_path / "e")
+    (tmp_path / "e/cache/datasets").mkdir(parents=True)
+    (tmp_path / "e/cache/datasets/psicov").symlink_to(data)
+    for one in (*ways, fetched, by_hand, task(folder, tmp_path / "f")):
+        found = one.load(0)
+        assert found.checksum == expected.checksum
+        assert Psicov.describe(one.config, one.store).samples["train"] == 3
+        for split in ("train", "validation", "test"):
+            for n in range(len(getattr(expected, split))):
+                for got, want in zip(
+                    getattr(found, split)[n], getattr(expected, split)[n], strict=True
+                ):
+                    assert got.equal(want)
+    assert "NOT the whole benchmark, but 4 and 2 proteins" in expected.notes[0]
+
+
+def test_archives_that_are_not_whole(data: Path, tmp_path: Path) -> None:
+    archive = zipped(data, tmp_path / "protein.zip")
+    with pytest.raises(DataError, match="lists 4 and 2 proteins, 3,456 and 150 are published"):
+        task(archive, tmp_path).load(0)
+    (data / "protein/psicov/distance/p1xyA-cb.npy").unlink()
+    with pytest.raises(DataError, match="holds no protein/psicov/distance/p1xyA-cb.npy"):
+        task(zipped(data, archive), tmp_path, partial=True).load(0)
+    archive.write_bytes(archive.read_bytes()[:3000])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        task(archive, tmp_path, partial=True).load(0)
+
+
+def test_a_sample_unpickles_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = task(data, tmp_path).load(0)
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} was unpickled")
+
+    monkeypatch.setattr(files, "read_pickle", refuse)
+    monkeypatch.setattr(files, "read_npy", refuse)
+    again = task(data, tmp_path).load(0)
+    assert again.train[1][0].equal(loaded.train[1][0])
+    assert labels(again.train).equal(torch.stack([y for _, y in again.train]))
 
 
 def test_samples(data: Path, tmp_path: Path) -> None:
@@ -189,7 +254,7 @@ def test_hostile_pickles_run_nothing(data: Path, tmp_path: Path) -> None:
     victim = data / "protein/psicov/features/p0xyA.pkl"
     victim.write_bytes(pickle.dumps(Hostile(target)))
     with pytest.raises(DataError, match="refuses to run code"):
-        task(data, tmp_path).load(0).test[0]
+        task(data, tmp_path).load(0)
     content = np.empty(1, dtype=object)
     content[0] = Hostile(target)
     np.save(tmp_path / "bad.npy", content, allow_pickle=True)
@@ -367,7 +432,9 @@ def test_all_files_of_all_proteins_identify_the_data(data: Path, tmp_path: Path)
     def identified(path: Path) -> tuple[str, str]:
         one = task(path, tmp_path)
         (digest,) = Psicov.contents(one.config, one.store).values()
-        return digest, one.load(0).checksum
+        (folder,) = {f.parent for f in path.rglob("deepcov.lst")}
+        known = [p for part in ("deepcov", "psicov") for p in files.read_list(folder, part)]
+        return digest, files.fingerprint(known)
 
     first = identified(data)
     (data / "protein" / "unlisted.txt").write_text("x")
