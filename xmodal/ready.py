@@ -45,21 +45,29 @@ def find(task: type[Task], config: Any, store: Store) -> Ready | None:
     return _prepared(Path(config.path).expanduser(), card)
 
 
-def get(task: type[Task], config: Any, store: Store, *settings: str) -> Ready:
+def get(
+    task: type[Task],
+    config: Any,
+    store: Store,
+    *settings: str,
+    raw: tuple[Mapping[str, Path], str] | None = None,
+) -> Ready:
     """The arrays of a task; what ``path`` names is converted if it is not prepared.
 
-    ``settings`` name those that decide what ``prepare`` makes. Raises DataError, also for a data
-    set that was prepared with other settings.
+    ``settings`` name those that decide what ``prepare`` makes. ``raw``: the files to convert, and
+    their digest, where ``path`` alone does not tell. Raises DataError, also for a data set that was
+    prepared with other settings.
     """
     card = _card(task, config)
     found = find(task, config, store)
     wanted = {name: getattr(config, name) for name in settings}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in wanted.items()}
-    if found is None and config.path is None:
+    if found is None and config.path is None and raw is None:
         raise DataError("\n".join(task.missing(config, store)))
     if found is None:
-        files = published(Path(config.path).expanduser(), card)
-        key = {"form": card.form, "files": {n: contents(at) for n, at in files.items()}, **plain}
+        files = raw[0] if raw else published(Path(config.path).expanduser(), card)
+        known = raw[1] if raw else {name: contents(at) for name, at in files.items()}
+        key = {"form": card.form, "files": known, **plain}
 
         def make(folder: Path) -> None:
             with scratch(store.root) as spare:

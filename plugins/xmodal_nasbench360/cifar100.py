@@ -52,6 +52,7 @@ CARD = DataCard(
     source="Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html",
     licence="none stated by the authors (NAS-Bench-360's table: CC BY 4.0)",
     size=169_000_000,
+    prepared=370_000_000,
     files=(
         RemoteFile(
             ARCHIVE,

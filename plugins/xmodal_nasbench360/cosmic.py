@@ -60,6 +60,7 @@ CARD = DataCard(
     source="Zhang & Bloom 2020 (deepCR, arXiv 1907.09500)",
     licence="CC BY 4.0 (NAS-Bench-360's table: open data)",
     size=sum(SIZE.values()),
+    prepared=520_000_000,
     files=(
         *(
             RemoteFile(

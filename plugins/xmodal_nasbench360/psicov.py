@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmodal import ready
 from xmodal.data import RawForm, Store
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.errors import DataError
@@ -33,8 +34,7 @@ from xmodal.interfaces import (
 )
 from xmodal.settings import Use
 from xmodal_nasbench360 import psicov_files as files
-from xmodal_nasbench360 import ready
-from xmodal_nasbench360.psicov_arrays import SUBSETS, Flat, ZippedProteins, write
+from xmodal_nasbench360.psicov_arrays import SUBSETS, FlatProteins, ZippedProteins, write
 
 COUNTS = {"deepcov": 3456, "psicov": 150}
 """Proteins in the published lists: deepcov.lst (for training and validation) and psicov.lst."""
@@ -45,11 +45,12 @@ CARD = DataCard(
     source=f"Adhikari 2020 (PDNET, {files.PROJECT}), packed by NAS-Bench-360",
     licence="GPL (NAS-Bench-360's table)",
     size=1_100_000_000,
+    prepared=2_600_000_000,
     files=(
         RemoteFile(
             ARCHIVE,
             urls=(files.ARCHIVE,),
-            by_hand=f"if the address does not answer: Google Drive, file {files.DRIVE}",
+            by_hand=f"{files.ARCHIVE}, or Google Drive, file {files.DRIVE}",
         ),
         RemoteFile(UNPACKED, aside=True),
     ),
@@ -67,7 +68,9 @@ class Proteins(Dataset[Pair]):
     ``clip`` is the largest label; larger ones, including padding, are clipped.
     """
 
-    def __init__(self, flat: Flat, rows: range, side: int, clip: float | None = None) -> None:
+    def __init__(
+        self, flat: FlatProteins, rows: range, side: int, clip: float | None = None
+    ) -> None:
         self.flat, self.rows, self.side, self.clip = flat, rows, side, clip
 
     def __len__(self) -> int:
@@ -130,7 +133,9 @@ class Psicov(Task):
     def describe(cls, config: Any, store: Store) -> TaskFacts:
         """The facts; those of the published lists if the data are missing."""
         train, test = COUNTS["deepcov"], COUNTS["psicov"]
-        root, found = _unpacked(config, store), ready.find(cls, config, store)
+        root = _unpacked(config, store)
+        at_once = root is None and config.path is not None and config.partial
+        found = ready.get(cls, config, store) if at_once else ready.find(cls, config, store)
         if found is not None:
             train, test = int(found.about["deepcov"]), int(found.about["psicov"])
         elif root is not None:
@@ -185,7 +190,7 @@ class Psicov(Task):
             raise DataError(
                 f"{found.folder}: too few proteins ({known} in deepcov, {test} in psicov)"
             )
-        flat, side = Flat(found.folder), config.size
+        flat, side = FlatProteins(found.folder), config.size
         end = known - config.validation
         shape = (files.CHANNELS, side, side)
         note = f"psicov: NOT the whole benchmark, but {known:,} and {test:,} proteins"

@@ -28,7 +28,7 @@ _LARGEST = 1 << 28
 """Bytes of one file; a protein of 1,000 residues takes 32 MB."""
 
 
-class Flat:
+class FlatProteins:
     """The proteins of a prepared folder."""
 
     def __init__(self, folder: Path) -> None:

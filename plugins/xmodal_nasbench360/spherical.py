@@ -48,6 +48,7 @@ CARD = DataCard(
     source="Tu et al. 2022 (NAS-Bench-360), after Cohen et al. 2018; images: Krizhevsky 2009",
     licence="CC BY-SA (NAS-Bench-360's table)",
     size=272_000_000,
+    prepared=1_300_000_000,
     files=(
         RemoteFile(
             FILE,

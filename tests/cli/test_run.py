@@ -137,7 +137,7 @@ def test_missing_data_are_all_named_at_once(
     assert done.code == 4
     assert done.out == ""
     place = str(tmp_path / "cache" / "datasets" / "psicov")
-    psicov = ("protein.zip", "1.1 GB", "https://", place)
+    psicov = ("protein.zip", "1.10 GB", "https://", place)
     voc = (
         "VOCtrainval_11-May-2012.tar",
         "2.0 GB",

@@ -103,7 +103,7 @@ def test_missing_data_say_what_to_do(tmp_path: Path) -> None:
     message = str(caught.value)
     assert caught.value.exit_code == 4
     for part in (
-        "fetch them (1.1 GB): xmodal data fetch psicov",
+        "xmodal data fetch psicov",
         "1nBs6qJJPK8qNzsmFo3waPsGzHFHplLMo",
         "--task proteins",
     ):
@@ -151,7 +151,7 @@ def test_archives_that_are_not_whole(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lists 4 and 2 proteins, 3,456 and 150 are published"):
         task(archive, tmp_path).load(0)
     (data / "protein/psicov/distance/p1xyA-cb.npy").unlink()
-    with pytest.raises(DataError, match="holds no protein/psicov/distance/p1xyA-cb.npy"):
+    with pytest.raises(DataError, match=r"holds no protein/psicov/distance/p1xyA-cb\.npy"):
         task(zipped(data, archive), tmp_path, partial=True).load(0)
     archive.write_bytes(archive.read_bytes()[:3000])
     with pytest.raises(DataError, match="cannot be unpacked"):
@@ -232,7 +232,7 @@ def test_long_proteins_are_cut_to_their_centre(data: Path, tmp_path: Path) -> No
 def test_checksum_follows_the_files(data: Path, tmp_path: Path) -> None:
     before = task(data, tmp_path).load(0).checksum
     assert task(data, tmp_path).load(9).checksum == before
-    write_distances(data / "protein/psicov/distance/p0xyA-cb.npy", distances(32))
+    write_distances(data / "protein/psicov/distance/p0xyA-cb.npy", 2 * distances(33))
     assert task(data, tmp_path).load(0).checksum != before
     (data / "protein/psicov/distance/p1xyA-cb.npy").unlink()
     with pytest.raises(DataError, match="p1xyA-cb"):
