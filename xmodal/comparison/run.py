@@ -110,10 +110,14 @@ def _check_data(cells: Sequence[Cell]) -> None:
 
 def _check_any_runs(cells: Sequence[Cell]) -> None:
     """Raise UsageError, before anything runs, if only the trivial answer could."""
-    reasons = dict.fromkeys(f"{c.method} on {c.task}: {c.skipped}" for c in cells if c.skipped)
+    methods: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in cells:
+        if cell.skipped:
+            methods.setdefault((cell.task, cell.skipped), {})[cell.method] = None
+    reasons = [f"{', '.join(mine)} on {task}: {why}" for (task, why), mine in methods.items()]
     able = [cell for cell in cells if cell.directory is not None]
     if reasons and all(cell.resolved["role"] == TRIVIAL for cell in able):
-        shown = "\n".join(list(reasons)[:SHOWN])
+        shown = "\n".join(reasons[:SHOWN])
         more = f"\nand {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         raise UsageError(f"no cell can run\n{shown}{more}")
 
