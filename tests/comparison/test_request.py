@@ -12,7 +12,7 @@ from xmodal.comparison.grid import Contender, Request, find_suite, grid, request
 from xmodal.comparison.run import compare, default_launcher
 from xmodal.comparison.table import by_hand
 from xmodal.data.store import Store
-from xmodal.errors import RecipeError, UsageError
+from xmodal.errors import DataError, RecipeError, UsageError
 from xmodal.plugins import registry
 from xmodal.recipe.choice import choose
 from xmodal.recipe.lookup import all_recipes, all_suites
@@ -193,3 +193,16 @@ def test_nothing_starts_where_only_the_trivial_answer_could_run(tmp_path: Path) 
     with pytest.raises(UsageError, match=r"no cell can run\n.*did you mean 'epochs'"):
         compare(["nft"], ["openml/car"], settings=["training.epoch=1"], root=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_only_data_are_missing_the_error_is_one_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))
+    with pytest.raises(DataError) as caught:
+        compare(["pare", "nft"], ["cosmic"], seeds=1)
+    said = str(caught.value)
+    assert said.startswith("no cell can run\npare, nft, baseline on cosmic: no data for 'cosmic'")
+    assert said.count("xmodal data fetch cosmic\n") == 1
+    assert "--task cosmic-simulated" in said

@@ -109,7 +109,10 @@ def _check_data(cells: Sequence[Cell]) -> None:
 
 
 def _check_any_runs(cells: Sequence[Cell]) -> None:
-    """Raise UsageError, before anything runs, if only the trivial answer could."""
+    """Raise UsageError, before anything runs, if only the trivial answer could.
+
+    DataError where nothing but files is missing.
+    """
     methods: dict[tuple[str, str], dict[str, None]] = {}
     for cell in cells:
         if cell.skipped:
@@ -119,7 +122,9 @@ def _check_any_runs(cells: Sequence[Cell]) -> None:
     if reasons and all(cell.resolved["role"] == TRIVIAL for cell in able):
         shown = "\n".join(reasons[:SHOWN])
         more = f"\nand {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-        raise UsageError(f"no cell can run\n{shown}{more}")
+        only_data = all(cell.absent for cell in cells if cell.skipped)
+        kind = DataError if only_data else UsageError
+        raise kind(f"no cell can run\n{shown}{more}")
 
 
 def default_launcher(registry: plugins.Registry) -> str:
