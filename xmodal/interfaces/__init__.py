@@ -7,6 +7,7 @@ before any weight or sample is loaded), and receives run-time objects in a ``Con
 
 from __future__ import annotations
 
+from xmodal.data.obtain import DataOrder
 from xmodal.facts import NO_FACTS, BackboneFacts, Facts, SourceFacts, Target, TaskFacts
 from xmodal.interfaces.component import Component, Context
 from xmodal.interfaces.data import Pair, Source, SourceRequest, Task, TaskData
@@ -48,11 +49,12 @@ from xmodal.settings import Settings, Use, default
 
 __all__ = [
     "INTERFACES", "NO_FACTS", "Adapter", "Backbone", "BackboneFacts", "Component", "Context",
-    "Distance", "Embedder", "Exported", "Exporter", "Facts", "FitData", "FittedBuffers",
-    "FittedPredictor", "Job", "Launcher", "LibraryModel", "Loss", "Metric", "Mixer", "Model",
-    "Network", "Pair", "Predictor", "Scheduler", "Selector", "Session", "Settings", "Source",
-    "SourceFacts", "SourceRequest", "Stage", "Target", "Task", "TaskData", "TaskFacts", "Tracked",
-    "Tracker", "Trained", "Use", "as_bytes", "default", "from_bytes", "too_large",
+    "DataOrder", "Distance", "Embedder", "Exported", "Exporter", "Facts", "FitData",
+    "FittedBuffers", "FittedPredictor", "Job", "Launcher", "LibraryModel", "Loss", "Metric",
+    "Mixer", "Model", "Network", "Pair", "Predictor", "Scheduler", "Selector", "Session",
+    "Settings", "Source", "SourceFacts", "SourceRequest", "Stage", "Target", "Task",
+    "TaskData", "TaskFacts", "Tracked", "Tracker", "Trained", "Use", "as_bytes", "default",
+    "from_bytes", "too_large",
 ]  # fmt: skip
 
 INTERFACES: tuple[type[Component], ...] = (

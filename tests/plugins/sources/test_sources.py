@@ -17,12 +17,24 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from xmodal.data.datasets import DataCard
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Source, SourceRequest
 from xmodal.plugins import registry
 from xmodal.testing.tiny import tiny_context
-from xmodal_sources import conll, digits, fashion, files, photos, stamps, voc
+from xmodal_sources import (
+    caltech,
+    cifar10,
+    conll,
+    digits,
+    fashion,
+    files,
+    photos,
+    stamps,
+    tiny_imagenet,
+    voc,
+)
 from xmodal_sources.images import balanced_draw, resize_mask, seeded
 
 IMAGES = SourceRequest((32, 48), (), lambda raw: raw)
@@ -43,6 +55,9 @@ class FakeStore:
         self, package: str, version: str, members: Mapping[str, str]
     ) -> dict[str, Path]:
         return {name: self.folder / Path(name).name for name in members}
+
+    def dataset(self, card: DataCard) -> None:
+        return None
 
 
 def load(
@@ -295,32 +310,40 @@ class Bomb:
 
 
 def test_cifar_is_not_unpickled_before_its_checksum(tmp_path: Path) -> None:
-    folder = tmp_path / files.CIFAR_FOLDER
+    folder = tmp_path / cifar10.FOLDER
     folder.mkdir()
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]:
+    for name in cifar10.BATCHES:
         (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    with pytest.raises(DataError, match="not a complete CIFAR-10"):
-        load("cifar10", IMAGES, path=str(tmp_path))
+    with pytest.raises(DataError, match="not a complete CIFAR-10: data_batch_1 is missing or dam"):
+        load("cifar10", IMAGES, store=Store(tmp_path / "cache"), path=str(tmp_path))
     assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("cifar10", ["cifar-10-python.tar.gz", "163 MB", files.CIFAR_MD5, "download: true"]),
-        ("voc-foreground", [voc.ARCHIVE, "2.0 GB", voc.MD5, "download: true"]),
+        ("cifar10", [cifar10.FILE, "170 MB", "data fetch cifar10", "download: true"]),
+        ("tiny-imagenet", [tiny_imagenet.FILE, "248 MB", "data fetch tiny-imagenet"]),
+        ("caltech-101", [caltech.FILE, "137 MB", "data fetch caltech-101", "download: true"]),
+        ("voc-foreground", [voc.ARCHIVE, "2.00 GB", "data fetch voc-fore", "download: true"]),
     ],
 )
 def test_missing_files_say_what_to_fetch(name: str, words: list[str], tmp_path: Path) -> None:
     component: Any = registry().load("source", name)
+    store = Store(tmp_path)
     for given in ({}, {"path": str(tmp_path / "absent")}):
         with pytest.raises(DataError) as caught:
-            load(name, IMAGES, **given)
+            load(name, IMAGES, store=store, **given)
         config = component.Config.model_validate(given)
-        assert list(component.missing(config, Store(tmp_path))) == [str(caught.value)]
-        assert all(word in str(caught.value) for word in words)
+        assert list(component.missing(config, store)) == [str(caught.value)]
+        wanted = words if not given else ["does not exist", "download: true"]
+        assert all(word in str(caught.value) for word in wanted)
     allowed = component.Config.model_validate({"download": True})
-    assert list(component.missing(allowed, Store(tmp_path))) == []
+    assert list(component.missing(allowed, store)) == []
+    assert component.fetched_by_runs(allowed, store) is not None
+    small = component.fetched_by_runs(component.Config(), store)
+    assert (small is not None) == (name in ("cifar10", "caltech-101"))
+    assert component.card(config).benchmark == "proxy"
 
 
 def test_image_folder(tmp_path: Path) -> None:
@@ -357,7 +380,7 @@ def test_voc_foreground(tmp_path: Path) -> None:
         mask.putdata(classes.flatten().tolist())
         mask.save(root / f"SegmentationClass/{name}.png")
     for path in (tmp_path, root):
-        x, y = load("voc-foreground", MASKS, path=str(path))
+        x, y = load("voc-foreground", MASKS, store=Store(tmp_path / "cache"), path=str(path))
         check_images(x, 2)
         check_masks(y, 2)
         assert float(y[:, :, :8, :12].min()) == 1
@@ -524,4 +547,4 @@ def test_cifar_10_is_what_its_checksums_say(tmp_path: Path) -> None:
     first = contents_of("cifar10", path=tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"2")
     assert contents_of("cifar10", path=tmp_path / "a.npz") != first
-    assert contents_of("cifar10", path=tmp_path) == {"path": files.CIFAR_MD5}
+    assert contents_of("cifar10", path=tmp_path) == {"path": cifar10.MD5}
