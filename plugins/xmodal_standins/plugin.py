@@ -19,4 +19,5 @@ def xmodal_tasks() -> Mapping[str, str]:
         "esc10": "xmodal_standins.esc10:Esc10",
         "myo": "xmodal_standins.myo:Myo",
         "pacs": "xmodal_standins.pacs:Pacs",
+        "proteins": "xmodal_standins.proteins:ProteinChains",
     }
