@@ -46,6 +46,7 @@ class DeepSea(Parts):
         "https://github.com/rtu715/NAS-Bench-360",
         licence="CC BY 4.0 (NAS-Bench-360's table)",
         size=860_000_000,
+        prepared=232_000_000,
         files=(
             RemoteFile(
                 FILE,

@@ -38,6 +38,7 @@ CARD = DataCard(
     "NAS-Bench-360, https://github.com/rtu715/NAS-Bench-360",
     licence="ODC-By 1.0",
     size=150_000_000,
+    prepared=165_000_000,
     files=(
         RemoteFile(
             FILE,

@@ -52,6 +52,7 @@ class NinaPro(Parts):
         "https://github.com/rtu715/NAS-Bench-360",
         licence="CC BY-ND (NAS-Bench-360's table)",
         size=27_000_000,
+        prepared=14_000_000,
         files=tuple(
             RemoteFile(
                 f"{name}.npy",

@@ -42,6 +42,7 @@ class Satellite(Parts):
         "https://github.com/rtu715/NAS-Bench-360",
         licence="GPL (NAS-Bench-360's table)",
         size=357_000_000,
+        prepared=185_000_000,
         files=tuple(
             RemoteFile(
                 f"satellite_{part}.npy",

@@ -52,6 +52,7 @@ CARD = DataCard(
     source="Cote-Allard et al. 2019, https://github.com/Giguelingueling/MyoArmbandDataset",
     licence="GPL-3.0",
     size=65_000_000,
+    prepared=17_000_000,
     files=(FILES, PACK),
     note="8 electrodes and 7 gestures instead of 16 and 18; split by person",
 )
