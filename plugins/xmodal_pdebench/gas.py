@@ -9,10 +9,10 @@ published code; heat is not conducted.
 
 The scheme is the published one: piecewise linear reconstruction of rho, v and p with van Leer's
 monotonised central limiter, the flux of the state that HLLC's wave fan (Toro 2009, chapter 10) has
-at the edge, midpoint rule with Courant number 0.3, and the viscous terms in explicit substeps. Every sample has its own step.
-Two things differ, each by less than 1e-4 of a field: the viscous terms act half before and half
-after the step, not after it, which makes the whole of second order; and their substeps are 0.8 of
-the stable length, not 0.3.
+at the edge, midpoint rule with Courant number 0.3, and the viscous terms in explicit substeps.
+Every sample has its own step. Two things differ, each by less than 1e-3 of a field: the viscous
+terms act half before and half after the step, not after it, which makes the whole of second order;
+and their substeps are 0.8 of the stable length, not 0.3.
 """
 
 from __future__ import annotations
