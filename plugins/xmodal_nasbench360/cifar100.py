@@ -77,11 +77,7 @@ class Cifar100(Task):
             description=f"{ARCHIVE}, the folder it unpacks to, or a prepared folder; default: "
             "the cache.",
         )
-        validation: int = Field(
-            image_set.HELD_OUT,
-            ge=1,
-            description="Validation images: the last of the training file.",
-        )
+        validation: int | None = Field(None, ge=1, description=image_set.HELD_OUT)
         augment: bool = Field(
             True, description="Random crops (4 pixels of black around) and mirroring in training."
         )

@@ -22,8 +22,10 @@ from xmodal.errors import DataError
 
 CLASSES = 100
 COUNTS = {"train": 50_000, "test": 10_000}
-HELD_OUT = 10_000
-"""Validation images: NAS-Bench-360 holds out 10,000 of the 50,000 by their index, here the last."""
+HELD_OUT = (
+    "Validation images: the last of the training images; null: a fifth, which is the 10,000 that "
+    "NAS-Bench-360 holds out by their index."
+)
 _PIECE = 1000
 
 Array = NDArray[Any]
@@ -82,19 +84,21 @@ def pieces(array: Array) -> Iterable[Array]:
         yield array[start : start + _PIECE]
 
 
-def rows(train: int, validation: int) -> dict[str, NDArray[np.int64]]:
-    """Which training images train, and which validate: the last ones. Raises DataError."""
-    if train <= validation:
+def rows(train: int, validation: int | None) -> dict[str, NDArray[np.int64]]:
+    """Which training images train, and which validate: the last ones, by default a fifth.
+
+    Raises DataError.
+    """
+    held_out = train // 5 if validation is None else validation
+    if train <= held_out or not held_out:
         raise DataError(
-            f"validation takes {validation:,} of {train:,} images and leaves none to train on"
+            f"validation takes {held_out:,} of {train:,} images, which leaves none to train on or "
+            "none to validate with"
         )
-    return {
-        "train": np.arange(train - validation),
-        "validation": np.arange(train - validation, train),
-    }
+    return {"train": np.arange(train - held_out), "validation": np.arange(train - held_out, train)}
 
 
-def samples(about: Mapping[str, Any] | None, validation: int) -> dict[str, int]:
+def samples(about: Mapping[str, Any] | None, validation: int | None) -> dict[str, int]:
     """The sizes of the splits; those published if the data are not there."""
     counts = COUNTS if about is None else {part: int(about[part]) for part in COUNTS}
     sizes = {part: len(index) for part, index in rows(counts["train"], validation).items()}

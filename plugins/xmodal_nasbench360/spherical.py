@@ -74,9 +74,7 @@ class Spherical(Task):
         path: Path | None = Field(
             None, description=f"{FILE}, its folder, or a prepared folder; default: the cache."
         )
-        validation: int = Field(
-            image_set.HELD_OUT, ge=1, description="Validation images: the last of the training set."
-        )
+        validation: int | None = Field(None, ge=1, description=image_set.HELD_OUT)
         partial: bool = Field(
             False, description="Accept files with fewer images than published; reports say so."
         )

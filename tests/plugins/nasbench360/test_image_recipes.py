@@ -17,8 +17,6 @@ FILES: dict[str, Callable[[Path], object]] = {
     "spherical": lambda folder: spherical_file(folder, 12, 6, last=True),
 }
 
-OWN = {"cifar100": ["task.validation=4"], "cosmic": [], "spherical": ["task.validation=4"]}
-
 
 @pytest.mark.parametrize("name", FILES)
 def test_two_steps_at_smoke_scale(
@@ -32,7 +30,7 @@ def test_two_steps_at_smoke_scale(
         "methods/pare-published" if name == "cosmic" else "methods/pare",
         f"tasks/{name}",
         scale="smoke",
-        overrides=[f"task.path={files}", "task.partial=true", *OWN[name]],
+        overrides=[f"task.path={files}", "task.partial=true"],
         root=tmp_path / "runs",
         report=False,
     )
