@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from typing import Any
 
 from xmodal import hookimpl
 
@@ -15,4 +17,18 @@ def xmodal_predictors() -> Mapping[str, str]:
         "xgboost": "xmodal_rivals.boosting:XGBoost",
         "lightgbm": "xmodal_rivals.boosting:LightGBM",
         "catboost": "xmodal_rivals.boosting:CatBoost",
+        "deepcr": "xmodal_rivals.deepcr:DeepCR",
+        "minirocket": "xmodal_rivals.elsewhere:MiniRocket",
+        "hydra": "xmodal_rivals.elsewhere:Hydra",
+        "quant": "xmodal_rivals.elsewhere:Quant",
+        "autogluon": "xmodal_rivals.elsewhere:AutoGluon",
+        "realmlp": "xmodal_rivals.elsewhere:RealMLP",
+        "tabm": "xmodal_rivals.elsewhere:TabM",
+        "tabpfn": "xmodal_rivals.elsewhere:TabPFN",
     }
+
+
+@hookimpl
+def xmodal_commands(app: Any) -> None:
+    """``xmodal rivals``."""
+    importlib.import_module("xmodal_rivals.commands").add_to(app)

@@ -149,10 +149,10 @@ class ComparisonTable:
     ``command`` repeats it, ``name`` is that of the folder of its report. ``methods`` and ``tasks``
     are labels in the order asked for, methods grouped by role; ``roles`` says what each is
     (``method``, ``rival``, ``control`` or ``trivial``). ``states`` belong to ``cells``, one each;
-    ``rows`` are the cells that are done. ``left_out`` says per task why it is not among the ``scores`` (its
-    metric has no ratios, for example). Both ``scores`` and ``comparison`` are None where nothing is
-    done that could be weighed. ``published``: what others report of these tasks, apart and never
-    weighed. ``notes``: lines for people about what was not looked at.
+    ``rows`` are the cells that are done. ``left_out`` says per task why it is not among the
+    ``scores`` (its metric has no ratios, for example). Both ``scores`` and ``comparison`` are None
+    where nothing is done that could be weighed. ``published``: what others report of these tasks,
+    apart and never weighed. ``notes``: lines for people about what was not looked at.
     """
 
     command: str

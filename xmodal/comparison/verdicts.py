@@ -122,8 +122,8 @@ class PairResult:
 class Comparison:
     """All that a report says about a table of scores: ``cells[method][task]``, pairs, overview.
 
-    ``overview`` is of contenders and rivals, without controls and the trivial answer; None where there are
-    fewer than two of them, or no task that all of them have.
+    ``overview`` is of contenders and rivals, without controls and the trivial answer; None where
+    there are fewer than two of them, or no task that all of them have.
     """
 
     cells: dict[str, dict[str, CellSummary]]
