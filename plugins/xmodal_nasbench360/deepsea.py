@@ -101,8 +101,8 @@ class DeepSea(Parts):
 
 
 def columns(raw: Array) -> Tensor:
-    """Codes ``[1000]`` as ``[4, 1000]`` of 0 and 1; rows in the order of the file."""
-    return torch.from_numpy(np.ascontiguousarray(_BASE[raw].T))
+    """Codes ``[..., 1000]`` as ``[..., 4, 1000]`` of 0 and 1; rows in the order of the file."""
+    return torch.from_numpy(np.ascontiguousarray(_BASE[raw].swapaxes(-1, -2)))
 
 
 def _codes(path: Path, name: str, x: Rows, rows: slice) -> Array:

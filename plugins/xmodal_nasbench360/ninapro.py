@@ -106,5 +106,5 @@ class NinaPro(Parts):
 
 
 def image(raw: Array) -> Tensor:
-    """``[52, 16]`` becomes ``[1, 16, 52]``."""
-    return torch.from_numpy(np.ascontiguousarray(raw.T))[None]
+    """``[..., 52, 16]`` becomes ``[..., 1, 16, 52]``."""
+    return torch.from_numpy(np.ascontiguousarray(raw.swapaxes(-1, -2))).unsqueeze(-3)

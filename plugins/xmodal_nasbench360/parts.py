@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from xmodal import ready
 from xmodal.data import Store
 from xmodal.data.datasets import DataCard
 from xmodal.data.mapped import Mapped
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Context, Pair, Settings, Target, Task, TaskData, TaskFacts
 
+MEMORY = 1 << 30
+"""Bytes up to which a part is read at once: tensors are batched faster, and a GPU can keep them."""
 PARTS = ("train", "validation", "test")
 Array = NDArray[Any]
 
@@ -71,13 +76,22 @@ class Parts(Task):
             notes=self.notes(found),
         )
 
-    def part(self, found: ready.Ready, part: str) -> Mapped:
+    def part(self, found: ready.Ready, part: str) -> Dataset[Pair]:
         """The samples of one part."""
-        return Mapped(found / f"{part}_x.npy", found / f"{part}_y.npy", prepare=self.reader())
+        return self.held(
+            Mapped(found / f"{part}_x.npy", found / f"{part}_y.npy", None, self.reader())
+        )
+
+    def held(self, mapped: Mapped) -> Dataset[Pair]:
+        """The samples in memory if that takes little, and on disk otherwise."""
+        if 4 * prod(self.facts.shape) * len(mapped) > MEMORY:
+            return mapped
+        y = mapped.labels(torch.arange(len(mapped)))
+        return cast("Dataset[Pair]", TensorDataset(self.reader()(mapped.x.array[mapped.rows]), y))
 
     @abstractmethod
     def reader(self) -> Callable[[Array], Tensor]:
-        """Makes a sample of the model, float32, of one as it lies in the file."""
+        """Makes samples of the model, float32, of samples as they lie in the file: one or many."""
 
     def notes(self, found: ready.Ready) -> tuple[str, ...]:
         """Says if the data are not all."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from xmodal import ready
 from xmodal.data import Store
@@ -21,7 +22,7 @@ from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import ArrayWriter, Mapped
 from xmodal.data.unpickle import read_npy
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric, Target, TaskFacts
+from xmodal.interfaces import Loss, Metric, Pair, Target, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_nasbench360.parts import Array, Parts, PartsSettings, check_classes
 
@@ -109,11 +110,12 @@ class Satellite(Parts):
         facts = cls.facts
         return TaskFacts(facts.name, facts.shape, facts.target, sizes)
 
-    def part(self, found: ready.Ready, part: str) -> Mapped:
+    def part(self, found: ready.Ready, part: str) -> Dataset[Pair]:
         """A part; validation is the end of the training file."""
         file = "test" if part == "test" else "train"
         rows = _rows(found.about["counts"], self.config.validation)[part]
-        return Mapped(found / f"{file}_x.npy", found / f"{file}_y.npy", rows, self.reader())
+        files = found / f"{file}_x.npy", found / f"{file}_y.npy"
+        return self.held(Mapped(*files, rows, self.reader()))
 
     def reader(self) -> Callable[[Array], Tensor]:
         """The values as they are, or standardised."""
@@ -129,14 +131,15 @@ class Satellite(Parts):
 
 
 def series(raw: Array) -> Tensor:
-    """``[46]`` becomes ``[1, 46]``."""
-    return torch.from_numpy(raw)[None]
+    """``[..., 46]`` becomes ``[..., 1, 46]``."""
+    return torch.from_numpy(np.ascontiguousarray(raw)).unsqueeze(-2)
 
 
 def standardised(raw: Array) -> Tensor:
     """The same with mean 0 and deviation 1; a constant series becomes 0."""
     values = raw.astype(np.float64)
-    values = (values - values.mean()) / (values.std() or 1.0)
+    spread = values.std(axis=-1, keepdims=True)
+    values = (values - values.mean(axis=-1, keepdims=True)) / np.where(spread == 0, 1, spread)
     return series(values.astype(np.float32))
 
 

@@ -17,6 +17,7 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.facts import BackboneFacts, Facts
 from xmodal.interfaces import Context, Task
+from xmodal_nasbench360 import parts
 from xmodal_nasbench360.deepsea import DeepSea
 from xmodal_nasbench360.ninapro import NinaPro
 from xmodal_nasbench360.satellite import Satellite
@@ -34,6 +35,7 @@ def everything(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     assert x[0].dtype == torch.float32
     stacked = torch.stack(y)
     assert torch.equal(loader.labels(dataset), stacked)
+    assert (loader.tensors(dataset) is None) == (parts.MEMORY == 0)
     # Workers get a copy.
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[1][0], x[1])
     return torch.stack(x).numpy(), stacked.numpy()
@@ -61,7 +63,9 @@ def ninapro_files(folder: Path, **changes: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def test_ninapro(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [0, parts.MEMORY])
+def test_ninapro(tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MEMORY", memory)
     arrays = ninapro_files(tmp_path)
     one = task(NinaPro, tmp_path, tmp_path / "cache")
     loaded = one.load(0)
@@ -124,8 +128,12 @@ def satellite_files(folder: Path, **changes: Any) -> dict[str, dict[str, np.ndar
     return arrays
 
 
+@pytest.mark.parametrize("memory", [0, parts.MEMORY])
 @pytest.mark.parametrize("normalise", ["none", "series"])
-def test_satellite(tmp_path: Path, normalise: str) -> None:
+def test_satellite(
+    tmp_path: Path, normalise: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "MEMORY", memory)
     arrays = satellite_files(tmp_path)
     settings = {"validation": 7, "normalise": normalise}
     one = task(Satellite, tmp_path, tmp_path / "cache", **settings)
@@ -183,7 +191,8 @@ def deepsea_file(
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, bool])
-def test_deepsea(tmp_path: Path, dtype: Any, save: Any) -> None:
+def test_deepsea(tmp_path: Path, dtype: Any, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MEMORY", 0 if dtype is bool else parts.MEMORY)
     arrays = deepsea_file(tmp_path / "deepsea_filtered.npz", dtype, save)
     one = task(DeepSea, tmp_path / "deepsea_filtered.npz", tmp_path / "cache")
     loaded = one.load(0)
