@@ -98,13 +98,14 @@ class CoarseSolve(FittedPredictor):
         self.offset, self.slope = offset[0], slope[0]
 
     def _time(self, x_NF: Tensor) -> None:
-        """Note the time for a sample, without the first one, which also imports."""
+        """Note the processor time of a sample, without the first one, which also imports."""
         self(Tokens(x_NF[:1, None], (1,)))
         rest = x_NF[1:] if len(x_NF) > 1 else x_NF
-        started = time.perf_counter()
+        started = time.process_time()
         self(Tokens(rest[:, None], (1,)))
-        each = 1e3 * (time.perf_counter() - started) / len(rest)
-        self.note(f"coarse-solve: {self.points} points a side, {each:.3g} ms a sample")
+        each = 1e3 * (time.process_time() - started) / len(rest)
+        cost = f"{each:.3g} ms of processor time a sample"
+        self.note(f"coarse-solve: {self.points} points a side, {cost}")
 
     def forward(self, features: Tokens) -> Tensor:
         """Solve: ``[B, K, *shape]``, in the unit of the predictor's outputs."""

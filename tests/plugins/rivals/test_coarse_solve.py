@@ -124,7 +124,7 @@ def test_it_says_what_a_sample_costs() -> None:
     fitted(None, notes)
     assert len(notes) == 1
     assert notes[0].startswith("coarse-solve: 6 points a side, ")
-    assert notes[0].endswith(" ms a sample")
+    assert notes[0].endswith(" ms of processor time a sample")
 
 
 def test_a_failed_solution_is_bad_data() -> None:
