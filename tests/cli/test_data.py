@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from ..paths import DATA
+from ..processes import Command
 from ..servers import Server
 
 PACK = DATA / "cc18_30.npz"
@@ -18,6 +21,7 @@ Cli = Callable[..., Any]
 
 PLUGIN = """
 import os
+import time
 from pathlib import Path
 import numpy as np
 import torch
@@ -57,6 +61,11 @@ class Ramp(Task):
             np.save(folder / "x.npy", np.fromfile(wanted.files["x.f8"]))
             return {}
         np.save(folder / "x.npy", np.arange(wanted.samples or 10.0))
+        for n in range(int(os.environ.get("PIECES", 0))):
+            if not (wanted.scratch / str(n)).exists():
+                print("solving", n, flush=True)
+                time.sleep(float(os.environ["PAUSE"]))
+                (wanted.scratch / str(n)).touch()
         return {"samples": wanted.samples or 10}
 
 class Served(Ramp):
@@ -176,3 +185,36 @@ def test_a_run_fetches_small_data_by_itself_if_it_may(
     assert small.code == 0, small.err
     assert server.asked == ["/x.f8"]
     server.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_generation_is_continued(
+    number: signal.Signals, ramp: tuple[str, ...], tmp_path: Path
+) -> None:
+    command = ("data", "generate", "slope", *ramp)
+    environment = {"PIECES": "4", "PAUSE": "0.3", "XMODAL_CACHE": str(tmp_path / "cache")}
+    process = Command(*command, streams=tmp_path / "streams", **environment)
+    pieces = tmp_path / "cache" / "unfinished" / "ramp"
+    while not (pieces / "1").exists():
+        assert process.poll() is None, process.wait()
+        time.sleep(0.01)
+    process.send_signal(number)
+    done = process.wait()
+    assert done.code == (130 if number == signal.SIGINT else -number), done.err
+    assert ("interrupted" in done.err) == (number == signal.SIGINT)
+    assert not (tmp_path / "cache" / "datasets" / "ramp").exists()
+    left = {"solving 0", "solving 1"} & {*done.out.splitlines()}
+    again = Command(*command, streams=tmp_path / "streams", **environment).wait()
+    assert again.code == 0, again.err
+    assert "continuing what was interrupted" in again.err
+    assert not left & {*again.out.splitlines()}
+    assert again.out.splitlines()[-1].startswith("slope is ready: ")
+    assert not pieces.exists()
+    leftovers = [path.name for path in (tmp_path / "cache" / "datasets").iterdir()]
+    assert leftovers == ["ramp"]
+
+
+def test_what_has_no_files_is_not_fetched(xmodal: Cli, ramp: tuple[str, ...]) -> None:
+    done = xmodal("data", "fetch", "slope", *ramp)
+    assert (done.code, "xmodal data generate ramp" in done.err) == (2, True)

@@ -227,3 +227,14 @@ def test_what_is_done_decides_where_the_user_does_not(monkeypatch: pytest.Monkey
     monkeypatch.setenv("XMODAL_FETCH", "alway")
     with pytest.raises(UsageError, match="did you mean 'always'"):
         fetching.policy()
+
+
+def test_weights_of_a_hub_are_not_fetched_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    from xmodal_backbones import weights
+
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setenv("XMODAL_FETCH", "never")
+    with pytest.raises(DataError) as caught:
+        weights.resolve("nobody/has-this-model")
+    assert "is not fetched: XMODAL_FETCH is 'never'" in str(caught.value)
+    assert "set the path of a local folder" in str(caught.value)

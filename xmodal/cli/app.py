@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from xmodal._version import __version__
-from xmodal.cli import data, doctor, export, plugins, predict, recipes, run, streams
+from xmodal.cli import data, doctor, export, output, plugins, predict, recipes, run, streams
 from xmodal.cli.cells import cells
 from xmodal.cli.compare import Spread, WithMerge, compare, demo, merge
 from xmodal.errors import MachineError, XModalError
@@ -81,10 +81,12 @@ def main() -> None:
 
 def _ended() -> int | str | None:
     """Run the command, and say what went wrong; returns the exit code."""
-    from xmodal.plugins import add_commands, log
+    from xmodal.plugins import add_commands
 
-    log.handlers = [_ToStderr()]
-    log.setLevel(logging.INFO)
+    for name in output.TALKING:
+        log = logging.getLogger(name)
+        log.handlers = [_ToStderr()]
+        log.setLevel(logging.INFO)
     try:
         for line in add_commands(app):
             typer.echo(visible(f"warning: {line}"), err=True)

@@ -246,6 +246,9 @@ def _make_ready(found: list[NamedData], order: Any) -> None:
     for named in found:
         try:
             _make_one_ready(named, order, store)
+        except KeyboardInterrupt:
+            output.stderr().print("interrupted; what is finished is kept: the same command goes on")
+            raise typer.Exit(130) from None
         except XModalError as error:
             if len(found) == 1:
                 raise

@@ -67,9 +67,14 @@ def _console(width: int, **where: Any) -> Console:
     return console
 
 
+TALKING = ("xmodal.plugins", "xmodal.data")
+"""The loggers whose messages are for users."""
+
+
 def hush() -> None:
-    """Suppress the message that torch is being loaded."""
-    logging.getLogger("xmodal.plugins").setLevel(logging.WARNING)
+    """Suppress what is said of loading torch, of downloads and of waiting."""
+    for name in TALKING:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def loading(quiet: bool = False) -> None:

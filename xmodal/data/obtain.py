@@ -71,6 +71,10 @@ def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> 
 
     Raises UsageError if the data set is ready, but with other samples than ``order`` wants.
     """
+    if not (order.generate or card.files):
+        raise UsageError(
+            f"'{card.name}' has no files to fetch; generate it: xmodal data generate {card.name}"
+        )
     material = _material(card, order) if order.generate else {}
     order = replace(order, material=contents(next(iter(material.values()))) if material else "")
 

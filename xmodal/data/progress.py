@@ -77,10 +77,12 @@ class _Lines:
         self.said, self.when = self.done, time.monotonic()
         line = f"{self.title}: {self._amount(self.done)}"
         if self.total:
-            line += f" of {self._amount(self.total)} ({self.done / self.total:.0%})"
+            whole = self._amount(self.total)
+            line = f"{self.title}: {self._amount(self.done, bare=True)} of {whole}"
+            line += f" ({self.done / self.total:.0%})"
         self.console.print(text.visible(line, False), soft_wrap=True)
 
-    def _amount(self, count: int) -> str:
+    def _amount(self, count: int, bare: bool = False) -> str:
         if self.unit == "bytes":
             return text.size(count) if count else "0 B"
-        return f"{count} {self.unit}".rstrip()
+        return f"{count} {'' if bare else self.unit}".rstrip()

@@ -49,6 +49,7 @@ from xmodal.files import (
     write_json,
 )
 from xmodal.text import shortlist
+from xmodal.text import size as size_of
 
 _VERIFIED = ".verified.json"
 """Beside, or in, what was fetched: what it was found to be."""
@@ -57,6 +58,8 @@ _KEY = "key.json"
 DATASET = "dataset.json"
 """In the folder of a data set that is ready: its form, and what it was made of."""
 _COMMAND_TIMEOUT = 3600
+_LARGE = 2 * 10**9
+"""Bytes that take long enough to read again to say so."""
 
 
 class Store:
@@ -143,8 +146,8 @@ class Store:
     def build(self, name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """A folder that ``make`` fills once for every ``key``, a JSON-like mapping.
 
-        The SHA-256 of every file is recorded and checked on every use; a damaged folder is built
-        again.
+        The SHA-256 of every file is recorded and checked on every use, as ``xmodal.files.contents``
+        does; a damaged folder is built again.
         """
         canonical = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
         code = hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -205,6 +208,9 @@ class Store:
                 return folder
             with _new_folder(folder) as new:
                 about = make(new)
+                written = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
+                if written > _LARGE:
+                    log.info("reading back what was written (%s), for checksums", size_of(written))
                 sums = digests(new)
                 sizes = {name: (new / name).stat().st_size for name in sums}
                 known = {"form": card.form, "name": card.name, "files": sizes}
@@ -321,7 +327,7 @@ class Store:
         try:
             lock.acquire(timeout=5)
         except Timeout:
-            log.info("waiting for another process that is preparing %s", "-".join(names))
+            log.info("waiting for another process that is preparing the %s", " ".join(names))
             lock.acquire()
         try:
             yield
@@ -375,7 +381,8 @@ def _intact(folder: Path) -> bool:
     if files is None:
         return False
     paths = {folder / name: sha256 for name, sha256 in files.items()}
-    return all(path.is_file() and digest(path) == sha256 for path, sha256 in paths.items())
+    # Of large files ``contents`` remembers the digest, as long as size and times are the same.
+    return all(path.is_file() and contents(path) == sha256 for path, sha256 in paths.items())
 
 
 # --- packages -------------------------------------------------------------------------------------

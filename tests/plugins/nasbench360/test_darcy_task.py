@@ -156,7 +156,7 @@ def test_progress_goes_to_standard_error(store: Store, capsys: pytest.CaptureFix
     darcy_data.generate(store, Grid(6, 11), 0, 0, 20, "Darcy flow")
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "Darcy flow: 50 samples of 50 samples (100%)" in shown.err
+    assert "Darcy flow: 50 of 50 samples (100%)" in shown.err
     darcy_data.generate(store, Grid(6, 11), 0, 0, 20, "Darcy flow")
     assert capsys.readouterr().err == ""
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xmodal.data.datasets import DataCard
+from xmodal.data.datasets import DataCard, Preparation
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import DataOrder, SourceRequest
@@ -386,3 +387,47 @@ def test_conll_comes_out_of_its_wheel(store: Store, monkeypatch: pytest.MonkeyPa
     assert (folder / "valid.txt").read_text() == files["valid.txt"]
     assert component.Config().path is None
     assert component.contents(component.Config(), store) == {}
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_cifar_is_made_ready_in_less_memory_than_one_batch(
+    store: Store, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 MB of images; the pickles are mapped, and the archive is unpacked piece by piece."""
+    inner = {}
+    for name in cifar10.BATCHES:
+        pixels = RNG.integers(0, 256, (1000, 3072), dtype=np.uint8)
+        labels = RNG.integers(0, 10, 1000).tolist()
+        inner[name] = python_2_pickle({"labels": labels, "data": pixels})
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in inner.items()}
+    monkeypatch.setattr(cifar10, "BATCHES", sums)
+    monkeypatch.setattr(cifar10, "IN_A_BATCH", 1000)
+    file = tmp_path / cifar10.FILE
+    file.write_bytes(tarred({f"{cifar10.FOLDER}/{n}": c for n, c in inner.items()}, "w:gz"))
+    assert _peak(cifar10.Cifar10, {cifar10.FILE: file}, tmp_path) < 2_500_000
+
+
+def test_tiny_imagenet_is_made_ready_an_image_at_a_time(
+    tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{tiny_imagenet.FOLDER}/train/n01/images/n01_0.JPEG"
+    many = {name.replace("_0.", f"_{n}."): RNG.bytes(200_000) for n in range(2, 152)}
+    monkeypatch.setattr(tiny_imagenet, "COUNTS", {"train": 156, "val": 3})
+    file = tmp_path / tiny_imagenet.FILE
+    file.write_bytes(zipped({**tiny, **many}))
+    assert _peak(tiny_imagenet.TinyImageNet, {tiny_imagenet.FILE: file}, tmp_path) < 6_000_000
+
+
+def _peak(source: Any, files: dict[str, Path], folder: Path) -> int:
+    """The most memory that making a data set ready takes, beyond what is taken already."""
+    scratch, made = folder / "scratch", folder / "made"
+    scratch.mkdir()
+    made.mkdir()
+    tracemalloc.start()
+    try:
+        source.prepare(source.Config(), Preparation(scratch=scratch, files=files), made)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
