@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xmodal import text
+from xmodal.data.fetching import suggest
 from xmodal.data.progress import meter
 from xmodal.errors import DataError
 from xmodal.files import CACHE, digest, inside, read_json, write_json
@@ -45,11 +46,6 @@ ROUNDS = 4
 """How often each mirror is tried."""
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 """Status codes of servers that are busy or down for a moment."""
-
-
-def suggest(lines: Sequence[str]) -> str:
-    """The end of an error message: what the user can do, one way a line."""
-    return "\n".join(["ways out:"] + [f"  - {line}" for line in lines])
 
 
 # --- downloads ------------------------------------------------------------------------------------

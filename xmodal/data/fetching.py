@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
-from xmodal.data.download import suggest
 from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.text import shown
 
@@ -27,6 +26,11 @@ Policy = Literal["always", "fit", "never"]
 Purpose = Literal["fit", "look", "use"]
 """What is being done: training or preparing it, looking at finished runs, or using one."""
 _purpose: ContextVar[Purpose] = ContextVar("purpose", default="fit")
+
+
+def suggest(lines: Sequence[str]) -> str:
+    """The end of an error message: what the user can do, one way a line."""
+    return "\n".join(["ways out:"] + [f"  - {line}" for line in lines])
 
 
 def policy() -> Policy:

