@@ -8,11 +8,11 @@ columns) and ``attributes``.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from xmodal.data import class_names, name_of, tables
@@ -20,6 +20,7 @@ from xmodal.data.arrays import described, open_container
 from xmodal.data.tables import Dialect, Part, TableFormat
 from xmodal.errors import DataError
 from xmodal.text import shortlist, shown
+from xmodal_openml.arff import read_arff
 from xmodal_openml.tables import Labels, Numbers, Table
 
 
@@ -40,7 +41,7 @@ def read_table(
         chosen = {"target": target, "categories": {*categories}, "notes": opened.notes}
         return _from_rows(path, opened.whole(), settings, **chosen)
     if path.suffix == ".arff":
-        part, nominal = _read_arff(path)
+        part, nominal = _of_arff(path)
         nominal = (nominal | {*categories}) - {target or part.table.column_names[-1]}
         # In ARFF files only this means missing.
         settings = settings.model_copy(update={"missing": ("?",)})
@@ -94,32 +95,14 @@ def codes(values_N: NDArray[Any]) -> tuple[Numbers, Numbers]:
     return coded_N, found
 
 
-_ATTRIBUTE = re.compile(
-    r"@attribute\s+(?P<name>'[^']*'|\"[^\"]*\"|\S+)\s+(?P<type>.+)", re.IGNORECASE
-)
-
-
-def _read_arff(path: Path) -> tuple[Part, set[str]]:
-    """Read an ARFF file: its rows and the names of its nominal columns.
-
-    SciPy's reader does not serve: it refuses the quoted nominal values in OpenML's files.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        start = next(i for i, line in enumerate(lines) if line.strip().lower() == "@data")
-        found = [m for m in map(_ATTRIBUTE.match, map(str.strip, lines[:start])) if m]
-        if any(line.lstrip().startswith("{") for line in lines[start + 1 :]):
-            raise ValueError("sparse rows ({index value, ...}) are not supported")
-    except (OSError, ValueError, StopIteration) as error:
-        reason = str(error) or "it has no @data line"
-        raise DataError(f"{path}: cannot be read as ARFF: {reason}") from error
-    names = [match["name"].strip("'\"") for match in found]
-    # Comments stay as empty lines, so that lines have their numbers.
-    rows = ["" if line.lstrip().startswith("%") else line for line in lines[start + 1 :]]
-    quote = "'" if any("'" in row for row in rows) else '"'
-    dialect = Dialect(quote=quote, escape="\\", skip=start + 1)
-    nominal = {name for name, m in zip(names, found, strict=True) if m["type"].startswith("{")}
-    return tables.of_lines(path, rows, dialect, names), nominal
+def _of_arff(path: Path) -> tuple[Part, set[str]]:
+    """The rows of an ARFF file, and the names of its nominal columns."""
+    file = read_arff(path)
+    names = [attribute.name for attribute in file.attributes]
+    cells = [pa.array(["?" if c is None else c for c in column]) for column in file.cells]
+    nominal = {attribute.name for attribute in file.attributes if attribute.kind == "nominal"}
+    dialect = Dialect(quote="'", escape="\\", skip=file.lines[0] - 1)
+    return Part(f"{path}", pa.Table.from_arrays(cells, names), dialect), nominal
 
 
 def _from_rows(path: Path, part: Part, settings: TableFormat, **wanted: Any) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import zipfile
 from pathlib import Path
@@ -13,10 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from xmodal import plugins
 from xmodal.data import augment, loader
 from xmodal.data.datasets import Preparation
 from xmodal.data.obtain import DataOrder
 from xmodal.data.store import Store
+from xmodal.engine.build import Builder
+from xmodal.engine.loop import Training
+from xmodal.engine.plan import compose_plan
+from xmodal.engine.step import StepRecord
 from xmodal.errors import DataError
 from xmodal.interfaces import Context
 from xmodal_domainnet import lists
@@ -216,3 +222,13 @@ def test_damaged_images_are_named(files: Path, tmp_path: Path) -> None:
     bad.write_bytes(b"no zip")
     with pytest.raises(DataError, match=r"clipart\.zip: cannot be read"):
         Clipart.prepare(Clipart.Config(resolution=96), wanted, tmp_path)
+
+
+def test_it_trains(store: Store) -> None:
+    made = compose_plan(["pare_clipart"], plugins.registry(), store, [], "smoke")
+    builder = Builder(made, store, lambda line: None)
+    training = Training(builder.session(builder.data()))
+    steps = itertools.islice((r for r in training.run() if isinstance(r, StepRecord)), 2)
+    losses = [step.loss for step in steps]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,10 @@ from xmodal.data import download
 from xmodal.data.datasets import Preparation
 from xmodal.data.obtain import DataOrder
 from xmodal.data.store import Store
+from xmodal.engine.build import Builder
+from xmodal.engine.loop import Training
+from xmodal.engine.plan import compose_plan
+from xmodal.engine.step import StepRecord
 from xmodal.errors import DataError
 from xmodal.interfaces import Context
 from xmodal.recipe.compose import compose, validate
@@ -316,3 +321,20 @@ def test_orca_as_released_aligns_with_each_table_s_number_of_samples(
     assert (align.epochs, align.samples) == (20, samples)
     loss: Any = recipe.task.config.loss.config
     assert loss.balanced == "batch"
+
+
+@pytest.mark.slow
+@needs_pack
+def test_every_table_trains_two_steps() -> None:
+    registry = plugins.registry()
+    for name in TABLES:
+        overrides = [f"task.path={PACK}"]
+        made = compose_plan(
+            ["methods/pare", f"tasks/{name}"], registry, Store(), overrides, "smoke"
+        )
+        builder = Builder(made, Store(), lambda line: None)
+        training = Training(builder.session(builder.data()))
+        steps = itertools.islice((r for r in training.run() if isinstance(r, StepRecord)), 2)
+        losses = [step.loss for step in steps]
+        assert len(losses) == 2
+        assert np.isfinite(losses).all()
