@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xmodal.data.splits import shares
+from xmodal.data.splits import shares, split
+from xmodal.errors import DataError
 
 
 def order(count: int, seed: int = 0) -> Any:
@@ -79,3 +80,12 @@ def test_a_group_counts_to_the_class_of_most_of_its_samples() -> None:
     strata = np.where(np.arange(100) % 5 < 3, groups % 2, 1 - groups % 2)
     (share,) = shares(order(100), (50,), strata, groups)
     assert np.bincount(np.unique(groups[share]) % 2).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_part_smaller_than_every_group_gets_the_smallest(seed: int) -> None:
+    groups = np.repeat([7, 8, 9], [3, 5, 4])
+    parts = split(12, (0.9, 0.1), seed, groups_N=groups)
+    assert [sorted(set(groups[part].tolist())) for part in parts] == [[8, 9], [7]]
+    with pytest.raises(DataError, match="2 samples in 1 groups"):
+        split(2, (0.9, 0.1), seed, groups_N=np.array([1, 1]))

@@ -16,6 +16,7 @@ from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.settings import Use
+from xmodal.testing.running import StopAt, assert_same, weights
 from xmodal_basics.losses import BinaryCrossEntropy
 from xmodal_basics.pixel_auroc import PixelAUROCError
 from xmodal_standins.cosmic_rays import expose
@@ -115,3 +116,31 @@ def test_a_fresh_machine_needs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     result = done.run.read("result.json")
     assert 0 < result["test"]["metric"] < 1
     assert "cosmic-simulated: simulated exposures, no real image" in result["notes"]
+
+
+@pytest.mark.slow
+def test_augmented_training_resumes_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sky of a sample is that of its epoch, whether or not the run was stopped before."""
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+
+    def run(root: Path, *overrides: str, observer: Any = None) -> Any:
+        return api.run(
+            "methods/nft",
+            "tasks/cosmic-simulated",
+            scale="smoke",
+            overrides=["training.epochs=2", "training.max_steps=null", *overrides],
+            root=root,
+            report=False,
+            observer=observer,
+        ).run
+
+    saving = ("saving.every_steps=1", "saving.keep=50")
+    whole = run(tmp_path / "whole", *saving)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "cut", *saving, observer=StopAt(6))
+    assert_same(weights(whole), weights(run(tmp_path / "cut", *saving)))
+    plain = run(tmp_path / "plain", *saving, "task.augment=false")
+    with pytest.raises(AssertionError):
+        assert_same(weights(whole), weights(plain))
