@@ -42,6 +42,7 @@ SHARED_WORDS = {
     "patch": "a fact of a backbone, the side of its patches (interfaces.BackboneFacts)",
     "columns": "the columns of a table, in kept states and in frames",
     "fit": "whether a run fits into memory",
+    "crop": "how samples that are too long come to one length (data.lengths)",
     "linear": "a shape of learning-rate decay",
     "timm": "a library whose version is recorded",
 }
