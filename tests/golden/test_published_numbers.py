@@ -198,12 +198,8 @@ def composed(*recipes: str, overrides: tuple[str, ...] = ()) -> Any:
 
 
 def published_recipe(task: str) -> Any:
-    """``methods/pare-published`` with its layer for a task, on data that have none of their own."""
-    form = "grid" if RELEASED[task]["tokens"] == IMAGE else "sequence"
-    name = task.lower().replace("-", "")
-    layers = ["methods/pare-published", f"arrays/{form}", f"methods/pare-published/{name}"]
-    # Arrays say what they are only when they are read.
-    return composed(*layers, overrides=("task.path=x.npz", "source_head=own"))
+    """``methods/pare-published`` on a task, with its layer for it."""
+    return composed("methods/pare-published", f"tasks/{task.lower().replace('-', '')}")
 
 
 def test_every_released_configuration_has_its_layer() -> None:
@@ -488,6 +484,24 @@ def test_what_the_released_orca_sets_for_psicov() -> None:
     assert recipe.task.config.metric.config.released
     assert composed("methods/pare-published", "tasks/psicov").task.config.metric.config.released
     assert not composed("methods/pare", "tasks/psicov").task.config.metric.config.released
+
+
+@pytest.mark.parametrize(
+    ("task", "epochs", "samples"),
+    [("ninapro", 100, 128), ("deepsea", 60, 64), ("ecg", 60, 128), ("satellite", 60, 128)],
+)
+def test_how_the_released_orca_aligns(task: str, epochs: int, samples: int) -> None:
+    align = composed("methods/orca-published", f"tasks/{task}").stages[0].config
+    assert (align.epochs, align.samples) == (epochs, samples)
+
+
+def test_the_released_code_draws_pieces_of_sound_once() -> None:
+    for method, piece in (
+        ("pare", "each-pass"),
+        ("pare-published", "once"),
+        ("orca-published", "once"),
+    ):
+        assert composed(f"methods/{method}", "tasks/fsd50k").task.config.piece == piece
 
 
 @pytest.mark.parametrize("method", ["nft", "pare", "pare-published"])
