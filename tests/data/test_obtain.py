@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
+from xmodal.data.mapped import MappedArray
 from xmodal.data.obtain import DataOrder, obtain
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
@@ -172,3 +174,16 @@ def test_what_is_generated_out_of_other_data(store: Store, tmp_path: Path) -> No
     b = DataOrder(generate=True, folder=tmp_path / "b.npy")
     with pytest.raises(UsageError, match=r"made otherwise \(generated, out of other data\)"):
         obtain(store, made_of, project, b)
+
+
+def test_a_set_that_is_replaced_in_use_is_not_mixed(store: Store) -> None:
+    folder, _ = obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=3))
+    digest, reader = store.dataset_digest(SOLVED), MappedArray(folder / "x.npy")
+    worker = pickle.dumps(reader)  # what a process that reads samples is given
+    obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=4, again=True))
+    assert len(reader.array) == 3  # what was opened stays what it was
+    with pytest.raises(DataError, match="was replaced while it is in use"):
+        _ = pickle.loads(worker).array
+    assert store.dataset_digest(SOLVED) != digest
+    again = MappedArray(folder / "x.npy")
+    assert len(pickle.loads(pickle.dumps(again)).array) == 4

@@ -93,21 +93,38 @@ def open_mapped(path: Path) -> Array:
 
 
 class MappedArray:
-    """An ``.npy`` file that is opened where it is read: a copy for a worker holds only its path."""
+    """An ``.npy`` file that is opened where it is read: a copy for a worker holds only its path.
+
+    A worker that opens it when it is not the same file any more, because the data set was made
+    again meanwhile, raises DataError: no run reads a part of each.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = _which(path)
         self._array: Array | None = open_mapped(path)
 
     @property
     def array(self) -> Array:
         """The mapped array."""
         if self._array is None:
-            self._array = open_mapped(self.path)
+            array = open_mapped(self.path)
+            if _which(self.path) != self._file:
+                raise DataError(f"{self.path} was replaced while it is in use; start again")
+            self._array = array
         return self._array
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_array": None}  # a pickled map would be the whole array
+        return {**vars(self), "_array": None}  # a pickled map would be the whole array
+
+
+def _which(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from one that takes its place; None if it cannot be told."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Mapped(Dataset[tuple[Tensor, Tensor]]):
