@@ -100,7 +100,7 @@ STRANGE = [
     ("run", "demo/pare", f"{LONG}=1"),
     ("compare", "--suite", "~nobody/s.yaml"),
     ("compare", "nft", "--task", f"{LONG}.yaml"),
-    ("compare", "nft", "--task", "darcy", "--launcher", "~nobody/l.yaml"),
+    ("compare", "nft", "--task", "tic-tac-toe", "--launcher", "~nobody/l.yaml"),
     ("resume", LONG),
     ("predict", "\0", "a.csv"),
 ]

@@ -97,7 +97,7 @@ def test_names_are_checked_before_anything_runs(tmp_path: Path) -> None:
 
 def test_a_cell_that_cannot_run_says_why(tmp_path: Path) -> None:
     (psicov,) = cells(Suite(methods=("nft",), tasks=("psicov",), seeds=1, scale="smoke"), tmp_path)
-    assert "PSICOV: no data" in psicov.skipped
+    assert "no data for 'psicov'" in psicov.skipped
     assert psicov.directory is None
     suite = changed(methods=("pare",), seeds=1, set=("mixer.match=same-position",))
     on_images = Contender(use="pare", set=("backbone=vit-s14",))
