@@ -474,7 +474,9 @@ def test_training_settings_of_tables_are_orcas(task: str, method: str) -> None:
     assert recipe.backbone.config.dropout == dropout
     if method.startswith("orca"):
         align = recipe.stages[0].config
-        assert (align.epochs, align.samples) == (20, 128)
+        # Two released configurations draw other numbers of samples a class than 128.
+        own = {"cmc": 64, "pc4": 512} if method == "orca-published" else {}
+        assert (align.epochs, align.samples) == (20, own.get(task, 128))
         assert align.optimizer.lr == recipe.stages[-1].config.optimizer.lr
 
 
