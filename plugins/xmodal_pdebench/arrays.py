@@ -41,6 +41,11 @@ class Making:
     chunk: int
     version: int = 1
 
+    @property
+    def name(self) -> str:
+        """What tells its results from those of others."""
+        return f"{self.solver} {self.version}"
+
 
 def write(folder: Path, samples: int, pieces: Iterable[tuple[Floats, Floats]]) -> None:
     """Write ``samples`` pairs, which come in pieces, to ``x.npy`` and ``y.npy``."""

@@ -138,6 +138,13 @@ def test_generated_for_a_recipe_and_into_the_cache_are_equal(store: Store) -> No
     assert "12 samples generated on 16 points (published: 20 on 1024)" in data.notes[0]
     prepared(store, generate=True, samples=12, resolution=16, jobs=2)
     assert task(Twenty, store).load(0).checksum == data.checksum
+    # What an older solver made is not taken for what this one makes.
+    about = store.root / "datasets" / "advection" / "dataset.json"
+    text = about.read_text()
+    about.write_text(text.replace("solve 1", "solve 0"))
+    with pytest.raises(DataError, match=r"wants .*:solve 1\ngenerate it again: .* --again"):
+        task(Twenty, store).load(0)
+    about.write_text(text)
     # A larger set begins with the smaller one.
     x, _ = arrays.read(store.root / "datasets" / "advection")
     longer = task(Twenty, store, samples=60, resolution=16)._arrays()[0]

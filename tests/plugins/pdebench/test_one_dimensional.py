@@ -70,6 +70,17 @@ def test_files_with_a_group_for_each_sample(tmp_path: Path, store: Store) -> Non
     assert len(data.test) == 1  # type: ignore[arg-type]
 
 
+def test_diffusion_sorption_by_either_scheme(store: Store) -> None:
+    accurate, published = (
+        task(DiffusionSorption, store, samples=10, resolution=16, scheme=scheme).load(0)
+        for scheme in ("accurate", "published")
+    )
+    (x, y), (same_x, other_y) = accurate.train[0], published.train[0]
+    assert torch.equal(x, same_x)
+    assert 1e-5 < float((y - other_y).abs().max()) < 1e-2
+    assert "solved by the published scheme" in published.notes[0]
+
+
 def test_files_with_three_fields_and_the_released_normalisation(
     tmp_path: Path, store: Store
 ) -> None:

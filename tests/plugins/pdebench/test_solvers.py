@@ -211,6 +211,24 @@ def test_sorption_starts_from_numpys_legacy_generator() -> None:
         assert (field == np.random.uniform(0, 0.2)).all()
 
 
+def test_sorption_as_published_is_scipys_default_and_errs() -> None:
+    start, end = sorption.solve_as_published(5, 2, 64)
+    lap = (np.eye(64, k=1) - 2 * np.eye(64) + np.eye(64, k=-1)) * 64**2
+
+    def rate(_: float, c: Array) -> Array:
+        r = 1 + (1 - 0.29) / 0.29 * 2880 * 3.5e-4 * 0.874 * (c + 1e-6) ** (0.874 - 1)
+        ends = np.zeros(64)
+        ends[0], ends[-1] = 64**2, 64**2 * (c[-2] - c[-1]) * 64 * 5e-4
+        return 5e-4 / r * (lap @ c + ends)
+
+    for c, found in zip(start[:, 0], end[:, 0], strict=True):
+        theirs = solve_ivp(rate, (0, 500.0), c).y[:, -1]
+        np.testing.assert_allclose(found, theirs, atol=1e-6)
+    accurate = sorption.solve(5, 2, 64)[1]
+    error = np.sqrt(((end - accurate) ** 2).mean() / (accurate**2).mean())
+    assert 1e-4 < error < 3e-3
+
+
 # --- gas ---
 
 
