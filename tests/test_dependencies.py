@@ -17,6 +17,8 @@ COMMANDS = {"pip"}
 """Required and run, but not imported."""
 ELSEWHERE = "plugins/xmodal_rivals/worker.py"
 """Runs in a Python of its own, with packages that cannot be installed beside ours."""
+NAMED_OTHERWISE = {"neuralop": "neuraloperator"}
+"""Optional packages that are imported by another name, where they are not installed."""
 WITH_TORCH = {"triton"}
 """Comes with torch on the platforms where it works, in the version that fits; else does without."""
 
@@ -57,7 +59,8 @@ def test_imports_are_declared_and_required_packages_are_imported() -> None:
         for name, place in imported(ROOT / folder):
             if name in ours | WITH_TORCH or name in sys.stdlib_module_names or place == ELSEWHERE:
                 continue
-            candidates = {normalised(found) for found in distributions.get(name, [name])}
+            known = distributions.get(name, [NAMED_OTHERWISE.get(name, name)])
+            candidates = {normalised(found) for found in known}
             used |= candidates
             if not candidates & (required | optional):
                 undeclared.append(f"{place}: {name}")

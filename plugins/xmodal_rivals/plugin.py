@@ -25,6 +25,12 @@ def xmodal_predictors() -> Mapping[str, str]:
         "realmlp": "xmodal_rivals.elsewhere:RealMLP",
         "tabm": "xmodal_rivals.elsewhere:TabM",
         "tabpfn": "xmodal_rivals.elsewhere:TabPFN",
+        "fno": "xmodal_rivals.fno:FNO",
+        "unet": "xmodal_rivals.unet:UNet",
+        "wide-resnet": "xmodal_rivals.wide_resnet:WideResNet",
+        "dash": "xmodal_rivals.dash:Dash",
+        "gated-cnn": "xmodal_rivals.gated_cnn:GatedCNN",
+        "perceiver-io": "xmodal_rivals.perceiver:PerceiverIO",
     }
 
 
@@ -32,3 +38,9 @@ def xmodal_predictors() -> Mapping[str, str]:
 def xmodal_commands(app: Any) -> None:
     """``xmodal rivals``."""
     importlib.import_module("xmodal_rivals.commands").add_to(app)
+
+
+@hookimpl
+def xmodal_stages() -> Mapping[str, str]:
+    """The search of ``dash``."""
+    return {"search-kernels": "xmodal_rivals.dash:SearchKernels"}

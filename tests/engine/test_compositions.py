@@ -23,22 +23,25 @@ from xmodal.engine.evaluate import evaluate
 from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.plan import plan
 from xmodal.engine.session import RunSession
-from xmodal.errors import RecipeError, UsageError
+from xmodal.errors import DataError, RecipeError, UsageError
 from xmodal.optimize import BatchSize
 from xmodal.recipe.compose import compose, validate
 from xmodal.recipe.lookup import all_recipes
+from xmodal.recipe.yaml import read
 from xmodal.settings import Use
 
 from ..paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-METHODS = sorted(
-    found.name.removeprefix("methods/")
+ALL = {
+    found.name.removeprefix("methods/"): read(found.path).data.get("role")
     for found in all_recipes(plugins.registry())
-    # Deeper ones are layers of a method for a task.
+    # Deeper ones are layers of a method for a task or a scale.
     if found.name.startswith("methods/") and found.name.count("/") == 1
-)
+}
+METHODS = sorted(name for name, role in ALL.items() if role != "rival")
+RIVALS = sorted(name for name, role in ALL.items() if role == "rival")
 SAMPLES, SIDE, LENGTH, BATCH = 24, 16, 24, 4
 INDEX = ROOT / "docs" / "methods" / "index.md"
 
@@ -172,6 +175,31 @@ def test_every_method_trains_on_every_kind(method: str, kind: str, files: Path) 
     assert score.predictions.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rival", RIVALS)
+def test_every_rival_trains_or_says_why_not(rival: str, kind: str, files: Path) -> None:
+    try:
+        session = session_of(rival, kind, files)
+    except (DataError, UsageError) as error:
+        reason = error
+    else:
+        reason = None
+    if isinstance(reason, DataError):
+        pytest.skip(f"a rival's library: {reason}")
+    if reason is not None:
+        said = str(reason)
+        assert f"'{rival}'" in said
+        return
+    losses = [r.loss for r in Training(session).run() if not isinstance(r, EpochRecord)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert math.isfinite(evaluate(session, session.data.test).metric)
+
+
+def test_every_rival_is_on_the_page_of_rivals() -> None:
+    page = (ROOT / "docs" / "rivals.md").read_text()
+    assert [name for name in RIVALS if f"`{name}`" not in page] == []
+
+
 def documented_passes() -> dict[str, int]:
     """Encoder passes a sample, by the table of methods."""
     rows = re.findall(r"^\| \[([\w-]+)\]\(\1\.md\) \|[^|]*\| (\d)", INDEX.read_text(), re.M)
@@ -179,7 +207,7 @@ def documented_passes() -> dict[str, int]:
 
 
 def test_the_table_of_methods_is_complete() -> None:
-    assert sorted(documented_passes()) == METHODS
+    assert set(METHODS) <= documented_passes().keys() <= ALL.keys()
 
 
 @pytest.mark.parametrize(("method", "kind", "overrides", "words"), REFUSED)

@@ -329,7 +329,7 @@ class Training:
             # A stage that a resumed run enters again was counted the first time.
             self.snapshot.encoded += self._encoded - before
         if self.restored is not None:
-            self._restore(self.restored)
+            self._restore(self.restored, stage)
             self.restored = None
 
     def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
@@ -372,12 +372,13 @@ class Training:
             "global": outer,
         }
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any], stage: Stage) -> None:
         """Continue with the optimizer, schedule and random streams of a checkpoint."""
         try:
             # A checkpoint at the end of a stage holds that stage's optimizer; the next makes its
-            # own.
-            if self.snapshot.epoch or self.snapshot.step:
+            # own. A stage may have changed, at its end, what there is to train.
+            begun = self.snapshot.epoch or self.snapshot.step
+            if begun and self.snapshot.epoch < stage.epochs:
                 if self.optimizer is not None and state["optimizer"] is not None:
                     self.optimizer.load_state_dict(state["optimizer"])
                 if self.schedule is not None and state["schedule"] is not None:

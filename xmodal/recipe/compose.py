@@ -8,6 +8,7 @@ settings win. ``always:`` holds settings that override all later layers except t
 
 A recipe can have a layer for a task: ``<recipe>/<task>``, such as ``scales/cpu/darcy``. It is laid
 on as soon as both the recipe and the task are there, so it lies over them and below what follows.
+It can have one for a scale, ``<recipe>/scales/<scale>``, in the same way.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from xmodal.text import shortlist, shown
 MAX_PARENTS = 20
 MAX_LAYERS = 200
 COMMAND_LINE = "command line"
+SCALES = "scales/"
 
 
 @dataclass
@@ -112,6 +114,21 @@ def _add_scale(layered: Layered, scale: str, registry: Registry) -> None:
         hint = did_you_mean(scale, names)
         raise UsageError(f"no scale '{scale}'{hint}\nscales: {shortlist(names)}")
     _add(layered, find_recipe(f"scales/{scale}", registry), registry, ())
+
+
+def _add_for_scale(layered: Layered, registry: Registry) -> None:
+    """Apply the layers that recipes have for the scales laid on, each once.
+
+    A method that trains in its own way has its own idea of a few minutes, or of seconds.
+    """
+    scales = [name for name in layered.names if name.startswith(SCALES) and name.count("/") == 1]
+    if not scales:
+        return
+    known = {found.name: found for found in all_recipes(registry)}
+    for layer in [f"{name}/{scale}" for scale in scales for name in layered.names]:
+        found = known.get(layer)
+        if found and layer not in layered.names and _shown(found) not in layered.files:
+            _add(layered, found, registry, ())
 
 
 def _add_for_task(layered: Layered, names: Sequence[str], task: Any, registry: Registry) -> None:
@@ -244,6 +261,7 @@ def _add(layered: Layered, found: RecipeFile, registry: Registry, chain: tuple[P
     layered.names.append(found.name)
     _merge(layered, (), document.data, document.origins, ())
     _add_for_task(layered, layered.names[:], layered.data.get("task"), registry)
+    _add_for_scale(layered, registry)
 
 
 def _shown(found: RecipeFile) -> str:
@@ -260,6 +278,12 @@ def _parents(document: Document) -> list[tuple[str, str]]:
 
 def _is_component(path: Path_) -> bool:
     return len(path) == 1 and path[0] in COMPONENT_FIELDS
+
+
+def _is_list(path: Path_) -> bool:
+    """Whether a list of components lies there, in a recipe or under its ``always:``."""
+    inside = path[1:] if path[:1] == (ALWAYS,) else path
+    return len(inside) == 1 and inside[0] in LIST_FIELDS
 
 
 def _merge(
@@ -282,7 +306,7 @@ def _merge(
         value = {"use": value}
     numbered = isinstance(value, dict) and any(isinstance(name, int) for name in value)
     if isinstance(value, dict) and isinstance(current, list):
-        if numbered or (len(path) == 1 and path[0] in LIST_FIELDS):
+        if numbered or _is_list(path):
             for name, item in value.items():
                 inner = (*source_path, name)
                 index = _index(current, name, path, origin_of(origins, inner))
@@ -295,7 +319,7 @@ def _merge(
         for name, item in value.items():
             _merge(layered, (*path, str(name)), item, origins, (*source_path, name))
         return
-    elif numbered or (isinstance(value, dict) and len(path) == 1 and path[0] in LIST_FIELDS):
+    elif numbered or (isinstance(value, dict) and _is_list(path) and path[0] != ALWAYS):
         names = ", ".join(str(name) for name in value)
         message = f"there is no list yet in which {names} could be changed; write a list"
         raise RecipeError([Problem(str(origin_of(origins, source_path)), dotted(path), message)])
