@@ -93,7 +93,7 @@ class DiffusionSorption(PDETask):
         scheme: Literal["accurate", "published"] = Setting(
             "accurate",
             description="How to generate: accurate in time; or by SciPy's RK45 at its default "
-            "tolerance, as published, which errs by up to 1 % and takes 17 s a sample at 1024 points.",
+            "tolerance, as published: at 1024 points it errs by 1.7 % and takes 18 s a sample.",
         )
 
     problem = PDEProblem(

@@ -5,9 +5,9 @@ concentration is 1; on the right the value beyond the end is (c[-2] - c[-1]) D /
 The start is one constant for all x, so a sample is a function of one number.
 
 Space: second-order differences on cell centres, as published. Time: the published code calls an
-explicit Runge-Kutta method at its default tolerance. Here the linearly implicit Euler method is
-extrapolated to fourth order, in steps that grow with the time since the start: the layer that
-enters from the left is thin at first.
+explicit Runge-Kutta method at its default tolerance (``solve_as_published``). Here the linearly
+implicit Euler method is extrapolated to fourth order, in steps that grow with the time since the
+start: the layer that enters from the left is thin at first.
 """
 
 from __future__ import annotations
