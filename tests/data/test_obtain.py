@@ -187,3 +187,18 @@ def test_a_set_that_is_replaced_in_use_is_not_mixed(store: Store) -> None:
     assert store.dataset_digest(SOLVED) != digest
     again = MappedArray(folder / "x.npy")
     assert len(pickle.loads(pickle.dumps(again)).array) == 4
+
+
+def test_an_unpacked_folder_of_the_user_makes_up_for_the_archive(
+    store: Store, tmp_path: Path
+) -> None:
+    archive = RemoteFile("all.tar", ("http://127.0.0.1:9/all.tar",))
+    frames = DataCard("frames", "toys", "", "", files=(archive, RemoteFile("frames", aside=True)))
+    (tmp_path / "have" / "frames").mkdir(parents=True)
+    (tmp_path / "have" / "frames" / "1.npy").write_bytes(b"1")
+
+    def listed(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        return {"names": [path.name for path in wanted.files["frames"].iterdir()]}
+
+    folder, _ = obtain(store, frames, listed, DataOrder(folder=tmp_path / "have"))
+    assert json.loads((folder / "dataset.json").read_text())["names"] == ["1.npy"]

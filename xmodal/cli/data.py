@@ -139,7 +139,8 @@ def info(task: Names, plugin: Plugins = None, as_json: AsJson = False) -> None:
 
 
 def _told(file: Any) -> str:
-    known = [text.size(file.size) if file.size else "", *file.urls, file.by_hand]
+    known = ["taken if you have it (--from)"] if file.aside else []
+    known += [text.size(file.size) if file.size else "", *file.urls, file.by_hand]
     known += [f"{name} {getattr(file, name)}" for name in ("sha256", "md5") if getattr(file, name)]
     return "; ".join(filter(None, known))
 

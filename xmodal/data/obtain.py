@@ -180,7 +180,9 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
     whole = [file.name for file in card.files if file.whole and file.name in found]
     if whole:
         found = {whole[0]: found[whole[0]]}
-    missing = [] if whole else _missing(card, found)
+    # Of the user's files, others may make up for those that are needed: only ``prepare`` knows.
+    enough = whole or (order.folder and any(f.aside and f.name in found for f in card.files))
+    missing = [] if enough else _missing(card, found)
     by_person = [file for file in missing if not (file.urls or file.wheel)]
     lacking = [file for file in by_person if not _placed(store, card, file)]
     if lacking:
@@ -245,11 +247,11 @@ def find_files(folder: Path, card: DataCard) -> dict[str, Path]:
         raise DataError(f"--from {folder}: {known}")
     for path in sorted(folder.rglob("*")):
         name = wanted.get(path.name)
-        if name is None or not path.is_file():
+        if name is None or not path.exists():
             continue
         if path == folder / name or name not in found:
             found[name] = path
-        elif found[name] != folder / name and digest(found[name]) != digest(path):
+        elif found[name] != folder / name and contents(found[name]) != contents(path):
             raise DataError(
                 f"{folder} holds two files {path.name}, and they differ: {found[name]} and {path}\n"
                 "name the folder of one of them"
@@ -299,6 +301,8 @@ def pinned(store: Store, card: DataCard, file: RemoteFile) -> RemoteFile:
 
 def check_pinned(store: Store, card: DataCard, file: RemoteFile, path: Path) -> None:
     """Check a file, or record what it is if nobody has published that. Raises DataError."""
+    if path.is_dir():
+        return  # an unpacked archive: ``prepare`` checks what is in it
     pin, record = pinned(store, card, file), _record(store, card)
     reason = Expected(pin.sha256, pin.md5, pin.size).wrong(path)
     if reason is not None:
