@@ -189,7 +189,7 @@ class Elsewhere(FittedPredictor):
         self.check_fitted()
         if not self.known:
             words = self.digest_M2.cpu().numpy()
-            self.known = {row.tobytes(): number for number, row in enumerate(words)}
+            self.known = {row.tobytes(): place for place, row in enumerate(words)}
         x_BF = features.x_BND.flatten(1).detach().float().cpu()
         places = [self.known.get(_words(one).tobytes(), -1) for one in digests(x_BF)]
         place_B = torch.tensor(places, dtype=torch.int64)
@@ -208,8 +208,8 @@ class Elsewhere(FittedPredictor):
             )
         parts = from_bytes(self.joined, self.length_A)
         arrays: dict[str, NDArray[Any]] = {"others": x_BF.numpy()}
-        for number, part in enumerate(parts):
-            arrays[f"kept_{number}"] = np.load(io.BytesIO(part), allow_pickle=False)
+        for place, part in enumerate(parts):
+            arrays[f"kept_{place}"] = np.load(io.BytesIO(part), allow_pickle=False)
         if not Path(self.python).exists():
             raise DataError("\n".join(self.missing(self.config, self.store)))
         scores, _ = call(self.python, self.job(len(self.seen_S), len(parts)), arrays)

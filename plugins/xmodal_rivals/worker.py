@@ -67,7 +67,7 @@ class Series:
     def fit(self, x: Any, y: Any, more: Any) -> None:
         """Fit the transform and the model."""
         transform = self.transform()
-        features = self.scaled(transform.fit_transform(self.shaped(x), y), fit=True)
+        features = self.scaled(transform.fit_transform(self.shaped(x)), fit=True)
         self.transformer, self.model = transform, self.head().fit(features, y)
 
     def transform(self) -> Any:

@@ -240,7 +240,7 @@ def test_aeon(name: str, tmp_path: Path) -> None:
         known = predictor.digest_M2
         predictor.digest_M2 = known + 1
         predictor.loaded()
-        assert torch.equal(predict(predictor, others[:7]), log_p[:7])
+        torch.testing.assert_close(predict(predictor, others[:7]), log_p[:7], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
