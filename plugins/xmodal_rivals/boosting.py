@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.interfaces import (
     Context,
     Facts,

@@ -32,7 +32,7 @@ def setup(
     """
     import subprocess
 
-    from xmodal.data.store import Store
+    from xmodal.data import Store
     from xmodal.errors import DataError
     from xmodal_rivals.interpreters import interpreter
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, Target
 from xmodal_rivals.packages import absent

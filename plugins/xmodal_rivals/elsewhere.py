@@ -21,7 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from xmodal.batch import Tokens
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import (
     Context,

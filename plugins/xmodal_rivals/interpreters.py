@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal.data.store import Store
+from xmodal.data import Store
 from xmodal.errors import DataError, UsageError, did_you_mean, file_errors
 from xmodal.text import shown
 

@@ -53,7 +53,7 @@ def stay_here() -> None:
 # --- aeon: transforms of series with a linear model or a forest ---
 
 
-class Series:
+class SeriesJob:
     """A transform of aeon and, as in aeon's classifiers, ridge or extremely random trees."""
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class Series:
         return of_margins(self.model.decision_function(features), self.job["kind"])
 
 
-class MiniRocket(Series):
+class MiniRocketJob(SeriesJob):
     """Its arrays are kept: the transform's, the scale, and the linear model's."""
 
     def fit(self, x: Any, y: Any, more: Any) -> None:
@@ -150,7 +150,7 @@ class MiniRocket(Series):
 # --- tables ---
 
 
-class Table:
+class TableJob:
     """Reads tables: numbers with NaN, categories as codes, a missing category as a code below 0."""
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ class Table:
         return of_probabilities(np.asarray(model.predict_proba(x)), "classification")
 
 
-class AutoGluon(Table):
+class AutoGluonJob(TableJob):
     """AutoGluon's predictor of one column."""
 
     def fit(self, x: Any, y: Any, more: Any) -> None:
@@ -218,7 +218,7 @@ class AutoGluon(Table):
         return of_probabilities(p.to_numpy(), "classification")
 
 
-class PyTabKit(Table):
+class PyTabKitJob(TableJob):
     """RealMLP and TabM with the settings that their authors tuned."""
 
     def fit(self, x: Any, y: Any, more: Any) -> None:
@@ -250,7 +250,7 @@ class PyTabKit(Table):
         return self.scored(self.model, self.known(x))
 
 
-class TabPFN(Table):
+class TabPFNJob(TableJob):
     """TabPFN with weights from a file; the training split is its context."""
 
     def fit(self, x: Any, y: Any, more: Any) -> None:
@@ -304,13 +304,13 @@ def of_probabilities(p: Any, kind: str) -> Any:
 
 
 MODELS: dict[str, Any] = {
-    "minirocket": MiniRocket,
-    "hydra": Series,
-    "quant": Series,
-    "autogluon": AutoGluon,
-    "realmlp": PyTabKit,
-    "tabm": PyTabKit,
-    "tabpfn": TabPFN,
+    "minirocket": MiniRocketJob,
+    "hydra": SeriesJob,
+    "quant": SeriesJob,
+    "autogluon": AutoGluonJob,
+    "realmlp": PyTabKitJob,
+    "tabm": PyTabKitJob,
+    "tabpfn": TabPFNJob,
 }
 
 

@@ -37,7 +37,7 @@ UNDER = "demo/pare"
 """What fragments of recipes are laid on: the recipe whose parts the method cards speak of."""
 HARMLESS = ("recipes", "plugins", "schema")
 LONG = ("run", "resume", "demo", "doctor", "compare", "analyse", "distance", "sources")
-LONG += ("predict", "export", "data")
+LONG += ("predict", "export", "data", "rivals")
 WALKED = "From an idea to a comparison"
 PACKAGES = {"numpy", "pathlib", "xmodal", "torch"}
 

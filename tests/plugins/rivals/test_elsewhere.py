@@ -129,7 +129,7 @@ def test_a_sample_that_the_run_did_not_have(pfn: Any) -> None:
     predictor = pfn()
     predictor.fit(with_others())
     new = table(seed=5)[0][:4]
-    with pytest.raises(DataError, match="tabpfn keeps its predictions only.*4 of these samples"):
+    with pytest.raises(DataError, match=r"tabpfn keeps its predictions only.*4 of these samples"):
         predict(predictor, new)
 
 
