@@ -227,7 +227,7 @@ def test_commands(block: Block, command: str) -> None:
         return
     assert group in LONG, f"{group}: unknown command, or one this test should know"
     options = [a for a in arguments if a.startswith("-")]
-    path = arguments[:2] if group in ("sources", "data") else [group]
+    path = arguments[:2] if group in ("sources", "data", "rivals") else [group]
     shown = runner.invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
     for option in options:
         assert option.partition("=")[0] in shown, f"{group} has no option {option}"
