@@ -54,7 +54,7 @@ class Gated(nn.Module):
         self.dense = dense
         self.stem = nn.Conv1d(channels, config.width, config.kernel, padding=config.kernel // 2)
         self.blocks = nn.ModuleList(
-            _Block(config.width, config.kernel, dilation, config.dropout)
+            _GatedBlock(config.width, config.kernel, dilation, config.dropout)
             for dilation in config.dilations
         )
         self.norm = nn.LayerNorm(config.width)
@@ -73,7 +73,7 @@ class Gated(nn.Module):
         return y_BKL if self.dense else y_BKL.flatten(1)
 
 
-class _Block(nn.Module):
+class _GatedBlock(nn.Module):
     """Normalisation per place, two dilated convolutions, a gate, a 1-wide convolution, a skip."""
 
     def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:

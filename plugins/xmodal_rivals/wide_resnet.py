@@ -73,7 +73,7 @@ class Residual(nn.Module):
             blocks = []
             for block in range((config.depth - 4) // 6):
                 stride = 2 if group and not block else 1
-                blocks.append(_Block(inputs, width, stride, sides, config.dropout, make))
+                blocks.append(_WideBlock(inputs, width, stride, sides, config.dropout, make))
                 sides = [-(-side // stride) for side in sides]
                 inputs = width
             self.groups.append(nn.Sequential(*blocks))
@@ -100,7 +100,7 @@ class Residual(nn.Module):
         return prediction.flatten(1)
 
 
-class _Block(nn.Module):
+class _WideBlock(nn.Module):
     """Two convolutions with normalisation and ReLU before each, and a shortcut."""
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -107,25 +108,37 @@ def test_names_of_reports_tell_comparisons_apart() -> None:
     assert name(seeds=9) in names
 
 
-def test_every_shipped_suite_plans(tmp_path: Path) -> None:
+# What a suite of the paper's asks for and no method can do; print has a dash there, too.
+IMPOSSIBLE = {
+    ("table11", "pare [source=voc-foreground, all samples]", "spherical"),
+    ("table11", "pare [source=voc-foreground, all samples]", "ninapro"),
+}
+
+
+def test_every_shipped_suite_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))
     found = all_suites(registry())
-    assert len(found) >= 6
+    tables = {f"suites/table{number}" for number in (*range(1, 8), 11, *range(14, 19))}
+    assert {one.name for one in found} == {"suites/demo", *tables}
     assert not [f for f in all_recipes(registry()) if f.name.startswith("suites/")]
     for one in found:
         name = one.name.removeprefix("suites/")
         _, suite = find_suite(name, registry())
         made = requested(registry(), suite=name, seeds=1, scale="smoke", trivial=False)
         cells = grid(made, registry(), Store(), tmp_path)
-        planned = [c for c in cells if not c.skipped]
-        assert {c.method for c in planned} >= {c.label or c.use for c in suite.contenders}, [
-            c.skipped for c in cells if c.skipped
-        ]
-        assert all("no data" in c.skipped for c in cells if c.skipped)
-        labels = {c.method for c in cells}
-        for task, published in suite.published.items():
-            assert task in suite.tasks
-            assert len(set(published.errors) & labels) >= 2
-            assert published.source.startswith("Cai et al., ICML 2024, Table")
+        settings = prod(len(text.partition("=")[2].split(",")) for text in suite.set)
+        assert len(cells) == len(suite.contenders) * len(suite.tasks) * settings
+        wrong = {(name, c.method, c.task): c.skipped for c in cells if c.skipped and not c.absent}
+        assert set(wrong) - IMPOSSIBLE == set(), wrong
+
+
+def test_suites_have_the_tasks_of_their_tables() -> None:
+    tasks = {f"table{n}": find_suite(f"table{n}", registry())[1].tasks for n in (1, 2, 6, 14, 16)}
+    assert {name: len(found) for name, found in tasks.items()} == {
+        "table1": 10, "table2": 8, "table6": 7, "table14": 30, "table16": 4,
+    }  # fmt: skip
+    for name in ("table4", "table5", "table15"):
+        assert find_suite(name, registry())[1].tasks == tasks["table1"]
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,9 @@ def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Name
     short = name.removeprefix(f"{folder}/")
     if f"{folder}/{short}" in known:
         return _Named(short, f"{folder}/{short}")
-    offered = sorted(n.removeprefix(f"{folder}/") for n in known if n.startswith(f"{folder}/"))
+    # A recipe below another one is a layer of it.
+    own = (n for n in known if n.startswith(f"{folder}/") and n.rpartition("/")[0] not in known)
+    offered = sorted(n.removeprefix(f"{folder}/") for n in own if "/scales/" not in n)
     hint = did_you_mean(short, offered)
     raise UsageError(
         f"no {folder[:-1]} '{short}'{hint}\n{folder}: {shortlist(offered, MOST_KNOWN)}"

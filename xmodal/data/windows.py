@@ -105,7 +105,7 @@ class Records:
         mean: Any = None,
         scale: Any = None,
         grid: bool = False,
-    ) -> Windows:
+    ) -> WindowDataset:
         """The windows of some records, in the order of these.
 
         ``stride_R``: one number, or one for every record. ``mean`` and ``scale``: of each channel;
@@ -116,10 +116,10 @@ class Records:
         first_R = np.cumsum(count_R) - count_R
         order = [np.arange(first_R[r], first_R[r] + count_R[r]) for r in chosen_R]
         index = np.concatenate(order) if order else np.array([], dtype=np.int64)
-        return Windows(self, size, record_W[index], start_W[index], mean, scale, grid)
+        return WindowDataset(self, size, record_W[index], start_W[index], mean, scale, grid)
 
 
-class Windows(Dataset[tuple[Tensor, Tensor]]):
+class WindowDataset(Dataset[tuple[Tensor, Tensor]]):
     """Pieces of records with their classes: float32 ``[C, L]``, or ``[1, C, L]`` for ``grid``.
 
     They are standardised in float64. ``groups`` are the numbers of their records.
