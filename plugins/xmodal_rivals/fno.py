@@ -71,7 +71,7 @@ class FourierOperator(nn.Module):
         # There is no Fourier transform in half precision on CPUs, and a poor one on GPUs.
         with torch.autocast(x_BC.device.type, enabled=False):
             x_BC = padded(x_BC.float(), self.padded)
-            grid = self.grid.expand(len(x_BC), *self.grid.shape[1:])
+            grid = self.grid.expand(x_BC.shape[0], *self.grid.shape[1:])
             y_BK: Tensor = self.operator(torch.cat([x_BC, grid], dim=1))
         return cropped(y_BK, self.sides)
 

@@ -92,7 +92,7 @@ class NeuralRival(Predictor):
 
     def forward(self, features: Tokens) -> Tensor:
         """Predict ``[B, K]``, or ``[B, K, *shape]`` for dense labels."""
-        x_BC = features.x_BND.reshape(len(features.x_BND), *self.shape)
+        x_BC = features.x_BND.reshape(features.x_BND.shape[0], *self.shape)
         prediction: Tensor = self.body(x_BC)
         return prediction
 

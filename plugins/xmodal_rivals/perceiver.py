@@ -85,13 +85,13 @@ class Perceiver(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *sides]`` to ``[B, K]`` or ``[B, K, *sides]``."""
-        places_BMP = self.places_MP.expand(len(x), *self.places_MP.shape)
+        places_BMP = self.places_MP.expand(x.shape[0], *self.places_MP.shape)
         inputs_BMD = torch.cat([x.flatten(2).transpose(1, 2), places_BMP], dim=2)
         latents = self.encoder(inputs=inputs_BMD).last_hidden_state
-        query_BQP = places_BMP if self.query is None else self.query.expand(len(x), -1, -1)
+        query_BQP = places_BMP if self.query is None else self.query.expand(x.shape[0], -1, -1)
         y_BQK: Tensor = self.decoder(query_BQP, latents).logits
         if self.dense:
-            return y_BQK.transpose(1, 2).reshape(len(x), self.outputs, *self.sides)
+            return y_BQK.transpose(1, 2).reshape(x.shape[0], self.outputs, *self.sides)
         return y_BQK.flatten(1)
 
 
