@@ -108,6 +108,14 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"unit": "share", "start": 1, "distance": "bures"}, {}),
     ],
     ("scheduler", "linear"): [({}, {}), ({"per": "step"}, {}), ({"unit": "share", "start": 1}, {})],
+    ("predictor", "fno"): [({"width": 8, "modes": 8, "layers": 2}, {})],
+    ("predictor", "unet"): [({"encoder": "resnet18", "width": 4}, {})],
+    ("predictor", "wide-resnet"): [({"depth": 10, "factor": 1}, {})],
+    ("predictor", "dash"): [({"depth": 10, "factor": 1, "sizes": [3, 5], "dilations": [1]}, {})],
+    ("predictor", "gated-cnn"): [({"width": 8, "dilations": [1, 2]}, {})],
+    ("predictor", "perceiver-io"): [
+        ({"latents": 4, "width": 16, "layers": 2, "heads": 2, "bands": 4}, {})
+    ],
     ("embedder", "flat"): [({}, {"backbone": NO_BACKBONE})],
     ("embedder", "patch"): [({}, {}), ({"size": 8, "init": "random"}, {}), ({"patch": 8}, {})],
     ("loss", "cross-entropy"): [
