@@ -168,7 +168,7 @@ def _of_files(path: Path) -> Iterator[tuple[Tensor, int, int]]:
         import soundfile  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise DataError(
-            "reading the clips of esc10 (.ogg) needs the package soundfile: pip install soundfile"
+            "reading the clips of esc10 (.ogg) needs soundfile: pip install 'xmodal[sound]'"
         ) from error
     files = members(path, lambda name: name.endswith(".ogg") and name[:3].isdigit())
     for name, read in files.items():

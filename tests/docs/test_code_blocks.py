@@ -24,8 +24,10 @@ from xmodal.comparison.grid import Suite
 from xmodal.data.store import Store
 from xmodal.engine.plan import plan
 from xmodal.recipe.compose import compose, validate
+from xmodal.recipe.datasets import NamedData, all_named
 from xmodal.recipe.messages import LAYER_KEYS
 from xmodal.recipe.recipe import Recipe
+from xmodal.recipe.yaml import read
 
 from ..paths import ROOT
 
@@ -311,10 +313,20 @@ def test_navigation_names_every_page() -> None:
 
 
 def test_every_method_and_task_has_a_card() -> None:
-    methods = {path.stem for path in (ROOT / "recipes" / "methods").glob("*.yaml")}
-    assert methods <= {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}
-    tasks = {name.partition("/")[0] for name in plugins.registry().names("task")}
-    assert tasks <= {path.stem for path in (ROOT / "docs" / "tasks").glob("*.md")}
+    files = {path.stem: path for path in (ROOT / "recipes" / "methods").glob("*.yaml")}
+    rivals = {name for name, path in files.items() if read(path).data.get("role") == "rival"}
+    assert len(rivals) > 10
+    methods = {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")}
+    assert set(files) - rivals <= methods
+    # One page for all rivals.
+    page = (ROOT / "docs" / "rivals.md").read_text(encoding="utf-8")
+    assert rivals <= set(re.findall(r"`([\w-]+)`", page))
+    # A benchmark has a page of its own, or each of its tasks has.
+    pages = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs" / "tasks").glob("*.md")}
+    named = (re.findall(r"`(?:tasks/)?([\w/-]+)`", text) for text in pages.values())
+    described = {*pages, *(name for found in named for name in found)}
+    known = [one for one in all_named(plugins.registry()) if isinstance(one, NamedData)]
+    assert {one.name for one in known if one.recipe} <= described
 
 
 @pytest.mark.parametrize("kind", ["backbone", "source"])
