@@ -115,7 +115,13 @@ def published(path: Path, card: DataCard) -> dict[str, Path]:
         places = [path, *sorted(inner for inner in path.iterdir() if inner.is_dir())]
         found = {}
         for file in card.files:
-            here = [place / file.name for place in places if (place / file.name).exists()]
+            here = [p / file.name for p in places if file.may_be(p / file.name)]
+            inner = here[1:] if here and here[0].parent != path else []
+            if other := next((p for p in inner if contents(p) != contents(here[0])), None):
+                raise DataError(
+                    f"path: {path} holds two files {file.name}, and they differ: {here[0]} and "
+                    f"{other}\nway out: name the folder of one of them"
+                )
             if here:
                 found[file.name] = here[0]
     if any(file.whole and file.name in found for file in card.files):

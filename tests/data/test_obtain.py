@@ -17,6 +17,7 @@ from xmodal.data.obtain import DataOrder, obtain
 from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.files import hashed_again
+from xmodal.ready import published
 
 SOLVED = DataCard("waves", "PDEBench", "nobody", "CC0", generable=True)
 BY_HAND = DataCard(
@@ -202,3 +203,65 @@ def test_an_unpacked_folder_of_the_user_makes_up_for_the_archive(
 
     folder, _ = obtain(store, frames, listed, DataOrder(folder=tmp_path / "have"))
     assert json.loads((folder / "dataset.json").read_text())["names"] == ["1.npy"]
+
+
+def test_a_wrong_file_is_not_remembered_as_the_right_one(store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "x.txt"
+    mine.parent.mkdir()
+    mine.write_text("<html>no such page</html>")
+
+    def checked(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        if wanted.files["x.txt"].read_text() != "letters":
+            raise DataError("not letters")
+        return _copy(wanted, folder)
+
+    with pytest.raises(DataError, match="not letters"):
+        obtain(store, BY_HAND, checked, DataOrder(folder=mine.parent))
+    mine.write_text("letters")
+    folder, made = obtain(store, BY_HAND, checked, DataOrder(folder=mine.parent))
+    assert made
+    assert (folder / "copy.txt").read_text() == "letters"
+    assert json.loads((store.root / "checksums/letters.json").read_text())["x.txt"]["size"] == 7
+
+
+@pytest.mark.parametrize("place", ["datasets/letters", "unfinished/letters"])
+def test_what_a_user_keeps_in_the_cache_is_never_deleted(store: Store, place: str) -> None:
+    mine = store.root / place / "x.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("first")
+    for order in (DataOrder(folder=mine.parent), DataOrder(folder=mine.parent, again=True)):
+        with pytest.raises(DataError, match=r"would be replaced, but holds .*: x\.txt"):
+            obtain(store, BY_HAND, _copy, order)
+        assert mine.read_text() == "first"
+    moved = store.root / "downloads" / "letters" / "x.txt"
+    moved.parent.mkdir(parents=True)
+    mine.rename(moved)
+    folder, _ = obtain(store, BY_HAND, _copy, DataOrder())
+    assert (folder / "copy.txt").read_text() == "first"
+    added = folder / "notes.txt"  # beside what was made: it is kept from --again, too
+    added.write_text("mine")
+    with pytest.raises(DataError, match=r"would be replaced, but holds .*: notes\.txt"):
+        obtain(store, BY_HAND, _copy, DataOrder(again=True))
+    assert added.read_text() == "mine"
+
+
+def test_a_folder_is_not_taken_for_a_file_of_the_same_name(store: Store, tmp_path: Path) -> None:
+    known = RemoteFile("train", md5="0" * 32, aside=True)
+    card = DataCard("letters", "toys", "", "", files=(*BY_HAND.files, known))
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    (tmp_path / "x.txt").write_text("content")
+    folder, _ = obtain(store, card, _copy, DataOrder(folder=tmp_path))
+    assert (folder / "copy.txt").read_text() == "content"
+    assert published(tmp_path, card) == {"x.txt": tmp_path / "x.txt"}
+
+
+def test_files_that_differ_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("same")
+    assert published(tmp_path, BY_HAND) == {"x.txt": tmp_path / "a" / "x.txt"}
+    (tmp_path / "b" / "x.txt").write_text("other")
+    with pytest.raises(DataError, match=r"two files x\.txt, and they differ"):
+        published(tmp_path, BY_HAND)
+    (tmp_path / "x.txt").write_text("third")
+    assert published(tmp_path, BY_HAND) == {"x.txt": tmp_path / "x.txt"}

@@ -41,6 +41,10 @@ class RemoteFile:
     lasting: bool = True
     wheel: tuple[str, str, str] | None = None
 
+    def may_be(self, path: Path) -> bool:
+        """Whether it can be at ``path``; a folder only where an unpacked archive is meant."""
+        return path.is_file() or (path.is_dir() and not (self.sha256 or self.md5))
+
 
 @dataclass(frozen=True)
 class DataCard:

@@ -18,7 +18,7 @@ from xmodal import text
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.download import ROUNDS, Expected, check_space, log
 from xmodal.data.fetching import suggest
-from xmodal.data.store import Store
+from xmodal.data.store import Store, require_own
 from xmodal.errors import DataError, UsageError
 from xmodal.files import contents, digest, inside, read_json, write_json
 
@@ -90,6 +90,8 @@ def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> 
         nonlocal made
         made = True
         scratch = inside(store.root / "unfinished", card.name)
+        if not (scratch / _KEY).exists():
+            require_own(scratch, {})
         files = material if order.generate else fetch_files(store, card, order)
         _check_room(store, card, order, {})
         wanted = {"form": card.form, **order.wanted, "settings": dict(order.settings or {})}
@@ -106,6 +108,8 @@ def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> 
             ),
             folder,
         )
+        if not order.generate:
+            _remember(store, card, files)
         return {**done, "wanted": order.wanted}
 
     folder = store.make_dataset(card, make, unless=ready)
@@ -238,17 +242,18 @@ def find_files(folder: Path, card: DataCard) -> dict[str, Path]:
     They are only read. Raises DataError if there is none, or if one has two places.
     """
     found: dict[str, Path] = {}
-    wanted = {Path(file.name).name: file.name for file in card.files}
+    wanted = {Path(file.name).name: file for file in card.files}
     if folder.is_file() and folder.name in wanted:
-        return {wanted[folder.name]: folder}
+        return {wanted[folder.name].name: folder}
     if not folder.is_dir():
         names = text.shortlist(file.name for file in card.files)
         known = "no such folder" if not folder.exists() else f"no file of '{card.name}': {names}"
         raise DataError(f"--from {folder}: {known}")
     for path in sorted(folder.rglob("*")):
-        name = wanted.get(path.name)
-        if name is None or not path.exists():
+        file = wanted.get(path.name)
+        if file is None or not file.may_be(path):
             continue
+        name = file.name
         if path == folder / name or name not in found:
             found[name] = path
         elif found[name] != folder / name and contents(found[name]) != contents(path):
@@ -300,18 +305,33 @@ def pinned(store: Store, card: DataCard, file: RemoteFile) -> RemoteFile:
 
 
 def check_pinned(store: Store, card: DataCard, file: RemoteFile, path: Path) -> None:
-    """Check a file, or record what it is if nobody has published that. Raises DataError."""
+    """Check a file by what is published, or was recorded of it. Raises DataError."""
     if path.is_dir():
         return  # an unpacked archive: ``prepare`` checks what is in it
     pin, record = pinned(store, card, file), _record(store, card)
     reason = Expected(pin.sha256, pin.md5, pin.size).wrong(path)
     if reason is not None:
         raise DataError(f"{path} is not the file '{file.name}': {reason}\n{_changed(file, record)}")
-    if file.lasting and not (pin.sha256 or pin.md5):
-        known = {"sha256": digest(path), "size": path.stat().st_size}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(record, {**read_json(record), file.name: known})
-        log.info("%s: no checksum is published; recorded SHA-256 %s", file.name, known["sha256"])
+
+
+def _remember(store: Store, card: DataCard, files: Mapping[str, Path]) -> None:
+    """Record what files are whose checksum nobody has published.
+
+    Only once they were made a data set of: a page with an error message is none.
+    """
+    record = _record(store, card)
+    for file in card.files:
+        path = files.get(file.name)
+        if path is None or path.is_dir() or not file.lasting:
+            continue
+        pin = pinned(store, card, file)
+        if not (pin.sha256 or pin.md5):
+            known = {"sha256": digest(path), "size": path.stat().st_size}
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_json(record, {**read_json(record), file.name: known})
+            log.info(
+                "%s: no checksum is published; recorded SHA-256 %s", file.name, known["sha256"]
+            )
 
 
 def _record(store: Store, card: DataCard) -> Path:

@@ -38,6 +38,7 @@ from xmodal.errors import DataError
 from xmodal.files import (
     CACHE,
     atomically,
+    below,
     cache_folder,
     contents,
     digest,
@@ -206,6 +207,9 @@ class Store:
         with self._locked("dataset", card.name):
             if unless():
                 return folder
+            before = read_json(folder / DATASET)
+            if "files" in before or not before:
+                require_own(folder, before.get("files", {}))
             with _new_folder(folder) as new:
                 about = make(new)
                 written = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
@@ -360,6 +364,18 @@ def _new_folder(target: Path) -> Iterator[Path]:
     with atomically(target, durable=False, sole=True) as new:
         new.mkdir()
         yield new
+
+
+def require_own(folder: Path, written: Mapping[str, Any]) -> None:
+    """Raise DataError if a folder that is to be replaced holds files that were not ``written``."""
+    kept = [DATASET] if written else []
+    foreign = sorted({*below(folder)} - {*written, *kept}) if folder.is_dir() else []
+    if foreign:
+        raise DataError(
+            f"{folder} would be replaced, but holds files of another origin: {shortlist(foreign)}\n"
+            "way out: move them out of there (or delete them, if nobody needs them), and repeat; "
+            "--from FOLDER takes files from where they are"
+        )
 
 
 def _size(path: Path) -> int:
