@@ -93,11 +93,27 @@ def ramp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 
 def test_list_has_every_task_with_its_form_and_state(xmodal: Cli) -> None:
     rows = {row["name"]: row for row in json.loads(xmodal("data", "list", "--json").out)}
-    assert rows["darcy"]["form"] == "3x85x85 to dense 1 x 85x85"
+    assert rows["darcy"]["form"] == "3x85x85 to 1x85x85"
+    assert rows["cifar100"]["form"] == "3x32x32 to 100 classes"
+    assert rows["deepsea"]["form"] == "4x1000 to 36 labels"
+    assert rows["voc-foreground"]["form"] == "image to 1 value per pixel"
     assert (rows["darcy"]["family"], rows["darcy"]["metric"]) == ("pde", "relative-l2")
     shown = xmodal("data", "list")
     assert shown.err == ""
     assert "xmodal data fetch NAME" in shown.out.splitlines()[-1]
+
+
+def test_a_narrow_list_cuts_no_name_and_says_what_is_shared_once(
+    xmodal: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = xmodal("data", "list").out.splitlines()
+    shared = "family: table; metric: auroc-error; licence: public on OpenML"
+    assert sum(shared in line for line in lines) == 1
+    assert [line.split()[0] for line in lines if "to 36 labels" in line] == ["deepsea"]
+    (line,) = [line for line in lines if "4 to 2 classes" in line and "blood" in line]
+    assert line.split()[0] == "blood-transfusion-service-center"
+    assert "licence of cosmic, deepsea, fsd50k: CC BY 4.0" in lines
 
 
 def test_generate_makes_a_task_ready(xmodal: Cli, ramp: tuple[str, ...], tmp_path: Path) -> None:

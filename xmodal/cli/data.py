@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from xmodal import plugins, text
 from xmodal.cli import output
@@ -16,6 +19,7 @@ from xmodal.errors import DataError, RecipeError, UsageError, XModalError, did_y
 if TYPE_CHECKING:
     from xmodal.data.datasets import DataCard
     from xmodal.data.store import Store
+    from xmodal.facts import Target
     from xmodal.recipe.datasets import NamedData
 
 app = typer.Typer(
@@ -25,6 +29,8 @@ Again = Annotated[bool, typer.Option("--again", help="Make it anew even if it is
 Benchmark = Annotated[
     str | None, typer.Option("--benchmark", help="All tasks of one, such as PDEBench.")
 ]
+COLUMNS = ("name", "form", "size", "state", "family", "metric", "licence")
+SHARED = ("family", "metric", "licence")  # often the same in a whole benchmark
 Names = Annotated[
     list[str],
     typer.Argument(metavar="TASK... [KEY=VALUE]", help="Tasks or sources, and overrides."),
@@ -48,17 +54,45 @@ def list_(
     if as_json:
         output.print_json(rows)
         return
-    columns = ("name", "form", "size", "licence", "family", "state", "metric", "benchmark")
-    cells = [
-        [text.size(row[c]) if c == "size" else row[c] or text.MISSING for c in columns]
-        for row in rows
-    ]
-    output.print_table(columns, cells)
+    for name, group in groupby(rows, key=lambda row: row["benchmark"]):
+        _print_benchmark(name or "other", list(group))
     output.stdout().print(
-        "\nmake one ready: xmodal data fetch NAME, or: xmodal data generate NAME; "
-        "what it is: xmodal data info NAME",
+        "make one ready: xmodal data fetch NAME, or: xmodal data generate NAME; "
+        "what it is, and its whole licence: xmodal data info NAME",
         soft_wrap=True,
     )
+
+
+def _print_benchmark(name: str, rows: list[dict[str, Any]]) -> None:
+    """A table of one benchmark; what is the same in all its rows stands above it, once."""
+    cells = [{column: _cell(column, row[column]) for column in COLUMNS} for row in rows]
+    same = [c for c in SHARED if len(rows) > 1 and len({row[c] for row in cells}) == 1]
+    shared = [
+        f"{column}: {cells[0][column]}" for column in same if cells[0][column] != text.MISSING
+    ]
+    columns = [column for column in COLUMNS if column not in (*same, "licence")]
+    console = output.stdout()
+    console.print(Text("; ".join([f"{name} ({len(rows)})", *shared]), style="bold"), soft_wrap=True)
+    output.print_table(
+        columns,
+        [[row[column] for column in columns] for row in cells],
+        whole=[column for column in columns if column not in SHARED],
+    )
+    if "licence" not in same:  # too long for a column
+        owners: dict[str, list[str]] = {}
+        for row in cells:
+            owners.setdefault(row["licence"], []).append(row["name"])
+        for licence, names in owners.items():
+            console.print(Text(f"licence of {', '.join(names)}: {licence}"), soft_wrap=True)
+    console.print()
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "size":
+        return text.size(value)
+    if column == "licence" and value:  # the remarks in brackets are for ``data info``
+        return re.sub(r" \([^()]*\)", "", value)
+    return str(value or text.MISSING)
 
 
 def _of_benchmark(rows: Iterable[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
@@ -92,14 +126,12 @@ def _row(named: NamedData, store: Store) -> dict[str, Any]:
     row: dict[str, Any] = {"name": named.name}
     if named.recipe:
         facts = component.describe(config, store)
-        target = facts.target
-        label = f"{target.size} x {_shape(target.shape)}" if target.shape else str(target.size)
-        row["form"] = f"{_shape(facts.shape)} to {target.kind} {label}"
+        row["form"] = f"{_shape(facts.shape)} to {_label(facts.target)}"
         row["family"], row["metric"] = facts.family, config.metric.name
         row["samples"] = dict(facts.samples)
     else:
         described = component.describe(config)
-        row["form"] = f"{described.modality} of {described.target.kind} {described.target.size}"
+        row["form"] = f"{described.modality} to {_label(described.target)}"
         row["family"], row["metric"] = described.modality, None
         row["samples"] = None
     return row | {
@@ -112,6 +144,15 @@ def _row(named: NamedData, store: Store) -> dict[str, Any]:
     }
 
 
+def _label(target: Target) -> str:
+    """What a model says of one sample, such as "10 classes" or "1x85x85"."""
+    if target.shape:
+        return _shape((target.size, *target.shape))
+    units = {"classification": "classes", "multi-label": "labels", "regression": "numbers"}
+    units["dense"] = "value per pixel" if target.size == 1 else "values per pixel"
+    return f"{target.size} {units[target.kind]}"
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(side) for side in shape)
 
@@ -121,14 +162,17 @@ def info(task: Names, plugin: Plugins = None, as_json: AsJson = False) -> None:
     """Show what is known of a data set, where its files come from, and what to type next."""
     from xmodal.data.store import Store
 
+    output.loading(quiet=as_json)
     store = Store()
     (named,) = _named(task, plugin, most=1)
     card, row = named.card, _row(named, store)
     if as_json:
         output.print_json(row | {"card": _plain(card), "folder": _folder(store, card)})
         return
+    if row["samples"]:
+        row["samples"] = ", ".join(f"{count} {split}" for split, count in row["samples"].items())
+    row["size"] = text.size(row["size"])
     rows = [(key, value) for key, value in row.items() if value not in (None, "")]
-    rows = [(key, text.size(value) if key == "size" else value) for key, value in rows]
     if card is not None:
         rows += [("source", card.source), ("folder", _folder(store, card) or text.MISSING)]
         rows += [("note", card.note)] if card.note else []

@@ -6,7 +6,7 @@ Public, for plugins that add commands. Imports nothing heavy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -94,9 +94,19 @@ def print_json(content: Any) -> None:
 _DASHES = str.maketrans("−–", "--")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Print a table; the caller formats numbers so that they align to the right."""
-    table = Table(*columns, box=None, pad_edge=False)
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    title: str = "",
+    whole: Container[str] = (),
+) -> None:
+    """Print a table; the caller formats numbers so that they align to the right.
+
+    The columns in ``whole`` are never cut or wrapped: what a person has to type stands in them.
+    """
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column in whole, overflow="fold")
     for row in rows:
         # Square brackets in a name are not markup, and programs that read a table know one dash.
         table.add_row(*(Text(visible(str(cell), False).translate(_DASHES)) for cell in row))

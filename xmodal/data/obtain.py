@@ -289,7 +289,7 @@ def how_to_get_files(
         f"or put them into {inside(store.root / 'downloads', card.name)} and repeat",
     ]
     if card.stand_in:
-        ways.append(f"use the stand-in, which needs no account: --task {card.stand_in}")
+        ways.append(f"use its stand-in, which is other data: --task {card.stand_in}")
     return "\n".join(lines) + "\n" + suggest(ways)
 
 

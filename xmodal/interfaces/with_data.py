@@ -138,5 +138,8 @@ def how_to_get(card: DataCard, store: Store) -> str:
         lines.append(f"if you have {names}: xmodal data fetch {card.name} --from FOLDER")
     lines += [f"{file.name}: {file.by_hand}" for file in card.files if file.by_hand]
     if card.stand_in:
-        lines.append(f"or use the stand-in, which needs no account: --task {card.stand_in}")
+        lines.append(
+            f"or use its stand-in, which is other data: xmodal run pare_{card.stand_in}, "
+            f"or compare with --task {card.stand_in}"
+        )
     return "\n".join(lines)
