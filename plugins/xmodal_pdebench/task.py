@@ -259,7 +259,8 @@ class PDETask(Task):
         stride = x_NCS.shape[2] // grid[0]
         thin = (slice(None), slice(None), *[slice(None, None, stride)] * len(grid))
         x, y = (torch.from_numpy(array)[thin].contiguous() for array in (x_NCS, y_NCS))
-        return self.assemble(x, y, split(len(x), problem.test, config.validation), (note,))
+        parts = split(len(x), problem.test, config.validation)
+        return self.assemble(x, y, parts, filter(None, (note, repeated(x, parts))))
 
     def assemble(
         self, x: Tensor, y: Tensor, parts: Mapping[str, range], notes: Iterable[str]
@@ -402,3 +403,14 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def repeated(x: Tensor, parts: Mapping[str, range]) -> str:
+    """A note of how many test inputs of ``x`` ``[N, ...]`` are training inputs too, or ""."""
+    seen = [hash(row.numpy().tobytes()) for row in x]
+    train = {seen[i] for i in parts["train"]}
+    again = sum(seen[i] in train for i in parts["test"])
+    total = len(parts["test"])
+    if not again:
+        return ""
+    return f"{again} of {total} test inputs equal a training input, so a look-up answers them"

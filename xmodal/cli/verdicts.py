@@ -122,7 +122,9 @@ def _published(table: ComparisonTable, task: str) -> None:
             alike.setdefault(where, []).append(f"{number.label} {number.printed}")
     for where, numbers in alike.items():
         said = "; ".join(filter(None, where))
-        output.stdout().print(f"in print, not here: {', '.join(numbers)} ({said})", soft_wrap=True)
+        output.stdout().print(
+            f"published, not measured here: {', '.join(numbers)} ({said})", soft_wrap=True
+        )
 
 
 def _verdicts(table: ComparisonTable) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import brentq
 
 from xmodal_pdebench import shallow_water as sw
+from xmodal_pdebench.task import repeated
 
 
 def exact_dam_break(left: float, right: float, at: np.ndarray) -> np.ndarray:
@@ -119,6 +121,21 @@ def test_the_published_start() -> None:
     radius = 0.3 + 0.4 * 0.5488135039273248
     inside = centre[:, None] ** 2 + centre**2 <= radius**2
     assert np.array_equal(x[0, 0], np.where(inside, 2.0, 1.0))
+
+
+def test_every_test_sample_of_the_published_set_is_a_training_sample() -> None:
+    """A start depends on which cell centres are within the radius: 81 different starts."""
+    radii = [np.random.RandomState(seed).uniform(0.3, 0.7) for seed in range(1000)]
+    quarter = np.hypot(*np.meshgrid(sw.centres(128)[64:], sw.centres(128)[64:]))
+    wet = np.array([(quarter <= radius).sum() for radius in radii])  # cells; nested discs
+    assert len(set(wet)) == 81
+    assert set(wet[900:]) <= set(wet[:810])
+    x = torch.from_numpy(
+        np.concatenate([sw.dam(np.array(radii[i : i + 1]), 16) for i in range(12)])
+    )
+    parts = {"train": range(8), "test": range(10, 12)}
+    assert repeated(x, parts).startswith("2 of 2 test inputs equal a training input")
+    assert repeated(x + torch.arange(12)[:, None, None], parts) == ""
 
 
 def test_as_many_steps_as_published_and_none_too_long() -> None:
