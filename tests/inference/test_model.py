@@ -23,7 +23,8 @@ from xmodal.inference.model import TrainedModel
 from xmodal_arrays.task import Arrays, shares, understand
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_openml import tables
-from xmodal_openml.task import Car, _parts
+from xmodal_openml.benchmark import Car
+from xmodal_openml.task import _parts
 
 
 @dataclass
