@@ -147,13 +147,13 @@ def test_packing_loses_less_than_quantisation() -> None:
 
 
 def test_masks() -> None:
-    x = torch.randn(96, 101)
+    x = torch.randn(96, 101, generator=torch.Generator().manual_seed(0))
     shares = []
     for seed in range(50):
         generator = torch.Generator().manual_seed(seed)
         changed = masked(x, generator)
-        hit = changed != x
-        assert (changed[hit] == x.min()).all()
+        hit = changed == x.min()  # so is the one cell that has this value anyway
+        assert torch.equal(changed[~hit], x[~hit])
         bands, frames = hit.all(1).sum().item(), hit.all(0).sum().item()
         assert bands <= 2 * 14
         assert frames <= 2 * 20
