@@ -37,6 +37,8 @@ LAYERS = (
 )
 """Convolutions in the order in which they are used, each with the batch norm behind it."""
 EPSILON = 1e-5
+FAMILIES = ("astronomy", "image")
+"""What may be exposures: also images of which nothing more is stated, such as a user's own."""
 PACKAGE, EXTRA = "learned_models", "rivals-images"
 
 
@@ -79,6 +81,9 @@ class DeepCR(FittedPredictor):
             yield f"deepcr reads images of one channel, not samples {list(task.shape)}"
         elif target.kind != "dense" or (target.size, *target.shape) != task.shape:
             yield "deepcr predicts one map of the image's size: whether a cosmic ray hit the pixel"
+        elif task.family not in FAMILIES:
+            what = f"task '{task.name}' is of family {task.family}"
+            yield f"deepcr finds cosmic rays in images; {what}"
 
     @classmethod
     def missing(cls, config: Config, store: Store) -> Iterable[str]:

@@ -30,6 +30,7 @@ from xmodal.interfaces import (
     FittedPredictor,
     Settings,
     Target,
+    TaskFacts,
     as_bytes,
     from_bytes,
     too_large,
@@ -63,6 +64,7 @@ class Elsewhere(FittedPredictor):
     model: ClassVar[str]
     forms: ClassVar[tuple[str, ...]] = ("row",)
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    reads_channels: ClassVar[bool] = False
     most_outputs: ClassVar[int] = 1
     most_rows: ClassVar[int] = 100_000
     most_columns: ClassVar[int] = 100_000
@@ -100,7 +102,7 @@ class Elsewhere(FittedPredictor):
         """Report tasks of another form, kind or size."""
         task, target = facts.task, facts.task.target
         words = {"row": "table rows", "sequence": "series", "grid": "grids"}
-        if task.form not in cls.forms:
+        if task.form not in cls.forms and not (cls.reads_channels and one_map_of_series(task)):
             reads = " and ".join(words[form] for form in cls.forms)
             yield f"{cls.model} reads {reads}, not {words[task.form]}"
         if target.kind not in cls.kinds:
@@ -167,7 +169,7 @@ class Elsewhere(FittedPredictor):
             "model": self.model,
             "kind": self.output.kind,
             "size": size,
-            "shape": list(self.task.shape),
+            "shape": list(self.task.shape[1:] if one_map_of_series(self.task) else self.task.shape),
             "levels": list(self.task.levels),
             "seed": self.seed,
             "threads": torch.get_num_threads(),
@@ -216,6 +218,11 @@ class Elsewhere(FittedPredictor):
         return self._outputs(scores)
 
 
+def one_map_of_series(task: TaskFacts) -> bool:
+    """Whether a sample ``(1, C, L)`` is drawn as an image, but holds C series of L steps."""
+    return task.form == "grid" and task.shape[0] == 1 and task.family == "series"
+
+
 def digests(x_NF: Tensor) -> Iterable[bytes]:
     """16 bytes for every sample, a function of its numbers: -0 is 0, and every NaN is one."""
     rows = torch.where(x_NF.isnan(), torch.nan, x_NF + 0.0).numpy().astype("<f4")
@@ -239,6 +246,7 @@ class Aeon(Elsewhere):
 
     interpreter = "aeon"
     forms = ("sequence",)
+    reads_channels = True
     kinds = ("classification", "multi-label", "regression")
     most_outputs = 1000
     uses_validation = True  # only to keep what it predicts there
@@ -247,8 +255,8 @@ class Aeon(Elsewhere):
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
         """As for all, and series that are too short."""
         yield from super().problems(config, facts)
-        if facts.task.form == "sequence" and facts.task.shape[1] < 9:
-            yield f"{cls.model} needs series of 9 points or more, not {facts.task.shape[1]}"
+        if facts.task.form != "row" and facts.task.shape[-1] < 9:
+            yield f"{cls.model} needs series of 9 points or more, not {facts.task.shape[-1]}"
 
 
 class MiniRocket(Aeon):

@@ -225,6 +225,15 @@ def test_every_method_gets_the_same_share(folder: Path) -> None:
     assert all(share == shares[0] for share in shares)
 
 
+def test_limits_of_a_method_are_those_of_its_share() -> None:
+    """Satellite trains on 800,000 series, MiniRocket on 100,000 at most: a tenth is few enough."""
+    recipes = ["methods/minirocket", "tasks/satellite"]
+    with pytest.raises(RecipeError, match=r"at most 100.000 training samples, not 800.000"):
+        compose_plan(recipes, plugins.registry(), Store())
+    made = compose_plan(recipes, plugins.registry(), Store(), ["fraction=0.1"])
+    assert made.facts.task.samples["train"] == 800_000
+
+
 @pytest.mark.parametrize(("protocol", "total"), [("clean", 40), ("published", 52)])
 def test_shares_keep_persons_whole(extra: str, protocol: str, total: int) -> None:
     registry = plugins.registry((extra,))

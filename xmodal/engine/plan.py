@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xmodal.data.obtain import DataOrder
 from xmodal.data.store import Store
 from xmodal.errors import DataError, Problem, RecipeError
-from xmodal.facts import Facts, Target
+from xmodal.facts import Facts, Target, TaskFacts
 from xmodal.plugins import Registry
 from xmodal.recipe.compose import Layered, compose, validate
 from xmodal.recipe.grammar import COMPONENT_FIELDS, origin_of
@@ -52,7 +52,7 @@ def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
         found.append(("embedder", str(error)))
     found += _structure(recipe, facts)
     if not found:
-        found += _component_problems(recipe, facts)
+        found += _component_problems(recipe, replace(facts, task=_share(recipe, facts.task)))
     if found:
         raise RecipeError([_placed(key, message, layered) for key, message in found])
     return Plan(recipe, facts, _source_target(recipe, facts))
@@ -178,6 +178,14 @@ def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, 
             "source_predictor",
             f"'{use.name}' cannot predict the source's {source.kind} labels; name one that can",
         )
+
+
+def _share(recipe: Recipe, task: TaskFacts) -> TaskFacts:
+    """The task with the share of its training samples that the run will use."""
+    if "train" not in task.samples:
+        return task
+    used = max(1, round(task.samples["train"] * recipe.fraction * recipe.labelled))
+    return replace(task, samples={**task.samples, "train": used})
 
 
 def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:

@@ -28,8 +28,9 @@ def context(
     shape: tuple[int, ...] = (3,),
     levels: tuple[int, ...] = LEVELS,
     samples: int = 120,
+    family: str = "",
 ) -> Context:
-    task = TaskFacts("toy", shape, output, {"train": samples}, levels)
+    task = TaskFacts("toy", shape, output, {"train": samples}, levels, family)
     facts = Facts(task, BackboneFacts("identity", "any", 0, 0), grid=(1,))
     return Context(facts, torch.Generator().manual_seed(0), store=NONE, output=output)
 

@@ -88,3 +88,6 @@ def test_what_it_cannot_read_is_refused() -> None:
     assert "one channel" in channels
     (classes,) = problems(Target("classification", 2), (1, 8, 8))
     assert "one map" in classes
+    field = context(Target("dense", 1, (8, 8)), (1, 8, 8), (), family="pde").facts
+    (pde,) = DeepCR.problems(DeepCR.Config(), field)
+    assert pde == "deepcr finds cosmic rays in images; task 'toy' is of family pde"

@@ -65,8 +65,9 @@ def around(
     shape: tuple[int, ...] = (3,),
     levels: tuple[int, ...] = LEVELS,
     samples: int = 120,
+    family: str = "",
 ) -> Context:
-    task = TaskFacts("toy", shape, output, {"train": samples}, levels)
+    task = TaskFacts("toy", shape, output, {"train": samples}, levels, family)
     facts = Facts(task, BackboneFacts("identity", "any", 0, 0), grid=(1,))
     generator = torch.Generator().manual_seed(0)
     return Context(facts, generator, store=Store(store), output=output)
@@ -182,6 +183,16 @@ def test_what_is_missing_says_how_to_set_it_up(tmp_path: Path) -> None:
         assert all("==" in text or text == "torch" for text in one.requirements)
 
 
+def test_electrodes_drawn_as_an_image_are_channels_of_one_series(tmp_path: Path) -> None:
+    def told(*shape: int, family: str = "") -> list[int]:
+        made = around(TWO, tmp_path, shape, (), family=family)
+        shape_told: list[int] = elsewhere.Hydra(elsewhere.Hydra.Config(), made).job(2)["shape"]
+        return shape_told
+
+    assert told(1, 8, 52, family="series") == [8, 52]
+    assert told(2, 50) == [2, 50]
+
+
 def test_what_they_cannot_do_is_said_before_a_run(tmp_path: Path) -> None:
     def problems(component: Any, output: Target, **about: Any) -> list[str]:
         facts = around(output, tmp_path, **about).facts
@@ -193,6 +204,10 @@ def test_what_they_cannot_do_is_said_before_a_run(tmp_path: Path) -> None:
     assert problems(elsewhere.MiniRocket, TWO) == ["minirocket reads series, not table rows"]
     (short,) = problems(elsewhere.Quant, TWO, shape=(1, 5), levels=())
     assert "9 points" in short
+    # Electrodes drawn as an image of one channel are series; photographs are not.
+    assert problems(elsewhere.MiniRocket, TWO, shape=(1, 8, 52), levels=(), family="series") == []
+    (grid,) = problems(elsewhere.MiniRocket, TWO, shape=(1, 8, 52), levels=())
+    assert grid == "minirocket reads series, not grids"
     (dense,) = problems(elsewhere.Hydra, Target("dense", 1, (50,)), **series)
     assert "dense" in dense
     assert problems(elsewhere.TabPFN, TWO) == []
