@@ -23,6 +23,7 @@ from xmodal.data import Store
 from xmodal.data.arrays import open_container
 from xmodal.data.progress import Meter, meter
 from xmodal.errors import DataError
+from xmodal.files import contents
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
 Fields = npt.NDArray[np.float32]
@@ -170,14 +171,7 @@ def read_published(
     store: Store, file: Path, resolution: int, samples: int
 ) -> tuple[Fields, Fields]:
     """a and u of a published file, thinned to ``[samples, R, R]``; the thinned copy is cached."""
-    status = file.stat()
-    key = {
-        "file": str(file.resolve()),
-        "size": status.st_size,
-        "modified": status.st_mtime_ns,
-        "resolution": resolution,
-        "samples": samples,
-    }
+    key = {"content": contents(file), "resolution": resolution, "samples": samples}
     made = store.build(
         "darcy-published",
         key,

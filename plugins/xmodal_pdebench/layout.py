@@ -39,7 +39,7 @@ class FileLayout:
     """How a published file holds its samples.
 
     ``shapes``: the shape of one sample of each array. ``grouped``: every sample is a group
-    ('0000', '0001', ...; in the order of their names) that holds the arrays; otherwise the arrays
+    ('0000', '0001', ...; in the order of their numbers) that holds the arrays; otherwise the arrays
     have an axis of samples in front. ``x`` and ``y``: the channels of inputs and labels.
     """
 
@@ -73,7 +73,13 @@ class PublishedFile:
     def __init__(self, path: Path, file: Any, layout: FileLayout) -> None:
         self.path, self.layout = path, layout
         if layout.grouped:
-            self.groups = sorted(name for name in file if not name.startswith("."))
+            names = [name for name in file if not name.startswith(".")]
+            if wrong := [name for name in names if not name.isdecimal()]:
+                raise DataError(
+                    f"{path}: expected one group for each sample, named by its number (0000, 0001, "
+                    f"...); it has {shortlist(wrong)}"
+                )
+            self.groups = sorted(names, key=int)
             self.samples = len(self.groups)
             self._file = file
             if self.groups:

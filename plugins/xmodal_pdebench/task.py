@@ -44,8 +44,8 @@ from xmodal_pdebench.layout import Floats
 from xmodal_pdebench.problem import PDEProblem
 
 TEST_SHARE = 0.1
-FEWEST = 10
-"""Samples that can be split."""
+FEWEST, COARSEST = 10, 8
+"""Samples that can be split, and points along each side that solvers need."""
 
 _NRMSE: Any = "nrmse"
 
@@ -63,7 +63,7 @@ class PDESettings(Settings):
     )
     resolution: int | None = Field(
         None,
-        ge=8,
+        ge=COARSEST,
         description="Generate for this recipe on a grid of so many points along each side.",
     )
     loader: Literal["paper", "released"] = Field(
@@ -129,6 +129,8 @@ class PDETask(Task):
         resolution = wanted.resolution or problem.points
         if samples < FEWEST:
             raise DataError(f"--samples {samples}: at least {FEWEST} are needed to split them")
+        if resolution < COARSEST:
+            raise DataError(f"--resolution {resolution}: at least {COARSEST} points are needed")
         making = cls.making(config)
         cls._generate(making, samples, resolution, folder, wanted.scratch, wanted.jobs)
         return {
@@ -339,13 +341,7 @@ class PDETask(Task):
 
     def _converted(self, file: Path) -> Path:
         """The slices of a published file that the task uses, as arrays in the cache."""
-        status = file.stat()
-        key = {
-            "file": str(file.resolve()),
-            "size": status.st_size,
-            "modified": status.st_mtime_ns,
-            "problem": self.problem.name,
-        }
+        key = {"content": contents(file), "problem": self.problem.name}
 
         def make(folder: Path) -> None:
             with self.problem.layout.open(file) as published:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,6 +44,8 @@ from xmodal_standins.cosmic_rays import Exposure, expose
 
 SAMPLES = {"train": 4347, "validation": 483, "test": 420}
 RESOLUTION = 128
+FEWEST, SMALLEST = 3, 16
+"""Images that can be split, and their least number of pixels per side."""
 SIMULATOR = 1
 """Version of the computation; a new number makes new data."""
 CHUNK = 50
@@ -80,10 +82,10 @@ class CosmicSimulated(Task):
         path: Path | None = Field(None, description="A prepared folder; default: generated.")
         samples: int | None = Field(
             None,
-            ge=3,
+            ge=FEWEST,
             description="Images in all, split as the benchmark's (83, 9 and 8 %); null: 5,250.",
         )
-        resolution: int = Field(RESOLUTION, ge=16, le=1024, description="Pixels per side.")
+        resolution: int = Field(RESOLUTION, ge=SMALLEST, le=1024, description="Pixels per side.")
         data_seed: int = Field(0, ge=0, description="Seed of the data, independent of the run's.")
         sky: tuple[float, float] = Field(
             (-0.9, 3.0),
@@ -93,6 +95,12 @@ class CosmicSimulated(Task):
         augment: bool = Field(True, description="Vary the sky in training.")
         loss: Use[Loss] = Field(default("bce"), description="The training loss.")
         metric: Use[Metric] = Field(default("pixel-auroc-error"), description="The score.")
+
+        @model_validator(mode="after")
+        def _ordered(self) -> CosmicSimulated.Config:
+            if not self.sky[0] <= self.sky[1]:
+                raise ValueError(f"sky: {self.sky[0]} is above {self.sky[1]}")
+            return self
 
     config: Config
 
@@ -113,7 +121,7 @@ class CosmicSimulated(Task):
     @classmethod
     def contents(cls, config: Any, store: Store) -> Mapping[str, str]:
         """The folder at ``path``. Generated data follow from the settings."""
-        return {} if config.path is None else {"path": contents(config.path)}
+        return {} if config.path is None else {"path": contents(config.path.expanduser())}
 
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
@@ -130,8 +138,14 @@ class CosmicSimulated(Task):
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
         """Generate; what was done before an interruption is kept in ``wanted.scratch``."""
-        sizes = counts(wanted.samples or config.samples)
+        samples = wanted.samples or config.samples
         resolution = wanted.resolution or config.resolution
+        if (samples is not None and samples < FEWEST) or resolution < SMALLEST:
+            raise DataError(
+                f"--samples {samples}, --resolution {resolution}: at least {FEWEST} images of "
+                f"{SMALLEST} pixels per side are needed"
+            )
+        sizes = counts(samples)
         generate(folder, wanted.scratch, sizes, resolution, config.data_seed, wanted.jobs)
         return _made_of(sizes, resolution, config.data_seed)
 
@@ -165,14 +179,20 @@ class CosmicSimulated(Task):
     def _folder(self) -> Path:
         config = self.config
         sizes = counts(config.samples)
+        key = _made_of(sizes, config.resolution, config.data_seed)
         if config.path is not None:
-            folder = Path(config.path)
+            folder = config.path.expanduser()
+            if not (folder / "x.npy").is_file():
+                raise DataError(f"path: {folder} holds no x.npy; expected a prepared folder")
             shape = open_mapped(folder / "x.npy").shape
             expected = (sum(sizes.values()), 1, config.resolution, config.resolution)
             if shape != expected:
                 raise DataError(f"path: x.npy has shape {shape}, the settings say {expected}")
+            about = read_json(folder / "dataset.json")
+            if wrong := [name for name in key if about.get(name, key[name]) != key[name]]:
+                told = ", ".join(f"{name} {about[name]}, not {key[name]}" for name in wrong)
+                raise DataError(f"path: {folder} was made with {told}")
             return folder
-        key = _made_of(sizes, config.resolution, config.data_seed)
         ready = self.store.dataset(CARD)
         if ready is not None and key.items() <= read_json(ready / "dataset.json").items():
             return ready

@@ -87,7 +87,7 @@ def open_mapped(path: Path) -> Array:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not an array that can be read ({error})\n"
-            f"way out: delete {path.parent} and make the data set again"
+            f"way out: make the data set in {path.parent} again"
         ) from error
     return mapped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal_pdebench import arrays, layout
-from xmodal_pdebench.one_dimensional import Advection
+from xmodal_pdebench.one_dimensional import Advection, DiffusionSorption
 from xmodal_pdebench.task import split
 
 Twenty = of(Advection, 20)
@@ -101,6 +102,35 @@ def test_missing_data_say_how_to_get_them(store: Store) -> None:
     assert "1D_Advection_Sols_beta0.4.hdf5" in text
     with pytest.raises(DataError, match="no data for 'advection'"):
         task(Advection, store).load(0)
+
+
+def test_another_file_of_the_same_size_and_time_is_read_again(tmp_path: Path, store: Store) -> None:
+    path = write_file(Advection, tmp_path, 10)
+    before = task(Advection, store, path=path).load(0)
+    status = path.stat()
+    with h5py.File(path, "r+") as file:
+        file["tensor"][9, 0] = 7
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    after = task(Advection, store, path=path).load(0)
+    assert after.checksum != before.checksum
+    assert after.validation[0][0].eq(7).all()
+
+
+def test_samples_in_groups_are_in_the_order_of_their_numbers(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / DiffusionSorption.problem.file.name
+    for names in ([f"{n:04d}" for n in range(12)], [str(n) for n in range(12)]):
+        with h5py.File(path, "w") as file:
+            for name in reversed(names):
+                whole = np.full((101, 1024, 1), int(name), np.float32)
+                file.create_dataset(f"{name}/data", data=whole, compression="gzip")
+        data = task(DiffusionSorption, store, path=path).load(0)
+        values = [everything(data, part)[0][:, 0, 0].tolist() for part in ("train", "test")]
+        assert values == [list(range(10)), [11]]
+    with h5py.File(path, "r+") as file:
+        file["about/data"] = np.zeros((101, 1024, 1), np.float32)
+    with pytest.raises(DataError, match=r"one group for each sample.*; it has about"):
+        task(DiffusionSorption, store, path=path).load(0)
 
 
 def test_wrong_files(tmp_path: Path, store: Store) -> None:

@@ -101,6 +101,27 @@ def test_a_path_of_other_data_is_refused(tmp_path: Path) -> None:
     assert len(task(tmp_path, path=folder).load(0).train) == 16  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"x.npy has shape \(20, 1, 24, 24\), the settings say"):
         task(tmp_path, path=folder, samples=21).load(0)
+    made = task(tmp_path).config
+
+    def prepare(folder: Path) -> Any:
+        return CosmicSimulated.prepare(made, Preparation(tmp_path, generate=True), folder)
+
+    ready = Store(tmp_path).make_dataset(CARD, prepare)
+    with pytest.raises(DataError, match=r"was made with seed 0, not 3"):
+        task(tmp_path, path=ready, data_seed=3).load(0)
+    with pytest.raises(DataError) as caught:
+        task(tmp_path, path=tmp_path / "mine").load(0)
+    assert "holds no x.npy" in str(caught.value)
+    assert "delete" not in str(caught.value)  # it may be the user's
+
+
+def test_what_cannot_be_split_or_hit_is_not_generated(tmp_path: Path) -> None:
+    for wanted in ({"samples": 2}, {"resolution": 15}):
+        order = Preparation(tmp_path, generate=True, **wanted)
+        with pytest.raises(DataError, match="at least 3 images of 16 pixels per side are needed"):
+            CosmicSimulated.prepare(task(tmp_path).config, order, tmp_path)
+    with pytest.raises(ValueError, match=r"sky: 3\.0 is above -0\.9"):
+        task(tmp_path, sky=(3.0, -0.9))
 
 
 def test_a_fresh_machine_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
