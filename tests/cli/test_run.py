@@ -137,11 +137,11 @@ def test_missing_data_are_all_named_at_once(
     assert done.code == 4
     assert done.out == ""
     place = str(tmp_path / "cache" / "datasets" / "psicov")
-    psicov = ("protein.zip", "1.10 GB", "https://", place)
+    psicov = ("protein.zip", "1.10 GB", "xmodal data fetch psicov", place)
     voc = (
         "VOCtrainval_11-May-2012.tar",
-        "2.0 GB",
-        "http://host.robots.ox.ac.uk",
+        "2.00 GB",
+        "xmodal data fetch voc-foreground",
         "VOCdevkit/VOC2012",
     )
     for part in (*psicov, *voc):

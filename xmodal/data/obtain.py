@@ -185,7 +185,9 @@ def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Pat
     if whole:
         found = {whole[0]: found[whole[0]]}
     # Of the user's files, others may make up for those that are needed: only ``prepare`` knows.
-    enough = whole or (order.folder and any(f.aside and f.name in found for f in card.files))
+    # A mere description, which may change, cannot.
+    others = {file.name for file in card.files if file.aside and file.lasting}
+    enough = whole or (order.folder and others & set(found))
     missing = [] if enough else _missing(card, found)
     by_person = [file for file in missing if not (file.urls or file.wheel)]
     lacking = [file for file in by_person if not _placed(store, card, file)]

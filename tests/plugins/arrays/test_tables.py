@@ -13,8 +13,9 @@ import torch
 
 import xmodal
 from xmodal import api
-from xmodal.data import class_names, infer_kind, name_of, readers, tables
+from xmodal.data import Store, class_names, infer_kind, name_of, readers, tables
 from xmodal.errors import DataError
+from xmodal.interfaces import Context
 from xmodal_arrays.task import Arrays
 from xmodal_openml.task import OpenML
 
@@ -79,7 +80,7 @@ def test_classes_are_classes_wherever_they_come_from(
         data = make(tmp_path / "t.npz").load(0)
     elif end == "openml":
         config = OpenML.Config(path=table(tmp_path, labels))
-        data = OpenML(config, None).load(0)  # type: ignore[arg-type]
+        data = OpenML(config, Context.outside(Store(tmp_path))).load(0)
     else:
         data = make(table(tmp_path, labels, end)).load(0)
     assert data.classes == classes
