@@ -26,6 +26,7 @@ from xmodal.text import shown
 
 WORKER = Path(__file__).with_name("worker.py")
 LAST_LINES = 6
+WITH_TORCH = "about 6 GB with PyTorch's CUDA libraries"
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -36,6 +37,7 @@ class Interpreter:
     name: str
     requirements: tuple[str, ...]
     why: str
+    size: str = ""
 
     def folder(self, store: Store) -> Path:
         """Its place in the cache."""
@@ -64,23 +66,31 @@ class Interpreter:
             if not os.access(own, os.X_OK):
                 yield f"setting python: '{own}' is not a program"
         elif not self.python(store).exists():
+            size = self.size and f" ({self.size})"
             yield (
-                f"needs {self.requirements[0]} in a Python of its own ({self.why}); set it up: "
-                f"xmodal rivals setup {self.name} --run\nor: {self.line(store)}"
+                f"needs {self.requirements[0]} in a Python of its own ({self.why}); "
+                f"set it up{size}: xmodal rivals setup {self.name} --run\nor: {self.line(store)}"
             )
 
 
 INTERPRETERS = {
     one.name: one
     for one in (
-        Interpreter("aeon", ("aeon==1.6.0", "torch"), "it pins numpy and pandas"),
+        Interpreter("aeon", ("aeon==1.6.0", "torch"), "it pins numpy and pandas", WITH_TORCH),
         Interpreter(
             "autogluon",
             ("autogluon.tabular[lightgbm,catboost,xgboost]==1.6.3",),
             "it pins pandas, and its models can only be pickled",
         ),
-        Interpreter("pytabkit", ("pytabkit[models]==1.7.3",), "its models can only be pickled"),
-        Interpreter("tabpfn", ("tabpfn==9.2.0",), "it brings a program of its own to the hub"),
+        Interpreter(
+            "pytabkit",
+            ("pytabkit[models]==1.7.3",),
+            "its models can only be pickled",
+            WITH_TORCH,
+        ),
+        Interpreter(
+            "tabpfn", ("tabpfn==9.2.0",), "it brings a program of its own to the hub", WITH_TORCH
+        ),
     )
 }
 

@@ -56,6 +56,18 @@ def test_recipes_list_narrows(xmodal: Cli) -> None:
     assert all(row["description"] for row in rows)
 
 
+def test_recipes_list_without_a_pattern_leaves_out_what_nobody_types(xmodal: Cli) -> None:
+    shown = xmodal("recipes", "list").out.splitlines()
+    names = [line.split()[0] for line in shown if line]
+    assert {"methods/pare", "tasks/car", "scales/smoke"} <= set(names)
+    hidden = {"tasks/openml/car", "scales/smoke/crop", "methods/fno/scales/cpu"}
+    assert not hidden & set(names)
+    everything = xmodal("recipes", "list", "*").out.splitlines()
+    assert hidden <= {line.split()[0] for line in everything}
+    kept = len(names) - 2  # the head of the table, and the last line, which counts the others
+    assert shown[-1].startswith(f"{len(everything) - 1 - kept} more are old names")
+
+
 def test_every_recipe_says_what_it_is(xmodal: Cli) -> None:
     rows = json.loads(xmodal("recipes", "list", "--json").out)
     assert not [row["name"] for row in rows if not row["description"]]

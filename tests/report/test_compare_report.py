@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -243,7 +244,8 @@ def test_selection_on_test_and_published_numbers_are_kept_apart(tmp_path: Path) 
     # Beside a number stands what was measured under the same name, never under another setting.
     measured = table.summary("a", "car")
     assert [row[4] for row in rows] == ["", text.mean_sd(measured.mean, measured.sd), ""]
-    assert all(row[5:] == ["theirs alone", "Table 9"] for row in rows)
+    assert [bool(row[5]) for row in rows] == [False, True, False]  # the metric, where measured
+    assert all(row[6:] == ["theirs alone", "Table 9"] for row in rows)
 
 
 # --- verdicts ----------------------------------------------------------------------------------
@@ -485,6 +487,8 @@ def test_a_forest_axis_has_names_on_both_sides(end: float) -> None:
     assert 3 <= len(ratios) <= 7
     assert min(ratios) < 1 < max(ratios)
     assert all(abs(math.log(r)) <= end for r in ratios)
+    gaps = [math.log(b / a) for a, b in itertools.pairwise(ratios)]
+    assert min(gaps) >= 0.1 * 2 * end  # labels do not touch
 
 
 # --- ranks -------------------------------------------------------------------------------------

@@ -162,7 +162,8 @@ def info(task: Names, plugin: Plugins = None, as_json: AsJson = False) -> None:
     """Show what is known of a data set, where its files come from, and what to type next."""
     from xmodal.data.store import Store
 
-    output.loading(quiet=as_json)
+    if as_json:
+        output.hush()
     store = Store()
     (named,) = _named(task, plugin, most=1)
     card, row = named.card, _row(named, store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
@@ -22,14 +23,17 @@ Scale = Annotated[str | None, typer.Option(help="Scale layer to apply last.")]
 
 
 @app.command("list")
-def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = False) -> None:
-    """List recipes, or only those that match a pattern such as 'methods/*'."""
+def list_(pattern: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+    """List recipes, or only those that match a pattern such as 'methods/*'.
+
+    Without a pattern, old names and what is laid on by itself for a task or a scale are left out.
+    """
     from xmodal.recipe.lookup import all_recipes
     from xmodal.recipe.yaml import read
 
     known = all_recipes(plugins.registry())
-    found = [f for f in known if fnmatch(f.name, pattern)]
-    if not found:
+    found = [f for f in known if fnmatch(f.name, pattern or "*")]
+    if not found and pattern:
         folders = {f"{f.name.partition('/')[0]}/*" for f in known if "/" in f.name}
         hint = did_you_mean(pattern, folders | {f.name for f in known})
         raise UsageError(f"no recipe matches '{pattern}'{hint}\nlist all: xmodal recipes list")
@@ -45,7 +49,25 @@ def list_(pattern: Annotated[str, typer.Argument()] = "*", as_json: AsJson = Fal
         keys = ("name", "description", "origin")
         output.print_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
-    output.print_table(("recipe", "what it is", "from"), rows)
+    names = {name for name, _, _ in rows}
+    shown = [row for row in rows if pattern or not (_is_layer(row[0], names) or _is_old(row[1]))]
+    output.print_table(("recipe", "what it is", "from"), shown)
+    if len(shown) < len(rows):
+        output.stdout().print(
+            f"\n{len(rows) - len(shown)} more are old names, or laid on by themselves for a task "
+            "or a scale: xmodal recipes list '*'",
+            soft_wrap=True,
+        )
+
+
+def _is_layer(name: str, names: Collection[str]) -> bool:
+    """Whether a recipe is a layer of another one, such as ``scales/cpu/darcy``."""
+    parts = name.split("/")
+    return any("/".join(parts[:i]) in names for i in range(1, len(parts)))
+
+
+def _is_old(description: str) -> bool:
+    return description.startswith("Old name of ")
 
 
 @app.command()

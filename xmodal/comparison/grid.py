@@ -366,9 +366,8 @@ def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Name
     own = (n for n in known if n.startswith(f"{folder}/") and n.rpartition("/")[0] not in known)
     offered = sorted(n.removeprefix(f"{folder}/") for n in own if "/scales/" not in n)
     hint = did_you_mean(short, offered)
-    raise UsageError(
-        f"no {folder[:-1]} '{short}'{hint}\n{folder}: {shortlist(offered, MOST_KNOWN)}"
-    )
+    listed = f"xmodal recipes list '{folder}/*'" if hint else shortlist(offered, MOST_KNOWN)
+    raise UsageError(f"no {folder[:-1]} '{short}'{hint}\n{folder}: {listed}")
 
 
 def _check_labels(what: str, named: Iterable[_Named]) -> None:

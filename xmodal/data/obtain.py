@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -331,9 +332,13 @@ def _remember(store: Store, card: DataCard, files: Mapping[str, Path]) -> None:
             known = {"sha256": digest(path), "size": path.stat().st_size}
             record.parent.mkdir(parents=True, exist_ok=True)
             write_json(record, {**read_json(record), file.name: known})
-            log.info(
-                "%s: no checksum is published; recorded SHA-256 %s", file.name, known["sha256"]
-            )
+            _say_recorded(file.name, known["sha256"])
+
+
+@cache
+def _say_recorded(name: str, sha256: str) -> None:
+    """Once per process: one pack may hold thirty data sets."""
+    log.info("%s: no checksum is published; recorded SHA-256 %s", name, sha256)
 
 
 def _record(store: Store, card: DataCard) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError, create_model
 
 from xmodal.errors import RecipeError, UsageError, did_you_mean
-from xmodal.plugins import Registry
+from xmodal.plugins import Registry, announce_loading
 from xmodal.recipe.compose import compose
 from xmodal.recipe.lookup import TASKS, all_recipes, find_recipe, looks_like_path
 from xmodal.recipe.messages import explain
@@ -73,9 +73,10 @@ def find_named(name: str, registry: Registry, overrides: Sequence[str] = ()) -> 
         if short == (block.get("use") if isinstance(block, dict) else block):
             return _task(recipe, registry, overrides)
     known = [*tasks, *registry.names("source")]
+    hint = did_you_mean(short, known)
+    listed = "" if hint else f"known: {shortlist(known, MOST_KNOWN)}\n"
     raise UsageError(
-        f"no task or source '{shown(name)}'{did_you_mean(short, known)}\n"
-        f"known: {shortlist(known, MOST_KNOWN)}\nlist them: xmodal data list"
+        f"no task or source '{shown(name)}'{hint}\n{listed}list them: xmodal data list"
     )
 
 
@@ -100,6 +101,7 @@ def _source(name: str, registry: Registry, overrides: Sequence[str] = ()) -> Nam
 
 def _part(kind: str, recipe: str, registry: Registry, overrides: Sequence[str]) -> Use[Any]:
     """One part of a composed recipe, validated alone: the other parts may be missing."""
+    announce_loading()
     from xmodal.interfaces import Source, Task  # imports torch
 
     layered = compose([recipe] if recipe else [], registry, overrides)

@@ -59,21 +59,27 @@ class ScoreEntry:
 
 @dataclass(frozen=True)
 class BesidePublished:
-    """A published number, and what was measured here of that method on that task, if anything."""
+    """A published number, and what was measured here of that method on that task, if anything.
+
+    ``metric`` is that of ``measured``: often an error where others print a score.
+    """
 
     number: PublishedNumber
     measured: str
+    metric: str
 
 
 def beside_published(table: ComparisonTable) -> list[BesidePublished]:
     """Every published number beside the measured one, in the order of the tasks."""
     found = []
+    metrics = {column.task: column.metric for column in columns(table)}
     for number in table.published:
         label = number.label if number.label in table.methods else number.method
         same = not number.setting or label == number.label
         mine = table.summary(label, number.task) if label in table.methods and same else None
         measured = "" if mine is None or mine.mean is None else text.mean_sd(mine.mean, mine.sd)
-        found.append(BesidePublished(number, measured))
+        metric = metrics.get(number.task, "") if measured else ""
+        found.append(BesidePublished(number, measured, metric))
     return found
 
 

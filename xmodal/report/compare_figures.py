@@ -53,6 +53,8 @@ RATIOS = (
     (0.01, 0.1, 1.0, 10.0, 100.0),
 )
 """Ratios of two errors for axis labels, finest first."""
+TICK_GAP = 0.11
+"""The least distance of two labels, as a share of the axis: about the width of one."""
 
 
 # --- effects of a pair ---
@@ -247,8 +249,20 @@ def ratio_ticks(end: float) -> tuple[float, ...]:
         if len(shown) == len(ratios) and abs(math.log(ratios[-1])) < 0.45 * end:
             continue
         if len(shown) > 1:
-            return shown
-    return RATIOS[-1] if end > 1 else (1.0,)
+            return _apart(shown, TICK_GAP * 2 * end)
+    return _apart(RATIOS[-1], TICK_GAP * 2 * end) if end > 1 else (1.0,)
+
+
+def _apart(ratios: tuple[float, ...], gap: float) -> tuple[float, ...]:
+    """1 and the ratios on both sides whose logarithms are ``gap`` apart, so that labels are too."""
+    kept = [1.0]
+    for side in (sorted(r for r in ratios if r > 1), sorted(r for r in ratios if r < 1)[::-1]):
+        last = 1.0
+        for ratio in side:
+            if abs(math.log(ratio / last)) >= gap:
+                kept.append(ratio)
+                last = ratio
+    return tuple(sorted(kept))
 
 
 # --- performance profiles ---
