@@ -50,8 +50,11 @@ class Fit(Stage):
             splits = (data.validation, data.test)
             others = [split for split in splits if not any(split is one for one in used)]
             others_NF = torch.cat([x_NF[:0], *(_features(session, one)[0] for one in others)])
-        decode = session.model.decode
-        predictor.fit(FitData(x_NF, y, validation_x_NF, validation_y, others_NF, data.raw, decode))
+        fit_data = FitData(
+            x_NF, y, validation_x_NF, validation_y, others_NF, data.raw, session.model.decode
+        )
+        with session.interruptible():
+            predictor.fit(fit_data)
         predictor.to(session.device)
 
     def steps_per_epoch(self, session: Session) -> int:

@@ -12,6 +12,7 @@ Shapes: B and n samples, F numbers per sample, S classes that occur, M models, K
 from __future__ import annotations
 
 import tempfile
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.data import Store
+from xmodal.errors import DataError, UsageError, did_you_mean
 from xmodal.interfaces import (
     Context,
     Facts,
@@ -38,6 +40,7 @@ from xmodal.interfaces import (
     too_large,
 )
 from xmodal_rivals.packages import absent
+from xmodal_rivals.units import units
 
 LEAST = -13.8  # log 1e-6: the log-odds of what no training sample has
 MOST_MODELS = 128
@@ -84,11 +87,13 @@ class Range(NamedTuple):
 class Boosted(FittedPredictor):
     """Trees on the flattened sample: one model for all classes, else one per number or label."""
 
-    names = ("joined", "length_M", "constant_M", "seen_S")
+    names = ("joined", "length_M", "constant_M", "seen_S", "mean_M", "scale_M")
     joined: Tensor
     length_M: Tensor
     constant_M: Tensor
     seen_S: Tensor
+    mean_M: Tensor
+    scale_M: Tensor
 
     package: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
@@ -141,8 +146,12 @@ class Boosted(FittedPredictor):
         """Fit the models that the labels ask for. Labels that never change need none."""
         x_NF, more_NF = self._rows(data.x_NF), self._rows(data.validation_x_NF)
         self.seen_S = torch.empty(0, dtype=torch.int64)
-        parts, constants = [], []
+        parts, constants, y_units = [], [], []
         for y_N, more_N in self._columns(data):
+            mean, scale = 0.0, 1.0
+            if self.output.kind == "regression":
+                mean, scale = (float(one) for one in units(torch.from_numpy(y_N)[:, None]))
+            y_units.append((mean, scale))
             kept_N, held_N = ~np.isnan(y_N), ~np.isnan(more_N)
             known = np.unique(y_N[kept_N])
             constants.append(float(known[0]) if len(known) else 0.0)
@@ -155,6 +164,7 @@ class Boosted(FittedPredictor):
                 self.seen_S = torch.from_numpy(known).long()
                 held_N &= np.isin(more_N, known)
                 y_N, more_N = (np.searchsorted(known, one).astype(float) for one in (y_N, more_N))
+            y_N, more_N = (y_N - mean) / scale, (more_N - mean) / scale
             validation = (more_NF[held_N], more_N[held_N]) if held_N.any() else None
             size = len(known) if classes and len(known) > 2 else 1
             parts.append(self._best((x_NF[kept_N], y_N[kept_N]), validation, size))
@@ -162,11 +172,12 @@ class Boosted(FittedPredictor):
             self.seen_S = torch.tensor(constants).long()
         self.joined, self.length_M = as_bytes(parts)
         self.constant_M = torch.tensor(constants)
+        self.mean_M, self.scale_M = torch.tensor(y_units).T.clone()
         self.loaded()
 
     def _best(self, training: Split, validation: Split | None, size: int) -> bytes:
         """The model with the least validation loss among the defaults and the trials."""
-        best = self.train_one(training, validation, size, {})
+        best = self._trained(training, validation, size, {})
         if not self.config.trials:
             return best
         if validation is None:
@@ -176,10 +187,25 @@ class Boosted(FittedPredictor):
         least = self._loss(best, validation)
         for _ in range(self.config.trials):
             drawn = {name: one.draw(generator) for name, one in self.ranges.items()}
-            trial = self.train_one(training, validation, size, drawn)
+            trial = self._trained(training, validation, size, drawn)
             if (loss := self._loss(trial, validation)) < least:
                 best, least = trial, loss
         return best
+
+    def _trained(
+        self, training: Split, validation: Split | None, size: int, drawn: Mapping[str, Any]
+    ) -> bytes:
+        """``train_one``; what the library complains about as one line."""
+        try:
+            return self.train_one(training, validation, size, drawn)
+        except Exception as error:
+            if self.package not in type(error).__module__:
+                raise
+            said = next((line for line in str(error).splitlines() if line.strip()), "")
+            if given := self.config.parameters:
+                text = f"{self.package} refuses predictor.parameters={given} or the data: {said}"
+                raise UsageError(text) from error
+            raise DataError(f"{self.package} cannot be fitted to these data: {said}") from error
 
     def _loss(self, text: bytes, validation: Split) -> float:
         """Cross-entropy of classes or labels, squared error of numbers."""
@@ -199,10 +225,12 @@ class Boosted(FittedPredictor):
         if not self.models:
             texts = from_bytes(self.joined, self.length_M)
             self.models = [self.read(text) if text else None for text in texts]
-        constants = self.constant_M.tolist()
+        about = (one.tolist() for one in (self.constant_M, self.mean_M, self.scale_M))
         margins = [
-            self._constant(len(x_BF), value) if model is None else self.margin(model, x_BF)
-            for model, value in zip(self.models, constants, strict=True)
+            self._constant(len(x_BF), value)
+            if model is None
+            else np.asarray(self.margin(model, x_BF), dtype=np.float64) * scale + mean
+            for model, value, mean, scale in zip(self.models, *about, strict=True)
         ]
         margin_BM = torch.from_numpy(np.concatenate(margins, axis=1)).float()
         if self.output.kind == "classification":
@@ -285,19 +313,26 @@ class XGBoost(Boosted):
         import xgboost
 
         objective = "reg:squarederror" if self.output.kind == "regression" else "binary:logistic"
-        given: dict[str, Any] = {"objective": objective, "tree_method": "hist", "verbosity": 0}
+        given: dict[str, Any] = {"objective": objective, "tree_method": "hist", "verbosity": 1}
         if size > 1:
             given |= {"objective": "multi:softprob", "num_class": size}
         given |= {"seed": self.seed, "nthread": torch.get_num_threads(), "device": "cpu"}
         watched = [] if validation is None else [(self._matrix(*validation), "validation")]
-        booster = xgboost.train(
-            self.parameters_of({**drawn, **given}),
-            self._matrix(*training),
-            self.config.rounds,
-            evals=watched,
-            early_stopping_rounds=self.config.patience if watched else None,
-            verbose_eval=False,
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            booster = xgboost.train(
+                self.parameters_of({**drawn, **given}),
+                self._matrix(*training),
+                self.config.rounds,
+                evals=watched,
+                early_stopping_rounds=self.config.patience if watched else None,
+                verbose_eval=False,
+            )
+        # It goes on with a warning.
+        unused = " ".join(str(one.message) for one in caught if "are not used" in str(one.message))
+        for name in self.config.parameters:
+            if f'"{name}"' in unused:
+                raise UsageError(f"xgboost does not use the parameter '{name}'")
         if watched:
             booster = booster[: booster.best_iteration + 1]
         return bytes(booster.save_raw("ubj"))
@@ -349,6 +384,13 @@ class LightGBM(Boosted):
         """Fit with native categories; keep the best round."""
         import lightgbm
 
+        # It ignores what it does not know.
+        names = lightgbm.basic._ConfigAliases._get_all_param_aliases()
+        known = {name for aliases in names.values() for name in aliases}
+        for name in self.config.parameters:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(f"lightgbm has no parameter '{name}'{hint}")
         given: dict[str, Any] = {
             "objective": "regression" if self.output.kind == "regression" else "binary",
             "seed": self.seed,
@@ -426,7 +468,11 @@ class CatBoost(Boosted):
             given |= {"loss_function": "MultiClass", "classes_count": size}
         if validation is not None:
             given |= {"od_type": "Iter", "od_wait": self.config.patience, "use_best_model": True}
-        model = catboost.CatBoost(self.parameters_of({**drawn, **given}))
+        settings = self.parameters_of({**drawn, **given})
+        if len(training[0]) < 3:  # it cannot sample from so few
+            settings.pop("subsample", None)
+            settings["bootstrap_type"] = "No"
+        model = catboost.CatBoost(settings)
         model.fit(
             self._pool(*training), eval_set=None if validation is None else self._pool(*validation)
         )

@@ -37,6 +37,7 @@ from xmodal.interfaces import (
 )
 from xmodal.text import number
 from xmodal_rivals.interpreters import INTERPRETERS, call
+from xmodal_rivals.units import units
 
 LEAST = -13.8  # log 1e-6: the log-odds of what no training sample has
 
@@ -52,12 +53,14 @@ class ElsewhereSettings(Settings):
 class Elsewhere(FittedPredictor):
     """A model fitted by ``worker.py`` in another interpreter."""
 
-    names = ("digest_M2", "prediction_M", "seen_S", "joined", "length_A")
+    names = ("digest_M2", "prediction_M", "seen_S", "joined", "length_A", "mean_K", "scale_K")
     digest_M2: Tensor
     prediction_M: Tensor
     seen_S: Tensor
     joined: Tensor
     length_A: Tensor
+    mean_K: Tensor
+    scale_K: Tensor
 
     keeps_predictions = True
     interpreter: ClassVar[str]
@@ -148,6 +151,12 @@ class Elsewhere(FittedPredictor):
         x_NF, y, more_NF, more_y = (
             x_NF[keep_N], y[keep_N], more_NF[more_keep_N], more_y[more_keep_N]
         )  # fmt: skip
+        self.mean_K, self.scale_K = torch.zeros(1), torch.ones(1)
+        if self.output.kind == "regression":
+            self.mean_K, self.scale_K = units(y)
+            y, more_y = ((one - self.mean_K) / self.scale_K for one in (y, more_y))
+        if not len(y):
+            raise DataError(f"{self.model}: no training sample has all its labels")
         arrays = {
             "x": x_NF.numpy(), "y": y.numpy(), "more_x": more_NF.numpy(), "more_y": more_y.numpy(),
             "others": all_NF.numpy(),
@@ -181,7 +190,7 @@ class Elsewhere(FittedPredictor):
         """The predictor's outputs ``[M, K]`` of the worker's scores."""
         value = torch.from_numpy(scores).float()
         if self.output.kind != "classification":
-            return value
+            return value * self.scale_K.cpu() + self.mean_K.cpu()
         log_MK = torch.full((len(value), self.output.size), LEAST)
         log_MK[:, self.seen_S.cpu()] = value.log_softmax(1)
         return log_MK
@@ -250,6 +259,12 @@ class Aeon(Elsewhere):
     kinds = ("classification", "multi-label", "regression")
     most_outputs = 1000
     uses_validation = True  # only to keep what it predicts there
+
+    def fit(self, data: FitData) -> None:
+        """As for all; missing values are refused."""
+        if any(x.isnan().any() for x in (data.x_NF, data.validation_x_NF, data.others_NF)):
+            raise DataError(f"{self.model} cannot read series with missing values (NaN)")
+        super().fit(data)
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:

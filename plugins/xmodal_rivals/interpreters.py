@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,16 @@ def environment(threads: int) -> dict[str, str]:
     return kept | quiet | counts
 
 
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child and what it has started."""
+    if os.name == "nt":
+        child.kill()
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 def call(
     python: Path | str, job: Mapping[str, Any], arrays: Arrays
 ) -> tuple[NDArray[Any], list[NDArray[Any]]]:
@@ -139,16 +151,22 @@ def call(
         command: Sequence[str] = [str(python), "-I", str(WORKER), str(folder)]
         with (folder / "log.txt").open("wb") as log:
             try:
-                code = subprocess.run(
+                child = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=folder,
                     env=environment(int(job["threads"])),
-                ).returncode
+                    start_new_session=True,  # Ctrl-C is for this process, which ends the child
+                )
             except OSError as error:
                 raise DataError(f"{python} cannot be run: {error.strerror}") from None
+            try:
+                code = child.wait()
+            except BaseException:
+                _end(child)
+                raise
         if code or not (folder / "done.json").exists():
             text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
             lines = [line for line in text.splitlines() if line.strip()][-LAST_LINES:]

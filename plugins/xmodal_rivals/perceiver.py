@@ -87,7 +87,9 @@ class Perceiver(nn.Module):
         """``[B, C, *sides]`` to ``[B, K]`` or ``[B, K, *sides]``."""
         places_BMP = self.places_MP.expand(x.shape[0], *self.places_MP.shape)
         inputs_BMD = torch.cat([x.flatten(2).transpose(1, 2), places_BMP], dim=2)
-        latents = self.encoder(inputs=inputs_BMD).last_hidden_state
+        # Not through the model itself, which makes a mask of ones and asks the device about it.
+        start = self.encoder.embeddings(batch_size=x.shape[0])
+        latents = self.encoder.encoder(start, inputs=inputs_BMD).last_hidden_state
         query_BQP = places_BMP if self.query is None else self.query.expand(x.shape[0], -1, -1)
         y_BQK: Tensor = self.decoder(query_BQP, latents).logits
         if self.dense:

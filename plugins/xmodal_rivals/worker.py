@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,9 +33,9 @@ def stay_here() -> None:
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         host: Any = None
-        if event == "socket.connect" and isinstance(arguments[1], tuple):
-            host = arguments[1][0]
-        elif event == "socket.getaddrinfo":
+        if event in ("socket.connect", "socket.sendto"):
+            host = arguments[1][0] if isinstance(arguments[1], tuple) else None
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
             host = arguments[0]
         if host not in (None, "", *LOCAL):
             raise PermissionError(f"no network in a rival's interpreter: {host!r}")
@@ -45,6 +46,8 @@ def stay_here() -> None:
     def follow() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
+        if os.name != "nt" and os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)  # and what the library has started
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -16,11 +16,33 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 
 
+class Stopped(BaseException):
+    """A signal arrived in a block of which nothing could be saved."""
+
+
 class StopRequest:
     """Remembers that a signal arrived; the run asks between steps."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._at_once = 0
+
+    def arrived(self, number: int) -> None:
+        """Remember a signal. Raises KeyboardInterrupt or Stopped if it is not to wait."""
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        if self._at_once:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block that a signal ends at once: there is nothing in it to save."""
+        self._at_once += 1
+        try:
+            yield
+        finally:
+            self._at_once -= 1
 
 
 @contextmanager
@@ -30,9 +52,7 @@ def watch_signals() -> Iterator[StopRequest]:
     previous = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
+        request.arrived(number)
 
     try:
         for number in SIGNALS:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 from accelerate import Accelerator
@@ -26,7 +27,14 @@ from xmodal.engine.loop import EpochRecord, Training
 from xmodal.engine.memory import OutOfMemory, device_errors, is_out_of_memory
 from xmodal.engine.observe import Observer, RunLog, Silent
 from xmodal.engine.plan import Plan
-from xmodal.engine.process import ALONE, Process, StopRequest, as_in_a_new_process, finished
+from xmodal.engine.process import (
+    ALONE,
+    Process,
+    Stopped,
+    StopRequest,
+    as_in_a_new_process,
+    finished,
+)
 from xmodal.engine.profiling import StepTrace, span
 from xmodal.engine.result import (
     keep_predictions,
@@ -66,12 +74,14 @@ class RunOrder:
 
 
 class Interrupted(XModalError):
-    """A signal asked the run to end; its state is saved, if it had begun."""
+    """A signal asked the run to end; its state is ``saved``, if it had begun."""
 
-    def __init__(self, number: int, run: runs.Run | None = None) -> None:
+    def __init__(self, number: int, run: runs.Run | None = None, saved: bool = True) -> None:
         self.exit_code = 128 + number
-        saved = "state saved. Continue with: "
-        super().__init__(f"interrupted; {saved + run.to_continue() if run else 'it had not begun'}")
+        kept = "state saved. Continue with" if saved else "nothing to save yet. Begin again with"
+        super().__init__(
+            f"interrupted; {f'{kept}: {run.to_continue()}' if run else 'it had not begun'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,7 @@ class _Execution:
 
         def session() -> RunSession:
             made = builder.session(data)
-            made.shared = process.shared
+            made.shared, made.stop = process.shared, stop
             return made
 
         self.session = session()
@@ -306,6 +316,9 @@ class _Execution:
             self._save()
             self.saver.flush()
             raise
+        except Stopped as stopped:
+            kept = bool(checkpoint.complete(self.run.checkpoints, checkpoint.STEP))
+            raise Interrupted(int(self.stop.signal or SIGTERM), self.run, kept) from stopped
 
     def _begun(self, anew: Callable[[], RunSession]) -> Training:
         """Training from the newest checkpoint that is whole, or else from the beginning.

@@ -20,6 +20,7 @@ from xmodal.data.augment import in_pass
 from xmodal.data.feed import Feed
 from xmodal.engine import distributed
 from xmodal.engine.model import TrainingModel
+from xmodal.engine.process import StopRequest
 from xmodal.interfaces import Facts, Metric, Stage, TaskData
 
 
@@ -46,6 +47,7 @@ class RunSession:
     most_at_once: int | None = None
     at_once: int = 0
     shared: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def device(self) -> torch.device:
@@ -231,6 +233,10 @@ class RunSession:
         for name, generator in self.generators.items():
             generator.manual_seed(randomness.derive(seed, name))
         randomness.seed_everything(seed)
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """A block that a signal ends at once, because nothing of it could be saved."""
+        return self.stop.at_once()
 
     def evaluation_split(self) -> Dataset[Any]:
         """The split that selects the best epoch: validation, or test if published."""

@@ -140,6 +140,12 @@ class Session(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """A context manager for code in the precision of the run."""
 
+    def interruptible(self) -> AbstractContextManager[None]:
+        """A block that a signal ends at once, because nothing of it could be saved.
+
+        Anywhere else a signal waits for the end of the step, and the run saves its state.
+        """
+
     def fetch(
         self, dataset: Dataset[Any], indices: Iterable[Tensor], exact: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:

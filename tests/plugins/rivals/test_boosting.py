@@ -14,8 +14,8 @@ from torch import Tensor
 
 import xmodal
 from xmodal.data.store import Store
-from xmodal.errors import DataError
-from xmodal.interfaces import Target
+from xmodal.errors import DataError, UsageError
+from xmodal.interfaces import FitData, Target
 from xmodal.testing.running import StopAt, assert_same, weights
 from xmodal_rivals import boosting, packages
 
@@ -148,6 +148,37 @@ def test_labels_that_are_rare_constant_or_unknown(component: type[boosting.Boost
     y = predict(numbers, x)
     assert (y[:, 1] == 4).all()
     assert (y[:, 0] - x[:, 2]).square().mean() < 0.5 * x[:, 2].square().mean()
+
+
+@pytest.mark.parametrize("component", BOOSTED)
+def test_the_unit_of_the_labels_changes_nothing(component: type[boosting.Boosted]) -> None:
+    """XGBoost makes no split that gains less than 1e-6, in whatever unit."""
+    needs(component)
+
+    def fitted(scale: float, offset: float) -> Tensor:
+        given = data(lambda x, y: offset + scale * (x[:, 2:] + y[:, None]))
+        predictor = build(component, Target("regression", 1), rounds=60)
+        predictor.fit(given)
+        return (predict(predictor, given.validation_x_NF).double() - offset) / scale
+
+    plain = fitted(1.0, 0.0)
+    assert plain.std() > 0.5
+    for scale, offset in ((1e-6, 0.0), (1e6, 0.0), (1024.0, 2.0**20)):
+        torch.testing.assert_close(fitted(scale, offset), plain, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("component", BOOSTED)
+def test_what_a_library_cannot_do_is_one_line(component: type[boosting.Boosted]) -> None:
+    needs(component)
+    for wrong in ({"max_dpth": 3}, {"max_depth": "deep"}):
+        predictor = build(component, TWO, rounds=3, parameters=wrong)
+        with pytest.raises(UsageError, match=r"max_dpth|max_depth") as caught:
+            predictor.fit(data())
+        assert "\n" not in str(caught.value)
+    x, y = torch.tensor([[0.0, 1.0, 2.0], [1.0, 2.0, 0.0]]), torch.arange(2)
+    two = build(component, TWO, rounds=3)
+    two.fit(FitData(x, y, x[:0], y[:0]))
+    assert predict(two, x).isfinite().all()
 
 
 def test_trials_choose_by_validation_loss() -> None:

@@ -7,8 +7,11 @@ The child is a real process with the real worker; the libraries themselves are t
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import sysconfig
+import time
 import venv
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from xmodal.data.store import Store
+from xmodal.engine.process import Stopped, watch_signals
 from xmodal.errors import DataError
 from xmodal.interfaces import BackboneFacts, Context, Facts, FitData, Target, TaskFacts
 from xmodal_rivals import elsewhere
@@ -142,6 +146,33 @@ def test_a_crash_of_the_child_is_one_message_with_its_last_lines(pfn: Any, tmp_p
     assert len(str(caught.value).splitlines()) <= 7
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_child_and_what_it_started(
+    number: signal.Signals, python: str, tmp_path: Path
+) -> None:
+    """The stub starts a program of its own, then never ends."""
+    child = tmp_path / "slow"
+    child.write_text(
+        f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/pid\nsleep 0.5\n"
+        f"kill -s {number.name[3:]} {os.getpid()}\nwait\n"
+    )
+    child.chmod(0o755)
+    with watch_signals() as stop, pytest.raises(Stopped), stop.at_once():
+        call(child, {"model": "quant", "threads": 1}, {})
+    assert stop.signal == number
+    started = int((tmp_path / "pid").read_text())
+    for _ in range(1000):
+        if not Path(f"/proc/{started}").exists() or _zombie(started):
+            return
+        time.sleep(0.01)
+    raise AssertionError("what the child has started goes on")
+
+
+def _zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_a_child_without_its_library_says_which(python: str, tmp_path: Path) -> None:
     config = elsewhere.Quant.Config(python=python)
     predictor = elsewhere.Quant(config, around(TWO, tmp_path, (1, 12), ()))
@@ -161,6 +192,17 @@ def test_one_class_needs_no_child_and_classes_keep_their_places(pfn: Any) -> Non
     gap = pfn(Target("classification", 4))
     gap.fit(FitData(x, 3 * y, x[:0], y[:0]))
     assert set(predict(gap, x).argmax(1).tolist()) == {0, 3}
+
+
+def test_what_no_model_can_be_fitted_to_is_one_line(pfn: Any, tmp_path: Path) -> None:
+    x, unknown = torch.randn(8, 12), torch.full((8, 1), torch.nan)
+    number = Target("regression", 1)
+    with pytest.raises(DataError, match="no training sample has all its labels"):
+        pfn(number).fit(FitData(x[:, :3], unknown, x[:0, :3], unknown[:0]))
+    series = elsewhere.Quant(elsewhere.Quant.Config(), around(number, tmp_path, (1, 12), ()))
+    x[3, 4] = torch.nan
+    with pytest.raises(DataError, match="quant cannot read series with missing values"):
+        series.fit(FitData(x, torch.ones(8, 1), x[:0], unknown[:0]))
 
 
 def test_digests_tell_samples_apart_by_value() -> None:

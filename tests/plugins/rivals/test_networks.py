@@ -191,7 +191,14 @@ def test_the_perceiver_has_the_shapes_of_its_configuration() -> None:
     assert len(network.encoder.encoder.self_attends) == 2
     assert network.decoder.decoding_cross_attention.attention.self.query.in_features == places
     assert network(torch.randn(2, 2, 6, 8)).shape == (2, 3, 6, 8)
-    assert Perceiver((2, 6), 3, config, dense=False)(torch.randn(2, 2, 6)).shape == (2, 3)
+    small = Perceiver((2, 6), 3, config, dense=False)
+    x = torch.randn(2, 2, 6)
+    assert small(x).shape == (2, 3)
+    # The library's own way, which makes a mask of ones.
+    inputs = torch.cat([x.transpose(1, 2), small.places_MP.expand(2, 6, 7)], dim=2)
+    latents = small.encoder(inputs=inputs).last_hidden_state
+    found = small.decoder(small.query.expand(2, -1, -1), latents).logits
+    torch.testing.assert_close(small(x), found.flatten(1))
 
 
 def test_positions_are_those_of_transformers() -> None:
