@@ -126,6 +126,14 @@ class Spherical(Task):
         """Split by index; the test part is the test split. Nothing depends on ``seed``."""
         config = self.config
         found = ready.get(type(self), config, self.store)
+        seed = found.about.get("rotation_seed", config.rotation_seed)
+        if seed != config.rotation_seed:
+            raise DataError(
+                f"{found.folder} was generated with rotation_seed: {seed}, but rotation_seed is "
+                f"{config.rotation_seed}\nways out: set rotation_seed: {seed}, or generate it "
+                "again: xmodal data generate spherical --from IMAGES --again "
+                f"task.rotation_seed={config.rotation_seed}"
+            )
         form = cifar100.raw_form(SIDE, (0.0,) * 3, (1.0,) * 3)
         read = partial(cifar100.prepared, form)
         parts = image_set.rows(int(found.about["train"]), config.validation)
@@ -195,6 +203,7 @@ def _generate(config: Any, wanted: Preparation, folder: Path) -> Mapping[str, An
     what = "CIFAR-100" if same else source.name
     labels = image_set.CLASSES if same else 1 + max(int(y.max()) for _, y in parts.values())
     return counts | {
+        "rotation_seed": config.rotation_seed,
         "title": "spherical" if same else f"spherical/{source.stem}",
         "labels": labels,
         "projected": f"{what} projected here, rotations of seed {config.rotation_seed}",

@@ -211,3 +211,36 @@ def test_tuples_that_share_parts_are_read_in_no_time(tmp_path: Path) -> None:
         assert found[0] is found[1]
         found, depth = found[0], depth + 1
     assert (found, depth) == (1, 60)
+
+
+STATES = {
+    "flags": "(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb",
+    "names that are no names": "(K\x03U\x01|NK\x07NJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb",
+    "fields": "(K\x03U\x01|U\x01aU\x01bNK\x04K\x01K\x00tb",
+    "nothing": ")b",
+    "a number": "K\x01b",
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_damaged_type_of_numbers_crashes_nothing(tmp_path: Path, state: str) -> None:
+    # NumPy's own dtype.__setstate__ ends the process for some of these.
+    kind = b"\x80\x02cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R" + state.encode("latin1")
+    path = tmp_path / "x.pkl"
+    path.write_bytes(kind + b".")
+    if state == STATES["flags"]:
+        assert read_pickle(path) == np.dtype(object)
+        return
+    with pytest.raises(DataError):
+        read_pickle(path)
+
+
+def test_one_order_of_bytes_for_all_arrays_of_a_type(tmp_path: Path) -> None:
+    kind = np.dtype(">f8")  # shared: its order comes once, for both
+    wanted = [np.arange(3, dtype=kind), np.arange(4, dtype=kind)[::-1].copy(), np.zeros((0, 2))]
+    for protocol in range(6):
+        path = tmp_path / "x.pkl"
+        path.write_bytes(pickle.dumps(wanted, protocol))
+        for found, array in zip(read_pickle(path), wanted, strict=True):
+            np.testing.assert_array_equal(found, array)
+            assert found.dtype == array.dtype

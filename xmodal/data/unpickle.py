@@ -16,6 +16,7 @@ import math
 import mmap
 import os
 import pickle
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -34,6 +35,8 @@ _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 _MAPPED = 1 << 14
 """Strings of at least this many bytes are not copied out of a file that is mapped."""
+_KIND = re.compile(r"[biufcSUOV]\d*|\?")
+"""Names of the types of arrays that are read: numbers, text, bytes and objects, no records."""
 _STEP = 64
 """Bytes counted for each operation of a pickle: about those of a number in a list."""
 
@@ -87,6 +90,26 @@ class _Values:
         self.array = array
 
 
+class _Kind:
+    """A type of numbers that a pickle is rebuilding: its order of bytes comes last.
+
+    NumPy's own ``dtype.__setstate__`` trusts what it is given, and a damaged state crashes it.
+    """
+
+    def __init__(self, name: Any = None, *_: Any) -> None:
+        if not isinstance(name, str) or not _KIND.fullmatch(name):
+            raise _Refused(f"its arrays hold {text.shown(name)}")
+        self.dtype = np.dtype(name)
+
+    def order(self, state: Any) -> None:
+        """Take the order of bytes out of a state; all else in it follows from the name."""
+        order: Any = state[1] if isinstance(state, tuple) and len(state) > 4 else ""
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+            raise _Refused("its arrays hold records")
+        if order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(order)
+
+
 # Python's own unpickler is also written in Python, with a table of what it does for each operation.
 # Both are private, but have not changed since Python 3.8.
 _Readable: Any = pickle._Unpickler
@@ -130,8 +153,10 @@ class _NumpyOnly(_Readable):  # type: ignore[misc]
         # A class of numpy is only ever handed on, never called: a word stands for it.
         self.known: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): "numpy.ndarray",
-            ("numpy", "dtype"): np.dtype,
+            ("numpy", "dtype"): _Kind,
             ("_codecs", "encode"): self.latin1,
+            # No bytes at all, as Python 3 writes them in old protocols.
+            ("__builtin__", "bytes"): lambda: b"",
         }
         for module in _MULTIARRAY:
             self.known[module, "_reconstruct"] = lambda *_: _Values()
@@ -163,18 +188,19 @@ class _NumpyOnly(_Readable):  # type: ignore[misc]
         made = self.stack[-1]
         if isinstance(made, _Values):
             made.array = self.array(state)
-        elif isinstance(made, np.dtype):
-            made.__setstate__(state)  # type: ignore[attr-defined]
+        elif isinstance(made, _Kind):
+            made.order(state)
         else:
             raise _Refused(f"it gives a {type(made).__name__} a state")
 
     def array(self, state: Any) -> Any:
         """An array out of its state: version, shape, type of numbers, order and values."""
-        _, shape, dtype, fortran, values = state
+        _, shape, kind, fortran, values = state
+        dtype = kind.dtype
         order: Any = "F" if fortran else "C"
         if not dtype.hasobject:
             values = self.latin1(values) if isinstance(values, str) else values
-            return self.in_place(values, dtype, shape, order)
+            return self.in_place(values, kind, shape, order)
         if math.prod(shape) != len(values):
             raise ValueError(f"an array of shape {shape} has {len(values)} values")
         self.budget.take(math.prod(shape) * dtype.itemsize)
@@ -184,24 +210,24 @@ class _NumpyOnly(_Readable):  # type: ignore[misc]
             flat[place] = value
         return array
 
-    def in_place(self, values: Any, dtype: Any, shape: Any, order: Any, *axes: Any) -> Any:
+    def in_place(self, values: Any, kind: Any, shape: Any, order: Any, *axes: Any) -> Any:
         """An array on its values; a copy, which can be changed, unless the file is mapped."""
         if any(axes):
             raise _Refused("its arrays have their axes in another order")
-        if dtype.hasobject:
+        if kind.dtype.hasobject:
             raise _Refused("its arrays hold objects as bytes")
-        array = np.frombuffer(values, dtype).reshape(shape, order=order)
+        array = np.frombuffer(values, kind.dtype).reshape(shape, order=order)
         if self.content is not None:
             return array
         self.budget.take(array.nbytes)
         return array.copy(order=order)
 
-    def scalar(self, dtype: Any, value: Any) -> Any:
+    def scalar(self, kind: Any, value: Any) -> Any:
         """One number."""
-        if dtype.hasobject:
+        if kind.dtype.hasobject:
             return value
         raw = self.latin1(value) if isinstance(value, str) else value
-        return np.frombuffer(raw, dtype, 1)[0]
+        return np.frombuffer(raw, kind.dtype, 1)[0]
 
     def binary(self, code: str, text: bool = False) -> None:
         """A string of bytes, whose length comes first; from the map if it is large."""
@@ -240,6 +266,8 @@ def _settled(value: Any, done: dict[int, Any]) -> Any:
     """``value`` with arrays for what stood for them. Lists, mappings and arrays are changed."""
     if isinstance(value, _Values):
         return _settled(value.array, done)
+    if isinstance(value, _Kind):
+        return value.dtype
     if not isinstance(value, tuple | list | dict | np.ndarray):
         return value
     if id(value) in done:

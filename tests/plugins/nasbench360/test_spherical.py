@@ -182,6 +182,9 @@ def test_made_of_a_pack(tmp_path: Path) -> None:
     facts = Spherical.describe(one.config, Store(tmp_path / "out/cache"))
     assert (facts.name, facts.target.size) == ("spherical/photos", 3)
     assert one.load(0).train[1][1] == 1
+    one.config = one.config.model_copy(update={"rotation_seed": 1})
+    with pytest.raises(DataError, match=r"generated with rotation_seed: 0, but .* is 1"):
+        one.load(0)
 
 
 def test_without_images_it_says_what_to_give(tmp_path: Path) -> None:
