@@ -186,7 +186,8 @@ class PDETask(Task):
             shape=shapes[0],
             target=Target("dense", shapes[1][0], shapes[1][1:]),
             samples={name: len(rows) for name, rows in parts.items()},
-            coarse=min(problem.coarse_points, grid[0]),
+            # Half as many points at most: on all of them a solver repeats what made the data.
+            coarse=max(4, min(problem.coarse_points, grid[0] // 2)),
         )
 
     @classmethod

@@ -80,6 +80,20 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.parametrize("scale", ["paper", "cpu", "smoke"])
+def test_a_coarse_solution_is_coarse(scale: str, tmp_path: Path) -> None:
+    """On all points of the grid it would be the program that made the data."""
+    equations = 0
+    for named in TASKS:
+        recipes = ["methods/pare", f"tasks/{named.name}"]
+        facts = compose_plan(recipes, plugins.registry(), Store(tmp_path), (), scale).facts.task
+        if facts.coarse:
+            fields = 3 if named.name == "navier-stokes" else 1
+            assert 2 * facts.coarse <= facts.target.shape[-1] // fields, named.name
+            equations += 1
+    assert equations == 9
+
+
 def test_every_task_of_the_papers_has_a_recipe() -> None:
     cards = [named.card for named in TASKS]
     found = [card.benchmark for card in cards if card is not None]
