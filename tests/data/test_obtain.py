@@ -265,3 +265,20 @@ def test_files_that_differ_are_not_mixed(tmp_path: Path) -> None:
         published(tmp_path, BY_HAND)
     (tmp_path / "x.txt").write_text("third")
     assert published(tmp_path, BY_HAND) == {"x.txt": tmp_path / "x.txt"}
+
+
+def test_an_interruption_leaves_a_file_that_may_have_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = RemoteFile("about.json", ("http://127.0.0.1:9/about.json",), lasting=False)
+    place = store.root / "downloads" / "table" / "about.json"
+    place.parent.mkdir(parents=True)
+    place.write_text("{}")
+
+    def interrupted(*_: Any, **__: Any) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        obtain(store, DataCard("table", "toys", "", "", files=(about,)), _copy, DataOrder())
+    assert place.read_text() == "{}"

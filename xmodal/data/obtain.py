@@ -233,6 +233,9 @@ def _fetched(store: Store, card: DataCard, file: RemoteFile, **known: Any) -> Pa
         log.warning("using the %s of before: %s", file.name, str(error).partition("\n")[0])
         before.replace(place)
         return place
+    except BaseException:
+        before.replace(place)  # interrupted: what was there is there again
+        raise
 
 
 def _missing(card: DataCard, found: Mapping[str, Path]) -> list[RemoteFile]:

@@ -20,7 +20,7 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Target
 from xmodal.settings import Use
-from xmodal_nasbench360 import darcy_data, darcy_prepared
+from xmodal_nasbench360 import darcy, darcy_data, darcy_prepared
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
@@ -254,6 +254,10 @@ def test_generated_and_made_ready(store: Store, monkeypatch: pytest.MonkeyPatch)
     expected = draw(0, 1, 0, Grid(85, 169, "published"))[1][::2, ::2].astype(np.float32)
     assert np.array_equal(data.test[0][1][0].numpy(), expected)
     assert "solved on 169x169" in data.notes[0]
+    with monkeypatch.context() as newer:
+        newer.setattr(darcy, "GENERATOR", 2)
+        with pytest.raises(DataError, match="version 1 of the solver, this is 2"):
+            one.load(0)
     for wanted, match in (
         ({"resolution": 100}, "try 85"),
         ({"samples": 2}, "at least 4"),
