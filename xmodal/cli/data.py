@@ -308,7 +308,10 @@ def _make_one_ready(named: NamedData, order: Any, store: Store) -> None:
     card, console = named.card, output.stdout()
     train = f"xmodal run pare_{named.name}" if named.recipe else f"source={named.name}"
     part, config = named.use.component, named.use.config
-    built = not order.generate and part.ready(config, store) and not _folder(store, card)
+    if not getattr(config, "prepared", True):  # its runs generate samples unless asked for these
+        train += " task.prepared=true"
+    built = not order.generate and part.state(config, store) == "ready"
+    built = built and not _folder(store, card)
     if card is None or built:
         console.print(f"{named.name} needs no data set of its own.  Next: {train}", soft_wrap=True)
         return
