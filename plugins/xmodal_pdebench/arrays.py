@@ -7,6 +7,7 @@ as memory maps, so that memory grows with neither of them.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from xmodal.data.mapped import ArrayWriter, check_room
 from xmodal.errors import DataError
 from xmodal.files import atomically
 from xmodal_pdebench.layout import Floats
+
+log = logging.getLogger(__name__)
 
 X, Y = "x.npy", "y.npy"
 
@@ -116,6 +119,9 @@ def generate(
     try:
         for finished in pool.map(make, starts):
             count(finished)
+    except KeyboardInterrupt:
+        log.warning("stopping when the samples in work are done: %d a core", chunk)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from xmodal.errors import UsageError
+
 from ..processes import Command
 
 GRID = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells", "--no-trivial")
@@ -95,6 +97,15 @@ def check_merging(folder: Path, good: str, bad: str, arguments: tuple[str, ...])
     again = merge(folder, "cells", "--root", "merged")
     assert (again["taken"], again["known"], list(again["differ"])) == ([], [], [good])
     assert json.loads((target / "result.json").read_text()) == result
+
+
+def test_merging_nothing_is_said(tmp_path: Path) -> None:
+    from xmodal.comparison.merge import merge as merge_folders
+
+    with pytest.raises(UsageError, match="no folder"):
+        merge_folders([tmp_path / "there"], tmp_path)
+    with pytest.raises(UsageError, match="is where the cells are taken to"):
+        merge_folders([tmp_path / "." / ""], tmp_path)
 
 
 def merge(folder: Path, *arguments: str) -> Any:

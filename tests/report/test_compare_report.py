@@ -30,6 +30,7 @@ from xmodal.report import compare_figures as figures
 from xmodal.report.charts import BAD, METHODS, MethodStyle, log_ticks
 from xmodal.report.compare_cells import columns, course, courses, differences, scores, unfinished
 from xmodal.report.samples import relative_error
+from xmodal.report.ticks import ratio_ticks
 
 from ..comparisons import TASKS, compared
 from ..pages import Page
@@ -483,7 +484,7 @@ def test_failed_runs_stand_at_the_end_of_the_axis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [0.021, 0.05, 0.1, 0.3, 0.8, 2.0, 5.0, 20.0])
 def test_a_forest_axis_has_names_on_both_sides(end: float) -> None:
-    ratios = figures.ratio_ticks(end)
+    ratios = ratio_ticks(end)
     assert 3 <= len(ratios) <= 7
     assert min(ratios) < 1 < max(ratios)
     assert all(abs(math.log(r)) <= end for r in ratios)

@@ -32,18 +32,23 @@ class Merged:
 def merge(sources: Sequence[Path], root: Path) -> Merged:
     """Copy every finished cell below ``sources`` into ``root``, which may have others.
 
-    Raises UsageError for a source that has no cells at all.
+    ``root`` may be among them. Raises UsageError for a source that has no cells at all, and if
+    there is no other folder.
     """
     merged = Merged()
+    if all(root.resolve() == source.resolve() for source in sources):
+        raise UsageError(f"{root} is where the cells are taken to; name folders of other machines")
     for source in sources:
+        if not source.is_dir():
+            raise UsageError(f"no folder '{source}'")
+        if root.resolve() == source.resolve():
+            continue
         cells = list(_cells(source))
         if not cells:
             raise UsageError(
                 f"{source} holds no cells of comparisons (folders TASK/METHOD/seedS-HASH, such as "
                 "those in runs/cells)"
             )
-        if root.resolve() == source.resolve():
-            continue
         for cell in cells:
             _take(cell, root / cell.relative_to(source), merged)
     return merged
