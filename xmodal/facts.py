@@ -34,6 +34,7 @@ class TaskFacts:
     "protein". Verdicts count tasks of one family as one observation; where nothing is stated, rows
     are of the family "table", sequences "series" and grids "image". ``coarse``: points per side on
     which ``Task.coarse`` solves the task's equation unless told otherwise; 0 if it has none.
+    ``equation``: whether ``Task.equation`` gives its residual.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TaskFacts:
     levels: tuple[int, ...] = ()
     family: str = ""
     coarse: int = 0
+    equation: bool = False
 
     def __post_init__(self) -> None:
         if not self.family:

@@ -44,6 +44,7 @@ class Advection(PDETask):
         stride=4,
         coarse="xmodal_pdebench.coarse_1d:advection",
         coarse_points=128,
+        equation="xmodal_pdebench.equations:advection",
     )
 
 
@@ -65,6 +66,7 @@ class Burgers(PDETask):
         same="initial fields sample for sample, solved exactly instead of by finite volumes",
         coarse="xmodal_pdebench.coarse_1d:burgers",
         coarse_points=32,
+        equation="xmodal_pdebench.equations:burgers",
     )
 
 
@@ -81,6 +83,7 @@ class DiffusionReaction(PDETask):
         same="initial fields sample for sample, solved by a Fourier method of fourth order",
         coarse="xmodal_pdebench.coarse_1d:diffusion_reaction",
         coarse_points=32,
+        equation="xmodal_pdebench.equations:diffusion_reaction",
     )
 
 
@@ -110,6 +113,7 @@ class DiffusionSorption(PDETask):
         test="last",
         coarse="xmodal_pdebench.coarse_1d:diffusion_sorption",
         coarse_points=128,
+        equation="xmodal_pdebench.equations:diffusion_sorption",
     )
 
     @classmethod

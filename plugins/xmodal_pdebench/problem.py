@@ -29,7 +29,8 @@ class PDEProblem:
     keeps. ``same``: what of the published data the solver reproduces. ``images`` as in
     ``TaskData``. ``coarse`` is 'module:function', which solves on ``coarse_points`` points along a
     side by default: ``coarse(x, points, stride)``, from inputs ``[n, C, *grid]``, every
-    ``stride``-th of the cells of the domain, to labels there.
+    ``stride``-th of the cells of the domain, to labels there. ``equation`` is 'module:function',
+    from points of a sample and ``stride`` to an ``Equation``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PDEProblem:
     task: str = ""
     coarse: str = ""
     coarse_points: int = 0
+    equation: str = ""
 
     @property
     def points(self) -> int:

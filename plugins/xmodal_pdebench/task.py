@@ -27,6 +27,7 @@ from xmodal.errors import DataError
 from xmodal.files import contents, read_json
 from xmodal.interfaces import (
     Context,
+    Equation,
     Loss,
     Metric,
     Pair,
@@ -188,16 +189,24 @@ class PDETask(Task):
             samples={name: len(rows) for name, rows in parts.items()},
             # Half as many points at most: on all of them a solver repeats what made the data.
             coarse=max(4, min(problem.coarse_points, grid[0] // 2)),
+            equation=bool(problem.equation),
         )
 
     @classmethod
     def coarse(cls, config: Any, x: Array, points: int, raw: RawForm) -> Array:
         """The solution on ``points`` points along each side; raises ArithmeticError."""
-        module, _, name = cls.problem.coarse.partition(":")
-        solve = getattr(importlib.import_module(module), name)
         stride = cls.problem.stride if config.loader == "released" else 1
-        solved: Array = solve(x, points, stride)
+        solved: Array = _named(cls.problem.coarse)(x, points, stride)
         return solved
+
+    @classmethod
+    def equation(cls, config: Any, points: int) -> Equation:
+        """The equation, where the task has one of one field on a line without shocks."""
+        if not cls.problem.equation:
+            return super().equation(config, points)
+        stride = cls.problem.stride if config.loader == "released" else 1
+        found: Equation = _named(cls.problem.equation)(points, stride)
+        return found
 
     @classmethod
     def laid(cls, config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -388,6 +397,12 @@ def checksum(*tensors: Tensor) -> str:
         for part in torch.split(tensor, 256):
             digest.update(np.ascontiguousarray(part.numpy()).data)
     return digest.hexdigest()
+
+
+def _named(function: str) -> Any:
+    """The function 'module:name'."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ def xmodal_predictors() -> Mapping[str, str]:
     """Rivals, by name."""
     return {
         "coarse-solve": "xmodal_rivals.coarse_solve:CoarseSolve",
+        "pinn": "xmodal_rivals.pinn:PINN",
         "xgboost": "xmodal_rivals.boosting:XGBoost",
         "lightgbm": "xmodal_rivals.boosting:LightGBM",
         "catboost": "xmodal_rivals.boosting:CatBoost",

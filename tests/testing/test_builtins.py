@@ -41,6 +41,7 @@ NEEDS = {
     ("backbone", "swin"): "89 million random weights are too slow to make here",
     ("backbone", "roberta"): "125 million random weights are too slow to make here",
     ("predictor", "coarse-solve"): "needs a task with an equation, as its own tests have",
+    ("predictor", "pinn"): "needs a task with an equation, as its own tests have",
     ("predictor", "deepcr"): "reads images of one channel; its own tests compare with its program",
     ("predictor", "autogluon"): "takes minutes; its own tests fit a table",
     ("predictor", "realmlp"): "takes minutes; its own tests fit a table",

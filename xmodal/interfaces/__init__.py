@@ -10,7 +10,7 @@ from __future__ import annotations
 from xmodal.data.obtain import DataOrder
 from xmodal.facts import NO_FACTS, BackboneFacts, Facts, SourceFacts, Target, TaskFacts
 from xmodal.interfaces.component import Component, Context
-from xmodal.interfaces.data import Pair, Source, SourceRequest, Task, TaskData
+from xmodal.interfaces.data import Equation, Pair, Source, SourceRequest, Task, TaskData
 from xmodal.interfaces.fitted import (
     FitData,
     FittedBuffers,
@@ -49,7 +49,7 @@ from xmodal.settings import Settings, Use, default
 
 __all__ = [
     "INTERFACES", "NO_FACTS", "Adapter", "Backbone", "BackboneFacts", "Component", "Context",
-    "DataOrder", "Distance", "Embedder", "Exported", "Exporter", "Facts", "FitData",
+    "DataOrder", "Distance", "Embedder", "Equation", "Exported", "Exporter", "Facts", "FitData",
     "FittedBuffers", "FittedPredictor", "Job", "Launcher", "LibraryModel", "Loss", "Metric",
     "Mixer", "Model", "Network", "Pair", "Predictor", "Scheduler", "Selector", "Session",
     "Settings", "Source", "SourceFacts", "SourceRequest", "Stage", "Target", "Task",

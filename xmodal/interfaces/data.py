@@ -66,6 +66,28 @@ class TaskData:
         return y if self.raw is None else self.raw.restore_labels(y)
 
 
+Residual = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Of u, u_t, u_x and u_xx at the same points: zero where u solves the equation."""
+End = Callable[[Tensor, Tensor], Tensor]
+"""Of u and u_x at an end of the interval: zero where the boundary condition holds."""
+
+
+@dataclass(frozen=True)
+class Equation:
+    """The partial differential equation of a task with one field u(x, t) on an interval.
+
+    Samples are u at time 0 at ``places_X``, labels u there at time ``end``, all in the units of
+    ``residual``, which works elementwise on tensors of any shape. ``domain``: left and right end.
+    ``ends``: the conditions there; None if u is periodic.
+    """
+
+    residual: Residual
+    places_X: NDArray[np.float64]
+    domain: tuple[float, float]
+    end: float
+    ends: tuple[End, End] | None = None
+
+
 class Task(WithData):
     """A target task. Its ``Config`` must have ``loss`` and ``metric`` fields."""
 
@@ -92,6 +114,11 @@ class Task(WithData):
         ``coarse``. Raises ArithmeticError.
         """
         raise NotImplementedError(f"{cls.__name__} has no equation to solve")
+
+    @classmethod
+    def equation(cls, config: Any, points: int) -> Equation:
+        """The equation, for samples of so many points. Only for tasks whose facts say so."""
+        raise NotImplementedError(f"{cls.__name__} gives no residual of an equation")
 
     @classmethod
     def decoder(cls, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
