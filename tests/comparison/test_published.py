@@ -99,7 +99,11 @@ def test_suites_show_their_tables_and_other_comparisons_all() -> None:
     [
         ("task,method\n", "expected the columns task, method, setting"),
         ("task,method,setting,printed,error,metric,protocol,source\na,b,,1,x,m,p,s\n", ":2: could"),
-        ("task,method,setting,printed,error,metric,protocol,source\na,b,,1\n", ":2: "),
+        ("task,method,setting,printed,error,metric,protocol,source\na,b,,1\n", ":2: 4 values"),
+        (
+            "task,method,setting,printed,error,metric,protocol,source\na,b,,1,nan,m,p,s\n",
+            ":2: the error is nan",
+        ),
         ('task,method,setting,printed,error,metric,protocol,source\na,"b\n', ":2: "),
     ],
 )
@@ -111,6 +115,17 @@ def test_a_damaged_file_is_named(
     (tmp_path / "recipes/published/own.csv").write_text(text)
     with pytest.raises(DataError, match=f"own.csv.*{message}"):
         published_numbers(registry(), ["a"], ["own"])
+
+
+def test_a_file_of_a_spreadsheet_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark in front, other line ends, and empty lines."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes/published").mkdir(parents=True)
+    header = "task,method,setting,printed,error,metric,protocol,source"
+    text = f"\ufeff{header}\r\n\r\na,b,,1,0.5,m,p,s\r\n,,,,,,,\r\n"
+    (tmp_path / "recipes/published/own.csv").write_bytes(text.encode())
+    (found,) = published_numbers(registry(), ["a"], ["own"])
+    assert (found.method, found.error) == ("b", 0.5)
 
 
 def test_an_unknown_table_names_the_nearest() -> None:

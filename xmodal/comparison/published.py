@@ -12,11 +12,12 @@ import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 from pydantic import Field
 
-from xmodal.errors import DataError, UsageError, did_you_mean
+from xmodal.errors import DataError, UsageError, did_you_mean, file_errors
 from xmodal.plugins import Registry
 from xmodal.settings import Settings
 from xmodal.text import MOST_KNOWN, listed, shortlist
@@ -95,7 +96,8 @@ def _files(registry: Registry) -> Mapping[str, Path]:
 
 
 def _read(path: Path) -> Iterator[PublishedNumber]:
-    with path.open(encoding="utf-8", newline="") as stream:
+    # Spreadsheets put a mark in front of UTF-8.
+    with file_errors(), path.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         try:
             for row in rows:
@@ -103,9 +105,16 @@ def _read(path: Path) -> Iterator[PublishedNumber]:
                     if tuple(row) != COLUMNS:
                         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}")
                     continue
+                if not any(row):
+                    continue
+                if len(row) != len(COLUMNS):
+                    raise ValueError(f"{len(row)} values, not {len(COLUMNS)}")
                 named = dict(zip(COLUMNS, row, strict=True))
                 printed = named.pop("error")
-                yield PublishedNumber(error=float(printed) if printed else None, **named)
+                error = float(printed) if printed else None
+                if error is not None and not isfinite(error):
+                    raise ValueError(f"the error is {printed}, no number; leave it empty")
+                yield PublishedNumber(error=error, **named)
         except (ValueError, csv.Error) as wrong:
             raise DataError(f"{path}:{rows.line_num}: {wrong}") from wrong
 
