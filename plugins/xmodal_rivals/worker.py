@@ -121,7 +121,13 @@ class SeriesJob:
         if self.job["kind"] == "regression":
             return columns(self.model.predict(features))
         if self.job["model"] == "quant":
-            return of_probabilities(self.model.predict_proba(features), self.job["kind"])
+            p = self.model.predict_proba(features)
+            if self.job["kind"] == "classification":
+                return of_probabilities(p)
+            several = isinstance(p, list)  # one label has no list
+            return of_labels(
+                *((p, self.model.classes_) if several else ([p], [self.model.classes_]))
+            )
         return of_margins(self.model.decision_function(features), self.job["kind"])
 
 
@@ -174,7 +180,7 @@ class TableJob:
     def scored(self, model: Any, x: Any) -> Any:
         if self.numbers:
             return columns(np.asarray(model.predict(x)))
-        return of_probabilities(np.asarray(model.predict_proba(x)), "classification")
+        return of_probabilities(np.asarray(model.predict_proba(x)))
 
 
 class AutoGluonJob(TableJob):
@@ -218,7 +224,7 @@ class AutoGluonJob(TableJob):
         if self.numbers:
             return columns(np.asarray(model.predict(x)))
         p = model.predict_proba(x)[list(range(self.job["size"]))]
-        return of_probabilities(p.to_numpy(), "classification")
+        return of_probabilities(p.to_numpy())
 
 
 class PyTabKitJob(TableJob):
@@ -297,12 +303,18 @@ def of_margins(value: Any, kind: str) -> Any:
     return value
 
 
-def of_probabilities(p: Any, kind: str) -> Any:
-    """Log-probabilities of classes, or log-odds of labels (a list of one table a label)."""
-    if kind == "classification":
-        return np.log(np.maximum(np.asarray(p, dtype=np.float64), LEAST))
-    odds = np.stack([one[:, 1] if one.shape[1] == 2 else one[:, 0] * 0 for one in p], axis=1)
-    odds = odds.clip(LEAST, 1 - LEAST)
+def of_probabilities(p: Any) -> Any:
+    """Log-probabilities of classes."""
+    return np.log(np.maximum(np.asarray(p, dtype=np.float64), LEAST))
+
+
+def of_labels(p: Any, classes: Any) -> Any:
+    """Log-odds of labels: a table ``(n, classes that occur)`` and these classes for each label."""
+    yes = [
+        one[:, list(c).index(1)] if 1 in c else one[:, 0] * 0
+        for one, c in zip(p, classes, strict=True)
+    ]
+    odds = np.stack(yes, axis=1).clip(LEAST, 1 - LEAST)
     return np.log(odds) - np.log(1 - odds)
 
 

@@ -25,7 +25,7 @@ from xmodal.data.store import Store
 from xmodal.engine.process import Stopped, watch_signals
 from xmodal.errors import DataError
 from xmodal.interfaces import BackboneFacts, Context, Facts, FitData, Target, TaskFacts
-from xmodal_rivals import elsewhere
+from xmodal_rivals import elsewhere, worker
 from xmodal_rivals.interpreters import INTERPRETERS, call
 
 from .tables import LEVELS, data, predict, table
@@ -203,6 +203,18 @@ def test_what_no_model_can_be_fitted_to_is_one_line(pfn: Any, tmp_path: Path) ->
     x[3, 4] = torch.nan
     with pytest.raises(DataError, match="quant cannot read series with missing values"):
         series.fit(FitData(x, torch.ones(8, 1), x[:0], unknown[:0]))
+
+
+def test_labels_that_never_change_have_sure_odds() -> None:
+    y = np.arange(6) % 2
+    for columns in ([y], [y, y * 0, y * 0 + 1]):
+        p, classes = zip(
+            *((np.eye(2)[one][:, np.unique(one)], np.unique(one)) for one in columns), strict=True
+        )
+        odds = worker.of_labels(p, classes)
+        assert odds.shape == (6, len(columns))
+        assert ((odds > 10) == (np.stack(columns, 1) == 1)).all()
+        assert ((odds < -10) == (np.stack(columns, 1) == 0)).all()
 
 
 def test_digests_tell_samples_apart_by_value() -> None:
