@@ -614,3 +614,12 @@ def test_the_paper_runs_are_planned_on_the_published_backbones(tmp_path: Path) -
         assert made.facts.grid == (56, 56)
         assert made.facts.num_tokens == IMAGE
         assert made.recipe.backbone.config.size == "base"
+
+
+@pytest.mark.parametrize(
+    ("task", "epochs", "samples"),
+    [("ninapro", 100, 128), ("psicov", 60, 64), ("deepsea", 60, 64), ("cosmic", 60, 128)],
+)
+def test_alignment_of_the_released_orca(task: str, epochs: int, samples: int) -> None:
+    align = composed("methods/orca", f"tasks/{task}").stages[0].config
+    assert (align.epochs, align.samples) == (epochs, samples)

@@ -52,7 +52,7 @@ OUTSIDE = frozenset(
 """Fields of a recipe that change where, how fast or how safely a run is executed."""
 ENGINE = (
     "alignment.py", "batch.py", "data", "engine", "facts.py", "fused.py", "interfaces", "ops.py",
-    "optimize.py", "precision.py", "randomness.py", "rank_kernels.py", "recompute.py",
+    "optimize.py", "precision.py", "randomness.py", "rank_kernels.py", "ready.py", "recompute.py",
     "steps.py",
 )  # fmt: skip
 """The rooms and modules of xmodal in which results are computed."""

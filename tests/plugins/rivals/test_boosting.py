@@ -17,7 +17,7 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import FitData, Target
 from xmodal.testing.running import StopAt, assert_same, weights
-from xmodal_rivals import boosting, packages
+from xmodal_rivals import boosted, boosting, packages
 
 from .tables import LEVELS, build, context, data, predict, table
 
@@ -205,7 +205,7 @@ def test_ranges_are_kept_and_logarithms_are_even() -> None:
 def test_what_they_cannot_do_is_said_before_a_run() -> None:
     def problems(output: Target, **about: Any) -> list[str]:
         facts = context(output, **about).facts
-        return list(boosting.XGBoost.problems(boosting.BoostingSettings(), facts))
+        return list(boosting.XGBoost.problems(boosted.BoostingSettings(), facts))
 
     assert problems(TWO) == []
     (dense,) = problems(Target("dense", 1, (9,)), shape=(1, 9), levels=())
@@ -218,7 +218,7 @@ def test_what_they_cannot_do_is_said_before_a_run() -> None:
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    (line,) = boosting.XGBoost.missing(boosting.BoostingSettings(), Store(tmp_path))
+    (line,) = boosting.XGBoost.missing(boosted.BoostingSettings(), Store(tmp_path))
     assert line == ("needs the package 'xgboost'; install it: pip install 'xmodal[rivals-tables]'")
     with pytest.raises(DataError, match="needs the package 'xgboost'"):
         xmodal.run("methods/xgboost", "tasks/openml/balance-scale", directory=tmp_path / "run")
