@@ -235,7 +235,7 @@ def test_distance_through_a_backbone(xmodal: Cli, finished: dict[str, Path], spa
         (("digits", "digitz"), 2, "did you mean 'digits'?"),
         (("mine.npz", "digits"), 2, "no file 'mine.npz'"),
         (("methods/nft", "digits"), 2, "recipe 'methods/nft' has no task"),
-        (("digits", "cifar10"), 4, "source cifar10 needs files"),
+        (("digits", "cifar10"), 4, "xmodal data fetch cifar10"),
         (("digits", "conll-2003"), 2, "is text, which has no raw values"),
         (
             ("digits", "digits", "--embed", "tinny"),
@@ -279,7 +279,7 @@ def test_rank_scores_what_is_there_and_says_what_is_missing(
     line = (finished["pare"] / "metrics.jsonl").read_text().splitlines()[0]
     assert best["scores"]["probe"] == json.loads(line)["validation"]["metric"]
     reasons = {one["source"]: one["absent"] for one in others}
-    assert "needs files" in reasons["voc-foreground"]
+    assert "xmodal data fetch voc-foreground" in reasons["voc-foreground"]
     assert "cannot predict the source's classification labels" in reasons["digits"]
     assert told["spearman"] == {}
 

@@ -187,8 +187,8 @@ def test_every_rival_trains_or_says_why_not(rival: str, kind: str, files: Path) 
     if isinstance(reason, DataError):
         pytest.skip(f"a rival's library: {reason}")
     if reason is not None:
-        said = str(reason)
-        assert f"'{rival}'" in said
+        # A tuned recipe has the predictor of the other.
+        assert re.search(rf"\b{rival.removesuffix('-tuned')}\b", str(reason))
         return
     losses = [r.loss for r in Training(session).run() if not isinstance(r, EpochRecord)]
     assert all(math.isfinite(loss) for loss in losses)

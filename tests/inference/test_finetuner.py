@@ -24,10 +24,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import xmodal
 from xmodal import FineTuner, api, finetuner, plugins, runs
-from xmodal.data import in_memory
+from xmodal.data import Store, in_memory
 from xmodal.engine.observe import Silent
 from xmodal.engine.run import Interrupted
 from xmodal.finetuner import overrides
+from xmodal.interfaces import Context
 
 pytestmark = pytest.mark.slow
 
@@ -524,7 +525,7 @@ def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> N
     )  # fmt: skip
     run = xmodal.load(outcome.run.path)
     task = plugins.registry().load("task", "openml/wdbc")
-    data = task(task.Config(), None).load(0)  # type: ignore[attr-defined]
+    data: Any = task(task.Config(), Context.outside(Store(tmp_path))).load(0)  # type: ignore[attr-defined]
     parts = {
         role: (run.raw.invert(x).numpy(), y.numpy())
         for role in ("train", "validation", "test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -236,6 +237,7 @@ def test_stage_fits_the_whole_model() -> None:
         evaluation_split=lambda: TensorDataset(x, y),
         device=torch.device("cpu"),
         workers=0,
+        interruptible=nullcontext,
     )
     stage = Fit(Fit.Config(), around)
     stage.begin(session)
