@@ -124,11 +124,6 @@ def channels(rows: Array, pairs: Array) -> Array:
     return x
 
 
-def read_features(path: Path) -> Array:
-    """The 57 channels ``[57, L, L]`` of a protein. Raises DataError."""
-    return channels(*read_values(path))
-
-
 def read_distances(path: Path, length: int) -> Array:
     """C-beta distances ``[L, L]`` in angstroms, at least 1. Raises DataError.
 

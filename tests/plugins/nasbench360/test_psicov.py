@@ -319,7 +319,7 @@ def test_wrong_features_are_named(tmp_path: Path, key: str, value: Any, reason: 
     made = features(30, np.random.default_rng(0)) | {key: value}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(made))
     with pytest.raises(DataError, match=reason):
-        files.read_features(tmp_path / "x.pkl")
+        files.read_values(tmp_path / "x.pkl")
 
 
 def test_list_names_cannot_leave_the_folder(data: Path) -> None:
