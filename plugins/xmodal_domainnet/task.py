@@ -22,7 +22,6 @@ from xmodal.data.datasets import DataCard, Preparation
 from xmodal.data.mapped import Mapped
 from xmodal.data.progress import meter
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Settings,
@@ -76,10 +75,6 @@ class DomainNet(Task):
         metric: Use[Metric] = Field(default("error-rate"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

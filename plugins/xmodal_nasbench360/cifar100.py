@@ -26,7 +26,6 @@ from xmodal.data.unpickle import read_pickle
 from xmodal.errors import DataError
 from xmodal.files import digest
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Settings,
@@ -88,10 +87,6 @@ class Cifar100(Task):
         metric: Use[Metric] = Field(default("error-rate"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -26,7 +26,6 @@ from xmodal.data.mapped import Array, ArrayWriter, Mapped, open_mapped
 from xmodal.data.splits import split
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -141,10 +140,6 @@ class Cosmic(Task):
             return self
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -23,7 +23,6 @@ from xmodal.data.datasets import DataCard, Preparation, State
 from xmodal.errors import DataError
 from xmodal.files import contents, read_json
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -130,10 +129,6 @@ class Darcy(Task):
             return self
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

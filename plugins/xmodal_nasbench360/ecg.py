@@ -19,7 +19,7 @@ from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.unpickle import read_pickle
 from xmodal.data.windows import Counts, Records, cut
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 
 FILE = "challenge2017.pkl"
@@ -73,10 +73,6 @@ class Ecg(Task):
         metric: Use[Metric] = Field(default("f1-error"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

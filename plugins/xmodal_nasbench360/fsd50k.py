@@ -19,7 +19,7 @@ from xmodal import randomness, ready
 from xmodal.data import Store
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.sound import BANDS, FRAMES, Changes, Clips, Pieces
-from xmodal.interfaces import Context, Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_nasbench360 import fsd50k_files as files
 
@@ -81,10 +81,6 @@ class Fsd50k(Task):
 
     config: Config
     sides: ClassVar[tuple[int, int, int]] = (1, BANDS, FRAMES + 1)
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -23,7 +23,7 @@ from xmodal.data import Store
 from xmodal.data.datasets import DataCard
 from xmodal.data.mapped import Mapped
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Pair, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Pair, Settings, Target, Task, TaskData, TaskFacts
 
 MEMORY = 1 << 30
 """Bytes up to which a part is read at once: tensors are batched faster, and a GPU can keep them."""
@@ -47,10 +47,6 @@ class Parts(Task):
     facts: ClassVar[TaskFacts]
     """As published."""
     config: Any
-
-    def __init__(self, config: Any, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -22,7 +22,6 @@ from xmodal.data import RawForm, Store
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -114,10 +113,6 @@ class Psicov(Task):
         metric: Use[Metric] = Field(_METRIC, description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

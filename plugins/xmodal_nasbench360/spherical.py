@@ -26,7 +26,6 @@ from xmodal.data.mapped import Array, Mapped
 from xmodal.data.unpickle import read_pickle
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Settings,
@@ -85,10 +84,6 @@ class Spherical(Task):
         metric: Use[Metric] = Field(default("error-rate"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset, TensorDataset
 from xmodal.data import Moments, RawForm, Store
 from xmodal.data.tables import TableFormat, remembered
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -58,10 +57,6 @@ class TableTask(Task):
     """Splits and standardises the rows of a table; a subclass provides the table."""
 
     Config = TableSettings
-
-    def __init__(self, config: Any, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     @abstractmethod

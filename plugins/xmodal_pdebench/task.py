@@ -26,7 +26,6 @@ from xmodal.data.progress import meter
 from xmodal.errors import DataError
 from xmodal.files import contents, read_json
 from xmodal.interfaces import (
-    Context,
     Equation,
     Loss,
     Metric,
@@ -102,10 +101,6 @@ class PDETask(Task):
 
     Config: ClassVar[type[Settings]] = PDESettings
     problem: ClassVar[PDEProblem]
-
-    def __init__(self, config: Any, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

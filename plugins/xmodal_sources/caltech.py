@@ -96,8 +96,8 @@ class Caltech101(FileSource):
         size = image_size(request, "caltech-101")
         path = self.found()
         if path.is_file():
-            key = self.contents(self.config, self.context.store)
-            path = self.context.store.build("caltech-101", key, lambda to: _unpack(path, to))
+            key = self.contents(self.config, self.store)
+            path = self.store.build("caltech-101", key, lambda to: _unpack(path, to))
         root = _root(path)
         numbers = {name: number for number, name in enumerate(_folders(root))}
         files = sorted(_images(root).items())

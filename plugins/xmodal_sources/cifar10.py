@@ -102,7 +102,7 @@ class Cifar10(FileSource):
         if path.suffix == ".npz":
             return read_npz(path)
         if not (path / "images.npy").is_file():
-            path = self.context.store.build("cifar10", {"md5": MD5}, lambda to: _read(path, to))
+            path = self.store.build("cifar10", {"md5": MD5}, lambda to: _read(path, to))
         return open_mapped(path / "images.npy"), np.array(open_mapped(path / "classes.npy"))
 
 

@@ -219,7 +219,7 @@ class Conll2003(Source):
         name, digest = SPLITS[self.config.split]
         if self.config.path is not None:
             return _own_file(self.config.path, self.config.split)
-        store = self.context.store
+        store = self.store
         if (folder := store.dataset(CARD)) is not None:
             return folder / name
         member = f"{FOLDER}/{name}"

@@ -92,4 +92,4 @@ class FashionMnist(Source):
         if INSTALLED.is_dir():
             return INSTALLED
         inside = INSTALLED.relative_to("/")
-        return self.context.store.debian_files(PACKAGE, [f"{inside}/*-ubyte.gz"]) / inside
+        return self.store.debian_files(PACKAGE, [f"{inside}/*-ubyte.gz"]) / inside

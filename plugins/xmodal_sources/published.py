@@ -75,7 +75,7 @@ class FileSource(Source):
 
     def found(self) -> Path:
         """Where the data are: ``path``, or the folder in the cache. Raises DataError."""
-        store: Store = self.context.store
+        store: Store = self.store
         absent = list(self.missing(self.config, store))
         if absent:
             raise DataError("\n".join(absent))

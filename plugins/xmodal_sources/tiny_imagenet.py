@@ -140,8 +140,8 @@ class TinyImageNet(FileSource):
             return read_npz(path, split)
         own = path if path.is_file() else _root(path)
         if own is not None:
-            key = self.contents(self.config, self.context.store)
-            path = self.context.store.build("tiny-imagenet", key, partial(_convert, own))
+            key = self.contents(self.config, self.store)
+            path = self.store.build("tiny-imagenet", key, partial(_convert, own))
         names = (f"{split}_jpeg.npy", f"{split}_offset.npy", f"{split}_y.npy")
         return JpegFiles(str(path), *(open_mapped(path / name) for name in names))
 

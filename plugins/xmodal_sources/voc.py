@@ -128,8 +128,8 @@ class VocForeground(FileSource):
     def _root(self) -> Path:
         path = self.found()
         if path.is_file():
-            key = self.contents(self.config, self.context.store)
-            path = self.context.store.build("voc", key, lambda to: _take_lists(path, to))
+            key = self.contents(self.config, self.store)
+            path = self.store.build("voc", key, lambda to: _take_lists(path, to))
         return _inside(path)
 
 

@@ -29,7 +29,6 @@ from xmodal.data.progress import meter
 from xmodal.errors import DataError
 from xmodal.files import contents, read_json
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -103,10 +102,6 @@ class CosmicSimulated(Task):
             return self
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -24,7 +24,6 @@ from xmodal.data.datasets import DataCard, Preparation
 from xmodal.data.unpickle import read_npy
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -80,10 +79,6 @@ class Crop(Task):
         metric: Use[Metric] = Field(default("error-rate"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -24,7 +24,7 @@ from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import Mapped
 from xmodal.data.splits import split
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_standins.pack import Array, read_pack
 
@@ -65,10 +65,6 @@ class _Dna(Task):
         metric: Use[Metric] = Field(default("auroc-error"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

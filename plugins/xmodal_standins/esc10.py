@@ -24,7 +24,7 @@ from xmodal.data.datasets import DataCard, Preparation
 from xmodal.data.mapped import ArrayWriter
 from xmodal.data.sound import BANDS, FRAMES, Changes, Clips, Pieces, centred, log_mel, packed
 from xmodal.errors import DataError
-from xmodal.interfaces import Context, Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_standins.pack import Array, members, pack, read_pack, repository
 
@@ -70,10 +70,6 @@ class Esc10(Task):
         metric: Use[Metric] = Field(default("grouped-error-rate"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

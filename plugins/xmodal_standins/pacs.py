@@ -18,7 +18,6 @@ from xmodal.data.datasets import DataCard, Preparation
 from xmodal.data.mapped import Array, ArrayWriter, Mapped
 from xmodal.data.progress import meter
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Settings,
@@ -66,10 +65,6 @@ class Pacs(Task):
         metric: Use[Metric] = Field(default("error-rate"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -32,7 +32,6 @@ from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.splits import split
 from xmodal.errors import DataError
 from xmodal.interfaces import (
-    Context,
     Loss,
     Metric,
     Pair,
@@ -126,10 +125,6 @@ class ProteinChains(Task):
         metric: Use[Metric] = Field(default("mae-lr-d8"), description="The score.")
 
     config: Config
-
-    def __init__(self, config: Config, context: Context) -> None:
-        super().__init__(config, context)
-        self.store = context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard:

@@ -16,7 +16,6 @@ from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal.facts import SourceFacts, TaskFacts
-from xmodal.interfaces.component import Context
 from xmodal.interfaces.with_data import WithData
 
 Pair = tuple[Tensor, Tensor]
@@ -151,15 +150,10 @@ class SourceRequest:
 class Source(WithData):
     """A labelled data set of the modality that the backbone was pretrained on.
 
-    Its ``Config`` must have a field ``loss``: the loss of the source head. ``context`` is kept for
-    ``load``, which finds the cache in ``context.store``.
+    Its ``Config`` must have a field ``loss``: the loss of the source head.
     """
 
     kind = "source"
-
-    def __init__(self, config: Any, context: Context) -> None:
-        super().__init__(config, context)
-        self.context = context
 
     @classmethod
     @abstractmethod

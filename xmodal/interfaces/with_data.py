@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from xmodal.data.datasets import DataCard, Preparation, State
 from xmodal.data.obtain import DataOrder, obtain
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces.component import Component
+from xmodal.interfaces.component import Component, Context
 from xmodal.text import size
 
 SMALL = 200_000_000
@@ -26,8 +26,17 @@ class WithData(Component):
     Such data lie in the cache, made ready by ``prepare`` (``store.dataset(card)``), or at the
     setting ``path``. A generable part may have the settings ``samples`` and ``resolution``: if one
     is not the default, it generates just that, into ``store.build``, and does not look at the ready
-    data set.
+    data set. ``context`` is kept for ``load``, which finds the cache in ``store``.
     """
+
+    def __init__(self, config: Any, context: Context) -> None:
+        super().__init__(config, context)
+        self.context = context
+
+    @cached_property  # not a property: a part of somebody else's may set it
+    def store(self) -> Store:
+        """The cache of this run."""
+        return self.context.store
 
     @classmethod
     def card(cls, config: Any) -> DataCard | None:
