@@ -16,9 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
+from xmodal.data import IMAGENET
 from xmodal.interfaces import Backbone, Facts, Settings
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class BackboneSettings(Settings):

@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal.batch import Tokens
-from xmodal.data import Store
+from xmodal.data import IMAGENET, Store
 from xmodal.errors import DataError
 from xmodal.files import read_json
 from xmodal.interfaces import Backbone, BackboneFacts, Context, Facts, LibraryModel
 from xmodal.settings import NameOrPath
 from xmodal_backbones import text, vit, weights
-from xmodal_backbones.common import IMAGENET, ImageBackboneSettings, needs_2d, with_image_dropout
+from xmodal_backbones.common import ImageBackboneSettings, needs_2d, with_image_dropout
 from xmodal_backbones.swin import SwinBackbone, swin_facts
 
 

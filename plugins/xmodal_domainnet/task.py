@@ -7,14 +7,11 @@ a random place and mirrored half the time, test images of 224 x 224, and ImageNe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from xmodal import ready
 from xmodal.data import RawForm, Store, splits
@@ -34,7 +31,6 @@ from xmodal.settings import Use, default
 from xmodal_domainnet import lists, pictures
 from xmodal_domainnet.pictures import Crops, Pictures
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STORED = {(224, "train"): 256, (224, "test"): 224, (96, "train"): 96, (96, "test"): 96}
 """The side of stored images by resolution and split: room to cut where the released code cuts."""
 _SETTINGS = ("classes", "resolution")
@@ -122,15 +118,14 @@ class DomainNet(Task):
         """Hold out a validation split of the training list; the test list is the test split."""
         config = self.config
         found = ready.get(type(self), config, self.store, *_SETTINGS)
-        form = raw_form(config.resolution)
+        form = RawForm.of_bytes(config.resolution)
         y_N = np.load(found / "train_y.npy")
         shares = (1 - config.validation, config.validation)
         rows = splits.split(len(y_N), shares, seed, strata_N=y_N)
-        read = partial(prepared, form)
 
         def of(split: str, index: Any) -> Pictures:
             base = Mapped(found / f"{split}_x.npy", found / f"{split}_y.npy", index)
-            return Pictures(base, config.resolution, read, config.crops, seed)
+            return Pictures(base, config.resolution, form.one, config.crops, seed)
 
         return TaskData(
             train=of("train", rows[0]),
@@ -149,23 +144,6 @@ _NOTE = (
     "DomainNet's images are of the modality that vision backbones were pretrained on: this is a "
     "transfer within the modality"
 )
-
-
-def raw_form(side: int) -> RawForm:
-    """Bytes 0 .. 255 in ImageNet's unit."""
-    shape, channels = (3, side, side), (3, 1, 1)
-    return RawForm(
-        shape=shape,
-        laid=shape,
-        mean=255 * torch.tensor(MEAN).reshape(channels),
-        scale=255 * torch.tensor(DEVIATION).reshape(channels),
-        label_shape=(),
-    )
-
-
-def prepared(form: RawForm, x_CHW: Tensor) -> Tensor:
-    """One image as the model reads it."""
-    return form.apply(x_CHW[None])[0]
 
 
 class Clipart(DomainNet):

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from xmodal import ready
 from xmodal.data import RawForm, Store
@@ -123,15 +121,14 @@ class Cifar100(Task):
         """Split by index; the test file is the test split. Nothing depends on ``seed``."""
         config = self.config
         found = ready.get(type(self), config, self.store)
-        form = raw_form(SIDE, MEAN, DEVIATION)
-        read = partial(prepared, form)
+        form = RawForm.of_bytes(SIDE, MEAN, DEVIATION)
         parts = image_set.rows(int(found.about["train"]), config.validation)
         train, validation = (
-            Mapped(found / "train_x.npy", found / "train_y.npy", index, read)
+            Mapped(found / "train_x.npy", found / "train_y.npy", index, form.one)
             for index in parts.values()
         )
-        test = Mapped(found / "test_x.npy", found / "test_y.npy", prepare=read)
-        change = image_set.CropAndFlip(form.apply(torch.zeros(1, 3, SIDE, SIDE))[0, :, :1, :1])
+        test = Mapped(found / "test_x.npy", found / "test_y.npy", prepare=form.one)
+        change = image_set.CropAndFlip(form.one(torch.zeros(3, SIDE, SIDE))[:, :1, :1])
         return TaskData(
             train=Augmented(train, change) if config.augment else train,
             # It is trained on, too, where the protocol is the published one.
@@ -143,24 +140,6 @@ class Cifar100(Task):
             raw=form,
             images={"red": 0},
         )
-
-
-def raw_form(side: int, mean: tuple[float, ...], deviation: tuple[float, ...]) -> RawForm:
-    """Bytes 0 .. 255 as numbers with this mean and deviation of [0, 1]."""
-    shape = (3, side, side)
-    channels = (3, 1, 1)
-    return RawForm(
-        shape=shape,
-        laid=shape,
-        mean=255 * torch.tensor(mean).reshape(channels),
-        scale=255 * torch.tensor(deviation).reshape(channels),
-        label_shape=(),
-    )
-
-
-def prepared(form: RawForm, raw: Array) -> Tensor:
-    """One image as the model reads it."""
-    return form.apply(torch.from_numpy(raw)[None])[0]
 
 
 def partial_note(name: str, found: ready.Ready) -> tuple[str, ...]:

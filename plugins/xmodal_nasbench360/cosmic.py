@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,7 +201,7 @@ class Cosmic(Task):
 
         def images(part: str, index: Any) -> Augmented:
             x, y, ignore = (found / f"{part}_{name}.npy" for name in ("x", "y", "ignore"))
-            plain = Mapped(x, y, index, partial(prepared, form), ignore)
+            plain = Mapped(x, y, index, form.one, ignore)
             sky_N = np.asarray(open_mapped(found / f"{part}_sky.npy"))[plain.rows] / unit
             return Augmented(plain, vary, sky_N)
 
@@ -222,11 +221,6 @@ class Cosmic(Task):
             raw=form,
             groups={part: torch.from_numpy(visits) for part, visits in groups.items()},
         )
-
-
-def prepared(form: RawForm, raw: Array) -> Tensor:
-    """One image as the model reads it."""
-    return form.apply(torch.from_numpy(raw)[None])[0]
 
 
 def check_count(config: Any, part: str, found: int) -> None:

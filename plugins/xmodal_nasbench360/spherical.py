@@ -11,7 +11,6 @@ import gzip
 import shutil
 import zlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from xmodal import ready
-from xmodal.data import Store
+from xmodal.data import RawForm, Store
 from xmodal.data.arrays import first_key, open_container
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import Array, Mapped
@@ -129,11 +128,10 @@ class Spherical(Task):
                 "again: xmodal data generate spherical --from IMAGES --again "
                 f"task.rotation_seed={config.rotation_seed}"
             )
-        form = cifar100.raw_form(SIDE, (0.0,) * 3, (1.0,) * 3)
-        read = partial(cifar100.prepared, form)
+        form = RawForm.of_bytes(SIDE, (0.0,) * 3, (1.0,) * 3)
         parts = image_set.rows(int(found.about["train"]), config.validation)
         train, validation = (
-            Mapped(found / "train_x.npy", found / "train_y.npy", index, read)
+            Mapped(found / "train_x.npy", found / "train_y.npy", index, form.one)
             for index in parts.values()
         )
         made = found.about.get("projected")
@@ -141,7 +139,7 @@ class Spherical(Task):
         return TaskData(
             train=train,
             validation=validation,
-            test=Mapped(found / "test_x.npy", found / "test_y.npy", prepare=read),
+            test=Mapped(found / "test_x.npy", found / "test_y.npy", prepare=form.one),
             checksum=found.checksum(),
             notes=(*notes, *cifar100.partial_note("spherical", found)),
             raw=form,

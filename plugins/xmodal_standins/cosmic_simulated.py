@@ -157,7 +157,7 @@ class CosmicSimulated(Task):
         for part, (start, end) in zip(sizes, pairwise(ends), strict=True):
             x, y, ignore = (folder / f"{name}.npy" for name in ("x", "y", "ignore"))
             rows = np.arange(start, end)
-            plain = Mapped(x, y, rows, partial(_prepared, form), ignore)
+            plain = Mapped(x, y, rows, form.one, ignore)
             varies = config.augment and part != "test"
             change = VarySky(*config.sky)
             splits[part] = Augmented(plain, change, sky_N[rows]) if varies else plain
@@ -275,10 +275,6 @@ def _stacked(made: list[Exposure]) -> dict[str, Array]:
         "ignore": np.stack([one.ignore for one in made])[:, None],
         "sky": np.array([one.sky for one in made]),
     }
-
-
-def _prepared(form: RawForm, raw: Array) -> Tensor:
-    return form.apply(torch.from_numpy(raw)[None])[0]
 
 
 def _form(folder: Path, train: int, side: int) -> RawForm:

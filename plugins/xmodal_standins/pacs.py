@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from xmodal import ready
 from xmodal.data import RawForm, Store, splits
 from xmodal.data.datasets import DataCard, Preparation
-from xmodal.data.mapped import Array, ArrayWriter, Mapped
+from xmodal.data.mapped import ArrayWriter, Mapped
 from xmodal.data.progress import meter
 from xmodal.interfaces import (
     Loss,
@@ -38,8 +35,6 @@ from xmodal_standins.pacs_files import (
     images,
     testing_images,
 )
-
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Pacs(Task):
@@ -111,11 +106,10 @@ class Pacs(Task):
         rest = np.flatnonzero(own_N & ~test_N)
         shares = (1 - config.validation, config.validation)
         train, validation = splits.split(len(rest), shares, seed, strata_N=y_N[rest])
-        form = raw_form()
-        read = partial(prepared, form)
+        form = RawForm.of_bytes(SIDE)
 
         def of(rows: Any) -> Mapped:
-            return Mapped(found / "x.npy", found / "y.npy", rows, read)
+            return Mapped(found / "x.npy", found / "y.npy", rows, form.one)
 
         return TaskData(
             train=of(rest[train]),
@@ -127,20 +121,3 @@ class Pacs(Task):
             raw=form,
             images={"red": 0},
         )
-
-
-def raw_form() -> RawForm:
-    """Bytes 0 .. 255 in ImageNet's unit."""
-    shape, channels = (3, SIDE, SIDE), (3, 1, 1)
-    return RawForm(
-        shape=shape,
-        laid=shape,
-        mean=255 * torch.tensor(MEAN).reshape(channels),
-        scale=255 * torch.tensor(DEVIATION).reshape(channels),
-        label_shape=(),
-    )
-
-
-def prepared(form: RawForm, raw: Array) -> Tensor:
-    """One image as the model reads it."""
-    return form.apply(torch.from_numpy(raw)[None])[0]

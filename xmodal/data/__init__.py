@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from xmodal.data.classes import members, target_classes
     from xmodal.data.labels import class_names, infer_kind, whole_numbers
     from xmodal.data.naming import name_of, positions
-    from xmodal.data.preparation import RawForm
+    from xmodal.data.preparation import IMAGENET, RawForm
     from xmodal.data.statistics import Moments
     from xmodal.data.store import Store
 
 __all__ = [
+    "IMAGENET",
     "Moments",
     "RawForm",
     "Store",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "IMAGENET": "xmodal.data.preparation",
     "Moments": "xmodal.data.statistics",
     "RawForm": "xmodal.data.preparation",
     "Store": "xmodal.data.store",

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of ImageNet's red, green and blue in [0, 1]."""
+
 
 @dataclass(frozen=True)
 class RawForm:
@@ -84,6 +87,28 @@ class RawForm:
 
         table = state.get("table")
         return cls(**{**state, "table": None if table is None else TableForm.of(table)})
+
+    @classmethod
+    def of_bytes(
+        cls,
+        side: int,
+        mean: Sequence[float] = IMAGENET[0],
+        deviation: Sequence[float] = IMAGENET[1],
+    ) -> RawForm:
+        """Images ``[3, side, side]`` of bytes 0 .. 255, with a class each.
+
+        ``mean`` and ``deviation`` of each channel are those of numbers in [0, 1]; default:
+        ImageNet's.
+        """
+        mean_C11, scale_C11 = (
+            255 * torch.tensor(tuple(values)).reshape(3, 1, 1) for values in (mean, deviation)
+        )
+        shape = (3, side, side)
+        return cls(shape=shape, laid=shape, mean=mean_C11, scale=scale_C11, label_shape=())
+
+    def one(self, x: Array | Tensor) -> Tensor:
+        """A single raw sample ``[*shape]`` as the model reads it."""
+        return self.apply(torch.as_tensor(x)[None])[0]
 
     def apply(self, x: Tensor) -> Tensor:
         """Raw samples ``[n, *shape]`` as the model reads them, float32.

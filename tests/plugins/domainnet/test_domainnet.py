@@ -26,7 +26,7 @@ from xmodal.engine.step import StepRecord
 from xmodal.errors import DataError
 from xmodal.interfaces import Context
 from xmodal_domainnet import lists
-from xmodal_domainnet.task import DEVIATION, MEAN, Clipart, Sketch
+from xmodal_domainnet.task import Clipart, Sketch
 
 CLASSES = 126
 PER_CLASS = {"train": 5, "test": 2}
@@ -96,7 +96,7 @@ def by_hand(path: str, side: int, box: tuple[int, int] | None = None) -> torch.T
     if box is not None:
         small = small.crop((box[1], box[0], box[1] + 224, box[0] + 224))
     x = np.asarray(small, dtype=np.float64) / 255
-    x = (x - np.array(MEAN)) / np.array(DEVIATION)
+    x = (x - np.array((0.485, 0.456, 0.406))) / np.array((0.229, 0.224, 0.225))
     return torch.from_numpy(x.transpose(2, 0, 1)).float()
 
 
