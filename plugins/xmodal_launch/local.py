@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import psutil
 from pydantic import Field
 
+from xmodal.data.datasets import cores
 from xmodal.interfaces import Context, Job, Launcher, Settings
 from xmodal_launch.forks import (
     PAUSE,
@@ -74,9 +75,9 @@ class Local(Launcher):
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self._gpus = _gpus()
-        beside = min(THREADS_BESIDE_A_GPU, _cores() // max(1, len(self._gpus)))
+        beside = min(THREADS_BESIDE_A_GPU, cores() // max(1, len(self._gpus)))
         self._threads = config.threads or (max(1, beside) if self._gpus else 1)
-        room = min(_cores() // self._threads, psutil.virtual_memory().available // MEMORY_A_JOB)
+        room = min(cores() // self._threads, psutil.virtual_memory().available // MEMORY_A_JOB)
         self._slots = config.jobs or len(self._gpus) or max(1, room)
         self._waiting: list[Job] = []
         self._started: dict[str, _Started] = {}
@@ -195,10 +196,6 @@ def _say_how_it_ended(started: _Started) -> None:
     if code is not None and code < 0:
         with suppress(OSError), started.job.log.open("a", encoding="utf-8") as log:
             log.write(f"the process was ended by {ending(code)}\n")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:

@@ -19,15 +19,14 @@ from torch import Tensor
 
 from xmodal import randomness, ready
 from xmodal.data import RawForm, Store
-from xmodal.data.augment import Augmented
+from xmodal.data.augment import AddMultiple, Augmented
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
-from xmodal.data.mapped import Array, ArrayWriter, Mapped, open_mapped
+from xmodal.data.mapped import Array, ArrayWriter, Mapped, mean_and_deviation, open_mapped
 from xmodal.data.splits import split
 from xmodal.errors import DataError
 from xmodal.interfaces import (
     Loss,
     Metric,
-    Pair,
     Settings,
     Target,
     Task,
@@ -75,17 +74,6 @@ CARD = DataCard(
     stand_in="cosmic-simulated",
     note="whether the addresses still answer was not checked",
 )
-
-
-class VaryingSky:
-    """Adds ``low`` to ``high`` times the brightness of a sample's sky, in the model's unit."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-
-    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator, sky: float) -> Pair:
-        factor = self.low + (self.high - self.low) * float(torch.rand((), generator=generator))
-        return x + sky * factor, y
 
 
 class Cosmic(Task):
@@ -197,7 +185,7 @@ class Cosmic(Task):
         rows = _rows(found, config.protocol_split)
         form = _form(found, rows["train"] if config.standardise else None)
         unit = 1.0 if form.scale is None else float(form.scale)
-        vary = VaryingSky(*config.sky)
+        vary = AddMultiple(*config.sky)
 
         def images(part: str, index: Any) -> Augmented:
             x, y, ignore = (found / f"{part}_{name}.npy" for name in ("x", "y", "ignore"))
@@ -292,16 +280,10 @@ def _form(found: ready.Ready, rows: NDArray[np.int64] | None) -> RawForm:
     mean: Tensor | None = None
     scale: Tensor | None = None
     if rows is not None:
-        x = open_mapped(found / "train_x.npy")
-        total = square = 0.0
-        for row in rows:
-            pixels = np.asarray(x[row], dtype=np.float64)
-            total, square = total + pixels.sum(), square + np.square(pixels).sum()
-        count = len(rows) * SIDE * SIDE
-        deviation = np.sqrt(max(square / count - (total / count) ** 2, 0.0))
+        found_mean, deviation = mean_and_deviation(found / "train_x.npy", rows)
         if not deviation:
             raise DataError("the training images are constant")
-        mean, scale = (torch.full((1, 1, 1), value) for value in (total / count, deviation))
+        mean, scale = (torch.full((1, 1, 1), value) for value in (found_mean, deviation))
     return RawForm(shape=shape, laid=shape, mean=mean, scale=scale, label_shape=shape)
 
 

@@ -7,7 +7,6 @@ can therefore continue, and a larger data set extends a smaller one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from xmodal.data import Store
 from xmodal.data.arrays import open_container
+from xmodal.data.datasets import cores
 from xmodal.data.progress import Meter, meter
 from xmodal.errors import DataError
 from xmodal.files import contents
@@ -55,13 +55,6 @@ def chunk_key(grid: Grid, seed: int, stream: int, start: int) -> dict[str, Any]:
     }
 
 
-def _cores() -> int:
-    """The number of cores this process may use; all cores where the system cannot tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _make_chunk(folder: Path, key: dict[str, Any], grid: Grid, count: Meter, jobs: int) -> None:
     """Draw the chunk's samples on ``jobs`` cores and write them to ``folder``."""
     shape = (CHUNK, grid.resolution, grid.resolution)
@@ -94,7 +87,7 @@ def generate(
 
     On ``jobs`` cores; None: all, at most 16.
     """
-    parts, jobs = [], jobs or min(16, _cores())
+    parts, jobs = [], jobs or min(16, cores())
     with _lazy(title, -(-samples // CHUNK) * CHUNK) as count:
         for start in range(0, samples, CHUNK):
             key = chunk_key(grid, seed, stream, start)

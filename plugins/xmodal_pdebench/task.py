@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import RawForm, Store
-from xmodal.data.datasets import DataCard, Preparation
+from xmodal.data.datasets import DataCard, Preparation, cores
 from xmodal.data.progress import meter
 from xmodal.errors import DataError
 from xmodal.files import contents, read_json
@@ -337,7 +336,7 @@ class PDETask(Task):
 
         def make(folder: Path) -> None:
             scratch = folder / "pieces"
-            self._generate(making, samples, resolution, folder, scratch, _cores())
+            self._generate(making, samples, resolution, folder, scratch, cores())
             for piece in scratch.iterdir():
                 piece.unlink()
             scratch.rmdir()
@@ -403,13 +402,6 @@ def _named(function: str) -> Any:
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A sample's shape without its axis of channels if there is one channel."""
     return tuple(shape[1:] if shape[0] == 1 else shape)
-
-
-def _cores() -> int:
-    """The number of cores this process may use; all cores where the system cannot tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def repeated(x: Tensor, parts: Mapping[str, range]) -> str:

@@ -6,7 +6,6 @@ input, labels, ignored pixels, sky that varies in training, sizes and score, but
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store
-from xmodal.data.augment import Augmented
-from xmodal.data.datasets import DataCard, Preparation
-from xmodal.data.mapped import Array, ArrayWriter, Mapped, open_mapped
+from xmodal.data.augment import AddMultiple, Augmented
+from xmodal.data.datasets import DataCard, Preparation, cores
+from xmodal.data.mapped import Array, ArrayWriter, Mapped, mean_and_deviation, open_mapped
 from xmodal.data.progress import meter
 from xmodal.errors import DataError
 from xmodal.files import contents, read_json
@@ -38,6 +36,7 @@ from xmodal.interfaces import (
     TaskData,
     TaskFacts,
 )
+from xmodal.ready import Ready
 from xmodal.settings import Use, default
 from xmodal_standins.cosmic_rays import Exposure, expose
 
@@ -57,17 +56,6 @@ CARD = DataCard(
     prepared=520_000_000,
     note="stands in for cosmic; no real image is in it",
 )
-
-
-class VarySky:
-    """Adds ``low`` to ``high`` times the brightness of a sample's sky, in the model's unit."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-
-    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator, sky: float) -> Pair:
-        factor = self.low + (self.high - self.low) * float(torch.rand((), generator=generator))
-        return x + sky * factor, y
 
 
 class CosmicSimulated(Task):
@@ -159,13 +147,13 @@ class CosmicSimulated(Task):
             rows = np.arange(start, end)
             plain = Mapped(x, y, rows, form.one, ignore)
             varies = config.augment and part != "test"
-            change = VarySky(*config.sky)
+            change = AddMultiple(*config.sky)
             splits[part] = Augmented(plain, change, sky_N[rows]) if varies else plain
         return TaskData(
             train=splits["train"],
             validation=splits["validation"],
             test=splits["test"],
-            checksum=contents({path.name: path for path in folder.glob("*.npy")}),
+            checksum=Ready(folder, {}).checksum(),
             notes=("cosmic-simulated: simulated exposures, no real image",),
             images={"image": 0},
             raw=form,
@@ -193,7 +181,7 @@ class CosmicSimulated(Task):
             return ready
 
         def make(folder: Path) -> None:
-            generate(folder, None, sizes, config.resolution, config.data_seed, _cores())
+            generate(folder, None, sizes, config.resolution, config.data_seed, cores())
 
         return self.store.build("cosmic-simulated", key, make)
 
@@ -279,20 +267,7 @@ def _stacked(made: list[Exposure]) -> dict[str, Array]:
 
 def _form(folder: Path, train: int, side: int) -> RawForm:
     """Mean 0 and deviation 1 over the training images."""
-    x = open_mapped(folder / "x.npy")
-    total = square = 0.0
-    for row in range(train):
-        pixels = np.asarray(x[row], dtype=np.float64)
-        total, square = total + pixels.sum(), square + np.square(pixels).sum()
-    count = train * side * side
-    deviation = (square / count - (total / count) ** 2) ** 0.5
-    mean, scale = (torch.full((1, 1, 1), value) for value in (total / count, deviation))
+    found = mean_and_deviation(folder / "x.npy", range(train))
+    mean, scale = (torch.full((1, 1, 1), value) for value in found)
     shape = (1, side, side)
     return RawForm(shape=shape, laid=shape, mean=mean, scale=scale, label_shape=shape)
-
-
-def _cores() -> int:
-    """The number of cores this process may use; all cores where the system cannot tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

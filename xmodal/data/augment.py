@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -58,6 +59,20 @@ class Augmented(Dataset[Pair]):
     def in_pass(self, seed: int) -> Dataset[Pair]:
         """The samples as one pass sees them; this data set itself never changes."""
         return _Pass(self, seed)
+
+
+class AddMultiple:
+    """Adds ``low`` to ``high`` times what ``each`` says of a sample, such as its sky's brightness.
+
+    That is in the unit of the samples as the model reads them.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator, level: float) -> Pair:
+        factor = self.low + (self.high - self.low) * float(torch.rand((), generator=generator))
+        return x + level * factor, y
 
 
 class _Pass(Dataset[Pair]):

@@ -7,10 +7,19 @@ a folder of open, memory-mapped arrays, which ``Store.dataset`` finds again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+
+def cores() -> int:
+    """The number of cores this process may use; all cores where the system cannot tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 State = Literal["ready", "generable", "fetchable", "needs your files"]
 """What a user can do with a data set now; the first that is true."""

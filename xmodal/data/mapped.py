@@ -6,7 +6,7 @@ of a few samples. ``Mapped`` is a data set over such files; it reads a sample wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,6 +125,18 @@ def _which(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def mean_and_deviation(path: Path, rows: Iterable[int]) -> tuple[float, float]:
+    """Mean and standard deviation of all numbers of some samples, which are read one by one."""
+    x = open_mapped(path)
+    total = square = 0.0
+    count = 0
+    for row in rows:
+        numbers = np.asarray(x[row], dtype=np.float64)
+        total, square = total + numbers.sum(), square + np.square(numbers).sum()
+        count += numbers.size
+    return total / count, np.sqrt(max(square / count - (total / count) ** 2, 0.0))
 
 
 class Mapped(Dataset[tuple[Tensor, Tensor]]):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal import text
-from xmodal.data.datasets import DataCard, Preparation, RemoteFile
+from xmodal.data.datasets import DataCard, Preparation, RemoteFile, cores
 from xmodal.data.download import ROUNDS, Expected, check_space, log
 from xmodal.data.fetching import suggest
 from xmodal.data.store import Store, require_own
@@ -59,13 +59,6 @@ class DataOrder:
         if self.generate:
             known |= {"samples": self.samples, "resolution": self.resolution}
         return known | ({"material": self.material} if self.material else {})
-
-
-def cores() -> int:
-    """The number of cores this process may use; all cores where the system cannot tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> tuple[Path, bool]:

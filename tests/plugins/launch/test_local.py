@@ -86,7 +86,7 @@ def test_slots_follow_cores_and_memory(
     monkeypatch: pytest.MonkeyPatch, cores: int, jobs_of_memory: int, settings: Any, slots: int
 ) -> None:
     free = SimpleNamespace(available=jobs_of_memory * MEMORY_A_JOB + 1)
-    monkeypatch.setattr(local_module, "_cores", lambda: cores)
+    monkeypatch.setattr(local_module, "cores", lambda: cores)
     monkeypatch.setattr(local_module, "_gpus", lambda: [])
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     launcher = build(**settings)
@@ -98,7 +98,7 @@ def test_slots_follow_cores_and_memory(
 def test_threads_do_not_follow_from_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last digits of a result can depend on them."""
     for gpus, threads in (([], "1"), (["0"], "4"), (["0", "1", "2", "3"], "2")):
-        monkeypatch.setattr(local_module, "_cores", lambda: 8)
+        monkeypatch.setattr(local_module, "cores", lambda: 8)
         monkeypatch.setattr(local_module, "_gpus", lambda gpus=gpus: gpus)
         for jobs in (None, 1, 2, 16):
             environment = build(jobs=jobs)._environment(1)
