@@ -131,7 +131,7 @@ def method_and_task(name: str, known: Collection[str]) -> tuple[str, ...]:
     """The recipes that ``<method>_<task>`` stands for; none if there are no such two."""
     cuts = [place for place, letter in enumerate(name) if letter == "_"]
     pairs = [(METHODS + name[:cut], TASKS + name[cut + 1 :]) for cut in cuts]
-    return next((pair for pair in pairs if set(pair) <= set(known)), ())
+    return next((pair for pair in pairs if all(one in known for one in pair)), ())
 
 
 def _pairs_near(name: str, known: Iterable[str]) -> list[str]:

@@ -14,39 +14,14 @@ from typing import Any
 import numpy as np
 
 from xmodal.data.store import Store
-from xmodal.interfaces import Loss, Metric, Task
-from xmodal.settings import Use
+from xmodal.interfaces import Task
 
-
-class AnyLoss(Loss):
-    """Stands for the loss of a task that is only read."""
-
-    def forward(self, prediction: Any, y: Any) -> Any:
-        """Is not called."""
-        raise NotImplementedError
-
-
-class AnyMetric(Metric):
-    """Stands for the metric of a task that is only read."""
-
-    def reset(self) -> None:
-        """Nothing is kept."""
-
-    def update(self, prediction: Any, y: Any) -> None:
-        """Is not called."""
-
-    def compute(self) -> float:
-        """Is not called."""
-        return 0.0
+from ...any_parts import PARTS
 
 
 def task(kind: type[Task], cache: Path, **settings: Any) -> Task:
     """A task with its own settings, and parts that do nothing."""
-    parts: dict[str, Any] = {
-        "loss": Use("any", AnyLoss, AnyLoss.Config()),
-        "metric": Use("any", AnyMetric, AnyMetric.Config()),
-    }
-    config = kind.Config(**{**parts, **settings})
+    config = kind.Config(**{**PARTS, **settings})
     return kind(config, SimpleNamespace(store=Store(cache)))  # type: ignore[arg-type]
 
 

@@ -13,36 +13,20 @@ import torch
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from scipy.io import savemat
-from torch import Tensor
 
 from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric, Target
-from xmodal.settings import Use
+from xmodal.interfaces import Target
 from xmodal_nasbench360 import darcy, darcy_data, darcy_prepared
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_nasbench360.darcy_samples import Grid, draw
 
+from ...any_parts import PARTS
+
 pytestmark = pytest.mark.slow
 
 
-class AnyLoss(Loss):
-    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return (prediction - y).flatten(1).mean(1)
-
-
-class AnyMetric(Metric):
-    def reset(self) -> None: ...
-    def update(self, prediction: Tensor, y: Tensor) -> None: ...
-    def compute(self) -> float:
-        return 0.0
-
-
-PARTS: dict[str, Any] = {
-    "loss": Use("any", AnyLoss, AnyLoss.Config()),
-    "metric": Use("any", AnyMetric, AnyMetric.Config()),
-}
 SMALL: dict[str, Any] = {
     "resolution": 11,
     "solver_grid": 21,

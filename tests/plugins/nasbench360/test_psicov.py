@@ -12,27 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from xmodal.data.datasets import Preparation
 from xmodal.data.loader import labels
 from xmodal.data.store import Store
 from xmodal.data.unpickle import read_npy, read_pickle
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric, Target
+from xmodal.interfaces import Metric, Target
 from xmodal.settings import Use
 from xmodal_nasbench360 import psicov_files as files
 from xmodal_nasbench360.psicov import Psicov
 from xmodal_nasbench360.psicov_metric import LongRangeError
 
-
-class AnyLoss(Loss):
-    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return (prediction - y).flatten(1).mean(1)
-
+from ... import any_parts
 
 PARTS: dict[str, Any] = {
-    "loss": Use("any", AnyLoss, AnyLoss.Config()),
+    "loss": any_parts.PARTS["loss"],
     "metric": Use("mae-lr-d8", LongRangeError, LongRangeError.Config()),
 }
 

@@ -9,30 +9,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from torch import Tensor
 
 from xmodal.data.store import Store
-from xmodal.interfaces import Loss, Metric
-from xmodal.settings import Use
 from xmodal_pdebench.task import PDETask
 
-
-class AnyLoss(Loss):
-    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return (prediction - y).flatten(1).mean(1)
-
-
-class AnyMetric(Metric):
-    def reset(self) -> None: ...
-    def update(self, prediction: Tensor, y: Tensor) -> None: ...
-    def compute(self) -> float:
-        return 0.0
-
-
-PARTS: dict[str, Any] = {
-    "loss": Use("any", AnyLoss, AnyLoss.Config()),
-    "metric": Use("any", AnyMetric, AnyMetric.Config()),
-}
+from ...any_parts import PARTS
 
 
 def config(kind: type[PDETask], **settings: Any) -> Any:

@@ -29,10 +29,11 @@ def context(
     levels: tuple[int, ...] = LEVELS,
     samples: int = 120,
     family: str = "",
+    store: Any = NONE,
 ) -> Context:
     task = TaskFacts("toy", shape, output, {"train": samples}, levels, family)
     facts = Facts(task, BackboneFacts("identity", "any", 0, 0), grid=(1,))
-    return Context(facts, torch.Generator().manual_seed(0), store=NONE, output=output)
+    return Context(facts, torch.Generator().manual_seed(0), store=store, output=output)
 
 
 def build(component: type[FittedPredictor], output: Target, **settings: Any) -> Any:

@@ -24,11 +24,11 @@ from torch import Tensor
 from xmodal.data.store import Store
 from xmodal.engine.process import Stopped, watch_signals
 from xmodal.errors import DataError
-from xmodal.interfaces import BackboneFacts, Context, Facts, FitData, Target, TaskFacts
+from xmodal.interfaces import Context, FitData, Target
 from xmodal_rivals import elsewhere, worker
 from xmodal_rivals.interpreters import INTERPRETERS, call
 
-from .tables import LEVELS, data, predict, table
+from .tables import context, data, predict, table
 
 TWO = Target("classification", 2)
 STUB = '''
@@ -63,18 +63,8 @@ class TabPFNClassifier:
 '''
 
 
-def around(
-    output: Target,
-    store: Path,
-    shape: tuple[int, ...] = (3,),
-    levels: tuple[int, ...] = LEVELS,
-    samples: int = 120,
-    family: str = "",
-) -> Context:
-    task = TaskFacts("toy", shape, output, {"train": samples}, levels, family)
-    facts = Facts(task, BackboneFacts("identity", "any", 0, 0), grid=(1,))
-    generator = torch.Generator().manual_seed(0)
-    return Context(facts, generator, store=Store(store), output=output)
+def around(output: Target, store: Path, *shape_and_levels: Any, **about: Any) -> Context:
+    return context(output, *shape_and_levels, store=Store(store), **about)
 
 
 @pytest.fixture(scope="module")

@@ -16,28 +16,10 @@ from xmodal import api
 from xmodal.data.loader import labels
 from xmodal.data.store import Store
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric
-from xmodal.settings import Use
 from xmodal_standins import proteins
 from xmodal_standins.proteins import SAMPLES, ProteinChains
 
-
-class AnyLoss(Loss):
-    def forward(self, prediction: Any, y: Any) -> Any:
-        raise NotImplementedError
-
-
-class AnyMetric(Metric):
-    def reset(self) -> None: ...
-    def update(self, prediction: Any, y: Any) -> None: ...
-    def compute(self) -> float:
-        return 0.0
-
-
-PARTS: dict[str, Any] = {
-    "loss": Use("any", AnyLoss, AnyLoss.Config()),
-    "metric": Use("any", AnyMetric, AnyMetric.Config()),
-}
+from ...any_parts import PARTS
 
 
 def write_pack(path: Path, chains: int = 8, seed: int = 0, **changes: Any) -> dict[str, Any]:
