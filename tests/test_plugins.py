@@ -17,6 +17,7 @@ from xmodal import hookspecs, plugins
 from xmodal.errors import PluginError, UsageError
 from xmodal.interfaces import INTERFACES
 from xmodal.plugins import HOOKS, BrokenPlugin, Entry, Registry, discover, find_kind
+from xmodal.recipe.own_data import own_data
 
 HEADER = "from xmodal.hookspecs import hookimpl\n"
 GOOD = HEADER + (
@@ -239,6 +240,26 @@ def test_recipe_folders(install: Install, tmp_path: Path) -> None:
     assert found.recipe_folders() == [("dist-good", tmp_path)]
     found.recipe_folders()
     assert found.broken == [BrokenPlugin("bad", "dist-bad", "ZeroDivisionError: division by zero")]
+
+
+def test_data_recipes(install: Install, tmp_path: Path) -> None:
+    """``xmodal_data_recipe``: the first plugin that knows a file says which recipe reads it."""
+    hook = "@hookimpl\ndef xmodal_data_recipe(path, settings):\n    {}\n"
+    good = hook.format(
+        "return ('own/night', {'sky': str(path)}) if path.suffix == '.fits' else None"
+    )
+    install(good=HEADER + good)
+    found = own_data("m31.fits", discover())
+    assert found is not None
+    assert (found.label, found.recipe, found.overrides) == (
+        "m31",
+        "own/night",
+        ('task.sky="m31.fits"',),
+    )
+    assert own_data("m31.csv", discover()) is None
+    install(bad=HEADER + hook.format("1 / 0"))
+    with pytest.raises(PluginError, match="plugin 'bad': ZeroDivisionError: division by zero"):
+        own_data("m31.fits", discover())
 
 
 def test_commands(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

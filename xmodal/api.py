@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from xmodal.data.store import Store
 from xmodal.errors import UsageError
 from xmodal.files import hashed_again
 from xmodal.recipe.lookup import find_recipes, looks_like_path
+from xmodal.recipe.own_data import spelled_out
 
 _OF_A_RUN = (
     "xmodal.engine.run",
@@ -53,6 +56,8 @@ def run(
 ) -> Outcome:
     """Run recipes (names or paths, later ones win) and return the outcome.
 
+    A data file stands for the recipe that reads it; alone, it is learned with method ``pare``.
+
     An identical run that is already done is returned, not repeated, unless ``force``; one that was
     interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes.
     ``verify_data`` reads all data to tell whether they have changed, where otherwise the times and
@@ -63,12 +68,15 @@ def run(
 
     registry = plugins.registry(tuple(plugin_files))
     store = Store()
-    made = compose_plan(recipes, registry, store, overrides, scale, trackers)
+    called = run_name(recipes, scale) if name is None else name
+    spelled, overrides = spelled_out(recipes, registry, overrides)
+    if spelled != recipes:
+        plugins.log.info("the recipes are: %s", shlex.join(spelled))
+    made = compose_plan(spelled, registry, store, overrides, scale, trackers)
     # Imported only now: what is wrong with a recipe is said before torch is loaded.
     from xmodal.engine.run import execute
 
-    called = run_name(recipes, scale) if name is None else name
-    order = run_order(recipes, registry, called, directory, root, force, report, profile)
+    order = run_order(spelled, registry, called, directory, root, force, report, profile)
     with hashed_again(verify_data):
         return execute(made, order, registry, store, observer)
 
@@ -116,7 +124,10 @@ def _write_report(done: runs.Run) -> None:
 
 def run_name(recipes: Sequence[str], scale: str | None = None) -> str:
     """The directory name of a run: the recipes' names, and the scale; cut if it is long."""
-    parts = [Path(r).stem if looks_like_path(r) else r.replace("/", "-") for r in recipes]
+    parts = [
+        Path(r).stem if looks_like_path(r) or os.path.isfile(r) else r.replace("/", "-")
+        for r in recipes
+    ]
     return runs.valid_name("_".join(parts + ([scale] if scale else []))) or "run"
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -108,6 +109,18 @@ def xmodal_exporters() -> Mapping[str, str]:  # type: ignore[empty-body]
 @hookspec
 def xmodal_recipes() -> Traversable:  # type: ignore[empty-body]
     """A folder of recipes: ``importlib.resources.files("package") / "recipes"``."""
+
+
+@hookspec
+def xmodal_data_recipe(
+    path: Path, settings: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]] | None:
+    """The recipe that reads a file or folder of the user's own, and the settings of its task.
+
+    For ``xmodal run table.csv``: ``("arrays/row", {"path": "/home/me/table.csv"})``; None for what
+    the plugin does not read. ``path`` may not exist. ``settings``: those of the task that are given
+    besides. Raise ``xmodal.errors.DataError`` for data that it would read if they were right.
+    """
 
 
 @hookspec

@@ -241,7 +241,7 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}"
 
 
-_SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_commands")
+_SPECIAL_HOOKS = ("xmodal_recipes", "xmodal_data_recipe", "xmodal_commands")
 
 
 def _plural_hooks() -> dict[str, str]:

@@ -27,6 +27,7 @@ from xmodal.data.arrays import SUFFIXES as ARRAYS
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError, did_you_mean
 from xmodal.text import shortlist
+from xmodal_arrays.layout import Channels
 from xmodal_arrays.settings import DataSettings
 
 Role = Literal["all", "train", "validation", "test"]
@@ -154,6 +155,17 @@ def array_parts(settings: DataSettings) -> ArrayParts:
     x_keys, y_keys = keys.pop() if len(keys) == 1 else ((), ())
     padded = None if settings.lengths == "crop" else time
     return ArrayParts(tuple(parts), x_keys, y_keys, time, padded, (*orders, *notes))
+
+
+def channels_of(settings: DataSettings, arrays: ArrayParts, sample: tuple[int, ...]) -> Channels:
+    """Where channels are: in front if every one has a key; never on the axis of the lengths."""
+    if settings.channels != "auto":
+        return settings.channels
+    if isinstance(settings.x, tuple) and len(settings.x) > 1 and len(sample) > 1:
+        return "first"
+    if arrays.time is not None and len(sample) == 2 and settings.form != "grid":
+        return "last" if arrays.time == 0 else "first"
+    return "auto"
 
 
 def _order(part: FilePart) -> str:

@@ -27,8 +27,16 @@ from xmodal.interfaces import Loss, Metric, Pair, Task, TaskData, TaskFacts
 from xmodal.settings import Use
 from xmodal.text import plural, shortlist
 from xmodal_arrays.labels import FileLabels, read_labels
-from xmodal_arrays.layout import Channels, Layout, layout
-from xmodal_arrays.locate import ArrayParts, FilePart, Role, array_parts, data_files, sources
+from xmodal_arrays.layout import Layout, layout
+from xmodal_arrays.locate import (
+    ArrayParts,
+    FilePart,
+    Role,
+    array_parts,
+    channels_of,
+    data_files,
+    sources,
+)
 from xmodal_arrays.samples import Affine, FileSamples, scan
 from xmodal_arrays.settings import DataSettings
 from xmodal_arrays.tables import Encoded, read_tables
@@ -89,7 +97,7 @@ def understand(settings: DataSettings) -> FilePlan:
         parts, levels, notes = list(arrays.parts), (), arrays.notes
         sample, label = parts[0].x.shape[1:], parts[0].y.shape[1:]
         try:
-            found = layout(sample, settings.form, _channels(settings, arrays, sample), label)
+            found = layout(sample, settings.form, channels_of(settings, arrays, sample), label)
         except ValueError as error:
             raise DataError(f"{parts[0].x_name}: {error}") from error
         if found.form == "row":
@@ -120,17 +128,6 @@ def _require_use(settings: DataSettings, path: Path, table: bool) -> None:
         )
         said = shortlist(value) if isinstance(value, tuple) else value
         raise DataError(f"{path}: '{name}: {said}' means nothing for {why}")
-
-
-def _channels(settings: DataSettings, arrays: ArrayParts, sample: tuple[int, ...]) -> Channels:
-    """Where channels are: in front if every one has a key; never on the axis of the lengths."""
-    if settings.channels != "auto":
-        return settings.channels
-    if isinstance(settings.x, tuple) and len(settings.x) > 1 and len(sample) > 1:
-        return "first"
-    if arrays.time is not None and len(sample) == 2 and settings.form != "grid":
-        return "last" if arrays.time == 0 else "first"
-    return "auto"
 
 
 def shares(plan: FilePlan, settings: DataSettings, seed: int) -> dict[str, Share]:

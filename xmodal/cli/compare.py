@@ -64,7 +64,7 @@ def compare(
         list[str] | None, typer.Argument(help="Names or files of methods.", show_default=False)
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Names or files of one or more tasks.")
+        list[str] | None, typer.Option(help="Names or files of one or more tasks, or data files.")
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="A suite (a grid in a file), such as table4; options win.")

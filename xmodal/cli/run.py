@@ -16,9 +16,9 @@ from xmodal.data import fetching
 Recipes = Annotated[
     list[str],
     typer.Argument(
-        metavar="RECIPE|KEY=VALUE",
-        help="One or more recipe names or paths (later ones win), and overrides such as seed=3 or "
-        "stages.0.epochs=5.",
+        metavar="RECIPE|DATA|KEY=VALUE",
+        help="One or more recipe names or paths (later ones win), a data file (.csv, .npz, ...), "
+        "and overrides such as seed=3 or stages.0.epochs=5.",
     ),
 ]
 Track = Annotated[
@@ -74,7 +74,7 @@ def run(
 ) -> None:
     """Run a recipe. A finished run is not repeated, and an interrupted run continues.
 
-    Examples:  xmodal run demo/pare   |   xmodal run methods/pare tasks/darcy --scale cpu seed=1
+    Examples:  xmodal run table.csv --scale cpu   |   xmodal run pare_darcy --scale cpu seed=1
     """
     fetching.choose(fetch)
     if quiet or not _is_first_process():

@@ -37,6 +37,7 @@ from xmodal.recipe.lookup import (
     looks_like_path,
 )
 from xmodal.recipe.messages import explain
+from xmodal.recipe.own_data import own_data
 from xmodal.recipe.yaml import parse_value, read
 from xmodal.settings import Settings
 from xmodal.text import MOST_KNOWN, shortlist
@@ -303,9 +304,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class _Named:
-    """A method or a task: what tables call it, and its recipe.
+    """A method or a task: what tables call it, its recipe, and what is set.
 
-    Of a method also what is set, and which of that makes it one of several variants.
+    ``setting``: which of that makes a method one of several variants.
     """
 
     label: str
@@ -325,7 +326,7 @@ def grid(
     failed: dict[str, str] | None = {} if fetch else None
     suite = request.suite
     known = {recipe.name for recipe in all_recipes(registry)}
-    tasks = list(dict.fromkeys(_named(name, "tasks", known, registry) for name in suite.tasks))
+    tasks = list(dict.fromkeys(_task(name, known, registry) for name in suite.tasks))
     methods: list[_Named] = []
     for contender in suite.contenders:
         for setting in _settings(suite.set):
@@ -352,6 +353,14 @@ def _method(
     if setting:
         label = f"{label} [{', '.join(setting)}]"
     return _Named(label, named.reference, (*contender.set, *setting), setting)
+
+
+def _task(name: str, known: set[str], registry: Registry) -> _Named:
+    """A task, or a data file of the user's own."""
+    own = None if f"tasks/{name}" in known else own_data(name, registry)
+    if own is None:
+        return _named(name, "tasks", known, registry)
+    return _Named(own.label, own.recipe, own.overrides)
 
 
 def _named(name: str, folder: str, known: set[str], registry: Registry) -> _Named:
@@ -409,7 +418,7 @@ def _split(raw: str) -> list[str]:
 
 def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) -> Cell:
     """The cell of seed 0 before it is known whether it can run."""
-    suite, overrides = request.suite, method.overrides
+    suite, overrides = request.suite, (*task.overrides, *method.overrides)
     if suite.fraction is not None:
         overrides = (*overrides, f"fraction={suite.fraction}")
     references: tuple[str, ...] = (method.reference, task.reference)

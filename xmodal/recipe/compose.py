@@ -36,6 +36,7 @@ from xmodal.recipe.grammar import (
 )
 from xmodal.recipe.lookup import RecipeFile, all_recipes, find_recipe, find_recipes
 from xmodal.recipe.messages import explain
+from xmodal.recipe.own_data import spelled_out
 from xmodal.recipe.recipe import Recipe
 from xmodal.recipe.yaml import MAX_DEPTH, Document, Origin, Path_, dotted, parse_value, read
 from xmodal.settings import NAMES_ONLY
@@ -72,8 +73,10 @@ def compose(
 ) -> Layered:
     """Compose recipes (names or paths; later ones win), a scale layer, ``always:``, and overrides.
 
-    Overrides have the form ``key=value``. ``trackers`` are added to those of the result.
+    Overrides have the form ``key=value``. A data file stands for the recipe that reads it.
+    ``trackers`` are added to those of the result.
     """
+    references, overrides = spelled_out(references, registry, overrides)
     layered = Layered(task=_overriding_task(overrides))
     for reference in references:
         for found in find_recipes(reference, registry):

@@ -81,7 +81,8 @@ def expanded(reference: str) -> Path:
 def from_anywhere(reference: str) -> str:
     """A reference that means the same in every working directory, for commands to repeat."""
     path = expanded(reference)
-    is_file = looks_like_path(reference) and os.path.isfile(path)
+    named = looks_like_path(reference) or path.suffix != ""
+    is_file = named and os.path.isfile(path)
     return os.path.abspath(path) if is_file else reference
 
 
