@@ -42,8 +42,8 @@ def test_a_suite_is_a_grid(suite: Path, tmp_path: Path) -> None:
     assert made.command == f"xmodal compare --suite {suite}"
     assert made.name.startswith("grid_")
     cells = grid(made, registry(), Store(), tmp_path)
-    assert [cell.method for cell in cells[:3]] == ["pare", "piecewise", "baseline"]
-    assert [cell.resolved["role"] for cell in cells[:3]] == ["method", "method", "trivial"]
+    assert [cell.method for cell in cells[:2]] == ["pare", "piecewise"]
+    assert [cell.added for cell in cells[:3]] == [False, False, True]
     assert [c.resolved["scheduler"]["use"] for c in cells[:2]] == ["linear", "piecewise"]
     assert "piecewise" in str(cells[1].directory)
 
@@ -69,7 +69,7 @@ def test_options_win_over_the_suite(suite: Path) -> None:
     chosen = request.suite
     assert chosen.contenders == (Contender(use="nft"),)
     assert (chosen.tasks, chosen.seeds, chosen.scale) == (("darcy",), 5, "cpu")
-    assert request.trivial is None
+    assert not request.trivial
 
 
 @pytest.mark.parametrize("numbers", [{"seeds": 0}, {"fraction": 0.0}, {"fraction": 1.5}])
@@ -91,12 +91,26 @@ def test_the_command_repeats_the_request() -> None:
     assert words[-1] == "--no-trivial"
 
 
-def test_the_trivial_answer_is_added_once() -> None:
+def test_the_cheap_answers_of_the_data_are_added_once(tmp_path: Path) -> None:
     for methods in (("nft",), ("nft", "baseline"), ("methods/baseline", "nft")):
-        made = requested(registry(), methods, ("darcy",))
-        everyone = [*made.suite.contenders, *([made.trivial] if made.trivial else [])]
-        references = [contender.use for contender in everyone]
-        assert sum(reference.endswith("baseline") for reference in references) == 1
+        made = requested(registry(), methods, ("openml/car",), seeds=1)
+        cells = grid(made, registry(), Store(), tmp_path)
+        roles = {cell.method: cell.resolved["role"] for cell in cells}
+        assert len(roles) == len(cells)
+        cheap = {method for method, role in roles.items() if role == "trivial"}
+        assert {"baseline", "majority"} <= cheap
+        assert {cell.method for cell in cells if cell.added} == cheap - set(methods) - {
+            method.removeprefix("methods/") for method in methods
+        }
+    none = requested(registry(), ("nft",), ("openml/car",), seeds=1, trivial=False)
+    assert [cell.method for cell in grid(none, registry(), Store(), tmp_path)] == ["nft"]
+
+
+def test_a_file_called_like_a_cheap_answer(tmp_path: Path) -> None:
+    (tmp_path / "majority.yaml").write_text("extends: methods/nft")
+    made = requested(registry(), (str(tmp_path / "majority.yaml"),), ("openml/car",), seeds=1)
+    with pytest.raises(UsageError, match="2 methods are called 'majority'"):
+        grid(made, registry(), Store(), tmp_path)
 
 
 def test_names_of_reports_tell_comparisons_apart() -> None:

@@ -95,6 +95,21 @@ def test_contenders_are_compared_and_others_only_looked_at(tmp_path: Path) -> No
     assert kinds(table) == {"worse-than-trivial"}
 
 
+def test_the_cheap_answer_to_beat_is_the_best_on_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test split does not choose it: ``trivial`` is better there, ``ridge`` on validation."""
+    monkeypatch.setitem(ROLES, "ridge", "trivial")
+    cells = [cell(tmp_path, method, "b", 0) for method in ("dear", "trivial", "ridge")]
+    scores = {"dear": (0.2, 0.2), "trivial": (0.1, 0.4), "ridge": (0.3, 0.3)}
+    for one in cells:
+        test, validation = scores[one.method]
+        finish(one, test, validation={"metric": validation, "loss": 1.0, "at": [0, 0]})
+    table = assemble(asked(), cells, [State(DONE)] * 3)
+    assert table.strongest("b") == "ridge"
+    assert kinds(table) == set()  # "dear" loses to the other one alone
+
+
 def test_rivals_are_opponents_in_a_group_of_their_own(tmp_path: Path) -> None:
     errors = {"forest": 0.3, "dear": 0.10, "trivial": 0.4, "trees": 0.15}
     table = made(tmp_path, {**errors, "longer": 0.2})

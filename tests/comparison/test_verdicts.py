@@ -322,10 +322,28 @@ def test_a_task_may_use_a_share_of_its_data_for_all_methods() -> None:
 def test_a_method_worse_than_the_trivial_one_is_flagged():
     found = cells({"a": -1.0, "b": 0.0, "mean": 0.5}, noise=0.01)
     found["a", "t02"] = {s: 3 * e for s, e in found["mean", "t02"].items()}
-    (flag,) = fairness.flags(ErrorTable.of(found), trivial="mean")
+    (flag,) = fairness.flags(ErrorTable.of(found), trivial=["mean"])
     assert (flag.kind, flag.methods, flag.tasks) == ("worse-than-trivial", ("a", "mean"), ("t02",))
     assert flag.numbers == pytest.approx({"t02": 3.0})
     assert fairness.flags(ErrorTable.of(found)) == []
+
+
+def test_the_strongest_cheap_answer_of_each_task_is_to_be_beaten():
+    """The others are not, and one that is not meant for a task is not missing there."""
+    found = cells({"a": 0.0, "mean": 0.5, "ridge": -0.5, "trees": 1.0}, tasks=3, noise=0.0)
+    del found["trees", "t00"]
+    strongest = {"t00": "ridge", "t01": "trees", "t02": "mean"}
+    trivial = ("mean", "ridge", "trees")
+    (flag,) = fairness.flags(ErrorTable.of(found), trivial=trivial, strongest=strongest)
+    assert flag.text == "a is worse than ridge on t00"
+    assert flag.methods == ("a", "ridge")
+    ratios = [found["a", "t00"][s] / found["ridge", "t00"][s] for s in found["a", "t00"]]
+    assert flag.numbers == pytest.approx({"t00": math.prod(ratios) ** (1 / len(ratios))})
+    strongest["t02"] = "ridge"
+    found["trees", "t01"] = {s: e / 2 for s, e in found["a", "t01"].items()}
+    (flag,) = fairness.flags(ErrorTable.of(found), trivial=trivial, strongest=strongest)
+    assert flag.text == "a is worse than ridge on t00, t02 and than trees on t01"
+    assert flag.numbers["t01"] == pytest.approx(2.0)
 
 
 def test_uneven_compute_needs_a_control():
@@ -395,7 +413,7 @@ def test_a_comparison_is_plain_values():
     """It can be written down as it is."""
     found = cells({"a": -0.5, "b": 0.0, "c": 0.1})
     found["c", "t03"][1] = math.inf
-    result = weigh(ErrorTable.of(found), conditions(), rule=QUICK, trivial="b")
+    result = weigh(ErrorTable.of(found), conditions(), rule=QUICK, trivial=["b"])
     again = json.loads(json.dumps(asdict(result), allow_nan=False))
     assert again["pairs"][2]["tasks"][3]["failed"] == [0, 1]
     assert again["pairs"][0]["verdict"]["word"] == BETTER
@@ -406,6 +424,6 @@ def test_a_comparison_is_plain_values():
 
 
 def test_only_the_trivial_answer_is_there_yet():
-    found = weigh(ErrorTable.of(cells({"b": 0.0})), pairs=[], rule=QUICK, trivial="b")
+    found = weigh(ErrorTable.of(cells({"b": 0.0})), pairs=[], rule=QUICK, trivial=["b"])
     assert found.overview is None
     assert found.pairs == ()

@@ -80,7 +80,7 @@ def compare(
         str | None, typer.Option(help="Compare all other methods only with this method.")
     ] = None,
     trivial: Annotated[
-        bool, typer.Option(help="Also run the trivial answer that every method must beat.")
+        bool, typer.Option(help="Also run the cheap answers that every method must beat.")
     ] = True,
     scale: Annotated[str | None, typer.Option(help="Scale layer to apply last.")] = None,
     fraction: Annotated[

@@ -7,7 +7,7 @@ kinds mean that the runs cannot be compared at all, and refuse every verdict of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
@@ -74,22 +74,24 @@ def flags(
     scores: ErrorTable,
     conditions: Iterable[Conditions] = (),
     *,
-    trivial: str | None = None,
+    trivial: Collection[str] = (),
+    strongest: Mapping[str, str] | None = None,
     controls: Collection[str] = (),
     rivals: Collection[str] = (),
 ) -> list[Flag]:
     """Every doubt about these scores.
 
-    ``trivial``: the method that every other has to beat. ``controls``: the methods that were
-    trained longer only to have as many encoder passes as a dearer one. ``rivals``: the methods
-    whose cost is not counted in passes of the encoder.
+    ``trivial``: the cheap answers, which need not be there on every task. ``strongest`` names, by
+    task, the one that every other method has to beat; where there is one alone, it is that.
+    ``controls``: the methods that were trained longer only to have as many encoder passes as a
+    dearer one. ``rivals``: the methods whose cost is not counted in passes of the encoder.
     """
     known = [c for c in conditions if c.method in scores.methods and c.task in scores.tasks]
     found = [*_mixed(known), *_selected_on_test(known)]
-    if trivial is not None and trivial in scores.methods:
-        found += _worse_than_trivial(scores, trivial)
-    found += [*_uneven_compute(scores, known, controls, {trivial, *rivals}), *_edge_of_grid(known)]
-    return [*found, *_incomplete(scores), *_floored(scores)]
+    found += _worse_than_trivial(scores, trivial, strongest or {})
+    apart = {*trivial, *rivals}
+    found += [*_uneven_compute(scores, known, controls, apart), *_edge_of_grid(known)]
+    return [*found, *_incomplete(scores, trivial), *_floored(scores)]
 
 
 def refusal(found: Iterable[Flag]) -> str | None:
@@ -175,7 +177,7 @@ def _uneven_compute(
     scores: ErrorTable,
     known: list[Conditions],
     controls: Collection[str],
-    apart: Collection[str | None],
+    apart: Collection[str],
 ) -> list[Flag]:
     """Pairs of contenders alone: controls differ in cost on purpose, those ``apart`` in kind."""
     passes: dict[tuple[str, str], list[float]] = {}
@@ -222,31 +224,44 @@ def _percent(ratios: Iterable[float]) -> str:
 # --- errors ------------------------------------------------------------------------------------
 
 
-def _worse_than_trivial(scores: ErrorTable, trivial: str) -> list[Flag]:
+def _worse_than_trivial(
+    scores: ErrorTable, trivial: Collection[str], strongest: Mapping[str, str]
+) -> list[Flag]:
+    """Of every method that is no cheap answer itself: where it loses to the strongest of them."""
+    alone = next(iter(trivial)) if len(trivial) == 1 else None
+    to_beat = {task: strongest.get(task, alone) for task in scores.tasks}
     found = []
-    for method in scores.methods:
-        d_TS = log_ratios(scores.of_method(method), scores.of_method(trivial))
-        shared = [t for t in range(len(scores.tasks)) if not all(map(math.isnan, d_TS[t]))]
-        if method == trivial or not shared:
-            continue
-        mean_T = task_means(d_TS[shared])
-        worse = {
-            scores.tasks[t]: float(math.exp(mean))
-            for t, mean in zip(shared, mean_T, strict=True)
-            if 0 < mean < math.inf  # failed runs have a flag of their own
-        }
+    for method in (m for m in scores.methods if m not in trivial):
+        worse: dict[str, dict[str, float]] = {}
+        for t, (task, answer) in enumerate(to_beat.items()):
+            if answer not in scores.methods:
+                continue
+            d_TS = log_ratios(scores.of_method(method), scores.of_method(answer))[t : t + 1]
+            if all(map(math.isnan, d_TS[0])):
+                continue
+            (mean,) = task_means(d_TS)
+            if 0 < mean < math.inf:  # failed runs have a flag of their own
+                worse.setdefault(answer, {})[task] = float(math.exp(mean))
         if worse:
-            text = f"{method} is worse than {trivial} on {', '.join(worse)}"
-            found.append(Flag("worse-than-trivial", text, (method, trivial), tuple(worse), worse))
+            where = [f"than {answer} on {', '.join(tasks)}" for answer, tasks in worse.items()]
+            text = f"{method} is worse {' and '.join(where)}"
+            numbers = {task: n for tasks in worse.values() for task, n in tasks.items()}
+            about = (method, *worse)
+            found.append(Flag("worse-than-trivial", text, about, tuple(numbers), numbers))
     return found
 
 
-def _incomplete(scores: ErrorTable) -> list[Flag]:
-    """Cells without all seeds of the table, and cells with failed runs."""
+def _incomplete(scores: ErrorTable, trivial: Collection[str]) -> list[Flag]:
+    """Cells without all seeds of the table, and cells with failed runs.
+
+    A cheap answer that is not there at all was not meant for that kind of data.
+    """
     found = []
     for method in scores.methods:
         missing, failed = {}, {}
         for task, errors_S in zip(scores.tasks, scores.of_method(method), strict=True):
+            if method in trivial and all(map(math.isnan, errors_S)):
+                continue
             missing[task] = float(sum(map(math.isnan, errors_S)))
             failed[task] = float(sum(map(math.isinf, errors_S)))
         kinds: tuple[tuple[Kind, dict[str, float], str], ...] = (

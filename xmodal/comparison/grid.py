@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -26,7 +26,9 @@ from xmodal.data.store import Store
 from xmodal.engine.identity import RunIdentity, identity
 from xmodal.engine.plan import compose_plan, fetch_small, missing_files
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
-from xmodal.plugins import Registry, log
+from xmodal.facts import Facts
+from xmodal.plugins import Registry
+from xmodal.recipe.cheap import TRIVIAL, cheap_methods
 from xmodal.recipe.lookup import (
     SUITES,
     all_recipes,
@@ -42,7 +44,8 @@ from xmodal.recipe.yaml import parse_value, read
 from xmodal.settings import Settings
 from xmodal.text import MOST_KNOWN, shortlist
 
-METHOD, RIVAL, CONTROL, TRIVIAL = ROLES = ("method", "rival", "control", "trivial")
+METHOD, RIVAL, CONTROL = "method", "rival", "control"
+ROLES = (METHOD, RIVAL, CONTROL, TRIVIAL)
 MAX_NAME = 60
 
 
@@ -95,15 +98,16 @@ class Request:
     """A comparison that is asked for: a suite, after options have had their say.
 
     ``command`` repeats it, and ``name`` is that of the folder of its report. Verdicts are asked
-    ``against`` one method, or of all pairs. ``trivial`` is a further method, which the settings of
-    the suite do not multiply. ``published`` stands beside what is measured.
+    ``against`` one method, or of all pairs. ``trivial``: also run the cheap answers that fit each
+    task, which the settings of the suite do not multiply. ``published`` stands beside what is
+    measured.
     """
 
     suite: Suite
     command: str = ""
     name: str = ""
     against: str | None = None
-    trivial: Contender | None = None
+    trivial: bool = False
     plugin_files: tuple[str, ...] = ()
     published: tuple[PublishedNumber, ...] = ()
 
@@ -157,9 +161,6 @@ def requested(
         raise UsageError("name the methods to compare, or a suite of them with --suite")
     if not chosen.tasks:
         raise UsageError("name tasks to compare on: --task NAME NAME ...")
-    extra = trivial_method(registry) if trivial else None
-    if extra and extra.use in {one.use.removeprefix("methods/") for one in chosen.contenders}:
-        extra = None
     options = {
         "--seeds": seeds,
         "--scale": scale,
@@ -181,7 +182,7 @@ def requested(
         command=shlex.join(words),
         name=_report_name(chosen, name, tuple(plugin_files)),
         against=against,
-        trivial=extra,
+        trivial=trivial,
         plugin_files=tuple(plugin_files),
         published=_published(chosen, registry),
     )
@@ -238,23 +239,6 @@ def _beside(file: Path, suite: Suite) -> Suite:
     return suite.model_copy(update={"methods": tuple(methods), "tasks": tasks})
 
 
-def trivial_method(registry: Registry) -> Contender | None:
-    """The installed method that says it is the trivial answer; the first, if there are several.
-
-    A file that cannot be read is noted: whoever does not ask for it can do without it.
-    """
-    for found in all_recipes(registry):
-        if found.name.startswith("methods/"):
-            try:
-                role = read(found.path).data.get("role")
-            except RecipeError as error:
-                log.warning("note: passed over: %s", error.problems[0])
-                continue
-            if role == TRIVIAL:
-                return Contender(use=found.name.removeprefix("methods/"))
-    return None
-
-
 def _report_name(suite: Suite, name: str, plugin_files: tuple[str, ...]) -> str:
     """Says what is compared; more seeds of the same comparison replace its report."""
     compared = suite.model_dump(exclude={"seeds", "description", "published", "published_tables"})
@@ -273,6 +257,7 @@ class Cell:
 
     ``setting`` is what makes it one of several variants of its method. ``epochs`` (of all stages)
     and ``learning_rate`` (of the last stage that has one) are what its stages say they will take.
+    ``added``: nobody named its method; it is a cheap answer that the comparison added.
     """
 
     method: str
@@ -289,6 +274,7 @@ class Cell:
     plugin_files: tuple[str, ...] = ()
     epochs: int = 0
     learning_rate: float | None = None
+    added: bool = False
 
     @property
     def name(self) -> str:
@@ -331,16 +317,27 @@ def grid(
     for contender in suite.contenders:
         for setting in _settings(suite.set):
             methods.append(_method(contender, setting, known, registry))
-    if request.trivial is not None:
-        methods.append(_method(request.trivial, (), known, registry))
     methods = list(dict.fromkeys(methods))
     _check_labels("tasks", tasks)
     _check_labels("methods", methods)
     cells = []
-    for task, method in itertools.product(tasks, methods):
-        cell = _unplanned(request, method, task, known)
-        planned = _planned(cell, registry, store, failed)
-        cells += [_seeded(*planned, seed, root) for seed in range(suite.seeds)]
+    for task in tasks:
+
+        def planned(method: _Named, task: _Named = task) -> _Planned:
+            return _planned(_unplanned(request, method, task, known), registry, store, failed)
+
+        found = [planned(method) for method in methods]
+        facts = next((one.facts for one in found if one.facts), None)
+        if request.trivial and facts:
+            cheap = [
+                _named(name, "methods", known, registry)
+                for name in cheap_methods(registry, facts.task)
+            ]
+            cheap = [one for one in cheap if one.reference not in {m.reference for m in methods}]
+            _check_labels("methods", [*methods, *cheap])
+            added = map(planned, cheap)
+            found += [one._replace(cell=replace(one.cell, added=True)) for one in added]
+        cells += [_seeded(*one[:2], seed, root) for one in found for seed in range(suite.seeds)]
     return sorted(cells, key=lambda cell: cell.seed)
 
 
@@ -438,29 +435,34 @@ def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) 
     )
 
 
+class _Planned(NamedTuple):
+    """The cell with its recipe, what its run is, and its facts; or with why it cannot run."""
+
+    cell: Cell
+    identity: RunIdentity | None = None
+    facts: Facts | None = None
+
+
 def _planned(
     cell: Cell, registry: Registry, store: Store, failed: dict[str, str] | None
-) -> tuple[Cell, RunIdentity | None]:
-    """The cell with its recipe and what its run is, or with why it cannot run.
-
-    ``failed``: why data sets could not be fetched; None if that is not to be tried.
-    """
+) -> _Planned:
+    """Plan a cell. ``failed``: why data sets could not be fetched; None: do not try."""
     try:
         plan = compose_plan(cell.references, registry, store, cell.overrides, cell.scale)
         tried = [] if failed is None else fetch_small(plan, store, failed)
         absent = missing_files(plan, store)
         if absent:
             lacks = "\n".join([*tried, *absent])
-            return replace(cell, skipped=lacks, absent=lacks), None
+            return _Planned(replace(cell, skipped=lacks, absent=lacks), None, plan.facts)
         found = identity(plan.recipe, registry, store)
     except RecipeError as error:
         first = error.problems[0]
-        return replace(cell, skipped=f"{first.key}: {first.message}"), None
+        return _Planned(replace(cell, skipped=f"{first.key}: {first.message}"))
     except (DataError, PluginError) as error:
-        return replace(cell, skipped=str(error)), None
+        return _Planned(replace(cell, skipped=str(error)))
     resolved = plan.recipe.model_dump(mode="json")
     cell = replace(cell, resolved=resolved, epochs=plan.epochs, learning_rate=plan.learning_rate)
-    return cell, found
+    return _Planned(cell, found, plan.facts)
 
 
 def _seeded(cell: Cell, found: RunIdentity | None, seed: int, root: Path) -> Cell:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins
-from xmodal.comparison.grid import TRIVIAL, Cell, grid, requested
+from xmodal.comparison.grid import Cell, grid, requested
 from xmodal.comparison.queue import Queue, State
 from xmodal.data.store import Store
 from xmodal.errors import DataError, PluginError, UsageError, file_errors
 from xmodal.files import hashed_again
+from xmodal.recipe.cheap import TRIVIAL
 from xmodal.recipe.choice import choose
 from xmodal.recipe.lookup import looks_like_path
 
@@ -109,7 +110,7 @@ def _check_data(cells: Sequence[Cell]) -> None:
 
 
 def _check_any_runs(cells: Sequence[Cell]) -> None:
-    """Raise UsageError, before anything runs, if only the trivial answer could.
+    """Raise UsageError, before anything runs, if only trivial answers could.
 
     DataError where nothing but files is missing.
     """

@@ -82,7 +82,7 @@ def _pair(pair: PairResult) -> dict[str, object]:
 def latex(table: ComparisonTable) -> str:
     """Mean and standard deviation of every method on every task; the best mean is bold.
 
-    Needs the package booktabs. Rivals, controls and the trivial answer stand below a rule each.
+    Needs the package booktabs. Rivals, controls and trivial answers stand below a rule each.
     """
     tasks = [task for task in table.tasks if any(row.task == task for row in table.rows)]
     if not tasks:

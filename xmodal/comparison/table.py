@@ -2,7 +2,7 @@
 
 The table is the one thing that the terminal, CSV, LaTeX, JSON and the HTML page are made from.
 Verdicts are asked for pairs of contenders, and for each contender against each rival. Controls and
-the trivial answer are in the table because they raise doubts, or settle them; asking for verdicts
+trivial answers are in the table because they raise doubts, or settle them; asking for verdicts
 on them too, or on two rivals, would blunt every other verdict.
 """
 
@@ -23,12 +23,13 @@ import numpy as np
 from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
-from xmodal.comparison.grid import CONTROL, METHOD, RIVAL, ROLES, TRIVIAL, Cell, Request
+from xmodal.comparison.grid import CONTROL, METHOD, RIVAL, ROLES, Cell, Request
 from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
 from xmodal.comparison.verdicts import Comparison, weigh
 from xmodal.errors import DataError, UsageError
+from xmodal.recipe.cheap import TRIVIAL
 from xmodal.recipe.lookup import from_anywhere
 from xmodal.runs import Run
 from xmodal.text import plural, shortlist
@@ -186,6 +187,10 @@ class ComparisonTable:
         errors_S = np.array([*scores, *failed], dtype=float)
         return summary(np.where(np.isfinite(errors_S), errors_S, math.inf))
 
+    def strongest(self, task: str) -> str | None:
+        """The trivial answer with the best mean on validation; None if none is done."""
+        return _strongest(self.rows, self.roles).get(task)
+
     def best(self, task: str) -> frozenset[str]:
         """Methods with the best mean among those with the most seeds; none if nothing competes."""
         found = {method: self.summary(method, task) for method in self.methods}
@@ -326,15 +331,37 @@ def _weigh(
     roles: Mapping[str, str],
     pairs: Iterable[tuple[str, str]],
 ) -> Comparison:
-    trivial = [method for method in scores.methods if roles[method] == TRIVIAL]
     return weigh(
         scores,
         [*_conditions(found), *_searched(cells, found)],
         pairs=[pair for pair in pairs if set(pair) <= set(scores.methods)],
-        trivial=trivial[0] if trivial else None,
+        trivial=[method for method in scores.methods if roles[method] == TRIVIAL],
+        strongest=_strongest(found, roles),
         controls=[method for method in scores.methods if roles[method] == CONTROL],
         rivals=[method for method in scores.methods if roles[method] == RIVAL],
     )
+
+
+def _strongest(found: Iterable[CellResult], roles: Mapping[str, str]) -> dict[str, str]:
+    """By task, the trivial answer with the best mean on validation: the test split chooses nothing.
+
+    Where the metric says nothing there, the validation loss decides.
+    """
+    cheap = grouped((row for row in found if roles[row.method] == TRIVIAL), lambda row: row.task)
+    return {task: best for task, rows in cheap.items() if (best := best_on_validation(rows))}
+
+
+def best_on_validation(rows: Sequence[CellResult]) -> str | None:
+    """The method that did best on the validation samples of one task, by its mean over seeds."""
+    by_loss = any(math.isnan(row.validation) for row in rows)
+    score = {
+        name: mean(row.validation_loss if by_loss else row.validation for row in mine)
+        for name, mine in grouped(rows, lambda row: row.method).items()
+    }
+    if any(map(math.isnan, score.values())):
+        return None
+    pick = min if by_loss or rows[0].better == "lower" else max
+    return pick(score, key=lambda name: score[name])
 
 
 def _scores(
@@ -410,16 +437,10 @@ def _searched(cells: Sequence[Cell], found: Sequence[CellResult]) -> list[Condit
     )
     chosen = []
     for members in variants.values():
-        by_method = grouped(members, lambda row: row.method)
-        by_loss = any(math.isnan(row.validation) for row in members)
-        score = {
-            name: mean(row.validation_loss if by_loss else row.validation for row in mine)
-            for name, mine in by_method.items()
-        }
-        if any(map(math.isnan, score.values())):
+        name = best_on_validation(members)
+        if name is None:
             continue  # nothing says which rate did best
-        pick = min if by_loss or members[0].better == "lower" else max
-        best = by_method[pick(score, key=lambda name: score[name])][0]
+        best = next(row for row in members if row.method == name)
         rates = tuple(sorted({row.learning_rate for row in members if row.learning_rate}))
         (conditions,) = _conditions([best])
         chosen.append(replace(conditions, learning_rate=best.learning_rate, searched=rates))

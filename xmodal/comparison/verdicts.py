@@ -9,7 +9,7 @@ Below six families the word is about these tasks only. ``docs/verdicts.md`` expl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -122,7 +122,7 @@ class PairResult:
 class Comparison:
     """All that a report says about a table of scores: ``cells[method][task]``, pairs, overview.
 
-    ``overview`` is of contenders and rivals, without controls and the trivial answer; None where
+    ``overview`` is of contenders and rivals, without controls and trivial answers; None where
     there are fewer than two of them, or no task that all of them have.
     """
 
@@ -140,14 +140,22 @@ def weigh(
     conditions: Iterable[Conditions] = (),
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
-    trivial: str | None = None,
+    trivial: Collection[str] = (),
+    strongest: Mapping[str, str] | None = None,
     controls: Collection[str] = (),
     rivals: Collection[str] = (),
     rule: Rule | None = None,
 ) -> Comparison:
     """Everything about these scores; see ``judge`` and ``fairness.flags`` for the arguments."""
     rule = rule or Rule()
-    found = fairness.flags(scores, conditions, trivial=trivial, controls=controls, rivals=rivals)
+    found = fairness.flags(
+        scores,
+        conditions,
+        trivial=trivial,
+        strongest=strongest,
+        controls=controls,
+        rivals=rivals,
+    )
     results = judge(scores, pairs, rule, fairness.refusal(found))
     doubts = [doubt for result in results if (doubt := result.doubt) is not None]
     cells = {
@@ -157,8 +165,8 @@ def weigh(
         }
         for method in scores.methods
     }
-    # Controls and the trivial answer do not compete: they would change every rank and profile.
-    apart = {*controls, trivial}
+    # Controls and trivial answers do not compete: they would change every rank and profile.
+    apart = {*controls, *trivial}
     contenders = scores.only([method for method in scores.methods if method not in apart])
     return Comparison(cells, results, overview(contenders, rule.alpha), (*found, *doubts))
 

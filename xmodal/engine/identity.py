@@ -40,6 +40,7 @@ OUTSIDE = frozenset(
     {
         "description",
         "role",
+        "suits",
         "family",
         "device",
         "workers",

@@ -32,6 +32,8 @@ else:  # the interfaces import torch, which checking names and keys does not nee
     Scheduler, Selector, Source = Kind("scheduler"), Kind("selector"), Kind("source")
     Stage, Task, Tracker = Kind("stage"), Kind("task"), Kind("tracker")
 
+Suited = Literal["grid", "sequence", "row", "classification", "multi-label", "regression", "dense"]
+"""Forms of samples, and kinds of labels."""
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9]\d*))?")
 
 
@@ -71,6 +73,11 @@ class Recipe(Settings):
         description="The role of a method in a comparison: a contender, a control that only "
         "matches the compute of a more expensive method, a trivial answer that every other "
         "method must beat, or a rival from elsewhere that fine-tunes nothing.",
+    )
+    suits: tuple[Suited, ...] = Field(
+        (),
+        description="Forms of samples and kinds of labels for which comparisons add a trivial "
+        "method; of either, nothing named means all.",
     )
     family: str = Field(
         "",

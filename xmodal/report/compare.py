@@ -29,7 +29,7 @@ KINDS = {
     "mixed-conditions": "Different conditions",
     "mixed-metrics": "Different metrics",
     "selected-on-test": "Epoch chosen on the test data",
-    "worse-than-trivial": "Worse than the trivial baseline",
+    "worse-than-trivial": "Worse than the strongest cheap answer",
     "uneven-compute": "Different compute",
     "edge-of-grid": "Best learning rate at the end of the search",
     "failed-runs": "Failed runs",
