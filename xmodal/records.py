@@ -66,10 +66,35 @@ class Chosen(Scores):
     at: list[int]
 
 
+class Ends(Record):
+    """An interval, and over how many samples or groups it was found."""
+
+    low: float
+    high: float
+    units: int
+    over: str = "samples"
+    method: str = "bootstrap"
+
+
+class Rival(Scores):
+    """A cheap answer to the same test samples: what it does, its score, and who is better."""
+
+    words: str
+    outcome: str
+
+
 class Test(Scores):
-    """The test scores; ``smallest`` is the least error above 0 that the split can show."""
+    """The test scores; ``smallest`` is the least error above 0 that the split can show.
+
+    ``interval`` says how sure the score is, ``verdict`` in words how it stands ``against`` cheap
+    answers. ``class_counts``: the training samples of each class, or with each label.
+    """
 
     smallest: float | None = None
+    interval: Ends | None = None
+    against: list[Rival] = []
+    verdict: str = ""
+    class_counts: list[int] = []
 
 
 class Seconds(Record):

@@ -253,6 +253,7 @@ class Arrays(Task):
             notes=notes + tuple(_class_notes(plan, split_of)),
             classes=plan.labels.classes,
             raw=form,
+            groups=_groups(plan, split_of),
         )
 
     @classmethod
@@ -336,6 +337,21 @@ def _label_scale(
             moments.require_float32(part.y_name, hint)
             decode = Affine.of(mean, scale)
     return form, decode
+
+
+def _groups(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tensor]:
+    """The number of each sample's group, by split; the same group has the same number in all."""
+    named = {
+        role: group[share.rows]
+        for role, share in split_of.items()
+        if (group := plan.parts[share.part].group) is not None
+    }
+    if not named:
+        return {}
+    number_N = np.unique(np.concatenate(list(named.values())), return_inverse=True)[1]
+    ends = np.cumsum([len(group) for group in named.values()])[:-1]
+    cut = np.split(number_N.astype(np.int64), ends)
+    return {role: torch.from_numpy(own) for role, own in zip(named, cut, strict=True)}
 
 
 def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:

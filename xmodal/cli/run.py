@@ -166,7 +166,7 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
     selected, validation = result["selected_on"], result["validation"]
     chosen = validation["loss"] if selected.endswith(" loss") else validation["metric"]
     rows = [
-        (f"test {result['metric']}", text.number(result["test"]["metric"])),
+        (f"test {result['metric']}", _with_interval(result["test"])),
         (f"best {selected}", text.number(chosen)),
         ("time", text.duration(result["seconds"]["training"])),
         ("memory", text.size(result["memory_bytes"])),
@@ -180,6 +180,17 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
     if (path / "report.html").exists():
         rows.append(("report", path / "report.html"))
     output.print_table(("", ""), rows)
+    if result["test"].get("verdict"):
+        output.stdout().print(f"\n{result['test']['verdict']}", soft_wrap=True)
+
+
+def _with_interval(test: Any) -> str:
+    """``0.2114  (95 % interval: 0.17 to 0.26, 300 samples)``."""
+    score, found = text.number(test["metric"]), test.get("interval")
+    if found is None:
+        return score
+    low, high = (text.number(found[end], 3) for end in ("low", "high"))
+    return f"{score}  (95 % interval: {low} to {high}, {found['units']:,} {found['over']})"
 
 
 def _show_profile(path: Path, fresh: bool) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from xmodal.assess.resample import expanded_level
 from xmodal.comparison.error_table import Floats
 
 DECIMALS = 12
@@ -127,17 +128,6 @@ def win_tie_loss(d_T: Floats) -> tuple[int, int, int]:
 
 
 # --- intervals ---------------------------------------------------------------------------------
-
-
-def expanded_level(level: float, n: int) -> float:
-    """Tail probability, on each side, of the expanded percentile interval for n values.
-
-    A percentile interval is too short for few values: it lacks the factor sqrt(n / (n - 1)) and
-    uses the normal instead of Student's t. Taking quantiles further out repairs both
-    (Hesterberg, What teachers should know about the bootstrap, The American Statistician 2015).
-    """
-    t = stats.t.ppf(0.5 + level / 2, n - 1)
-    return float(stats.norm.cdf(-t * math.sqrt(n / (n - 1))))
 
 
 def _interval(value: float, draws_R: Floats, level: float, n: int) -> Interval:

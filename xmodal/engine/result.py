@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xmodal import runs
+from xmodal import randomness, runs
+from xmodal.assess import ConstantAnswer, Judgement, constant_answer, judge
 from xmodal.data import loader
 from xmodal.engine import checkpoint
 from xmodal.engine.evaluate import PROBED_SAMPLES, SplitScore
@@ -23,14 +25,18 @@ from xmodal.recipe.recipe import Recipe
 
 SHOWN_SAMPLES = 4
 MAX_PREDICTION_BYTES = 256 * 2**20
+LABELS_AT_ONCE = 256
 
 
 def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
-    """Write all test predictions with their labels, unless they are too large."""
+    """Write all test predictions with their labels and groups, unless they are too large."""
     size = predictions.numel() * predictions.element_size()
     if size <= MAX_PREDICTION_BYTES:
         labels = session.data.in_unit(loader.labels(session.data.test))
         content = {"prediction": predictions, "label": labels}
+        groups = session.data.groups_of(session.data.test)
+        if groups is not None:
+            content["group"] = groups
         tensors = {name: tensor.contiguous() for name, tensor in content.items()}
         with atomically(run.path / "predictions.safetensors") as new:
             save_file(tensors, new)
@@ -52,8 +58,72 @@ def keep_samples(
     checkpoint.save(run.path / "samples", kept, digest)
 
 
+def judged(recipe: Recipe, session: RunSession, score: SplitScore) -> Mapping[str, Any]:
+    """How sure the test score is, and how it stands against the best constant answer.
+
+    Empty, with a note, if the metric cannot score parts of the test split.
+    """
+    try:
+        answer = best_constant(recipe, session)
+        return _said(_judgement(recipe, session, score, answer), answer)
+    except Exception as error:  # a plugin's metric must not cost a finished run its result
+        session.note(
+            f"how sure the test score is could not be found out: {type(error).__name__}: {error}"
+        )
+        return {}
+
+
+def best_constant(recipe: Recipe, session: RunSession) -> ConstantAnswer:
+    """The best answer that is the same for every sample, from the training labels."""
+    data, train = session.data, session.data.train
+
+    def labels() -> Iterator[Tensor]:
+        for index in torch.split(torch.arange(loader.count(train)), LABELS_AT_ONCE):
+            yield data.in_unit(loader.labels_of(train, index))
+
+    columns = () if data.raw is None else data.raw.label_columns
+    odds = not session.model.loss.standardises
+    target = session.facts.task.target
+    return constant_answer(labels(), target, data.classes, odds, columns, session.metric)
+
+
+def _judgement(
+    recipe: Recipe, session: RunSession, score: SplitScore, answer: ConstantAnswer
+) -> Judgement:
+    data = session.data
+    y = data.in_unit(loader.labels(data.test))
+    assert score.predictions is not None
+    return judge(
+        session.metric,
+        score.predictions,
+        y,
+        {answer.words: answer.predictions(len(y))},
+        data.groups_of(data.test),
+        randomness.derive(recipe.seed, "bootstrap"),
+        data.classes,
+        recipe.task.config.metric.name,
+        float("nan") if score.metric is None else score.metric,
+    )
+
+
+def _said(found: Judgement, answer: ConstantAnswer) -> Mapping[str, Any]:
+    """The entries of ``result.json``'s ``test`` that say how sure the score is."""
+    content: dict[str, Any] = {
+        "interval": None if found.interval is None else asdict(found.interval),
+        "against": [asdict(one) for one in found.against],
+        "verdict": found.sentence,
+    }
+    if answer.counts_K:
+        content["class_counts"] = list(answer.counts_K)
+    return content
+
+
 def summarise(
-    recipe: Recipe, session: RunSession, snapshot: Snapshot, score: SplitScore
+    recipe: Recipe,
+    session: RunSession,
+    snapshot: Snapshot,
+    score: SplitScore,
+    judgement: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """The content of ``result.json``, to which the caller adds times."""
     parameters = list(session.model.parameters())
@@ -62,7 +132,12 @@ def summarise(
         "family": session.facts.task.family,
         "metric": recipe.task.config.metric.name,
         "better": session.metric.better,
-        "test": {"metric": score.metric, "loss": score.loss, "smallest": score.smallest},
+        "test": {
+            "metric": score.metric,
+            "loss": score.loss,
+            "smallest": score.smallest,
+            **judgement,
+        },
         "validation": {
             "metric": snapshot.best_metric,
             "loss": snapshot.best_loss,

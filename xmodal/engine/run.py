@@ -37,6 +37,7 @@ from xmodal.engine.process import (
 )
 from xmodal.engine.profiling import StepTrace, span
 from xmodal.engine.result import (
+    judged,
     keep_predictions,
     keep_samples,
     no_number,
@@ -424,11 +425,14 @@ class _Execution:
         if score.metric is None:
             metric = self.plan.recipe.task.config.metric.name
             session.note(f"{metric} is not a number on the test data: this run has no score")
+        judgement: Mapping[str, Any] = {}
         if self.place is not None:
+            judgement = judged(self.plan.recipe, session, score)
             keep_predictions(self.run, session, score.predictions)
             keep_samples(self.run, self.digest, session, snapshot, score.predictions)
         seconds = {
             "training": snapshot.seconds,
             "this_process": self.clock() - self.begun,
         }
-        return {**summarise(self.plan.recipe, session, snapshot, score), "seconds": seconds}
+        summary = summarise(self.plan.recipe, session, snapshot, score, judgement)
+        return {**summary, "seconds": seconds}

@@ -84,7 +84,7 @@ class Tracking:
     def done(self, result: Mapping[str, Any]) -> None:
         """Take the content of ``result.json``, for when the trackers end."""
         nested = {
-            "test": result["test"],
+            "test": {key: result["test"][key] for key in ("metric", "loss", "smallest")},
             "best": {"metric": result["validation"]["metric"]},
             "parameters": result["parameters"],
             "seconds": {"training": result["seconds"]["training"]},

@@ -437,6 +437,10 @@ def test_groups_are_never_cut(tmp_path: Path) -> None:
     assert not seen[0] & seen[1]
     assert not (seen[0] | seen[1]) & seen[2]
     assert sum(map(len, seen)) == 12
+    for part in (data.train, data.validation, data.test):
+        numbers = data.groups_of(part)
+        assert numbers is not None
+        assert torch.equal(numbers, tensors(part)[0].flatten(1)[:, 0].long())
     frame = pd.DataFrame({"patient": group, "a": x[:, 0], "y": Y})
     frame.to_csv(tmp_path / "t.csv", index=False)
     table = make(path=tmp_path / "t.csv", group="patient", normalize="none").load(0)
