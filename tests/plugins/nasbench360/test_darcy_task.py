@@ -84,6 +84,22 @@ def test_normalisation_uses_training_samples_only(store: Store) -> None:
     assert set(dict(data.decode.named_buffers())) == {"mean", "std"}
 
 
+def test_a_point_where_all_training_samples_agree_has_the_scale_of_all_points(store: Store) -> None:
+    """Its own deviation, 0, would make a sample that differs there 9 / 1e-5."""
+    data = task(store, train=2, test=30).load(0)
+    a = np.stack([draw(0, 0, i, Grid(11, 21))[0] for i in range(2)]).astype(np.float32)
+    test_a = np.stack([draw(0, 1, i, Grid(11, 21))[0] for i in range(30)]).astype(np.float32)
+    same = a[0] == a[1]
+    assert 0 < same.sum() < same.size
+    scale = np.where(same, a.std(ddof=1), a.std(0, ddof=1)) + 1e-5
+    x = torch.stack([data.test[i][0][0] for i in range(30)]).numpy()
+    assert np.allclose(x, (test_a - a.mean(0)) / scale, atol=1e-5)
+    assert np.abs(x).max() < 3
+    assert data.raw is not None
+    back = data.raw.invert(torch.stack([data.test[i][0] for i in range(30)]))
+    assert np.allclose(back.reshape(test_a.shape), test_a, atol=1e-5)
+
+
 def test_the_data_are_those_of_the_generator(store: Store) -> None:
     data = task(store, coordinates=False).load(0)
     expected = draw(0, 1, 3, Grid(11, 21))[1].astype(np.float32)
