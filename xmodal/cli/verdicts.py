@@ -132,7 +132,7 @@ def _published(table: ComparisonTable, task: str) -> None:
 
 def _verdicts(table: ComparisonTable) -> None:
     """Print one line per pair; without a verdict over tasks, print the single tasks."""
-    from xmodal.comparison.criteria import EFFECT
+    from xmodal.comparison.criteria import EFFECT, Rule
 
     assert table.comparison is not None
     pairs = table.comparison.pairs
@@ -155,7 +155,9 @@ def _verdicts(table: ComparisonTable) -> None:
     ]
     columns = ("", "verdict", "than", "error", "geometric", "median", "P(better)", "p Holm")
     title = f"verdicts: change of the error ({EFFECT}) with 95 % interval"
-    output.print_table((*columns, "wins/ties/losses"), lines, title=title)
+    output.print_table(
+        (*columns, f"wins/ties (±{100 * Rule().rope:g} %)/losses"), lines, title=title
+    )
     output.stdout().print()
     _remarks(pairs)
     if any(pair.verdict.word == "refused" for pair in pairs):

@@ -7,7 +7,7 @@ seeds that all methods share; +inf where a run failed. Only tasks that all metho
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -161,7 +161,11 @@ def _area(ratio_T: Floats, end: float) -> Floats:
 
 @dataclass(frozen=True)
 class Overview:
-    """All methods on the tasks that all of them have; for diagrams, not for verdicts."""
+    """All methods on the tasks that all of them have; for diagrams, not for verdicts.
+
+    ``close``: per task the methods that differ from another one by no more than ``rope``, and by
+    something. Ranks and profiles order them all the same.
+    """
 
     tasks: tuple[str, ...]
     ranks: dict[str, float]
@@ -170,9 +174,19 @@ class Overview:
     cliques: tuple[tuple[str, ...], ...]
     profiles: tuple[Profile, ...]
     pair_profiles: tuple[tuple[Profile, ...], ...]
+    rope: float = 0.01
+    close: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def overview(scores: ErrorTable, alpha: float = 0.05) -> Overview | None:
+def close_methods(level_T: Floats, rope: float) -> list[int]:
+    """The methods on one task that another one differs from by at most ``rope``, but differs."""
+    with np.errstate(invalid="ignore"):  # two that failed
+        apart_MM = np.abs(level_T[:, None] - level_T[None, :])
+    near_MM = (apart_MM > 0) & (apart_MM <= math.log1p(rope))
+    return [int(m) for m in np.flatnonzero(near_MM.any(axis=1))]
+
+
+def overview(scores: ErrorTable, alpha: float = 0.05, rope: float = 0.01) -> Overview | None:
     """Ranks, cliques and profiles; None if there is one method, or no task that all have."""
     methods = scores.methods
     if len(methods) < 2:
@@ -184,8 +198,14 @@ def overview(scores: ErrorTable, alpha: float = 0.05) -> Overview | None:
     by_rank = [int(m) for m in np.argsort(ranks_M, kind="stable")]
     groups = cliques(pairwise_holm(level_MT), alpha)
     named = sorted(tuple(m for m in by_rank if m in group) for group in groups)
+    near = {
+        task: tuple(methods[m] for m in close_methods(level_T, rope))
+        for task, level_T in zip(tasks, level_MT.T, strict=True)
+    }
     return Overview(
         tasks=tasks,
+        rope=rope,
+        close={task: found for task, found in near.items() if found},
         ranks={methods[m]: float(ranks_M[m]) for m in by_rank},
         friedman_p=friedman(level_MT),
         critical_difference=critical_difference(len(methods), len(tasks), alpha),

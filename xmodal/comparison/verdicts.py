@@ -54,7 +54,8 @@ class TaskResult:
     is None for one seed; ``level`` is the confidence it can have at most with so few seeds.
     ``within_spread``: the difference is smaller than the larger of the two standard deviations of
     log(error) over seeds; None for one seed. With failed runs (of A, of B) there is no mean, and
-    more failures count as worse. ``sign``: -1 if A is better, 0, or 1.
+    more failures count as worse. ``sign``: -1 if A is better, 1 if it is worse, 0 if the difference
+    is inside the rope.
     """
 
     task: str
@@ -91,7 +92,8 @@ class PairResult:
     """Everything about A against B. ``counted`` are the tasks that the verdict rests on.
 
     ``families`` are those of the counted tasks, one entry a task; "" where nothing was stated.
-    Wins, ties and losses count every task of ``tasks``; ``numbers`` is None if it is refused.
+    Wins, ties and losses count every task of ``tasks``, a difference inside the rope as a tie;
+    ``numbers`` is None if it is refused.
     """
 
     a: str
@@ -168,7 +170,9 @@ def weigh(
     # Controls and trivial answers do not compete: they would change every rank and profile.
     apart = {*controls, *trivial}
     contenders = scores.only([method for method in scores.methods if method not in apart])
-    return Comparison(cells, results, overview(contenders, rule.alpha), (*found, *doubts))
+    return Comparison(
+        cells, results, overview(contenders, rule.alpha, rule.rope), (*found, *doubts)
+    )
 
 
 def judge(
@@ -252,7 +256,8 @@ def _task(task: str, a_S: Floats, b_S: Floats, d_S: Floats, rule: Rule) -> TaskR
         spread = max(float(np.log(e_S[shared_S]).std(ddof=1)) for e_S in (a_S, b_S))
         within = abs(mean) < spread
     level = statistics.reachable_level(rule.level, n)
-    sign = (mean > 0) - (mean < 0)
+    # What is practically equal is neither won nor lost.
+    sign = 0 if abs(mean) <= rule.log_rope else (mean > 0) - (mean < 0)
     return TaskResult(task, n, mean, sign, interval, level, within, failed)
 
 
