@@ -127,14 +127,19 @@ class Local(Launcher):
         self._waiting = [job for job in self._waiting if job.name not in names]
 
     def stop(self) -> None:
-        """Ask every job to save and end; kill those that do not end in time."""
+        """Ask every job to save and end; kill those that do not end in time.
+
+        A Ctrl-C while waiting kills them all.
+        """
         self._waiting.clear()
+        grace = self.config.grace
         for started in self._started.values():
             started.process.send_signal(signal.SIGTERM)
         for started in self._started.values():
             try:
-                started.process.wait(self.config.grace)
-            except subprocess.TimeoutExpired:
+                started.process.wait(grace)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+                grace = 0.0 if isinstance(error, KeyboardInterrupt) else grace
                 started.process.kill()
                 started.process.wait()
             _say_how_it_ended(started)

@@ -18,6 +18,7 @@ from xmodal import api
 from xmodal.engine import checkpoint, saving
 from xmodal.engine.loop import Snapshot
 from xmodal.engine.observe import Silent
+from xmodal.engine.process import STOPPING
 from xmodal.engine.run import Interrupted
 from xmodal.engine.saving import Saver, best_folder, step_folder
 from xmodal.errors import DataError
@@ -204,6 +205,37 @@ class Signal(Silent):
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Impatient(Silent):
+    """Presses Ctrl-C at a record, once or twice."""
+
+    def __init__(self, number: int, times: int) -> None:
+        self.left, self.times = number, times
+
+    def record(self, record: object) -> None:
+        self.left -= 1
+        for _ in range(self.times if self.left == 0 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"), [(1, "interrupted; state saved"), (2, "interrupted; nothing to save yet")]
+)
+def test_ctrl_c_answers_at_once_and_ends_with_a_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: int, said: str
+) -> None:
+    with pytest.raises(Interrupted, match=f"{said}.*xmodal resume") as ended:
+        api.run(
+            "methods/pare", "tasks/darcy", scale="smoke", overrides=[*TINY],
+            directory=tmp_path / "run", report=False, observer=Impatient(2, times),
+        )  # fmt: skip
+    assert ended.value.exit_code == 130
+    assert [r.getMessage() for r in caplog.records].count(STOPPING) == 1
+    assert Run(tmp_path / "run").state == "interrupted"
+    assert bool(checkpoint.complete(tmp_path / "run" / "checkpoints", checkpoint.STEP)) is (
+        times == 1
+    )
 
 
 def test_state_saved_is_said_when_it_is(tmp_path: Path) -> None:

@@ -100,6 +100,6 @@ def _ended() -> int | str | None:
     except MemoryError as error:
         return streams.failed(MachineError(f"not enough memory: {error}".removesuffix(": ")))
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        typer.echo("interrupted; the same command begins again, or goes on", err=True)
         return 130
     return 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from xmodal import plugins
 from xmodal.comparison.grid import Cell
 from xmodal.errors import DataError
 from xmodal.files import claim, write_atomically
@@ -94,7 +95,9 @@ class Queue:
             while self._step(self.launcher):
                 look(self.states())
                 self.launcher.wait(PAUSE)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                plugins.log.warning("stopping: the runs at work save their state ...")
             self.launcher.stop()
             self._unfinished = {}
             raise

@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
 
 import torch
 
+from xmodal.plugins import log
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPING = "stopping after this step, and saving it (Ctrl-C again ends at once) ..."
+"""What is answered to a signal, since the step may take a while."""
 T = TypeVar("T")
 
 
@@ -47,12 +51,14 @@ class StopRequest:
 
 @contextmanager
 def watch_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a request; a second SIGINT interrupts at once."""
+    """Turn SIGTERM and SIGINT into a request, and say so; a second SIGINT interrupts at once."""
     request = StopRequest()
     previous = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.arrived(number)
+        with suppress(Exception):  # the stream may be in the middle of another line
+            log.warning(STOPPING)
 
     try:
         for number in SIGNALS:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 from accelerate import Accelerator
@@ -75,11 +75,17 @@ class RunOrder:
 
 
 class Interrupted(XModalError):
-    """A signal asked the run to end; its state is ``saved``, if it had begun."""
+    """A signal asked the run to end; its state is ``saved``, if it had begun.
 
-    def __init__(self, number: int, run: runs.Run | None = None, saved: bool = True) -> None:
+    ``at_once``: what was saved is that of an earlier step.
+    """
+
+    def __init__(
+        self, number: int, run: runs.Run | None = None, saved: bool = True, at_once: bool = False
+    ) -> None:
         self.exit_code = 128 + number
-        kept = "state saved. Continue with" if saved else "nothing to save yet. Begin again with"
+        kept = "the state last saved is kept" if at_once else "state saved"
+        kept = f"{kept}. Continue with" if saved else "nothing to save yet. Begin again with"
         super().__init__(
             f"interrupted; {f'{kept}: {run.to_continue()}' if run else 'it had not begun'}"
         )
@@ -162,7 +168,8 @@ def _steps(
                 )
         alone.wait_for_everyone()
         tracking = Tracking(plan.recipe, run, builder.note)
-        with _recorded(run, tracking, process.shared) if main else nullcontext() as place:
+        recorded = _recorded(run, tracking, process.shared) if main else nullcontext()
+        with _interrupted(run, stop, process.shared), recorded as place:
             execution = _Execution(
                 run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
@@ -178,6 +185,18 @@ def _steps(
             # Not earlier: a run that is killed before it is done resumes from one of these.
             execution.sweep(plan.recipe.saving.finished, 1)
     return Outcome(run, outcome, fresh=True)
+
+
+@contextmanager
+def _interrupted(run: runs.Run, stop: StopRequest, shared: bool) -> Iterator[None]:
+    """After a second Ctrl-C, say how to go on; of a ``shared`` process it ends all runs."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if stop.signal is None or shared:
+            raise
+        kept = bool(checkpoint.complete(run.checkpoints, checkpoint.STEP))
+        raise Interrupted(SIGINT, run, kept, at_once=True) from error
 
 
 @contextmanager
