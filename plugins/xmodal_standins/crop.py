@@ -3,8 +3,10 @@
 The UCR archive's "Crop" (Tan, Webb and Petitjean 2017): the same satellite, dates and classes as
 NAS-Bench-360's Satellite, 22,558 series of the million.
 
-2,412 of the 16,799 test series equal one to train or validate bit for bit. They are left out of the
-test, unless ``copies: keep``.
+The published files repeat series bit for bit: 114 of the 1,152 to validate equal one to train, and
+2,412 of the 16,799 to test equal one to train or validate. Every series is kept in the first part
+that has it and left out of the others, unless ``copies: keep``: a model that knows its training
+series by heart would be selected for them.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from xmodal_standins.pack import Array, pack, raw, read_pack
 
 STEPS, CLASSES = 46, 24
 COUNTS = {"train": 4607, "validation": 1152, "test": 16_799}
-COPIES = 2412
+COPIES = {"validation": 114, "test": 2412}
+"""Series that equal one of a part before."""
 _COMMIT = "e5ff77193660ffce29718807e6e603229d10b89f"
 PACK = pack("ucr_crop.npz", "b7c523101b541c28a734c51ce5bd9858f1f05f73e25eee3c5c1684b9abf5201b")
 FILES = {
@@ -53,11 +56,12 @@ CARD = DataCard(
     size=8_500_000,
     files=(*FILES.values(), PACK),
     note="22,558 series of the same source as Satellite's million",
+    form=2,
 )
 
 
 class Crop(Task):
-    """24 kinds of land from series of 46 steps; 4,607 train, 1,152 validate, 14,387 test."""
+    """24 kinds of land from series of 46 steps; 4,607 train, 1,038 validate, 14,387 test."""
 
     citation = "Tan, Webb and Petitjean 2017 (UCR archive)"
 
@@ -70,7 +74,8 @@ class Crop(Task):
             "prepared folder; default: the cache.",
         )
         copies: Literal["drop", "keep"] = Field(
-            "drop", description="Test series that equal one to train or validate."
+            "drop",
+            description="Series that equal one of a part before: to train, then to validate.",
         )
         normalise: Literal["none", "series"] = Field(
             "none", description="none: values as they are; series: each with mean 0, deviation 1."
@@ -88,14 +93,13 @@ class Crop(Task):
     @classmethod
     def describe(cls, config: Any, store: Store) -> TaskFacts:
         """The facts; all files of this task are alike, so nothing is read."""
-        tested = COUNTS["test"] - (COPIES if config.copies == "drop" else 0)
-        return TaskFacts(
-            "crop", (1, STEPS), Target("classification", CLASSES), {**COUNTS, "test": tested}
-        )
+        left_out = COPIES if config.copies == "drop" else {}
+        counts = {part: count - left_out.get(part, 0) for part, count in COUNTS.items()}
+        return TaskFacts("crop", (1, STEPS), Target("classification", CLASSES), counts)
 
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-        """Check and copy the series. Which test series are copies is found out here."""
+        """Check and copy the series. Which are copies is found out here."""
         known: set[bytes] = set()
         for part, count in COUNTS.items():
             where, table = _table(part, wanted.files)
@@ -107,21 +111,26 @@ class Crop(Task):
             if not np.isfinite(x).all() or not np.isin(y, np.arange(1, CLASSES + 1)).all():
                 raise DataError(f"{where}: has NaN, or classes other than 1 .. {CLASSES}")
             rows = [row.tobytes() for row in x]
-            if part == "test":
-                copies = np.array([row in known for row in rows])
-                np.save(folder / "copy.npy", copies)
+            copies = np.array([row in known for row in rows])
+            if copies.sum() != COPIES.get(part, 0):
+                raise DataError(
+                    f"{where}: {copies.sum():,} copies of series before, expected "
+                    f"{COPIES.get(part, 0):,}"
+                )
+            np.save(folder / f"{part}_copy.npy", copies)
             known |= {*rows}
             np.save(folder / f"{part}_x.npy", x)
             np.save(folder / f"{part}_y.npy", y.astype(np.int64) - 1)
-        if copies.sum() != COPIES:
-            raise DataError(f"{where}: {copies.sum():,} copies in the test, expected {COPIES:,}")
-        return {"copies": int(copies.sum())}
+        return {}
 
     def load(self, seed: int) -> TaskData:
         """Split as published. Nothing depends on ``seed``."""
         found = ready.get(type(self), self.config, self.store)
         sets = {part: self._part(found, part) for part in COUNTS}
-        copies = f"{found.about['copies']:,} test series equal one to train or validate"
+        copies = (
+            f"{COPIES['validation']:,} series to validate equal one to train, {COPIES['test']:,} to "
+            "test one to train or validate"
+        )
         done = "left out" if self.config.copies == "drop" else "kept"
         form = RawForm(shape=(STEPS,), laid=(1, STEPS), label_shape=())
         return TaskData(
@@ -135,8 +144,8 @@ class Crop(Task):
 
     def _part(self, found: ready.Ready, part: str) -> Dataset[Pair]:
         x, y = (np.load(found / f"{part}_{name}.npy") for name in "xy")
-        if part == "test" and self.config.copies == "drop":
-            own = ~np.load(found / "copy.npy")
+        if self.config.copies == "drop":
+            own = ~np.load(found / f"{part}_copy.npy")
             x, y = x[own], y[own]
         if self.config.normalise == "series":
             wide = x.astype(np.float64)

@@ -67,12 +67,14 @@ def check(one: Any) -> Any:
 # --- crop -----------------------------------------------------------------------------------------
 
 
-def crop_files(folder: Path, copies: int = crop.COPIES) -> dict[str, np.ndarray]:
+def crop_files(folder: Path, copies: int = crop.COPIES["test"]) -> dict[str, np.ndarray]:
     tables = {}
     for part, count in crop.COUNTS.items():
         table = RNG.normal(size=(count, 47)).astype(np.float32)
         table[:, 0] = np.sort(RNG.integers(1, 25, count))
         tables[part] = table
+    again = crop.COPIES["validation"]
+    tables["validation"][50 : 50 + again, 1:] = tables["train"][3000 : 3000 + again, 1:]
     known = np.concatenate([tables["train"][:1500, 1:], tables["validation"][:912, 1:]])
     tables["test"][100 : 100 + copies, 1:] = known[:copies]
     for part, table in tables.items():
@@ -86,7 +88,9 @@ def test_crop(tmp_path: Path, copies: str) -> None:
     loaded = check(task(Crop, tmp_path, tmp_path / "cache", copies=copies))
     for part, table in tables.items():
         if part == "test" and copies == "drop":
-            table = np.delete(table, np.s_[100 : 100 + crop.COPIES], axis=0)
+            table = np.delete(table, np.s_[100 : 100 + crop.COPIES[part]], axis=0)
+        if part == "validation" and copies == "drop":
+            table = np.delete(table, np.s_[50 : 50 + crop.COPIES[part]], axis=0)
         held: Any = loader.tensors(getattr(loaded, part))
         np.testing.assert_array_equal(held[0][:, 0].numpy(), table[:, 1:])
         np.testing.assert_array_equal(held[1].numpy(), table[:, 0] - 1)
@@ -99,16 +103,17 @@ def test_crop_standardised_and_refused(tmp_path: Path) -> None:
     wanted = (x - x.mean()) / x.std()
     np.testing.assert_allclose(loaded.validation[7][0][0].numpy(), wanted, rtol=1e-5, atol=1e-6)
     crop_files(tmp_path, copies=5)
-    with pytest.raises(DataError, match="5 copies in the test, expected 2,412"):
+    with pytest.raises(DataError, match="5 copies of series before, expected 2,412"):
         task(Crop, tmp_path, tmp_path / "cache").load(0)
 
 
 def test_crop_of_the_pack(shared_data: Path, tmp_path: Path) -> None:
     loaded = check(of_pack(Crop, shared_data, "ucr_crop.npz", tmp_path))
-    known = {
-        x.numpy().tobytes() for part in ("train", "validation") for x, _ in getattr(loaded, part)
-    }
-    assert not any(x.numpy().tobytes() in known for x, _ in loaded.test)
+    train, validation, test = (
+        {x.numpy().tobytes() for x, _ in getattr(loaded, part)} for part in PARTS
+    )
+    assert not train & validation
+    assert not (train | validation) & test
     assert len({int(y) for _, y in loaded.test}) == 24
 
 
