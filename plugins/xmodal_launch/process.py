@@ -12,12 +12,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 JOB = "XMODAL_JOB"
 """Tells the run which job it is (``xmodal.runs.JOB``), so that a restarted job can take over."""
+OURS = "XMODAL_"
+"""Begins the names of the environment variables that are settings of xmodal."""
 PAUSE = 0.2
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
@@ -27,13 +30,24 @@ class Order:
     """What to run, with absolute paths.
 
     ``folder`` is the working directory; output is appended to ``log``. ``job`` stays the same when
-    the cluster starts the job again.
+    the cluster starts the job again. ``environment`` is added to the node's.
     """
 
     command: tuple[str, ...]
     log: str
     folder: str
     job: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def settings() -> dict[str, str]:
+    """xmodal's own environment variables here, such as the cache folder and the fetch policy.
+
+    For a cluster that starts processes in the environment of its nodes.
+    """
+    own = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    own.pop(JOB, None)  # of the job that this process may be itself
+    return own
 
 
 def start(order: Order, threads: int, own_session: bool = False) -> subprocess.Popen[bytes]:
@@ -42,7 +56,9 @@ def start(order: Order, threads: int, own_session: bool = False) -> subprocess.P
     Raises FileNotFoundError if this machine does not see the job's folders.
     """
     _check(order)
-    environment = os.environ | {
+    environment = {
+        **os.environ,
+        **order.environment,
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         JOB: order.job,

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from xmodal.errors import PluginError, UsageError
 from xmodal.interfaces import Context, Job, Launcher, Settings
-from xmodal_launch.process import Order
+from xmodal_launch.process import Order, settings
 from xmodal_launch.ray_task import run
 
 STOPPING = 15.0
@@ -101,7 +101,8 @@ class Ray(Launcher):
             log = job.log.absolute()
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
-            order = Order(tuple(job.command), str(log), os.getcwd(), f"ray {uuid.uuid4().hex}")
+            name = f"ray {uuid.uuid4().hex}"
+            order = Order(tuple(job.command), str(log), os.getcwd(), name, settings())
             size = log.stat().st_size
             self._tasks[job.name] = _Task(job, task.remote(order, threads, config.grace), size)
 

@@ -87,6 +87,18 @@ def test_two_cells_measure_what_they_do_here(
     assert numbers(work) == expected
 
 
+def test_settings_reach_a_node_that_was_started_without_them(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = Ray(Ray.Config(), tiny_context())
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XMODAL_FETCH", "never")
+    code = "import os; print(os.environ['XMODAL_CACHE'], os.environ['XMODAL_FETCH'])"
+    launcher.submit([Job("a", (sys.executable, "-c", code), tmp_path / "a.log")])
+    wait_for(lambda: not launcher.unfinished(), "end")
+    assert (tmp_path / "a.log").read_text().splitlines()[1:] == [f"{tmp_path / 'cache'} never"]
+
+
 def test_what_no_node_can_hold_is_refused(cluster: Any) -> None:
     with pytest.raises(UsageError, match="no node of the Ray cluster has 1 processors and 1 GPUs"):
         Ray(Ray.Config(gpus=1), tiny_context())

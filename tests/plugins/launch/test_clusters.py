@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,23 @@ def test_threads_and_job_reach_the_process(tmp_path: Path) -> None:
     code = "import os; print(*(os.environ[n] for n in ('OMP_NUM_THREADS', 'XMODAL_JOB')))"
     assert process.wait(process.start(order(tmp_path, code), 3)) == 0
     assert (tmp_path / "log.txt").read_text().splitlines()[1] == "3 slurm 1"
+
+
+def test_settings_of_the_comparison_win_over_those_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts tasks in the environment of its nodes, which knows nothing of ours."""
+    monkeypatch.setenv("XMODAL_CACHE", "/shared/cache")
+    monkeypatch.setenv("XMODAL_FETCH", "never")
+    monkeypatch.setenv("XMODAL_JOB", "an outer one")
+    carried = process.settings()
+    monkeypatch.setenv("XMODAL_CACHE", "/of/the/node")
+    monkeypatch.delenv("XMODAL_FETCH")
+    names = ("XMODAL_CACHE", "XMODAL_FETCH", "XMODAL_JOB")
+    code = f"import os; print(*(os.environ[n] for n in {names}))"
+    asked = replace(order(tmp_path, code), job="ray 1", environment=carried)
+    assert ray_task.run(asked, 1, 60.0) == 0
+    assert (tmp_path / "log.txt").read_text().splitlines()[1] == "/shared/cache never ray 1"
 
 
 SAVES = """
