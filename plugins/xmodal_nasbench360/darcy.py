@@ -157,7 +157,7 @@ class Darcy(Task):
 
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-        """Thin the published files to 85 points per side, or generate. Raises DataError."""
+        """Thin the published files to 85 points per side, or generate. Raises DataError, UsageError."""
         return darcy_prepared.prepare(wanted, folder)
 
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 
 from xmodal.data import Store
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal_nasbench360.darcy_data import (
     GENERATOR,
     PUBLISHED_GRID,
@@ -53,7 +53,7 @@ CARD = DataCard(
 
 
 def prepare(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-    """Fill ``folder`` from the published files, or with generated samples. Raises DataError."""
+    """Fill ``folder`` from the published files, or with generated samples. Raises DataError, UsageError."""
     parts, about = _generated(wanted) if wanted.generate else _published(wanted.files)
     for split, arrays in parts.items():
         for name, array in zip("au", arrays, strict=True):
@@ -86,14 +86,14 @@ def _generated(wanted: Preparation) -> tuple[Parts, dict[str, Any]]:
     side, steps = wanted.resolution or PUBLISHED_GRID, SIDE - 1
     if (side - 1) % steps or side < SIDE:
         nearest = max(1, round((side - 1) / steps)) * steps + 1
-        raise DataError(
+        raise UsageError(
             f"--resolution {side}: the solver's grid must contain the {SIDE} points per side that "
             f"are kept; try {nearest}"
         )
     total = FITTING + TEST if wanted.samples is None else wanted.samples
     test = max(1, round(total * TEST / (FITTING + TEST)))
     if total - test < 3:
-        raise DataError(f"--samples {total}: at least 4 are needed")
+        raise UsageError(f"--samples {total}: at least 4 are needed")
     grid, scratch, parts = Grid(SIDE, side, "published"), Store(wanted.scratch), {}
     for split, stream, samples in (
         ("train", TRAIN_STREAM, total - test),
@@ -105,10 +105,10 @@ def _generated(wanted: Preparation) -> tuple[Parts, dict[str, Any]]:
 
 
 def read(folder: Path, split: str, resolution: int, samples: int) -> tuple[Fields, Fields]:
-    """The first ``samples`` of a split, thinned to ``resolution``. Raises DataError."""
+    """The first ``samples`` of a split, thinned to ``resolution``. Raises DataError, UsageError."""
     stride, rest = divmod(SIDE - 1, resolution - 1)
     if rest:
-        raise DataError(
+        raise UsageError(
             f"task.resolution={resolution}: {SIDE} points per side cannot be thinned to it; "
             "85, 43, 29 and 22 can"
         )

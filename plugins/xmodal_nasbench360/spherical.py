@@ -23,7 +23,7 @@ from xmodal.data.arrays import first_key, open_container
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import Array, Mapped
 from xmodal.data.unpickle import read_pickle
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import (
     Loss,
     Metric,
@@ -181,9 +181,13 @@ def _read_part(file: Path, content: Any, part: str, partial: bool) -> tuple[Arra
 
 def _generate(config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
     if IMAGES not in wanted.files:
-        raise DataError(
+        raise UsageError(
             "spherical is generated out of images\nway out: xmodal data generate spherical --from "
             f"IMAGES, where IMAGES is {CARD.generable_from}"
+        )
+    if wanted.resolution not in (None, SIDE):
+        raise UsageError(
+            f"--resolution {wanted.resolution}: spherical has {SIDE} points per side, and no others"
         )
     source = wanted.files[IMAGES]
     parts, same = _images(source, wanted.scratch)

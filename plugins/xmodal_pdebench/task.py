@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, TensorDataset
 from xmodal.data import RawForm, Store
 from xmodal.data.datasets import DataCard, Preparation, cores
 from xmodal.data.progress import meter
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal.files import contents, read_json
 from xmodal.interfaces import (
     Equation,
@@ -108,7 +108,7 @@ class PDETask(Task):
 
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-        """Convert the published file, or generate. Raises DataError."""
+        """Convert the published file, or generate. Raises DataError, UsageError."""
         problem = cls.problem
         if not wanted.generate:
             (path,) = wanted.files.values()
@@ -123,9 +123,9 @@ class PDETask(Task):
         samples = wanted.samples or problem.samples
         resolution = wanted.resolution or problem.points
         if samples < FEWEST:
-            raise DataError(f"--samples {samples}: at least {FEWEST} are needed to split them")
+            raise UsageError(f"--samples {samples}: at least {FEWEST} are needed to split them")
         if resolution < COARSEST:
-            raise DataError(f"--resolution {resolution}: at least {COARSEST} points are needed")
+            raise UsageError(f"--resolution {resolution}: at least {COARSEST} points are needed")
         making = cls.making(config)
         cls._generate(making, samples, resolution, folder, wanted.scratch, wanted.jobs)
         return {

@@ -24,7 +24,7 @@ from xmodal.data.augment import AddMultiple, Augmented
 from xmodal.data.datasets import DataCard, Preparation, cores
 from xmodal.data.mapped import Array, ArrayWriter, Mapped, mean_and_deviation, open_mapped
 from xmodal.data.progress import meter
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal.files import contents, read_json
 from xmodal.interfaces import (
     Loss,
@@ -124,7 +124,7 @@ class CosmicSimulated(Task):
         samples = wanted.samples or config.samples
         resolution = wanted.resolution or config.resolution
         if (samples is not None and samples < FEWEST) or resolution < SMALLEST:
-            raise DataError(
+            raise UsageError(
                 f"--samples {samples}, --resolution {resolution}: at least {FEWEST} images of "
                 f"{SMALLEST} pixels per side are needed"
             )

@@ -134,6 +134,27 @@ def test_generate_makes_a_task_ready(xmodal: Cli, ramp: tuple[str, ...], tmp_pat
     assert (other.code, "--again replaces it" in other.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("advection --samples 4", "--samples 4: at least 10 are needed"),
+        ("advection --resolution 7", "--resolution 7: at least 8 points are needed"),
+        ("darcy --samples 3", "--samples 3: at least 4 are needed"),
+        ("darcy --resolution 100", "try 85"),
+        ("cosmic-simulated --samples 2", "at least 3 images of 16 pixels"),
+        ("spherical --resolution 32 --from x.npz", "has 60 points per side"),
+    ],
+)
+def test_what_cannot_be_generated_is_a_mistake_of_the_command_line(
+    xmodal: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, answer: str
+) -> None:
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.npz").touch()
+    done = xmodal("data", "generate", *asked.split())
+    assert (done.code, done.out) == (2, "")
+    assert answer in done.err
+
+
 def _size(folder: Path) -> str:
     from xmodal import text
 

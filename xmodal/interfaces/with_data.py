@@ -74,7 +74,8 @@ class WithData(Component):
         """Check the fetched files, or generate, and write the data set into the empty ``folder``.
 
         Streams: memory does not grow with the data. Returns plain values to keep with the data,
-        for notes of later runs (``{"samples": 1000, "solver": 1}``). Raises DataError.
+        for notes of later runs (``{"samples": 1000, "solver": 1}``). Raises DataError, and
+        UsageError for ``samples`` or a ``resolution`` that cannot be made.
         """
         raise DataError(f"{cls.__name__} has no data to prepare")
 

@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal.interfaces import Target
 from xmodal_nasbench360 import darcy, darcy_data, darcy_prepared
 from xmodal_nasbench360.darcy import Darcy
@@ -262,7 +262,7 @@ def test_generated_and_made_ready(store: Store, monkeypatch: pytest.MonkeyPatch)
         ({"resolution": 100}, "try 85"),
         ({"samples": 2}, "at least 4"),
     ):
-        with pytest.raises(DataError, match=match):
+        with pytest.raises(UsageError, match=match):
             make(store, generate=True, **wanted)
     with pytest.raises(ValidationError, match="set one"):
         task(store, prepared=True, path="x")

@@ -10,7 +10,7 @@ from scipy import stats
 
 from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal_nasbench360 import sphere
 from xmodal_nasbench360.spherical import Spherical
 
@@ -189,5 +189,5 @@ def test_made_of_a_pack(tmp_path: Path) -> None:
 
 def test_without_images_it_says_what_to_give(tmp_path: Path) -> None:
     one = task(Spherical, tmp_path)
-    with pytest.raises(DataError, match="xmodal data generate spherical --from IMAGES"):
+    with pytest.raises(UsageError, match="xmodal data generate spherical --from IMAGES"):
         Spherical.prepare(one.config, Preparation(tmp_path, generate=True), tmp_path)

@@ -14,7 +14,7 @@ from xmodal import api
 from xmodal.data.augment import in_pass
 from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
-from xmodal.errors import DataError
+from xmodal.errors import DataError, UsageError
 from xmodal.settings import Use
 from xmodal.testing.running import StopAt, assert_same, weights
 from xmodal_basics.losses import BinaryCrossEntropy
@@ -118,7 +118,7 @@ def test_a_path_of_other_data_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_split_or_hit_is_not_generated(tmp_path: Path) -> None:
     for wanted in ({"samples": 2}, {"resolution": 15}):
         order = Preparation(tmp_path, generate=True, **wanted)
-        with pytest.raises(DataError, match="at least 3 images of 16 pixels per side are needed"):
+        with pytest.raises(UsageError, match="at least 3 images of 16 pixels per side are needed"):
             CosmicSimulated.prepare(task(tmp_path).config, order, tmp_path)
     with pytest.raises(ValueError, match=r"sky: 3\.0 is above -0\.9"):
         task(tmp_path, sky=(3.0, -0.9))
