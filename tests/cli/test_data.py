@@ -128,10 +128,12 @@ def test_generate_makes_a_task_ready(xmodal: Cli, ramp: tuple[str, ...], tmp_pat
     assert done.out == (
         f"slope is ready: {folder} ({_size(folder)}).  Next: xmodal run pare_slope\n"
     )
-    assert "ready already" in xmodal("data", "generate", "ramp", *ramp).out
+    again = xmodal("data", "generate", "ramp", "--samples", 3, *ramp)
+    assert again.out.startswith("slope was ready already (generated, samples 3): ")
+    for others in ((), ("--samples", 4)):
+        other = xmodal("data", "generate", "slope", *others, *ramp)
+        assert (other.code, "--again replaces it" in other.err) == (2, True)
     assert json.loads(xmodal("data", "info", "slope", "--json", *ramp).out)["state"] == "ready"
-    other = xmodal("data", "generate", "slope", "--samples", 4, *ramp)
-    assert (other.code, "--again replaces it" in other.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,42 @@ def test_pieces_of_another_request_are_not_used(store: Store) -> None:
 
 def test_a_set_that_was_made_otherwise_is_not_taken_for_the_wanted_one(store: Store) -> None:
     folder, _ = obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=2))
-    with pytest.raises(UsageError, match=r"made otherwise \(generated, samples 2\)(.|\n)*--again"):
-        obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=3))
-    assert obtain(store, SOLVED, Solver(), DataOrder(generate=True)) == (folder, False)
+    for order, asked in (
+        (DataOrder(generate=True, samples=3), "generated, samples 3"),
+        (DataOrder(generate=True, samples=2, resolution=9), "generated, samples 2, resolution 9"),
+        (DataOrder(generate=True), "generated, as published"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            obtain(store, SOLVED, Solver(), order)
+        assert str(caught.value) == (
+            f"'waves' is ready, but made otherwise (generated, samples 2): {folder}\n"
+            f"--again replaces it by what you ask for now ({asked})"
+        )
+    assert len(np.load(folder / "x.npy")) == 2
+    assert obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=2)) == (folder, False)
     obtain(store, SOLVED, Solver(), DataOrder(generate=True, samples=3, again=True))
     assert len(np.load(folder / "x.npy")) == 3
+
+
+def test_published_and_generated_are_told_apart(store: Store, tmp_path: Path) -> None:
+    """The published files are what one generates 'as published'; the converse is not true."""
+    card = DataCard("both", "toys", "", "", files=(RemoteFile("x.txt"),), generable=True)
+    (tmp_path / "x.txt").write_bytes(b"published")
+
+    def either(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
+        content = b"generated" if wanted.generate else wanted.files["x.txt"].read_bytes()
+        (folder / "copy.txt").write_bytes(content)
+        return {}
+
+    solve, fetch = DataOrder(generate=True), DataOrder(folder=tmp_path)
+    folder, _ = obtain(store, card, either, solve)
+    with pytest.raises(UsageError, match=r"\(generated, as published\)(.|\n)*from the published f"):
+        obtain(store, card, either, fetch)
+    obtain(store, card, either, replace(fetch, again=True))
+    assert obtain(store, card, either, solve) == (folder, False)
+    assert (folder / "copy.txt").read_bytes() == b"published"
+    with pytest.raises(UsageError, match=r"\(from the published files\)(.|\n)*samples 3"):
+        obtain(store, card, either, DataOrder(generate=True, samples=3))
 
 
 def test_what_no_solver_makes_is_not_generated(store: Store) -> None:

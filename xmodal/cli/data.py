@@ -305,6 +305,8 @@ def _make_ready(found: list[NamedData], order: Any) -> None:
 
 
 def _make_one_ready(named: NamedData, order: Any, store: Store) -> None:
+    from xmodal.data.obtain import origin
+
     card, console = named.card, output.stdout()
     train = f"xmodal run pare_{named.name}" if named.recipe else f"source={named.name}"
     part, config = named.use.component, named.use.config
@@ -317,7 +319,8 @@ def _make_one_ready(named: NamedData, order: Any, store: Store) -> None:
         return
     folder, made = named.use.component.obtain(named.use.config, store, order)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    state = "is ready" if made else "was ready already"
+    how = origin(folder)
+    state = "is ready" if made else f"was ready already{how and f' ({how})'}"
     console.print(
         f"{named.name} {state}: {folder} ({text.size(size)}).  Next: {train}", soft_wrap=True
     )

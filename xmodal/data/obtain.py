@@ -19,7 +19,7 @@ from xmodal import text
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile, cores
 from xmodal.data.download import ROUNDS, Expected, check_space, log
 from xmodal.data.fetching import suggest
-from xmodal.data.store import Store, require_own
+from xmodal.data.store import DATASET, Store, require_own
 from xmodal.errors import DataError, UsageError
 from xmodal.files import contents, digest, inside, read_json, write_json
 
@@ -64,7 +64,7 @@ class DataOrder:
 def obtain(store: Store, card: DataCard, prepare: Prepare, order: DataOrder) -> tuple[Path, bool]:
     """The folder of a ready data set, and whether it was made just now. Raises DataError.
 
-    Raises UsageError if the data set is ready, but with other samples than ``order`` wants.
+    Raises UsageError if the data set is ready, but made otherwise than ``order`` wants.
     """
     if not (order.generate or card.files):
         raise UsageError(
@@ -136,19 +136,25 @@ def _ready(store: Store, card: DataCard, order: DataOrder) -> bool:
         return False
     if folder is None:
         return False
-    about = read_json(folder / "dataset.json")
-    had = about.get("wanted", order.wanted)
+    had = read_json(folder / DATASET).get("wanted", order.wanted)
     asked = order.samples or order.resolution or order.material
-    if order.generate and asked and had != order.wanted:
+    as_published = order.generate and not asked and not had["generate"]
+    if had != order.wanted and not as_published:
         raise UsageError(
             f"'{card.name}' is ready, but made otherwise ({_told(had)}): {folder}\n"
-            "--again replaces it by what you ask for now"
+            f"--again replaces it by what you ask for now ({_told(order.wanted)})"
         )
     return True
 
 
+def origin(folder: Path) -> str:
+    """What a ready data set was made of, in words; empty if that is not known."""
+    wanted = read_json(folder / DATASET).get("wanted")
+    return _told(wanted) if wanted else ""
+
+
 def _told(wanted: Mapping[str, Any]) -> str:
-    if not wanted.get("generate"):
+    if not wanted["generate"]:
         return "from the published files"
     size = [f"{key} {wanted[key]}" for key in ("samples", "resolution") if wanted.get(key)]
     size += ["out of other data"] if wanted.get("material") else []

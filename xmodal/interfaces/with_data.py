@@ -83,7 +83,7 @@ class WithData(Component):
     def obtain(cls, config: Any, store: Store, order: DataOrder) -> tuple[Path, bool]:
         """Make the data set ready; its folder, and whether it was made just now.
 
-        Raises DataError, and UsageError if it is ready with other samples than wanted.
+        Raises DataError, and UsageError if it is ready, but made otherwise than wanted.
         """
         card = cls.card(config)
         if card is None:
