@@ -181,6 +181,15 @@ class Darcy(Task):
         )
 
     @classmethod
+    def few(cls, config: Any, samples: int) -> Any:
+        """As many train at most, where they are generated, and a quarter of that in other splits."""
+        if config.path is not None or config.prepared:
+            return config
+        most = {"train": samples, "validation": samples // 4, "test": samples // 4}
+        sizes = {part: min(getattr(config, part), count) for part, count in most.items()}
+        return config.model_copy(update=sizes)
+
+    @classmethod
     def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
         """The published files or the data set, where they are read."""
         if config.prepared:

@@ -187,6 +187,14 @@ class PDETask(Task):
         )
 
     @classmethod
+    def few(cls, config: Any, samples: int) -> Any:
+        """As many in all at most, where a recipe generates its own."""
+        if not config.generated:
+            return config
+        fewer = min(config.samples or cls.problem.samples, max(samples, FEWEST))
+        return config.model_copy(update={"samples": fewer})
+
+    @classmethod
     def coarse(cls, config: Any, x: Array, points: int, raw: RawForm) -> Array:
         """The solution on ``points`` points along each side; raises ArithmeticError."""
         stride = cls.problem.stride if config.loader == "released" else 1

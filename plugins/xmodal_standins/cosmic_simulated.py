@@ -119,6 +119,14 @@ class CosmicSimulated(Task):
         )
 
     @classmethod
+    def few(cls, config: Any, samples: int) -> Any:
+        """As many in all at most, unless they are read."""
+        if config.path is not None:
+            return config
+        fewer = min(config.samples or sum(SAMPLES.values()), max(samples, FEWEST))
+        return config.model_copy(update={"samples": fewer})
+
+    @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
         """Generate; what was done before an interruption is kept in ``wanted.scratch``."""
         samples = wanted.samples or config.samples

@@ -5,9 +5,12 @@ a step takes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from xmodal.batch import Batch, Progress, View
 from xmodal.data import loader
@@ -18,14 +21,22 @@ from xmodal.engine.plan import Plan
 from xmodal.engine.result import peak_memory
 from xmodal.engine.session import RunSession
 from xmodal.engine.step import StepRecord
+from xmodal.interfaces import Task, TaskData
 from xmodal.text import duration, size
 
 SAMPLES = 2
+GENERATED = 32
+"""Samples that are generated for a look, at about."""
 
 
 def describe(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str, dict[str, str]]:
-    """Load everything, take two steps in memory, and return sections of (name, text) rows."""
-    builder = Builder(plan, store, note)
+    """Load everything, take two steps in memory, and return sections of (name, text) rows.
+
+    Of data that are generated only a few samples are made; sizes and times are those of all.
+    """
+    use = plan.recipe.task
+    few = use.component.few(use.config, GENERATED)
+    builder = Builder(plan, store, note, {} if few == use.config else {"task": _of_few(few)})
     data = builder.data()
     session = builder.session(data)
     for stage in session.stages:
@@ -40,6 +51,33 @@ def describe(plan: Plan, store: Store, note: Callable[[str], None]) -> dict[str,
     sections["cost"] = _cost(session)
     sections["parameters"] = _parameters(session)
     return sections
+
+
+def _of_few(few: Any) -> Callable[[type[Task]], type[Task]]:
+    """Makes a class of task one that generates what ``few`` says, repeated up to its own size."""
+
+    def of(component: type[Task]) -> type[Task]:
+        class OfFew(component):  # type: ignore[misc, valid-type]
+            def load(self, seed: int) -> TaskData:
+                data = component(few, self.context).load(seed)
+                whole = component.describe(self.config, self.store).samples
+                note = "only a few samples are generated, and repeated; sizes and times are of all"
+                return replace(_repeated(data, whole), notes=(f"dry run: {note}", *data.notes))
+
+        return OfFew
+
+    return of
+
+
+def _repeated(data: TaskData, samples: Mapping[str, int]) -> TaskData:
+    """Data whose splits have so many samples: their own, again and again."""
+    index = {
+        split: torch.arange(count) % loader.count(getattr(data, split))
+        for split, count in samples.items()
+    }
+    groups = {split: groups_N[index[split]] for split, groups_N in data.groups.items()}
+    splits = {split: Subset(getattr(data, split), rows.tolist()) for split, rows in index.items()}
+    return replace(data, groups=groups, **splits)
 
 
 def _norm(value: float | None) -> str:

@@ -102,6 +102,14 @@ class Task(WithData):
         """Load, split and normalise. A random split depends only on ``seed``."""
 
     @classmethod
+    def few(cls, config: Any, samples: int) -> Any:
+        """The settings with which it generates about so many samples, for a dry run.
+
+        The default is ``config`` as it is: data that need not be generated are only read.
+        """
+        return config
+
+    @classmethod
     def coarse(
         cls, config: Any, x: NDArray[np.float64], points: int, raw: RawForm
     ) -> NDArray[np.float64]:
