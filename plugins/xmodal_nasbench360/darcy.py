@@ -157,7 +157,10 @@ class Darcy(Task):
 
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-        """Thin the published files to 85 points per side, or generate. Raises DataError, UsageError."""
+        """Thin the published files to 85 points per side, or generate.
+
+        Raises DataError, and UsageError for samples or a resolution that cannot be made.
+        """
         return darcy_prepared.prepare(wanted, folder)
 
     @classmethod
@@ -182,7 +185,7 @@ class Darcy(Task):
 
     @classmethod
     def few(cls, config: Any, samples: int) -> Any:
-        """As many train at most, where they are generated, and a quarter of that in other splits."""
+        """As many at most to train, where they are generated, and a quarter of that in the rest."""
         if config.path is not None or config.prepared:
             return config
         most = {"train": samples, "validation": samples // 4, "test": samples // 4}

@@ -53,7 +53,10 @@ CARD = DataCard(
 
 
 def prepare(wanted: Preparation, folder: Path) -> Mapping[str, Any]:
-    """Fill ``folder`` from the published files, or with generated samples. Raises DataError, UsageError."""
+    """Fill ``folder`` from the published files, or with generated samples.
+
+    Raises DataError, and UsageError for samples or a resolution that cannot be made.
+    """
     parts, about = _generated(wanted) if wanted.generate else _published(wanted.files)
     for split, arrays in parts.items():
         for name, array in zip("au", arrays, strict=True):

@@ -12,8 +12,14 @@ from typing import Any
 
 import pytest
 
+from xmodal.cli import verdicts
+from xmodal.comparison.grid import Cell, grid, requested
+from xmodal.comparison.queue import Queue, State
+from xmodal.data.store import Store
 from xmodal.errors import UsageError
+from xmodal.plugins import registry
 
+from ..comparisons import compared
 from ..processes import Command
 
 GRID = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells", "--no-trivial")
@@ -97,6 +103,67 @@ def check_merging(folder: Path, good: str, bad: str, arguments: tuple[str, ...])
     again = merge(folder, "cells", "--root", "merged")
     assert (again["taken"], again["known"], list(again["differ"])) == ([], [], [good])
     assert json.loads((target / "result.json").read_text()) == result
+
+
+@pytest.mark.slow
+def test_tasks_without_data_take_a_line_and_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that is missing stays readable, whatever the number of methods and tasks."""
+    store = Store(tmp_path)
+    one = requested(
+        registry(),
+        ("fpt", "nft", "pare", "baseline"),
+        ("ecg", "satellite", "spherical", "psicov"),
+        scale="smoke",
+        settings=(),
+        trivial=False,
+    )
+    queue = Queue(grid(one, registry(), store, tmp_path / "cells", False), None)
+    verdicts.problems(zip(queue.cells, queue.states(), strict=True))
+    assert capsys.readouterr().err.splitlines() == [
+        "skipped: ecg, satellite, spherical, psicov: no data here",
+        "    xmodal data fetch ecg satellite spherical psicov",
+        "    sizes, sources and stand-ins: xmodal data info TASK",
+        "skipped: baseline on psicov",
+        "    predictor: ridge would need 408 GB for the flattened training split of task 'psicov' "
+        "(at most 8)",
+    ]
+
+
+def test_files_that_a_person_fetches_and_one_reason_for_two_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacks = "no data for 'x' in /c\nif you have y: xmodal data fetch x --from FOLDER"
+    solves = (
+        "no data for 'w' in /c\ngenerate them: xmodal data generate w\nfetch: xmodal data fetch w"
+    )
+    package = "'fno' needs the package neuraloperator: pip install it"
+    cells = [
+        Cell("a", "x", 0, (), (), None, skipped=lacks, absent=(lacks,)),
+        Cell("a", "w", 0, (), (), None, skipped=solves, absent=(solves,)),
+        Cell("fno", "u", 0, (), (), None, skipped=package, absent=(package,)),
+        Cell("fno", "v", 0, (), (), None, skipped=package, absent=(package,)),
+    ]
+    verdicts.problems((cell, State("skipped", detail=cell.skipped)) for cell in cells)
+    assert capsys.readouterr().err.splitlines() == [
+        "skipped: x, w: no data here",
+        "    xmodal data generate w",
+        "    xmodal data fetch x --from FOLDER",
+        "    sizes, sources and stand-ins: xmodal data info TASK",
+        "skipped: fno on u, v",
+        f"    {package}",
+    ]
+
+
+def test_what_has_no_encoder_shows_a_dash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = compared(tmp_path / "c", {"a": 0.5, "free": 2.0}, ["car"], roles={"free": "trivial"})
+    verdicts.show(table, ())
+    _, _, of_a, of_free, *_ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (of_a[0], of_a[-5:]) == ("a", ["3", "1", "000", "20", "s"])
+    assert (of_free[:2], of_free[-5:]) == (["free", "(trivial)"], ["3", "–", "<", "1", "ms"])
 
 
 def test_merging_nothing_is_said(tmp_path: Path) -> None:

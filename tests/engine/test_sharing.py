@@ -469,6 +469,12 @@ def test_encoder_passes_are_counted(folder: Path, tmp_path: Path) -> None:
     assert encoded(run(folder, tmp_path, *epochs, *half, method="pare")) == 3 * 2 * TRAIN
 
 
+def test_what_has_no_encoder_encodes_nothing(folder: Path, tmp_path: Path) -> None:
+    """The baseline's features go through the backbone that changes nothing."""
+    result = run(folder, tmp_path, method="baseline").read("result.json")
+    assert result["encoded_samples"] is None
+
+
 @pytest.mark.slow
 def test_micro_batches_and_resuming_leave_the_count_alone(folder: Path, tmp_path: Path) -> None:
     small = ("training.batch={size: 8, micro: 3}", "saving.every_steps=1")

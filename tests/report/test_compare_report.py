@@ -580,8 +580,8 @@ def test_cost_is_per_run_and_the_error_relative_to_the_best(tmp_path: Path) -> N
     methods = {"a": 0.5, "b": 1.0, "free": 2.0}
     table = compared(tmp_path / "c", methods, ["car", "wine"], roles={"free": "trivial"}, noise=0.0)
     found = {c.method: c for c in compare_cost.costs(table, ("car", "wine"))}
-    assert {m: c.encoded for m, c in found.items()} == {"a": 1000, "b": 2000, "free": 0}
-    assert {m: c.ratio for m, c in found.items()} == {"a": "1.00×", "b": "2.00×", "free": "none"}
+    assert {m: c.encoded for m, c in found.items()} == {"a": 1000, "b": 2000, "free": None}
+    assert {m: c.ratio for m, c in found.items()} == {"a": "1.00×", "b": "2.00×", "free": "–"}
     assert found["b"].runs == 6
     spots, tasks = compare_cost.front(table)
     assert tasks == ("car", "wine")

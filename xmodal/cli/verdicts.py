@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -69,20 +70,63 @@ def _doubts(flags: Sequence[Flag]) -> None:
 
 
 def problems(standing: Iterable[tuple[Cell, State]]) -> None:
-    """Print why cells are not done: each reason once, with all methods that it concerns."""
-    reasons: dict[tuple[str, str, str], list[str]] = {}
+    """Print why cells are not done: each reason once, with all methods and tasks it concerns.
+
+    Of tasks whose data nobody has here, only what to type: ``xmodal data info`` has the rest.
+    """
+    standing = list(standing)
+    able = {cell.task for cell, _ in standing if not cell.skipped}
+    commands: dict[str, tuple[str, ...]] = {}
+    reasons: dict[tuple[str, str, str], dict[str, None]] = {}
     for cell, state in standing:
-        if state.word != "done":
-            concerned = reasons.setdefault((state.word, cell.task, state.detail), [])
-            concerned += [cell.method] if cell.method not in concerned else []
-    for (word, task, detail), methods in reasons.items():
-        line = f"{WORDS.get(word, word)}: {', '.join(methods)} on {task}"
+        needed = tuple(map(_command, cell.absent)) if cell.task not in able else ()
+        if needed and all(needed):
+            commands.setdefault(cell.task, needed)
+        elif state.word != "done":
+            reasons.setdefault((state.word, state.detail, cell.task), {})[cell.method] = None
+    _without_data(commands)
+    tasks: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (word, detail, task), concerned in reasons.items():
+        tasks.setdefault((word, detail, tuple(concerned)), []).append(task)
+    for (word, detail, methods), names in tasks.items():
+        line = f"{WORDS.get(word, word)}: {', '.join(methods)} on {', '.join(names)}"
         line += "\n    " + detail.replace("\n", "\n    ") if detail else ""
         output.stderr().print(line)
 
 
+def _command(text: str) -> str:
+    """The command that gets the data that a text says are missing; empty if it is no such text."""
+    if not text.startswith("no data for "):
+        return ""
+    found = re.findall(r"xmodal data (?:fetch|generate) .+", text)
+    plain = [command for command in found if " --" not in command]
+    return next(iter([*plain, *found]), "")
+
+
+def _without_data(commands: Mapping[str, Sequence[str]]) -> None:
+    """Print the tasks that have no data here, and the commands: one for all, where that works."""
+    if not commands:
+        return
+    together: dict[str, list[str]] = {}
+    single = []
+    for command in dict.fromkeys(command for each in commands.values() for command in each):
+        if " --" in command:
+            single.append(command)
+        else:
+            begin, _, name = command.rpartition(" ")
+            together.setdefault(begin, []).append(name)
+    lines = [f"skipped: {', '.join(commands)}: no data here"]
+    lines += [f"    {' '.join([begin, *names])}" for begin, names in together.items()]
+    lines += [f"    {command}" for command in single]
+    lines += ["    sizes, sources and stand-ins: xmodal data info TASK"]
+    for line in lines:
+        output.stderr().print(line, soft_wrap=True)
+
+
 def _means(table: ComparisonTable) -> None:
     """Print mean, deviation and cost of every method on every task."""
+    from xmodal.comparison.table import encoded
+
     for task in table.tasks:
         mine = [row for row in table.rows if row.task == task]
         if not mine:
@@ -103,7 +147,7 @@ def _means(table: ComparisonTable) -> None:
                     method if role == "method" else f"{method} ({role})",
                     value,
                     f"{counted.n}{f', {counted.failed} failed' if counted.failed else ''}",
-                    text.number(round(fmean(row.encoded_samples for row in rows))),
+                    text.number(encoded(rows)),
                     text.duration(fmean(row.seconds for row in rows)),
                 )
             )

@@ -253,7 +253,7 @@ def _report_name(suite: Suite, name: str, plugin_files: tuple[str, ...]) -> str:
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison. ``skipped`` says why it cannot run; then it has no directory.
-    ``absent`` says the same where it lacks files of the user.
+    ``absent`` says the same, item by item, where it lacks files of the user.
 
     ``setting`` is what makes it one of several variants of its method. ``epochs`` (of all stages)
     and ``learning_rate`` (of the last stage that has one) are what its stages say they will take.
@@ -270,7 +270,7 @@ class Cell:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     skipped: str = ""
-    absent: str = ""
+    absent: tuple[str, ...] = ()
     plugin_files: tuple[str, ...] = ()
     epochs: int = 0
     learning_rate: float | None = None
@@ -452,8 +452,9 @@ def _planned(
         tried = [] if failed is None else fetch_small(plan, store, failed)
         absent = missing_files(plan, store)
         if absent:
-            lacks = "\n".join([*tried, *absent])
-            return _Planned(replace(cell, skipped=lacks, absent=lacks), None, plan.facts)
+            lacks = (*tried, *absent)
+            lacking = replace(cell, skipped="\n".join(lacks), absent=lacks)
+            return _Planned(lacking, None, plan.facts)
         found = identity(plan.recipe, registry, store)
     except RecipeError as error:
         first = error.problems[0]

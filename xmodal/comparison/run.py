@@ -98,7 +98,7 @@ def compare(
 
 def _check_data(cells: Sequence[Cell]) -> None:
     """Raise DataError, before anything runs, for tasks of which no method has the data."""
-    absent = {cell.task: cell.absent for cell in cells if cell.absent}
+    absent = {cell.task: cell.skipped for cell in cells if cell.absent}
     able = {cell.task for cell in cells if not cell.absent}
     absent = {task: text for task, text in absent.items() if task not in able}
     if absent and able:

@@ -43,8 +43,9 @@ class CellResult:
     """The result of one cell. ``test`` and ``validation`` are the task's metric.
 
     ``smallest`` is the least error above 0 that the test split can show, None if there is none;
-    ``learning_rate`` is that of the last stage that has one, ``family`` the kind of the task's data
-    as the recipe or else the task says. ``machine``: the GPU, or else the processor, that it took.
+    ``encoded_samples`` is None without an encoder. ``learning_rate`` is that of the last stage that
+    has one, ``family`` the kind of the task's data as the recipe or else the task says.
+    ``machine``: the GPU, or else the processor, that it took.
     """
 
     method: str
@@ -57,7 +58,7 @@ class CellResult:
     validation_loss: float
     protocol: str
     selected_on: str
-    encoded_samples: int
+    encoded_samples: int | None
     seconds: float
     memory_bytes: int
     trainable: int
@@ -75,6 +76,12 @@ class CellResult:
     def on_test(self) -> bool:
         """Whether the test split chose the best epoch."""
         return self.selected_on.startswith("test")
+
+
+def encoded(rows: Iterable[CellResult]) -> int | None:
+    """The mean number of samples through the encoder; None if there is no encoder."""
+    known = [row.encoded_samples for row in rows if row.encoded_samples is not None]
+    return round(mean(known)) if known else None
 
 
 def rows(
@@ -115,7 +122,7 @@ def _row(cell: Cell) -> CellResult:
         validation_loss=_number(result["validation"].get("loss")),
         protocol=result["protocol"],
         selected_on=result["selected_on"],
-        encoded_samples=int(result["encoded_samples"]),
+        encoded_samples=result["encoded_samples"],
         seconds=float(result["seconds"]["training"]),
         memory_bytes=int(result["memory_bytes"]),
         trainable=int(result["parameters"]["trainable"]),

@@ -127,6 +127,7 @@ def summarise(
 ) -> Mapping[str, Any]:
     """The content of ``result.json``, to which the caller adds times."""
     parameters = list(session.model.parameters())
+    encodes = next(session.model.backbone.parameters(), None) is not None
     return {
         "task": recipe.task.name,
         "family": session.facts.task.family,
@@ -147,7 +148,8 @@ def summarise(
         "protocol": recipe.protocol,
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
-        "encoded_samples": snapshot.encoded,
+        # A backbone without parameters hands on what it gets: nothing was encoded.
+        "encoded_samples": snapshot.encoded if encodes else None,
         **vars(overall(snapshot)),
         "memory_bytes": int(session.agree(peak_memory(session.device))),
         "parameters": {

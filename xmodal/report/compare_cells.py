@@ -29,7 +29,7 @@ from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, SKIPPED, State
 from xmodal.comparison.ranks import levels
 from xmodal.comparison.statistics import CellSummary
-from xmodal.comparison.table import CellResult, ComparisonTable, by_hand, grouped
+from xmodal.comparison.table import CellResult, ComparisonTable, by_hand, encoded, grouped
 from xmodal.errors import DataError
 from xmodal.report.run import FILE, Words, environment, kept_samples, recipe_text, validation_curve
 from xmodal.report.samples import FieldMaps, side_by_side
@@ -278,10 +278,13 @@ def manifests(table: ComparisonTable) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a method's runs, averaged over seeds; ``share`` of the highest is for a bar."""
+    """The cost of a method's runs, averaged over seeds; ``share`` of the highest is for a bar.
+
+    ``encoded``: None without an encoder.
+    """
 
     method: str
-    encoded: float
+    encoded: int | None
     ratio: str
     share: float
     seconds: float
@@ -295,15 +298,15 @@ def costs(table: ComparisonTable, tasks: Sequence[str]) -> list[Cost]:
     made = grouped(table.rows, _key)
     able = [m for m in table.methods if tasks and all((m, task) in made for task in tasks)]
     found = [(m, [made[m, task] for task in tasks]) for m in able]
-    encoded = {m: fmean(fmean(r.encoded_samples for r in rows) for rows in g) for m, g in found}
-    cheapest = min((value for value in encoded.values() if value > 0), default=0.0)
-    dearest = max(encoded.values(), default=0.0)
+    passes = {m: encoded(row for rows in groups for row in rows) for m, groups in found}
+    positive = [value for value in passes.values() if value]
+    cheapest, dearest = min(positive, default=1), max(positive, default=1)
     return [
         Cost(
             method=method,
-            encoded=encoded[method],
-            ratio=f"{encoded[method] / cheapest:.2f}×" if encoded[method] else "none",
-            share=encoded[method] / dearest if dearest else 0.0,
+            encoded=passes[method],
+            ratio=_ratio(passes[method], cheapest),
+            share=(passes[method] or 0) / dearest,
             seconds=fmean(fmean(r.seconds for r in rows) for rows in groups),
             memory=max(r.memory_bytes for rows in groups for r in rows),
             trainable=_parameters([r.trainable for rows in groups for r in rows]),
@@ -311,6 +314,12 @@ def costs(table: ComparisonTable, tasks: Sequence[str]) -> list[Cost]:
         )
         for method, groups in found
     ]
+
+
+def _ratio(passes: int | None, cheapest: int) -> str:
+    if passes is None:
+        return text.MISSING
+    return f"{passes / cheapest:.2f}×" if passes else "none"
 
 
 def _parameters(counts: Sequence[int]) -> str:
@@ -339,7 +348,7 @@ def front(table: ComparisonTable) -> tuple[list[Spot], tuple[str, ...]]:
     error = {methods[i]: float(np.exp(level_MT[i].mean())) for i in known}
     cost = {}
     for method in error:
-        passes = [fmean(row.encoded_samples for row in made[method, task]) for task in tasks]
+        passes = [encoded(made[method, task]) or 0 for task in tasks]
         cost[method] = math.exp(fmean(map(math.log, passes))) if min(passes) > 0 else 0.0
     return spots(error, cost), tasks
 
