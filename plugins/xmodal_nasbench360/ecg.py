@@ -21,6 +21,7 @@ from xmodal.data.windows import Counts, Records, cut
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
+from xmodal_nasbench360.scored import SPLITS, limited, scored_field, size, sizes
 
 FILE = "challenge2017.pkl"
 CLASSES = ("N", "A", "O", "~")
@@ -69,6 +70,7 @@ class Ecg(Task):
         partial: bool = Field(
             False, description="Accept fewer records than published; reports say so."
         )
+        scored: int | None = scored_field()
         loss: Use[Loss] = Field(default("cross-entropy"), description="The training loss.")
         metric: Use[Metric] = Field(default("f1-error"), description="The score.")
 
@@ -83,13 +85,16 @@ class Ecg(Task):
     def describe(cls, config: Any, store: Store) -> TaskFacts:
         """The facts; sizes are those published while the file is missing."""
         found = ready.look(cls, config, store)
-        samples = dict(PUBLISHED)
+        samples = sizes(PUBLISHED, config.scored)
         if found is not None:
             records = Records.open(found.folder)
             strides_R = np.array(STRIDES)[records.label_R]
             _, _, count_R = cut(records.length_R, WINDOW, strides_R, last=False)
             parts = split_records(len(count_R), config.split)
-            samples = {part: int(count_R[index].sum()) for part, index in parts.items()}
+            groups = {part: np.repeat(index, count_R[index]) for part, index in parts.items()}
+            samples = {part: len(groups_W) for part, groups_W in groups.items()}
+            for part in SPLITS:
+                samples[part] = size(samples[part], config.scored, groups[part])
         return TaskFacts(
             name="ecg",
             shape=(1, WINDOW),
@@ -132,7 +137,7 @@ class Ecg(Task):
             for part, index in split_records(len(records.length_R), self.config.split).items()
         }
         notes = (f"ecg: {len(records.length_R):,} records, split by record ({self.config.split})",)
-        return TaskData(
+        data = TaskData(
             train=parts["train"],
             validation=parts["validation"],
             test=parts["test"],
@@ -141,6 +146,7 @@ class Ecg(Task):
             classes=NAMES,
             groups={part: windows.groups for part, windows in parts.items()},
         )
+        return limited(data, self.config.scored, "ecg")
 
 
 def split_records(count: int, how: str) -> dict[str, Counts]:

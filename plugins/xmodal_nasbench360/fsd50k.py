@@ -22,6 +22,7 @@ from xmodal.data.sound import BANDS, FRAMES, Changes, Clips, Pieces
 from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_nasbench360 import fsd50k_files as files
+from xmodal_nasbench360.scored import SPLITS, limited, scored_field, size, sizes
 
 PUBLISHED = {"train": 36_796, "validation": 4_170, "test": 10_231}
 """Clips; a split is scored by its pieces, of which there are many more."""
@@ -74,6 +75,7 @@ class Fsd50k(Task):
         partial: bool = Field(
             False, description="Accept fewer clips than published, and an archive without noise."
         )
+        scored: int | None = scored_field()
         loss: Use[Loss] = Field(default_factory=_default_loss, description="The training loss.")
         metric: Use[Metric] = Field(
             default("grouped-average-precision-error"), description="The score."
@@ -93,7 +95,13 @@ class Fsd50k(Task):
         # Reading 24 GB is too much for this; only a partial archive may be of any size.
         at_once = config.path is not None and config.partial
         found = ready.get(cls, config, store) if at_once else ready.find(cls, config, store)
-        samples = dict(PUBLISHED) if found is None else dict(found.about["samples"])
+        if found is None:
+            samples = sizes(PUBLISHED, config.scored)
+        else:
+            samples = dict(found.about["samples"])
+            for part in SPLITS if config.scored else ():
+                groups_N = np.load(found / f"{part}_clip.npy")
+                samples[part] = size(samples[part], config.scored, groups_N)
         target = Target("multi-label", files.KINDS)
         return TaskFacts("fsd50k", cls.sides, target, samples, family="sound")
 
@@ -114,7 +122,7 @@ class Fsd50k(Task):
         once = randomness.derive(seed, "fsd50k") if config.piece == "once" else None
         counts = found.about
         left_out = f"; {counts['left_out']:,} pieces not of a second" if counts["left_out"] else ""
-        return TaskData(
+        data = TaskData(
             train=Clips(pieces["train"], change, once),
             validation=pieces["validation"],
             test=pieces["test"],
@@ -127,6 +135,7 @@ class Fsd50k(Task):
             groups={part: pieces[part].groups for part in ("validation", "test")},
             validation_joins=False,
         )
+        return limited(data, config.scored, "fsd50k")
 
     def _pieces(self, found: ready.Ready, part: str) -> Pieces:
         label_G: Tensor = torch.from_numpy(np.load(found / f"{part}_y.npy").astype(np.float32))

@@ -24,6 +24,7 @@ from xmodal.data.datasets import DataCard
 from xmodal.data.mapped import Mapped
 from xmodal.errors import DataError
 from xmodal.interfaces import Pair, Settings, Target, Task, TaskData, TaskFacts
+from xmodal_nasbench360.scored import limited, scored_field, sizes
 
 MEMORY = 1 << 30
 """Bytes up to which a part is read at once: tensors are batched faster, and a GPU can keep them."""
@@ -38,6 +39,7 @@ class PartsSettings(Settings):
         None, description="Folder of the published files, or a prepared folder; default: the cache."
     )
     partial: bool = Field(False, description="Accept fewer samples than published; reports say so.")
+    scored: int | None = scored_field()
 
 
 class Parts(Task):
@@ -58,19 +60,21 @@ class Parts(Task):
         """The facts; sizes are those published while the files are missing."""
         found = ready.look(cls, config, store)
         target: Target = cls.facts.target
-        sizes = cls.facts.samples if found is None else found.about["samples"]
-        return TaskFacts(cls.facts.name, cls.facts.shape, target, dict(sizes), (), cls.facts.family)
+        whole = cls.facts.samples if found is None else found.about["samples"]
+        samples = sizes(whole, config.scored)
+        return TaskFacts(cls.facts.name, cls.facts.shape, target, samples, (), cls.facts.family)
 
     def load(self, seed: int) -> TaskData:
         """Map the arrays. Nothing depends on ``seed``."""
         found = ready.get(type(self), self.config, self.store)
-        return TaskData(
+        data = TaskData(
             train=self.part(found, "train"),
             validation=self.part(found, "validation"),
             test=self.part(found, "test"),
             checksum=found.checksum(),
             notes=self.notes(found),
         )
+        return limited(data, self.config.scored, self.facts.name)
 
     def part(self, found: ready.Ready, part: str) -> Dataset[Pair]:
         """The samples of one part."""

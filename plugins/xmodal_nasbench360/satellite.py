@@ -25,6 +25,7 @@ from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Pair, Target, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_nasbench360.parts import Array, Parts, PartsSettings, check_classes
+from xmodal_nasbench360.scored import sizes
 
 STEPS, CLASSES = 46, 24
 COUNTS = {"train": 900_000, "test": 100_000}
@@ -106,9 +107,9 @@ class Satellite(Parts):
         """The facts; sizes are those published while the files are missing."""
         found = ready.look(cls, config, store)
         counts = COUNTS if found is None else found.about["counts"]
-        sizes = {part: len(index) for part, index in _rows(counts, config.validation).items()}
+        whole = {part: len(index) for part, index in _rows(counts, config.validation).items()}
         facts = cls.facts
-        return TaskFacts(facts.name, facts.shape, facts.target, sizes)
+        return TaskFacts(facts.name, facts.shape, facts.target, sizes(whole, config.scored))
 
     def part(self, found: ready.Ready, part: str) -> Dataset[Pair]:
         """A part; validation is the end of the training file."""

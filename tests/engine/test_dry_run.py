@@ -16,15 +16,21 @@ from xmodal.plugins import registry
 @pytest.mark.parametrize(
     ("task", "size", "splits", "made"),
     [
-        # Both files of Darcy flow, in chunks of 50.
-        (
+        pytest.param(
             "darcy",
             ("train=3000", "validation=500", "test=500"),
             "train 3000, validation 500, test 500",
-            100,
+            100,  # both files of Darcy flow, in chunks of 50
+            marks=pytest.mark.slow,
         ),
         ("advection", ("samples=5000",), "train 4050, validation 450, test 500", 32),
-        ("cosmic-simulated", ("samples=4000",), "train 3312, validation 368, test 320", 32),
+        pytest.param(
+            "cosmic-simulated",
+            ("samples=4000",),
+            "train 3312, validation 368, test 320",
+            32,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_few_samples_are_generated_and_all_are_counted(

@@ -21,7 +21,7 @@ from xmodal.engine.plan import Plan
 from xmodal.engine.result import peak_memory
 from xmodal.engine.session import RunSession
 from xmodal.engine.step import StepRecord
-from xmodal.interfaces import Task, TaskData
+from xmodal.interfaces import Pair, Task, TaskData
 from xmodal.text import duration, size
 
 SAMPLES = 2
@@ -71,13 +71,21 @@ def _of_few(few: Any) -> Callable[[type[Task]], type[Task]]:
 
 def _repeated(data: TaskData, samples: Mapping[str, int]) -> TaskData:
     """Data whose splits have so many samples: their own, again and again."""
-    index = {
+    rows = {
         split: torch.arange(count) % loader.count(getattr(data, split))
         for split, count in samples.items()
     }
-    groups = {split: groups_N[index[split]] for split, groups_N in data.groups.items()}
-    splits = {split: Subset(getattr(data, split), rows.tolist()) for split, rows in index.items()}
-    return replace(data, groups=groups, **splits)
+
+    def part(split: str) -> Subset[Pair]:
+        return Subset(getattr(data, split), rows[split].tolist())
+
+    return replace(
+        data,
+        train=part("train"),
+        validation=part("validation"),
+        test=part("test"),
+        groups={split: groups_N[rows[split]] for split, groups_N in data.groups.items()},
+    )
 
 
 def _norm(value: float | None) -> str:
