@@ -329,7 +329,7 @@ def test_what_is_not_done_is_said_with_its_reason(
     states = [State(QUEUED)] * 4 + [State(FAILED, detail="boom")] * 2 + [State(DONE)] * 2
     problems(zip(cells, states, strict=True))
     said = capsys.readouterr().err.splitlines()
-    assert said == ["not run: x on b", "not run: x on c", "failed: y on b", "    boom"]
+    assert said == ["not run: x on b, c", "failed: y on b", "    boom"]
 
 
 def test_an_interruption_says_how_far_it_came(
