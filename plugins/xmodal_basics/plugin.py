@@ -47,6 +47,7 @@ def xmodal_predictors() -> Mapping[str, str]:
         "dense-2d": "xmodal_basics.predictors:Dense2d",
         "sklearn": "xmodal_basics.sklearn_baseline:Sklearn",
         "majority": "xmodal_basics.majority:Majority",
+        "forest": "xmodal_basics.forest:Forest",
     }
 
 
