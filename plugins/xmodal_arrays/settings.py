@@ -68,6 +68,28 @@ class DataSettings(TableFormat):
     split_seed: int | None = Field(
         0, ge=0, description="Seed of the split; null uses the run's seed."
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="Cross-validation: cut what is not for testing into so many folds; one "
+        "validates, the others train. Default: one cut, by split.",
+    )
+    fold: int = Field(
+        0,
+        ge=0,
+        description="Which fold validates. From the number of folds on, they are cut anew: with "
+        "folds: 5, fold 5 is the first of a second repetition.",
+    )
+    test_apart: bool = Field(
+        False,
+        description="Set the test samples apart and score none of them: for a search, whose trials "
+        "must not see them. The test score is then that of the validation samples.",
+    )
+    refit: bool = Field(
+        False,
+        description="Validation samples train, too: for a last fit, whose settings are chosen. The "
+        "training samples then choose the epoch.",
+    )
     normalize: Literal["auto", "none", "standard"] = Field(
         "auto",
         description="standard: every channel or column gets mean 0 and standard deviation 1 over "
@@ -105,6 +127,10 @@ class DataSettings(TableFormat):
             raise ValueError(
                 "split needs a training share above 0, and a test share needs a validation share"
             )
+        if self.folds is not None and (self.refit or self.validation is not None):
+            raise ValueError("folds cut the training samples; leave out refit and validation")
+        if self.folds is None and self.fold:
+            raise ValueError("fold needs folds, how many there are")
         return self
 
     @property

@@ -142,9 +142,55 @@ def shares(plan: FilePlan, settings: DataSettings, seed: int) -> dict[str, Share
     missing = [role for role in _ROLES if role not in result and fractions[role] > 0]
     if missing:
         result |= _cut(plan, settings, seed, by_role, missing)
+    if settings.test_apart:
+        result.pop("test", None)
+    if settings.folds is not None:
+        result |= _folded(plan, settings, seed, settings.folds, result)
+    if settings.refit:
+        result |= _rejoined(result)
     result.setdefault("validation", result["train"])
     result.setdefault("test", result["validation"])
     return result
+
+
+def _folded(
+    plan: FilePlan, settings: DataSettings, seed: int, folds: int, cut: Mapping[str, Share]
+) -> dict[str, Share]:
+    """One fold of the samples that are not for testing to validate, the others to train."""
+    part = cut["train"].part
+    rows = np.sort(np.concatenate([cut[r].rows for r in ("train", "validation") if r in cut]))
+    repetition, fold = divmod(settings.fold, folds)
+    seed = (seed if settings.split_seed is None else settings.split_seed) + repetition
+    strata_N, groups_N = _strata(plan, part), plan.parts[part].group
+    try:
+        found = split(
+            len(rows),
+            [1 / folds] * folds,
+            seed,
+            None if strata_N is None else strata_N[rows],
+            None if groups_N is None else groups_N[rows],
+        )
+    except DataError as error:
+        raise DataError(f"{plan.parts[part].x_name}: {error}") from error
+    validates_N = np.zeros(len(rows), dtype=bool)
+    validates_N[found[fold]] = True
+    if strata_N is not None and groups_N is None:
+        # The only sample of a class has to train.
+        _, class_N, count = np.unique(strata_N[rows], return_inverse=True, return_counts=True)
+        validates_N &= count[class_N] > 1
+    return {
+        "train": Share(part, rows[~validates_N]),
+        "validation": Share(part, rows[validates_N]),
+    }
+
+
+def _rejoined(cut: Mapping[str, Share]) -> dict[str, Share]:
+    """Training and validation samples together, where both are of one file."""
+    train, other = cut["train"], cut.get("validation")
+    if other is None or other is train or other.part != train.part:
+        return {}
+    both = Share(train.part, np.sort(np.concatenate([train.rows, other.rows])))
+    return {"train": both, "validation": both}
 
 
 def _cut(
@@ -158,9 +204,7 @@ def _cut(
     index = by_role.get("all", by_role.get("train", 0))
     wanted = [role for role in _ROLES if role == "train" or role in missing]
     part, fractions = plan.parts[index], dict(zip(_ROLES, settings.split, strict=True))
-    strata_N = None
-    if plan.labels.target.kind == "classification":
-        strata_N = plan.labels.rows[index].read(slice(None))
+    strata_N = _strata(plan, index)
     seed = seed if settings.split_seed is None else settings.split_seed
     try:
         cut = split(
@@ -169,6 +213,13 @@ def _cut(
     except DataError as error:
         raise DataError(f"{part.x_name}: {error}") from error
     return {role: Share(index, rows) for role, rows in zip(wanted, cut, strict=True)}
+
+
+def _strata(plan: FilePlan, part: int) -> Array | None:
+    """The class of every sample of a part; None for other labels than classes."""
+    if plan.labels.target.kind != "classification":
+        return None
+    return plan.labels.rows[part].read(slice(None))
 
 
 def _default(data: Mapping[str, Any], which: int) -> dict[str, str]:
