@@ -1,0 +1,64 @@
+"""The time of a search: what is left, and what a trial will take.
+
+The clock decides only which trials start; it changes none of them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+from xmodal.errors import UsageError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+MARGIN = 1.3
+"""A trial starts only if there is time for a third more than it should take."""
+
+
+def seconds(text: str) -> float:
+    """A duration such as ``90``, ``90s``, ``10m``, ``1.5h``; bare numbers are seconds.
+
+    Raises UsageError.
+    """
+    found = _DURATION.fullmatch(text.strip().lower())
+    if not found or not float(found[1]):
+        raise UsageError(f"--time: '{text}' is not a duration such as 90s, 10m or 2h")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+@dataclass
+class Clock:
+    """Counts a limit down; None is no limit. ``begun`` and all times are of ``time.monotonic``."""
+
+    limit: float | None
+    begun: float = field(default_factory=time.monotonic)
+    _rates: list[float] = field(default_factory=list)
+    _cheap: list[float] = field(default_factory=list)
+
+    def spent(self) -> float:
+        """Seconds since the search began."""
+        return time.monotonic() - self.begun
+
+    def left(self) -> float:
+        """Seconds until the limit; below 0 after it."""
+        return float("inf") if self.limit is None else self.limit - self.spent()
+
+    def learn(self, cost: float, took: float) -> None:
+        """Take note of what a run took."""
+        (self._rates if cost else self._cheap).append(took / (cost or 1.0))
+
+    def expected(self, cost: float) -> float:
+        """Seconds that a run of this cost should take; 0 while there is nothing to go by.
+
+        A cheap answer (cost 0) is expected to take as long as the slowest one so far.
+        """
+        if cost:
+            return cost * median(self._rates) if self._rates else 0.0
+        return max(self._cheap, default=0.0)
+
+    def allows(self, cost: float, reserved: float) -> bool:
+        """Whether a run may start, if ``reserved`` seconds are to be left after it."""
+        return self.left() > 0 and MARGIN * self.expected(cost) + reserved < self.left()

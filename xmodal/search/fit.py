@@ -1,0 +1,254 @@
+"""``fit``: the best model for a data file, in the time that there is, and how good it is.
+
+The folder of a search holds ``fit.json`` (everything), ``trials/`` (ordinary runs, which no test
+sample has reached) and ``model-NN/``, the run of the chosen model, fitted on all training samples
+and tested once. The same command continues a search that was interrupted, or goes on with more
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xmodal import plugins, runs
+from xmodal.comparison.run import default_launcher
+from xmodal.data.datasets import cores
+from xmodal.data.store import Store
+from xmodal.engine.identity import identity
+from xmodal.engine.plan import Plan, compose_plan
+from xmodal.errors import UsageError, file_errors
+from xmodal.files import claim, write_json
+from xmodal.recipe.choice import choose
+from xmodal.search.clock import Clock
+from xmodal.search.search import Search
+from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, rungs
+from xmodal.search.trials import Maker, Part, Trial
+
+ROOT = Path("fits")
+KIND = "fit"
+"""The kind of folder that a search is; see ``xmodal.files.claim``."""
+RECORD = "fit.json"
+FEW = 500
+"""Below so many samples to train and validate, selection is by repeated cross-validation."""
+FOLDS, REPETITIONS = 5, 2
+FIRST_METHOD = "methods/baseline"
+"""Plans for data of every form; tells what the data are."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the leaderboard. ``score``: on the validation samples; None if it has no number."""
+
+    name: str
+    cheap: bool
+    rung: int | None
+    score: float | None
+    seconds: float
+    parameters: int
+    directories: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a search found.
+
+    ``entries``: trials that could be chosen, best first. ``others``: those on lower rungs.
+    ``model``: the run of the chosen one, whose ``test`` is its metric on the test samples, which
+    have been looked at ``looks`` times. ``left_out``: why what was not tried was not.
+    """
+
+    folder: Path
+    metric: str
+    better: str
+    entries: tuple[Entry, ...]
+    others: tuple[Entry, ...]
+    model: Path
+    test: float | None
+    samples: Mapping[str, int]
+    looks: int
+    seconds: float
+    left_out: Mapping[str, str]
+
+    @property
+    def chosen(self) -> Entry:
+        """The best one on validation."""
+        return self.entries[0]
+
+    @property
+    def best_cheap(self) -> Entry | None:
+        """The best cheap answer."""
+        return next((entry for entry in self.entries if entry.cheap), None)
+
+
+@file_errors()
+def fit(
+    data: str | Path,
+    *,
+    test: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    seconds: float | None = None,
+    trials: int | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    root: str | Path = ROOT,
+    plugin_files: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> Fitted:
+    """Search for the best model of ``data`` within ``seconds``, or with so many ``trials``.
+
+    ``data``: a file or folder as task ``arrays`` reads it, with ``settings`` of that task (``y``,
+    ``group``, ``metric``, ...). ``test``: a file of test samples; otherwise some are set apart.
+    ``overrides``: settings of all trials, ``key=value``. ``jobs``: runs at a time. Raises
+    UsageError, DataError and RecipeError.
+    """
+    if (seconds is None) == (trials is None):
+        raise UsageError("say either how much time there is, or how many trials to make")
+    clock = Clock(seconds)
+    registry, store = plugins.registry(tuple(plugin_files)), Store()
+    task = _task(data, test, settings or {})
+    plan = compose_plan((FIRST_METHOD,), registry, store, as_overrides({"task": task}))
+    facts = plan.facts.task
+    folder = Path(root) / _folder_name(data, plan, registry, store, seed, overrides)
+    claim(folder, KIND)
+    samples = sum(count for name, count in facts.samples.items() if name != "test")
+    few = samples < FEW and task.get("validation") is None
+    maker = Maker(
+        registry,
+        store,
+        folder / "trials",
+        f"arrays/{facts.form}",
+        {key: value for key, value in task.items() if key != "use"},
+        (*overrides, f"seed={seed}", "saving.keep=1"),
+        FOLDS if few else None,
+    )
+    jobs = jobs or cores()
+    use = choose("launcher", default_launcher(registry), registry, "launcher", {"jobs": jobs})
+    from xmodal.interfaces import Context  # imports torch, which wrong settings do not wait for
+
+    metric = plan.recipe.task.config.metric
+    say(f"{facts.name}: {_told(facts.samples)}, {'cross-validated' if few else 'one split'}")
+    search = Search(
+        maker,
+        use.build(Context.outside(store, "launcher")),
+        jobs,
+        clock,
+        metric.component.better,
+        _folds(few),
+        say,
+        trials,
+    )
+    trivial = [FIRST_METHOD]
+    search.run(cheap(facts, trivial), fine_tuning(facts, seed), rungs(facts.samples["train"]))
+    found = search.eligible()
+    if not found:
+        raise UsageError(_nothing(search.left_out))
+    say(f"chosen: {found[0].name}; fitting it on all training samples")
+    part = _last(maker, folder, found[0])
+    if not part.done:
+        search.last_fit(found[0], part)
+    looks = len([one for one in folder.glob("model-*") if Part(one).done])
+    fitted = Fitted(
+        folder,
+        metric.name,
+        search.better,
+        tuple(map(_entry, found)),
+        tuple(_entry(trial) for trial in search.trials if trial.done and trial not in found),
+        part.directory,
+        part.result["test"]["metric"],
+        dict(facts.samples),
+        looks,
+        clock.spent(),
+        dict(search.left_out),
+    )
+    _record(fitted, task, seed, seconds, trials)
+    return fitted
+
+
+def _task(
+    data: str | Path, test: str | Path | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    where = {"path": str(Path(data).absolute())}
+    if test is not None:
+        where = {"train": str(Path(data).absolute()), "test": str(Path(test).absolute())}
+    return {"use": "arrays", **where, **settings}
+
+
+def _folder_name(
+    data: str | Path,
+    plan: Plan,
+    registry: plugins.Registry,
+    store: Store,
+    seed: int,
+    overrides: Sequence[str],
+) -> str:
+    """The name of a search: the same for the same data, settings and seed."""
+    found = identity(plan.recipe, registry, store).hash
+    digest = hashlib.sha256(repr((found, seed, tuple(overrides))).encode()).hexdigest()[:6]
+    return f"{runs.valid_name(Path(data).stem) or 'data'}-{digest}"
+
+
+def _told(samples: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} to {name}" for name, count in zip(
+        ("train", "validate", "test"), samples.values(), strict=False
+    ))  # fmt: skip
+
+
+def _folds(few: bool) -> list[range]:
+    """The folds of every rung: a lower rung of cross-validation makes do with some of them."""
+    if not few:
+        return [range(1)] * RUNGS
+    return [range(2), range(FOLDS), range(FOLDS * REPETITIONS)]
+
+
+def _last(maker: Maker, folder: Path, trial: Trial) -> Part:
+    """The run of the chosen model; one that is there already, if it is the same."""
+    taken = sorted(folder.glob("model-*"))
+    planned = maker.last(trial, folder / f"model-{len(taken):02}")
+    for directory in taken:
+        if (directory / "cell.yaml").read_text() == (planned.directory / "cell.yaml").read_text():
+            return Part(directory)
+    return planned
+
+
+def _nothing(left_out: Mapping[str, str]) -> str:
+    reasons = "\n".join(f"{name}: {why.splitlines()[0]}" for name, why in left_out.items())
+    return f"no trial was finished, so there is nothing to choose\n{reasons}"
+
+
+def _entry(trial: Trial) -> Entry:
+    return Entry(
+        trial.name,
+        trial.candidate.cheap,
+        trial.rung,
+        trial.score(),
+        trial.seconds(),
+        trial.parameters(),
+        tuple(str(part.directory) for part in trial.parts),
+    )
+
+
+def _record(
+    fitted: Fitted, task: Mapping[str, Any], seed: int, seconds: float | None, trials: int | None
+) -> None:
+    content = {
+        "task": task,
+        "seed": seed,
+        "limit": {"seconds": seconds, "trials": trials},
+        "metric": fitted.metric,
+        "better": fitted.better,
+        "samples": fitted.samples,
+        "leaderboard": [vars(entry) for entry in fitted.entries],
+        "lower_rungs": [vars(entry) for entry in fitted.others],
+        "model": str(fitted.model),
+        "test": fitted.test,
+        "looks_at_the_test_split": fitted.looks,
+        "seconds": fitted.seconds,
+        "left_out": fitted.left_out,
+    }
+    write_json(fitted.folder / RECORD, json.loads(json.dumps(content, default=str)))

@@ -1,0 +1,213 @@
+"""Runs the trials of a search: the cheap answers, then fine-tuning by successive halving.
+
+Which trials there are is a function of the data, the seed and the results so far. The clock only
+decides which of them start; those that it left out are named.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from xmodal.comparison.queue import LOG, command, last_lines
+from xmodal.errors import XModalError
+from xmodal.interfaces import Job, Launcher
+from xmodal.search.clock import Clock
+from xmodal.search.space import FACTOR, WIDTH, Candidate, Rung
+from xmodal.search.trials import Maker, Part, Trial, best
+from xmodal.text import plural
+
+PAUSE = 0.2
+REPORT = 8.0
+"""Seconds for what follows the last fit: its test and the report."""
+REFIT = 1.4
+"""A last fit has more samples than the trial, and tests."""
+TOO_LATE = "no time was left"
+
+
+@dataclass
+class Search:
+    """One search. ``say`` gets a line about everything that happens.
+
+    ``folds``: those of each rung, lowest first; cheap answers get the last ones. ``most``: how many
+    trials may start.
+    """
+
+    maker: Maker
+    launcher: Launcher
+    jobs: int
+    clock: Clock
+    better: str
+    folds: Sequence[Sequence[int]]
+    say: Callable[[str], None]
+    most: int | None = None
+    trials: list[Trial] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    late: bool = False
+
+    def run(
+        self, cheap: Iterable[Candidate], others: Iterator[Candidate], ladder: Sequence[Rung]
+    ) -> None:
+        """Try all cheap candidates, then the others as long as time and trials last."""
+        self._wave([(one, None, None) for one in cheap], ())
+        while not self._over():
+            bracket = list(islice(others, WIDTH))
+            if not bracket:
+                break
+            before = len(self.trials)
+            self._climb(bracket, ladder)
+            if len(self.trials) == before:
+                break
+
+    def eligible(self) -> list[Trial]:
+        """Trials that can be chosen: done, and judged on all folds; best first."""
+        whole = len(self.folds[-1])
+        return best([t for t in self.trials if len(t.parts) == whole and t.done], self.better)
+
+    def last_fit(self, chosen: Trial, part: Part) -> None:
+        """Fit the chosen trial on all training samples, and test it. Raises its XModalError."""
+        self._work([part], lambda part: True)
+        if not part.done:
+            raise XModalError(f"the last fit has failed:\n{last_lines(part.directory / LOG)}")
+
+    def _over(self) -> bool:
+        return self.late or (self.most is not None and len(self.trials) >= self.most)
+
+    def _climb(self, bracket: Sequence[Candidate], ladder: Sequence[Rung]) -> None:
+        level: Sequence[Candidate] = bracket
+        for number, rung in enumerate(ladder):
+            above = [other.total for other in ladder[number + 1 :]]
+            tried = self._wave([(one, number, rung) for one in level], above)
+            ended = best([trial for trial in tried if trial.done], self.better)
+            # Of a bracket that was cut short, a third of those that started climbs.
+            level = [trial.candidate for trial in ended[: math.ceil(len(ended) / FACTOR)]]
+            if not level or self._over():
+                return
+
+    def _wave(
+        self,
+        asked: Sequence[tuple[Candidate, int | None, Rung | None]],
+        above: Sequence[int],
+    ) -> list[Trial]:
+        """Run trials that do not wait for each other's results; returns those that started.
+
+        ``above``: the steps of the rungs that the best of them is still to climb.
+        """
+        started: list[Trial] = []
+        parts: list[Part] = []
+        owner: dict[str, Trial] = {}
+        for candidate, number, rung in asked:
+            folds = self.folds[-1 if number is None else number]
+            try:
+                trial = self.maker.trial(candidate, number, rung, folds)
+            except XModalError as error:
+                self._leave_out(candidate.name, str(error))
+                continue
+            parts += trial.parts
+            owner |= {str(part.directory): trial for part in trial.parts}
+        refused: set[str] = set()
+
+        def may_start(part: Part) -> bool:
+            trial = owner[str(part.directory)]
+            if trial in started:
+                return self.clock.left() > 0
+            if trial.name in refused or self._over():
+                return False
+            climb = sum(steps * trial.candidate.cost for steps in above)
+            # The first way to fine-tune is always worth a start: before it, nothing is known.
+            if not self.clock.allows(trial.cost, self._reserve(trial, climb)):
+                refused.add(trial.name)
+                return False
+            started.append(trial)
+            self.trials.append(trial)
+            return True
+
+        self._work(parts, may_start, owner)
+        for trial in owner.values():
+            if trial not in started:
+                self.left_out.setdefault(trial.name, TOO_LATE)
+        self.late = self.late or self.clock.left() <= 0
+        return started
+
+    def _reserve(self, trial: Trial, climb: float) -> float:
+        """Seconds that a trial must leave: to climb, and for the last fit with its test."""
+        last = max([trial.cost, *(t.cost for t in self.eligible()[:1])]) + climb
+        return (self.clock.expected(climb) if climb else 0.0) + (
+            REFIT * self.clock.expected(last) + REPORT
+        )
+
+    def _work(
+        self,
+        parts: Sequence[Part],
+        may_start: Callable[[Part], bool],
+        owner: Mapping[str, Trial] | None = None,
+    ) -> None:
+        """Run parts in order, ``jobs`` at a time, until the clock has run out."""
+        waiting, running = list(parts), dict[str, Part]()
+        limited = owner is not None
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    part = waiting.pop(0)
+                    fresh = not part.done
+                    if not may_start(part):
+                        continue
+                    name = str(part.directory)
+                    if fresh:
+                        self.launcher.submit([_job(part)])
+                        running[name] = part
+                    elif owner is not None:
+                        self._ended(part, owner[name], fresh=False)
+                self.launcher.wait(PAUSE)
+                unfinished = self.launcher.unfinished()
+                for name in [name for name in running if name not in unfinished]:
+                    part = running.pop(name)
+                    if owner is not None:
+                        self._ended(part, owner[name], fresh=True)
+                if limited and self.clock.left() <= self._last_reserve():
+                    self.late = True
+                    if running:
+                        self.launcher.stop()
+                    return
+        except BaseException:
+            self.launcher.stop()
+            raise
+
+    def _last_reserve(self) -> float:
+        """Seconds that the last fit of the best trial so far needs."""
+        found = self.eligible()
+        if not found or self.clock.limit is None:
+            return 0.0
+        return min(REFIT * self.clock.expected(found[0].cost) + REPORT, 0.5 * self.clock.limit)
+
+    def _ended(self, part: Part, trial: Trial, fresh: bool) -> None:
+        """Take note of a run that has ended."""
+        if not part.done:
+            reason = last_lines(part.directory / LOG, 2) or "it was ended"
+            self._leave_out(trial.name, reason)
+            return
+        if fresh:
+            self.clock.learn(trial.cost, part.result["seconds"]["this_process"])
+        if trial.done:
+            score = trial.score()
+            said = "no number" if score is None else f"{score:.4g}"
+            again = "" if fresh else " (kept)"
+            self.say(f"{trial.name}: {said}, {trial.seconds():.1f} s{again}")
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        if name not in self.left_out:
+            self.left_out[name] = reason
+            self.say(f"left out: {name}: {reason.splitlines()[0]}")
+
+
+def _job(part: Part) -> Job:
+    folder = part.directory
+    return Job(str(folder), tuple(command(folder)), folder / LOG)
+
+
+def summary(trials: Sequence[Trial]) -> str:
+    """How many trials there were, in words."""
+    return plural(len(trials), "trial")

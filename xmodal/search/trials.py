@@ -1,0 +1,172 @@
+"""A trial: one candidate on one rung, as the ordinary runs of its folds.
+
+A trial is known by its recipes, so one that an earlier search of the same data has made is not made
+again. What it has done stands in its run directories alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from xmodal import runs
+from xmodal.data.store import Store
+from xmodal.engine.identity import identity
+from xmodal.engine.plan import compose_plan, missing_files
+from xmodal.errors import DataError, UsageError
+from xmodal.files import claim, write_atomically
+from xmodal.plugins import Registry
+from xmodal.search.space import Candidate, Rung, as_overrides, training
+
+RECIPE = "cell.yaml"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of a trial: that of one fold."""
+
+    directory: Path
+
+    @property
+    def run(self) -> runs.Run:
+        """The run."""
+        return runs.Run(self.directory)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has its result."""
+        return self.run.state == "done"
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """The result of the run; only of one that is done."""
+        return self.run.read("result.json")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate on a rung. ``rung``: None for a cheap answer, which has nothing to shorten."""
+
+    candidate: Candidate
+    rung: int | None
+    steps: Rung | None
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.candidate.name if self.steps is None else f"{self.candidate.name}, {self.work}"
+
+    @property
+    def work(self) -> str:
+        """The steps of its rung in words."""
+        return "" if self.steps is None else f"{self.steps.total} steps"
+
+    @property
+    def done(self) -> bool:
+        """Whether all its runs are done."""
+        return all(part.done for part in self.parts)
+
+    @property
+    def cost(self) -> float:
+        """Work of one of its runs, in units of the search; 0 for a cheap answer: not known."""
+        return 0.0 if self.steps is None else self.steps.total * self.candidate.cost
+
+    def score(self) -> float | None:
+        """The mean validation metric of its folds; None if it has no number in one of them."""
+        found = [part.result["validation"]["metric"] for part in self.parts]
+        return None if any(one is None for one in found) else fmean(found)
+
+    def seconds(self) -> float:
+        """What its runs took."""
+        return float(sum(part.result["seconds"]["this_process"] for part in self.parts))
+
+    def parameters(self) -> int:
+        """The numbers that the model holds."""
+        return int(self.parts[0].result["parameters"]["total"])
+
+    def epochs(self) -> int:
+        """The epochs that were best, on average over the folds; for a last fit of a rung."""
+        at = [part.result["validation"]["at"] for part in self.parts]
+        return max(1, math.ceil(fmean(place[-1] + 1 if place else 1 for place in at)))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes trials of one data file: plans their recipes and gives them directories.
+
+    ``task``: the settings of the task that all share. ``folds``: None, or how many there are.
+    """
+
+    registry: Registry
+    store: Store
+    root: Path
+    recipe: str
+    task: Mapping[str, Any]
+    common: tuple[str, ...]
+    folds: int | None
+
+    def trial(
+        self, candidate: Candidate, rung: int | None, steps: Rung | None, folds: Iterable[int]
+    ) -> Trial:
+        """The trial of a candidate. Raises an XModalError if it cannot run."""
+        parts = []
+        for fold in folds:
+            cut = {} if self.folds is None else {"folds": self.folds, "fold": fold}
+            settings = training(steps) if steps is not None else {}
+            parts.append(self._part(candidate, settings, {**cut, "test_apart": True}))
+        return Trial(candidate, rung, steps, tuple(parts))
+
+    def last(self, trial: Trial, directory: Path) -> Part:
+        """The last fit of a trial, on all samples but those for testing, and its test."""
+        settings = {} if trial.steps is None else training(trial.steps, trial.epochs())
+        return self._part(trial.candidate, settings, {"refit": True}, directory)
+
+    def _part(
+        self,
+        candidate: Candidate,
+        settings: Mapping[str, Any],
+        task: Mapping[str, Any],
+        directory: Path | None = None,
+    ) -> Part:
+        own = {f"task.{key}": value for key, value in {**self.task, **task}.items()}
+        overrides = (
+            *as_overrides(own), *as_overrides(settings), *candidate.overrides, *self.common,
+        )  # fmt: skip
+        # The data's own layers come first: a method's "always" has to win over them.
+        plan = compose_plan((*candidate.recipes, self.recipe), self.registry, self.store, overrides)
+        lacking = missing_files(plan, self.store)
+        if lacking:
+            raise DataError("\n".join(lacking))
+        if directory is None:
+            found = identity(plan.recipe, self.registry, self.store)
+            name = runs.valid_name(candidate.name.split(",")[0].replace(" ", "-")) or "trial"
+            directory = self.root / f"{name}-{found.hash[:10]}"
+        if not (directory / RECIPE).exists() or not Part(directory).done:
+            claim(directory, runs.KIND)
+            text = StringIO()
+            YAML().dump(plan.recipe.model_dump(mode="json"), text)
+            write_atomically(directory / RECIPE, text.getvalue())
+        return Part(directory)
+
+
+def best(trials: Sequence[Trial], better: str) -> list[Trial]:
+    """Trials with a score, best first; of equal ones cheap answers, then earlier ones."""
+    scored = [(trial, trial.score()) for trial in trials]
+    sign = -1 if better == "higher" else 1
+    known = [(sign * score, not trial.candidate.cheap, trial) for trial, score in scored
+             if score is not None]  # fmt: skip
+    return [trial for *_, trial in sorted(known, key=lambda one: one[:2])]
+
+
+def require(trials: Sequence[Trial]) -> None:
+    """Raise UsageError where there is nothing to choose from."""
+    if not trials:
+        raise UsageError("no trial has a score; see the messages above")
