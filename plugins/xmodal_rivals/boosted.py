@@ -35,6 +35,8 @@ from xmodal_rivals.units import units
 
 LEAST = -13.8  # log 1e-6: the log-odds of what no training sample has
 MOST_MODELS = 128
+COLUMNS_TO_SAMPLE = 10
+"""Trees draw some of so many columns or more; of fewer they see all."""
 EXTRA = "rivals-tables"
 Array = NDArray[np.float32]
 Split = tuple[Array, Any]
@@ -88,6 +90,7 @@ class Boosted(FittedPredictor):
 
     package: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
+    samples_columns: ClassVar[str] = ""  # the parameter that says what share of them, if any
     ranges: ClassVar[Mapping[str, Range]]
 
     Config = BoostingSettings
@@ -258,9 +261,12 @@ class Boosted(FittedPredictor):
             return [(y, more)]
         return [(y[:, k], more[:, k]) for k in range(y.shape[1])]
 
-    def parameters_of(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def parameters_of(self, given: Mapping[str, Any], training: Split) -> dict[str, Any]:
         """Defaults, what is ``given``, and what the recipe says: the later goes before."""
-        return {**self.defaults, **given, **self.config.parameters}
+        defaults = dict(self.defaults)
+        if self.samples_columns and training[0].shape[1] < COLUMNS_TO_SAMPLE:
+            defaults[self.samples_columns] = 1.0
+        return {**defaults, **given, **self.config.parameters}
 
     @abstractmethod
     def train_one(

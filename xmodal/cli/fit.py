@@ -25,7 +25,9 @@ def fit(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of all trials.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings of what is fine-tuned, such as backbone=vit-s14.", show_default=False
+        ),
     ] = None,
     time: Annotated[
         str | None, typer.Option(help="How long to search: 90s, 10m, 2h. Default: 10m.")
@@ -43,8 +45,15 @@ def fit(
     test: Annotated[
         Path | None, typer.Option(help="A file of test samples; default: some are set apart.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="What to judge by, such as accuracy.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What to judge by, such as auroc-error.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores.")] = None,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="Where to run them: a name, a block {use: ...}, or a file with one.",
+            show_default="this machine",
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of what is tried.")] = 0,
     root: Annotated[Path, typer.Option(help="Where searches are kept.")] = Path("fits"),
     fetch: Fetch = None,
@@ -71,19 +80,24 @@ def fit(
 
     settings: dict[str, Any] = {"y": target, "group": group, "metric": metric}
     console = output.stderr()
-    found = search(
-        data,
-        test=test,
-        settings={key: value for key, value in settings.items() if value is not None},
-        overrides=overrides or (),
-        seconds=limit,
-        trials=trials,
-        seed=seed,
-        jobs=jobs,
-        root=root,
-        plugin_files=tuple(plugin or ()),
-        say=lambda line: None if quiet else console.print(line),
-    )
+    try:
+        found = search(
+            data,
+            test=test,
+            settings={key: value for key, value in settings.items() if value is not None},
+            overrides=overrides or (),
+            seconds=limit,
+            trials=trials,
+            seed=seed,
+            jobs=jobs,
+            launcher=launcher,
+            root=root,
+            plugin_files=tuple(plugin or ()),
+            say=lambda line: None if quiet else console.print(line),
+        )
+    except KeyboardInterrupt:
+        console.print("finished trials are kept; repeat the command to continue")
+        raise
     if as_json:
         output.print_json({**vars(found), "folder": str(found.folder)})
         return

@@ -65,6 +65,9 @@ def run(
         int | None,
         typer.Option(min=1, help=f"Profile at most so many steps; default: {PROFILE_STEPS}."),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Draw the page of the run.")
+    ] = True,
     track: Track = None,
     verify_data: VerifyData = False,
     fetch: Fetch = None,
@@ -100,6 +103,7 @@ def run(
         trackers=trackers,
         verify_data=verify_data,
         profile=profile_steps or (PROFILE_STEPS if profile else None),
+        report=report,
     )
 
 

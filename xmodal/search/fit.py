@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
 from xmodal.comparison.run import default_launcher
@@ -27,7 +27,10 @@ from xmodal.recipe.choice import choose
 from xmodal.search.clock import Clock
 from xmodal.search.search import Search
 from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, rungs
-from xmodal.search.trials import Maker, Part, Trial
+from xmodal.search.trials import RECIPE, Maker, Part, Trial
+
+if TYPE_CHECKING:
+    from xmodal.interfaces import Launcher
 
 ROOT = Path("fits")
 KIND = "fit"
@@ -96,6 +99,7 @@ def fit(
     trials: int | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    launcher: str = "",
     root: str | Path = ROOT,
     plugin_files: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
@@ -104,7 +108,8 @@ def fit(
 
     ``data``: a file or folder as task ``arrays`` reads it, with ``settings`` of that task (``y``,
     ``group``, ``metric``, ...). ``test``: a file of test samples; otherwise some are set apart.
-    ``overrides``: settings of all trials, ``key=value``. ``jobs``: runs at a time. Raises
+    ``overrides``: settings ``key=value`` of the trials that train, and of all if they are of the
+    task. ``jobs``: runs at a time. ``launcher``: where they run, as in ``xmodal.compare``. Raises
     UsageError, DataError and RecipeError.
     """
     if (seconds is None) == (trials is None):
@@ -118,24 +123,23 @@ def fit(
     claim(folder, KIND)
     samples = sum(count for name, count in facts.samples.items() if name != "test")
     few = samples < FEW and task.get("validation") is None
+    of_all = tuple(override for override in overrides if override.startswith("task."))
     maker = Maker(
         registry,
         store,
         folder / "trials",
         f"arrays/{facts.form}",
         {key: value for key, value in task.items() if key != "use"},
-        (*overrides, f"seed={seed}", "saving.keep=1"),
+        (*of_all, f"seed={seed}", "saving.keep=1"),
+        tuple(other for other in overrides if other not in of_all),
         FOLDS if few else None,
     )
-    jobs = jobs or cores()
-    use = choose("launcher", default_launcher(registry), registry, "launcher", {"jobs": jobs})
-    from xmodal.interfaces import Context  # imports torch, which wrong settings do not wait for
-
+    runner, jobs = _launcher(launcher, jobs, registry, store)
     metric = plan.recipe.task.config.metric
     say(f"{facts.name}: {_told(facts.samples)}, {'cross-validated' if few else 'one split'}")
     search = Search(
         maker,
-        use.build(Context.outside(store, "launcher")),
+        runner,
         jobs,
         clock,
         metric.component.better,
@@ -152,7 +156,7 @@ def fit(
     part = _last(maker, folder, found[0])
     if not part.done:
         search.last_fit(found[0], part)
-    looks = len([one for one in folder.glob("model-*") if Part(one).done])
+    looks = len([one for one in folder.glob("model-*") if runs.Run(one).state == "done"])
     fitted = Fitted(
         folder,
         metric.name,
@@ -170,9 +174,21 @@ def fit(
     return fitted
 
 
-def _task(
-    data: str | Path, test: str | Path | None, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+def _launcher(
+    name: str, jobs: int | None, registry: plugins.Registry, store: Store
+) -> tuple[Launcher, int]:
+    """What runs the trials, and how many of them at a time."""
+    if jobs is None and not name:
+        jobs = cores()
+    here, extra = name or default_launcher(registry), {} if jobs is None else {"jobs": jobs}
+    use = choose("launcher", here, registry, "--launcher", extra)
+    from xmodal.interfaces import Context  # imports torch, which wrong settings do not wait for
+
+    made: Launcher = use.build(Context.outside(store, "launcher"))
+    return made, jobs or made.slots
+
+
+def _task(data: str | Path, test: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     where = {"path": str(Path(data).absolute())}
     if test is not None:
         where = {"train": str(Path(data).absolute()), "test": str(Path(test).absolute())}
@@ -207,12 +223,13 @@ def _folds(few: bool) -> list[range]:
 
 
 def _last(maker: Maker, folder: Path, trial: Trial) -> Part:
-    """The run of the chosen model; one that is there already, if it is the same."""
+    """The run of the chosen model: one that is there already, if it is the same, or a new one."""
     taken = sorted(folder.glob("model-*"))
     planned = maker.last(trial, folder / f"model-{len(taken):02}")
     for directory in taken:
-        if (directory / "cell.yaml").read_text() == (planned.directory / "cell.yaml").read_text():
-            return Part(directory)
+        recipe = directory / RECIPE
+        if recipe.exists() and recipe.read_text(encoding="utf-8") == planned.text():
+            return Part(directory, planned.recipe)
     return planned
 
 

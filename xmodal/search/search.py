@@ -7,7 +7,6 @@ decides which of them start; those that it left out are named.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +17,6 @@ from xmodal.interfaces import Job, Launcher
 from xmodal.search.clock import Clock
 from xmodal.search.space import FACTOR, WIDTH, Candidate, Rung
 from xmodal.search.trials import Maker, Part, Trial, best
-from xmodal.text import plural
 
 PAUSE = 0.2
 REPORT = 8.0
@@ -116,9 +114,8 @@ class Search:
                 return self.clock.left() > 0
             if trial.name in refused or self._over():
                 return False
-            climb = sum(steps * trial.candidate.cost for steps in above)
             # The first way to fine-tune is always worth a start: before it, nothing is known.
-            if not self.clock.allows(trial.cost, self._reserve(trial, climb)):
+            if not self.clock.allows(trial.cost, self._reserve(trial, above)):
                 refused.add(trial.name)
                 return False
             started.append(trial)
@@ -126,18 +123,17 @@ class Search:
             return True
 
         self._work(parts, may_start, owner)
-        for trial in owner.values():
-            if trial not in started:
-                self.left_out.setdefault(trial.name, TOO_LATE)
-        self.late = self.late or self.clock.left() <= 0
+        if self.most is None:
+            late = [trial.name for trial in owner.values() if trial not in started]
+            self.left_out |= dict.fromkeys(late, TOO_LATE)
         return started
 
-    def _reserve(self, trial: Trial, climb: float) -> float:
-        """Seconds that a trial must leave: to climb, and for the last fit with its test."""
-        last = max([trial.cost, *(t.cost for t in self.eligible()[:1])]) + climb
-        return (self.clock.expected(climb) if climb else 0.0) + (
-            REFIT * self.clock.expected(last) + REPORT
-        )
+    def _reserve(self, trial: Trial, above: Sequence[int]) -> float:
+        """Seconds that a trial must leave: to climb all rungs above, and for the last fit."""
+        climb = [steps * trial.candidate.cost for steps in above]
+        best_yet = [other.cost for other in self.eligible()[:1]]
+        last = self.clock.expected(max([trial.cost, *climb, *best_yet]))
+        return sum(map(self.clock.expected, climb)) + REFIT * last + REPORT
 
     def _work(
         self,
@@ -157,7 +153,7 @@ class Search:
                         continue
                     name = str(part.directory)
                     if fresh:
-                        self.launcher.submit([_job(part)])
+                        self.launcher.submit([_job(part, report=not limited)])
                         running[name] = part
                     elif owner is not None:
                         self._ended(part, owner[name], fresh=False)
@@ -186,8 +182,7 @@ class Search:
     def _ended(self, part: Part, trial: Trial, fresh: bool) -> None:
         """Take note of a run that has ended."""
         if not part.done:
-            reason = last_lines(part.directory / LOG, 2) or "it was ended"
-            self._leave_out(trial.name, reason)
+            self._leave_out(trial.name, _why(last_lines(part.directory / LOG)))
             return
         if fresh:
             self.clock.learn(trial.cost, part.result["seconds"]["this_process"])
@@ -203,11 +198,15 @@ class Search:
             self.say(f"left out: {name}: {reason.splitlines()[0]}")
 
 
-def _job(part: Part) -> Job:
+def _why(log: str) -> str:
+    """What a log says of the end of a run: its error and what follows."""
+    lines = log.splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :] if errors else lines[-1:]) or "it was ended"
+
+
+def _job(part: Part, report: bool) -> Job:
+    part.prepare()
     folder = part.directory
-    return Job(str(folder), tuple(command(folder)), folder / LOG)
-
-
-def summary(trials: Sequence[Trial]) -> str:
-    """How many trials there were, in words."""
-    return plural(len(trials), "trial")
+    page = () if report else ("--no-report",)
+    return Job(str(folder), (*command(folder), *page), folder / LOG)

@@ -20,7 +20,7 @@ from xmodal import runs
 from xmodal.data.store import Store
 from xmodal.engine.identity import identity
 from xmodal.engine.plan import compose_plan, missing_files
-from xmodal.errors import DataError, UsageError
+from xmodal.errors import DataError
 from xmodal.files import claim, write_atomically
 from xmodal.plugins import Registry
 from xmodal.search.space import Candidate, Rung, as_overrides, training
@@ -30,9 +30,10 @@ RECIPE = "cell.yaml"
 
 @dataclass(frozen=True)
 class Part:
-    """One run of a trial: that of one fold."""
+    """One run of a trial: that of one fold. ``recipe``: the resolved one."""
 
     directory: Path
+    recipe: Mapping[str, Any]
 
     @property
     def run(self) -> runs.Run:
@@ -48,6 +49,17 @@ class Part:
     def result(self) -> Mapping[str, Any]:
         """The result of the run; only of one that is done."""
         return self.run.read("result.json")
+
+    def prepare(self) -> None:
+        """Make the directory, with the recipe to run."""
+        claim(self.directory, runs.KIND)
+        write_atomically(self.directory / RECIPE, self.text())
+
+    def text(self) -> str:
+        """The recipe as YAML."""
+        text = StringIO()
+        YAML().dump(dict(self.recipe), text)
+        return text.getvalue()
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,8 @@ class Trial:
 class Maker:
     """Makes trials of one data file: plans their recipes and gives them directories.
 
-    ``task``: the settings of the task that all share. ``folds``: None, or how many there are.
+    ``task``: the settings of the task, and ``common`` others, that all share; ``tuning`` are those
+    of trials that train. ``folds``: None, or how many there are.
     """
 
     registry: Registry
@@ -111,6 +124,7 @@ class Maker:
     recipe: str
     task: Mapping[str, Any]
     common: tuple[str, ...]
+    tuning: tuple[str, ...]
     folds: int | None
 
     def trial(
@@ -137,8 +151,9 @@ class Maker:
         directory: Path | None = None,
     ) -> Part:
         own = {f"task.{key}": value for key, value in {**self.task, **task}.items()}
+        mine = () if candidate.cheap else self.tuning
         overrides = (
-            *as_overrides(own), *as_overrides(settings), *candidate.overrides, *self.common,
+            *as_overrides(own), *as_overrides(settings), *candidate.overrides, *mine, *self.common,
         )  # fmt: skip
         # The data's own layers come first: a method's "always" has to win over them.
         plan = compose_plan((*candidate.recipes, self.recipe), self.registry, self.store, overrides)
@@ -149,12 +164,7 @@ class Maker:
             found = identity(plan.recipe, self.registry, self.store)
             name = runs.valid_name(candidate.name.split(",")[0].replace(" ", "-")) or "trial"
             directory = self.root / f"{name}-{found.hash[:10]}"
-        if not (directory / RECIPE).exists() or not Part(directory).done:
-            claim(directory, runs.KIND)
-            text = StringIO()
-            YAML().dump(plan.recipe.model_dump(mode="json"), text)
-            write_atomically(directory / RECIPE, text.getvalue())
-        return Part(directory)
+        return Part(directory, plan.recipe.model_dump(mode="json"))
 
 
 def best(trials: Sequence[Trial], better: str) -> list[Trial]:
@@ -164,9 +174,3 @@ def best(trials: Sequence[Trial], better: str) -> list[Trial]:
     known = [(sign * score, not trial.candidate.cheap, trial) for trial, score in scored
              if score is not None]  # fmt: skip
     return [trial for *_, trial in sorted(known, key=lambda one: one[:2])]
-
-
-def require(trials: Sequence[Trial]) -> None:
-    """Raise UsageError where there is nothing to choose from."""
-    if not trials:
-        raise UsageError("no trial has a score; see the messages above")

@@ -29,7 +29,9 @@ def parts(seed: int = 0, **settings: Any) -> dict[str, set[int]]:
     task = Arrays(Arrays.Config(normalize="none", form="row", **settings), None)  # type: ignore[arg-type]
     data = task.load(seed)
     sets = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {name: set(part.tensors[0].flatten(1)[:, 0].int().tolist()) for name, part in sets.items()}
+    return {
+        name: set(part.tensors[0].flatten(1)[:, 0].int().tolist()) for name, part in sets.items()
+    }
 
 
 def test_every_sample_but_those_for_testing_validates_once(tmp_path: Path) -> None:

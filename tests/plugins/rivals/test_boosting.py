@@ -51,7 +51,7 @@ def test_xgboost_is_its_own_estimator(classes: int) -> None:
     model = xgboost.XGBClassifier(
         n_estimators=40, early_stopping_rounds=5, random_state=predictor.seed, tree_method="hist",
         enable_categorical=True, learning_rate=0.05, max_depth=4, subsample=0.8,
-        colsample_bytree=0.8, n_jobs=1,
+        colsample_bytree=1.0, n_jobs=1,
     )  # fmt: skip
     more = codes(given.validation_x_NF), given.validation_y.numpy()
     model.fit(codes(given.x_NF), given.y.numpy(), eval_set=[more], verbose=False)
@@ -67,7 +67,7 @@ def test_lightgbm_is_its_own_estimator(classes: int) -> None:
     predictor.fit(given)
     model = lightgbm.LGBMClassifier(
         n_estimators=40, seed=predictor.seed, deterministic=True, force_row_wise=True,
-        learning_rate=0.05, subsample=0.8, subsample_freq=1, colsample_bytree=0.8, verbosity=-1,
+        learning_rate=0.05, subsample=0.8, subsample_freq=1, colsample_bytree=1.0, verbosity=-1,
         min_data_per_group=10, max_cat_to_onehot=8, n_jobs=1,
     )  # fmt: skip
     model.fit(
@@ -179,6 +179,27 @@ def test_what_a_library_cannot_do_is_one_line(component: type[boosting.Boosted])
     two = build(component, TWO, rounds=3)
     two.fit(FitData(x, y, x[:0], y[:0]))
     assert predict(two, x).isfinite().all()
+
+
+@pytest.mark.parametrize("component", BOOSTED)
+def test_a_product_of_the_only_two_columns_is_learned(component: type[boosting.Boosted]) -> None:
+    """A tree that sees one of two columns never learns it."""
+    needs(component)
+    x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    made = context(TWO, shape=(2,), levels=(0, 0))
+    predictor: Any = component(component.Config(rounds=100), made)
+    predictor.fit(FitData(x[:400], y[:400], x[400:500], y[400:500], x[:0]))
+    wrong = predict(predictor, x[500:]).argmax(1) != y[500:]
+    assert wrong.float().mean() < 0.1
+
+
+@pytest.mark.parametrize(("columns", "share"), [(9, 1.0), (10, 0.8)])
+def test_only_of_many_columns_some_are_drawn(columns: int, share: float) -> None:
+    predictor = build(boosting.XGBoost, TWO)
+    split = np.zeros((5, columns)), np.zeros(5)
+    assert predictor.parameters_of({}, split)["colsample_bytree"] == share
+    assert predictor.parameters_of({"colsample_bytree": 0.5}, split)["colsample_bytree"] == 0.5
 
 
 def test_trials_choose_by_validation_loss() -> None:

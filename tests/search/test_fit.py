@@ -1,0 +1,127 @@
+"""A whole search on a small table, typed as a user types it, and from Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xmodal import api
+from xmodal.errors import UsageError
+from xmodal.runs import Run
+from xmodal.search.fit import FEW, FOLDS, REPETITIONS, fit
+
+from ..processes import Command
+
+pytestmark = pytest.mark.slow
+TINY = ("backbone=tiny", "source={use: digits, samples: 32}")
+
+
+def table(folder: Path, count: int) -> Path:
+    """Rows whose label follows from a product, which no linear model sees."""
+    random = np.random.default_rng(0)
+    path = folder / "mine.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["a", "b", "y"])
+        for a, b in random.normal(size=(count, 2)).round(4).tolist():
+            rows.writerow([a, b, "up" if a * b > 0 else "down"])
+    return path
+
+
+def test_the_chosen_model_is_the_best_on_validation_and_is_tested_once(tmp_path: Path) -> None:
+    lines: list[str] = []
+    data = table(tmp_path, 720)
+    found = fit(data, trials=5, overrides=TINY, root=tmp_path / "fits", jobs=1, say=lines.append)
+    assert len(found.entries) == 5
+    scores = [entry.score for entry in found.entries]
+    assert scores == sorted(scores)
+    assert [entry.cheap for entry in found.entries].count(False) == 1
+    assert found.best_cheap is not None
+    assert found.chosen.score <= found.best_cheap.score
+    assert found.looks == 1
+    # No trial has seen a test sample; the model was fitted on all others, and tested on these.
+    assert found.samples == {"train": 504, "validation": 108, "test": 108}
+    for entry in found.entries:
+        (folder,) = map(Path, entry.directories)
+        result = Run(folder).read("result.json")
+        assert result["test"]["metric"] == result["validation"]["metric"] == entry.score
+        assert not (folder / "report.html").exists()
+    assert Run(found.model).read("manifest.json")["facts"]["task"]["samples"]["train"] == 612
+    assert (found.model / "report.html").exists()
+    model = api.load(found.folder)
+    assert model.run.path == found.model
+    assert model.predict(np.array([[1.0, 1.0], [1.0, -1.0]]), names=True).tolist() == ["up", "down"]
+    record = json.loads((found.folder / "fit.json").read_text())
+    assert [line["name"] for line in record["leaderboard"]] == [e.name for e in found.entries]
+    # The same again starts nothing; a search elsewhere finds the same.
+    lines.clear()
+    again = fit(data, trials=5, overrides=TINY, root=tmp_path / "fits", jobs=1, say=lines.append)
+    assert again.looks == 1
+    assert sum("(kept)" in line for line in lines) == 5
+    other = fit(data, trials=5, overrides=TINY, root=tmp_path / "other", jobs=2)
+    assert [(e.name, e.score) for e in other.entries] == [(e.name, e.score) for e in found.entries]
+    assert other.test == found.test
+
+
+def test_few_rows_are_cross_validated(tmp_path: Path) -> None:
+    found = fit(table(tmp_path, 60), trials=1, root=tmp_path / "fits", jobs=2)
+    (entry,) = found.entries
+    assert len(entry.directories) == FOLDS * REPETITIONS
+    each = [Run(Path(f)).read("result.json")["validation"]["metric"] for f in entry.directories]
+    assert entry.score == pytest.approx(np.mean(each))
+    assert len(set(entry.directories)) == FOLDS * REPETITIONS
+    assert sum(count for name, count in found.samples.items() if name != "test") < FEW
+
+
+def test_an_interrupted_search_continues(tmp_path: Path) -> None:
+    data = table(tmp_path, 720)
+    typed = ("fit", data, "--trials", 5, "--jobs", 1, *TINY)
+    first = Command(*typed, streams=tmp_path / "streams", cwd=tmp_path)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("fits/*/trials/xgboost*/result.json")):
+        assert time.monotonic() < until
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    ended = first.wait()
+    assert ended.code == 130
+    assert "repeat the command to continue" in ended.err
+    second = Command(*typed, streams=tmp_path / "streams", cwd=tmp_path).wait()
+    assert second.code == 0
+    assert "baseline" in second.err
+    assert "(kept)" in second.err
+    assert "test error-rate" in second.out
+    predicted = Command(
+        "predict", next(tmp_path.glob("fits/*")), data, streams=tmp_path / "streams", cwd=tmp_path
+    ).wait()
+    assert predicted.code == 0
+    assert len(predicted.out.splitlines()) == 721
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [({}, "how much time"), ({"seconds": 9.0, "trials": 3}, "how much time")],
+)
+def test_time_or_trials(tmp_path: Path, limits: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        fit(tmp_path / "none.csv", **limits)
+
+
+def test_complaints(tmp_path: Path) -> None:
+    data = table(tmp_path, 60)
+    for options, code, message in (
+        (["--time", "soon"], 2, "--time: 'soon' is not a duration"),
+        (["--time", "9s", "--trials", "2"], 2, "exclude each other"),
+        (["--target", "z"], 4, "no column 'z'"),
+        (["--metric", "eror-rate"], 2, "did you mean 'error-rate'"),
+    ):
+        done = Command("fit", data, *options, streams=tmp_path / "s", cwd=tmp_path).wait()
+        assert done.code == code, done.err
+        assert message in done.err
+        assert not (tmp_path / "fits").exists()
