@@ -20,17 +20,17 @@ from xmodal.recipe.yaml import read
 from xmodal.runs import Run
 from xmodal.search.clock import Clock
 from xmodal.search.search import TOO_LATE, Search
-from xmodal.search.space import Candidate, Rung
+from xmodal.search.space import Answer, Rung
 from xmodal.search.trials import RECIPE, Maker
 
 from .. import forms
 
-LADDER = (Rung(1, 1), Rung(3, 1), Rung(9, 1))
-CHEAP = Candidate("cheap", ("methods/baseline",), cheap=True)
+LADDER = (Rung(1, 1, 8), Rung(3, 1, 8), Rung(9, 1, 8))
+CHEAP = Answer("cheap", ("methods/baseline",), cheap=True)
 
 
-def tuned(rate: float) -> Candidate:
-    return Candidate(f"rate {rate}", ("methods/nft",), {"training.optimizer.lr": rate})
+def tuned(rate: float) -> Answer:
+    return Answer(f"rate {rate}", ("methods/nft",), {"training.optimizer.lr": rate})
 
 
 class Machine(Launcher):
@@ -90,8 +90,7 @@ def maker(tmp_path: Path) -> Maker:
         Store(),
         tmp_path / "trials",
         "arrays/row",
-        {"path": str(tmp_path / "mine.csv")},
-        (),
+        (f"task.path={tmp_path / 'mine.csv'}",),
         ("backbone=tiny",),
         None,
     )
@@ -107,7 +106,7 @@ def test_a_third_climbs_from_rung_to_rung(maker: Maker) -> None:
     machine = Machine()
     made = search(maker, machine)
     rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
-    made.run([CHEAP], iter(map(tuned, rates)), LADDER)
+    made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
     by_rung = [[rate for rate, steps, _ in machine.started if steps == s] for s in (1, 3, 9)]
     assert by_rung[0] == list(rates)  # in their order, after the cheap answer
     assert machine.started[0] == (0.0, 0, 0)
@@ -119,11 +118,11 @@ def test_a_third_climbs_from_rung_to_rung(maker: Maker) -> None:
 def test_brackets_follow_until_enough_trials_were_made(maker: Maker) -> None:
     machine = Machine()
     made = search(maker, machine, most=17)
-    made.run([CHEAP], (tuned(0.001 * n) for n in count(1)), LADDER)
+    made.run([CHEAP], (tuned(0.001 * n) for n in count(1)), LADDER, 9)
     assert len(made.trials) == len(machine.started) == 17
     again = Machine()
     repeated = search(maker, again, most=17)
-    repeated.run([CHEAP], (tuned(0.001 * n) for n in count(1)), LADDER)
+    repeated.run([CHEAP], (tuned(0.001 * n) for n in count(1)), LADDER, 9)
     assert [trial.name for trial in repeated.trials] == [trial.name for trial in made.trials]
     assert again.started == []  # what is done is not done again
 
@@ -131,17 +130,17 @@ def test_brackets_follow_until_enough_trials_were_made(maker: Maker) -> None:
 def test_a_cheap_answer_that_is_as_good_is_preferred(maker: Maker) -> None:
     for rate, chosen in ((0.65, CHEAP), (0.64, tuned(0.64))):
         made = search(maker, Machine())
-        made.run([CHEAP], iter([tuned(rate)]), (Rung(1, 1),))
+        made.run([CHEAP], iter([tuned(rate)]), (Rung(1, 1, 8),), 9)
         assert [trial.score() for trial in made.trials] == [0.4, round(rate - 0.25, 9)]
-        assert made.eligible()[0].candidate == chosen
+        assert made.eligible()[0].answer == chosen
 
 
 def test_what_fails_is_left_out_with_its_reason(maker: Maker) -> None:
     machine = Machine()
     machine.broken = {0.31}
     made = search(maker, machine)
-    wrong = Candidate("wrong", ("methods/nft",), {"embedder": "patch"})
-    made.run([CHEAP, wrong], iter(map(tuned, (0.31, 0.5))), LADDER)
+    wrong = Answer("wrong", ("methods/nft",), {"embedder": "patch"})
+    made.run([CHEAP, wrong], iter(map(tuned, (0.31, 0.5))), LADDER, 9)
     assert "MemoryError: too large" in made.left_out["rate 0.31, 1 steps"]
     assert "patch" in made.left_out["wrong"]
     assert [t.name for t in made.eligible()] == [
@@ -154,12 +153,12 @@ def test_the_clock_decides_only_what_starts(maker: Maker) -> None:
     machine = Machine(clock, seconds=4.0)
     made = search(maker, machine, clock)
     rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
-    made.run([CHEAP], iter(map(tuned, rates)), LADDER)
+    made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
     assert clock.left() > 0
     assert 1 < len(machine.started) < 13
     free = Machine()
     unlimited = search(maker, free)
-    unlimited.run([CHEAP], iter(map(tuned, rates)), LADDER)
+    unlimited.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
     started = [trial.name for trial in made.trials]
     assert started[:3] == [trial.name for trial in unlimited.trials][:3]
     late = [name for name, why in made.left_out.items() if why == TOO_LATE]
@@ -171,7 +170,7 @@ def test_only_trials_on_all_folds_can_be_chosen(maker: Maker) -> None:
     folded = Maker(**{**vars(maker), "folds": 3})
     machine = Machine()
     made = search(folded, machine, folds=[range(1), range(2), range(3)])
-    made.run([CHEAP], iter(map(tuned, (0.31, 0.9, 0.8, 0.7))), LADDER)
+    made.run([CHEAP], iter(map(tuned, (0.31, 0.9, 0.8, 0.7))), LADDER, 9)
     assert [fold for rate, _, fold in machine.started if rate == 0.0] == [0, 1, 2]
     assert sorted((s, fold) for rate, s, fold in machine.started if rate == 0.31) == [
         (1, 0), (3, 0), (3, 1), (9, 0), (9, 1), (9, 2),

@@ -1,61 +1,60 @@
-"""Candidates and rungs: the usual first, each once, the same for a seed, within what bodies read."""
+"""Spaces, answers and rungs: the usual first, each once, the same for a seed."""
 
 from __future__ import annotations
 
-from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from xmodal.facts import Target, TaskFacts
-from xmodal.search.space import RIVALS, cheap, fine_tuning, rungs, training
+from xmodal import plugins
+from xmodal.data.store import Store
+from xmodal.engine.plan import compose_plan
+from xmodal.errors import RecipeError, UsageError
+from xmodal.recipe.lookup import all_searches
+from xmodal.search.space import Space, as_overrides, cheap, fine_tuning, rungs, space_of, training
 
-CLASSES = Target("classification", 3)
+REGISTRY = plugins.registry()
+FORMS = ("row", "sequence", "grid")
+SHAPES = {"row": (5,), "sequence": (2, 46), "grid": (1, 30, 41)}
 
 
-def facts(*shape: int) -> TaskFacts:
-    return TaskFacts("mine", shape, CLASSES, {"train": 700, "validation": 150, "test": 150})
-
-
-@pytest.mark.parametrize("shape", [(20,), (2, 46), (3, 96, 128)])
-def test_ways_to_fine_tune_begin_with_the_usual_one_and_never_repeat(shape: tuple[int, ...]) -> None:
-    found = [one.name for one in fine_tuning(facts(*shape), 0)]
-    other = [one.name for one in fine_tuning(facts(*shape), 1)]
-    assert found[0].startswith("nft lr 0.0003, ")
+@pytest.mark.parametrize("form", FORMS)
+def test_ways_to_fine_tune_begin_with_the_usual_and_never_repeat(form: str) -> None:
+    space = space_of(form, REGISTRY)
+    found = [one.name for one in fine_tuning(space, 0)]
+    other = [one.name for one in fine_tuning(space, 1)]
+    usual = [f"{key.rpartition('.')[2]}=" for key in space.choices if key != "embedder"]
+    assert found[0].startswith("nft ")
+    assert all(word in found[0] for word in usual)
     assert found[0] == other[0]
-    assert len(set(found)) == len(found) > 20
+    assert len(set(found)) == len(found) >= 24
     assert sorted(found) == sorted(other)
     assert found != other
-    assert found == [one.name for one in fine_tuning(facts(*shape), 0)]
+    assert found == [one.name for one in fine_tuning(space, 0)]
 
 
-@pytest.mark.parametrize(("shape", "tokens"), [((2, 46), {46, 32, 16}), ((1, 900), {64, 32, 16})])
-def test_series_are_cut_into_few_tokens(shape: tuple[int, ...], tokens: set[int]) -> None:
-    found = set()
-    for one in fine_tuning(facts(*shape), 0):
-        kernel = one.settings["embedder"]["kernel"]
-        found.add(-(-shape[1] // kernel))
-    assert max(found) <= 64
-    assert found <= {-(-shape[1] // -(-shape[1] // number)) for number in tokens}
+@pytest.mark.parametrize("form", FORMS)
+def test_every_way_of_the_shipped_spaces_is_a_recipe_that_fits(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, x=np.zeros((40, *SHAPES[form])), y=np.arange(40) % 2)
+    space = space_of(form, REGISTRY)
+    rung = rungs(space, 100)[0]
+    for way in fine_tuning(space, 0):
+        overrides = (*as_overrides({"task.path": str(path), **training(rung)}), *way.overrides)
+        plan = compose_plan((*way.recipes, f"arrays/{form}"), REGISTRY, Store(), overrides)
+        stage = plan.recipe.stages[-1].config
+        assert (stage.epochs, stage.max_steps) == (rung.epochs, rung.steps)
+        assert stage.optimizer.lr == way.settings["training.optimizer.lr"]
+        assert plan.facts.num_tokens <= 196
 
 
-@pytest.mark.parametrize(("shape", "patches"), [((3, 224, 224), {32, 16}), ((1, 96, 201), {29, 15})])
-def test_images_are_cut_into_7_or_14_patches_a_side(
-    shape: tuple[int, ...], patches: set[int]
-) -> None:
-    found = {one.settings["embedder"]["patch"] for one in islice(fine_tuning(facts(*shape), 0), 24)}
-    assert found == patches
-
-
-def test_cost_counts_views_layers_and_tokens() -> None:
-    costs = {one.name: one.cost for one in fine_tuning(facts(20), 0)}
-    assert costs["nft lr 0.001, 2 layers"] == 40
-    assert costs["pare lr 0.001, 6 layers"] == 240
-
-
-def test_cheap_answers_are_those_of_the_form() -> None:
-    names = [one.name for one in cheap(facts(20), ["methods/baseline"])]
-    assert names == ["baseline", *RIVALS["row"]]
-    assert [one.name for one in cheap(facts(1, 8, 8), ["methods/baseline"])] == ["baseline"]
+def test_cheap_answers_are_the_trivial_ones_and_the_rivals_of_the_space() -> None:
+    space = Space(rivals=("fast", "faster"), methods=("nft",))
+    found = cheap(space, ["methods/majority"])
+    assert [one.name for one in found] == ["majority", "fast", "faster"]
+    assert [one.recipes for one in found][1:] == [("methods/fast",), ("methods/faster",)]
+    assert all(one.cheap for one in found)
 
 
 @pytest.mark.parametrize(
@@ -65,15 +64,33 @@ def test_cheap_answers_are_those_of_the_form() -> None:
 def test_each_rung_takes_three_times_the_steps_of_the_one_below(
     samples: int, totals: list[int]
 ) -> None:
-    found = [rung.total for rung in rungs(samples)]
+    space = Space(methods=("nft",))
+    found = [rung.total for rung in rungs(space, samples)]
     for mine, expected in zip(found, totals, strict=True):
         assert mine == pytest.approx(expected, rel=0.15)
     whole = -(-samples // 32)
-    assert all(rung.steps <= whole for rung in rungs(samples))
+    assert all(rung.steps <= whole for rung in rungs(space, samples))
 
 
 def test_a_last_fit_can_end_earlier_with_a_whole_schedule() -> None:
-    rung = rungs(800)[-1]
+    rung = rungs(Space(methods=("nft",)), 800)[-1]
     settings = training(rung, 7)
-    assert settings["stages"]["finetune"] == {"epochs": 7, "max_steps": rung.steps}
+    assert settings["training.epochs"] == 7
+    assert settings["training.max_steps"] == rung.steps
     assert settings["training.schedule"]["warmup_epochs"] == 0.7
+
+
+def test_a_space_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text("methods: [nft, orca]\nchoices: {seed: [3, 4]}\nwidth: 2\n")
+    space = space_of(str(own), REGISTRY)
+    assert space.width == 2
+    found = [one.name for one in fine_tuning(space, 0)]
+    assert found[0] == "nft seed=3"
+    assert sorted(found) == ["nft seed=3", "nft seed=4", "orca seed=3", "orca seed=4"]
+    own.write_text("methods: [nft]\nwidht: 2\n")
+    with pytest.raises(RecipeError, match="widht"):
+        space_of(str(own), REGISTRY)
+    with pytest.raises(UsageError, match="did you mean 'sequence'"):
+        space_of("sequense", REGISTRY)
+    assert [one.name for one in all_searches(REGISTRY)] == [f"searches/{f}" for f in sorted(FORMS)]

@@ -26,7 +26,7 @@ def fit(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Settings of what is fine-tuned, such as backbone=vit-s14.", show_default=False
+            metavar="[KEY=VALUE]...", help="Settings, such as backbone=vit-s14.", show_default=False
         ),
     ] = None,
     time: Annotated[
@@ -45,7 +45,11 @@ def fit(
     test: Annotated[
         Path | None, typer.Option(help="A file of test samples; default: some are set apart.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="What to judge by, such as auroc-error.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What to judge by: auroc-error.")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(help="What to search: row, sequence, grid, or a file; default: by the data."),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores.")] = None,
     launcher: Annotated[
         str,
@@ -63,7 +67,7 @@ def fit(
 ) -> None:
     """Find the best model for your data: cheap answers first, then fine-tuning.
 
-    Every candidate is judged on the same validation samples. The chosen one is fitted on all
+    Every answer is judged on the same validation samples. The chosen one is fitted on all
     training samples and tested once. The same command continues, and --time more goes on.
 
     Example:  xmodal fit table.csv --time 10m
@@ -89,6 +93,7 @@ def fit(
             seconds=limit,
             trials=trials,
             seed=seed,
+            space=space or "",
             jobs=jobs,
             launcher=launcher,
             root=root,
@@ -115,7 +120,7 @@ def _show(found: Fitted) -> None:
         )
         for number, entry in enumerate(found.entries[:SHOWN], start=1)
     ]
-    output.print_table(("", "candidate", f"validation {found.metric}", "time", "numbers"), rows)
+    output.print_table(("", "answer", f"validation {found.metric}", "time", "numbers"), rows)
     console = output.stdout()
     console.print()
     console.print(_verdict(found))

@@ -20,6 +20,8 @@ from xmodal.text import shown
 SUFFIX = ".yaml"
 SUITES = "suites/"
 """Files below this folder are grids of runs, not recipes."""
+SEARCHES = "searches/"
+"""Files below this folder say what ``xmodal fit`` tries; they are no recipes either."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,18 @@ class RecipeFile:
 
 def all_recipes(registry: Registry) -> list[RecipeFile]:
     """Every recipe with a name, those of the working directory first; each name appears once."""
-    return [found for found in _once_each(registry) if not found.name.startswith(SUITES)]
+    apart = (SUITES, SEARCHES)
+    return [found for found in _once_each(registry) if not found.name.startswith(apart)]
 
 
 def all_suites(registry: Registry) -> list[RecipeFile]:
     """Every suite with a name, such as ``suites/table4``."""
     return [found for found in _once_each(registry) if found.name.startswith(SUITES)]
+
+
+def all_searches(registry: Registry) -> list[RecipeFile]:
+    """Every space of a search with a name, such as ``searches/row``."""
+    return [found for found in _once_each(registry) if found.name.startswith(SEARCHES)]
 
 
 def _once_each(registry: Registry) -> list[RecipeFile]:

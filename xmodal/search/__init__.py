@@ -1,1 +1,1 @@
-"""The search for the best model of a data file: candidates, rungs, clock, leaderboard."""
+"""The search for the best model of a data file: answers, rungs, clock, leaderboard."""

@@ -35,7 +35,7 @@ class Clock:
 
     limit: float | None
     begun: float = field(default_factory=time.monotonic)
-    _rates: list[float] = field(default_factory=list)
+    _rates: dict[str, float] = field(default_factory=dict)
     _cheap: list[float] = field(default_factory=list)
 
     def spent(self) -> float:
@@ -46,19 +46,25 @@ class Clock:
         """Seconds until the limit; below 0 after it."""
         return float("inf") if self.limit is None else self.limit - self.spent()
 
-    def learn(self, cost: float, took: float) -> None:
-        """Take note of what a run took."""
-        (self._rates if cost else self._cheap).append(took / (cost or 1.0))
-
-    def expected(self, cost: float) -> float:
-        """Seconds that a run of this cost should take; 0 while there is nothing to go by.
-
-        A cheap answer (cost 0) is expected to take as long as the slowest one so far.
-        """
+    def learn(self, name: str, cost: float, took: float) -> None:
+        """Take note of what a run of the answer ``name`` took."""
         if cost:
-            return cost * median(self._rates) if self._rates else 0.0
-        return max(self._cheap, default=0.0)
+            self._rates[name] = took / cost
+        else:
+            self._cheap.append(took)
 
-    def allows(self, cost: float, reserved: float) -> bool:
+    def expected(self, name: str, cost: float) -> float:
+        """Seconds that a run should take; 0 while there is nothing to go by.
+
+        It goes by earlier runs of the same answer, otherwise by the middle one of the others. A
+        cheap answer (cost 0) is expected to take as long as the slowest one so far.
+        """
+        if not cost:
+            return max(self._cheap, default=0.0)
+        rate = self._rates.get(name) or (median(self._rates.values()) if self._rates else 0.0)
+        return cost * rate
+
+    def allows(self, name: str, cost: float, reserved: float) -> bool:
         """Whether a run may start, if ``reserved`` seconds are to be left after it."""
-        return self.left() > 0 and MARGIN * self.expected(cost) + reserved < self.left()
+        needed = MARGIN * self.expected(name, cost) + reserved
+        return self.left() > 0 and needed < self.left()

@@ -23,11 +23,13 @@ from xmodal.engine.identity import identity
 from xmodal.engine.plan import Plan, compose_plan
 from xmodal.errors import UsageError, file_errors
 from xmodal.files import claim, write_json
+from xmodal.recipe.cheap import cheap_methods
 from xmodal.recipe.choice import choose
+from xmodal.recipe.own_data import own_data
 from xmodal.search.clock import Clock
 from xmodal.search.search import Search
-from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, rungs
-from xmodal.search.trials import RECIPE, Maker, Part, Trial
+from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, rungs, space_of
+from xmodal.search.trials import RECIPE, Maker, Trial, TrialRun
 
 if TYPE_CHECKING:
     from xmodal.interfaces import Launcher
@@ -39,12 +41,12 @@ RECORD = "fit.json"
 FEW = 500
 """Below so many samples to train and validate, selection is by repeated cross-validation."""
 FOLDS, REPETITIONS = 5, 2
-FIRST_METHOD = "methods/baseline"
-"""Plans for data of every form; tells what the data are."""
+ZERO_LINE = "methods/majority"
+"""Fits data of every form, so planning it tells what the data are."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class Line:
     """A line of the leaderboard. ``score``: on the validation samples; None if it has no number."""
 
     name: str
@@ -68,8 +70,8 @@ class Fitted:
     folder: Path
     metric: str
     better: str
-    entries: tuple[Entry, ...]
-    others: tuple[Entry, ...]
+    entries: tuple[Line, ...]
+    others: tuple[Line, ...]
     model: Path
     test: float | None
     samples: Mapping[str, int]
@@ -78,12 +80,12 @@ class Fitted:
     left_out: Mapping[str, str]
 
     @property
-    def chosen(self) -> Entry:
+    def chosen(self) -> Line:
         """The best one on validation."""
         return self.entries[0]
 
     @property
-    def best_cheap(self) -> Entry | None:
+    def best_cheap(self) -> Line | None:
         """The best cheap answer."""
         return next((entry for entry in self.entries if entry.cheap), None)
 
@@ -98,6 +100,7 @@ def fit(
     seconds: float | None = None,
     trials: int | None = None,
     seed: int = 0,
+    space: str = "",
     jobs: int | None = None,
     launcher: str = "",
     root: str | Path = ROOT,
@@ -109,29 +112,35 @@ def fit(
     ``data``: a file or folder as task ``arrays`` reads it, with ``settings`` of that task (``y``,
     ``group``, ``metric``, ...). ``test``: a file of test samples; otherwise some are set apart.
     ``overrides``: settings ``key=value`` of the trials that train, and of all if they are of the
-    task. ``jobs``: runs at a time. ``launcher``: where they run, as in ``xmodal.compare``. Raises
+    task. ``space``: what to search, a name or a file; default: that of the form of the data.
+    ``jobs``: runs at a time. ``launcher``: where they run, as in ``xmodal.compare``. Raises
     UsageError, DataError and RecipeError.
     """
     if (seconds is None) == (trials is None):
         raise UsageError("say either how much time there is, or how many trials to make")
     clock = Clock(seconds)
     registry, store = plugins.registry(tuple(plugin_files)), Store()
-    task = _task(data, test, settings or {})
-    plan = compose_plan((FIRST_METHOD,), registry, store, as_overrides({"task": task}))
+    asked = {**(settings or {}), **({} if test is None else {"test": str(Path(test).absolute())})}
+    given = (*as_overrides({f"task.{key}": value for key, value in asked.items()}), *overrides)
+    own = own_data(str(data), registry, given)
+    if own is None:
+        raise UsageError(f"{data} is not a data file that an installed plugin reads")
+    of_task = tuple(override for override in given if override.startswith("task."))
+    shared = (*own.overrides, *of_task)
+    plan = compose_plan((ZERO_LINE, own.recipe), registry, store, shared)
     facts = plan.facts.task
-    folder = Path(root) / _folder_name(data, plan, registry, store, seed, overrides)
+    chosen_space = space_of(space or facts.form, registry)
+    folder = Path(root) / _folder_name(data, plan, registry, store, seed, (*overrides, space))
     claim(folder, KIND)
     samples = sum(count for name, count in facts.samples.items() if name != "test")
-    few = samples < FEW and task.get("validation") is None
-    of_all = tuple(override for override in overrides if override.startswith("task."))
+    few = samples < FEW and getattr(plan.recipe.task.config, "validation", None) is None
     maker = Maker(
         registry,
         store,
         folder / "trials",
-        f"arrays/{facts.form}",
-        {key: value for key, value in task.items() if key != "use"},
-        (*of_all, f"seed={seed}", "saving.keep=1"),
-        tuple(other for other in overrides if other not in of_all),
+        own.recipe,
+        (*shared, f"seed={seed}", "saving.keep=1"),
+        tuple(other for other in overrides if other not in of_task),
         FOLDS if few else None,
     )
     runner, jobs = _launcher(launcher, jobs, registry, store)
@@ -147,8 +156,9 @@ def fit(
         say,
         trials,
     )
-    trivial = [FIRST_METHOD]
-    search.run(cheap(facts, trivial), fine_tuning(facts, seed), rungs(facts.samples["train"]))
+    answers = cheap(chosen_space, cheap_methods(registry, facts))
+    ladder = rungs(chosen_space, facts.samples["train"])
+    search.run(answers, fine_tuning(chosen_space, seed), ladder, chosen_space.width)
     found = search.eligible()
     if not found:
         raise UsageError(_nothing(search.left_out))
@@ -170,7 +180,7 @@ def fit(
         clock.spent(),
         dict(search.left_out),
     )
-    _record(fitted, task, seed, seconds, trials)
+    _record(fitted, shared, seed, seconds, trials)
     return fitted
 
 
@@ -186,13 +196,6 @@ def _launcher(
 
     made: Launcher = use.build(Context.outside(store, "launcher"))
     return made, jobs or made.slots
-
-
-def _task(data: str | Path, test: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    where = {"path": str(Path(data).absolute())}
-    if test is not None:
-        where = {"train": str(Path(data).absolute()), "test": str(Path(test).absolute())}
-    return {"use": "arrays", **where, **settings}
 
 
 def _folder_name(
@@ -222,14 +225,14 @@ def _folds(few: bool) -> list[range]:
     return [range(2), range(FOLDS), range(FOLDS * REPETITIONS)]
 
 
-def _last(maker: Maker, folder: Path, trial: Trial) -> Part:
+def _last(maker: Maker, folder: Path, trial: Trial) -> TrialRun:
     """The run of the chosen model: one that is there already, if it is the same, or a new one."""
     taken = sorted(folder.glob("model-*"))
     planned = maker.last(trial, folder / f"model-{len(taken):02}")
     for directory in taken:
         recipe = directory / RECIPE
         if recipe.exists() and recipe.read_text(encoding="utf-8") == planned.text():
-            return Part(directory, planned.recipe)
+            return TrialRun(directory, planned.recipe)
     return planned
 
 
@@ -238,10 +241,10 @@ def _nothing(left_out: Mapping[str, str]) -> str:
     return f"no trial was finished, so there is nothing to choose\n{reasons}"
 
 
-def _entry(trial: Trial) -> Entry:
-    return Entry(
+def _entry(trial: Trial) -> Line:
+    return Line(
         trial.name,
-        trial.candidate.cheap,
+        trial.answer.cheap,
         trial.rung,
         trial.score(),
         trial.seconds(),
@@ -251,7 +254,7 @@ def _entry(trial: Trial) -> Entry:
 
 
 def _record(
-    fitted: Fitted, task: Mapping[str, Any], seed: int, seconds: float | None, trials: int | None
+    fitted: Fitted, task: Sequence[str], seed: int, seconds: float | None, trials: int | None
 ) -> None:
     content = {
         "task": task,

@@ -15,8 +15,8 @@ from xmodal.comparison.queue import LOG, command, last_lines
 from xmodal.errors import XModalError
 from xmodal.interfaces import Job, Launcher
 from xmodal.search.clock import Clock
-from xmodal.search.space import FACTOR, WIDTH, Candidate, Rung
-from xmodal.search.trials import Maker, Part, Trial, best
+from xmodal.search.space import FACTOR, Answer, Rung
+from xmodal.search.trials import Maker, Trial, TrialRun, best
 
 PAUSE = 0.2
 REPORT = 8.0
@@ -47,12 +47,16 @@ class Search:
     late: bool = False
 
     def run(
-        self, cheap: Iterable[Candidate], others: Iterator[Candidate], ladder: Sequence[Rung]
+        self,
+        cheap: Iterable[Answer],
+        others: Iterator[Answer],
+        ladder: Sequence[Rung],
+        width: int,
     ) -> None:
-        """Try all cheap candidates, then the others as long as time and trials last."""
+        """Try all cheap answers, then ``width`` others at a time while time and trials last."""
         self._wave([(one, None, None) for one in cheap], ())
         while not self._over():
-            bracket = list(islice(others, WIDTH))
+            bracket = list(islice(others, width))
             if not bracket:
                 break
             before = len(self.trials)
@@ -65,7 +69,7 @@ class Search:
         whole = len(self.folds[-1])
         return best([t for t in self.trials if len(t.parts) == whole and t.done], self.better)
 
-    def last_fit(self, chosen: Trial, part: Part) -> None:
+    def last_fit(self, chosen: Trial, part: TrialRun) -> None:
         """Fit the chosen trial on all training samples, and test it. Raises its XModalError."""
         self._work([part], lambda part: True)
         if not part.done:
@@ -74,48 +78,49 @@ class Search:
     def _over(self) -> bool:
         return self.late or (self.most is not None and len(self.trials) >= self.most)
 
-    def _climb(self, bracket: Sequence[Candidate], ladder: Sequence[Rung]) -> None:
-        level: Sequence[Candidate] = bracket
+    def _climb(self, bracket: Sequence[Answer], ladder: Sequence[Rung]) -> None:
+        level: Sequence[Answer] = bracket
         for number, rung in enumerate(ladder):
-            above = [other.total for other in ladder[number + 1 :]]
+            above = ladder[number + 1 :]
             tried = self._wave([(one, number, rung) for one in level], above)
             ended = best([trial for trial in tried if trial.done], self.better)
             # Of a bracket that was cut short, a third of those that started climbs.
-            level = [trial.candidate for trial in ended[: math.ceil(len(ended) / FACTOR)]]
+            level = [trial.answer for trial in ended[: math.ceil(len(ended) / FACTOR)]]
             if not level or self._over():
                 return
 
     def _wave(
         self,
-        asked: Sequence[tuple[Candidate, int | None, Rung | None]],
-        above: Sequence[int],
+        asked: Sequence[tuple[Answer, int | None, Rung | None]],
+        above: Sequence[Rung],
     ) -> list[Trial]:
         """Run trials that do not wait for each other's results; returns those that started.
 
-        ``above``: the steps of the rungs that the best of them is still to climb.
+        ``above``: the rungs that the best of them is still to climb.
         """
         started: list[Trial] = []
-        parts: list[Part] = []
+        parts: list[TrialRun] = []
         owner: dict[str, Trial] = {}
-        for candidate, number, rung in asked:
+        for answer, number, rung in asked:
             folds = self.folds[-1 if number is None else number]
             try:
-                trial = self.maker.trial(candidate, number, rung, folds)
+                trial = self.maker.trial(answer, number, rung, folds)
             except XModalError as error:
-                self._leave_out(candidate.name, str(error))
+                self._leave_out(answer.name, str(error))
                 continue
             parts += trial.parts
             owner |= {str(part.directory): trial for part in trial.parts}
         refused: set[str] = set()
 
-        def may_start(part: Part) -> bool:
+        def may_start(part: TrialRun) -> bool:
             trial = owner[str(part.directory)]
             if trial in started:
                 return self.clock.left() > 0
             if trial.name in refused or self._over():
                 return False
             # The first way to fine-tune is always worth a start: before it, nothing is known.
-            if not self.clock.allows(trial.cost, self._reserve(trial, above)):
+            reserve = self._reserve(trial, above)
+            if not self.clock.allows(trial.answer.name, trial.cost, reserve):
                 refused.add(trial.name)
                 return False
             started.append(trial)
@@ -128,21 +133,25 @@ class Search:
             self.left_out |= dict.fromkeys(late, TOO_LATE)
         return started
 
-    def _reserve(self, trial: Trial, above: Sequence[int]) -> float:
+    def _reserve(self, trial: Trial, above: Sequence[Rung]) -> float:
         """Seconds that a trial must leave: to climb all rungs above, and for the last fit."""
-        climb = [steps * trial.candidate.cost for steps in above]
-        best_yet = [other.cost for other in self.eligible()[:1]]
-        last = self.clock.expected(max([trial.cost, *climb, *best_yet]))
-        return sum(map(self.clock.expected, climb)) + REFIT * last + REPORT
+        name = trial.answer.name
+        climb = [self.clock.expected(name, trial.work_of(rung)) for rung in above]
+        own = self.clock.expected(name, trial.cost)
+        best_yet = [self._expected(other) for other in self.eligible()[:1]]
+        return sum(climb) + REFIT * max([own, *climb, *best_yet]) + REPORT
+
+    def _expected(self, trial: Trial) -> float:
+        return self.clock.expected(trial.answer.name, trial.cost)
 
     def _work(
         self,
-        parts: Sequence[Part],
-        may_start: Callable[[Part], bool],
+        parts: Sequence[TrialRun],
+        may_start: Callable[[TrialRun], bool],
         owner: Mapping[str, Trial] | None = None,
     ) -> None:
         """Run parts in order, ``jobs`` at a time, until the clock has run out."""
-        waiting, running = list(parts), dict[str, Part]()
+        waiting, running = list(parts), dict[str, TrialRun]()
         limited = owner is not None
         try:
             while waiting or running:
@@ -177,15 +186,15 @@ class Search:
         found = self.eligible()
         if not found or self.clock.limit is None:
             return 0.0
-        return min(REFIT * self.clock.expected(found[0].cost) + REPORT, 0.5 * self.clock.limit)
+        return min(REFIT * self._expected(found[0]) + REPORT, 0.5 * self.clock.limit)
 
-    def _ended(self, part: Part, trial: Trial, fresh: bool) -> None:
+    def _ended(self, part: TrialRun, trial: Trial, fresh: bool) -> None:
         """Take note of a run that has ended."""
         if not part.done:
             self._leave_out(trial.name, _why(last_lines(part.directory / LOG)))
             return
         if fresh:
-            self.clock.learn(trial.cost, part.result["seconds"]["this_process"])
+            self.clock.learn(trial.answer.name, trial.cost, part.result["seconds"]["this_process"])
         if trial.done:
             score = trial.score()
             said = "no number" if score is None else f"{score:.4g}"
@@ -205,7 +214,7 @@ def _why(log: str) -> str:
     return "\n".join(lines[errors[-1] :] if errors else lines[-1:]) or "it was ended"
 
 
-def _job(part: Part, report: bool) -> Job:
+def _job(part: TrialRun, report: bool) -> Job:
     part.prepare()
     folder = part.directory
     page = () if report else ("--no-report",)

@@ -1,4 +1,4 @@
-"""A trial: one candidate on one rung, as the ordinary runs of its folds.
+"""A trial: one answer on one rung, as the ordinary runs of its folds.
 
 A trial is known by its recipes, so one that an earlier search of the same data has made is not made
 again. What it has done stands in its run directories alone.
@@ -23,17 +23,21 @@ from xmodal.engine.plan import compose_plan, missing_files
 from xmodal.errors import DataError
 from xmodal.files import claim, write_atomically
 from xmodal.plugins import Registry
-from xmodal.search.space import Candidate, Rung, as_overrides, training
+from xmodal.search.space import Answer, Rung, as_overrides, training
 
 RECIPE = "cell.yaml"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One run of a trial: that of one fold. ``recipe``: the resolved one."""
+class TrialRun:
+    """One run of a trial: that of one fold.
+
+    ``recipe``: the resolved one. ``tokens``: how many a sample has.
+    """
 
     directory: Path
     recipe: Mapping[str, Any]
+    tokens: int = 1
 
     @property
     def run(self) -> runs.Run:
@@ -64,17 +68,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate on a rung. ``rung``: None for a cheap answer, which has nothing to shorten."""
+    """A answer on a rung. ``rung``: None for a cheap answer, which has nothing to shorten."""
 
-    candidate: Candidate
+    answer: Answer
     rung: int | None
     steps: Rung | None
-    parts: tuple[Part, ...]
+    parts: tuple[TrialRun, ...]
 
     @property
     def name(self) -> str:
         """What people call it."""
-        return self.candidate.name if self.steps is None else f"{self.candidate.name}, {self.work}"
+        return self.answer.name if self.steps is None else f"{self.answer.name}, {self.work}"
 
     @property
     def work(self) -> str:
@@ -88,8 +92,12 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """Work of one of its runs, in units of the search; 0 for a cheap answer: not known."""
-        return 0.0 if self.steps is None else self.steps.total * self.candidate.cost
+        """Work of one of its runs: tokens of all steps; 0 for a cheap answer: not known."""
+        return 0.0 if self.steps is None else self.work_of(self.steps)
+
+    def work_of(self, rung: Rung) -> float:
+        """Work of a run of the same answer on a rung."""
+        return float(rung.total * rung.batch * self.parts[0].tokens)
 
     def score(self) -> float | None:
         """The mean validation metric of its folds; None if it has no number in one of them."""
@@ -114,7 +122,7 @@ class Trial:
 class Maker:
     """Makes trials of one data file: plans their recipes and gives them directories.
 
-    ``task``: the settings of the task, and ``common`` others, that all share; ``tuning`` are those
+    ``recipe`` reads the data. ``common``: settings ``key=value`` that all share; ``tuning``: those
     of trials that train. ``folds``: None, or how many there are.
     """
 
@@ -122,55 +130,55 @@ class Maker:
     store: Store
     root: Path
     recipe: str
-    task: Mapping[str, Any]
     common: tuple[str, ...]
     tuning: tuple[str, ...]
     folds: int | None
 
     def trial(
-        self, candidate: Candidate, rung: int | None, steps: Rung | None, folds: Iterable[int]
+        self, answer: Answer, rung: int | None, steps: Rung | None, folds: Iterable[int]
     ) -> Trial:
-        """The trial of a candidate. Raises an XModalError if it cannot run."""
+        """The trial of a answer. Raises an XModalError if it cannot run."""
         parts = []
         for fold in folds:
             cut = {} if self.folds is None else {"folds": self.folds, "fold": fold}
             settings = training(steps) if steps is not None else {}
-            parts.append(self._part(candidate, settings, {**cut, "test_apart": True}))
-        return Trial(candidate, rung, steps, tuple(parts))
+            parts.append(self._part(answer, settings, {**cut, "test_apart": True}))
+        return Trial(answer, rung, steps, tuple(parts))
 
-    def last(self, trial: Trial, directory: Path) -> Part:
+    def last(self, trial: Trial, directory: Path) -> TrialRun:
         """The last fit of a trial, on all samples but those for testing, and its test."""
         settings = {} if trial.steps is None else training(trial.steps, trial.epochs())
-        return self._part(trial.candidate, settings, {"refit": True}, directory)
+        return self._part(trial.answer, settings, {"refit": True}, directory)
 
     def _part(
         self,
-        candidate: Candidate,
+        answer: Answer,
         settings: Mapping[str, Any],
         task: Mapping[str, Any],
         directory: Path | None = None,
-    ) -> Part:
-        own = {f"task.{key}": value for key, value in {**self.task, **task}.items()}
-        mine = () if candidate.cheap else self.tuning
+    ) -> TrialRun:
+        own = {f"task.{key}": value for key, value in task.items()}
+        mine = () if answer.cheap else self.tuning
         overrides = (
-            *as_overrides(own), *as_overrides(settings), *candidate.overrides, *mine, *self.common,
+            *as_overrides(own), *as_overrides(settings), *answer.overrides, *mine, *self.common,
         )  # fmt: skip
         # The data's own layers come first: a method's "always" has to win over them.
-        plan = compose_plan((*candidate.recipes, self.recipe), self.registry, self.store, overrides)
+        plan = compose_plan((*answer.recipes, self.recipe), self.registry, self.store, overrides)
         lacking = missing_files(plan, self.store)
         if lacking:
             raise DataError("\n".join(lacking))
         if directory is None:
             found = identity(plan.recipe, self.registry, self.store)
-            name = runs.valid_name(candidate.name.split(",")[0].replace(" ", "-")) or "trial"
+            name = runs.valid_name(answer.name.split(" ")[0]) or "trial"
             directory = self.root / f"{name}-{found.hash[:10]}"
-        return Part(directory, plan.recipe.model_dump(mode="json"))
+        tokens = plan.facts.num_tokens or 1
+        return TrialRun(directory, plan.recipe.model_dump(mode="json"), tokens)
 
 
 def best(trials: Sequence[Trial], better: str) -> list[Trial]:
     """Trials with a score, best first; of equal ones cheap answers, then earlier ones."""
     scored = [(trial, trial.score()) for trial in trials]
     sign = -1 if better == "higher" else 1
-    known = [(sign * score, not trial.candidate.cheap, trial) for trial, score in scored
+    known = [(sign * score, not trial.answer.cheap, trial) for trial, score in scored
              if score is not None]  # fmt: skip
     return [trial for *_, trial in sorted(known, key=lambda one: one[:2])]
