@@ -152,19 +152,22 @@ def load(
 def export(
     reference: str | Path,
     to: str,
-    out: str | Path,
+    out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     force: bool = False,
     plugin_files: Sequence[str] = (),
 ) -> Exported:
     """Write the trained model of a run into the new folder ``out`` with the exporter ``to``.
 
+    ``out`` is by default beside the run: its path, with ``-`` and the name of the exporter.
     Compares what was written with the model; a failed export leaves nothing behind.
     """
-    from xmodal.inference.export import export_trained
+    from xmodal.inference.export import default_folder, export_trained, exporter_for
     from xmodal.inference.model import load_trained
 
     registry = plugins.registry(tuple(plugin_files))
     registry.entry("exporter", to)
+    folder = default_folder(runs.locate(str(reference)).path, to) if out is None else Path(out)
+    exporter_for(to, folder, registry, settings, force)
     model = load_trained(reference, "cpu", tuple(plugin_files))
-    return export_trained(model, to, Path(out), registry, settings, force)
+    return export_trained(model, to, folder, registry, settings, force)

@@ -85,6 +85,11 @@ class Sklearn(FittedPredictor):
         known = self.model.bias_K if isinstance(self.model, LinearModel) else self.model.train_x_NF
         return len(known) > 0
 
+    @property
+    def traceable(self) -> bool:
+        """Linear models are; trees are scikit-learn's."""
+        return self.estimator != "hist-gradient-boosting"
+
     def fit(self, data: FitData) -> None:
         """Fit to the training split; validation samples select nothing."""
         x_NF, y = data.x_NF, data.y

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xmodal.errors import UsageError
+from xmodal.data import Store
 from xmodal.interfaces import Exported, Exporter, Trained
 from xmodal_export import programs
 
@@ -44,13 +46,15 @@ class Onnx(Exporter):
 
     config: Config
 
+    @classmethod
+    def missing(cls, config: Any, store: Store) -> Iterable[str]:
+        """The packages that are not installed."""
+        lacking = [name for name in PACKAGES if find_spec(name) is None]
+        if lacking:
+            yield f"exporting to ONNX needs {', '.join(lacking)}: pip install 'xmodal[onnx]'"
+
     def export(self, trained: Trained, folder: Path) -> Exported:
         """Trace, write, run with onnxruntime and compare."""
-        missing = [name for name in PACKAGES if find_spec(name) is None]
-        if missing:
-            raise UsageError(
-                f"exporting to ONNX needs {', '.join(missing)}: pip install 'xmodal[onnx]'"
-            )
         network, x = programs.plain(trained), programs.real_samples(trained)
         whole = programs.Whole(network, trained.raw).eval()
         opset = _write(whole, x, folder / FILE)

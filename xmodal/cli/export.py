@@ -20,7 +20,10 @@ def export(
         str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")
     ],
     to: Annotated[str, typer.Option(help="The exporter; see xmodal plugins list exporter.")],
-    out: Annotated[Path, typer.Option(help="The folder to create.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to create; default: beside the run, named by the exporter."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the exporter: key=value.")
     ] = None,
@@ -30,18 +33,22 @@ def export(
 ) -> None:
     """Export a trained model, and check that the export gives the same predictions.
 
-    Example:  xmodal export mine_cpu --to onnx --out model
+    Example:  xmodal export mine_cpu --to onnx
     """
     from xmodal import runs
 
     registry = plugins.registry(tuple(plugin or ()))
     # Report an unknown exporter or run before loading anything.
     registry.entry("exporter", to)
-    runs.locate(reference)
+    run = runs.locate(reference)
     plugins.announce_loading()
+    from xmodal.inference.export import default_folder, exporter_for
     from xmodal.inference.export import export_trained as write
     from xmodal.inference.model import load_trained
 
+    out = default_folder(run.path, to) if out is None else out
+    settings = _settings(set_ or [])
+    exporter_for(to, out, registry, settings, force)
     console = output.stderr()
     model = load_trained(
         reference,
@@ -52,7 +59,7 @@ def export(
     if str(model.run.path) != reference:
         console.print(f"run: {model.run.path}")
     with console.status(f"exporting to {to}"):
-        done = write(model, to, out, registry, _settings(set_ or []), force)
+        done = write(model, to, out, registry, settings, force)
     files = sorted(path for path in out.rglob("*") if path.is_file())
     if as_json:
         output.print_json(

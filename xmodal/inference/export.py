@@ -16,7 +16,7 @@ from xmodal.engine.memory import device_errors
 from xmodal.errors import DataError, UsageError, XModalError, file_errors
 from xmodal.files import as_json, atomically, below, read_json
 from xmodal.inference.model import TrainedModel
-from xmodal.interfaces import Context, Exported, Exporter
+from xmodal.interfaces import Context, Exported, Exporter, FittedPredictor
 from xmodal.plugins import Registry
 from xmodal.recipe.choice import chosen
 from xmodal.settings import Use
@@ -40,10 +40,10 @@ def export_trained(
     Raises UsageError if the exporter or the folder cannot be used, and DataError if the model
     cannot be exported or what was written does not agree with it.
     """
-    use: Use[Exporter] = chosen("exporter", to, registry, "--to", settings)
-    exporter = use.build(Context.outside(Store(), "exporter"))
     out = out.absolute()
-    _check(out, force)
+    use = exporter_for(to, out, registry, settings, force)
+    _check_traceable(trained, to)
+    exporter = use.build(Context.outside(Store(), "exporter"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomically(out) as folder:
         folder.mkdir()
@@ -63,6 +63,41 @@ def export_trained(
         facts["files"] = sorted({*below(folder), FACTS})
         (folder / FACTS).write_text(as_json(facts, indent=1) + "\n", encoding="utf-8")
     return exported
+
+
+def exporter_for(
+    to: str,
+    out: Path,
+    registry: Registry,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Use[Exporter]:
+    """The exporter, once everything that it needs is there; to be asked before a model is loaded.
+
+    Raises UsageError for a missing package or a folder that cannot be used.
+    """
+    use: Use[Exporter] = chosen("exporter", to, registry, "--to", settings)
+    for line in use.component.missing(use.config, Store()):
+        raise UsageError(line)
+    _check(out.absolute(), force)
+    return use
+
+
+def default_folder(run: Path, to: str) -> Path:
+    """Where an export goes if nothing is said: beside the run, named by the format."""
+    return run.parent / f"{run.name}-{to}"
+
+
+def _check_traceable(trained: TrainedModel, to: str) -> None:
+    """Raise DataError, with what works instead, for a model that is none of torch."""
+    predictor = trained.model.predictor
+    if isinstance(predictor, FittedPredictor) and not predictor.traceable:
+        raise DataError(
+            f"{trained.run.path} cannot be exported to '{to}': predictor "
+            f"'{trained.recipe.predictor.name}' computes with a library or a solver of its own, of "
+            "which torch cannot make a graph. Use the run itself: "
+            f"xmodal predict {trained.run.path} FILE. Networks and linear baselines can be exported"
+        )
 
 
 def _check(out: Path, force: bool) -> None:

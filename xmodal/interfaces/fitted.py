@@ -100,6 +100,11 @@ class FittedPredictor(FittedBuffers, Predictor):
     def fit(self, data: FitData) -> None:
         """Fit. The same data, settings and seed give the same model."""
 
+    @property
+    def traceable(self) -> bool:
+        """Whether ``forward`` is a graph of torch, which can be exported; a library's is not."""
+        return False
+
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
         """A training split that is too large for memory, by default."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -290,7 +291,14 @@ def test_trees_cannot_be_traced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be exported to 'hf': .*predictor 'sklearn'") as e:
         xmodal.export(trained.run.path, "hf", tmp_path / "out")
     assert "\n" not in str(e.value)
+    assert f"xmodal predict {trained.run.path} FILE" in str(e.value)
     assert not (tmp_path / "out").exists()
+    # Without a folder it would lie beside the run; what lies there is not touched.
+    beside = trained.run.path.with_name(f"{trained.run.path.name}-hf")
+    beside.mkdir()
+    (beside / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=rf"--out {re.escape(str(beside))} exists"):
+        xmodal.export(trained.run.path, "hf")
 
 
 @pytest.mark.slow
