@@ -46,6 +46,7 @@ def xmodal_predictors() -> Mapping[str, str]:
         "dense-1d": "xmodal_basics.predictors:Dense1d",
         "dense-2d": "xmodal_basics.predictors:Dense2d",
         "sklearn": "xmodal_basics.sklearn_baseline:Sklearn",
+        "local-linear": "xmodal_basics.local_linear:LocalLinear",
         "majority": "xmodal_basics.majority:Majority",
         "forest": "xmodal_basics.forest:Forest",
     }

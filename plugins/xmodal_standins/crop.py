@@ -128,8 +128,8 @@ class Crop(Task):
         found = ready.get(type(self), self.config, self.store)
         sets = {part: self._part(found, part) for part in COUNTS}
         copies = (
-            f"{COPIES['validation']:,} series to validate equal one to train, {COPIES['test']:,} to "
-            "test one to train or validate"
+            f"{COPIES['validation']:,} series to validate equal one to train, and "
+            f"{COPIES['test']:,} to test one to train or validate"
         )
         done = "left out" if self.config.copies == "drop" else "kept"
         form = RawForm(shape=(STEPS,), laid=(1, STEPS), label_shape=())
