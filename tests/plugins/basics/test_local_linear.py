@@ -28,7 +28,8 @@ def fitted(x: Tensor, y: Tensor, alpha: float) -> Tensor:
     predictor.shape = tuple(x.shape[1:])
     x_NF = x.flatten(1)
     predictor.fit(FitData(x_NF, y, x_NF[:0], y[:0]))
-    return predictor(Tokens(x_NF[:, None], (1,)))
+    prediction: Tensor = predictor(Tokens(x_NF[:, None], (1,)))
+    return prediction
 
 
 @pytest.mark.parametrize("sides", [(6, 5), (30,)])
