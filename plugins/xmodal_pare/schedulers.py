@@ -25,7 +25,7 @@ from xmodal_pare import CITATION
 _PER = "epoch: k changes between epochs, as in the paper. step: after every optimizer step."
 
 
-class Ends(TokenCounts):
+class StartAndStop(TokenCounts):
     """Settings of a line from a start to a stop."""
 
     start: float = Field(3000, ge=0, description="Count at the start of training.")
@@ -36,7 +36,7 @@ class Ends(TokenCounts):
         return {"start": self.start, "stop": self.stop}
 
 
-class Falling(Ends):
+class Falling(StartAndStop):
     """Settings of a schedule from a start to a stop."""
 
     per: Literal["epoch", "step"] = Field("epoch", description=_PER)
@@ -191,7 +191,7 @@ class LinearMean(_Line):
     this schedule replaces, up to rounding, as many tokens as the gradual schedule.
     """
 
-    class Config(Ends):
+    class Config(StartAndStop):
         """Settings of the mean."""
 
     def __call__(self, progress: Progress, num_tokens: int) -> int:
@@ -207,7 +207,7 @@ class RandomK(_Line):
     random". This schedule draws uniformly from the values of the gradual schedule.
     """
 
-    class Config(Ends):
+    class Config(StartAndStop):
         """Settings of the random schedule."""
 
     def __init__(self, config: Config, context: Context) -> None:
