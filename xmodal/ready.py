@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal.data import Store
-from xmodal.data.datasets import DataCard, Preparation
+from xmodal.data.datasets import DataCard, Preparation, find_files
 from xmodal.errors import DataError
 from xmodal.files import contents, read_json, scratch, write_json
 from xmodal.interfaces import Task
@@ -97,48 +97,19 @@ def look(task: type[Task], config: Any, store: Store, *settings: str) -> Ready |
 
 
 def published(path: Path, card: DataCard) -> dict[str, Path]:
-    """The publisher's files that are at ``path``, or in it, or one folder below, by their names.
+    """The publisher's files that are at ``path``, or anywhere below it, by their names.
 
-    A file that is all that a card needs may have any name. Raises DataError if they are not enough
-    to prepare the data set.
+    Raises DataError if they are not enough to prepare the data set.
     """
-    if not path.exists():
-        raise DataError(f"path: {path} does not exist\n{_needed(card)}")
-    needed = [file for file in card.files if not file.aside]
-    if path.is_file():
-        named = [file for file in card.files if Path(file.name).name == path.name]
-        alone = named or [file for file in needed if Path(file.name).suffix == path.suffix]
-        if len(alone) != 1:
-            raise DataError(f"path: {path.name} is no file of '{card.name}'\n{_needed(card)}")
-        found = {alone[0].name: path}
-    else:
-        places = [path, *sorted(inner for inner in path.iterdir() if inner.is_dir())]
-        found = {}
-        for file in card.files:
-            here = [p / file.name for p in places if file.may_be(p / file.name)]
-            inner = here[1:] if here and here[0].parent != path else []
-            if other := next((p for p in inner if contents(p) != contents(here[0])), None):
-                raise DataError(
-                    f"path: {path} holds two files {file.name}, and they differ: {here[0]} and "
-                    f"{other}\nway out: name the folder of one of them"
-                )
-            if here:
-                found[file.name] = here[0]
+    found = find_files(path, card, "path:")
     if any(file.whole and file.name in found for file in card.files):
         return found
-    absent = [file.name for file in needed if file.name not in found]
+    needed = [file.name for file in card.files if not file.aside]
+    absent = [name for name in needed if name not in found]
     # Files that are aside may make up for those that are needed: only ``prepare`` knows.
-    if not found or (absent and found.keys() <= {file.name for file in needed}):
-        lacking = shortlist(absent) if found else f"file of '{card.name}'"
-        raise DataError(f"path: {path} holds no {lacking}\n{_needed(card)}")
+    if absent and found.keys() <= set(needed):
+        raise DataError(f"path: {path} holds no {shortlist(absent)}, which '{card.name}' needs")
     return found
-
-
-def _needed(card: DataCard) -> str:
-    names = shortlist([file.name for file in card.files if not file.aside])
-    whole = [file.name for file in card.files if file.aside and file.whole]
-    other = f", or {shortlist(whole)}" if whole else ""
-    return f"'{card.name}' is a prepared folder, or the published files: {names}{other}"
 
 
 def _card(task: type[Task], config: Any) -> DataCard:

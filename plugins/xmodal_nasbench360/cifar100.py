@@ -34,6 +34,7 @@ from xmodal.interfaces import (
 )
 from xmodal.settings import Use, default
 from xmodal_nasbench360 import image_set
+from xmodal_nasbench360.parts import check_count
 
 SIDE = 32
 MEAN, DEVIATION = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -161,7 +162,7 @@ def read_part(path: Path, part: str, partial: bool) -> tuple[Array, Array]:
     data = np.asarray(content["data"])
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
         raise DataError(f"{path}: 'data' is {data.dtype} of shape {data.shape}, not (n, 3072)")
-    image_set.check_count(part, len(data), partial)
+    check_count(len(data), f"{part} images", image_set.COUNTS[part], partial)
     y = image_set.check_labels(part, content["fine_labels"], len(data))
     return data.reshape(-1, 3, SIDE, SIDE), y
 

@@ -35,6 +35,7 @@ from xmodal.interfaces import (
 )
 from xmodal.settings import Use, default
 from xmodal_nasbench360 import cosmic_files as files
+from xmodal_nasbench360.parts import check_count
 
 SIDE = files.CROP.stop - files.CROP.start
 COUNTS = {"train": 4830, "test": 420}
@@ -171,7 +172,9 @@ class Cosmic(Task):
                     if list_ is None
                     else files.listed(tree, list_, part)
                 )
-                check_count(config, part, len(images))
+                if (config.filter, tuple(config.fields)) == ("f435w", ("GAL",)):
+                    what = f"{part} images of galaxies in f435w"
+                    check_count(len(images), what, COUNTS[part], config.partial)
                 about[f"{part}_not_finite"] = write_part(folder, part, tree, images)
             about[part] = len(images)
             about[f"{part}_visits"] = sorted({image.visit for image in images})
@@ -208,17 +211,6 @@ class Cosmic(Task):
             images={"image": 0},
             raw=form,
             groups={part: torch.from_numpy(visits) for part, visits in groups.items()},
-        )
-
-
-def check_count(config: Any, part: str, found: int) -> None:
-    """Raise DataError unless the published selection has the published size."""
-    published = (config.filter, tuple(config.fields)) == ("f435w", ("GAL",))
-    if published and found != COUNTS[part] and not config.partial:
-        raise DataError(
-            f"{found:,} {part} images of galaxies in f435w, {COUNTS[part]:,} are published\n"
-            "way out: fetch the whole files, or set partial: true to use what is there (reports "
-            "say so)"
         )
 
 

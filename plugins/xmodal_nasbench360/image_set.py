@@ -50,16 +50,6 @@ class CropAndFlip:
         return (crop.flip(2) if mirrored else crop).contiguous(), y
 
 
-def check_count(part: str, found: int, partial: bool) -> None:
-    """Raise DataError unless a split has as many images as published, or ``partial``."""
-    if found != COUNTS[part] and not partial:
-        raise DataError(
-            f"{found:,} {part} images, {COUNTS[part]:,} are published\n"
-            "way out: fetch the whole file, or set partial: true to use what is there (reports "
-            "say so)"
-        )
-
-
 def check_labels(part: str, labels: Any, count: int) -> Array:
     """Labels as classes 0 .. 99, uint8. Raises DataError."""
     y = np.asarray(labels)

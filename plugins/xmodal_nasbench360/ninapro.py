@@ -21,7 +21,7 @@ from xmodal.data.unpickle import read_npy
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Target, TaskFacts
 from xmodal.settings import Use, default
-from xmodal_nasbench360.parts import Array, Parts, PartsSettings, check_classes
+from xmodal_nasbench360.parts import Array, Parts, PartsSettings, check_classes, check_count
 
 STEPS, ELECTRODES, CLASSES = 52, 16, 18
 FILES = {"train": "train", "validation": "val", "test": "test"}
@@ -89,7 +89,8 @@ class NinaPro(Parts):
                 raise DataError(
                     f"{path}: {x.dtype} {x.shape}, expected numbers (n, {STEPS}, {ELECTRODES})"
                 )
-            cls.check_count(config, path, part, len(x), cls.facts.samples[part])
+            published = cls.facts.samples[part]
+            check_count(len(x), f"samples to {part}", published, config.partial)
             values = np.asarray(x, dtype=np.float32)
             if not np.isfinite(values).all():
                 raise DataError(f"{path}: has NaN, infinite or too large values")

@@ -101,14 +101,15 @@ class Parts(Task):
         counts = ", ".join(f"{sizes[part]:,}" for part in PARTS)
         return (f"{self.facts.name}: {counts} samples to train, validate and test, not all",)
 
-    @classmethod
-    def check_count(cls, config: Any, path: Path, part: str, count: int, wanted: int) -> None:
-        """Raise DataError unless a part has as many samples as published, or ``partial``."""
-        if count != wanted and not config.partial:
-            raise DataError(
-                f"{path}: {count:,} samples to {part}, {wanted:,} are published\n"
-                "way out: fetch the whole file, or set partial: true to use what is there"
-            )
+
+def check_count(found: int, what: str, published: int, partial: bool) -> None:
+    """Raise DataError unless there are as many of ``what`` as published, or ``partial``."""
+    if found != published and not partial:
+        raise DataError(
+            f"{found:,} {what}, {published:,} are published\n"
+            "way out: fetch the whole files, or set partial: true to use what is there (reports "
+            "say so)"
+        )
 
 
 def check_classes(path: Path, labels: Any, count: int, first: int, classes: int) -> Array:

@@ -24,7 +24,7 @@ from xmodal.data.unpickle import read_npy
 from xmodal.errors import DataError
 from xmodal.interfaces import Loss, Metric, Pair, Target, TaskFacts
 from xmodal.settings import Use, default
-from xmodal_nasbench360.parts import Array, Parts, PartsSettings, check_classes
+from xmodal_nasbench360.parts import Array, Parts, PartsSettings, check_classes, check_count
 from xmodal_nasbench360.scored import sizes
 
 STEPS, CLASSES = 46, 24
@@ -89,7 +89,7 @@ class Satellite(Parts):
             x = np.asanyarray(found["data"])
             if x.ndim != 2 or x.shape[1] != STEPS or x.dtype.kind not in "iuf":
                 raise DataError(f"{path}: data {x.dtype} {x.shape}, expected numbers (n, {STEPS})")
-            cls.check_count(config, path, part, len(x), published)
+            check_count(len(x), f"samples to {part}", published, config.partial)
             np.save(
                 folder / f"{part}_y.npy", check_classes(path, found["label"], len(x), 1, CLASSES)
             )

@@ -35,6 +35,7 @@ from xmodal.interfaces import (
 )
 from xmodal.settings import Use, default
 from xmodal_nasbench360 import cifar100, image_set, sphere
+from xmodal_nasbench360.parts import check_count
 
 SIDE = 2 * sphere.BANDWIDTH
 FILE = "s2_cifar100.gz"
@@ -171,7 +172,7 @@ def _read_part(file: Path, content: Any, part: str, partial: bool) -> tuple[Arra
             f"{file}: '{part}' holds {x.dtype} images of shape {x.shape}, expected uint8 of "
             f"(n, 3, {SIDE}, {SIDE}) or (n, {SIDE}, {SIDE}, 3)"
         )
-    image_set.check_count(part, len(x), partial)
+    check_count(len(x), f"{part} images", image_set.COUNTS[part], partial)
     labels = image_set.check_labels(part, y, len(x))
     return (x if x.shape[1] == 3 else np.moveaxis(x, 3, 1)), labels
 

@@ -148,7 +148,7 @@ def test_files_that_only_a_person_can_get(store: Store, tmp_path: Path) -> None:
     assert "x.txt: a form on the page of its author" in message
     assert "xmodal data fetch letters --from FOLDER" in message
     assert "--task digits" in message
-    with pytest.raises(DataError, match=r"--from .*: none of the files of 'letters' is there"):
+    with pytest.raises(DataError, match=r"--from .* holds no file of 'letters'"):
         obtain(store, BY_HAND, _copy, DataOrder(folder=tmp_path))
 
 
@@ -314,3 +314,17 @@ def test_an_interruption_leaves_a_file_that_may_have_changed(
     with pytest.raises(KeyboardInterrupt):
         obtain(store, DataCard("table", "toys", "", "", files=(about,)), _copy, DataOrder())
     assert place.read_text() == "{}"
+
+
+def test_files_of_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    card = DataCard(
+        "letters", "toys", "", "", files=(RemoteFile("train/x.txt"), RemoteFile("test/x.txt"))
+    )
+    for part in ("train", "test"):
+        (tmp_path / "deep" / part).mkdir(parents=True)
+        (tmp_path / "deep" / part / "x.txt").write_text(part)
+    found = published(tmp_path, card)
+    assert {name: path.read_text() for name, path in found.items()} == {
+        "train/x.txt": "train",
+        "test/x.txt": "test",
+    }

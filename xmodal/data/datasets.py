@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from xmodal.errors import DataError
+from xmodal.files import contents
+from xmodal.text import shortlist
+
 
 def cores() -> int:
     """The number of cores this process may use; all cores where the system cannot tell."""
@@ -106,3 +110,53 @@ class Preparation:
     samples: int | None = None
     resolution: int | None = None
     jobs: int = 1
+
+
+def find_files(place: Path, card: DataCard, option: str) -> dict[str, Path]:
+    """The publisher's files that a user has, by their names: in a folder or anywhere below, or one.
+
+    Files are only read. One that is all that a card needs may have any name. ``option`` names the
+    place in messages. Raises DataError if there is none, or if a name fits files that differ.
+    """
+    if not place.exists():
+        raise DataError(f"{option} {place} does not exist\n{_needed(card)}")
+    if place.is_file():
+        needed = [file for file in card.files if not file.aside]
+        named = [file for file in card.files if Path(file.name).name == place.name]
+        alone = named or [file for file in needed if Path(file.name).suffix == place.suffix]
+        if len(alone) != 1:
+            raise DataError(f"{option} {place} is no file of '{card.name}'\n{_needed(card)}")
+        return {alone[0].name: place}
+    by_last_part: dict[str, list[RemoteFile]] = {}
+    for file in card.files:
+        by_last_part.setdefault(Path(file.name).name, []).append(file)
+    places: dict[str, list[Path]] = {}
+    for path in sorted(place.rglob("*")):
+        fitting = by_last_part.get(path.name, [])
+        for file in fitting:
+            # Files of equal names in different folders are told apart by these.
+            named = len(fitting) == 1 or path.as_posix().endswith(f"/{file.name}")
+            if named and file.may_be(path):
+                places.setdefault(file.name, []).append(path)
+    found = {}
+    for name, paths in places.items():
+        if place / name in paths:
+            found[name] = place / name
+            continue
+        found[name] = paths[0]
+        other = next((p for p in paths[1:] if contents(p) != contents(paths[0])), None)
+        if other is not None:
+            raise DataError(
+                f"{option} {place} holds two files {found[name].name}, and they differ: "
+                f"{found[name]} and {other}\nway out: name the folder of one of them"
+            )
+    if not found:
+        raise DataError(f"{option} {place} holds no file of '{card.name}'\n{_needed(card)}")
+    return found
+
+
+def _needed(card: DataCard) -> str:
+    names = shortlist([file.name for file in card.files if not file.aside])
+    whole = [file.name for file in card.files if file.aside and file.whole]
+    other = f", or {shortlist(whole)}" if whole else ""
+    return f"its published files: {names}{other}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xmodal import text
-from xmodal.data.datasets import DataCard, Preparation, RemoteFile, cores
+from xmodal.data.datasets import DataCard, Preparation, RemoteFile, cores, find_files
 from xmodal.data.download import ROUNDS, Expected, check_space, log
 from xmodal.data.fetching import suggest
 from xmodal.data.store import DATASET, Store, require_own
@@ -177,7 +177,7 @@ def _open_scratch(scratch: Path, wanted: Mapping[str, Any]) -> None:
 
 def fetch_files(store: Store, card: DataCard, order: DataOrder) -> dict[str, Path]:
     """The files of a data set by their names: the user's own, else downloaded. Raises DataError."""
-    found = {} if order.folder is None else find_files(order.folder, card)
+    found = {} if order.folder is None else find_files(order.folder, card, "--from")
     for file in card.files:  # what a person has put there by hand
         if file.aside and file.name not in found and _placed(store, card, file):
             found[file.name] = _place(store, card, file)
@@ -239,37 +239,6 @@ def _fetched(store: Store, card: DataCard, file: RemoteFile, **known: Any) -> Pa
 
 def _missing(card: DataCard, found: Mapping[str, Path]) -> list[RemoteFile]:
     return [file for file in card.files if file.name not in found and not file.aside]
-
-
-def find_files(folder: Path, card: DataCard) -> dict[str, Path]:
-    """The files of a data set in a folder of the user's, or below it, by name; or one such file.
-
-    They are only read. Raises DataError if there is none, or if one has two places.
-    """
-    found: dict[str, Path] = {}
-    wanted = {Path(file.name).name: file for file in card.files}
-    if folder.is_file() and folder.name in wanted:
-        return {wanted[folder.name].name: folder}
-    if not folder.is_dir():
-        names = text.shortlist(file.name for file in card.files)
-        known = "no such folder" if not folder.exists() else f"no file of '{card.name}': {names}"
-        raise DataError(f"--from {folder}: {known}")
-    for path in sorted(folder.rglob("*")):
-        file = wanted.get(path.name)
-        if file is None or not file.may_be(path):
-            continue
-        name = file.name
-        if path == folder / name or name not in found:
-            found[name] = path
-        elif found[name] != folder / name and contents(found[name]) != contents(path):
-            raise DataError(
-                f"{folder} holds two files {path.name}, and they differ: {found[name]} and {path}\n"
-                "name the folder of one of them"
-            )
-    if not found:
-        names = text.shortlist(file.name for file in card.files)
-        raise DataError(f"--from {folder}: none of the files of '{card.name}' is there: {names}")
-    return found
 
 
 def _placed(store: Store, card: DataCard, file: RemoteFile) -> bool:
