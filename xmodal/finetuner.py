@@ -1,16 +1,15 @@
 """``FineTuner``: fine-tuning as a scikit-learn estimator.
 
 A fit writes the arrays to files, composes a recipe of method, data and backbone, and makes the run
-that the command line would make. A fitted estimator keeps its model in memory.
+that the command line would make; or, with method ``auto``, the search of ``xmodal fit``. A fitted
+estimator keeps its model in memory.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,14 +37,13 @@ from xmodal.data import in_memory
 from xmodal.data.in_memory import CodedLabels, Form
 from xmodal.data.naming import name_of
 from xmodal.data.store import Store
-from xmodal.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
+from xmodal.errors import DataError, did_you_mean
+from xmodal.fitting import AUTO, as_value_errors, run_root, search, watching
 from xmodal.interfaces import Backbone
-from xmodal.recipe.compose import COMMAND_LINE
 from xmodal.recipe.lookup import looks_like_path
 from xmodal.settings import Use
 
 if TYPE_CHECKING:
-    from xmodal.engine.observe import Observer
     from xmodal.inference.model import TrainedModel
 
 Array = NDArray[Any]
@@ -67,7 +65,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    method : name of a method such as ``pare`` or ``nft``, or the name or path of a recipe.
+    method : name of a method such as ``pare`` or ``nft``, or the name or path of a recipe; or
+        ``auto``: the best answer that a search finds, cheap ones included.
     backbone : name or settings of a backbone. By default MiniLM-L6 for rows and sequences, and
         ViT-S/14 for images; their weights are fetched on first use.
     kind : what y is: ``classification``, ``multi-label``, ``regression``, ``dense``, or ``auto``.
@@ -75,6 +74,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     channels : where sequences and grids have their channels, ``first`` or ``last``.
     scale : a scale such as ``cpu`` or ``smoke``; None keeps the method's own settings.
     epochs : passes over the training samples; None keeps the recipe's.
+    time, trials : with method ``auto``, how long to search (seconds, or ``"10m"``), or how many
+        trials to make, which makes the whole reproducible. By default ten minutes.
     overrides : more settings of the recipe, ``{"training.optimizer.lr": 1e-3}`` or
         ``["training.optimizer.lr=1e-3"]``.
     validation_fraction : share of the samples that is held out to choose the best epoch. With 0
@@ -88,6 +89,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     ----------
     kind_, form_, classes_ (classes and labels only), n_features_in_ (axis 1 of X),
     feature_names_in_ : what the data turned out to be.
+    leaderboard_, verdict_ : with method ``auto``, what was tried, best first, and whether a
+        fine-tuned transformer was worth it.
     trained_ : the model, an ``xmodal.inference.model.TrainedModel``.
     history_ : one mapping for each epoch.
     result_ : the result of the run.
@@ -104,6 +107,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         channels: str = "first",
         scale: str | None = None,
         epochs: int | None = None,
+        time: float | str | None = None,
+        trials: int | None = None,
         overrides: Mapping[str, Any] | Sequence[str] | None = None,
         validation_fraction: float = 0.15,
         seed: int = 0,
@@ -118,6 +123,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         self.channels = channels
         self.scale = scale
         self.epochs = epochs
+        self.time = time
+        self.trials = trials
         self.overrides = overrides
         self.validation_fraction = validation_fraction
         self.seed = seed
@@ -165,7 +172,11 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             data, layout = in_memory.write(root / "data", parts, together)
             share = 0.0 if validation_data is not None else float(self.validation_fraction)
             with as_value_errors(data, kept=self.directory is not None):
-                self._run(root, self._settings(data, layout, labels, share))
+                if self.method == AUTO:
+                    self._search(root, data, self._task(layout, labels, share))
+                else:
+                    task = {"path": str(data), **self._task(layout, labels, share)}
+                    self._run(root, self._settings(task))
         return self
 
     def predict(self, X: Any) -> Array:
@@ -231,6 +242,12 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"method={self.method!r} is not the name or the path of a recipe")
         if not isinstance(self.scale, str | None):
             raise ValueError(f"scale={self.scale!r} is not the name of a scale")
+        if self.method != AUTO and (self.time, self.trials) != (None, None):
+            raise ValueError("time and trials mean something with method='auto' only")
+        if self.method == AUTO and (self.scale, self.epochs) != (None, None):
+            raise ValueError("scale and epochs mean nothing with method='auto', which decides them")
+        if self.method == AUTO and self.validation_fraction == 0:
+            raise ValueError("validation_fraction=0: method='auto' chooses by held-out samples")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction!r}; not in [0, 1)")
 
@@ -325,15 +342,12 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
 
     # --- the run and its model ---
 
-    def _settings(
-        self, data: Path, layout: Mapping[str, Any], labels: CodedLabels, share: float
-    ) -> list[str]:
-        """The estimator's parameters and its data as settings of the recipe.
+    def _task(self, layout: Mapping[str, Any], labels: CodedLabels, share: float) -> dict[str, Any]:
+        """The data as settings of the task.
 
-        ``layout`` says how the files in ``data`` are to be read; ``share`` of them is held out.
+        ``layout`` says how their files are to be read; ``share`` of the samples is held out.
         """
         task = {
-            "path": str(data),
             "kind": labels.kind,
             "split": [1 - share, share, 0.0],
             "split_seed": None,
@@ -342,6 +356,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         }
         if labels.classes is not None:
             task["classes"] = [name_of(value) for value in labels.classes.tolist()]
+        return task
+
+    def _settings(self, task: Mapping[str, Any]) -> list[str]:
+        """The estimator's parameters and its data as settings of the recipe."""
         chosen = {f"task.{key}": value for key, value in task.items()}
         chosen |= {"seed": self.seed, "device": self.device, "saving.keep": 1}
         if self.backbone is not None:
@@ -367,6 +385,27 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         self.result_ = dict(outcome.result)
         self.history_ = outcome.run.metrics()
         self.run_path_ = None if self.directory is None else outcome.run.path
+
+    def _search(self, root: Path, data: Path, task: Mapping[str, Any]) -> None:
+        from xmodal import api
+
+        found = search(
+            data,
+            {"form": self.form_, **task},
+            [] if self.backbone is None else overrides({"backbone": self.backbone}),
+            [*overrides({"device": self.device}), *overrides(self.overrides)],
+            self.time,
+            self.trials,
+            self.seed,
+            root / "fits",
+            self.verbose,
+        )
+        self.trained_ = api.load(found.model, self.device)
+        self.leaderboard_ = [dict(entry.plain()) for entry in found.entries]
+        self.verdict_ = found.verdict
+        self.result_ = dict(runs.Run(found.model).read("result.json"))
+        self.history_ = runs.Run(found.model).metrics()
+        self.run_path_ = None if self.directory is None else found.model
 
     def _outputs(self, X: Any) -> Any:
         """The outputs of the model for X, on the CPU: ``[n, K]`` or ``[n, K, *shape]``."""
@@ -415,77 +454,6 @@ def overrides(settings: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
 def _as_json(value: Any) -> Any:
     """A NumPy number or a path as a value of JSON."""
     return value.item() if hasattr(value, "item") else str(value)
-
-
-@contextmanager
-def run_root(directory: str | Path | None) -> Iterator[Path]:
-    """Where data and runs go: ``directory``, or a folder that is removed afterwards."""
-    if directory is not None:
-        from xmodal.engine import directory as place
-
-        root = Path(directory).expanduser().resolve()
-        try:
-            for name in ("data", "runs"):
-                place.check(name, root)
-        except UsageError as error:
-            raise ValueError(f"directory={str(directory)!r}: {error}") from error
-        yield root
-        return
-    with tempfile.TemporaryDirectory(prefix="xmodal-", ignore_cleanup_errors=True) as made:
-        yield Path(made)
-
-
-@contextmanager
-def as_value_errors(data: Path, kept: bool) -> Iterator[None]:
-    """Turn errors about data and settings into ValueErrors that speak of X, y and parameters.
-
-    ``kept``: the run outlives the fit, so that an interrupted one can be continued.
-    """
-    from xmodal.engine.run import Interrupted
-
-    try:
-        yield
-    except RecipeError as error:
-        raise ValueError("\n".join(map(_without_place, error.problems))) from error
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    except DataError as error:
-        if str(data) not in str(error):
-            raise
-        raise ValueError(_in_arguments(str(error), data)) from error
-    except Interrupted as error:
-        if not kept:
-            error.args = ("interrupted; nothing is kept. With directory= the fit would go on.",)
-        if error.exit_code == 130:
-            raise KeyboardInterrupt from error
-        raise
-
-
-def _without_place(problem: Problem) -> str:
-    """A problem; without its place if that is the command line, which the caller has not used."""
-    own = problem.where.startswith(COMMAND_LINE)
-    return str(problem).removeprefix(problem.where).strip() if own else str(problem)
-
-
-def _in_arguments(text: str, data: Path) -> str:
-    """A message about files of ``data`` as one about X and y."""
-    for name in ("x", "y"):
-        text = text.replace(f"{data}/{name}_train.npy: '{name}_train'", {"x": "X"}.get(name, name))
-    text = text.replace(f"{data}/train.parquet", "X")
-    return text.replace(f"{data}/", "")
-
-
-@contextmanager
-def watching(verbose: int) -> Iterator[Observer | None]:
-    """Progress on stderr as on the command line, if it is wanted."""
-    if not verbose:
-        yield None
-        return
-    from xmodal.cli import output
-    from xmodal.cli.live import Watcher
-
-    with Watcher(output.stderr()) as watcher:
-        yield watcher
 
 
 def _trained_of(state: Mapping[str, Any], device: str) -> TrainedModel:

@@ -98,10 +98,11 @@ class Test(Scores):
 
 
 class Seconds(Record):
-    """How long a run took."""
+    """How long a run took; ``test_sample``: to predict a test sample, in batches."""
 
     training: float
     this_process: float
+    test_sample: float | None = None
 
 
 class Parameters(Record):

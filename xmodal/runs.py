@@ -26,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xmodal.errors import DataError, MachineError, UsageError, did_you_mean, file_errors
-from xmodal.files import TAG, as_json, owned, write_atomically
+from xmodal.files import TAG, as_json, owned, read_json, write_atomically
 from xmodal.records import parsed, parsed_lines
 from xmodal.text import shortlist, shown
 
@@ -44,6 +44,10 @@ _NOT_IN_A_NAME = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 LIBRARIES = ("torch", "transformers", "timm", "accelerate", "numpy", "scikit-learn")
 
+ENSEMBLE = "ensemble.json"
+"""The file that makes a folder an ensemble: its members are runs."""
+SEARCH = "fit.json"
+"""The record of a search; its ``model`` is the path of the chosen run from there."""
 KIND = "run"
 """The kind of folder that a run directory is; see ``xmodal.files.claim``."""
 FORMAT = 2
@@ -317,9 +321,16 @@ def _strange(text: str) -> bool:
 
 
 def locate(reference: str, root: Path = DEFAULT_ROOT) -> Run:
-    """Find a run by its directory, or the newest run with a name under ``root``."""
+    """Find a run by its directory, or the newest run with a name under ``root``.
+
+    The folder of a search stands for the model that it chose, which may be an ensemble of runs.
+    """
     path = Path(reference)
     for folder in (path, root / reference):
+        if (chosen := read_json(folder / SEARCH).get("model")) is not None:
+            folder = folder / str(chosen)
+        if os.path.isfile(folder / ENSEMBLE):
+            return Run(folder)
         if owned(folder, KIND) or os.path.isfile(folder / "manifest.json"):
             return checked(Run(folder))
         found = folder.glob("*/manifest.json") if os.path.isdir(folder) else ()
@@ -342,6 +353,8 @@ def checked(run: Run) -> Run:
     """``run``, if this version can read it. Raises UsageError if it is no run at all, DataError if
     it is damaged or of a later version.
     """
+    if (run.path / ENSEMBLE).is_file():
+        raise UsageError(f"{run.path} is an ensemble of runs; name one of those beside it")
     try:
         manifest = run.read("manifest.json")
     except DataError:

@@ -57,6 +57,7 @@ class FilePart:
     y_name: str
     files: tuple[Path, ...]
     group: Array | None = None
+    time: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -231,12 +232,15 @@ def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[_Found
         found = dict(_split_keys(container, x, y))
         if "train" in found and ("test" in found or not settings.tests):
             for word, (x_key, y_key) in found.items():
-                group = settings.group and _with_word(container, settings.group, word)
-                yield _part(word, container, (x_key,), (y_key,), group), x, y
+                own = [
+                    key and _with_word(container, key, word)
+                    for key in (settings.group, settings.time)
+                ]
+                yield _part(word, container, (x_key,), (y_key,), *own), x, y
             return
     x = x or (first_key(container, SAMPLE_KEYS) or SAMPLE_KEYS[0],)
     y = y or (first_key(container, LABEL_KEYS) or LABEL_KEYS[0],)
-    yield _part(role, container, x, y, settings.group), x, y
+    yield _part(role, container, x, y, settings.group, settings.time), x, y
 
 
 def _keys(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -278,20 +282,31 @@ def _with_word(container: Container, name: str, role: Role) -> str:
 
 
 def _part(
-    role: Role, container: Container, x: tuple[str, ...], y: tuple[str, ...], group: str | None
+    role: Role,
+    container: Container,
+    x: tuple[str, ...],
+    y: tuple[str, ...],
+    group: str | None,
+    time: str | None,
 ) -> FilePart:
-    keys = [*x, *y, *([group] if group else [])]
     samples = container.stacked(x, "x:")
     labels = row_labels(container.stacked(y, "y:"), samples.shape[0])
-    group_N = None
-    if group:
-        rows = row_labels(container.get(group, "group:"), samples.shape[0])
-        if rows.shape != samples.shape[:1]:
-            expected = f"expected ({samples.shape[0]},)"
-            raise DataError(f"{container.name(group)} has shape {rows.shape}; {expected}")
-        group_N = rows.read(slice(None))
-        missing = np.flatnonzero((group_N != group_N) | (group_N.astype(str) == ""))
-        if len(missing):
-            raise DataError(f"{container.name(group)} is missing in row {missing[0]}")
-    files = container.files(*keys)
-    return FilePart(role, samples, labels, container.name(*x), container.name(*y), files, group_N)
+    group_N = None if group is None else _each(container, group, "group:", samples.shape[0])
+    time_N = None if time is None else _each(container, time, "time:", samples.shape[0])
+    if time_N is not None and time_N.dtype.kind not in "fiubM":
+        raise DataError(f"{container.name(str(time))} (time) holds text; save numbers")
+    files = container.files(*x, *y, *filter(None, (group, time)))
+    names = container.name(*x), container.name(*y)
+    return FilePart(role, samples, labels, *names, files, group_N, time_N)
+
+
+def _each(container: Container, key: str, setting: str, count: int) -> Array:
+    """A value for each sample ``[n]``. Raises DataError for a gap."""
+    rows = row_labels(container.get(key, setting), count)
+    if rows.shape != (count,):
+        raise DataError(f"{container.name(key)} has shape {rows.shape}; expected ({count},)")
+    value_N = rows.read(slice(None))
+    missing = np.flatnonzero((value_N != value_N) | (value_N.astype(str) == ""))
+    if len(missing):
+        raise DataError(f"{container.name(key)} is missing in row {missing[0]}")
+    return value_N

@@ -37,6 +37,12 @@ class DataSettings(TableFormat):
     group: str | None = Field(
         None, description="Key or column of groups (patient, site); a group stays in one part."
     )
+    time: str | None = Field(
+        None,
+        description="Key or column of when a sample was taken (numbers or dates): the earliest "
+        "samples train, the latest test; it is no input itself. Default: parts are drawn at "
+        "random.",
+    )
     drop: tuple[str, ...] = Field((), description="Columns of a table to leave out.")
     categories: tuple[str, ...] = Field(
         (), description="Numeric columns that hold category codes; text columns need no entry."
@@ -131,6 +137,8 @@ class DataSettings(TableFormat):
             raise ValueError("folds cut the training samples; leave out refit and validation")
         if self.folds is None and self.fold:
             raise ValueError("fold needs folds, how many there are")
+        if self.time is not None and self.folds is not None and self.fold >= self.folds:
+            raise ValueError("folds in time order cannot be cut anew, so fold is below folds")
         return self
 
     @property

@@ -55,10 +55,11 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
         notes += _doubt(part)
     y_names = _labels(parts[0], settings)
     x_names = _columns(parts[0], settings, y_names)
-    needed = [*x_names, *y_names, *([settings.group] if settings.group else [])]
+    needed = [*x_names, *y_names, *filter(None, (settings.group, settings.time))]
     for part in parts[1:]:
         tables.require(part.table.column_names, needed, part.where)
     form, said = tables.learn(parts, x_names, settings.categories, settings)
+    time = None if settings.time is None else _time_form(parts, settings.time, settings)
     encoded = []
     for (role, path), part in zip(files, parts, strict=True):
         x_NF = form.encode(part)
@@ -66,7 +67,8 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
         group_N = tables.complete_labels(part, settings.group, "group") if settings.group else None
         y_name = f"{path}: column '{shortlist(y_names)}'"
         rows = ArrayRows(x_NF), ArrayRows(y_N)
-        encoded.append(FilePart(role, *rows, part.where, y_name, (path,), group_N))
+        time_N = None if time is None else _times(part, time)
+        encoded.append(FilePart(role, *rows, part.where, y_name, (path,), group_N, time_N))
     if len(form.features) > _MANY:
         said.append(
             f"arrays: {len(form.features):,} columns: a transformer reads each as a token, and the "
@@ -141,13 +143,33 @@ def _columns(part: Part, settings: DataSettings, y_names: list[str]) -> list[str
     known = part.table.column_names
     wanted = settings.x or tuple(known)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
-    others = [*settings.drop, *([settings.group] if settings.group else [])]
+    others = [*settings.drop, *filter(None, (settings.group, settings.time))]
     tables.require(known, [*names, *others, *settings.categories], part.where)
     left_out = {*y_names, *others}
     names = [name for name in names if name not in left_out]
     if not names:
         raise DataError(f"{part.where}: no column is left for x (columns {shortlist(known)})")
     return names
+
+
+def _time_form(parts: list[Part], name: str, settings: DataSettings) -> TableForm:
+    """How the column of times is read. Raises DataError if it holds neither numbers nor dates."""
+    form, _ = tables.learn(parts, [name], (), settings)
+    if form.levels[0]:
+        raise DataError(
+            f"{parts[0].where}: column '{name}' (time) holds text that is no date and no number"
+        )
+    return form
+
+
+def _times(part: Part, form: TableForm) -> Array:
+    """When each row was taken ``[n]``: a number, or days. Raises DataError for a gap."""
+    time_N: Array = form.encode(part)[:, 0]
+    missing = np.flatnonzero(np.isnan(time_N))
+    if len(missing):
+        name = form.names[0]
+        raise DataError(f"{part.where}: column '{name}' (time) is missing in row {missing[0]}")
+    return time_N
 
 
 def _label_values(part: Part, names: list[str], settings: DataSettings) -> Array:

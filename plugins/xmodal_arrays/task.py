@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store, tables
 from xmodal.data.arrays import Array, Indices
-from xmodal.data.splits import split
+from xmodal.data.splits import split, split_in_time
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError
 from xmodal.files import contents
@@ -162,21 +162,25 @@ def _folded(
     repetition, fold = divmod(settings.fold, folds)
     seed = (seed if settings.split_seed is None else settings.split_seed) + repetition
     strata_N, groups_N = _strata(plan, part), plan.parts[part].group
+    strata_M = None if strata_N is None else strata_N[rows]
+    groups_M = None if groups_N is None else groups_N[rows]
+    time_N = plan.parts[part].time
     try:
-        found = split(
-            len(rows),
-            [1 / folds] * folds,
-            seed,
-            None if strata_N is None else strata_N[rows],
-            None if groups_N is None else groups_N[rows],
-        )
+        if time_N is not None:
+            # Each fold validates a stretch of time, and all before it trains.
+            found = split_in_time(time_N[rows], [1 / (folds + 1)] * (folds + 1), groups_M)
+            past = np.sort(np.concatenate(found[: fold + 1]))
+            return {
+                "train": Share(part, rows[past]), "validation": Share(part, rows[found[fold + 1]])
+            }  # fmt: skip
+        found = split(len(rows), [1 / folds] * folds, seed, strata_M, groups_M)
     except DataError as error:
         raise DataError(f"{plan.parts[part].x_name}: {error}") from error
     validates_N = np.zeros(len(rows), dtype=bool)
     validates_N[found[fold]] = True
-    if strata_N is not None and groups_N is None:
+    if strata_M is not None and groups_N is None:
         # The only sample of a class has to train.
-        _, class_N, count = np.unique(strata_N[rows], return_inverse=True, return_counts=True)
+        _, class_N, count = np.unique(strata_M, return_inverse=True, return_counts=True)
         validates_N &= count[class_N] > 1
     return {
         "train": Share(part, rows[~validates_N]),
@@ -206,10 +210,12 @@ def _cut(
     part, fractions = plan.parts[index], dict(zip(_ROLES, settings.split, strict=True))
     strata_N = _strata(plan, index)
     seed = seed if settings.split_seed is None else settings.split_seed
+    sizes = [fractions[role] for role in wanted]
     try:
-        cut = split(
-            part.x.shape[0], [fractions[role] for role in wanted], seed, strata_N, part.group
-        )
+        if part.time is not None:
+            cut = split_in_time(part.time, sizes, part.group)
+        else:
+            cut = split(part.x.shape[0], sizes, seed, strata_N, part.group)
     except DataError as error:
         raise DataError(f"{part.x_name}: {error}") from error
     return {role: Share(index, rows) for role, rows in zip(wanted, cut, strict=True)}
@@ -305,6 +311,9 @@ class Arrays(Task):
             classes=plan.labels.classes,
             raw=form,
             groups=_groups(plan, split_of),
+            rows={
+                r: torch.from_numpy(share.rows.astype(np.int64)) for r, share in split_of.items()
+            },
         )
 
     @classmethod

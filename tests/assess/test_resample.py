@@ -182,3 +182,35 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         assert found is not None
         hits += found.low <= 1.0 <= found.high
     assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_a_score_of_folds_is_the_mean_of_their_scores() -> None:
+    """Two repetitions of two folds of four samples, worked by hand."""
+    rows = torch.tensor([0, 1, 2, 3, 0, 2, 1, 3])
+    folds = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
+    error = torch.tensor([1.0, 2.0, 3.0, 10.0, 4.0, 6.0, 0.0, 8.0], dtype=torch.float64)[:, None]
+    y = torch.zeros(8, 1, dtype=torch.float64)
+    metric = build(metrics.MeanAbsoluteError, NUMBER)
+    samples = Resamples(metric, y, None, 0, rows, folds)
+    assert samples.units == 4
+    assert samples.over == "samples"
+    assert samples.score(error) == pytest.approx((2 + 10 + 5 + 4) / 4)
+    # Samples 1 and 3 alone: fold 2 holds neither, so it has no score.
+    assert samples.score(error, np.array([1, 3])) == pytest.approx((2 + 10 + 4) / 3)
+
+
+def test_in_cross_validation_a_sample_is_drawn_with_all_its_predictions() -> None:
+    """Predicting every sample twice, equally, tells nothing more than predicting it once."""
+    error = draw(40, 1).abs()
+    y, rows = torch.zeros(80, 1, dtype=torch.float64), torch.arange(40).repeat(2)
+    metric = build(metrics.MeanAbsoluteError, NUMBER)
+    once = Resamples(metric, y[:40]).interval(error)
+    folds = torch.arange(2).repeat_interleave(40)
+    twice = Resamples(metric, y, None, 0, rows, folds).interval(error.repeat(2, 1))
+    naive = Resamples(metric, y).interval(error.repeat(2, 1))
+    assert once is not None
+    assert twice is not None
+    assert naive is not None
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), rel=1e-12)
+    assert twice.units == 40
+    assert naive.high - naive.low < 0.8 * (twice.high - twice.low)

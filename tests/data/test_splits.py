@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xmodal.data.splits import shares, split
+from xmodal.data.splits import shares, split, split_in_time
 from xmodal.errors import DataError
 
 
@@ -89,3 +89,30 @@ def test_a_part_smaller_than_every_group_gets_the_smallest(seed: int) -> None:
     assert [sorted(set(groups[part].tolist())) for part in parts] == [[8, 9], [7]]
     with pytest.raises(DataError, match="2 samples in 1 groups"):
         split(2, (0.9, 0.1), seed, groups_N=np.array([1, 1]))
+
+
+def test_the_past_trains_and_the_future_tests() -> None:
+    time = order(100)  # every time once, shuffled
+    parts = split_in_time(time, [0.7, 0.15, 0.15])
+    assert [len(part) for part in parts] == [70, 15, 15]
+    assert [(time[p].min(), time[p].max()) for p in parts] == [(0, 69), (70, 84), (85, 99)]
+    assert all((np.diff(part) > 0).all() for part in parts)
+
+
+def test_samples_of_one_time_stay_together() -> None:
+    days = np.repeat([3, 1, 2, 0], [4, 44, 6, 46])
+    parts = split_in_time(days, [0.7, 0.15, 0.15])
+    assert [sorted(set(days[part])) for part in parts] == [[0, 1], [2], [3]]
+
+
+def test_a_group_stays_whole_at_the_time_of_its_latest_sample() -> None:
+    time = np.array([0.0, 9.0, 1.0, 2.0, 3.0, 4.0])
+    group = np.array(["a", "a", "b", "b", "c", "c"])  # a began first, and went on longest
+    first, second = split_in_time(time, [0.6, 0.4], group)
+    assert first.tolist() == [2, 3, 4, 5]
+    assert second.tolist() == [0, 1]
+
+
+def test_too_few_times_are_refused() -> None:
+    with pytest.raises(DataError, match="2 different times"):
+        split_in_time(np.array([1, 1, 2]), [0.5, 0.25, 0.25])

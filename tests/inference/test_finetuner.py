@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import signal
@@ -20,6 +21,7 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import xmodal
@@ -659,3 +661,52 @@ def test_a_saved_index_is_left_out() -> None:
         assert list(model.feature_names_in_) == list(X.columns[1:])
         expected = model.predict_proba(X)
         np.testing.assert_array_equal(model.predict_proba(X.iloc[:, 1:]), expected)
+
+
+# --- the search for the best answer ---
+
+AUTO = FineTuner(method="auto", trials=1, device="cpu", kind="classification")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "check",
+    ["check_fit_idempotent", "check_estimators_pickle", "check_dict_unchanged",
+     "check_fit2d_1sample", "check_n_features_in", "check_estimators_unfitted"],
+)  # fmt: skip
+def test_checks_of_scikit_learn_of_a_search(check: str) -> None:
+    getattr(estimator_checks, check)("FineTuner", clone(AUTO))
+
+
+@pytest.mark.slow
+def test_a_search_finds_and_keeps_the_best_answer(tmp_path: Path) -> None:
+    model = FineTuner(method="auto", trials=2, device="cpu", directory=tmp_path)
+    model.fit(ROWS, NAMES, groups=np.arange(60) // 2)
+    scores = [line["score"] for line in model.leaderboard_]
+    assert scores == sorted(scores)
+    assert model.score(ROWS, NAMES) > 0.8
+    assert list(model.classes_) == ["low", "mid", "top"]
+    assert model.predict_proba(ROWS[:3]).shape == (3, 3)
+    assert "no transformer was tried" in model.verdict_
+    assert xmodal.load(model.run_path_).run.path == model.run_path_
+    record = json.loads(next(tmp_path.glob("fits/*/fit.json")).read_text())
+    # Nothing was set apart to test, so there is no test score.
+    assert record["test"]["metric"] is None
+    assert "no test samples" in record["test"]["sentence"]
+    copied = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copied.predict_proba(ROWS), model.predict_proba(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "pare", "time": 60}, "method='auto' only"),
+        ({"method": "auto", "epochs": 3}, "epochs mean nothing"),
+        ({"method": "auto", "time": 60, "trials": 3}, "either how much time"),
+        ({"method": "auto", "time": "soon"}, "time: 'soon' is not a duration"),
+        ({"method": "auto", "trials": 1, "validation_fraction": 0}, "chooses by held-out"),
+    ],
+)
+def test_complaints_of_a_search(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FineTuner(**settings).fit(ROWS, NAMES)

@@ -14,7 +14,7 @@ import pytest
 from xmodal import api
 from xmodal.errors import UsageError
 from xmodal.runs import Run
-from xmodal.search.fit import FEW, FOLDS, REPETITIONS, fit
+from xmodal.search.fit import FEW, FOLDS, fit
 
 from ..processes import Command
 
@@ -34,10 +34,28 @@ def table(folder: Path, count: int) -> Path:
     return path
 
 
+RIDGE = """
+extends: [methods/baseline]
+always: {predictor: {use: sklearn, estimator: ridge}}
+"""
+
+
+def numbers(folder: Path) -> Path:
+    """Rows whose label is a sum, which trees learn slowly, and a product, which a sum cannot."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(720, 6)).round(3)
+    y = 0.7 * x.sum(axis=1) + 0.6 * x[:, 0] * x[:, 1] + 0.5 * random.normal(size=720)
+    path = folder / "numbers.csv"
+    text = "a,b,c,d,e,f,y\n" + "\n".join(",".join(map(str, r)) for r in np.c_[x, y].tolist())
+    path.write_text(text + "\n")
+    return path
+
+
 def test_the_chosen_model_is_the_best_on_validation_and_is_tested_once(tmp_path: Path) -> None:
     lines: list[str] = []
     data = table(tmp_path, 720)
-    found = fit(data, trials=6, overrides=TINY, root=tmp_path / "fits", jobs=1, say=lines.append)
+    asked = {"trials": 6, "overrides": TINY, "ensemble": False}
+    found = fit(data, root=tmp_path / "fits", jobs=1, say=lines.append, **asked)
     assert len(found.entries) == 6
     scores = [entry.score for entry in found.entries]
     assert scores == sorted(score for score in scores if score is not None)
@@ -60,13 +78,25 @@ def test_the_chosen_model_is_the_best_on_validation_and_is_tested_once(tmp_path:
     assert model.run.path == found.model
     assert model.predict(np.array([[1.0, 1.0], [1.0, -1.0]]), names=True).tolist() == ["up", "down"]
     record = json.loads((found.folder / "fit.json").read_text())
+    assert found.folder / record["model"] == found.model
+    # The test is that of the run, and held against always the same answer.
+    result = Run(found.model).read("result.json")
+    assert found.test == result["test"]["metric"]
+    assert found.tested.interval is not None
+    assert found.tested.interval.low == result["test"]["interval"]["low"]
+    assert "always guessing" in found.tested.sentence
+    assert all(entry.interval is not None for entry in found.entries)
+    assert all(entry.size > 0 for entry in found.entries)
+    assert all(entry.latency > 0 for entry in found.entries if entry.latency is not None)
+    assert found.verdict.startswith("The transformer has not earned its place")
+    assert found.lead is not None
     assert [line["name"] for line in record["leaderboard"]] == [e.name for e in found.entries]
     # The same again starts nothing; a search elsewhere finds the same.
     lines.clear()
-    again = fit(data, trials=6, overrides=TINY, root=tmp_path / "fits", jobs=1, say=lines.append)
+    again = fit(data, root=tmp_path / "fits", jobs=1, say=lines.append, **asked)
     assert again.looks == 1
     assert sum("(kept)" in line for line in lines) == 6
-    other = fit(data, trials=6, overrides=TINY, root=tmp_path / "other", jobs=2)
+    other = fit(data, root=tmp_path / "other", jobs=2, **asked)
     assert [(e.name, e.score) for e in other.entries] == [(e.name, e.score) for e in found.entries]
     assert other.test == found.test
 
@@ -74,11 +104,50 @@ def test_the_chosen_model_is_the_best_on_validation_and_is_tested_once(tmp_path:
 def test_few_rows_are_cross_validated(tmp_path: Path) -> None:
     found = fit(table(tmp_path, 60), trials=1, root=tmp_path / "fits", jobs=2)
     (entry,) = found.entries
-    assert len(entry.directories) == FOLDS * REPETITIONS
+    assert len(entry.directories) == FOLDS * 2
     each = [Run(Path(f)).read("result.json")["validation"]["metric"] for f in entry.directories]
     assert entry.score == pytest.approx(float(np.mean(each)))
-    assert len(set(entry.directories)) == FOLDS * REPETITIONS
+    assert len(set(entry.directories)) == FOLDS * 2
     assert sum(count for name, count in found.samples.items() if name != "test") < FEW
+
+
+def test_an_ensemble_can_be_chosen_and_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trees and a sum err differently, so their average is better than either."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "recipes" / "methods" / "ridge.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(RIDGE)
+    (tmp_path / "mine.yaml").write_text("rivals: [ridge]\nmethods: [nft]\n")
+    data = numbers(tmp_path)
+    found = fit(data, trials=3, space="./mine.yaml", root=tmp_path / "fits", jobs=2)
+    assert found.chosen.name.startswith("ensemble: ")
+    single = found.entries[1]
+    assert found.chosen.score is not None
+    assert single.score is not None
+    assert found.chosen.score < single.score
+    model = api.load(found.folder)
+    assert model.run.path == found.model
+    record = json.loads((found.model / "ensemble.json").read_text())
+    assert sum(one["weight"] for one in record["members"]) == pytest.approx(1)
+    for one in record["members"]:
+        facts = Run(found.model / one["run"]).read("manifest.json")["facts"]
+        assert facts["task"]["samples"]["train"] == 612  # refitted
+    assert found.looks >= len(record["members"])
+    assert [one.words for one in found.tested.against] == ["baseline", "majority"]
+    assert "better than majority" in found.tested.sentence
+    rows = np.genfromtxt(data, delimiter=",", skip_header=1)
+    error = model.predict(rows[:, :-1]) - rows[:, -1]
+    assert np.sqrt(np.mean(error**2)) < 0.65  # that of the noise is .5
+
+
+def test_limits_hold_for_what_is_chosen(tmp_path: Path) -> None:
+    data = table(tmp_path, 720)
+    with pytest.raises(UsageError, match=r"--memory allows less"):
+        fit(data, trials=2, memory=1000, root=tmp_path / "fits")
+    with pytest.raises(UsageError, match=r"--max-latency allows less"):
+        fit(data, trials=2, latency=1e-12, root=tmp_path / "fits")
 
 
 def test_an_interrupted_search_continues(tmp_path: Path) -> None:
@@ -98,7 +167,8 @@ def test_an_interrupted_search_continues(tmp_path: Path) -> None:
     assert second.code == 0
     assert "baseline" in second.err
     assert "(kept)" in second.err
-    assert "test error-rate" in second.out
+    assert "Test, looked at" in second.out
+    assert "error-rate" in second.out
     predicted = Command(
         "predict", next(tmp_path.glob("fits/*")), data, streams=tmp_path / "streams", cwd=tmp_path
     ).wait()
@@ -120,6 +190,9 @@ def test_complaints(tmp_path: Path) -> None:
         (["--time", "9s", "--trials", "2"], 2, "exclude each other"),
         (["--target", "z"], 4, "no column 'z'"),
         (["--metric", "eror-rate"], 2, "did you mean 'error-rate'"),
+        (["--preset", "god"], 2, "did you mean 'good'"),
+        (["--memory", "much"], 2, "--memory: 'much' is not a number"),
+        (["--max-latency", "5kg"], 2, "with a unit (s, ms, us)"),
     ):
         done = Command("fit", data, *options, streams=tmp_path / "s", cwd=tmp_path).wait()
         assert done.code == code, done.err

@@ -11,8 +11,18 @@ from xmodal import plugins
 from xmodal.data.store import Store
 from xmodal.engine.plan import compose_plan
 from xmodal.errors import RecipeError, UsageError
-from xmodal.recipe.lookup import all_searches
-from xmodal.search.space import Space, as_overrides, cheap, fine_tuning, rungs, space_of, training
+from xmodal.recipe.lookup import all_presets, all_searches
+from xmodal.search.clock import seconds
+from xmodal.search.space import (
+    Space,
+    as_overrides,
+    cheap,
+    fine_tuning,
+    preset_of,
+    rungs,
+    space_of,
+    training,
+)
 
 REGISTRY = plugins.registry()
 FORMS = ("row", "sequence", "grid")
@@ -94,3 +104,22 @@ def test_a_space_of_ones_own_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'sequence'"):
         space_of("sequense", REGISTRY)
     assert [one.name for one in all_searches(REGISTRY)] == [f"searches/{f}" for f in sorted(FORMS)]
+
+
+def test_presets_say_how_thorough_a_search_is() -> None:
+    space = space_of("row", REGISTRY)
+    quick, good, best = (preset_of(name, REGISTRY) for name in ("quick", "good", "best"))
+    assert good.over(space) == space
+    steps = [rungs(preset.over(space), 4607)[-1].total for preset in (quick, good, best)]
+    assert steps == sorted(steps)
+    assert steps[0] * 3 == pytest.approx(steps[1], rel=0.1)
+    assert steps[1] * 3 == pytest.approx(steps[2], rel=0.1)
+    assert [p.over(space).width for p in (quick, good, best)] == [3, 9, 27]
+    times = [seconds(p.time or "") for p in (quick, good, best)]
+    assert times == [120, 600, 7200]
+    assert quick.over(space).choices == space.choices
+    assert [one.name for one in all_presets(REGISTRY)] == [
+        "presets/best", "presets/good", "presets/quick",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="did you mean 'quick'"):
+        preset_of("quik", REGISTRY)

@@ -4,7 +4,7 @@ Pure functions of predictions, labels, groups and a metric; every number comes f
 """
 
 from xmodal.assess.cheap import ConstantAnswer, constant_answer
-from xmodal.assess.judge import Against, Judgement, judge, sentence
+from xmodal.assess.judge import Against, Judgement, judge, sentence, stand
 from xmodal.assess.resample import Resamples, ScoreInterval
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "constant_answer",
     "judge",
     "sentence",
+    "stand",
 ]

@@ -74,7 +74,7 @@ def judge(
     score = found if math.isfinite(found) else None
     interval = samples.interval(prediction) if score is not None else None
     against = tuple(
-        _against(samples, prediction, score, words, other) for words, other in answers.items()
+        stand(samples, prediction, words, other, score) for words, other in answers.items()
     )
     metric.reset()
     metric.group(None)
@@ -84,9 +84,10 @@ def judge(
     return Judgement(score, interval, against, said)
 
 
-def _against(
-    samples: Resamples, prediction: Tensor, score: float | None, words: str, other: Tensor
+def stand(
+    samples: Resamples, prediction: Tensor, words: str, other: Tensor, score: float | None
 ) -> Against:
+    """How predictions of ``score`` stand against others (``words``) for the same samples."""
     theirs = samples.score(other)
     known = theirs if math.isfinite(theirs) else None
     if score is None or known is None:

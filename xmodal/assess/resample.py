@@ -85,18 +85,28 @@ class Resamples:
     """The test samples of a task, drawn again and again; scores any predictions for them.
 
     ``metric`` is reset and used; predictions and labels ``[N, ...]`` are as ``Metric.update`` gets
-    them. ``groups_N`` are the groups of the samples, ``seed`` fixes all draws.
+    them. ``groups_N`` are the groups of the samples, ``seed`` fixes all draws. In cross-validation
+    a sample has a prediction in every repetition: ``rows_N`` says which sample each is of, and
+    ``folds_N`` of which fold it is. The score is then the mean of the folds' scores, and a sample
+    is drawn with all its predictions.
     """
 
     def __init__(
-        self, metric: Metric, y: Tensor, groups_N: Tensor | None = None, seed: int = 0
+        self,
+        metric: Metric,
+        y: Tensor,
+        groups_N: Tensor | None = None,
+        seed: int = 0,
+        rows_N: Tensor | None = None,
+        folds_N: Tensor | None = None,
     ) -> None:
         self.metric, self.y, self.groups_N, self.seed = metric, y, groups_N, seed
-        count = len(y)
-        if groups_N is None:
-            self.members = [np.array([i]) for i in range(count)]
+        self.folds_N = folds_N
+        whole_N = rows_N if groups_N is None else groups_N
+        if whole_N is None:
+            self.members = [np.array([i]) for i in range(len(y))]
         else:
-            _, group_N = np.unique(groups_N.cpu().numpy(), return_inverse=True)
+            _, group_N = np.unique(whole_N.cpu().numpy(), return_inverse=True)
             order = np.argsort(group_N, kind="stable")
             ends = np.cumsum(np.bincount(group_N))[:-1]
             self.members = np.split(order, ends)
@@ -108,9 +118,9 @@ class Resamples:
         """How many samples, or groups, there are."""
         return len(self.members)
 
-    def score(self, prediction: Tensor) -> float:
-        """The score of all samples."""
-        return self._scored(prediction, np.arange(self.units))
+    def score(self, prediction: Tensor, units: NDArray[np.int64] | None = None) -> float:
+        """The score of all samples, or of those of some units."""
+        return self._scored(prediction, np.arange(self.units) if units is None else units)
 
     def interval(self, prediction: Tensor) -> ScoreInterval | None:
         """The interval of the score; None where so few or such samples cannot tell."""
@@ -176,11 +186,22 @@ class Resamples:
         """The score of some units; a unit that is drawn twice counts twice."""
         chosen = [self.members[u] for u in index_M]
         index = torch.from_numpy(np.concatenate(chosen))
-        self.metric.reset()
         groups = None
         if self.groups_N is not None:
             sizes = torch.tensor([len(m) for m in chosen])
             groups = torch.arange(len(chosen)).repeat_interleave(sizes)
+        if self.folds_N is None:
+            return self._scored_rows(prediction, index, groups)
+        fold_M = self.folds_N[index]
+        scores = []
+        for fold in torch.unique(fold_M):  # a fold that no draw fell into has no score
+            own = fold_M == fold
+            in_fold = None if groups is None else groups[own]
+            scores.append(self._scored_rows(prediction, index[own], in_fold))
+        return float(np.mean(scores))
+
+    def _scored_rows(self, prediction: Tensor, index: Tensor, groups: Tensor | None) -> float:
+        self.metric.reset()
         self.metric.group(groups)
         self.metric.update(prediction[index], self.y[index])
         return float(self.metric.compute())

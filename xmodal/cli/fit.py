@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xmodal import text
+from xmodal import plugins, text
 from xmodal.cli import output
 from xmodal.cli.output import AsJson, Fetch, Plugins
 from xmodal.data import fetching
+from xmodal.files import read_json
 
 if TYPE_CHECKING:
     from xmodal.search.fit import Fitted
@@ -30,7 +31,7 @@ def fit(
         ),
     ] = None,
     time: Annotated[
-        str | None, typer.Option(help="How long to search: 90s, 10m, 2h. Default: 10m.")
+        str | None, typer.Option(help="How long to search: 90s, 10m, 2h; default: the preset's.")
     ] = None,
     trials: Annotated[
         int | None,
@@ -42,6 +43,10 @@ def fit(
     group: Annotated[
         str | None, typer.Option(help="The column or key of groups (patient, site).")
     ] = None,
+    time_column: Annotated[
+        str | None,
+        typer.Option(help="The column or key of time: train on the past, test on the future."),
+    ] = None,
     test: Annotated[
         Path | None, typer.Option(help="A file of test samples; default: some are set apart.")
     ] = None,
@@ -50,6 +55,9 @@ def fit(
         str | None,
         typer.Option(help="What to search: row, sequence, grid, or a file; default: by the data."),
     ] = None,
+    preset: Annotated[
+        str, typer.Option(help="How thorough to be: quick, good, best, or a file.")
+    ] = "good",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores.")] = None,
     launcher: Annotated[
         str,
@@ -58,6 +66,15 @@ def fit(
             show_default="this machine",
         ),
     ] = "",
+    memory: Annotated[
+        str | None, typer.Option(help="Choose nothing whose run took more memory: 4GB.")
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Choose nothing that takes longer to predict a sample: 5ms.")
+    ] = None,
+    ensemble: Annotated[
+        bool, typer.Option(help="Whether several answers together may be chosen.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of what is tried.")] = 0,
     root: Annotated[Path, typer.Option(help="Where searches are kept.")] = Path("fits"),
     fetch: Fetch = None,
@@ -73,16 +90,24 @@ def fit(
     Example:  xmodal fit table.csv --time 10m
     """
     from xmodal.errors import UsageError
-    from xmodal.search.clock import seconds
+    from xmodal.search.clock import BYTES, WAITS, amount, seconds
+    from xmodal.search.space import preset_of
 
     fetching.choose(fetch)
     if time is not None and trials is not None:
         raise UsageError("--time and --trials exclude each other")
-    limit = None if trials is not None else seconds(time or "10m")
+    if time is None and trials is None:
+        registry = plugins.registry(tuple(plugin or ()))
+        time = preset_of(preset, registry).time or "10m"
+    limit = None if trials is not None or time is None else seconds(time)
+    most = None if memory is None else int(amount(memory, "--memory", BYTES))
+    wait = None if max_latency is None else amount(max_latency, "--max-latency", WAITS)
     output.loading(quiet)
     from xmodal.search.fit import fit as search
 
-    settings: dict[str, Any] = {"y": target, "group": group, "metric": metric}
+    settings: dict[str, Any] = {
+        "y": target, "group": group, "time": time_column, "metric": metric,
+    }  # fmt: skip
     console = output.stderr()
     try:
         found = search(
@@ -96,6 +121,10 @@ def fit(
             space=space or "",
             jobs=jobs,
             launcher=launcher,
+            memory=most,
+            latency=wait,
+            ensemble=ensemble,
+            preset=preset,
             root=root,
             plugin_files=tuple(plugin or ()),
             say=lambda line: None if quiet else console.print(line),
@@ -103,43 +132,43 @@ def fit(
     except KeyboardInterrupt:
         console.print("finished trials are kept; repeat the command to continue")
         raise
+    from xmodal.report.fit import write_fit_report
+    from xmodal.runs import SEARCH
+
+    page = write_fit_report(found)
     if as_json:
-        output.print_json({**vars(found), "folder": str(found.folder)})
+        output.print_json(read_json(found.folder / SEARCH) | {"folder": str(found.folder)})
         return
-    _show(found)
+    _show(found, page)
 
 
-def _show(found: Fitted) -> None:
+def _show(found: Fitted, page: Path) -> None:
+    from xmodal.assess.judge import ends
+
     rows = [
         (
             number,
             entry.name,
-            text.number(entry.score),
+            text.number(entry.score, 3) + ends(entry.interval),
             text.duration(entry.seconds),
-            text.count(entry.parameters),
+            text.size(entry.size),
+            _wait(entry.latency),
         )
         for number, entry in enumerate(found.entries[:SHOWN], start=1)
     ]
-    output.print_table(("", "answer", f"validation {found.metric}", "time", "numbers"), rows)
+    head = ("", "answer", f"validation {found.metric} [95 %]", "time", "size", "a sample")
+    output.print_table(head, rows)
     console = output.stdout()
     console.print()
-    console.print(_verdict(found))
-    looks = "" if found.looks == 1 else f" (the test samples were looked at {found.looks} times)"
-    console.print(f"test {found.metric}: {text.number(found.test)}{looks}")
-    console.print(f"predict: xmodal predict {found.model} NEW_DATA")
-    page = found.model / "report.html"
-    if page.exists():
-        console.print(f"report: {page}")
+    console.print(found.verdict)
+    looked = "once" if found.looks == 1 else f"by {found.looks} runs"
+    console.print(f"Test, looked at {looked}: {found.tested.sentence}.")
+    console.print(f"predict: xmodal predict {found.folder} NEW_DATA")
+    console.print(f"report: {page}")
 
 
-def _verdict(found: Fitted) -> str:
-    """Whether a transformer was worth it, in a sentence."""
-    cheap, chosen = found.best_cheap, found.chosen
-    if chosen.cheap:
-        tried = any(not entry.cheap for entry in (*found.entries, *found.others))
-        more = "no fine-tuned transformer was better" if tried else "no transformer was tried"
-        return f"A cheap answer wins: {chosen.name}; {more} on the validation samples."
-    if cheap is None:
-        return f"Chosen: {chosen.name}; no cheap answer could be fitted."
-    scores = f"{text.number(chosen.score)} against {text.number(cheap.score)}"
-    return f"Fine-tuning wins: {chosen.name}, {scores} of the best cheap answer, {cheap.name}."
+def _wait(seconds: float | None) -> str:
+    """A short time in milliseconds or microseconds."""
+    if seconds is None:
+        return text.MISSING
+    return f"{text.number(1e3 * seconds, 2)} ms"

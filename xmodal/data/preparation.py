@@ -88,6 +88,15 @@ class RawForm:
         table = state.get("table")
         return cls(**{**state, "table": None if table is None else TableForm.of(table)})
 
+    def reads_like(self, other: RawForm) -> bool:
+        """Whether both make the same sample of every raw sample; labels do not matter."""
+        names = ("shape", "laid", "channel", "columns", "levels", "missing", "samples", "padded")
+        tensors = [(self.mean, other.mean), (self.scale, other.scale), (self.extra, other.extra)]
+        return all(getattr(self, name) == getattr(other, name) for name in names) and all(
+            one is two if one is None or two is None else torch.equal(one, two)
+            for one, two in tensors
+        )
+
     @classmethod
     def of_bytes(
         cls,

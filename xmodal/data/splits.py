@@ -1,6 +1,7 @@
 """Splits samples into training, validation and test, and takes shares of the training samples.
 
-Both are stratified by class, or keep groups whole. Pure functions of counts, labels and a seed.
+Both are stratified by class, or keep groups whole; ``split_in_time`` trains on the past. Pure
+functions of counts, labels, times and a seed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,39 @@ def split(
             "without leaving one empty; choose other shares or add samples"
         )
     return parts
+
+
+def split_in_time(
+    time_N: Array, shares: Sequence[float], groups_N: Array | None = None
+) -> list[Indices]:
+    """Cut samples by time: the earliest share first. One ascending index array per share.
+
+    Samples of the same time stay together. A group (``groups_N``) stays whole, and has the time of
+    its latest sample. Raises DataError if a part would be empty.
+    """
+    whole_N = time_N if groups_N is None else groups_N
+    _, unit_N, size_U = np.unique(whole_N, return_inverse=True, return_counts=True)
+    order_N = np.argsort(time_N, kind="stable")
+    latest_U = np.empty(len(size_U), dtype=np.int64)
+    latest_U[unit_N[order_N]] = np.arange(len(order_N))  # of several samples the last one counts
+    order_U = np.argsort(latest_U)
+    end_U = np.cumsum(size_U[order_U])
+    wanted_P = np.cumsum(np.asarray(shares, dtype=np.float64) / sum(shares)) * len(time_N)
+    # A part ends after the unit that brings it closest to its size, and each has one at least.
+    cuts, units = [0], len(size_U)
+    for place, wanted in enumerate(wanted_P[:-1].tolist(), start=1):
+        nearest = int(np.abs(end_U - wanted).argmin()) + 1
+        cuts.append(max(cuts[-1] + 1, min(nearest, units - (len(shares) - place))))
+    if units < len(shares):
+        what = "groups" if groups_N is not None else "different times"
+        raise DataError(
+            f"{len(time_N)} samples of {units} {what} cannot be cut into {len(shares)} parts by "
+            "time; choose other shares or leave out time"
+        )
+    part_U = np.empty(units, dtype=np.int64)
+    for part, (low, high) in enumerate(zip(cuts, [*cuts[1:], units], strict=True)):
+        part_U[order_U[low:high]] = part
+    return [np.flatnonzero(part_U[unit_N] == part) for part in range(len(shares))]
 
 
 def _by_stratum(strata_N: Array, shares: Sequence[float], seed: int) -> Indices:

@@ -29,14 +29,14 @@ LABELS_AT_ONCE = 256
 
 
 def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
-    """Write all test predictions with their labels and groups, unless they are too large."""
+    """Write all test predictions with their labels, groups and rows, unless they are too large."""
     size = predictions.numel() * predictions.element_size()
     if size <= MAX_PREDICTION_BYTES:
         labels = session.data.in_unit(loader.labels(session.data.test))
         content = {"prediction": predictions, "label": labels}
-        groups = session.data.groups_of(session.data.test)
-        if groups is not None:
-            content["group"] = groups
+        data = session.data
+        more = {"group": data.groups_of(data.test), "row": data.rows_of(data.test)}
+        content |= {name: values for name, values in more.items() if values is not None}
         tensors = {name: tensor.contiguous() for name, tensor in content.items()}
         with atomically(run.path / "predictions.safetensors") as new:
             save_file(tensors, new)

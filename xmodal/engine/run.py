@@ -439,7 +439,9 @@ class _Execution:
             )
         best = checkpoint.load(best_folder(self.run, snapshot), self.digest)
         checkpoint.load_exactly(session.model, checkpoint.weights(best), "the best checkpoint")
+        begun = self.clock()
         score = evaluate(session, session.data.test, keep=True)
+        took = self.clock() - begun
         assert score.predictions is not None
         if score.metric is None:
             metric = self.plan.recipe.task.config.metric.name
@@ -452,6 +454,7 @@ class _Execution:
         seconds = {
             "training": snapshot.seconds,
             "this_process": self.clock() - self.begun,
+            "test_sample": took / len(score.predictions),
         }
         summary = summarise(self.plan.recipe, session, snapshot, score, judgement)
         return {**summary, "seconds": seconds}

@@ -15,7 +15,7 @@ from xmodal.data.store import Store
 from xmodal.engine.memory import device_errors
 from xmodal.errors import DataError, UsageError, XModalError, file_errors
 from xmodal.files import as_json, atomically, below, read_json
-from xmodal.inference.model import TrainedModel
+from xmodal.inference.model import Ensemble, TrainedModel
 from xmodal.interfaces import Context, Exported, Exporter, FittedPredictor
 from xmodal.plugins import Registry
 from xmodal.recipe.choice import chosen
@@ -90,6 +90,12 @@ def default_folder(run: Path, to: str) -> Path:
 
 def _check_traceable(trained: TrainedModel, to: str) -> None:
     """Raise DataError, with what works instead, for a model that is none of torch."""
+    if isinstance(trained, Ensemble):
+        members = shortlist(str(member.run.path) for member in trained.members)
+        raise DataError(
+            f"{trained.run.path} is an ensemble, which cannot be exported as one: use it with "
+            f"xmodal predict {trained.run.path} FILE, or export its members: {members}"
+        )
     predictor = trained.model.predictor
     if isinstance(predictor, FittedPredictor) and not predictor.traceable:
         raise DataError(

@@ -8,7 +8,7 @@ replace. Samples are prepared as the training samples were.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from xmodal.engine.build import Builder
 from xmodal.engine.memory import device_errors
 from xmodal.engine.plan import Plan
 from xmodal.errors import DataError, file_errors
+from xmodal.inference import ensemble
 from xmodal.interfaces import Context, Facts, Metric, Network
 from xmodal.recipe.compose import compose, validate
 from xmodal.recipe.messages import own_recipe
@@ -139,6 +140,9 @@ class TrainedModel:
     @classmethod
     def of(cls, state: Mapping[str, Any], device: torch.device, where: str) -> TrainedModel:
         """The model that ``state`` describes; ``where`` it comes from, for errors."""
+        if "members" in state:
+            members = [TrainedModel.of(one, device, where) for one in state["members"]]
+            return Ensemble(members, state["shares"], runs.Run(Path(state["path"])))
         recipe = Recipe.model_validate(state["recipe"])
         return cls(
             model=rebuild(recipe, state["facts"], state["weights"], where),
@@ -293,6 +297,38 @@ class TrainedModel:
         return raw
 
 
+class Ensemble(TrainedModel):
+    """``members`` and their ``weights``, which add up to 1, as one model.
+
+    Raises DataError if the members prepare samples differently.
+    """
+
+    def __init__(
+        self, members: Sequence[TrainedModel], weights: Sequence[float], run: runs.Run
+    ) -> None:
+        first = members[0]
+        super().__init__(
+            first.model, first.recipe, first.facts, first.raw, first.classes, run, first.device,
+            first.note, first.seen,
+        )  # fmt: skip
+        self.members, self.weights = tuple(members), tuple(weights)
+        for other in members[1:]:
+            if not first.raw.reads_like(other.raw) or other.classes != first.classes:
+                raise DataError(
+                    f"{run.path}: {other.run.path} does not prepare samples as {first.run.path}"
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean of the members' outputs for prepared samples."""
+        found = [member.forward(x) for member in self.members]
+        return ensemble.combined(self.kind, found, self.weights)
+
+    def state(self) -> dict[str, Any]:
+        """The models as plain values and tensors in main memory, to be pickled."""
+        members = [member.state() for member in self.members]
+        return {"members": members, "shares": list(self.weights), "path": str(self.run.path)}
+
+
 @file_errors()
 @device_errors()
 @fetching.doing("use")
@@ -302,13 +338,17 @@ def load_trained(
     plugin_files: tuple[str, ...] = (),
     note: Callable[[str], None] = warnings.warn,
 ) -> TrainedModel:
-    """The trained model of a run, with its best weights.
+    """The trained model of a run, with its best weights; or that of an ensemble of runs.
 
     ``device`` is the run's unless named, and the CPU, with a note, if the run's is not here. Raises
     UsageError if there is no such run or no such device, DataError if it has no trained model.
     """
     named = None if device is None else devices.checked(str(device))
     run = runs.locate(str(reference))
+    if (run.path / runs.ENSEMBLE).is_file():
+        found = ensemble.members(run)
+        members = [load_trained(path, device, plugin_files, note) for path in found]
+        return Ensemble(members, list(found.values()), run)
     registry = plugins.registry(plugin_files)
     with own_recipe(run.path):
         layered = compose([str(run.path / "resolved.yaml")], registry, (), None)

@@ -38,6 +38,7 @@ class TaskData:
     group (person, record, clip) of each sample of a split, int64 ``[n]``, where samples of one
     group are not independent; metrics that score groups get them (``Metric.group``).
     ``validation_joins``: whether the published protocol trains on the validation split too.
+    ``rows`` holds the place of each sample of a split in its file, from 0, int64 ``[n]``.
     """
 
     train: Dataset[Pair]
@@ -52,12 +53,20 @@ class TaskData:
     raw: RawForm | None = None
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     validation_joins: bool = True
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
     def groups_of(self, dataset: Dataset[Pair]) -> Tensor | None:
         """The groups of the samples of one of the splits; None if it has none."""
-        for name, groups_N in self.groups.items():
+        return self._of(self.groups, dataset)
+
+    def rows_of(self, dataset: Dataset[Pair]) -> Tensor | None:
+        """The places of the samples of one of the splits in its file; None if it has no file."""
+        return self._of(self.rows, dataset)
+
+    def _of(self, named: Mapping[str, Tensor], dataset: Dataset[Pair]) -> Tensor | None:
+        for name, values_N in named.items():
             if getattr(self, name) is dataset:
-                return groups_N
+                return values_N
         return None
 
     def in_unit(self, y: Tensor) -> Tensor:

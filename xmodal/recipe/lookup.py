@@ -23,6 +23,9 @@ SUITES = "suites/"
 SEARCHES = "searches/"
 """Files below this folder say what ``xmodal fit`` tries; they are no recipes either."""
 
+PRESETS = "presets/"
+"""Files below this folder say how thoroughly it tries; no recipes, either."""
+
 
 @dataclass(frozen=True)
 class RecipeFile:
@@ -35,7 +38,7 @@ class RecipeFile:
 
 def all_recipes(registry: Registry) -> list[RecipeFile]:
     """Every recipe with a name, those of the working directory first; each name appears once."""
-    apart = (SUITES, SEARCHES)
+    apart = (SUITES, SEARCHES, PRESETS)
     return [found for found in _once_each(registry) if not found.name.startswith(apart)]
 
 
@@ -47,6 +50,11 @@ def all_suites(registry: Registry) -> list[RecipeFile]:
 def all_searches(registry: Registry) -> list[RecipeFile]:
     """Every space of a search with a name, such as ``searches/row``."""
     return [found for found in _once_each(registry) if found.name.startswith(SEARCHES)]
+
+
+def all_presets(registry: Registry) -> list[RecipeFile]:
+    """Every preset of a search with a name, such as ``presets/quick``."""
+    return [found for found in _once_each(registry) if found.name.startswith(PRESETS)]
 
 
 def _once_each(registry: Registry) -> list[RecipeFile]:

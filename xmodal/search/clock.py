@@ -7,26 +7,41 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
 from xmodal.errors import UsageError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 MARGIN = 1.3
 """A trial starts only if there is time for a third more than it should take."""
 
 
-def seconds(text: str) -> float:
+def seconds(text: str, option: str = "--time") -> float:
     """A duration such as ``90``, ``90s``, ``10m``, ``1.5h``; bare numbers are seconds.
 
-    Raises UsageError.
+    Raises UsageError, which names the ``option``.
     """
     found = _DURATION.fullmatch(text.strip().lower())
     if not found or not float(found[1]):
-        raise UsageError(f"--time: '{text}' is not a duration such as 90s, 10m or 2h")
+        raise UsageError(f"{option}: '{text}' is not a duration such as 90s, 10m or 2h")
     return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+WAITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def amount(text: str, option: str, units: Mapping[str, float]) -> float:
+    """A number with one of some units, such as ``4GB`` or ``5ms``. Raises UsageError."""
+    found = _AMOUNT.fullmatch(text.strip().lower())
+    if not found or found[2] not in units or not float(found[1]):
+        known = ", ".join(filter(None, units))
+        raise UsageError(f"{option}: '{text}' is not a number above 0 with a unit ({known})")
+    return float(found[1]) * units[found[2]]
 
 
 @dataclass

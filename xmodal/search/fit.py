@@ -1,9 +1,9 @@
 """``fit``: the best model for a data file, in the time that there is, and how good it is.
 
 The folder of a search holds ``fit.json`` (everything), ``trials/`` (ordinary runs, which no test
-sample has reached) and ``model-NN/``, the run of the chosen model, fitted on all training samples
-and tested once. The same command continues a search that was interrupted, or goes on with more
-time.
+sample has reached) and ``models/``: the chosen model, fitted on all training samples and tested
+once, and the cheap answer that it is held against. The same command continues a search that was
+interrupted, or goes on with more time.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
+from xmodal.assess import Against, Judgement
 from xmodal.comparison.run import default_launcher
 from xmodal.data.datasets import cores
 from xmodal.data.store import Store
@@ -26,10 +27,14 @@ from xmodal.files import claim, write_json
 from xmodal.recipe.cheap import cheap_methods
 from xmodal.recipe.choice import choose
 from xmodal.recipe.own_data import own_data
+from xmodal.search.board import Line, leaderboard, line, verdict
 from xmodal.search.clock import Clock
-from xmodal.search.search import Search
-from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, rungs, space_of
-from xmodal.search.trials import RECIPE, Maker, Trial, TrialRun
+from xmodal.search.last import ZERO_LINE, LastFits, looks
+from xmodal.search.mixture import Mixture, mixture
+from xmodal.search.pooled import Pool
+from xmodal.search.search import TOO_LATE, Limits, Search
+from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, preset_of, rungs, space_of
+from xmodal.search.trials import MODELS, Maker, Trial
 
 if TYPE_CHECKING:
     from xmodal.interfaces import Launcher
@@ -37,34 +42,29 @@ if TYPE_CHECKING:
 ROOT = Path("fits")
 KIND = "fit"
 """The kind of folder that a search is; see ``xmodal.files.claim``."""
-RECORD = "fit.json"
 FEW = 500
 """Below so many samples to train and validate, selection is by repeated cross-validation."""
-FOLDS, REPETITIONS = 5, 2
-ZERO_LINE = "methods/majority"
-"""Fits data of every form, so planning it tells what the data are."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the leaderboard. ``score``: on the validation samples; None if it has no number."""
-
-    name: str
-    cheap: bool
-    rung: int | None
-    score: float | None
-    seconds: float
-    parameters: int
-    directories: tuple[str, ...]
+FOLDS = 5
+USUAL = "good"
+"""The preset, if none is named."""
+SPARE = 3
+"""Last fits that time is kept for, where an ensemble may be chosen."""
+EXPORTS = (
+    "any of what is tried can predict; only networks and linear baselines can be exported, and no "
+    "ensemble"
+)
 
 
 @dataclass(frozen=True)
 class Fitted:
     """What a search found.
 
-    ``entries``: trials that could be chosen, best first. ``others``: those on lower rungs.
-    ``model``: the run of the chosen one, whose ``test`` is its metric on the test samples, which
-    have been looked at ``looks`` times. ``left_out``: why what was not tried was not.
+    ``entries``: what could be chosen, best first: an ensemble, if one is better than every trial,
+    and trials. ``others``: trials on lower rungs. ``verdict``: in words, on the validation samples;
+    ``lead`` is what it rests on. ``model``: the folder of the chosen one, a run or an ensemble.
+    ``tested``: its score on the test samples, with its interval and how it stands against cheap
+    answers. The test samples have been looked at by ``looks`` runs. ``left_out``: why what was not
+    tried was not.
     """
 
     folder: Path
@@ -72,8 +72,10 @@ class Fitted:
     better: str
     entries: tuple[Line, ...]
     others: tuple[Line, ...]
+    verdict: str
+    lead: Against | None
     model: Path
-    test: float | None
+    tested: Judgement
     samples: Mapping[str, int]
     looks: int
     seconds: float
@@ -89,6 +91,11 @@ class Fitted:
         """The best cheap answer."""
         return next((entry for entry in self.entries if entry.cheap), None)
 
+    @property
+    def test(self) -> float | None:
+        """The score on the test samples."""
+        return self.tested.metric
+
 
 @file_errors()
 def fit(
@@ -97,12 +104,17 @@ def fit(
     test: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    common: Sequence[str] = (),
     seconds: float | None = None,
     trials: int | None = None,
     seed: int = 0,
     space: str = "",
     jobs: int | None = None,
     launcher: str = "",
+    memory: int | None = None,
+    latency: float | None = None,
+    ensemble: bool = True,
+    preset: str = USUAL,
     root: str | Path = ROOT,
     plugin_files: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
@@ -112,9 +124,12 @@ def fit(
     ``data``: a file or folder as task ``arrays`` reads it, with ``settings`` of that task (``y``,
     ``group``, ``metric``, ...). ``test``: a file of test samples; otherwise some are set apart.
     ``overrides``: settings ``key=value`` of the trials that train, and of all if they are of the
-    task. ``space``: what to search, a name or a file; default: that of the form of the data.
-    ``jobs``: runs at a time. ``launcher``: where they run, as in ``xmodal.compare``. Raises
-    UsageError, DataError and RecipeError.
+    task. ``common``: settings of all trials. ``space``: what to search, a name or a file; default:
+    that of the form of the data. ``preset``: how thorough to be, a name or a file. ``jobs``: runs
+    at a time. ``launcher``: where they run, as in ``xmodal.compare``. ``memory``: the most bytes
+    that a run may take, and ``latency`` the most seconds to predict a sample, of what is chosen.
+    ``ensemble``: whether several trials together may be chosen. Raises UsageError, DataError and
+    RecipeError.
     """
     if (seconds is None) == (trials is None):
         raise UsageError("say either how much time there is, or how many trials to make")
@@ -126,35 +141,42 @@ def fit(
     if own is None:
         raise UsageError(f"{data} is not a data file that an installed plugin reads")
     of_task = tuple(override for override in given if override.startswith("task."))
-    shared = (*own.overrides, *of_task)
+    shared = (*own.overrides, *of_task, *common)
     plan = compose_plan((ZERO_LINE, own.recipe), registry, store, shared)
     facts = plan.facts.task
-    chosen_space = space_of(space or facts.form, registry)
+    how = preset_of(preset, registry)
+    chosen_space = how.over(space_of(space or facts.form, registry))
+    ensemble = ensemble and how.ensemble
     folder = Path(root) / _folder_name(data, plan, registry, store, seed, (*overrides, space))
     claim(folder, KIND)
     samples = sum(count for name, count in facts.samples.items() if name != "test")
-    few = samples < FEW and getattr(plan.recipe.task.config, "validation", None) is None
+    task = plan.recipe.task.config
+    few = samples < FEW and getattr(task, "validation", None) is None
+    in_time = getattr(task, "time", None) is not None
     maker = Maker(
         registry,
         store,
-        folder / "trials",
+        folder,
         own.recipe,
         (*shared, f"seed={seed}", "saving.keep=1"),
         tuple(other for other in overrides if other not in of_task),
-        FOLDS if few else None,
+        min(FOLDS, max(2, samples // 2)) if few else None,
     )
     runner, jobs = _launcher(launcher, jobs, registry, store)
-    metric = plan.recipe.task.config.metric
+    metric = task.metric
     say(f"{facts.name}: {_told(facts.samples)}, {'cross-validated' if few else 'one split'}")
+    say(EXPORTS)
     search = Search(
         maker,
         runner,
         jobs,
         clock,
         metric.component.better,
-        _folds(few),
+        _folds(maker.folds, in_time, how.repetitions),
         say,
         trials,
+        Limits(memory, latency),
+        SPARE if ensemble else 1,
     )
     answers = cheap(chosen_space, cheap_methods(registry, facts))
     ladder = rungs(chosen_space, facts.samples["train"])
@@ -162,26 +184,47 @@ def fit(
     found = search.eligible()
     if not found:
         raise UsageError(_nothing(search.left_out))
-    say(f"chosen: {found[0].name}; fitting it on all training samples")
-    part = _last(maker, folder, found[0])
-    if not part.done:
-        search.last_fit(found[0], part)
-    looks = len([one for one in folder.glob("model-*") if runs.Run(one).state == "done"])
+    pool = Pool(plan, seed)
+    mixed = _mixture(search, pool, found, seed) if ensemble else None
+    entries = leaderboard(pool, found, mixed)
+    tried = len({trial.answer.name for trial in search.trials if not trial.answer.cheap})
+    said = verdict(pool, found, mixed, metric.name, tried)
+    say(f"chosen: {entries[0].name}; fitting it on all training samples")
+    last = LastFits(search, pool, folder / MODELS)
+    model, tested = last.tested(found, mixed)
     fitted = Fitted(
         folder,
         metric.name,
         search.better,
-        tuple(map(_entry, found)),
-        tuple(_entry(trial) for trial in search.trials if trial.done and trial not in found),
-        part.directory,
-        part.result["test"]["metric"],
+        entries,
+        tuple(line(trial) for trial in search.trials if trial.done and trial not in found),
+        said.words,
+        said.lead,
+        model,
+        tested,
         dict(facts.samples),
-        looks,
+        looks(folder / MODELS),
         clock.spent(),
         dict(search.left_out),
     )
     _record(fitted, shared, seed, seconds, trials)
     return fitted
+
+
+def _mixture(search: Search, pool: Pool, found: Sequence[Trial], seed: int) -> Mixture | None:
+    """An ensemble, if one is better than all trials and there is time to fit its members."""
+    made = mixture(pool, found, seed)
+    if made is None:
+        return None
+    waits = [trial.latency() for trial, _ in made.members]
+    most = search.limits.latency
+    if most is not None and sum(wait or 0.0 for wait in waits) > most:
+        search.left_out[made.name] = "it takes longer than --max-latency allows"
+        return None
+    if not search.in_time([trial for trial, _ in made.members]):
+        search.left_out[made.name] = TOO_LATE
+        return None
+    return made
 
 
 def _launcher(
@@ -218,39 +261,18 @@ def _told(samples: Mapping[str, int]) -> str:
     ))  # fmt: skip
 
 
-def _folds(few: bool) -> list[range]:
+def _folds(folds: int | None, in_time: bool, repetitions: int) -> list[Sequence[int]]:
     """The folds of every rung: a lower rung of cross-validation makes do with some of them."""
-    if not few:
+    if folds is None:
         return [range(1)] * RUNGS
-    return [range(2), range(FOLDS), range(FOLDS * REPETITIONS)]
-
-
-def _last(maker: Maker, folder: Path, trial: Trial) -> TrialRun:
-    """The run of the chosen model: one that is there already, if it is the same, or a new one."""
-    taken = sorted(folder.glob("model-*"))
-    planned = maker.last(trial, folder / f"model-{len(taken):02}")
-    for directory in taken:
-        recipe = directory / RECIPE
-        if recipe.exists() and recipe.read_text(encoding="utf-8") == planned.text():
-            return TrialRun(directory, planned.recipe)
-    return planned
+    if in_time:  # the last folds have the most to train on; their order cannot be drawn anew
+        return [range(folds - 2, folds), range(folds), range(folds)]
+    return [range(2), range(folds), range(folds * repetitions)]
 
 
 def _nothing(left_out: Mapping[str, str]) -> str:
     reasons = "\n".join(f"{name}: {why.splitlines()[0]}" for name, why in left_out.items())
     return f"no trial was finished, so there is nothing to choose\n{reasons}"
-
-
-def _entry(trial: Trial) -> Line:
-    return Line(
-        trial.name,
-        trial.answer.cheap,
-        trial.rung,
-        trial.score(),
-        trial.seconds(),
-        trial.parameters(),
-        tuple(str(part.directory) for part in trial.parts),
-    )
 
 
 def _record(
@@ -263,12 +285,14 @@ def _record(
         "metric": fitted.metric,
         "better": fitted.better,
         "samples": fitted.samples,
-        "leaderboard": [vars(entry) for entry in fitted.entries],
-        "lower_rungs": [vars(entry) for entry in fitted.others],
-        "model": str(fitted.model),
-        "test": fitted.test,
+        "leaderboard": [entry.plain() for entry in fitted.entries],
+        "lower_rungs": [entry.plain() for entry in fitted.others],
+        "verdict": fitted.verdict,
+        "lead": None if fitted.lead is None else asdict(fitted.lead),
+        "model": fitted.model.relative_to(fitted.folder).as_posix(),
+        "test": asdict(fitted.tested),
         "looks_at_the_test_split": fitted.looks,
         "seconds": fitted.seconds,
         "left_out": fitted.left_out,
     }
-    write_json(fitted.folder / RECORD, json.loads(json.dumps(content, default=str)))
+    write_json(fitted.folder / runs.SEARCH, json.loads(json.dumps(content, default=str)))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from xmodal import text
 from xmodal.comparison.queue import LOG, command, last_lines
 from xmodal.errors import XModalError
 from xmodal.interfaces import Job, Launcher
@@ -26,12 +27,29 @@ REFIT = 1.4
 TOO_LATE = "no time was left"
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a model may need: ``memory`` in bytes, ``latency`` in seconds a sample; None: any."""
+
+    memory: int | None = None
+    latency: float | None = None
+
+    def broken(self, trial: Trial) -> str:
+        """Why a trial that is done cannot be chosen; empty if it can."""
+        if self.memory is not None and trial.memory() > self.memory:
+            return f"it took {text.size(trial.memory())} of memory; --memory allows less"
+        took = trial.latency()
+        if self.latency is not None and (took is None or took > self.latency):
+            return f"it takes {text.duration(took)} a sample; --max-latency allows less"
+        return ""
+
+
 @dataclass
 class Search:
     """One search. ``say`` gets a line about everything that happens.
 
     ``folds``: those of each rung, lowest first; cheap answers get the last ones. ``most``: how many
-    trials may start.
+    trials may start. ``limits``: of what can be chosen. ``spare``: last fits to leave time for.
     """
 
     maker: Maker
@@ -42,6 +60,8 @@ class Search:
     folds: Sequence[Sequence[int]]
     say: Callable[[str], None]
     most: int | None = None
+    limits: Limits = Limits()
+    spare: int = 1
     trials: list[Trial] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     late: bool = False
@@ -67,13 +87,22 @@ class Search:
     def eligible(self) -> list[Trial]:
         """Trials that can be chosen: done, and judged on all folds; best first."""
         whole = len(self.folds[-1])
-        return best([t for t in self.trials if len(t.parts) == whole and t.done], self.better)
+        return best(self._allowed([t for t in self.trials if len(t.parts) == whole]), self.better)
 
-    def last_fit(self, chosen: Trial, part: TrialRun) -> None:
-        """Fit the chosen trial on all training samples, and test it. Raises its XModalError."""
-        self._work([part], lambda part: True)
-        if not part.done:
-            raise XModalError(f"the last fit has failed:\n{last_lines(part.directory / LOG)}")
+    def _allowed(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that are done and within the limits."""
+        return [trial for trial in trials if trial.done and not self.limits.broken(trial)]
+
+    def last_fits(self, parts: Sequence[TrialRun]) -> None:
+        """Fit chosen trials on all training samples, and test them. Raises their XModalError."""
+        self._work([part for part in parts if not part.done], lambda part: True)
+        for part in parts:
+            if not part.done:
+                raise XModalError(f"the last fit has failed:\n{last_lines(part.directory / LOG)}")
+
+    def in_time(self, trials: Sequence[Trial]) -> bool:
+        """Whether there is time left for the last fits of trials."""
+        return self._last_fits(trials) + REPORT < self.clock.left()
 
     def _over(self) -> bool:
         return self.late or (self.most is not None and len(self.trials) >= self.most)
@@ -83,7 +112,7 @@ class Search:
         for number, rung in enumerate(ladder):
             above = ladder[number + 1 :]
             tried = self._wave([(one, number, rung) for one in level], above)
-            ended = best([trial for trial in tried if trial.done], self.better)
+            ended = best(self._allowed(tried), self.better)
             # Of a bracket that was cut short, a third of those that started climbs.
             level = [trial.answer for trial in ended[: math.ceil(len(ended) / FACTOR)]]
             if not level or self._over():
@@ -138,11 +167,13 @@ class Search:
         name = trial.answer.name
         climb = [self.clock.expected(name, trial.work_of(rung)) for rung in above]
         own = self.clock.expected(name, trial.cost)
-        best_yet = [self._expected(other) for other in self.eligible()[:1]]
-        return sum(climb) + REFIT * max([own, *climb, *best_yet]) + REPORT
+        refits = self._last_fits(self.eligible()[: self.spare])
+        return sum(climb) + max(REFIT * max([own, *climb]), refits) + REPORT
 
-    def _expected(self, trial: Trial) -> float:
-        return self.clock.expected(trial.answer.name, trial.cost)
+    def _last_fits(self, trials: Sequence[Trial]) -> float:
+        """Seconds that the last fits of trials take: they go by what the trials have taken."""
+        each = [REFIT * trial.seconds() / len(trial.parts) for trial in trials]
+        return max([*each, sum(each) / self.jobs]) if each else 0.0
 
     def _work(
         self,
@@ -182,11 +213,11 @@ class Search:
             raise
 
     def _last_reserve(self) -> float:
-        """Seconds that the last fit of the best trial so far needs."""
-        found = self.eligible()
+        """Seconds that the last fits of the best trials so far need."""
+        found = self.eligible()[: self.spare]
         if not found or self.clock.limit is None:
             return 0.0
-        return min(REFIT * self._expected(found[0]) + REPORT, 0.5 * self.clock.limit)
+        return min(self._last_fits(found) + REPORT, 0.5 * self.clock.limit)
 
     def _ended(self, part: TrialRun, trial: Trial, fresh: bool) -> None:
         """Take note of a run that has ended."""
@@ -200,6 +231,8 @@ class Search:
             said = "no number" if score is None else f"{score:.4g}"
             again = "" if fresh else " (kept)"
             self.say(f"{trial.name}: {said}, {trial.seconds():.1f} s{again}")
+            if why := self.limits.broken(trial):
+                self._leave_out(trial.name, why)
 
     def _leave_out(self, name: str, reason: str) -> None:
         if name not in self.left_out:

@@ -14,18 +14,28 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from xmodal.errors import RecipeError, UsageError, did_you_mean
 from xmodal.plugins import Registry
-from xmodal.recipe.lookup import METHODS, SEARCHES, all_searches, expanded, looks_like_path
+from xmodal.recipe.lookup import (
+    METHODS,
+    PRESETS,
+    SEARCHES,
+    RecipeFile,
+    all_presets,
+    all_searches,
+    expanded,
+    looks_like_path,
+)
 from xmodal.recipe.messages import explain
 from xmodal.recipe.yaml import read
 from xmodal.settings import Settings
 
+T = TypeVar("T", bound=Settings)
 FACTOR = 3
 """A rung takes three times the steps of the one below; a third of its answers climbs on."""
 RUNGS = 3
@@ -53,16 +63,46 @@ class Space(Settings):
     )
 
 
+class Preset(Settings):
+    """How thorough a search is. What is not set stays as the file of the search says."""
+
+    description: str = Field("", description="One line for people.")
+    time: str | None = Field(None, description="How long to search, if nothing else is said.")
+    passes: int | None = Field(None, ge=1, description="As in a search.")
+    least_steps: int | None = Field(None, ge=1, description="As in a search.")
+    most_steps: int | None = Field(None, ge=1, description="As in a search.")
+    width: int | None = Field(None, ge=1, description="As in a search.")
+    repetitions: int = Field(
+        2, ge=1, description="Repetitions of cross-validation, where there are few samples."
+    )
+    ensemble: bool = Field(True, description="Whether several answers together may be chosen.")
+
+    def over(self, space: Space) -> Space:
+        """A space with what the preset sets."""
+        names = ("passes", "least_steps", "most_steps", "width")
+        mine = {name: getattr(self, name) for name in names}
+        return space.model_copy(update={k: v for k, v in mine.items() if v is not None})
+
+
 def space_of(reference: str, registry: Registry) -> Space:
     """The space of a file, or of a name such as ``row``. Raises UsageError and RecipeError."""
-    known = {found.name.removeprefix(SEARCHES): found.path for found in all_searches(registry)}
+    return _read(Space, "search space", reference, all_searches(registry), SEARCHES)
+
+
+def preset_of(reference: str, registry: Registry) -> Preset:
+    """The preset of a file, or of a name such as ``quick``. Raises UsageError and RecipeError."""
+    return _read(Preset, "preset", reference, all_presets(registry), PRESETS)
+
+
+def _read(kind: type[T], what: str, reference: str, files: Sequence[RecipeFile], folder: str) -> T:
+    known = {found.name.removeprefix(folder): found.path for found in files}
     path = expanded(reference) if looks_like_path(reference) else known.get(reference)
     if path is None or not path.is_file():
         hint = did_you_mean(reference, known)
-        raise UsageError(f"no search space '{reference}'{hint}; there are {', '.join(known)}")
+        raise UsageError(f"no {what} '{reference}'{hint}; there are {', '.join(known)}")
     document = read(path)
     try:
-        return Space.model_validate(document.data)
+        return kind.model_validate(document.data)
     except ValidationError as error:
         raise RecipeError(explain(error, document.data, document.origins, [str(path)])) from None
 

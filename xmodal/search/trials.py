@@ -18,14 +18,18 @@ from ruamel.yaml import YAML
 
 from xmodal import runs
 from xmodal.data.store import Store
+from xmodal.engine import checkpoint
 from xmodal.engine.identity import identity
 from xmodal.engine.plan import compose_plan, missing_files
 from xmodal.errors import DataError
 from xmodal.files import claim, write_atomically
+from xmodal.interfaces import FittedPredictor
 from xmodal.plugins import Registry
 from xmodal.search.space import Answer, Rung, as_overrides, training
 
 RECIPE = "cell.yaml"
+TRIALS, MODELS = "trials", "models"
+"""The folders of a search: runs that are judged, and last fits."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class TrialRun:
 
 @dataclass(frozen=True)
 class Trial:
-    """A answer on a rung. ``rung``: None for a cheap answer, which has nothing to shorten."""
+    """An answer on a rung. ``rung``: None for a cheap answer, which has nothing to shorten."""
 
     answer: Answer
     rung: int | None
@@ -79,6 +83,11 @@ class Trial:
     def name(self) -> str:
         """What people call it."""
         return self.answer.name if self.steps is None else f"{self.answer.name}, {self.work}"
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other trials."""
+        return "\n".join(str(part.directory) for part in self.parts)
 
     @property
     def work(self) -> str:
@@ -108,9 +117,18 @@ class Trial:
         """What its runs took."""
         return float(sum(part.result["seconds"]["this_process"] for part in self.parts))
 
-    def parameters(self) -> int:
-        """The numbers that the model holds."""
-        return int(self.parts[0].result["parameters"]["total"])
+    def size(self) -> int:
+        """Bytes of the model on disk."""
+        return size_of(self.parts[0])
+
+    def latency(self) -> float | None:
+        """Seconds to predict a sample, in batches, as measured; of its slowest run."""
+        found = [part.result["seconds"].get("test_sample") for part in self.parts]
+        return None if any(one is None for one in found) else max(found)
+
+    def memory(self) -> int:
+        """Bytes that its largest run took at most, the program itself and its data included."""
+        return max(int(part.result["memory_bytes"]) for part in self.parts)
 
     def epochs(self) -> int:
         """The epochs that were best, on average over the folds; for a last fit of a rung."""
@@ -118,10 +136,17 @@ class Trial:
         return max(1, math.ceil(fmean(place[-1] + 1 if place else 1 for place in at)))
 
 
+def size_of(part: TrialRun) -> int:
+    """Bytes of the best weights of a run on disk; 0 if there are none."""
+    found = checkpoint.complete(part.run.checkpoints, checkpoint.BEST)
+    return sum(p.stat().st_size for p in found[0].rglob("*") if p.is_file()) if found else 0
+
+
 @dataclass(frozen=True)
 class Maker:
     """Makes trials of one data file: plans their recipes and gives them directories.
 
+    ``root``: the folder of the search; trials are below ``trials``, last fits below ``models``.
     ``recipe`` reads the data. ``common``: settings ``key=value`` that all share; ``tuning``: those
     of trials that train. ``folds``: None, or how many there are.
     """
@@ -137,7 +162,7 @@ class Maker:
     def trial(
         self, answer: Answer, rung: int | None, steps: Rung | None, folds: Iterable[int]
     ) -> Trial:
-        """The trial of a answer. Raises an XModalError if it cannot run."""
+        """The trial of an answer. Raises an XModalError if it cannot run."""
         parts = []
         for fold in folds:
             cut = {} if self.folds is None else {"folds": self.folds, "fold": fold}
@@ -145,17 +170,17 @@ class Maker:
             parts.append(self._part(answer, settings, {**cut, "test_apart": True}))
         return Trial(answer, rung, steps, tuple(parts))
 
-    def last(self, trial: Trial, directory: Path) -> TrialRun:
+    def last(self, trial: Trial) -> TrialRun:
         """The last fit of a trial, on all samples but those for testing, and its test."""
         settings = {} if trial.steps is None else training(trial.steps, trial.epochs())
-        return self._part(trial.answer, settings, {"refit": True}, directory)
+        return self._part(trial.answer, settings, {"refit": True}, MODELS)
 
     def _part(
         self,
         answer: Answer,
         settings: Mapping[str, Any],
         task: Mapping[str, Any],
-        directory: Path | None = None,
+        below: str = TRIALS,
     ) -> TrialRun:
         own = {f"task.{key}": value for key, value in task.items()}
         mine = () if answer.cheap else self.tuning
@@ -167,10 +192,12 @@ class Maker:
         lacking = missing_files(plan, self.store)
         if lacking:
             raise DataError("\n".join(lacking))
-        if directory is None:
-            found = identity(plan.recipe, self.registry, self.store)
-            name = runs.valid_name(answer.name.split(" ")[0]) or "trial"
-            directory = self.root / f"{name}-{found.hash[:10]}"
+        predictor = plan.recipe.predictor.component
+        if issubclass(predictor, FittedPredictor) and predictor.keeps_predictions:
+            raise DataError(f"{answer.name} cannot predict new samples, so it cannot be chosen")
+        found = identity(plan.recipe, self.registry, self.store)
+        name = runs.valid_name(answer.name.split(" ")[0]) or "trial"
+        directory = self.root / below / f"{name}-{found.hash[:10]}"
         tokens = plan.facts.num_tokens or 1
         return TrialRun(directory, plan.recipe.model_dump(mode="json"), tokens)
 

@@ -1,0 +1,126 @@
+"""The last fits of a search: the chosen model, on all training samples, and its one test.
+
+The test score is held against what is cheap: always the same answer, and the best cheap answer on
+validation, fitted on the same samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from xmodal import runs
+from xmodal.assess import Against, Judgement, ScoreInterval, judge, sentence
+from xmodal.errors import DataError
+from xmodal.files import atomically
+from xmodal.inference import ensemble
+from xmodal.search.mixture import Mixture
+from xmodal.search.pooled import PREDICTIONS, Pool, Predicted, predicted
+from xmodal.search.search import Search
+from xmodal.search.trials import Trial, TrialRun
+
+ZERO_LINE = "methods/majority"
+"""Always the same answer. It fits data of every form, so planning it tells what the data are."""
+UNTESTED = "no test samples were set apart, so nothing says how good it is on new data"
+
+
+def looks(models: Path) -> int:
+    """How many runs of a search have been scored on the test samples."""
+    return len([one for one in models.glob("*/") if runs.Run(one).state == "done"])
+
+
+@dataclass(frozen=True)
+class LastFits:
+    """Makes the last fits of ``search`` in the folder ``models``."""
+
+    search: Search
+    pool: Pool
+    models: Path
+
+    def tested(self, found: Sequence[Trial], mixture: Mixture | None) -> tuple[Path, Judgement]:
+        """Fit what was chosen, and test it: its folder, and its score on the test samples.
+
+        ``found``: the trials, best first. Raises an XModalError if a fit fails.
+        """
+        chosen = [(found[0], 1.0)] if mixture is None else list(mixture.members)
+        single = chosen[0][0] if len(chosen) == 1 else None
+        held: list[Trial] = []  # what the chosen one is held against
+        if getattr(self.pool.plan.recipe.task.config, "tests", True):
+            held = [trial for trial in found if trial.answer.cheap][:1]
+            if single is None:  # the result of a single run has the zero line already
+                held += [trial for trial in found if trial.answer.recipes == (ZERO_LINE,)]
+        wanted = {trial.key: trial for trial in (*(trial for trial, _ in chosen), *held)}
+        parts = {key: self.search.maker.last(trial) for key, trial in wanted.items()}
+        self.search.last_fits(list(parts.values()))
+        rivals = {t.name: parts[t.key] for t in held if single is None or t.key != single.key}
+        if single is not None:
+            part = parts[single.key]
+            own = predicted([part.directory])
+            return part.directory, self._judged(own, part.result, rivals)
+        weights = {parts[trial.key].directory: weight for trial, weight in chosen}
+        return self._mixed(weights, parts[chosen[0][0].key].result, rivals)
+
+    def _mixed(
+        self,
+        weights: Mapping[Path, float],
+        result: Mapping[str, Any],
+        rivals: Mapping[str, TrialRun],
+    ) -> tuple[Path, Judgement]:
+        """Write an ensemble of last fits, and test it by what its members predict."""
+        named = sorted((path.name, weight) for path, weight in weights.items())
+        digest = hashlib.sha256(repr(named).encode()).hexdigest()[:10]
+        folder = self.models / f"ensemble-{digest}"
+        found = [predicted([path]) for path in weights]
+        members = [one for one in found if one is not None]
+        if len(members) < len(weights):
+            raise DataError(f"{self.models}: a member of the ensemble has kept no predictions")
+        kind, outputs = self.pool.plan.facts.task.target.kind, [m.prediction for m in members]
+        mean = ensemble.combined(kind, outputs, list(weights.values()))
+        own = Predicted(mean, members[0].y, members[0].groups_N)
+        ensemble.write(folder, weights)
+        with atomically(folder / PREDICTIONS) as new:
+            save_file({"prediction": mean.contiguous(), "label": own.y.contiguous()}, new)
+        return folder, self._judged(own, result, rivals, mixed=True)
+
+    def _judged(
+        self,
+        own: Predicted | None,
+        result: Mapping[str, Any],
+        rivals: Mapping[str, TrialRun],
+        mixed: bool = False,
+    ) -> Judgement:
+        """The test score of predictions, against the same answer always, and cheap answers."""
+        if str(result["selected_on"]).startswith("test"):
+            return Judgement(None, None, (), UNTESTED)
+        test, name = result["test"], self.pool.plan.recipe.task.config.metric.name
+        theirs = {words: predicted([part.directory]) for words, part in rivals.items()}
+        answers = {w: one.prediction for w, one in theirs.items() if one is not None}
+        if own is None:  # too large to be kept
+            return Judgement(test["metric"], None, (), test.get("verdict", ""))
+        judged = judge(
+            self.pool.metric(), own.prediction, own.y, answers, own.groups_N, self.pool.seed,
+            name=name, exact=None if mixed else _number(test["metric"]),
+        )  # fmt: skip
+        constant = () if mixed else tuple(map(_against, test.get("against", ())))
+        against = (*constant, *judged.against)
+        said = sentence(name, judged.metric, judged.interval, against)
+        few = judged.sentence.partition(". ")[2]
+        return Judgement(
+            judged.metric, judged.interval, against, said + (f". {few}" if few else "")
+        )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _against(kept: Mapping[str, Any]) -> Against:
+    """How a run stands against a constant answer, as its result has it."""
+    difference = kept.get("difference")
+    ends = None if difference is None else ScoreInterval(**difference)
+    return Against(kept["words"], kept["metric"], kept["outcome"], ends)
