@@ -42,6 +42,8 @@ class Manifest(Record):
     format: int = 1
     xmodal: str | None = None
     name: str | None = None
+    method: str = ""
+    scale: str = ""
     classes: list[str] = []
     epochs: int | None = None
     learning_rate: float | None = None

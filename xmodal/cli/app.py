@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from xmodal._version import __version__
-from xmodal.cli import data, doctor, export, fit, output, plugins, predict, recipes, run, streams
+from xmodal.cli import (
+    data,
+    doctor,
+    export,
+    fit,
+    listing,
+    output,
+    plugins,
+    predict,
+    recipes,
+    run,
+    streams,
+)
 from xmodal.cli.cells import cells
 from xmodal.cli.compare import Spread, WithMerge, compare, demo, merge
 from xmodal.errors import MachineError, XModalError
@@ -48,6 +60,7 @@ def _root(
 app.command("run")(run.run)
 app.command("fit")(fit.fit)
 app.command("resume")(run.resume)
+app.command("runs")(listing.runs)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("cells", hidden=True)(cells)

@@ -461,7 +461,7 @@ def _planned(
         return _Planned(replace(cell, skipped=f"{first.key}: {first.message}"))
     except (DataError, PluginError) as error:
         return _Planned(replace(cell, skipped=str(error)))
-    resolved = plan.recipe.model_dump(mode="json")
+    resolved = plan.recipe.model_dump(mode="json") | {"method": cell.method}
     cell = replace(cell, resolved=resolved, epochs=plan.epochs, learning_rate=plan.learning_rate)
     return _Planned(cell, found, plan.facts)
 

@@ -171,6 +171,8 @@ def describe(
     manifest: Mapping[str, Any] = {
         "format": runs.FORMAT,
         "name": name,
+        "method": plan.recipe.method,
+        "scale": plan.recipe.scale,
         "hash": identity.hash,
         "xmodal": __version__,
         "facts": asdict(plan.facts),

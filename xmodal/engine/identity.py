@@ -39,6 +39,8 @@ from xmodal.settings import Use
 OUTSIDE = frozenset(
     {
         "description",
+        "method",
+        "scale",
         "role",
         "suits",
         "family",

@@ -34,7 +34,7 @@ from xmodal.recipe.grammar import (
     check,
     origin_of,
 )
-from xmodal.recipe.lookup import RecipeFile, all_recipes, find_recipe, find_recipes
+from xmodal.recipe.lookup import METHODS, RecipeFile, all_recipes, find_recipe, find_recipes
 from xmodal.recipe.messages import explain
 from xmodal.recipe.own_data import spelled_out
 from xmodal.recipe.recipe import Recipe
@@ -162,7 +162,19 @@ def validate(layered: Layered, registry: Registry) -> Recipe:
     """
     if not plugins.torch_is_loaded():
         check_names(layered, registry)
+    layered = _with_names(layered)
     return _validated(_spread_training(layered, registry), {"registry": registry})
+
+
+def _with_names(layered: Layered) -> Layered:
+    """The recipe with what its method and its scale are called, for whoever lists runs."""
+    data = {**layered.data}
+    for key, folder in (("method", METHODS), ("scale", SCALES)):
+        names = [name.removeprefix(folder) for name in layered.names if name.startswith(folder)]
+        names = [name for name in names if "/" not in name]  # others are layers of one
+        if names:
+            data.setdefault(key, names[-1])
+    return replace(layered, data=data)
 
 
 def check_names(layered: Layered, registry: Registry) -> None:

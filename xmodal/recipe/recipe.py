@@ -68,6 +68,10 @@ class Recipe(Settings):
     """A complete run: the same recipe, data and versions give the same result."""
 
     description: str = Field("", description="One line that describes the recipe.")
+    method: str = Field(
+        "", description="What lists call the method. Default: the last recipe of methods/."
+    )
+    scale: str = Field("", description="The scale that was laid on, for lists. Nothing to set.")
     role: Literal["method", "control", "trivial", "rival"] = Field(
         "method",
         description="The role of a method in a comparison: a contender, a control that only "

@@ -199,7 +199,8 @@ class Maker:
         name = runs.valid_name(answer.name.split(" ")[0]) or "trial"
         directory = self.root / below / f"{name}-{found.hash[:10]}"
         tokens = plan.facts.num_tokens or 1
-        return TrialRun(directory, plan.recipe.model_dump(mode="json"), tokens)
+        recipe = plan.recipe.model_dump(mode="json") | {"method": answer.name}
+        return TrialRun(directory, recipe, tokens)
 
 
 def best(trials: Sequence[Trial], better: str) -> list[Trial]:
