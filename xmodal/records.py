@@ -44,6 +44,7 @@ class Manifest(Record):
     name: str | None = None
     method: str = ""
     scale: str = ""
+    banner: str = ""
     classes: list[str] = []
     epochs: int | None = None
     learning_rate: float | None = None

@@ -228,3 +228,16 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_that_no_verdict_will_come_of_it_is_said_before_anything_runs(
+    xmodal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Any, watch: Any) -> None:
+        raise UsageError("stopped here")
+
+    monkeypatch.setattr(Queue, "work", stop)
+    done = xmodal("compare", "nft", "scratch", "--task", "darcy", "--scale", "smoke", "--seeds", 1)
+    before, _, _ = done.err.partition("stopped here")
+    assert "its numbers mean nothing" in before
+    assert "no verdict will come of this: it has 1 task, and 6 are needed; 1 seed, and" in before

@@ -99,18 +99,23 @@ def print_table(
     rows: Iterable[Sequence[Any]],
     title: str = "",
     whole: Container[str] = (),
+    cut: Container[str] = (),
 ) -> None:
     """Print a table; the caller formats numbers so that they align to the right.
 
     The columns in ``whole`` are never cut or wrapped: what a person has to type stands in them.
+    Those in ``cut`` are cut, not wrapped, where a terminal is narrow, so that a row is one line.
     """
+    console = stdout()
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, no_wrap=column in whole, overflow="fold")
+        if column in cut and console.is_terminal:
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
+        else:
+            table.add_column(column, no_wrap=column in whole, overflow="fold")
     for row in rows:
         # Square brackets in a name are not markup, and programs that read a table know one dash.
         table.add_row(*(Text(visible(str(cell), False).translate(_DASHES)) for cell in row))
-    console = stdout()
     if title:  # not the table's own, which would be as narrow as the table
         console.print(Text(visible(title), style="italic"))
     console.print(table)

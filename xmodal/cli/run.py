@@ -12,6 +12,7 @@ from xmodal import text
 from xmodal.cli import output
 from xmodal.cli.output import AsJson, Fetch, Plugins, VerifyData
 from xmodal.data import fetching
+from xmodal.files import read_json
 
 Recipes = Annotated[
     list[str],
@@ -184,6 +185,9 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
     if (path / "report.html").exists():
         rows.append(("report", path / "report.html"))
     output.print_table(("", ""), rows)
+    if banner := read_json(path / "manifest.json").get("banner"):
+        output.stdout().print(f"\n{banner}", soft_wrap=True, style="bold")
+        return
     if result["test"].get("verdict"):
         output.stdout().print(f"\n{result['test']['verdict']}", soft_wrap=True)
 

@@ -43,7 +43,11 @@ def write(folder: Path, table: ComparisonTable) -> list[Path]:
 
 def show(table: ComparisonTable, files: Sequence[Path]) -> None:
     """Print a comparison: results on stdout, everything else on stderr."""
+    from xmodal.comparison.outlook import banners
+
     problems(table.standing)
+    for line in banners(table.cells):
+        output.stdout().print(f"{line}\n", soft_wrap=True, style="bold")
     _means(table)
     if table.comparison is not None:
         _verdicts(table)

@@ -88,6 +88,11 @@ def compare(
 
         use = choose("launcher", named, registry, "--launcher", extra)
         runner = use.build(Context.outside(Store(), "launcher"))
+        from xmodal.comparison.outlook import banners, outlook  # statistics are slow to import
+
+        for line in (*banners(cells), outlook(cells, request.against)):
+            if line:
+                plugins.log.info("%s", line)
     queue = Queue(cells, runner, budget, tuple(plugin_files), verify_data)
     if runner is not None:
         queue.work(lambda states: None if watch is None else watch(queue, states))

@@ -14,7 +14,6 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations, product
 from statistics import mean
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from xmodal.comparison.criteria import EFFECT
 from xmodal.comparison.error_table import ErrorTable
 from xmodal.comparison.fairness import Conditions
 from xmodal.comparison.grid import CONTROL, METHOD, RIVAL, ROLES, Cell, Request
+from xmodal.comparison.outlook import asked_pairs
 from xmodal.comparison.published import PublishedNumber
 from xmodal.comparison.queue import DONE, FAILED, State
 from xmodal.comparison.statistics import CellSummary, summary
@@ -274,7 +274,7 @@ def assemble(request: Request, cells: Sequence[Cell], states: Sequence[State]) -
     scores, left_out = _scores(cells, states, found)
     comparison = None
     contenders, rivals = ([m for m in methods if roles[m] == role] for role in (METHOD, RIVAL))
-    pairs = _pairs(contenders, rivals, request.against)
+    pairs = asked_pairs(contenders, rivals, request.against)
     if scores is not None:
         comparison = _weigh(scores, cells, found, roles, pairs)
     return ComparisonTable(
@@ -317,18 +317,6 @@ def _machines(found: Sequence[CellResult]) -> tuple[str, ...]:
         if len(machines) > 1:
             return (f"seconds and memory come from different machines: {shortlist(machines)}",)
     return ()
-
-
-def _pairs(
-    contenders: Sequence[str], rivals: Sequence[str], against: str | None
-) -> list[tuple[str, str]]:
-    """Two rivals are not asked about, unless there is nothing else."""
-    if not contenders:
-        contenders, rivals = rivals, ()
-    if against is None:
-        return [*combinations(contenders, 2), *product(contenders, rivals)]
-    opponents = contenders if against in rivals else [*contenders, *rivals]
-    return [(method, against) for method in opponents if method != against]
 
 
 def _weigh(

@@ -173,6 +173,7 @@ def describe(
         "name": name,
         "method": plan.recipe.method,
         "scale": plan.recipe.scale,
+        "banner": plan.recipe.banner,
         "hash": identity.hash,
         "xmodal": __version__,
         "facts": asdict(plan.facts),

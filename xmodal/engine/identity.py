@@ -41,6 +41,7 @@ OUTSIDE = frozenset(
         "description",
         "method",
         "scale",
+        "banner",
         "role",
         "suits",
         "family",

@@ -72,6 +72,9 @@ class Recipe(Settings):
         "", description="What lists call the method. Default: the last recipe of methods/."
     )
     scale: str = Field("", description="The scale that was laid on, for lists. Nothing to set.")
+    banner: str = Field(
+        "", description="A warning that stands beside the run's numbers wherever they are shown."
+    )
     role: Literal["method", "control", "trivial", "rival"] = Field(
         "method",
         description="The role of a method in a comparison: a contender, a control that only "

@@ -14,6 +14,7 @@ from typing import Any
 from xmodal import text
 from xmodal.comparison.criteria import EFFECT, Rule
 from xmodal.comparison.fairness import Flag
+from xmodal.comparison.outlook import banners
 from xmodal.comparison.ranks import Overview
 from xmodal.comparison.table import ComparisonTable
 from xmodal.comparison.verdicts import HERE, PairResult
@@ -69,6 +70,7 @@ def write_compare_report(
         "styles": styles,
         "caption": caption(table),
         "progress": progress(table),
+        "banners": banners(table.cells),
         "rule": rule,
         "effect": EFFECT,
         "open": OPEN,

@@ -41,6 +41,7 @@ def write_report(run: Run, figures_folder: Path | None = None) -> Path:
     seen = shown(samples, facts, manifest.get("classes", []))
     context = {
         "name": manifest.get("name") or run.path.name,
+        "banner": manifest.get("banner", ""),
         "task": result.get("task") or facts.get("task", {}).get("name", ""),
         "result": result,
         "selection": selection(result),
