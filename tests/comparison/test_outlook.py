@@ -57,7 +57,7 @@ def test_one_pair_that_can_is_enough_and_cheap_answers_are_no_pair() -> None:
 
 
 def test_three_seeds_here_and_three_seeds_there_are_not_enough() -> None:
-    cells = grid(6, 3, ("a",)) + grid(6, 1, ("b",)) + grid(4, 3, ("b",))
+    found = grid(6, 3, ("a",)) + grid(6, 1, ("b",)) + grid(4, 3, ("b",))
     assert "3 seeds of both methods on 4 tasks, and 6 such tasks" in outlook(found)
 
 

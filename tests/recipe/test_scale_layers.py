@@ -9,7 +9,8 @@ import pytest
 
 from xmodal.errors import RecipeError
 from xmodal.plugins import registry
-from xmodal.recipe.compose import Layered, compose
+from xmodal.recipe.lookup import all_recipes
+from xmodal.recipe.compose import Layered, compose, validate
 
 METHOD = """\
 always:
@@ -78,3 +79,21 @@ def test_a_stage_that_does_not_exist_is_named(recipes: None, tmp_path: Path) -> 
     )
     with pytest.raises(RecipeError, match=r"did you mean 'finetune'\?"):
         compose(["methods/m"], registry(), scale="small")
+
+
+def preparing() -> list[str]:
+    """Every shipped method with stages that are not scored."""
+    known = registry()
+    names = [f.name for f in all_recipes(known) if f.name.startswith("methods/")]
+    texts = {f.name: f.path.read_text() for f in all_recipes(known)}
+    return [n for n in names if n.count("/") == 1 and "stages:" in texts[n]]
+
+
+@pytest.mark.parametrize("task", ["tasks/wdbc", "tasks/darcy"])
+@pytest.mark.parametrize("method", preparing())
+def test_at_smoke_scale_no_method_prepares_for_long(method: str, task: str) -> None:
+    recipe = validate(compose([method, task], registry(), scale="smoke"), registry())
+    assert (recipe.scale, recipe.method) == ("smoke", method.removeprefix("methods/"))
+    for stage in recipe.stages:
+        if not stage.component.evaluates:
+            assert stage.component.planned_epochs(stage.config) <= 2, stage.name
