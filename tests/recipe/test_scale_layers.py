@@ -9,8 +9,8 @@ import pytest
 
 from xmodal.errors import RecipeError
 from xmodal.plugins import registry
-from xmodal.recipe.lookup import all_recipes
 from xmodal.recipe.compose import Layered, compose, validate
+from xmodal.recipe.lookup import all_recipes
 
 METHOD = """\
 always:
