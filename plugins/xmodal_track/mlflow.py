@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import Field
 from xmodal.interfaces import Context, Facts, Tracked, Tracker
 from xmodal_track.common import TrackerSettings, absent, flat
 
-FOLDER = "mlruns"
+FOLDER, REPORT = "mlruns", "report.html"
 MOST = 100
 """The largest number of parameters that a server accepts at a time."""
 STATES = {"done": "FINISHED", "interrupted": "KILLED"}
@@ -54,6 +55,8 @@ class MLflow(Tracker):
         self._client: Any = None
         self._id = ""
         self._known: dict[str, int] = {}
+        self._note = context.note
+        self._page: Path | None = None
 
     def start(self, run: Tracked) -> Mapping[str, str]:
         """Create a run, or continue the run in ``run.memory`` on the server where it began."""
@@ -76,7 +79,16 @@ class MLflow(Tracker):
             self._client.update_run(self._id, status="RUNNING")
             self._known = self._last_steps()
         self._parameters(run.recipe)
-        return {"uri": uri, "run": self._id}
+        self._page = run.directory / REPORT
+        return {"uri": uri, "run": self._id, "look": self._look(uri)}
+
+    def _look(self, uri: str) -> str:
+        """What to open on a server, or to type for a folder or a database."""
+        if urlparse(uri).scheme in ("http", "https"):
+            experiment = self._client.get_run(self._id).info.experiment_id
+            return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{self._id}"
+        allow = "MLFLOW_ALLOW_FILE_STORE=true " if urlparse(uri).scheme == "file" else ""
+        return f"{allow}mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
     def _last_steps(self) -> dict[str, int]:
         """The last step of every metric: a killed run may have sent more than it recorded."""
@@ -115,12 +127,18 @@ class MLflow(Tracker):
         self._client.log_batch(self._id, metrics=metrics)
 
     def finish(self, state: str, result: Mapping[str, float] | None) -> None:
-        """Add the result, and record how the run ended."""
+        """Add the result and the report, and record how the run ended."""
         if not self._id:
             return
         if result is not None:
             self.log(int(result["steps"]), result)
         self._client.set_terminated(self._id, STATES.get(state, "FAILED"))
+        if state == "done" and self._page is not None and self._page.is_file():
+            try:
+                self._client.log_artifact(self._id, str(self._page))
+            except Exception as error:  # a server without room for files still has the numbers
+                why = " ".join(str(error).split())
+                self._note(f"mlflow: the report could not be uploaded: {why}")
 
 
 def _absolute(uri: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ class TensorBoard(Tracker):
             table = "\n".join(f"|{key}|{value}|" for key, value in run.tags.items())
             self._writer.add_text("run", f"|tag|value|\n|---|---|\n{table}")
         self._writer.flush()
-        return {}
+        return {"look": f"tensorboard --logdir {shlex.quote(folder)}"}
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add scalars and flush them, so that a crash loses none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from collections.abc import Iterable, Mapping
 from inspect import signature
@@ -81,7 +82,13 @@ class WandB(Tracker):
         # W&B's own row count restarts in every piece and drops a second row at the same step.
         self._run.define_metric(AXIS)
         self._run.define_metric("*", step_metric=AXIS)
-        return {"run": identifier}
+        return {"run": identifier, "look": self._look(run)}
+
+    def _look(self, run: Tracked) -> str:
+        """The page of the run, or what to type to send it."""
+        if self._mode == "online":
+            return str(self._run.url)
+        return f"wandb sync {shlex.quote(str(run.directory))}/wandb/offline-run-*"
 
     def _log_in(self) -> None:
         """Log in with an existing key; never ask for a key in the middle of a run."""

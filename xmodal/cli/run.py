@@ -13,6 +13,7 @@ from xmodal.cli import output
 from xmodal.cli.output import AsJson, Fetch, Plugins, VerifyData
 from xmodal.data import fetching
 from xmodal.files import read_json
+from xmodal.runs import TRACKERS
 
 Recipes = Annotated[
     list[str],
@@ -185,6 +186,9 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
     if (path / "report.html").exists():
         rows.append(("report", path / "report.html"))
     output.print_table(("", ""), rows)
+    for name, told in read_json(path / TRACKERS).items():
+        if look := (told.get("memory") or {}).get("look"):
+            output.stderr().print(f"{name}: {look}", soft_wrap=True)
     if banner := read_json(path / "manifest.json").get("banner"):
         output.stdout().print(f"\n{banner}", soft_wrap=True, style="bold")
         return

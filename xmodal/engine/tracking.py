@@ -210,17 +210,22 @@ class _Kept:
 def _described(recipe: Recipe, run: runs.Run) -> Tracked:
     manifest, folder = run.read("manifest.json"), run.path.resolve()
     resolved = recipe.model_dump(mode="json", exclude={"trackers"})
+    # Not what reads the data, but what they are called: arrays/clinic, say.
+    task = str(manifest.get("facts", {}).get("task", {}).get("name", recipe.task.name))
+    method = recipe.method or folder.parent.name
+    words = filter(None, (f"{method} on {task}", recipe.scale, f"seed {recipe.seed}"))
     tags = {
         "name": folder.parent.name,
-        # Not what reads the data, but what they are called: arrays/clinic, say.
-        "task": str(manifest.get("facts", {}).get("task", {}).get("name", recipe.task.name)),
+        "task": task,
+        "method": method,
+        "scale": recipe.scale or "as the recipes say",
         "metric": recipe.task.config.metric.name,
         "seed": str(recipe.seed),
         "protocol": recipe.protocol,
         "role": recipe.role,
         "hash": str(manifest.get("hash", "")),
     }
-    return Tracked(f"{folder.parent.name}/{folder.name}", folder, resolved, tags)
+    return Tracked(", ".join(words), folder, resolved, tags)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -356,6 +356,7 @@ class Launcher(Component):
 class Tracked:
     """The description of a run that a tracker receives before the first number.
 
+    ``name`` is for people, such as ``pare on darcy, cpu, seed 0``; several runs may share it.
     ``recipe`` is the resolved recipe; ``tags`` are a few words to find the run by. ``memory`` is
     the value that ``start`` returned when this run began, or None if the run is new to the tracker.
     ``step`` is the last optimizer step that was sent to the tracker.
@@ -391,7 +392,8 @@ class Tracker(Component):
     def start(self, run: Tracked) -> Mapping[str, str]:
         """Begin a run, or continue the run that ``run.memory`` identifies.
 
-        Returns the values needed to find the run again, such as an identifier.
+        Returns the values needed to find the run again, such as an identifier. ``look`` among them
+        is what a person opens or types to see it; commands print it at the end of a run.
         """
 
     @abstractmethod

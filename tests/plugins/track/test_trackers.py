@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import sys
 import time
@@ -21,6 +22,7 @@ import psutil
 import pytest
 
 from xmodal import api, plugins, runs
+from xmodal.cli.run import show
 from xmodal.comparison.grid import Request, Suite, grid
 from xmodal.data.store import Store
 from xmodal.engine import checkpoint, tracking
@@ -29,7 +31,7 @@ from xmodal.engine.plan import compose_plan
 from xmodal.engine.run import Outcome
 from xmodal.engine.step import StepRecord
 from xmodal.errors import RecipeError
-from xmodal.interfaces import Settings, Tracked, Tracker
+from xmodal.interfaces import Context, Settings, Tracked, Tracker
 from xmodal.recipe.compose import compose
 from xmodal.testing.contract import check_tracker
 from xmodal.testing.tiny import tiny_context
@@ -277,6 +279,41 @@ def test_mlflow_has_one_run_with_tags_and_parameters(followed: Followed) -> None
     assert found.data.tags["hash"] == manifest["hash"]
     assert found.data.tags["name"] == manifest["name"]
     assert (found.data.tags["seed"], found.data.tags["protocol"]) == ("0", "clean")
+    assert found.info.run_name == "nft on darcy, smoke, seed 0"
+
+
+def test_mlflow_gets_the_report_and_says_how_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    outcome = api.run(
+        "methods/majority", "tasks/wdbc", scale="smoke", trackers=["mlflow"], root="runs"
+    )
+    memory = outcome.run.read("trackers.json")["mlflow"]["memory"]
+    store = (tmp_path / "mlruns").as_uri()
+    assert memory["look"] == f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {store}"
+    client = MlflowClient(tracking_uri=store)
+    folder = client.download_artifacts(memory["run"], "report.html", str(tmp_path))
+    assert Path(folder).read_bytes() == (outcome.run.path / "report.html").read_bytes()
+    show(outcome.run.path, outcome.result, True, False)
+    assert memory["look"] in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_uploaded_is_a_note(tmp_path: Path) -> None:
+    notes: list[str] = []
+    component: Any = plugins.registry().load("tracker", "mlflow")
+    settings = component.Config(tracking_uri=str(tmp_path / "mlruns"))
+    tracker = component(settings, Context.outside(Store(), "mlflow", note=notes.append))
+    (tmp_path / "report.html").write_text("page")
+    memory = tracker.start(Tracked("a", tmp_path, {}, {"name": "a", "task": "darcy"}))
+    (place,) = (tmp_path / "mlruns").glob(f"*/{memory['run']}/artifacts")
+    shutil.rmtree(place)
+    place.write_text("in the way")
+    tracker.finish("done", None)
+    assert [note.partition(":")[0] for note in notes] == ["mlflow"]
+    assert "the report could not be uploaded" in notes[0]
 
 
 @pytest.mark.slow
@@ -363,7 +400,7 @@ import time
 from pydantic import Field
 
 from xmodal import hookimpl
-from xmodal.interfaces import Settings, Tracker
+from xmodal.interfaces import Context, Settings, Tracker
 
 
 class Fails(Tracker):
