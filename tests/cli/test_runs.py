@@ -129,7 +129,7 @@ def test_a_real_run_knows_its_method_and_scale(xmodal: Cli, mine: Path) -> None:
     assert (row["method"], row["scale"], row["task"]) == ("majority", "smoke", "arrays/mine")
     assert (row["state"], row["samples"]) == (
         "finished",
-        {"train": 36, "validation": 12, "test": 12},
+        {"train": 42, "validation": 9, "test": 9},
     )
     assert row["interval"]["low"] <= row["test"] <= row["interval"]["high"]
     again = xmodal("run", Path(row["directory"]) / "resolved.yaml", "-q")
