@@ -75,7 +75,7 @@ class BackboneFacts:
     of its patches in pixels, ``grid`` its token grid in pretraining. ``max_tokens`` limits N.
     ``embedding_norm``: whether its embedding layer ends in a LayerNorm that an embedder can copy.
     ``reduction``: how many times coarser, per axis, the feature grid is than the token grid (Swin:
-    8).
+    8). ``layers``: how many blocks a sample passes, for what it costs; 0 if unknown.
     """
 
     name: str
@@ -87,6 +87,7 @@ class BackboneFacts:
     max_tokens: int | None = None
     embedding_norm: bool = False
     reduction: int = 1
+    layers: int = 0
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ class VitS14(VisionBackbone):
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts of ViT-S/14."""
-        return BackboneFacts("vit-s14", "image", 384, 384, patch=14, grid=(37, 37))
+        layers = config.layers or _VIT_CONFIG["num_hidden_layers"]
+        return BackboneFacts("vit-s14", "image", 384, 384, patch=14, grid=(37, 37), layers=layers)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -176,7 +177,10 @@ class _EmbeddedText(TextBackbone):
     def describe(cls, config: Any, store: Store) -> BackboneFacts:
         """The facts of this encoder."""
         width = cls.hf_settings["hidden_size"]
-        return BackboneFacts(cls.name, "text", width, width, max_tokens=512, embedding_norm=True)
+        layers = config.layers or cls.hf_settings.get("num_hidden_layers", _LIBRARY_LAYERS)
+        return BackboneFacts(
+            cls.name, "text", width, width, max_tokens=512, embedding_norm=True, layers=layers
+        )
 
 
 class MiniLM(_EmbeddedText):

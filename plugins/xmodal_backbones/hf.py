@@ -28,12 +28,15 @@ def _facts(name: str, hf_config: Any) -> BackboneFacts:
     """The facts in a config. Raises DataError for unsupported families."""
     kind = hf_config.model_type
     if kind == "swin":
-        stages, patch = len(hf_config.depths), hf_config.patch_size
-        return swin_facts(name, hf_config.embed_dim, stages, patch, hf_config.image_size)
+        depths, patch = hf_config.depths, hf_config.patch_size
+        return swin_facts(name, hf_config.embed_dim, depths, patch, hf_config.image_size)
     if kind in vit.FAMILIES:
         side = hf_config.image_size // hf_config.patch_size
         width, patch = hf_config.hidden_size, hf_config.patch_size
-        return BackboneFacts(name, "image", width, width, patch=patch, grid=(side, side))
+        layers = hf_config.num_hidden_layers
+        return BackboneFacts(
+            name, "image", width, width, patch=patch, grid=(side, side), layers=layers
+        )
     if kind in text.KNOWN:
         return text.text_facts(name, hf_config)
     raise DataError(

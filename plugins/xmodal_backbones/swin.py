@@ -6,7 +6,7 @@ feature grid is eight times coarser than the token grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -83,9 +83,14 @@ class SwinBackbone(ImageBackbone):
         return norm
 
 
-def swin_facts(name: str, width: int, stages: int, patch: int, image: int) -> BackboneFacts:
-    """The facts of a Swin transformer that was trained on square images."""
-    steps = 2 ** (stages - 1)
+def swin_facts(
+    name: str, width: int, depths: Sequence[int], patch: int, image: int
+) -> BackboneFacts:
+    """The facts of a Swin transformer that was trained on square images.
+
+    A layer costs the same in every stage: a quarter of the tokens, of twice the width.
+    """
+    steps = 2 ** (len(depths) - 1)
     side = image // patch
     return BackboneFacts(
         name=name,
@@ -96,6 +101,7 @@ def swin_facts(name: str, width: int, stages: int, patch: int, image: int) -> Ba
         grid=(side, side),
         embedding_norm=True,
         reduction=steps,
+        layers=sum(depths),
     )
 
 
@@ -151,5 +157,5 @@ class Swin(SwinBackbone):
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts of the chosen size."""
         settings = _SIZES[config.size][1]
-        width, stages = settings["embed_dim"], len(settings["depths"])
-        return swin_facts(f"swin-{config.size}", width, stages, patch=4, image=224)
+        width, depths = settings["embed_dim"], settings["depths"]
+        return swin_facts(f"swin-{config.size}", width, depths, patch=4, image=224)

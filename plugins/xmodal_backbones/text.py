@@ -185,6 +185,7 @@ def text_facts(name: str, hf_config: Any) -> BackboneFacts:
         feature_width=hf_config.hidden_size,
         max_tokens=rows - 2 if padded and rows else rows,
         embedding_norm=True,
+        layers=getattr(hf_config, "num_hidden_layers", 0),
     )
 
 
@@ -240,4 +241,6 @@ class Roberta(TextBackbone):
     @classmethod
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts of RoBERTa-base."""
-        return BackboneFacts("roberta-base", "text", 768, 768, max_tokens=512, embedding_norm=True)
+        return BackboneFacts(
+            "roberta-base", "text", 768, 768, max_tokens=512, embedding_norm=True, layers=12
+        )

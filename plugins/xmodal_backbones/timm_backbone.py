@@ -208,6 +208,7 @@ def _facts(name: str, model: Any) -> BackboneFacts:
         grid=tuple(patch.grid_size),
         embedding_norm=isinstance(patch.norm, nn.LayerNorm),
         reduction=2 ** (len(model.layers) - 1) if swin else 1,
+        layers=sum(len(s.blocks) for s in model.layers) if swin else len(model.blocks),
     )
 
 

@@ -22,7 +22,7 @@ from xmodal.data import Store
 from xmodal.interfaces import BackboneFacts, Context
 from xmodal_backbones.common import BackboneSettings, BuiltinBackbone, count, seeded
 
-_WIDTH, _HEADS, _PATCH, _WORDS = 32, 2, 4, 1024
+_WIDTH, _HEADS, _PATCH, _WORDS, _LAYERS = 32, 2, 4, 1024, 2
 
 
 def sinusoids(length: int, device: torch.device) -> Tensor:
@@ -83,7 +83,7 @@ class Tiny(BuiltinBackbone):
         self.facts = self.describe(config, context.store)
         fixed = torch.Generator().manual_seed(0)
         with seeded(fixed if config.pretrained else context.generator):
-            self.layers = nn.Sequential(*[_Block(config.dropout or 0.0) for _ in range(2)])
+            self.layers = nn.Sequential(*[_Block(config.dropout or 0.0) for _ in range(_LAYERS)])
             self.norm = nn.LayerNorm(_WIDTH)
             self.keep_embedding(_Patches() if config.modality == "image" else _Words())
         context.note(f"{self.facts.name}: {count(self):,} parameters, fixed random weights")
@@ -92,9 +92,11 @@ class Tiny(BuiltinBackbone):
     def describe(cls, config: Config, store: Store) -> BackboneFacts:
         """The facts of the chosen modality."""
         if config.modality == "image":
-            return BackboneFacts("tiny", "image", _WIDTH, _WIDTH, patch=_PATCH, grid=(8, 8))
+            return BackboneFacts(
+                "tiny", "image", _WIDTH, _WIDTH, patch=_PATCH, grid=(8, 8), layers=_LAYERS
+            )
         return BackboneFacts(
-            "tiny-text", "text", _WIDTH, _WIDTH, max_tokens=512, embedding_norm=True
+            "tiny-text", "text", _WIDTH, _WIDTH, max_tokens=512, embedding_norm=True, layers=_LAYERS
         )
 
     def forward(self, tokens: Tokens) -> Tokens:

@@ -257,7 +257,8 @@ class Cell:
 
     ``setting`` is what makes it one of several variants of its method. ``epochs`` (of all stages)
     and ``learning_rate`` (of the last stage that has one) are what its stages say they will take.
-    ``added``: nobody named its method; it is a cheap answer that the comparison added.
+    ``added``: nobody named its method; it is a cheap answer that the comparison added. ``notes``:
+    what was said of its plan.
     """
 
     method: str
@@ -275,6 +276,7 @@ class Cell:
     epochs: int = 0
     learning_rate: float | None = None
     added: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -462,7 +464,13 @@ def _planned(
     except (DataError, PluginError) as error:
         return _Planned(replace(cell, skipped=str(error)))
     resolved = plan.recipe.model_dump(mode="json") | {"method": cell.method}
-    cell = replace(cell, resolved=resolved, epochs=plan.epochs, learning_rate=plan.learning_rate)
+    cell = replace(
+        cell,
+        resolved=resolved,
+        epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        notes=plan.notes,
+    )
     return _Planned(cell, found, plan.facts)
 
 

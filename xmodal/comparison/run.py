@@ -90,7 +90,8 @@ def compare(
         runner = use.build(Context.outside(Store(), "launcher"))
         from xmodal.comparison.outlook import banners, outlook  # statistics are slow to import
 
-        for line in (*banners(cells), outlook(cells, request.against)):
+        plans = (f"{cell.task}: {note}" for cell in cells for note in cell.notes)
+        for line in (*dict.fromkeys(plans), *banners(cells), outlook(cells, request.against)):
             if line:
                 plugins.log.info("%s", line)
     queue = Queue(cells, runner, budget, tuple(plugin_files), verify_data)

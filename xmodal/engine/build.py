@@ -101,6 +101,8 @@ class Builder:
         self.generators: dict[str, torch.Generator] = {}
         self.notes: list[str] = []
         self.on_note = on_note
+        for line in plan.notes:
+            self.note(line)
 
     def note(self, line: str) -> None:
         """Record a line for the user, once."""

@@ -42,6 +42,7 @@ OUTSIDE = frozenset(
         "method",
         "scale",
         "banner",
+        "budget",  # what it leaves out is in the settings that count
         "role",
         "suits",
         "family",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from xmodal.data.obtain import DataOrder
 from xmodal.data.store import Store
+from xmodal.engine.budget import within_budget
 from xmodal.errors import DataError, Problem, RecipeError
 from xmodal.facts import Facts, Target, TaskFacts
 from xmodal.plugins import Registry
@@ -22,6 +23,8 @@ class Plan:
     recipe: Recipe
     facts: Facts
     source_target: Target | None
+    notes: tuple[str, ...] = ()
+    """What users should be told of it, such as what a budget has left out."""
 
     @property
     def epochs(self) -> int:
@@ -50,12 +53,17 @@ def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
         facts = replace(facts, grid=grid)
     except ValueError as error:
         found.append(("embedder", str(error)))
+    notes: tuple[str, ...] = ()
+    if not found:
+        used = replace(facts, task=_share(recipe, facts.task))
+        recipe, used, notes = within_budget(recipe, used)
+        facts = replace(facts, grid=used.grid)
     found += _structure(recipe, facts)
     if not found:
         found += _component_problems(recipe, replace(facts, task=_share(recipe, facts.task)))
     if found:
         raise RecipeError([_placed(key, message, layered) for key, message in found])
-    return Plan(recipe, facts, _source_target(recipe, facts))
+    return Plan(recipe, facts, _source_target(recipe, facts), notes)
 
 
 def compose_plan(

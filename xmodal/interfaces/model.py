@@ -19,6 +19,7 @@ from xmodal.batch import Points, Progress, Sample, Selection, Tokens, View
 from xmodal.data.store import Store
 from xmodal.facts import BackboneFacts, Target, TaskFacts
 from xmodal.interfaces.component import Component
+from xmodal.settings import Use
 
 
 class Embedder(Component, nn.Module):
@@ -33,6 +34,16 @@ class Embedder(Component, nn.Module):
 
         Raises ValueError with the reason if it cannot embed this task for this backbone.
         """
+
+    @classmethod
+    def shortened(
+        cls, use: Use[Any], task: TaskFacts, backbone: BackboneFacts, most: int
+    ) -> Use[Any]:
+        """An embedder like ``use`` that makes at most ``most`` tokens of a whole sample.
+
+        It may be another one, by name. The default returns ``use``: it has no such setting.
+        """
+        return use
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tokens:

@@ -128,6 +128,13 @@ class Recipe(Settings):
         le=2**53,  # what every reader of JSON keeps exactly
         description="The same seed gives the same split, order and head.",
     )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="The most arithmetic of the encoder in plain fine-tuning, in 10^12 operations; "
+        "tokens, then steps, then epochs beyond it are left out, as a note says. A fixed model "
+        "counts, no clock. Two CPU cores do about 4 a minute. null: no limit.",
+    )
     protocol: Literal["clean", "published"] = Field(
         "clean",
         description="clean: select on validation, test once. published: select on the test split.",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from xmodal.batch import Tokens
-from xmodal.interfaces import BackboneFacts, Context, Embedder, TaskFacts
+from xmodal.interfaces import BackboneFacts, Context, Embedder, TaskFacts, Use
 from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings
 from xmodal_basics.embedders.columns import Columns
 from xmodal_basics.embedders.conv1d import Conv1d
 from xmodal_basics.embedders.patch import Patch
 
 PARTS: dict[str, type[TokenEmbedder]] = {"grid": Patch, "sequence": Conv1d, "row": Columns}
+NAMES = {"grid": "patch", "sequence": "conv-1d", "row": "columns"}
 
 
 class AutoEmbedder(Embedder):
@@ -34,6 +37,16 @@ class AutoEmbedder(Embedder):
         """The grid of the embedder that fits."""
         part = PARTS[task.form]
         return part.grid(_settings(part, config), task, backbone)
+
+    @classmethod
+    def shortened(
+        cls, use: Use[Any], task: TaskFacts, backbone: BackboneFacts, most: int
+    ) -> Use[Any]:
+        """The embedder that fits, by its own name, with fewer tokens."""
+        part = PARTS[task.form]
+        own = Use(NAMES[task.form], part, _settings(part, use.config))
+        shorter = part.shortened(own, task, backbone, most)
+        return use if shorter is own else shorter
 
     def forward(self, x: Tensor) -> Tokens:
         """Embed a batch."""

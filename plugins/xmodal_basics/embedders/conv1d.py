@@ -6,13 +6,13 @@ Shapes: B samples, C channels, L length, N tokens, D width.
 from __future__ import annotations
 
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xmodal.interfaces import BackboneFacts, Context, TaskFacts
+from xmodal.interfaces import BackboneFacts, Context, TaskFacts, Use
 from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 
 FEWEST_TOKENS = 4
@@ -60,6 +60,14 @@ class Conv1d(TokenEmbedder):
         check("conv-1d", "a sequence (C, L)", "sequence", task, backbone)
         _, count = pieces(config, task.shape[1], backbone.max_tokens)
         return (count,)
+
+    @classmethod
+    def shortened(
+        cls, use: Use[Any], task: TaskFacts, backbone: BackboneFacts, most: int
+    ) -> Use[Any]:
+        """Longer pieces, the last one padded."""
+        longer = {"target_length": most, "kernel": None, "pad": True}
+        return Use(use.name, cls, use.config.model_copy(update=longer))
 
     def project(self, x: Tensor) -> Tensor:
         """Pad and project ``[B, C, L]`` to ``[B, N, D]``."""

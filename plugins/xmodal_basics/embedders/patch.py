@@ -6,14 +6,14 @@ Shapes: B samples, C channels, H and W pixels, P patch side, N tokens, D width.
 from __future__ import annotations
 
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xmodal.interfaces import BackboneFacts, Context, TaskFacts
+from xmodal.interfaces import BackboneFacts, Context, TaskFacts, Use
 from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 
 
@@ -64,6 +64,18 @@ class Patch(TokenEmbedder):
         side = _patch(config, backbone)
         height, width = _size(config, task, backbone)
         return ceil(height / side), ceil(width / side)
+
+    @classmethod
+    def shortened(
+        cls, use: Use[Any], task: TaskFacts, backbone: BackboneFacts, most: int
+    ) -> Use[Any]:
+        """Larger patches: the smallest ones of which no more fit."""
+        height, width = _size(use.config, task, backbone)
+        sides = range(_patch(use.config, backbone), max(height, width) + 1)
+        side = next((s for s in sides if ceil(height / s) * ceil(width / s) <= most), None)
+        if side is None:
+            return use
+        return Use(use.name, cls, use.config.model_copy(update={"patch": side}))
 
     def project(self, x: Tensor) -> Tensor:
         """Resize, pad and project ``[B, C, H, W]`` to ``[B, N, D]``, row by row."""
