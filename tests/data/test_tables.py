@@ -404,6 +404,13 @@ def test_typed_columns_are_numbers_and_categories(tmp_path: Path) -> None:
     week = 2 * np.pi * np.array([3, 4]) / 7
     np.testing.assert_allclose(found["day: sine of the week"], np.sin(week))
     assert "day: sine of the day" not in found
+    # Of a single day, only the time of day varies.
+    assert [name for name in names if name.startswith("time")] == [
+        "time", "time: sine of the day", "time: cosine of the day",
+    ]  # fmt: skip
+    month = 2 * np.pi * np.array([28 / 29, 0])  # the last day of February, the first of March
+    np.testing.assert_allclose(found["day: sine of the month"], np.sin(month), atol=1e-12)
+    np.testing.assert_allclose(found["day: cosine of the month"], np.cos(month), atol=1e-12)
     np.testing.assert_allclose(found["time"], [19782.25, 19782.75])
     np.testing.assert_allclose(found["time: sine of the day"], [1, -1])
     np.testing.assert_allclose(found["time: cosine of the day"], [0, 0], atol=1e-12)
@@ -437,13 +444,60 @@ def test_dates_as_they_are_written(tmp_path: Path) -> None:
         ("31/01/2024", "29/02/2024"),
         ("01/31/2024", "02/29/2024"),
         ("31-Jan-2024", "29-Feb-2024"),
+        ("31 Jan 2024", "29 Feb 2024"),
+        ("31 January 2024", "29 February 2024"),
+        ('"Jan 31, 2024"', '"Feb 29, 2024"'),
+        ("31.01.2024 12:00 AM", "29.02.2024 12:00 AM"),
         ("2024-01-31T00:00:00Z", "2024-02-29T02:00:00+02:00"),
     ):
         names, values, _ = read(csv(tmp_path, f"d,y\n{first},u\n{second},v\n,u\n"))
-        assert len(names) == 5, first
+        assert len(names) == 7, first
         np.testing.assert_array_equal(np.array(values)[:, 0], [*days, NAN])
     for text, expected in (("1 days 02:00:00", 93600), ("26:00:00", 93600), ("02:30", 9000)):
         assert read(csv(tmp_path, f"d,y\n{text},u\n{text},v\n"))[1] == [[expected]] * 2
+
+
+def test_only_the_parts_of_dates_that_vary_are_features(tmp_path: Path) -> None:
+    for days, cycles in (
+        (("2024-01-05", "2024-01-05"), []),
+        (("2024-01-05", "2025-01-05"), ["week"]),  # a Friday, a Sunday
+        (("2024-01-05", "2024-01-12"), ["month"]),
+        (("2024-01-05", "2024-02-02"), ["year", "month"]),  # two Fridays
+        (("2024-01-05T10:00", "2024-01-05T11:00"), ["day"]),
+        (("2024-01-05T10:00", "2024-02-06T10:00"), ["year", "month", "week"]),
+    ):
+        names, _, notes = read(csv(tmp_path, f"d,y\n{days[0]},u\n{days[1]},v\n"))
+        assert [n.rpartition(" ")[2] for n in names if "sine of" in n][::2] == cycles, days
+        assert ("and sine and cosine of the " in str(notes)) is bool(cycles)
+
+
+def test_later_dates_give_the_parts_that_varied_in_training(tmp_path: Path) -> None:
+    part = tables.open_table(csv(tmp_path, "d,y\n2024-01-05,u\n2024-01-12,v\n")).whole()
+    form, _ = tables.learn([part], ["d"])
+    kept = tables.TableForm.of(json.loads(json.dumps(form.state())))
+    assert kept == form
+    later = tables.open_table(csv(tmp_path, "d,y\n2026-07-31T12:00,u\n,u\n")).whole()
+    angle = 2 * np.pi * 30.5 / 31
+    expected = [[20665.5, np.sin(angle), np.cos(angle)], [NAN] * 3]
+    np.testing.assert_allclose(kept.encode(later), expected)
+
+
+def test_runs_that_do_not_say_what_varies_keep_their_features() -> None:
+    state = {"columns": [{"name": "d", "kind": "date", "levels": [], "clock": True, "form": ""}],
+             "dialect": tables.Dialect().state(), "missing": []}  # fmt: skip
+    waves = [
+        f"d: {wave} of the {c}" for c in ("year", "week", "day") for wave in ("sine", "cosine")
+    ]
+    assert tables.TableForm.of(state).features == ("d", *waves)
+
+
+@pytest.mark.parametrize("cell", ["Fri Jan 5 10:00:00 2024", "2024, May 3rd", "5/6/24 noon"])
+def test_dates_in_a_form_that_is_not_known_are_a_category_with_a_warning(
+    tmp_path: Path, cell: str
+) -> None:
+    names, _, notes = read(csv(tmp_path, f'd,y\n"{cell}",u\n"{cell} x",v\n'))
+    assert names == ("d",)
+    assert any("look like dates, in no form that is known" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,19 @@ _GROUPED = {
 _OTHER = {".": ",", ",": "."}
 _ISO = r"^\d{4}-\d{2}(-\d{2}([T ]\d{2}(:?\d{2}(:?\d{2}(\.\d+)?)?)?)?)?$"
 _ZONED = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:?\d{2}(:?\d{2}(\.\d+)?)? ?(Z|[+-]\d{2}(:?\d{2})?)$"
-_LIKE_DATE = r"^\d{1,4}[./-](\d{1,2}|[A-Za-z]{3})[./-]\d{1,4}\b"
+_MONTHS = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_LIKE_DATE = (
+    r"(?i)^\d{1,4}[./-](\d{1,2}|[a-z]{3})[./-]\d{1,4}\b"
+    rf"|^\d{{1,2}} {_MONTHS},? \d{{4}}\b|^{_MONTHS} \d{{1,2}}, \d{{4}}\b"
+)
+_MAYBE_DATE = rf"{_LIKE_DATE}|\b{_MONTHS}\b.*\d{{4}}|\d{{4}}\b.*\b{_MONTHS}\b|^\d{{4}}-\d{{1,2}}-\d"
 # pandas counts in ns, up to 106,751 days.
 _CLOCK = r"^[+-]?(\d{1,5} days?,? ?)?[+-]?\d{1,4}:\d{2}(:\d{2}([.,]\d+)?)?$|^[+-]?\d{1,5} days?$"
-_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f")
-_SURE = tuple(d + t for d in ("%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%Y.%m.%d") for t in _TIMES)
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
+_DAYS = (
+    "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%Y.%m.%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y",
+)  # fmt: skip
+_SURE = tuple(day + time for day in _DAYS for time in _TIMES)
 _DAY_FIRST = tuple("%d/%m/%Y" + t for t in _TIMES)
 _MONTH_FIRST = tuple("%m/%d/%Y" + t for t in _TIMES)
 
@@ -277,6 +285,12 @@ def date_form(text: Cells, name: str, where: str) -> str | None:
             "month cannot be told apart; write 2024-01-31, or list it in categories: or drop:"
         )
     return next((form for form in both if form), None)
+
+
+def look_like_dates(known: Cells) -> bool:
+    """Whether most cells (without gaps) look like dates, in a form that may not be known."""
+    found = pc.match_substring_regex(known, _MAYBE_DATE)
+    return bool(pc.sum(found).as_py() * 2 > len(known))
 
 
 def dates(text: Cells, form: str) -> Array | None:

@@ -4,8 +4,9 @@
 later table as that. Cells are Arrow arrays, text or typed, whatever file or frame they come from.
 
 A number is one number, a category its code 0 .. m-1. A date gives the days since 1970-01-01 and,
-because what repeats is hard to see in them, sine and cosine of the year and the week, and of the
-day if there are times of day. A duration, or a time of day alone, gives seconds.
+because what repeats is hard to see in them, sine and cosine of its place in the year, the month,
+the week and the day: of those parts that vary in the training file. A duration, or a time of day
+alone, gives seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from xmodal.text import shortlist, shown
 Array = NDArray[Any]
 Kind = Literal["number", "category", "date", "duration"]
 Note = Callable[[str], None]
-_CYCLES = ("year", "week", "day")
+CYCLES = ("year", "month", "week", "day")
+_BEFORE_MONTHS = ("year", "week", "day")
+"""The cycles of dates in runs that do not say which ones vary."""
 _DAY = 86_400_000_000  # microseconds
 
 
@@ -39,6 +42,7 @@ class Column:
 
     levels: the categories, in the order of their codes.
     clock: dates have times of day.
+    cycles: what varies in dates, of CYCLES; None in runs of versions that did not look.
     form: how dates are written (for ``strptime``); empty for ISO dates and typed columns.
     """
 
@@ -47,14 +51,21 @@ class Column:
     levels: tuple[str, ...] = ()
     clock: bool = False
     form: str = ""
+    cycles: tuple[str, ...] | None = None
+
+    @property
+    def waves(self) -> tuple[str, ...]:
+        """The cycles that a date gives sine and cosine of."""
+        if self.cycles is not None:
+            return self.cycles
+        return _BEFORE_MONTHS if self.clock else _BEFORE_MONTHS[:2]
 
     @property
     def features(self) -> tuple[str, ...]:
         """The names of the numbers that the column gives."""
         if self.kind != "date":
             return (self.name,)
-        cycles = _CYCLES if self.clock else _CYCLES[:2]
-        waves = [f"{self.name}: {wave} of the {cycle}" for cycle in cycles for wave in _WAVES]
+        waves = [f"{self.name}: {wave} of the {cycle}" for cycle in self.waves for wave in _WAVES]
         return (self.name, *waves)
 
 
@@ -124,7 +135,8 @@ class TableForm:
     def of(cls, state: Mapping[str, Any]) -> TableForm:
         """The form that ``state`` describes."""
         columns = tuple(
-            Column(**{**column, "levels": tuple(column["levels"])}) for column in state["columns"]
+            Column(**{k: tuple(v) if isinstance(v, list) else v for k, v in column.items()})
+            for column in state["columns"]
         )
         return cls(columns, Dialect(**state["dialect"]), tuple(state["missing"]))
 
@@ -243,22 +255,44 @@ def _dates(cells: Cells, column: Column, missing: Sequence[str], part: Part) -> 
         raise part.refused(column.name, cells, wrong, "dates, as in training")
     known = ~np.isnat(time_N)
     safe_N = np.where(known, time_N, np.datetime64(0, "us"))
-    us_N = safe_N.astype(np.int64)
-    year_N = safe_N.astype("datetime64[Y]")
-    start_N, end_N = (
-        year.astype("datetime64[us]").astype(np.int64) for year in (year_N, year_N + 1)
-    )
-    shares = {
-        "year": (us_N - start_N) / (end_N - start_N),
-        # 1970-01-01 was a Thursday; weeks begin on Monday.
-        "week": (us_N / _DAY + 3) % 7 / 7,
-        "day": us_N % _DAY / _DAY,
-    }
-    values = [us_N / _DAY]
-    for cycle in _CYCLES if column.clock else _CYCLES[:2]:
+    shares = _places(safe_N)
+    values = [safe_N.astype(np.int64) / _DAY]
+    for cycle in column.waves:
         angle_N = 2 * np.pi * shares[cycle]
         values += [np.sin(angle_N), np.cos(angle_N)]
     return np.where(known[:, None], np.stack(values, axis=1), np.nan)
+
+
+def _places(time_N: Array) -> dict[str, Array]:
+    """How much of its year, month, week and day has passed at each time, 0 to 1."""
+    us_N = time_N.astype(np.int64)
+
+    def within(unit: str) -> Array:
+        start_N = time_N.astype(f"datetime64[{unit}]")
+        begin_N, end_N = (
+            t.astype("datetime64[us]").astype(np.int64) for t in (start_N, start_N + 1)
+        )
+        return np.asarray((us_N - begin_N) / (end_N - begin_N))
+
+    # 1970-01-01 was a Thursday; weeks begin on Monday.
+    week_N = (us_N / _DAY + 3) % 7 / 7
+    return {"year": within("Y"), "month": within("M"), "week": week_N, "day": us_N % _DAY / _DAY}
+
+
+def varying(time_N: Array) -> tuple[str, ...]:
+    """The cycles in which times differ: by month, day of the month, day of the week, time of day.
+
+    ``time_N``: ``datetime64[us]``, NaT where there is none.
+    """
+    known = time_N[~np.isnat(time_N)]
+    days, months = known.astype("datetime64[D]"), known.astype("datetime64[M]")
+    parts = {
+        "year": months.astype(np.int64) % 12,
+        "month": (days - months.astype("datetime64[D]")).astype(np.int64),
+        "week": days.astype(np.int64) % 7,
+        "day": (known - days).astype(np.int64),
+    }
+    return tuple(cycle for cycle in CYCLES if len(np.unique(parts[cycle])) > 1)
 
 
 def _seconds(cells: Cells, column: Column, missing: Sequence[str], part: Part) -> Array:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from xmodal.data import cells as reading
 from xmodal.data.cells import Cells, Marks
-from xmodal.data.columns import Column, Part, TableForm
+from xmodal.data.columns import Column, Part, TableForm, varying
 from xmodal.data.dialect import Dialect, TableFormat
 from xmodal.data.naming import EXACT, in_order, name_of
 from xmodal.data.statistics import Moments
 from xmodal.errors import DataError
-from xmodal.text import shortlist, shown
+from xmodal.text import listed, shortlist, shown
 
 Array = NDArray[Any]
 
@@ -110,14 +110,14 @@ def _other(name: str, cells: Cells, where: str) -> Column | None:
     if reading.is_number(kind):
         return Column(name)
     if types.is_date(kind) or types.is_timestamp(kind):
-        return Column(name, "date", clock=_has_clock(reading.typed_dates(cells)))
+        return _date(name, reading.typed_dates(cells))
     if types.is_duration(kind) or types.is_time(kind):
         return Column(name, "duration")
     if reading.is_text(kind):
         form = reading.date_form(cells, name, where)
         times = None if form is None else reading.dates(cells, form)
         if form is not None and times is not None:
-            return Column(name, "date", clock=_has_clock(times), form=form)
+            return _date(name, times, form)
         if reading.are_durations(cells):
             return Column(name, "duration")
         return None
@@ -126,9 +126,10 @@ def _other(name: str, cells: Cells, where: str) -> Column | None:
     raise DataError(f"{where}: column '{name}' holds {kind}, which is no number, text or date")
 
 
-def _has_clock(time_N: Array) -> bool:
+def _date(name: str, time_N: Array, form: str = "") -> Column:
     known = time_N[~np.isnat(time_N)]
-    return bool((known != known.astype("datetime64[D]")).any())
+    clock = bool((known != known.astype("datetime64[D]")).any())
+    return Column(name, "date", clock=clock, form=form, cycles=varying(time_N))
 
 
 def _cleaned(part: Part, name: str, missing: Sequence[str] = ()) -> Cells:
@@ -178,6 +179,11 @@ class _Notes:
             others = len(known) - int(numbers_N.sum())
             if others == 0:
                 doubt = "; its texts are numbers: save them as such if they are quantities"
+            elif others == len(known) and reading.look_like_dates(known):
+                doubt = (
+                    "; its texts look like dates, in no form that is known: write them as "
+                    "2024-01-31 or 2024-01-31 16:45"
+                )
             elif others == len(known) and reading.begin_like_numbers(known):
                 doubt = "; its texts are numbers with a sign or unit: leave that out of the file"
             elif others < len(known) / 2:
@@ -200,11 +206,11 @@ class _Notes:
             self._add("durations", line)
             return
         written = f" written as {column.form}" if column.form else ""
-        cycles = "year, week and day" if column.clock else "year and week"
+        waves = f", and sine and cosine of the {listed(column.waves)}" if column.waves else ""
         self._add(
             "dates",
-            f"{self.where}: column '{column.name}' read as dates{written}: days since 1970-01-01, "
-            f"and sine and cosine of the {cycles}",
+            f"{self.where}: column '{column.name}' read as dates{written}: days since 1970-01-01"
+            f"{waves}",
         )
 
     def numbers(self, names: Sequence[str]) -> None:
