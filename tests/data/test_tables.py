@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from dataclasses import replace
 from decimal import Decimal
@@ -485,9 +486,8 @@ def test_later_dates_give_the_parts_that_varied_in_training(tmp_path: Path) -> N
 def test_runs_that_do_not_say_what_varies_keep_their_features() -> None:
     state = {"columns": [{"name": "d", "kind": "date", "levels": [], "clock": True, "form": ""}],
              "dialect": tables.Dialect().state(), "missing": []}  # fmt: skip
-    waves = [
-        f"d: {wave} of the {c}" for c in ("year", "week", "day") for wave in ("sine", "cosine")
-    ]
+    cycles = ("year", "week", "day")
+    waves = [f"d: {wave} of the {cycle}" for cycle in cycles for wave in ("sine", "cosine")]
     assert tables.TableForm.of(state).features == ("d", *waves)
 
 

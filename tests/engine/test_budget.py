@@ -104,7 +104,8 @@ def test_first_tokens_then_steps_and_it_is_said() -> None:
     assert f"{tight.facts.num_tokens} of 181 tokens a sample and {steps} of " in tight.notes[0]
     assert cost(tight) <= 5 * TERA
     # One step more would be too much.
-    again = list(LONG) + [
+    again = [
+        *LONG,
         "budget=null",
         f"embedder={{use: conv-1d, target_length: {tight.facts.num_tokens}, pad: true}}",
         f"training.max_steps={steps + 1}",

@@ -45,7 +45,8 @@ _MAYBE_DATE = rf"{_LIKE_DATE}|\b{_MONTHS}\b.*\d{{4}}|\d{{4}}\b.*\b{_MONTHS}\b|^\
 _CLOCK = r"^[+-]?(\d{1,5} days?,? ?)?[+-]?\d{1,4}:\d{2}(:\d{2}([.,]\d+)?)?$|^[+-]?\d{1,5} days?$"
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _DAYS = (
-    "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%Y.%m.%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y",
+    "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%Y.%m.%d",
+    "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y",
 )  # fmt: skip
 _SURE = tuple(day + time for day in _DAYS for time in _TIMES)
 _DAY_FIRST = tuple("%d/%m/%Y" + t for t in _TIMES)

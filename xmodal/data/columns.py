@@ -268,11 +268,11 @@ def _places(time_N: Array) -> dict[str, Array]:
     us_N = time_N.astype(np.int64)
 
     def within(unit: str) -> Array:
-        start_N = time_N.astype(f"datetime64[{unit}]")
-        begin_N, end_N = (
-            t.astype("datetime64[us]").astype(np.int64) for t in (start_N, start_N + 1)
+        first_N = time_N.astype(f"datetime64[{unit}]")
+        start_N, end_N = (
+            time.astype("datetime64[us]").astype(np.int64) for time in (first_N, first_N + 1)
         )
-        return np.asarray((us_N - begin_N) / (end_N - begin_N))
+        return np.asarray((us_N - start_N) / (end_N - start_N))
 
     # 1970-01-01 was a Thursday; weeks begin on Monday.
     week_N = (us_N / _DAY + 3) % 7 / 7
