@@ -15,8 +15,10 @@ from xmodal.data.arrays import (
     LABEL_KEYS,
     SAMPLE_KEYS,
     Array,
+    ArrayRows,
     Container,
     FolderRows,
+    Indices,
     Rows,
     existing,
     first_key,
@@ -47,7 +49,8 @@ _WORDS: dict[str, Role] = {
 class FilePart:
     """Samples and labels that belong together; with ``role`` ``all`` they are still to be split.
 
-    Messages call the arrays ``x_name`` and ``y_name``.
+    Messages call the arrays ``x_name`` and ``y_name``. ``group``: what must not straddle parts.
+    ``record``: the number of the recording that each window was cut from.
     """
 
     role: Role
@@ -58,6 +61,7 @@ class FilePart:
     files: tuple[Path, ...]
     group: Array | None = None
     time: Array | None = None
+    record: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class ArrayParts:
 
     ``x_keys``, ``y_keys``: the names of the arrays, where a file holds one part. ``time``: the axis
     of a sample along which lengths are unequal, None if all are equal; ``padded``: the same axis if
-    samples are filled up along it.
+    samples are filled up along it. ``window``: how far apart windows of recordings begin.
     """
 
     parts: tuple[FilePart, ...]
@@ -75,6 +79,7 @@ class ArrayParts:
     time: int | None = None
     padded: int | None = None
     notes: tuple[str, ...] = ()
+    window: int | None = None
 
 
 def sources(settings: DataSettings) -> list[tuple[Role, Path]]:
@@ -154,8 +159,9 @@ def array_parts(settings: DataSettings) -> ArrayParts:
             )
     keys = {(x, y) for _, x, y in found}
     x_keys, y_keys = keys.pop() if len(keys) == 1 else ((), ())
-    padded = None if settings.lengths == "crop" else time
-    return ArrayParts(tuple(parts), x_keys, y_keys, time, padded, (*orders, *notes))
+    padded = time if settings.lengths == "pad" else None
+    window = settings.stride or settings.length if settings.lengths == "window" else None
+    return ArrayParts(tuple(parts), x_keys, y_keys, time, padded, (*orders, *notes), window)
 
 
 def channels_of(settings: DataSettings, arrays: ArrayParts, sample: tuple[int, ...]) -> Channels:
@@ -186,16 +192,25 @@ def _one_length(
 ) -> tuple[list[FilePart], int | None, tuple[str, ...]]:
     """The parts with samples of one length, the axis along which they were not, and a note."""
     unequal = any(lengths.is_unequal(part.x) for part in parts)
+    if not unequal and settings.lengths is None:
+        return parts, None, ()
+    found = lengths.measure([(part.x, part.x_name) for part in parts], _time(parts, settings))
+    if settings.lengths is None:
+        raise DataError(
+            f"{parts[0].x_name} has samples of {found.shortest} to {found.longest} values; say how "
+            "to make them equal: lengths: pad (filled up to the longest), lengths: crop (cut to "
+            "the shortest), or lengths: window with length: N (cut into windows, which are scored "
+            "together); on the command line task.lengths=pad"
+        )
+    if settings.lengths == "window":
+        return _windows(parts, settings, found)
     for part in parts:
         if lengths.is_unequal(part.y) and settings.lengths != "crop":
             raise DataError(
                 f"{part.y_name} has labels of unequal lengths; set lengths: crop to keep the "
                 "beginning of each"
             )
-    if not unequal and settings.lengths is None:
-        return parts, None, ()
-    rule = settings.lengths or "pad"
-    found = lengths.measure([(part.x, part.x_name) for part in parts])
+    rule = settings.lengths
     length = settings.length or (found.longest if rule == "pad" else found.shortest)
     if rule == "crop" and length > found.shortest:
         raise DataError(
@@ -216,6 +231,64 @@ def _one_length(
         f"{done} to {length} (lengths: {rule}; set lengths: or length: to change)"
     )
     return even, found.axis, (note,)
+
+
+def _time(parts: list[FilePart], settings: DataSettings) -> int | None:
+    """The axis of time of samples of one length, if the settings say that it is not the last."""
+    unequal = any(lengths.is_unequal(part.x) for part in parts)
+    return 0 if not unequal and settings.channels == "last" else None
+
+
+def _windows(
+    parts: list[FilePart], settings: DataSettings, found: lengths.Lengths
+) -> tuple[list[FilePart], int | None, tuple[str, ...]]:
+    """The parts with the windows of their recordings as samples."""
+    size = settings.length
+    assert size is not None  # the settings see to it
+    stride, cut, before, counts = settings.stride or size, [], 0, [0, 0]
+    for part in parts:
+        if part.x.shape[0] != part.y.shape[0]:
+            return parts, found.axis, ()  # which the caller reports
+        length_R = lengths.lengths_of(part.x, found.axis)
+        short_R = np.flatnonzero(length_R < size)
+        if len(short_R):
+            raise DataError(
+                f"{part.x_name}: {len(short_R)} recordings are shorter than a window (length: "
+                f"{size}); row {short_R[0]} has {length_R[short_R[0]]} values. Choose a shorter "
+                "window, or lengths: pad"
+            )
+        record_W, start_W = lengths.windows_of(length_R, size, stride)
+        x = lengths.WindowRows(part.x, found.of(size), found.axis, record_W, start_W)
+        y = _labels_of_windows(part, length_R, size, record_W, start_W)
+        group = None if part.group is None else part.group[record_W]
+        number_W = record_W + before
+        cut.append(
+            replace(part, x=x, y=y, record=number_W, group=number_W if group is None else group)
+        )
+        before += len(length_R)
+        counts = [counts[0] + len(length_R), counts[1] + len(record_W)]
+    note = (
+        f"arrays: {parts[0].x_name}: {counts[0]:,} recordings of {found.shortest} to "
+        f"{found.longest} values, cut into {counts[1]:,} windows of {size}, every {stride} "
+        "(lengths: window; set length: or stride: to change); a recording stays in one part"
+    )
+    return cut, found.axis, (note,)
+
+
+def _labels_of_windows(
+    part: FilePart, length_R: Indices, size: int, record_W: Indices, start_W: Indices
+) -> Rows:
+    """The label of its recording for each window; of labels for each place those of the window."""
+    if not lengths.is_unequal(part.y):
+        return ArrayRows(part.y.read(slice(None))[record_W])
+    own = lengths.measure([(part.y, part.y_name)])
+    wrong_R = np.flatnonzero(lengths.lengths_of(part.y, own.axis) != length_R)
+    if len(wrong_R):
+        raise DataError(
+            f"{part.y_name} row {wrong_R[0]} has another length than the samples, so its labels "
+            "cannot be cut into the same windows"
+        )
+    return lengths.WindowRows(part.y, own.of(size), own.axis, record_W, start_W)
 
 
 _Found = tuple[FilePart, tuple[str, ...], tuple[str, ...]]

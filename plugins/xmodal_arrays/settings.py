@@ -52,12 +52,22 @@ class DataSettings(TableFormat):
     )
     lengths: Rule | None = Field(
         None,
-        description="Samples of unequal lengths: pad fills up at the end with the mean of each "
-        "channel, crop keeps the beginning. With pad, NaN at the end of a sample is such filling, "
-        "too. Default: pad where a file holds samples of unequal lengths.",
+        description="What to do with samples of unequal lengths: pad fills up at the end with the "
+        "mean of each channel (NaN at the end of a sample is such filling, too), crop keeps the "
+        "beginning, window cuts each into windows, which stay in one part and are scored together. "
+        "Needed where a file holds samples of unequal lengths.",
     )
     length: int | None = Field(
-        None, ge=1, description="Length of a sample after lengths (default: longest or shortest)."
+        None,
+        ge=1,
+        description="Length of a sample after lengths; of a window. Default: the longest (pad) or "
+        "the shortest (crop).",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="With lengths: window, values from the beginning of one window to that of the "
+        "next. Default: length, so that windows do not overlap.",
     )
     kind: Kind = Field("auto", description="The kind of label in y.")
     classes: tuple[str, ...] = Field(
@@ -133,6 +143,10 @@ class DataSettings(TableFormat):
             raise ValueError(
                 "split needs a training share above 0, and a test share needs a validation share"
             )
+        if self.lengths == "window" and self.length is None:
+            raise ValueError("lengths: window needs length, how many values a window has")
+        if self.lengths != "window" and self.stride is not None:
+            raise ValueError("stride goes with lengths: window")
         if self.folds is not None and (self.refit or self.validation is not None):
             raise ValueError("folds cut the training samples; leave out refit and validation")
         if self.folds is None and self.fold:

@@ -50,7 +50,13 @@ _DEFAULTS = {
     "binary": ("bce", "balanced-error"),
 }
 _ROLES: tuple[Role, ...] = ("train", "validation", "test")
-_OF_ARRAYS = ("form", "channels", "samples", "lengths", "length")
+_BY_RECORDING = {
+    "error-rate": "grouped-error-rate",
+    "rmse": "grouped-rmse",
+    "auroc-error": "grouped-average-precision-error",
+}
+"""The usual metrics where a recording is cut into windows: one prediction a recording."""
+_OF_ARRAYS = ("form", "channels", "samples", "lengths", "length", "stride")
 _OF_TABLES = ("drop", "categories", "separator", "decimal", "encoding", "quote", "missing")
 Scale = tuple[Tensor | None, Tensor | None]
 
@@ -71,6 +77,11 @@ class FilePlan:
     def padded(self) -> int | None:
         """The axis of a raw sample that may end with NaN, None if there is none."""
         return self.arrays.padded if self.arrays is not None else None
+
+    @property
+    def windows(self) -> bool:
+        """Whether samples are windows of recordings."""
+        return self.arrays is not None and self.arrays.window is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +248,10 @@ def _default(data: Mapping[str, Any], which: int) -> dict[str, str]:
     kind: str = "binary" if labels.binary else labels.target.kind
     if kind == "regression" and labels.target.size > 1:
         kind = "regression of several"
-    return {"use": _DEFAULTS[kind][which]}
+    name = _DEFAULTS[kind][which]
+    if which == 1 and data.get("lengths") == "window":
+        name = _BY_RECORDING.get(name, name)
+    return {"use": name}
 
 
 def _default_loss(data: dict[str, Any]) -> Use[Loss]:
@@ -298,6 +312,12 @@ class Arrays(Task):
         sets = {role: samples(share) for role, share in split_of.items()}
         sizes = ", ".join(f"{len(split_of[role].rows):,}" for role in _ROLES)
         notes = (*plan.notes, f"arrays: {sizes} samples to train, validate and test")
+        metric = self.config.metric.name
+        if plan.windows and plan.labels.layout is None and not metric.startswith("grouped-"):
+            notes += (
+                f"arrays: {metric} scores windows one by one; metrics called grouped-... score "
+                "recordings",
+            )
         if split_of["test"] is split_of["validation"]:
             again = "training" if split_of["test"] is train else "validation"
             notes += (f"arrays: no test samples; the test score is that of the {again} samples",)
@@ -366,6 +386,8 @@ def _raw_form(plan: FilePlan, scale: Scale, settings: DataSettings) -> RawForm:
         y_keys=() if arrays is None else arrays.y_keys,
         samples=settings.samples,
         padded=plan.padded,
+        window=None if arrays is None else arrays.window,
+        time=None if arrays is None or arrays.window is None else arrays.time,
     )
 
 
@@ -400,12 +422,16 @@ def _label_scale(
 
 
 def _groups(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tensor]:
-    """The number of each sample's group, by split; the same group has the same number in all."""
-    named = {
-        role: group[share.rows]
-        for role, share in split_of.items()
-        if (group := plan.parts[share.part].group) is not None
-    }
+    """The number of each sample's group, by split; the same group has the same number in all.
+
+    Windows are grouped by recording: they are scored together, whatever else they have in common.
+    """
+    named = {}
+    for role, share in split_of.items():
+        part = plan.parts[share.part]
+        group = part.group if part.record is None else part.record
+        if group is not None:
+            named[role] = group[share.rows]
     if not named:
         return {}
     number_N = np.unique(np.concatenate(list(named.values())), return_inverse=True)[1]

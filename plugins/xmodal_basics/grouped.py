@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xmodal.errors import DataError
 from xmodal.interfaces import Context, Settings
-from xmodal_basics.metrics import AveragePrecisionError, Error, ErrorRate
+from xmodal_basics.metrics import AveragePrecisionError, Error, ErrorRate, RootMeanSquaredError
 
 
 class _Grouped(Error):
@@ -27,6 +27,7 @@ class _Grouped(Error):
         """Forget everything but the groups."""
         super().reset()  # type: ignore[safe-super]  # a concrete metric follows
         self.at, self.sum_GK, self.label_G = 0, torch.empty(0), torch.empty(0)
+        self.known_G = torch.empty(0, dtype=torch.bool)
 
     def group(self, groups_N: Tensor | None) -> None:
         """Learn the groups of all samples, in their order."""
@@ -46,13 +47,15 @@ class _Grouped(Error):
         if self.at == 0:
             size = len(self.count_G)
             self.sum_GK = prediction.new_zeros(size, *prediction.shape[1:])
-            self.label_G = y.new_full((size, *y.shape[1:]), -1)
+            self.label_G = y.new_zeros(size, *y.shape[1:])
+            self.known_G = torch.zeros(size, dtype=torch.bool, device=y.device)
         group_B = self.groups_N[self.at : self.at + len(y)]
         if len(group_B) < len(y):
             raise RuntimeError(f"{self.at + len(y)} samples, but {len(self.groups_N)} have a group")
         self.sum_GK.index_add_(0, group_B, prediction)
-        before = self.label_G[group_B]
-        self.label_G[group_B] = torch.where(before == -1, y, before)
+        known_B = self.known_G[group_B].view(-1, *[1] * (y.ndim - 1))
+        self.label_G[group_B] = torch.where(known_B, self.label_G[group_B], y)
+        self.known_G[group_B] = True
         after = self.label_G[group_B]
         if not ((after == y) | (after.isnan() & y.isnan())).all():
             raise DataError(
@@ -87,3 +90,7 @@ class GroupedErrorRate(_Grouped, ErrorRate):
 
 class GroupedAveragePrecisionError(_Grouped, AveragePrecisionError):
     """1 - the mean average precision over groups, scored by the mean of the logits."""
+
+
+class GroupedRMSE(_Grouped, RootMeanSquaredError):
+    """The root of the mean squared error over groups, scored by the mean of the predictions."""

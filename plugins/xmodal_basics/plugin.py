@@ -87,6 +87,7 @@ def xmodal_metrics() -> Mapping[str, str]:
         "average-precision-error": "xmodal_basics.metrics:AveragePrecisionError",
         "pixel-auroc-error": "xmodal_basics.pixel_auroc:PixelAUROCError",
         "grouped-error-rate": "xmodal_basics.grouped:GroupedErrorRate",
+        "grouped-rmse": "xmodal_basics.grouped:GroupedRMSE",
         "grouped-average-precision-error": "xmodal_basics.grouped:GroupedAveragePrecisionError",
         "mae": "xmodal_basics.metrics:MeanAbsoluteError",
         "rmse": "xmodal_basics.metrics:RootMeanSquaredError",

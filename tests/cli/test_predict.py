@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import xmodal as package
 from xmodal import api
@@ -131,7 +132,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on ``series.mat``: sequences of 3 to 7 values called ``sig``, names called ``cls``."""
     root = tmp_path_factory.mktemp("series")
     path = mat5(root, sig=cells([s[None] for s in SERIES]), cls=cells([f"c{k}" for k in Y]))
-    task = f"task={{use: arrays, path: {path}, x: sig, y: cls}}"
+    task = f"task={{use: arrays, path: {path}, x: sig, y: cls, lengths: pad}}"
     api.run("methods/nft", overrides=[task], scale="smoke", directory=root / "run", report=False)
     return root
 
@@ -391,3 +392,36 @@ def test_wrong_exports_give_one_message_and_leave_nothing(
     assert (done.code, message in done.err) == (code, True), done.err
     assert "Traceback" not in done.err
     assert [path.name for path in Path().iterdir()] == ["mine.txt"]
+
+
+def test_recordings_are_cut_as_in_training_and_predicted_as_a_whole(
+    xmodal: Call, tmp_path: Path
+) -> None:
+    """A model of windows: one prediction a recording, the mean over its windows."""
+    path = mat5(tmp_path, x=cells([s[None] for s in SERIES]), y=cells([f"c{k}" for k in Y]))
+    settings = "lengths: window, length: 3, stride: 2"
+    task = f"task={{use: arrays, path: {path}, {settings}}}"
+    run = tmp_path / "run"
+    api.run("methods/nft", overrides=[task], scale="smoke", directory=run, report=False)
+    done = xmodal("predict", run, path, "--json", "--batch", 5)
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    assert (said["samples"], said["metric"]["name"]) == (24, "grouped-error-rate")
+    assert "cut into windows of 3, every 2" in done.err
+    model = package.load(run)
+    by_hand = []
+    for one in SERIES:
+        windows = np.stack([one[i : i + 3] for i in range(0, len(one) - 2, 2)])
+        by_hand.append(model.outputs(windows).mean(dim=0))
+    expected = model.decide(torch.stack(by_hand), names=True).tolist()
+    assert said["predictions"] == expected
+    assert model.predict(SERIES, names=True).tolist() == expected
+    wrong = np.mean([p != f"c{k}" for p, k in zip(expected, Y, strict=True)])
+    assert said["metric"]["value"] == pytest.approx(wrong)
+    trained = model.run.read("manifest.json")["facts"]["task"]["samples"]["train"]
+    assert 0 < said["trained_on"] < 24
+    assert trained > said["trained_on"]
+    np.savez("short.npz", x=np.ones((2, 2)))
+    short = xmodal("predict", run, "short.npz")
+    assert short.code == 4
+    assert "row 0 has shape [2]; expected a recording like [3], of at least 3 values" in short.err

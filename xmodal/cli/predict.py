@@ -103,7 +103,7 @@ def predict(
     collected: list[Any] = []
     count = 0
     with _writer(out, model, collected if as_json else None) as add:
-        for rows, outputs in _predicted(model, data, samples, scored, quiet):
+        for rows, outputs in _predicted(model, data, samples, scored, quiet, size):
             count += rows
             add(outputs)
         if count == 0:
@@ -187,7 +187,12 @@ class _Scored:
 
 
 def _predicted(
-    model: TrainedModel, data: Path, samples: SampleReader, scored: _Scored, quiet: bool
+    model: TrainedModel,
+    data: Path,
+    samples: SampleReader,
+    scored: _Scored,
+    quiet: bool,
+    size: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """The first sample's number and the outputs of every batch; shows progress."""
     from rich.progress import Progress
@@ -200,10 +205,18 @@ def _predicted(
             if len(x) == 0:
                 continue
             with _named(data):
-                prepared = model.prepare(x, first)
-                outputs = model.forward(prepared)
+                if model.raw.window is None:
+                    prepared = model.prepare(x, first)
+                    outputs, parts = model.forward(prepared), [prepared]
+                else:
+                    prepared, counts = model.windows(x, first)
+                    outputs = model.by_recording(prepared, counts, size)
+                    parts = list(prepared.split(counts))
                 if model.seen is not None:
-                    scored.trained_on += model.seen.count(prepared)
+                    found = [model.seen.count(part) for part in parts]
+                    scored.trained_on += (
+                        found[0] if model.raw.window is None else sum(map(bool, found))
+                    )
                 if y is not None:
                     scored.add(outputs, y, first)
             first += len(outputs)

@@ -1,7 +1,8 @@
 """Samples of unequal lengths, brought to one length by a named rule.
 
 ``pad`` fills up with NaN at the end, up to the longest training sample; ``crop`` keeps the
-beginning, as much as the shortest has. NaN stands for "no value" until samples are standardised,
+beginning, as much as the shortest has; ``window`` cuts each into windows, which are samples of
+their own (W windows of R recordings). NaN stands for "no value" until samples are standardised,
 and becomes 0 then: the mean of its channel. So padding does not depend on units, and statistics do
 not depend on padding.
 """
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from xmodal.data.rows import Array, Indices, Rows
 from xmodal.errors import DataError
 
-Rule = Literal["pad", "crop"]
+Rule = Literal["pad", "crop", "window"]
 _CHUNK = 64
 """So many samples are in memory while they are measured."""
 
@@ -116,6 +117,64 @@ class EvenRows:
                     f"{self.sample}, of any length along axis {self.axis}"
                 )
             result[row] = even
+        return result
+
+
+def lengths_of(rows: Rows, axis: int) -> Indices:
+    """The size of ``axis`` of every sample, ``[n]``."""
+    if not is_unequal(rows):
+        return np.full(rows.shape[0], rows.shape[1 + axis], dtype=np.int64)
+    found: list[int] = []
+    for start in range(0, rows.shape[0], _CHUNK):
+        items = rows.read(slice(start, start + _CHUNK))
+        found += [np.asarray(item).shape[axis] for item in items]
+    return np.array(found, dtype=np.int64)
+
+
+def windows_of(length_R: Indices, size: int, stride: int) -> tuple[Indices, Indices]:
+    """Windows of ``size`` values, every ``stride`` values: their recording and where they begin.
+
+    What is left at the end of a recording is in no window; a shorter recording has none.
+    """
+    count_R = np.maximum(0, (length_R - size) // stride + 1)
+    record_W = np.repeat(np.arange(len(length_R)), count_R)
+    first_W = np.repeat(np.cumsum(count_R) - count_R, count_R)
+    return record_W, (np.arange(len(record_W)) - first_W) * stride
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """Windows of recordings as samples of one shape, cut when they are read.
+
+    record_W, start_W: the recording of each window, and its first value along ``axis``.
+    """
+
+    rows: Rows
+    sample: tuple[int, ...]
+    axis: int
+    record_W: Indices
+    start_W: Indices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole array's shape."""
+        return (len(self.record_W), *self.sample)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """A type that holds all values."""
+        return np.dtype(np.float64) if is_unequal(self.rows) else self.rows.dtype
+
+    def read(self, index: slice | Indices) -> Array:
+        """The windows at ``index``; every recording among them is read once."""
+        record_N, start_N = self.record_W[index], self.start_W[index]
+        chosen, place_N = np.unique(record_N, return_inverse=True)
+        items = self.rows.read(chosen) if len(chosen) else ()
+        result = np.empty((len(record_N), *self.sample), self.dtype)
+        along = (slice(None),) * self.axis
+        for row, (place, start) in enumerate(zip(place_N, start_N, strict=True)):
+            end = start + self.sample[self.axis]
+            result[row] = np.asarray(items[place])[(*along, slice(start, end))]
         return result
 
 

@@ -53,6 +53,8 @@ class RawForm:
     samples: the axis of an array that counts samples, ``first`` or ``last``.
     padded: the axis of a raw sample along which it may end early; what is missing is NaN, and 0
         once it is standardised.
+    window: samples are windows of recordings, which begin this far apart along the axis ``time``;
+        None: they are samples.
     """
 
     shape: tuple[int, ...]
@@ -74,6 +76,8 @@ class RawForm:
     y_keys: tuple[str, ...] = ()
     samples: Literal["first", "last"] = "first"
     padded: int | None = None
+    window: int | None = None
+    time: int | None = None
 
     def state(self) -> dict[str, Any]:
         """The form as tensors and plain values, for ``checkpoint.save``."""
@@ -198,6 +202,33 @@ class RawForm:
     @staticmethod
     def _raw(x: Tensor, shape: tuple[int, ...], channel: int | None) -> Tensor:
         return x.reshape(len(x), *shape) if channel is None else x.movedim(1, 1 + channel)
+
+    def windows(self, x: Sequence[Any] | Array, first: int = 0) -> tuple[Array, list[int]]:
+        """The windows of recordings ``x``, ``[W, *shape]``, and how many each recording has.
+
+        Only of a form with ``window``. Raises DataError for a recording that is shorter than a
+        window or has another shape.
+        """
+        from xmodal.data.lengths import windows_of
+
+        assert self.window is not None
+        assert self.time is not None
+        size, found, counts = self.shape[self.time], [], []
+        for row, one in enumerate(x, first):
+            value = np.asarray(one)
+            if value.ndim != len(self.shape) or value.shape[self.time] < size:
+                raise DataError(
+                    f"x: row {row} has shape {list(value.shape)}; expected a recording like "
+                    f"{list(self.shape)}, of at least {size} values along axis {self.time}"
+                )
+            length = np.array([value.shape[self.time]], dtype=np.int64)
+            starts = windows_of(length, size, self.window)[1].tolist()
+            along = (slice(None),) * self.time
+            found += [value[(*along, slice(start, start + size))] for start in starts]
+            counts.append(len(starts))
+        if len({window.shape for window in found}) > 1:
+            raise DataError(f"x: recordings differ in more than axis {self.time}")
+        return np.stack(found), counts
 
     def check(self, x: Array, first: int = 0) -> Array:
         """``x`` as raw samples ``[n, *shape]``; ``first`` is the number of its first row.

@@ -97,10 +97,13 @@ def _arrays(path: Path, form: RawForm, batch: int, keys: Keys) -> SampleReader:
     x = container.stacked(x_keys or SAMPLE_KEYS[:1], "--x")
     y = container.stacked(y_keys, "--y") if y_keys else None
     says = [f"samples {_says(x, x_keys)}"]
-    if lengths.is_unequal(x) or form.padded is not None:
+    if form.window is not None:  # recordings, which the model cuts
+        says.append(f"cut into windows of {form.shape[form.time or 0]}, every {form.window}")
+    elif lengths.is_unequal(x) or form.padded is not None:
         x = _of_one_length(x, container.name(*x_keys), form, says)
     # An array of this shape that takes no memory.
-    form.check_shape(np.broadcast_to(np.empty((), x.dtype), x.shape))
+    if form.window is None:
+        form.check_shape(np.broadcast_to(np.empty((), x.dtype), x.shape))
     if y is not None:
         y = row_labels(y, x.shape[0])
         says.append(f"labels {_says(y, y_keys)}")

@@ -179,14 +179,41 @@ class TrainedModel:
         Logits for classes, log-odds for labels, or numbers in the unit of the labels. They equal
         the predictions of the run bit for bit, for the same samples in the same order and batches.
         """
+        size = batch or self.recipe.evaluation_batch
+        if self.raw.window is not None and not self._are_windows(x):
+            if len(x) == 0:
+                raise self.raw.empty("x")
+            pieces = (self.windows(x[i : i + 1], i) for i in range(len(x)))
+            return torch.cat([self.by_recording(*piece, size) for piece in pieces])
         # A frame is read as a whole, so that no batch changes what its cells mean.
         x = self._array(x)
         self.raw.check_shape(x)
-        size = batch or self.recipe.evaluation_batch
         if len(x) == 0:
             raise self.raw.empty("x")
         chunks = (x[i : i + size] for i in range(0, len(x), size))
         return torch.cat(list(self.stream(chunks)))
+
+    def _are_windows(self, x: Any) -> bool:
+        """Whether samples are windows already, and no recordings to be cut into some."""
+        return getattr(x, "shape", ())[1:] in (self.raw.shape, self.raw.laid)
+
+    def windows(self, x: Any, first: int = 0) -> tuple[Tensor, list[int]]:
+        """The prepared windows of recordings, and how many of them each recording has."""
+        cut, counts = self.raw.windows(x, first)
+        return self.prepare(cut, first), counts
+
+    def by_recording(self, prepared: Tensor, counts: list[int], batch: int) -> Tensor:
+        """One output a recording, ``[n, K]``: the mean over its prepared windows.
+
+        Raises DataError for labels of each place, which have no mean.
+        """
+        if self.kind == "dense":
+            raise DataError(
+                "this model has a label for each place of a window, so recordings cannot be "
+                f"predicted as a whole; give windows of {list(self.raw.shape)}"
+            )
+        outputs = torch.cat([self.forward(piece) for piece in prepared.split(batch)])
+        return torch.stack([piece.mean(dim=0) for piece in outputs.split(counts)])
 
     def stream(self, chunks: Iterator[Any]) -> Iterator[Tensor]:
         """The outputs of each chunk of raw samples, in one forward pass."""

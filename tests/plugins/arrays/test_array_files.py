@@ -90,7 +90,7 @@ def test_padding_is_the_mean_of_its_channel(tmp_path: Path, unit: tuple[float, f
     """Statistics are those of the values that are there, in any unit."""
     samples = [sample * unit[0] + unit[1] * unit[0] for sample in UNEQUAL]
     path = mat5(tmp_path, x=cells([sample[None] for sample in samples]), y=Y)
-    data = load(path)
+    data = load(path, lengths="pad")
     rows = split(24, (0.7, 0.15, 0.15), 0, Y)[0]
     known = np.concatenate([samples[row] for row in rows])
     x = data.train.tensors[0].numpy()
@@ -112,7 +112,11 @@ def test_padding_is_the_mean_of_its_channel(tmp_path: Path, unit: tuple[float, f
 
 @pytest.mark.parametrize(
     ("settings", "length"),
-    [({"lengths": "crop"}, 3), ({"lengths": "crop", "length": 2}, 2), ({"length": 5}, 5)],
+    [
+        ({"lengths": "crop"}, 3),
+        ({"lengths": "crop", "length": 2}, 2),
+        ({"lengths": "pad", "length": 5}, 5),
+    ],
 )
 def test_lengths_are_settings(tmp_path: Path, settings: dict[str, Any], length: int) -> None:
     path = mat5(tmp_path, x=cells([np.stack([s, -s]) for s in UNEQUAL]), y=Y)
@@ -143,10 +147,116 @@ def test_labels_for_each_place_are_cut_too(tmp_path: Path) -> None:
     fields = cells([sample[None] ** 2 for sample in UNEQUAL])
     path = mat5(tmp_path, x=cells([sample[None] for sample in UNEQUAL]), y=fields)
     with pytest.raises(DataError, match=r"'y' has labels of unequal lengths; set lengths: crop"):
-        load(path)
+        load(path, lengths="pad")
     data = load(path, lengths="crop", normalize="none", kind="dense", loss="relative-l2")
     x, _ = data.train.tensors
     assert x.shape[1:] == (1, 3)
+
+
+# --- windows of recordings ------------------------------------------------------------------------
+
+
+def recordings(folder: Path, channels: int = 2) -> Path:
+    """24 recordings of 3 to 7 values: value v of recording r is 100 r + v; channel 1 is its -1."""
+    values = [100 * row + np.arange(1, n + 1.0) for row, n in enumerate(LENGTHS)]
+    return mat5(folder, x=cells([np.stack([v, -v][:channels]) for v in values]), y=Y)
+
+
+def test_recordings_are_cut_into_windows_and_stay_together(tmp_path: Path) -> None:
+    data = load(recordings(tmp_path), lengths="window", length=3, stride=2, normalize="none")
+    seen, total = [], 0
+    for role in ("train", "validation", "test"):
+        x, y = getattr(data, role).tensors
+        groups = data.groups[role].tolist()
+        assert len(x) == len(y) == len(groups)
+        for window, label, group in zip(x, y, groups, strict=True):
+            record, first = divmod(int(window[0, 0]), 100)
+            assert record == group  # the number of the recording
+            assert window.tolist() == [
+                [100 * record + first + k for k in range(3)],
+                [-100 * record - first - k for k in range(3)],
+            ]
+            assert (first - 1) % 2 == 0
+            assert int(label) == Y[record]
+        for record in set(groups):
+            assert groups.count(record) == (LENGTHS[record] - 3) // 2 + 1
+        seen.append(set(groups))
+        total += len(x)
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 24
+    note = f"24 recordings of 3 to 7 values, cut into {total} windows of 3, every 2"
+    assert any(note in line for line in data.notes)
+
+
+def test_windows_keep_the_groups_of_a_file_together_and_are_scored_by_recording(
+    tmp_path: Path,
+) -> None:
+    person = np.arange(24) // 4
+    values = [np.arange(n) + 10.0 * row for row, n in enumerate(LENGTHS)]
+    path = mat5(tmp_path, x=cells([v[None] for v in values]), y=Y, person=person)
+    data = load(path, lengths="window", length=3, group="person", split_seed=1)
+    parts = [set(data.groups[role].tolist()) for role in ("train", "validation", "test")]
+    assert len(set.union(*parts)) == 24
+    people = [{record // 4 for record in part} for part in parts]
+    assert sum(map(len, people)) == len(set.union(*people)) == 6
+
+
+def test_the_usual_metric_of_windows_scores_recordings(tmp_path: Path) -> None:
+    def metric(**settings: Any) -> str:
+        config = Arrays.Config.model_validate(
+            {"path": recordings(tmp_path), "lengths": "window", "length": 3, **settings}
+        )
+        return str(config.metric.name)
+
+    assert metric() == "grouped-error-rate"
+    assert metric(kind="regression") == "grouped-rmse"
+    assert metric(metric="error-rate") == "error-rate"
+    data = load(recordings(tmp_path), lengths="window", length=3, metric="error-rate")
+    assert any("error-rate scores windows one by one" in note for note in data.notes)
+
+
+def test_recordings_of_one_length_are_cut_too(tmp_path: Path) -> None:
+    path = npz(tmp_path, x=np.arange(240.0).reshape(24, 10), y=Y)
+    data = load(path, lengths="window", length=4, normalize="none")
+    x = torch.cat([getattr(data, role).tensors[0] for role in ("train", "validation", "test")])
+    assert x.shape == (48, 1, 4)
+    starts = sorted(int(window[0, 0]) for window in x)
+    assert starts == sorted([10 * r for r in range(24)] + [10 * r + 4 for r in range(24)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"samples of 3 to 7 values; say how to make them equal: lengths: pad .*window"),
+        (
+            {"lengths": "window", "length": 5},
+            rf"{sum(n < 5 for n in LENGTHS)} recordings are shorter than a window \(length: 5\)",
+        ),
+    ],
+)
+def test_without_a_rule_and_too_short(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load(recordings(tmp_path), **settings)
+
+
+def test_settings_of_windows_belong_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lengths: window needs length"):
+        load(recordings(tmp_path), lengths="window")
+    with pytest.raises(ValueError, match="stride goes with lengths: window"):
+        load(recordings(tmp_path), lengths="pad", stride=2)
+
+
+def test_places_of_windows_keep_their_labels(tmp_path: Path) -> None:
+    samples = [100.0 * row + np.arange(n) for row, n in enumerate(LENGTHS)]
+    path = mat5(
+        tmp_path, x=cells([s[None] for s in samples]), y=cells([2 * s[None] for s in samples])
+    )
+    data = load(
+        path, lengths="window", length=3, normalize="none", normalize_labels=False, kind="dense"
+    )
+    x, y = data.train.tensors
+    torch.testing.assert_close(y.double(), 2 * x.double())
 
 
 @pytest.mark.parametrize(
@@ -197,6 +307,6 @@ def test_large_whole_numbers_that_float64_tells_apart_are_read(tmp_path: Path) -
 
 def test_the_form_of_samples_outlives_the_data(tmp_path: Path) -> None:
     path = mat5(tmp_path, sig=cells([s[None] for s in UNEQUAL]), cls=Y)
-    raw = load(path, x="sig", y="cls").raw
+    raw = load(path, x="sig", y="cls", lengths="pad").raw
     kept = RawForm.of(raw.state())
     assert (kept.x_keys, kept.y_keys, kept.padded, kept.shape) == (("sig",), ("cls",), 0, (7,))

@@ -89,7 +89,11 @@ def test_a_file_of_arrays_and_folders() -> None:
     for k, length in enumerate((30, 44)):
         np.save(f"unequal/x/{k}.npy", np.zeros((2, length)))
     np.save("unequal/y.npy", np.arange(2))
-    found = {name: own_data(name, registry()) for name in ("own", "own/x.npy", "split", "unequal/")}
+    rule = ("task.lengths=pad",)
+    found = {name: own_data(name, registry()) for name in ("own", "own/x.npy", "split")}
+    found["unequal/"] = own_data("unequal/", registry(), rule)
+    with pytest.raises(DataError, match="samples of 30 to 44 values; say how to make them equal"):
+        own_data("unequal/", registry())
     assert {name: one and one.recipe for name, one in found.items()} == {
         "own": "arrays/sequence",
         "own/x.npy": "arrays/sequence",

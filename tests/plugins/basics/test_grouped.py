@@ -13,8 +13,8 @@ from torch import Tensor
 
 from xmodal.errors import DataError
 from xmodal.interfaces import BackboneFacts, Context, Facts, Metric, Target, TaskFacts
-from xmodal_basics.grouped import GroupedAveragePrecisionError, GroupedErrorRate
-from xmodal_basics.metrics import AveragePrecisionError
+from xmodal_basics.grouped import GroupedAveragePrecisionError, GroupedErrorRate, GroupedRMSE
+from xmodal_basics.metrics import AveragePrecisionError, RootMeanSquaredError
 
 
 def metric(kind: type[Any], target: Target) -> Any:
@@ -67,6 +67,19 @@ def test_error_rate_over_groups() -> None:
     assert one.smallest() == pytest.approx(1 / 3)
     assert scored(one, p_NK, y_N, None) == pytest.approx(1 / 2)
     assert scored(one, p_NK, y_N, clip_N) == pytest.approx(1 / 3)
+
+
+def test_rmse_over_groups() -> None:
+    """Labels of -1 are labels like others; the mean of the predictions of a group is scored."""
+    p_NK = torch.tensor([[1.0], [5.0], [-2.0], [0.0]])
+    y_NK, clip_N = torch.tensor([[2.0], [2.0], [-1.0], [-1.0]]), torch.tensor([3, 3, 9, 9])
+    one = metric(GroupedRMSE, Target("regression", 1))
+    # Means 3 and -1 against 2 and -1.
+    assert scored(one, p_NK, y_NK, clip_N) == pytest.approx(0.5**0.5)
+    single = metric(RootMeanSquaredError, Target("regression", 1))
+    assert scored(one, p_NK, y_NK, None) == scored(single, p_NK, y_NK, None)
+    with pytest.raises(DataError, match="different labels"):
+        scored(one, p_NK, torch.tensor([[2.0], [2.0], [-1.0], [4.0]]), clip_N)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
