@@ -48,12 +48,11 @@ def list_(
             }
         )
         return
-    rows = [(e.kind, e.name, describe.summary(e.target), e.origin) for e in entries]
-    columns = ("kind", "name", "what it is", "from")
     origins = sorted({entry.origin for entry in entries})
-    if len(origins) == 1:  # a column that says the same in every row takes room from the others
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    output.print_table(columns, rows, whole=("kind", "name", "from"), cut=("what it is",))
+    # A column that says the same in every row takes room from the others.
+    shown = ("kind", "name", "what it is", *(() if len(origins) == 1 else ("from",)))
+    rows = [(e.kind, e.name, describe.summary(e.target), e.origin)[: len(shown)] for e in entries]
+    output.print_table(shown, rows, whole=("kind", "name", "from"), cut=("what it is",))
     if len(origins) == 1:
         output.stdout().print(f"all from {origins[0]}; one of them: xmodal plugins info KIND NAME")
     warnings = [f"plugin '{b.plugin}' ({b.distribution}): {b.reason}" for b in registry.broken]
