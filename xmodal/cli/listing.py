@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -18,8 +18,12 @@ from xmodal.cli import output
 from xmodal.cli.output import AsJson
 from xmodal.errors import UsageError, XModalError
 from xmodal.files import TAG, owned
-from xmodal.runs import KIND, Run
 
+if TYPE_CHECKING:
+    from xmodal.runs import Run
+
+KIND = "run"
+"""That of ``xmodal.runs``, which is imported only to read one."""
 ROOTS = (Path("runs"), Path("fits"))
 """Where runs and searches are kept, unless somebody says otherwise."""
 FINISHED, RUNNING, INTERRUPTED, FAILED = "finished", "running", "interrupted", "failed"
@@ -37,7 +41,7 @@ UNKNOWN = "?"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedRun:
     """A run in the list. ``data``: what tells data sets of one name apart.
 
     ``test`` and ``interval`` are None for a trial of a search, which no test sample has reached.
@@ -102,25 +106,27 @@ def run_folders(root: Path) -> Iterator[Path]:
         inside[:] = sorted(name for name in inside if not name.startswith("."))
 
 
-def listed(folder: Path) -> Listed:
+def listed(folder: Path) -> ListedRun:
     """What the files of a run directory say; damaged ones are a state, not an error."""
+    from xmodal.runs import Run
+
     run = Run(folder)
     try:
         return _read(run)
     except XModalError as error:
         way = run.to_continue() if (folder / "manifest.json").exists() else ""
-        return Listed(folder, DAMAGED, *_by_folder(folder), reason=str(error), retry=way)
+        return ListedRun(folder, DAMAGED, *_by_folder(folder), reason=str(error), retry=way)
 
 
-def _read(run: Run) -> Listed:
+def _read(run: Run) -> ListedRun:
     manifest, status = run.read("manifest.json"), run.read("status.json")
     if not manifest:
         task, metric, method = _by_folder(run.path)
-        return Listed(run.path, NOT_BEGUN, task, metric, method)
+        return ListedRun(run.path, NOT_BEGUN, task, metric, method)
     task, recipe = manifest["facts"]["task"], manifest.get("ingredients", {}).get("recipe", {})
     cell = _by_folder(run.path)[2] if _is_cell(run.path) else None
     state = WORDS.get(run.state, NOT_BEGUN)
-    known = Listed(
+    known = ListedRun(
         run.path,
         state,
         task["name"],
@@ -145,7 +151,7 @@ def _read(run: Run) -> Listed:
     )
 
 
-def _with_result(known: Listed, result: Mapping[str, Any]) -> Listed:
+def _with_result(known: ListedRun, result: Mapping[str, Any]) -> ListedRun:
     test, apart = result["test"], _is_trial(known.directory)
     ends = test.get("interval")
     return replace(
@@ -191,12 +197,12 @@ def _by_folder(folder: Path) -> tuple[str, str, str]:
     return UNKNOWN, UNKNOWN, place.parent.name
 
 
-def ranked(found: Iterable[Listed]) -> list[Listed]:
+def ranked(found: Iterable[ListedRun]) -> list[ListedRun]:
     """Runs by task, metric and data; within one, the best validation score first."""
     runs = list(found)
     better = {_group(one): one.better for one in runs if one.better}
 
-    def place(one: Listed) -> tuple[Any, ...]:
+    def place(one: ListedRun) -> tuple[Any, ...]:
         sign = -1 if better.get(_group(one)) == "higher" else 1
         score = float("inf") if one.validation is None else sign * one.validation
         return (*_group(one), one.state != FINISHED, score, str(one.directory))
@@ -204,11 +210,11 @@ def ranked(found: Iterable[Listed]) -> list[Listed]:
     return sorted(runs, key=place)
 
 
-def _group(one: Listed) -> tuple[str, str, str]:
+def _group(one: ListedRun) -> tuple[str, str, str]:
     return one.task, one.metric, one.data
 
 
-def _print_group(task: str, metric: str, group: Sequence[Listed]) -> None:
+def _print_group(task: str, metric: str, group: Sequence[ListedRun]) -> None:
     better = next((one.better for one in group if one.better), "")
     head = [f"{task}: {metric}" + (f", {better} is better" if better else "")]
     samples = next((one.samples for one in group if one.samples), {})
@@ -218,7 +224,7 @@ def _print_group(task: str, metric: str, group: Sequence[Listed]) -> None:
     output.stdout().print()
 
 
-def _row(one: Listed) -> tuple[Any, ...]:
+def _row(one: ListedRun) -> tuple[Any, ...]:
     done, most = one.epochs
     state = one.state
     if state in (RUNNING, INTERRUPTED, FAILED) and most:
@@ -235,14 +241,14 @@ def _row(one: Listed) -> tuple[Any, ...]:
     )
 
 
-def _scored(one: Listed) -> str:
+def _scored(one: ListedRun) -> str:
     if one.interval is None:
         return text.number(one.test)
     low, high = (text.number(end, 3) for end in one.interval)
     return f"{text.number(one.test)} ({low} to {high})"
 
 
-def _print_ways_on(found: Sequence[Listed]) -> None:
+def _print_ways_on(found: Sequence[ListedRun]) -> None:
     """Below the tables: why runs have no result, and what to type."""
     console = output.stdout()
     for one in found:
@@ -266,7 +272,7 @@ def _print_ways_on(found: Sequence[Listed]) -> None:
         )
 
 
-def _plain(one: Listed) -> dict[str, Any]:
+def _plain(one: ListedRun) -> dict[str, Any]:
     content = asdict(one)
     content["directory"] = str(one.directory)
     with suppress(OSError):

@@ -13,7 +13,6 @@ from xmodal.cli import output
 from xmodal.cli.output import AsJson, Fetch, Plugins, VerifyData
 from xmodal.data import fetching
 from xmodal.files import read_json
-from xmodal.runs import TRACKERS
 
 Recipes = Annotated[
     list[str],
@@ -164,6 +163,8 @@ def resume(
 
 def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
     """What came out of a run."""
+    from xmodal.runs import TRACKERS
+
     if as_json:
         output.print_json({"run": str(path), "fresh": fresh, **result})
         return
