@@ -80,22 +80,24 @@ def within_budget(recipe: Recipe, facts: Facts) -> tuple[Recipe, Facts, tuple[st
         told.append(f"{facts.num_tokens} of {tokens} tokens a sample")
     each = forward_cost(facts.num_tokens, facts.backbone)
     fewer = _fewer_steps(work, most / each)
-    if fewer != work and _scored(recipe) is not None:
+    trains = _scored(recipe) is not None
+    if fewer != work and trains:
         recipe = recipe.model_copy(update={"stages": tuple(_cut(u, fewer) for u in recipe.stages)})
         if fewer.steps < work.steps:
             told.append(f"{fewer.steps} of {work.steps} steps an epoch")
         if fewer.epochs < work.epochs:
             told.append(f"{fewer.epochs} of {work.epochs} epochs")
         work = fewer
-    return recipe, facts, (_said(recipe.budget, told, before, work.passes() * each),)
+    after = work.passes() * each
+    return recipe, facts, (_said(told, before, after, trains and after > most, recipe.budget),)
 
 
-def _said(budget: float, told: list[str], before: float, after: float) -> str:
+def _said(told: list[str], before: float, after: float, too_much: bool, budget: float) -> str:
     """One note: what was cut, why, what is left, and what lifts the limit."""
     whole, left = duration(before / SPEED), duration(after / SPEED)
     if not told:
         return f"budget: this takes about {whole} on two CPU cores, and nothing can be left out"
-    end = "" if after <= budget * TERA else ", and nothing else can be left out"
+    end = ", and nothing else can be left out" if too_much else ""
     return (
         f"budget: plain fine-tuning on all of this would take about {whole} on two CPU cores; with "
         f"{listed(told)} it takes about {left}{end}. More of it: budget={4 * budget:g}; all of it: "
