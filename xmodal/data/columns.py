@@ -134,10 +134,11 @@ class TableForm:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> TableForm:
         """The form that ``state`` describes."""
-        columns = tuple(
-            Column(**{k: tuple(v) if isinstance(v, list) else v for k, v in column.items()})
-            for column in state["columns"]
-        )
+        plain: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}
+            for one in state["columns"]
+        ]
+        columns = tuple(Column(**one) for one in plain)
         return cls(columns, Dialect(**state["dialect"]), tuple(state["missing"]))
 
     def encode(self, part: Part, note: Note | None = None) -> Array:

@@ -66,9 +66,10 @@ def within_budget(recipe: Recipe, facts: Facts) -> tuple[Recipe, Facts, tuple[st
     ``facts`` has the grid, and the share of training samples that is used. What fits already is
     returned as it is, so cutting twice changes nothing.
     """
-    if recipe.budget is None or not forward_cost(facts.num_tokens, facts.backbone):
+    limit = recipe.budget
+    if limit is None or not forward_cost(facts.num_tokens, facts.backbone):
         return recipe, facts, ()
-    most, work = recipe.budget * TERA, _work(recipe, facts)
+    most, work = limit * TERA, _work(recipe, facts)
     before = work.passes() * forward_cost(facts.num_tokens, facts.backbone)
     if before <= most:
         return recipe, facts, ()
@@ -89,7 +90,7 @@ def within_budget(recipe: Recipe, facts: Facts) -> tuple[Recipe, Facts, tuple[st
             told.append(f"{fewer.epochs} of {work.epochs} epochs")
         work = fewer
     after = work.passes() * each
-    return recipe, facts, (_said(told, before, after, trains and after > most, recipe.budget),)
+    return recipe, facts, (_said(told, before, after, trains and after > most, limit),)
 
 
 def _said(told: list[str], before: float, after: float, too_much: bool, budget: float) -> str:

@@ -212,8 +212,8 @@ class TrainedModel:
                 "this model has a label for each place of a window, so recordings cannot be "
                 f"predicted as a whole; give windows of {list(self.raw.shape)}"
             )
-        outputs = torch.cat([self.forward(piece) for piece in prepared.split(batch)])
-        return torch.stack([piece.mean(dim=0) for piece in outputs.split(counts)])
+        outputs = torch.cat([self.forward(piece) for piece in torch.split(prepared, batch)])
+        return torch.stack([piece.mean(dim=0) for piece in torch.split(outputs, counts)])
 
     def stream(self, chunks: Iterator[Any]) -> Iterator[Tensor]:
         """The outputs of each chunk of raw samples, in one forward pass."""
