@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,7 +212,8 @@ def _predicted(
                 else:
                     prepared, counts = model.windows(x, first)
                     outputs = model.by_recording(prepared, counts, size)
-                    parts = list(prepared.split(counts))
+                    ends = zip(counts, accumulate(counts), strict=True)
+                    parts = [prepared[end - count : end] for count, end in ends]
                 if model.seen is not None:
                     found = [model.seen.count(part) for part in parts]
                     scored.trained_on += (
