@@ -244,7 +244,8 @@ def _windows(
 ) -> tuple[list[FilePart], int | None, tuple[str, ...]]:
     """The parts with the windows of their recordings as samples."""
     size = settings.length
-    assert size is not None  # the settings see to it
+    if size is None:  # the settings say so, too, but defaults are looked for before
+        raise DataError("lengths: window needs length, how many values a window has")
     stride, cut, before, counts = settings.stride or size, [], 0, [0, 0]
     for part in parts:
         if part.x.shape[0] != part.y.shape[0]:
