@@ -264,7 +264,14 @@ def _windows(
         group = None if part.group is None else part.group[record_W]
         number_W = record_W + before
         cut.append(
-            replace(part, x=x, y=y, record=number_W, group=number_W if group is None else group)
+            replace(
+                part,
+                x=x,
+                y=y,
+                group=number_W if group is None else group,
+                time=None if part.time is None else part.time[record_W],
+                record=number_W,
+            )
         )
         before += len(length_R)
         counts = [counts[0] + len(length_R), counts[1] + len(record_W)]

@@ -387,7 +387,7 @@ def _raw_form(plan: FilePlan, scale: Scale, settings: DataSettings) -> RawForm:
         samples=settings.samples,
         padded=plan.padded,
         window=None if arrays is None else arrays.window,
-        time=None if arrays is None or arrays.window is None else arrays.time,
+        window_axis=None if arrays is None or arrays.window is None else arrays.time,
     )
 
 

@@ -53,7 +53,7 @@ class RawForm:
     samples: the axis of an array that counts samples, ``first`` or ``last``.
     padded: the axis of a raw sample along which it may end early; what is missing is NaN, and 0
         once it is standardised.
-    window: samples are windows of recordings, which begin this far apart along the axis ``time``;
+    window: samples are windows of recordings, which begin this far apart along ``window_axis``;
         None: they are samples.
     """
 
@@ -77,7 +77,7 @@ class RawForm:
     samples: Literal["first", "last"] = "first"
     padded: int | None = None
     window: int | None = None
-    time: int | None = None
+    window_axis: int | None = None
 
     def state(self) -> dict[str, Any]:
         """The form as tensors and plain values, for ``checkpoint.save``."""
@@ -212,22 +212,22 @@ class RawForm:
         from xmodal.data.lengths import windows_of
 
         assert self.window is not None
-        assert self.time is not None
-        size, found, counts = self.shape[self.time], [], []
+        assert self.window_axis is not None
+        size, found, counts = self.shape[self.window_axis], [], []
         for row, one in enumerate(x, first):
             value = np.asarray(one)
-            if value.ndim != len(self.shape) or value.shape[self.time] < size:
+            if value.ndim != len(self.shape) or value.shape[self.window_axis] < size:
                 raise DataError(
                     f"x: row {row} has shape {list(value.shape)}; expected a recording like "
-                    f"{list(self.shape)}, of at least {size} values along axis {self.time}"
+                    f"{list(self.shape)}, of at least {size} values along axis {self.window_axis}"
                 )
-            length = np.array([value.shape[self.time]], dtype=np.int64)
+            length = np.array([value.shape[self.window_axis]], dtype=np.int64)
             starts = windows_of(length, size, self.window)[1].tolist()
-            along = (slice(None),) * self.time
+            along = (slice(None),) * self.window_axis
             found += [value[(*along, slice(start, start + size))] for start in starts]
             counts.append(len(starts))
         if len({window.shape for window in found}) > 1:
-            raise DataError(f"x: recordings differ in more than axis {self.time}")
+            raise DataError(f"x: recordings differ in more than axis {self.window_axis}")
         return np.stack(found), counts
 
     def check(self, x: Array, first: int = 0) -> Array:

@@ -98,7 +98,7 @@ def _arrays(path: Path, form: RawForm, batch: int, keys: Keys) -> SampleReader:
     y = container.stacked(y_keys, "--y") if y_keys else None
     says = [f"samples {_says(x, x_keys)}"]
     if form.window is not None:  # recordings, which the model cuts
-        says.append(f"cut into windows of {form.shape[form.time or 0]}, every {form.window}")
+        says.append(f"cut into windows of {form.shape[form.window_axis or 0]}, every {form.window}")
     elif lengths.is_unequal(x) or form.padded is not None:
         x = _of_one_length(x, container.name(*x_keys), form, says)
     # An array of this shape that takes no memory.
