@@ -34,7 +34,9 @@ class TaskFacts:
     "protein". Verdicts count tasks of one family as one observation; where nothing is stated, rows
     are of the family "table", sequences "series" and grids "image". ``coarse``: points per side on
     which ``Task.coarse`` solves the task's equation unless told otherwise; 0 if it has none.
-    ``equation``: whether ``Task.equation`` gives its residual.
+    ``equation``: whether ``Task.equation`` gives its residual. ``symmetry``: in words, under what
+    moves of a sample its label is known exactly (``TaskData.symmetry``), for the recipe's
+    ``augment``; ``moves`` is their number. Nothing if it states none.
     """
 
     name: str
@@ -45,6 +47,8 @@ class TaskFacts:
     family: str = ""
     coarse: int = 0
     equation: bool = False
+    symmetry: str = ""
+    moves: int = 1
 
     def __post_init__(self) -> None:
         if not self.family:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from xmodal.batch import Progress
 from xmodal.data import loader
+from xmodal.data.augment import for_fit
 from xmodal.errors import UsageError
 from xmodal.interfaces import FitData, FittedPredictor, Session, Stage
 
@@ -38,20 +39,30 @@ class Fit(Stage):
         if predictor.fitted:
             return
         data, chooses = session.data, session.evaluation_split()
-        train = data.train
+        train = for_fit(data.train)
         if predictor.most_samples is not None:
-            train = Subset(train, range(min(predictor.most_samples, loader.count(train))))
-        x_NF, y = _features(session, train)
+            count = loader.count(train)
+            used = min(predictor.most_samples, count)
+            # Spread evenly: many files are sorted by class or by person.
+            train = Subset(train, [n * count // used for n in range(used)])
+        x_NF, y, tokens = _features(session, train)
         validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
         if predictor.uses_validation:
-            validation_x_NF, validation_y = _features(session, chooses)
+            validation_x_NF, validation_y, _ = _features(session, chooses)
         if predictor.keeps_predictions:
-            used = (data.train, chooses) if predictor.uses_validation else (data.train,)
+            seen = (data.train, chooses) if predictor.uses_validation else (data.train,)
             splits = (data.validation, data.test)
-            others = [split for split in splits if not any(split is one for one in used)]
+            others = [split for split in splits if not any(split is one for one in seen)]
             others_NF = torch.cat([x_NF[:0], *(_features(session, one)[0] for one in others)])
         fit_data = FitData(
-            x_NF, y, validation_x_NF, validation_y, others_NF, data.raw, session.model.decode
+            x_NF,
+            y,
+            validation_x_NF,
+            validation_y,
+            others_NF,
+            data.raw,
+            session.model.decode,
+            tokens,
         )
         with session.interruptible():
             predictor.fit(fit_data)
@@ -75,8 +86,11 @@ class Fit(Stage):
         raise NotImplementedError("stage 'fit' takes no steps")
 
 
-def _features(session: Session, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
-    """Flattened features and labels of a split, on the CPU; labels as the predictor sees them."""
+def _features(session: Session, dataset: Dataset[Any]) -> tuple[Tensor, Tensor, int]:
+    """Flattened features and labels of a split, on the CPU; labels as the predictor sees them.
+
+    Last, how many tokens a row of features holds.
+    """
     model = session.model
     features, labels = [], []
     model.eval()
@@ -85,7 +99,7 @@ def _features(session: Session, dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
             tokens = model.backbone(model.embedder(x.to(session.device)))
             features.append(tokens.x_BND.flatten(1).float().cpu())
             labels.append(y)
-        return torch.cat(features), encoded(model.decode, torch.cat(labels))
+        return torch.cat(features), encoded(model.decode, torch.cat(labels)), tokens.x_BND.shape[1]
 
 
 def encoded(decode: nn.Module, y: Tensor) -> Tensor:

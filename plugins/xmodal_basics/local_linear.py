@@ -22,7 +22,7 @@ from xmodal.errors import DataError
 from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, Target
 
 MOST_BYTES, MOST_SAMPLES = 1_000_000_000, 256
-"""Of more samples, only the first are used: their cells are far more than the unknowns."""
+"""Of more samples, only so many are used: their cells are far more than the unknowns."""
 
 
 class LocalLinear(FittedPredictor):

@@ -43,6 +43,7 @@ class Advection(PDETask):
         same="initial fields sample for sample, solved by the published scheme",
         stride=4,
         coarse="xmodal_pdebench.coarse_1d:advection",
+        periodic=True,
         coarse_points=128,
         equation="xmodal_pdebench.equations:advection",
     )
@@ -65,6 +66,7 @@ class Burgers(PDETask):
         making=Making("xmodal_pdebench.burgers:solve", chunk=200),
         same="initial fields sample for sample, solved exactly instead of by finite volumes",
         coarse="xmodal_pdebench.coarse_1d:burgers",
+        periodic=True,
         coarse_points=32,
         equation="xmodal_pdebench.equations:burgers",
     )
@@ -82,6 +84,7 @@ class DiffusionReaction(PDETask):
         making=Making("xmodal_pdebench.reaction:solve", chunk=100),
         same="initial fields sample for sample, solved by a Fourier method of fourth order",
         coarse="xmodal_pdebench.coarse_1d:diffusion_reaction",
+        periodic=True,
         coarse_points=32,
         equation="xmodal_pdebench.equations:diffusion_reaction",
     )

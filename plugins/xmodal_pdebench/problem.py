@@ -30,7 +30,8 @@ class PDEProblem:
     ``TaskData``. ``coarse`` is 'module:function', which solves on ``coarse_points`` points along a
     side by default: ``coarse(x, points, stride)``, from inputs ``[n, C, *grid]``, every
     ``stride``-th of the cells of the domain, to labels there. ``equation`` is 'module:function',
-    from points of a sample and ``stride`` to an ``Equation``.
+    from points of a sample and ``stride`` to an ``Equation``. ``periodic``: the domain is a ring on
+    which no point differs from another, so inputs and labels may be shifted together.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PDEProblem:
     coarse: str = ""
     coarse_points: int = 0
     equation: str = ""
+    periodic: bool = False
 
     @property
     def points(self) -> int:

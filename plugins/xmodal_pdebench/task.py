@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from xmodal.data import RawForm, Store
+from xmodal.data.augment import Symmetry, shifted
 from xmodal.data.datasets import DataCard, Preparation, cores
 from xmodal.data.progress import meter
 from xmodal.errors import DataError, UsageError
@@ -43,6 +44,7 @@ from xmodal_pdebench.layout import Floats
 from xmodal_pdebench.problem import PDEProblem
 
 TEST_SHARE = 0.1
+RING = "shifts around the ring"
 FEWEST, COARSEST = 10, 8
 """Samples that can be split, and points along each side that solvers need."""
 
@@ -184,6 +186,8 @@ class PDETask(Task):
             # Half as many points at most: on all of them a solver repeats what made the data.
             coarse=max(4, min(problem.coarse_points, grid[0] // 2)),
             equation=bool(problem.equation),
+            symmetry=RING if problem.periodic else "",
+            moves=grid[0] if problem.periodic else 1,
         )
 
     @classmethod
@@ -292,6 +296,7 @@ class PDETask(Task):
             notes=tuple(notes),
             images=problem.images,
             raw=raw,
+            symmetry=Symmetry(RING, x.shape[-1], shift) if problem.periodic else None,
         )
 
     def _arrays(self) -> tuple[Floats, Floats, str]:
@@ -360,6 +365,11 @@ class PDETask(Task):
                 arrays.write(folder, published.samples, published.pieces())
 
         return self.store.build(f"pdebench-{self.problem.name}-file", key, make)
+
+
+def shift(x: Tensor, y: Tensor, element: int) -> Pair:
+    """Move an input and its label on by so many points of a ring, together."""
+    return shifted(x, element), shifted(y, element)
 
 
 def split(samples: int, test: Literal["first", "last"], validation: float) -> dict[str, range]:

@@ -20,15 +20,17 @@ from pydantic import Field
 
 from xmodal import ready
 from xmodal.data import Store
+from xmodal.data.augment import Symmetry
 from xmodal.data.datasets import DataCard, Preparation, RemoteFile
 from xmodal.data.mapped import Mapped
 from xmodal.data.splits import split
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Pair, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_standins.pack import Array, read_pack
 
 BASES = b"ACGT"
+STRANDS = "the reverse complement"
 PACK = RemoteFile(
     "dna_rice_dhs.npz",
     sha256="05b4fd7c8fe38111293db93f0dccee56e3a28e9a2e5fbdabeb307ab814c6148a",
@@ -75,7 +77,9 @@ class _Dna(Task):
     def describe(cls, config: Any, store: Store) -> TaskFacts:
         """The facts, which are the same for every copy of the data."""
         shape, target = (4, cls.length), Target("multi-label", cls.labels)
-        return TaskFacts(cls.name, shape, target, dict(cls.samples), family="dna")
+        return TaskFacts(
+            cls.name, shape, target, dict(cls.samples), family="dna", symmetry=STRANDS, moves=2
+        )
 
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
@@ -128,7 +132,16 @@ class _Dna(Task):
             checksum=found.checksum(),
             notes=(f"{self.name}, a stand-in for deepsea: too small for a result",),
             groups={part: group[index] for part, index in rows.items()},
+            symmetry=Symmetry(STRANDS, 2, reverse_complement),
         )
+
+
+def reverse_complement(x: torch.Tensor, y: torch.Tensor, element: int) -> Pair:
+    """The other strand, read in its own direction: A and T, C and G change places, backwards.
+
+    Labels say what binds to both strands together.
+    """
+    return (x.flip(0, 1) if element else x), y
 
 
 def columns(code: Array) -> torch.Tensor:

@@ -20,11 +20,12 @@ from pydantic import Field
 
 from xmodal import ready
 from xmodal.data import Store
+from xmodal.data.augment import Symmetry, shifted
 from xmodal.data.datasets import DataCard, Preparation
 from xmodal.data.splits import split
 from xmodal.data.windows import Counts, Records, cut
 from xmodal.errors import DataError
-from xmodal.interfaces import Loss, Metric, Settings, Target, Task, TaskData, TaskFacts
+from xmodal.interfaces import Loss, Metric, Pair, Settings, Target, Task, TaskData, TaskFacts
 from xmodal.settings import Use, default
 from xmodal_standins.pack import Array, members, pack, read_pack, repository
 
@@ -41,6 +42,7 @@ TESTED = (
 )  # fmt: skip
 """A fixed eight of the 37 people."""
 WINDOW, STRIDE, ELECTRODES = 52, 26, 8
+ARMBAND = "turns of the armband by whole electrodes"
 RECORDINGS = 2044
 PACK = pack("myo_semg.npz", "48e010931a15c9b013c9f9812d73eae50f2752ec2586e56208fe59d1b0f439cd")
 FILES = repository(
@@ -99,7 +101,15 @@ class Myo(Task):
             parts = _split(found, config.split)
             samples = {part: int(count_R[index].sum()) for part, index in parts.items()}
         target = Target("classification", len(GESTURES))
-        return TaskFacts("myo", (1, ELECTRODES, WINDOW), target, samples, family="series")
+        return TaskFacts(
+            "myo",
+            (1, ELECTRODES, WINDOW),
+            target,
+            samples,
+            family="series",
+            symmetry=ARMBAND,
+            moves=ELECTRODES,
+        )
 
     @classmethod
     def prepare(cls, config: Any, wanted: Preparation, folder: Path) -> Mapping[str, Any]:
@@ -144,7 +154,25 @@ class Myo(Task):
             ),
             classes=GESTURES,
             groups={part: person_R[windows.groups] for part, windows in sets.items()},
+            symmetry=Symmetry(ARMBAND, ELECTRODES, Rotate(mean, scale)),
         )
+
+
+class Rotate:
+    """Turns the armband around the arm by whole electrodes; a gesture stays what it is.
+
+    Each electrode is standardised by itself, so they change places in the unit of the device.
+    """
+
+    def __init__(self, mean_C: Array, scale_C: Array) -> None:
+        self.mean, self.scale = (
+            torch.from_numpy(v).float().view(1, -1, 1) for v in (mean_C, scale_C)
+        )
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, element: int) -> Pair:
+        """Move a window ``[1, 8, 52]``."""
+        moved = shifted(x * self.scale + self.mean, element, axis=1)
+        return (moved - self.mean) / self.scale, y
 
 
 def _split(found: ready.Ready, how: str) -> dict[str, Counts]:

@@ -239,3 +239,17 @@ def test_where_only_data_are_missing_the_error_is_one_of_data(
     assert said.startswith("no cell can run\npare, nft on cosmic: no data for 'cosmic'")
     assert said.count("xmodal data fetch cosmic\n") == 2
     assert "--task cosmic-simulated" in said
+
+
+def test_cheap_answers_get_the_symmetries_that_methods_get(tmp_path: Path) -> None:
+    made = requested(registry(), ("nft",), ("darcy",), seeds=1, settings=("augment=true,false",))
+    cells = grid(made, registry(), Store(), tmp_path)
+    ridge = [cell for cell in cells if cell.method.startswith("baseline")]
+    assert {cell.method: cell.resolved["augment"] for cell in ridge} == {
+        "baseline [augment=true]": True,
+        "baseline [augment=false]": False,
+    }
+    assert all(cell.added for cell in ridge)
+    made = requested(registry(), ("nft",), ("darcy",), seeds=1, settings=("workers=0,1",))
+    cells = grid(made, registry(), Store(), tmp_path)
+    assert [cell.method for cell in cells if cell.method.startswith("baseline")] == ["baseline"]

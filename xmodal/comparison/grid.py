@@ -47,6 +47,8 @@ from xmodal.text import MOST_KNOWN, shortlist
 METHOD, RIVAL, CONTROL = "method", "rival", "control"
 ROLES = (METHOD, RIVAL, CONTROL, TRIVIAL)
 MAX_NAME = 60
+ALIKE = ("augment",)
+"""Settings of a comparison that the cheap answers it adds get, too."""
 
 
 # --- what is asked for -------------------------------------------------------------------------
@@ -332,8 +334,9 @@ def grid(
         facts = next((one.facts for one in found if one.facts), None)
         if request.trivial and facts:
             cheap = [
-                _named(name, "methods", known, registry)
+                _method(Contender(use=name), setting, known, registry)
                 for name in cheap_methods(registry, facts.task)
+                for setting in dict.fromkeys(map(_alike, _settings(suite.set)))
             ]
             cheap = [one for one in cheap if one.reference not in {m.reference for m in methods}]
             _check_labels("methods", [*methods, *cheap])
@@ -341,6 +344,11 @@ def grid(
             found += [one._replace(cell=replace(one.cell, added=True)) for one in added]
         cells += [_seeded(*one[:2], seed, root) for one in found for seed in range(suite.seeds)]
     return sorted(cells, key=lambda cell: cell.seed)
+
+
+def _alike(setting: tuple[str, ...]) -> tuple[str, ...]:
+    """What of the settings concerns the cheap answers too: training samples, not training."""
+    return tuple(text for text in setting if text.partition("=")[0] in ALIKE)
 
 
 def _method(

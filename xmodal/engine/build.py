@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from xmodal import randomness
 from xmodal.data import loader, splits
+from xmodal.data.augment import Symmetric
 from xmodal.data.store import Store
 from xmodal.engine import device as devices
 from xmodal.engine.model import TrainingModel
@@ -152,7 +153,16 @@ class Builder:
         )
         for line in data.notes:
             self.note(line)
-        return data
+        return self._augmented(data) if self.recipe.augment else data
+
+    def _augmented(self, data: TaskData) -> TaskData:
+        """The training split with the task's symmetry. Raises DataError if these data have none."""
+        if data.symmetry is None:
+            raise DataError(
+                f"augment: these data of task '{self.facts.task.name}' have no exact symmetry"
+            )
+        self.note(f"training samples are moved by {data.symmetry.name}")
+        return replace(data, train=Symmetric(data.train, data.symmetry, self.recipe.seed))
 
     def _share(self, data: TaskData) -> TaskData:
         """Keep the share of training samples that the recipe asks for, and hide some labels.

@@ -133,6 +133,11 @@ def _source_target(recipe: Recipe, facts: Facts) -> Target | None:
 
 
 def _structure(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
+    if recipe.augment and not facts.task.symmetry:
+        yield (
+            "augment",
+            f"task '{facts.task.name}' states no symmetry under which its labels are known exactly",
+        )
     mixer = recipe.mixer.component
     for part in mixer.uses:
         if getattr(recipe, part) is None:
@@ -189,10 +194,17 @@ def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, 
 
 
 def _share(recipe: Recipe, task: TaskFacts) -> TaskFacts:
-    """The task with the share of its training samples that the run will use."""
+    """The task with the training samples that the run will use; copies count."""
     if "train" not in task.samples:
         return task
     used = max(1, round(task.samples["train"] * recipe.fraction * recipe.labelled))
+    if recipe.augment:
+        # Imported late: telling what is wrong with a recipe's names needs no torch.
+        from xmodal.data.augment import COPIES
+        from xmodal.interfaces import FittedPredictor
+
+        fitted = issubclass(recipe.predictor.component, FittedPredictor)
+        used *= min(task.moves, COPIES) if fitted else 1
     return replace(task, samples={**task.samples, "train": used})
 
 

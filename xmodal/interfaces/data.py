@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from xmodal.data.augment import Symmetry
 from xmodal.data.preparation import RawForm
 from xmodal.data.store import Store
 from xmodal.errors import DataError
@@ -39,6 +40,8 @@ class TaskData:
     group are not independent; metrics that score groups get them (``Metric.group``).
     ``validation_joins``: whether the published protocol trains on the validation split too.
     ``rows`` holds the place of each sample of a split in its file, from 0, int64 ``[n]``.
+    ``symmetry``: the group under which samples and labels move together exactly, as the facts say;
+    recipes with ``augment: true`` use it.
     """
 
     train: Dataset[Pair]
@@ -54,6 +57,7 @@ class TaskData:
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     validation_joins: bool = True
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    symmetry: Symmetry | None = None
 
     def groups_of(self, dataset: Dataset[Pair]) -> Tensor | None:
         """The groups of the samples of one of the splits; None if it has none."""

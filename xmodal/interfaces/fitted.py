@@ -36,7 +36,8 @@ class FitData:
     for early stopping alone; a predictor that does not use them gets none. ``others_NF`` holds the
     samples of the other splits, without labels, for a predictor that ``keeps_predictions``, and is
     empty for any other. ``raw`` says how raw samples became ``x_NF``, and ``decode`` how outputs
-    of the predictor become labels.
+    of the predictor become labels. ``tokens``: how many tokens of the backbone lie end to end in a
+    row of ``x_NF``.
     """
 
     x_NF: Tensor
@@ -46,6 +47,7 @@ class FitData:
     others_NF: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     raw: RawForm | None = None
     decode: nn.Module = field(default_factory=nn.Identity)
+    tokens: int = 1
 
 
 class FittedBuffers(nn.Module):
@@ -79,12 +81,13 @@ class FittedBuffers(nn.Module):
 class FittedPredictor(FittedBuffers, Predictor):
     """A predictor without gradients: ``fit`` is called once, by the stage ``fit``.
 
-    It reads flattened samples: embedder ``flat``, backbone ``identity``. What is fitted lies in
-    buffers, its own (``names``) or those of a ``FittedBuffers`` inside it, so that a restored model
-    predicts the same to the last bit. ``uses_validation``: it wants validation samples.
-    ``most_samples``: how many training samples it wants at most; None: all.
-    ``keeps_predictions``: the buffers hold predictions instead of a model, because its library can
-    only pickle it; ``fit`` then gets the samples of all splits.
+    It reads flattened samples (embedder ``flat``, backbone ``identity``), or the features of a
+    frozen backbone. What is fitted lies in buffers, its own (``names``) or those of a
+    ``FittedBuffers`` inside it, so that a restored model predicts the same to the last bit.
+    ``uses_validation``: it wants validation samples. ``most_samples``: how many training samples it
+    wants at most, spread evenly over the split; None: all. ``keeps_predictions``: the buffers hold
+    predictions instead of a model, because its library can only pickle it; ``fit`` then gets the
+    samples of all splits.
     """
 
     uses_validation: ClassVar[bool] = True

@@ -122,6 +122,11 @@ class Recipe(Settings):
         description="Share of the used training samples that keep their labels; methods that learn "
         "from unlabelled samples can use the others.",
     )
+    augment: bool = Field(
+        False,
+        description="Give training samples moved by the task's exact symmetries: to networks "
+        "another move in every epoch, to models that are fitted once up to 8 copies of each.",
+    )
     seed: int = Field(
         0,
         ge=0,

@@ -21,6 +21,7 @@ from xmodal.interfaces import Target
 from xmodal_nasbench360 import darcy, darcy_data, darcy_prepared
 from xmodal_nasbench360.darcy import Darcy
 from xmodal_nasbench360.darcy_samples import Grid, draw
+from xmodal_nasbench360.elliptic import apply_operator, face_coefficients
 
 from ...any_parts import PARTS
 
@@ -332,3 +333,34 @@ def test_the_published_files_identify_the_data(store: Store, tmp_path: Path) -> 
         file.write(b"x")
     assert identified() != first
     assert Darcy.contents(task(store).config, store) == {}
+
+
+def test_a_sample_that_is_turned_still_solves_its_equation(store: Store) -> None:
+    """-div(a grad u) = 1 by the generator's own operator, for all eight moves."""
+    made = task(store, solver_grid=11)  # on its own grid, so that u solves it to the last digits
+    data, facts = made.load(0), Darcy.describe(made.config, store)
+    assert data.symmetry is not None
+    assert (data.symmetry.name, data.symmetry.size) == (facts.symmetry, facts.moves)
+    assert data.raw is not None
+    x, y = data.train[3]
+    seen = []
+    for element in range(8):
+        moved_x, moved_y = data.symmetry(x, y, element)
+        a = data.raw.invert(moved_x[None])[0].numpy()
+        left = apply_operator(face_coefficients(a), moved_y[0, 1:-1, 1:-1].double().numpy())
+        np.testing.assert_allclose(left, 1, atol=2e-3)
+        assert not moved_y[0, 0].any()
+        assert torch.equal(moved_x[1:], x[1:])
+        assert not any(torch.equal(moved_y, one) for one in seen)
+        seen.append(moved_y)
+        if element:  # the sample alone, or the label alone, does not
+            half = data.symmetry(x, y, element)[0]
+            a = data.raw.invert(half[None])[0].numpy()
+            left = apply_operator(face_coefficients(a), y[0, 1:-1, 1:-1].double().numpy())
+            assert np.abs(left - 1).max() > 0.05
+    # Four quarters are none.
+    turned_x, turned_y = x, y
+    for _ in range(4):
+        turned_x, turned_y = data.symmetry(turned_x, turned_y, 1)
+    torch.testing.assert_close(turned_x, x, atol=1e-4, rtol=1e-4)
+    assert torch.equal(turned_y, y)

@@ -16,6 +16,7 @@ from xmodal.data.datasets import Preparation
 from xmodal.data.store import Store
 from xmodal.interfaces import Settings, Target
 from xmodal_basics.metrics import NormalisedRMSE
+from xmodal_pdebench import advection, burgers, reaction
 from xmodal_pdebench.one_dimensional import (
     Advection,
     Burgers,
@@ -163,3 +164,36 @@ def test_the_score_is_pdebenchs_normalised_rmse() -> None:
         metric.update(torch.from_numpy(guess[part]), torch.from_numpy(y[part]))
     each = np.sqrt(((guess - y) ** 2).mean((1, 2))) / np.sqrt((y**2).mean((1, 2)))
     assert metric.compute() == pytest.approx(each.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "solve"),
+    [
+        (Advection, lambda u: advection.advect(u, advection.END)),
+        (Burgers, lambda u: burgers.evolve(u, burgers.END)),
+        (DiffusionReaction, lambda u: reaction.evolve(u, reaction.END, reaction.STEPS)),
+    ],
+)
+def test_on_a_ring_a_shifted_start_ends_shifted(kind: Any, solve: Any, store: Store) -> None:
+    settings = {"samples": 10, "resolution": 32}
+    one = task(kind, store, **settings)
+    data, facts = one.load(0), kind.describe(one.config, store)
+    assert data.symmetry is not None
+    assert (data.symmetry.name, data.symmetry.size) == (facts.symmetry, facts.moves)
+    assert facts.moves == 32
+    x, y = data.train[2]
+    for element in (1, 7, 31):
+        moved_x, moved_y = data.symmetry(x, y, element)
+        solved = solve(moved_x.double().numpy())
+        np.testing.assert_allclose(solved, moved_y.numpy(), atol=1e-5)
+        np.testing.assert_allclose(moved_x.numpy(), np.roll(x.numpy(), element, axis=1))
+        back_x, back_y = data.symmetry(moved_x, moved_y, 32 - element)
+        assert torch.equal(back_x, x)
+        assert torch.equal(back_y, y)
+
+
+@pytest.mark.parametrize("kind", [DiffusionSorption, NavierStokes])
+def test_where_points_differ_nothing_is_shifted(kind: Any, tmp_path: Path, store: Store) -> None:
+    one = task(kind, store, path=write_file(kind, tmp_path, 11))
+    assert one.load(0).symmetry is None
+    assert kind.describe(one.config, store).symmetry == ""

@@ -19,10 +19,10 @@ from xmodal.data.store import Store
 from xmodal.errors import DataError
 from xmodal_standins import crop, ecg_subset, esc10, myo
 from xmodal_standins.crop import Crop
-from xmodal_standins.dna import DnaDhs, DnaRice
+from xmodal_standins.dna import BASES, DnaDhs, DnaRice, columns, reverse_complement
 from xmodal_standins.ecg_subset import EcgSubset
 from xmodal_standins.esc10 import Esc10
-from xmodal_standins.myo import Myo
+from xmodal_standins.myo import Myo, Rotate
 
 RNG = np.random.default_rng(0)
 PARTS = ("train", "validation", "test")
@@ -52,6 +52,8 @@ def check(one: Any) -> Any:
     loaded = one.load(0)
     facts = type(one).describe(one.config, one.store)
     assert facts.samples == {part: loader.count(getattr(loaded, part)) for part in PARTS}
+    stated = ("", 1) if loaded.symmetry is None else (loaded.symmetry.name, loaded.symmetry.size)
+    assert stated == (facts.symmetry, facts.moves)
     assert loaded.test[0][0].shape == facts.shape
     assert loaded.test[0][0].dtype == torch.float32
     found = [{*groups.tolist()} for groups in loaded.groups.values()]
@@ -324,3 +326,28 @@ def test_a_wrong_pack_is_refused(tmp_path: Path) -> None:
     (tmp_path / "myo_semg.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"cannot be read as an \.npz pack"):
         task(Myo, tmp_path / "myo_semg.npz", tmp_path / "cache").load(0)
+
+
+def test_the_other_strand_is_read_backwards() -> None:
+    def of(text: bytes) -> torch.Tensor:
+        return columns(np.array([BASES.index(base) for base in text]))
+
+    y = torch.tensor([0.0, 1.0])
+    x, label = reverse_complement(of(b"AACGTG"), y, 1)
+    assert torch.equal(x, of(b"CACGTT"))
+    assert torch.equal(label, y)
+    assert torch.equal(reverse_complement(x, y, 1)[0], of(b"AACGTG"))
+
+
+def test_the_armband_turns_in_the_unit_of_the_device() -> None:
+    raw, y = torch.from_numpy(RNG.normal(size=(1, 8, 52))).float(), torch.tensor(3)
+    mean, scale = RNG.normal(size=8), RNG.uniform(0.5, 3, size=8)
+    mean_C1, scale_C1 = (torch.from_numpy(v).float()[:, None] for v in (mean, scale))
+    turn = Rotate(mean, scale)
+    for element in range(1, 8):
+        moved, label = turn((raw - mean_C1) / scale_C1, y, element)
+        wanted = raw[:, [(electrode - element) % 8 for electrode in range(8)]]
+        torch.testing.assert_close(moved * scale_C1 + mean_C1, wanted)
+        assert label is y
+        back, _ = turn(moved, y, 8 - element)
+        torch.testing.assert_close(back * scale_C1 + mean_C1, raw)
