@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.data import IMAGENET
@@ -26,6 +27,11 @@ class BackboneSettings(Settings):
     pretrained: bool = Field(True, description="Load pretrained weights; false: random weights.")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="Dropout in the backbone; empty: as in the model's config."
+    )
+    every_layer: bool = Field(
+        False,
+        description="Give one feature vector for each layer, the mean of its tokens (and the "
+        "backbone's own first token, if it has one), instead of the last layer's tokens.",
     )
 
 
@@ -45,6 +51,18 @@ class BuiltinBackbone(Backbone):
     """
 
     native_bf16 = True
+    _looking = False
+
+    def __call__(self, tokens: Tokens) -> Tokens:
+        """Encode; with ``every_layer`` into ``[B, L + 1, 2 F]``, see ``layer_means``."""
+        if self._looking or not self.config.every_layer:
+            return super().__call__(tokens)
+        # In bf16, a copy of this module calls it once more.
+        self._looking = True
+        try:
+            return layer_means(self, tokens)
+        finally:
+            self._looking = False
 
     def keep_embedding(self, embedding: nn.Module) -> None:
         """Freeze the source embedding and keep it apart from the trained parameters."""
@@ -59,6 +77,43 @@ class BuiltinBackbone(Backbone):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.embedding._apply(fn)
         return self
+
+
+def layer_means(backbone: Backbone, tokens: Tokens) -> Tokens:
+    """What is in each layer of a backbone, ``[B, L + 1, F]`` or ``[B, L + 1, 2 F]``, float32.
+
+    Row 0 is the mean of ``tokens``, row l the mean over the tokens after layer l, before any final
+    norm. Where the backbone puts tokens of its own in front, its first one (the class token) stands
+    beside the mean. Narrower layers end in zeros.
+    """
+    number = tokens.x_BND.shape[1]
+    found: list[tuple[Tensor, Tensor | None]] = [(tokens.x_BND.float().mean(1), None)]
+
+    def keep(layer: nn.Module, given: Any, out: Any) -> None:
+        h_BMF = (out[0] if isinstance(out, tuple) else out).float()
+        if h_BMF.ndim == 4:  # timm's Swin keeps height and width apart
+            h_BMF = h_BMF.flatten(1, 2)
+        own = max(0, h_BMF.shape[1] - number)
+        found.append((h_BMF[:, own:].mean(1), h_BMF[:, 0] if own else None))
+
+    handles = [
+        layer.register_forward_hook(keep) for layer in dict.fromkeys(backbone.recomputable())
+    ]
+    try:
+        backbone(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    width = max(mean_BF.shape[1] for mean_BF, _ in found)
+    beside = any(first_BF is not None for _, first_BF in found)
+    rows = []
+    for mean_BF, first_BF in found:
+        parts = [functional.pad(mean_BF, (0, width - mean_BF.shape[1]))]
+        if beside:
+            first_BF = torch.zeros_like(mean_BF) if first_BF is None else first_BF
+            parts.append(functional.pad(first_BF, (0, width - first_BF.shape[1])))
+        rows.append(torch.cat(parts, dim=1))
+    return Tokens(torch.stack(rows, dim=1), (len(rows),))
 
 
 class ImageBackbone(BuiltinBackbone):

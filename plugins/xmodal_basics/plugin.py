@@ -18,6 +18,8 @@ def xmodal_embedders() -> Mapping[str, str]:
         "conv-1d": "xmodal_basics.embedders.conv1d:Conv1d",
         "columns": "xmodal_basics.embedders.columns:Columns",
         "flat": "xmodal_basics.embedders.flat:Flat",
+        "as-picture": "xmodal_basics.embedders.picture:Picture",
+        "as-pretrained": "xmodal_basics.embedders.picture:OwnEmbedder",
     }
 
 
@@ -49,6 +51,8 @@ def xmodal_predictors() -> Mapping[str, str]:
         "local-linear": "xmodal_basics.local_linear:LocalLinear",
         "majority": "xmodal_basics.majority:Majority",
         "forest": "xmodal_basics.forest:Forest",
+        "frozen-features": "xmodal_basics.frozen_features:FrozenFeatures",
+        "nearest": "xmodal_basics.nearest:Nearest",
     }
 
 

@@ -136,7 +136,7 @@ class Sklearn(FittedPredictor):
         if self.estimator == "ridge":
             return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas)
         settings = {"C": self.config.inverse_penalty, "max_iter": 10 * self.config.iterations}
-        labels = np.asarray(y.long())
+        labels = np.asarray(y.nan_to_num(-1).long())
         return logistic(z_NR, labels, self.output.size, settings)
 
 

@@ -91,7 +91,7 @@ def logistic(
 ) -> tuple[Array, Array]:
     """Weights ``[K, R]`` and biases ``[K]`` by multinomial logistic regression on classes ``[n]``.
 
-    Labels ``[n, K]`` get one binary model each.
+    Labels ``[n, K]`` get one binary model each, of the samples whose label is known (not below 0).
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -99,10 +99,12 @@ def logistic(
     bias_K = np.full(outputs, LEAST_LOG_ODDS)
     if y.ndim == 2:
         for k, y_N in enumerate(y.T):
-            if len(np.unique(y_N)) == 1:
-                bias_K[k] = -LEAST_LOG_ODDS if y_N[0] else LEAST_LOG_ODDS
+            known_N = y_N >= 0
+            seen = np.unique(y_N[known_N])
+            if len(seen) < 2:
+                bias_K[k] = -LEAST_LOG_ODDS if seen.any() else LEAST_LOG_ODDS
                 continue
-            model = LogisticRegression(**settings).fit(z_NR, y_N)
+            model = LogisticRegression(**settings).fit(z_NR[known_N], y_N[known_N])
             weight_KR[k], bias_K[k] = model.coef_[0], model.intercept_[0]
         return weight_KR, bias_K
     seen = np.unique(y)

@@ -163,10 +163,15 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+NO_FIELDS = {"forest", "frozen-features"}
+"""Methods that predict no fields; their own tests compare them with scikit-learn."""
+
+
 def methods() -> list[Any]:
     """Every shipped method recipe but those of rivals; one is among the fast tests."""
     files = (ROOT / "recipes" / "methods").glob("*.yaml")
     names = sorted(file.stem for file in files if "role: rival\n" not in file.read_text())
+    names = [name for name in names if name not in NO_FIELDS]
     return [pytest.param(n, marks=[] if n == "pare" else [pytest.mark.slow]) for n in names]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,10 +25,12 @@ class AutoEmbedder(Embedder):
     """
 
     Config = TokenSettings
+    parts: ClassVar[Mapping[str, type[TokenEmbedder]]] = PARTS
+    names: ClassVar[Mapping[str, str]] = NAMES
 
     def __init__(self, config: TokenSettings, context: Context) -> None:
         super().__init__(config, context)
-        part = PARTS[context.facts.task.form]
+        part = self.parts[context.facts.task.form]
         self.part = part(_settings(part, config), context)
 
     @classmethod
@@ -35,7 +38,7 @@ class AutoEmbedder(Embedder):
         cls, config: TokenSettings, task: TaskFacts, backbone: BackboneFacts
     ) -> tuple[int, ...]:
         """The grid of the embedder that fits."""
-        part = PARTS[task.form]
+        part = cls.parts[task.form]
         return part.grid(_settings(part, config), task, backbone)
 
     @classmethod
@@ -43,8 +46,8 @@ class AutoEmbedder(Embedder):
         cls, use: Use[Any], task: TaskFacts, backbone: BackboneFacts, most: int
     ) -> Use[Any]:
         """The embedder that fits, by its own name, with fewer tokens."""
-        part = PARTS[task.form]
-        own = Use(NAMES[task.form], part, _settings(part, use.config))
+        part = cls.parts[task.form]
+        own = Use(cls.names[task.form], part, _settings(part, use.config))
         shorter = part.shortened(own, task, backbone, most)
         return use if shorter is own else shorter
 
