@@ -20,3 +20,9 @@ def xmodal_backbones() -> Mapping[str, str]:
         "timm": "xmodal_backbones.timm_backbone:Timm",
         "tiny": "xmodal_backbones.tiny:Tiny",
     }
+
+
+@hookimpl
+def xmodal_adapters() -> Mapping[str, str]:
+    """A start for the attention of random bodies."""
+    return {"mimetic": "xmodal_backbones.mimetic:Mimetic"}

@@ -38,6 +38,7 @@ class _Block(nn.Module):
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
+        self.num_heads = _HEADS
         self.norm1, self.norm2 = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
         self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH)
         self.out = nn.Linear(_WIDTH, _WIDTH)

@@ -16,6 +16,8 @@ def xmodal_embedders() -> Mapping[str, str]:
         "auto": "xmodal_basics.embedders.auto:AutoEmbedder",
         "patch": "xmodal_basics.embedders.patch:Patch",
         "conv-1d": "xmodal_basics.embedders.conv1d:Conv1d",
+        "fold-2d": "xmodal_basics.embedders.fold2d:Fold2d",
+        "random-kernels": "xmodal_basics.embedders.random_kernels:RandomKernels",
         "columns": "xmodal_basics.embedders.columns:Columns",
         "flat": "xmodal_basics.embedders.flat:Flat",
         "as-picture": "xmodal_basics.embedders.picture:Picture",

@@ -1,4 +1,4 @@
-"""Table of contents of extensions of PaRe: a gate, a schedule, and use of unlabelled samples."""
+"""Table of contents of what goes beyond PaRe: a gate, a schedule, unlabelled samples, stages."""
 
 from __future__ import annotations
 
@@ -23,3 +23,13 @@ def xmodal_schedulers() -> Mapping[str, str]:
 def xmodal_mixers() -> Mapping[str, str]:
     """Consistency between the views of another mixer."""
     return {"consistent": "xmodal_beyond.consistent:Consistent"}
+
+
+@hookimpl
+def xmodal_stages() -> Mapping[str, str]:
+    """What may come before fine-tuning and needs no source."""
+    return {
+        "self-pretrain": "xmodal_beyond.self_pretrain:SelfPretrain",
+        "bridge": "xmodal_beyond.bridge:Bridge",
+        "warm-up": "xmodal_beyond.warm_up:WarmUp",
+    }

@@ -62,6 +62,13 @@ WITHOUT_FILES = {
 NO_BACKBONE = BackboneFacts("example-nothing", "any", width=0, feature_width=0)
 MAPS = replace(tiny_facts(), task=replace(tiny_facts().task, target=Target("dense", 1, (48, 48))))
 
+
+def tiny_attention() -> Any:
+    """A small backbone with attention, the same every time."""
+    kind: Any = registry().load("backbone", "tiny")
+    return build(kind, {"pretrained": False})
+
+
 # Settings and surroundings beyond the defaults, so that the other branches keep the contract too.
 CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ("selector", "gate"): [
@@ -116,6 +123,10 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ("predictor", "gated-cnn"): [({"width": 8, "dilations": [1, 2]}, {})],
     ("predictor", "perceiver-io"): [
         ({"latents": 4, "width": 16, "layers": 2, "heads": 2, "bands": 4}, {})
+    ],
+    ("adapter", "mimetic"): [
+        ({}, {"make": tiny_attention}),
+        ({"query_key": (0.3, 0.3), "value_output": (0.2, -0.2)}, {"make": tiny_attention}),
     ],
     ("embedder", "flat"): [({}, {"backbone": NO_BACKBONE})],
     ("embedder", "patch"): [({}, {}), ({"size": 8, "init": "random"}, {}), ({"patch": 8}, {})],

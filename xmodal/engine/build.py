@@ -25,7 +25,7 @@ from xmodal.data import loader, splits
 from xmodal.data.augment import Symmetric
 from xmodal.data.store import Store
 from xmodal.engine import device as devices
-from xmodal.engine.model import TrainingModel
+from xmodal.engine.model import TrainingModel, helper_name
 from xmodal.engine.plan import Plan, fetch_small, missing_files, needs_source_head, source_users
 from xmodal.engine.session import RunSession
 from xmodal.errors import DataError, UsageError
@@ -270,6 +270,11 @@ class Builder:
             on_note=self.on_note,
         )
         self._calibrate(session)
+        for number, stage in enumerate(session.stages):
+            with randomness.seeded(recipe.seed, "initialise", "helper", number):
+                helper = stage.helper(session)
+            if helper is not None:
+                model.helpers[helper_name(number)] = helper
         session.prepare()
         return session
 

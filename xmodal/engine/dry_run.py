@@ -177,6 +177,7 @@ def _parameters(session: RunSession) -> dict[str, str]:
     rows: dict[str, str] = {}
     for number, stage in enumerate(session.stages):
         chosen = session.model.select_trainable(stage.train)
+        chosen += session.model.select_helper(number)
         parts: dict[str, int] = {}
         for name, parameter in chosen:
             part = name.split(".")[0]

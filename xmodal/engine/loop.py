@@ -304,6 +304,7 @@ class Training:
         """Choose what trains, make optimizer and schedule, and let the stage prepare itself."""
         session = self.session
         self.trainable = session.model.select_trainable(stage.train)
+        self.trainable += session.model.select_helper(self.snapshot.stage)
         self.optimizer = stage.optimizer(self.trainable)
         if self.optimizer is not None and not self.trainable:
             patterns = ", ".join(stage.train) or "none"

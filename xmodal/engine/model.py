@@ -42,6 +42,7 @@ class TrainingModel(Model):
         self.source_predictor = source_predictor
         self.source_loss = source_loss
         self.share_head = share_head
+        self.helpers = nn.ModuleDict()
         self.frozen = {id(p) for p in backbone.embedding_parameters()}
 
     def predict(self, x: Tensor) -> Tensor:
@@ -132,8 +133,8 @@ class TrainingModel(Model):
     def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:
         """Set ``requires_grad`` by patterns and return what trains. ``norms``: every LayerNorm.
 
-        What fits a pattern that begins with ``!`` does not train, whatever the others say, nor does
-        the pretrained source embedding.
+        What fits a pattern that begins with ``!`` does not train, whatever the others say, nor do
+        the pretrained source embedding and the helpers of stages.
         """
         chosen = []
         taken = [p for p in patterns if not p.startswith("!")]
@@ -142,15 +143,29 @@ class TrainingModel(Model):
             norm = isinstance(module, nn.LayerNorm)
             wanted = _fits(name, norm, taken) and not _fits(name, norm, left)
             wanted = wanted and id(parameter) not in self.frozen
+            wanted = wanted and not name.startswith("helpers.")
             parameter.requires_grad_(wanted)
             if wanted:
                 chosen.append((name, parameter))
         return chosen
 
+    def select_helper(self, stage: int) -> list[tuple[str, nn.Parameter]]:
+        """Let the helper of a stage train, if it has one, and return its parameters."""
+        key = helper_name(stage)
+        if key not in self.helpers:
+            return []
+        helper = self.helpers[key].requires_grad_(True)
+        return [(f"helpers.{key}.{name}", p) for name, p in helper.named_parameters()]
+
     def _parameters_with_modules(self) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
         for prefix, module in self.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{prefix}.{name}" if prefix else name, parameter, module
+
+
+def helper_name(stage: int) -> str:
+    """The name under ``helpers`` of what a stage trains beside the model."""
+    return f"stage{stage}"
 
 
 def _weighted(weight: float | Tensor, value: Tensor) -> Tensor:

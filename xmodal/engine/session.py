@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from xmodal import randomness
 from xmodal.batch import Batch, Progress
@@ -95,15 +95,24 @@ class RunSession:
         return self.feed.batches(dataset, indices, self.workers, exact)
 
     def batches(
-        self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
+        self,
+        progress: Progress,
+        size: int,
+        micro: int | None = None,
+        mixed: bool = True,
+        unlabelled: bool = False,
     ) -> Iterator[Iterator[Batch]]:
         """This process's micro-batches of every step of the epoch, from ``progress.step`` on.
 
         Shuffles the training split and takes ``size`` samples a step, at most ``micro`` of them at
         once, or ``most_at_once``, if memory ran out. ``mixed``: with the source and unlabelled
-        samples that the mixer wants.
+        samples that the mixer wants. ``unlabelled``: those without labels are among the others.
         """
-        order = self.order(progress)
+        samples, order = self.now(progress), self.order(progress)
+        further = self.data.unlabelled if unlabelled else None
+        if further is not None:
+            samples = ConcatDataset([samples, further])
+            order = self.order(progress, loader.count(samples))
         starts = range(0, len(order), size)[progress.step : progress.steps]
         self.at_once = min(micro or size, self.most_at_once or size)
         own = [
@@ -114,7 +123,7 @@ class RunSession:
         places = torch.cat(pieces) if pieces else torch.arange(0)
         sizes = [len(piece) for piece in pieces]
         stream = self.micro_batches(
-            self.now(progress),
+            samples,
             torch.split(order[places], sizes),
             progress.epoch * len(order) + places,
             mixed,
@@ -122,13 +131,13 @@ class RunSession:
         for portions in own:
             yield (replace(next(stream), share=p.share, part=p.part) for p in portions)
 
-    def order(self, progress: Progress) -> Tensor:
+    def order(self, progress: Progress, count: int | None = None) -> Tensor:
         """The order of the training samples in this epoch: a function of seed, stage and epoch.
 
         The n-th stage that is scored has the same order in every recipe, whatever prepares it:
         comparisons pair methods by seed.
         """
-        count = loader.count(self.data.train)
+        count = count or loader.count(self.data.train)
         return randomness.permutation(count, self.seed, *self._pass("order", progress))
 
     def now(self, progress: Progress) -> Dataset[Any]:

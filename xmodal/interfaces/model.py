@@ -57,6 +57,21 @@ class Embedder(Component, nn.Module):
         """
         return
 
+    def pieces(self, x: Tensor) -> Tensor | None:
+        """The raw numbers that every token is made from, ``[B, N, P]``; no gradient is needed.
+
+        A number that is missing, or that pads the sample, is NaN. None, the default, if tokens have
+        no pieces of their own: they overlap, or are made otherwise.
+        """
+        return None
+
+    def masked(self, x: Tensor, mask_BN: Tensor, fill_D: Tensor) -> Tokens:
+        """Embed a batch with ``fill_D`` for the content of some tokens, which keep their positions.
+
+        For embedders with ``pieces``: nothing of a masked piece may reach any token.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot mask its tokens")
+
 
 class Selector(Component, nn.Module):
     """Chooses the k most important tokens of every sample.

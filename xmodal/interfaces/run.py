@@ -48,7 +48,7 @@ class Model(ABC, nn.Module):
     """The model of a run: embedder, backbone, heads and mixer.
 
     Its heads are called "target" and "source". ``frozen`` holds the ids of parameters that never
-    train.
+    train. ``helpers``: what stages train beside the model and nothing else uses, by "stage0" etc.
     """
 
     embedder: Embedder
@@ -61,6 +61,7 @@ class Model(ABC, nn.Module):
     source_loss: Loss | None
     share_head: bool
     frozen: set[int]
+    helpers: nn.ModuleDict
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -94,7 +95,8 @@ class Model(ABC, nn.Module):
     def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:
         """Set ``requires_grad`` by name patterns and return the parameters that train.
 
-        The pattern ``norms`` selects every LayerNorm; ``!pattern`` leaves out what fits it.
+        The pattern ``norms`` selects every LayerNorm; ``!pattern`` leaves out what fits it. Helpers
+        are never selected: each trains in its own stage.
         """
 
 
@@ -159,13 +161,19 @@ class Session(Protocol):
         """The first ``number`` samples on the device, or all if there are fewer."""
 
     def batches(
-        self, progress: Progress, size: int, micro: int | None = None, mixed: bool = True
+        self,
+        progress: Progress,
+        size: int,
+        micro: int | None = None,
+        mixed: bool = True,
+        unlabelled: bool = False,
     ) -> Iterator[Iterator[Batch]]:
         """This process's micro-batches of every step of the epoch, from ``progress.step`` on.
 
         Shuffles the training split and takes ``size`` samples per step, at most ``micro`` of them
-        at once. ``mixed`` adds the source and unlabelled samples that the mixer needs. Data are
-        read only when a micro-batch is requested.
+        at once. ``mixed`` adds the source and unlabelled samples that the mixer needs.
+        ``unlabelled`` shuffles the samples without labels among the others; labels then mean
+        nothing. Data are read only when a micro-batch is requested.
         """
 
     def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
@@ -249,6 +257,15 @@ class Stage(Component):
     def train(self) -> tuple[str, ...]:
         """Name patterns of the parameters to train, as for ``Model.select_trainable``."""
         return tuple(self.config.train)
+
+    def helper(self, session: Session) -> nn.Module | None:
+        """Parameters and buffers of the stage's own, such as a head that is thrown away afterwards.
+
+        Called once when a run is built, before the model is on its device; a resumed run then loads
+        what was saved. All parameters train in this stage, whatever ``train`` says, and in no
+        other. ``loss`` finds the module where it is returned, so the stage keeps it.
+        """
+        return None
 
     def begin(self, session: Session) -> None:
         """Called once when the stage starts, and again when a run resumes inside it."""

@@ -98,9 +98,25 @@ def _embed(component: type[Embedder], given: Given, facts: Facts) -> None:
     alone = torch.cat([embedder(x[i : i + 1]).x_BND for i in range(BATCH)])
     message = f"{name}: the tokens of one sample depend on the other samples of the batch"
     same(embedder(x).x_BND.detach(), alone.detach(), message)
+    _mask(embedder, x, embedder(x).x_BND.detach(), name)
     embedder.train()
     if any(p.requires_grad for p in embedder.parameters()):
         gradients(embedder, embedder(x).x_BND, name)
+
+
+@torch.no_grad()
+def _mask(embedder: Embedder, x: Tensor, whole_BND: Tensor, name: str) -> None:
+    """Pieces have one row a token, and a masked one leaves no trace in any token."""
+    pieces_BNP = embedder.pieces(x)
+    if pieces_BNP is None:
+        return
+    shaped(pieces_BNP, (*whole_BND.shape[:2], pieces_BNP.shape[-1]), f"{name}: the pieces")
+    fill_D = random(whole_BND.shape[2])
+    mask_BN = random(*whole_BND.shape[:2], seed=1) > 0
+    nothing_BND = embedder.masked(torch.zeros_like(x), torch.ones_like(mask_BN), fill_D).x_BND
+    expected_BND = torch.where(mask_BN[..., None], nothing_BND, whole_BND)
+    message = f"{name}: masking one token changes others, or a masked one shows its content"
+    same(embedder.masked(x, mask_BN, fill_D).x_BND, expected_BND, message)
 
 
 def check_predictor(

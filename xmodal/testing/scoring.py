@@ -6,7 +6,7 @@ Shapes: B samples, K outputs; dense predictions and labels are ``[B, K, *shape]`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from xmodal.batch import Points, Tokens
-from xmodal.interfaces import Adapter, Distance, Facts, Loss, Metric, Target
+from xmodal.interfaces import Adapter, Backbone, Distance, Facts, Loss, Metric, Target
 from xmodal.testing.fitting import KINDS
 from xmodal.testing.tiny import (
+    BATCH,
     CLASSES,
     GRIDS,
     Given,
@@ -35,7 +36,6 @@ from xmodal.testing.tiny import (
     tiny_labels,
     tiny_prediction,
     tiny_target,
-    tiny_tokens,
 )
 
 SAMPLES = 2 * CLASSES
@@ -201,20 +201,30 @@ def _distance(component: type[Distance], given: Given, source: Points, target: P
     return value
 
 
-def check_adapter(component: type[Adapter], given: Given = None) -> None:
-    """An adapter keeps a backbone usable, gives the same names every time, and adds parameters."""
+def check_adapter(
+    component: type[Adapter], given: Given = None, make: Callable[[], Backbone] | None = None
+) -> None:
+    """An adapter keeps a backbone usable, gives the same names every time, and changes something.
+
+    ``make`` makes the backbone, the same every time; by default a small one without attention.
+    """
     name, _ = check_class(component, Adapter, given)
-    plain = _backbone()
-    backbones = [_backbone(), _backbone()]
+    make = make or _backbone
+    plain = make()
+    backbones = [make(), make()]
     for backbone in backbones:
         with seeded(0):
             build(component, given).apply(backbone)
     names = [[key for key, _ in backbone.named_parameters()] for backbone in backbones]
     expect(names[0] == names[1], f"{name} must give the same parameter names every time")
     expect(len(names[0]) == len(set(names[0])), f"{name}: two parameters have the same name")
-    changed = set(names[0]) != {key for key, _ in plain.named_parameters()}
+    before, after = dict(plain.named_parameters()), dict(backbones[0].named_parameters())
+    changed = before.keys() != after.keys() or any(
+        not torch.equal(value, after[key]) for key, value in before.items()
+    )
     expect(changed, f"{name} changes no parameter of the backbone")
-    tokens = tiny_tokens(GRIDS["grid"])
+    grid = GRIDS["grid"]
+    tokens = Tokens(random(BATCH, math.prod(grid), plain.facts.width), grid)
     outputs = [backbone.eval()(tokens) for backbone in (*backbones, plain)]
     expect(
         all(isinstance(o, Tokens) for o in outputs), f"{name}: the backbone must still give Tokens"

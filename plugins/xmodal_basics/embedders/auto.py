@@ -56,6 +56,14 @@ class AutoEmbedder(Embedder):
         tokens: Tokens = self.part(x)
         return tokens
 
+    def pieces(self, x: Tensor) -> Tensor | None:
+        """The pieces of the embedder that fits."""
+        return self.part.pieces(x)
+
+    def masked(self, x: Tensor, mask_BN: Tensor, fill_D: Tensor) -> Tokens:
+        """Embed a batch with some tokens masked, by the embedder that fits."""
+        return self.part.masked(x, mask_BN, fill_D)
+
     def calibrate(self, x: Tensor, source_norm: float | None) -> None:
         """Calibrate the embedder that fits."""
         self.part.calibrate(x, source_norm)

@@ -80,7 +80,15 @@ class TokenEmbedder(Embedder):
 
     def forward(self, x: Tensor) -> Tokens:
         """Embed a batch."""
-        x_BND = self.content(x)
+        return self._placed(self.content(x))
+
+    def masked(self, x: Tensor, mask_BN: Tensor, fill_D: Tensor) -> Tokens:
+        """Embed a batch with ``fill_D`` for the content of some tokens, which keep positions."""
+        content_BND = self.content(x)
+        fill_D = fill_D.to(content_BND.dtype)
+        return self._placed(torch.where(mask_BN[..., None], fill_D, content_BND))
+
+    def _placed(self, x_BND: Tensor) -> Tokens:
         if self.positions is not None:
             x_BND = x_BND + self.positions
         return Tokens(x_BND, self.token_grid)

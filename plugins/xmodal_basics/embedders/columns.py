@@ -66,6 +66,11 @@ class Columns(TokenEmbedder):
             x_BFD = torch.where(categorical_F[:, None], self.category_MD[code_BF], x_BFD)
         return torch.where(missing_BF[..., None], self.missing_FD, x_BFD)
 
+    def pieces(self, x: Tensor) -> Tensor:
+        """``[B, F, 1]``: the number, or the code of the category, of each column."""
+        unknown_BF = (self.levels_F > 0) & ((x < 0) | (x >= self.levels_F))
+        return torch.where(unknown_BF, torch.nan, x)[..., None]
+
     def projection_parameters(self) -> Iterable[nn.Parameter]:
         """Weights, biases, and the vectors of categories and of missing values."""
         return self.weight_FD, self.bias_FD, self.missing_FD, self.category_MD

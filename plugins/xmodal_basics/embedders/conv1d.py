@@ -5,7 +5,7 @@ Shapes: B samples, C channels, L length, N tokens, D width.
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, nan
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
@@ -73,6 +73,12 @@ class Conv1d(TokenEmbedder):
         """Pad and project ``[B, C, L]`` to ``[B, N, D]``."""
         x_BDN = self.projection(functional.pad(x, self.padding))
         return x_BDN.transpose(1, 2)  # type: ignore[no-any-return]
+
+    def pieces(self, x: Tensor) -> Tensor:
+        """``[B, N, C * K]``: channel after channel the K steps of each piece."""
+        x_BCL = functional.pad(x, self.padding, value=nan)
+        kernel = self.projection.kernel_size[0]
+        return x_BCL.unfold(2, kernel, kernel).transpose(1, 2).flatten(2)
 
 
 def pieces(config: Conv1d.Config, length: int, max_tokens: int | None) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Shapes: B samples, C channels, H and W pixels, P patch side, N tokens, D width.
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, nan
 from typing import Any, Literal
 
 import torch
@@ -79,10 +79,19 @@ class Patch(TokenEmbedder):
 
     def project(self, x: Tensor) -> Tensor:
         """Resize, pad and project ``[B, C, H, W]`` to ``[B, N, D]``, row by row."""
-        if self.resize:
-            x = functional.interpolate(x, self.size, mode="bilinear", antialias=True)
-        x_BDhw = self.projection(functional.pad(x, self.padding))
+        x_BDhw = self.projection(functional.pad(self._sized(x), self.padding))
         return x_BDhw.flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    def pieces(self, x: Tensor) -> Tensor | None:
+        """``[B, N, C * P * P]``: channel after channel the pixels of each patch, row by row."""
+        x_BCHW = functional.pad(self._sized(x), self.padding, value=nan)
+        side = self.projection.kernel_size[0]
+        return functional.unfold(x_BCHW, side, stride=side).transpose(1, 2)
+
+    def _sized(self, x: Tensor) -> Tensor:
+        if not self.resize:
+            return x
+        return functional.interpolate(x, self.size, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
