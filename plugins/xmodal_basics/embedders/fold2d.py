@@ -6,15 +6,15 @@ tokens, D width.
 
 from __future__ import annotations
 
-from math import ceil, sqrt
-from typing import Literal
+from math import ceil, isqrt, sqrt
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xmodal.interfaces import BackboneFacts, Context, TaskFacts
+from xmodal.interfaces import BackboneFacts, Context, TaskFacts, Use
 from xmodal_basics.embedders.base import TokenEmbedder, TokenSettings, check
 from xmodal_basics.embedders.patch import copy_projection
 
@@ -98,6 +98,14 @@ class Fold2d(TokenEmbedder):
             )
         height, width = _size(config, backbone)
         return ceil(height / backbone.patch), ceil(width / backbone.patch)
+
+    @classmethod
+    def shortened(
+        cls, use: Use[Any], task: TaskFacts, backbone: BackboneFacts, most: int
+    ) -> Use[Any]:
+        """A smaller, square picture."""
+        size = isqrt(most) * (backbone.patch or 1)
+        return Use(use.name, cls, use.config.model_copy(update={"size": size}))
 
     def fold(self, x: Tensor) -> Tensor:
         """The pictures ``[B, C, M, P]`` of series, before resizing. The last value fills the end.

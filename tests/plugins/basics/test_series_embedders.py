@@ -13,7 +13,7 @@ from torch import Tensor
 
 import xmodal
 from xmodal import api
-from xmodal.interfaces import Facts
+from xmodal.interfaces import Facts, Use
 from xmodal.testing.tiny import TinyBackbone, build, random, tiny_backbone, tiny_context, tiny_facts
 from xmodal_basics.embedders.fold2d import Fold2d, robust, segments
 from xmodal_basics.embedders.random_kernels import RandomKernels, dilations, kernels
@@ -97,6 +97,14 @@ def test_channels_start_as_the_mean_of_their_pictures() -> None:
     with torch.no_grad():
         apart = torch.stack([one.project(x[:, c : c + 1]) for c in range(3)]).mean(0)
         assert torch.allclose(three.project(x), apart, atol=1e-5)
+
+
+def test_a_smaller_picture_has_fewer_tokens() -> None:
+    facts = facts_of(1, 30, grid=(16, 16))
+    use = Use("fold-2d", Fold2d, Fold2d.Config())
+    assert Fold2d.grid(use.config, facts.task, facts.backbone) == (16, 16)
+    shorter = Fold2d.shortened(use, facts.task, facts.backbone, 70)
+    assert Fold2d.grid(shorter.config, facts.task, facts.backbone) == (8, 8)
 
 
 def test_what_it_cannot_read_is_refused() -> None:
