@@ -135,8 +135,8 @@ def find_files(place: Path, card: DataCard, option: str) -> dict[str, Path]:
         fitting = by_last_part.get(path.name, [])
         for file in fitting:
             # Files of equal names in different folders are told apart by these.
-            named = len(fitting) == 1 or path.as_posix().endswith(f"/{file.name}")
-            if named and file.may_be(path):
+            this_one = len(fitting) == 1 or path.as_posix().endswith(f"/{file.name}")
+            if this_one and file.may_be(path):
                 places.setdefault(file.name, []).append(path)
     found = {}
     for name, paths in places.items():
