@@ -4,8 +4,8 @@
     python benchmarks/learning_curves.py [--forms images series] [--seeds 2] [--root runs/curves]
 
 On images, sounds, fields, series and a table, with five shares of the training samples: fine-tuning
-of a pretrained body, of the same body with random weights, frozen features, and the cheap answer
-that validates best. Tasks are ``benchmarks/tasks/*.yaml``. Fewer samples are gone through more
+of a pretrained body, of the same body with random weights, frozen features of pictures, and the
+cheap answer that validates best. Tasks are ``benchmarks/tasks/*.yaml``. Fewer samples are gone through more
 often: epochs grow as one over the root of the share. A run that was made before is read, not
 repeated. ``table.json`` and ``table.md`` are written after every run, ``curves.svg`` at the end or
 with ``--collect``.
@@ -36,12 +36,13 @@ class Form:
     epochs: int
     cheap: tuple[str, ...]
     more: tuple[str, ...] = ()
+    frozen: bool = False
 
 
 VISION = "backbone={use: vit-s14, layers: 3}"
 FORMS = {
-    "images": Form("pacs", 600, 6, ("baseline",), (VISION,)),
-    "sounds": Form("esc10", 240, 8, ("baseline",), (VISION,)),
+    "images": Form("pacs", 600, 6, ("baseline",), (VISION,), frozen=True),
+    "sounds": Form("esc10", 240, 8, ("baseline",), (VISION,), frozen=True),
     "fields": Form("darcy", 240, 8, ("baseline", "local-linear"), (VISION, "task.train=240")),
     "series": Form("crop", 960, 6, ("forest", "baseline")),
     "table": Form("car", 691, 8, ("baseline", "forest")),
@@ -68,7 +69,8 @@ def cells(forms: list[str], seeds: int, methods: set[str]) -> Iterator[Cell]:
     for seed in range(seeds):
         for form in forms:
             for share in SHARES:
-                for method in (*METHODS, *FORMS[form].cheap):
+                trained = METHODS if FORMS[form].frozen else METHODS[:2]
+                for method in (*trained, *FORMS[form].cheap):
                     if method in methods:
                         yield Cell(form, method, share, seed)
 
@@ -79,18 +81,14 @@ def run(cell: Cell, root: Path, precision: str) -> dict[str, float]:
 
     form = FORMS[cell.form]
     settings = [*form.more, f"seed={cell.seed}", f"fraction={cell.share}"]
-    pack = HERE / "data" / f"{form.task}.npz"
-    if pack.exists():
-        settings.append(f"task.path={pack}")
     if cell.method in METHODS:
         settings.append(f"precision={precision}")
     if cell.method in ("nft", "scratch"):
         settings.append(f"training.epochs={round(form.epochs / cell.share**0.5)}")
     begun = time.process_time()
     made = xmodal.run(
-        # The method comes last where it brings a backbone of its own.
-        str(HERE / "tasks" / f"{form.task}.yaml"),
         f"methods/{cell.method}",
+        str(HERE / "tasks" / f"{form.task}.yaml"),
         overrides=[s for s in settings if cell.method in METHODS or not s.startswith("backbone=")],
         root=root,
         report=False,
