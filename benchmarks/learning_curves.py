@@ -7,8 +7,8 @@ On images, sounds, fields, series and a table, with five shares of the training 
 of a pretrained body, of the same body with random weights, frozen features of pictures, and the
 cheap answer that validates best. Tasks are ``benchmarks/tasks/*.yaml``. Fewer samples are gone
 through more often: epochs grow as one over the root of the share. A run that was made before is
-read, not repeated. ``table.json`` and ``table.md`` are written after every run, ``curves.svg`` at the end or
-with ``--collect``.
+read, not repeated. ``table.json`` and ``table.md`` are written after every run, ``curves.svg`` at
+the end or with ``--collect``.
 """
 
 from __future__ import annotations
