@@ -39,7 +39,7 @@ UNDER = "demo/pare"
 """What fragments of recipes are laid on: the recipe whose parts the method cards speak of."""
 HARMLESS = ("recipes", "plugins", "schema")
 LONG = ("run", "resume", "demo", "doctor", "compare", "analyse", "distance", "sources")
-LONG += ("predict", "export", "data", "rivals")
+LONG += ("predict", "export", "data", "rivals", "fit", "runs")
 WALKED = "From an idea to a comparison"
 PACKAGES = {"numpy", "pathlib", "xmodal", "torch"}
 
@@ -190,9 +190,19 @@ def recipe_before(block: Block) -> str | None:
 
 
 def prepare(block: Block, arguments: list[str]) -> None:
-    """Make the files that a command names: recipes of the page, single-file plugins."""
+    """Make the files that a command names: recipes of the page, single-file plugins, data."""
     for argument in arguments:
         file = Path(argument)
+        if file.suffix == ".csv" and not file.exists() and file.parent == Path():
+            rows = "".join(f"{row},{row * row % 7},{'ab'[row % 2]}\n" for row in range(40))
+            file.write_text(f"size,price,kind\n{rows}", encoding="utf-8")
+        if argument.endswith("/") and file.parent == Path() and not file.exists():
+            (file / "x").mkdir(parents=True)
+            for row in range(12):
+                np.save(
+                    file / "x" / f"{row}.npy", np.random.default_rng(row).normal(size=1100 + row)
+                )
+            np.save(file / "y.npy", np.arange(12) % 2)
         if argument.endswith(".yaml") and not argument.startswith("recipes/"):
             text = recipe_before(block)
             if text is not None and not file.exists():
