@@ -21,7 +21,8 @@ from xmodal.settings import component_schema
 
 from ..paths import ROOT
 
-SHIPPED = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "suites")
+NO_RECIPES = ("suites", "searches", "presets")
+SHIPPED = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name not in NO_RECIPES)
 
 
 @functools.cache
