@@ -294,8 +294,8 @@ def test_parts_of_parts_are_written_down(base: RunIdentity) -> None:
 
 
 BESIDE = (
-    "errors", "files", "hookspecs", "plugins", "recipe", "records", "runs", "settings", "text",
-    "_version",
+    "assess", "errors", "files", "hookspecs", "plugins", "recipe", "records", "runs", "settings",
+    "text", "_version",
 )  # fmt: skip
 """Modules that a run needs, but that compute nothing of its result."""
 
