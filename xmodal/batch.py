@@ -35,7 +35,8 @@ class Batch:
     ``unlabelled``: further raw target samples, if the mixer needs them and the run has some.
     ``share``: the weight of the micro-batch in the step. Its mean loss times ``share``, averaged
     over all processes, is its contribution to the mean loss of the step. ``part`` is below 1 if
-    several processes divide one micro-batch.
+    several processes divide one micro-batch. ``index``: the places of the samples in the training
+    split, int64 ``[B]``, if the predictor ``reads_samples``.
     """
 
     x: Tensor
@@ -44,6 +45,7 @@ class Batch:
     unlabelled: Tensor | None = None
     share: float = 1.0
     part: float = 1.0
+    index: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from xmodal.interfaces import Settings, Stage
+from xmodal.interfaces import Model, Settings, Stage
 
 
 class BatchSize(Settings):
@@ -70,6 +70,24 @@ class Schedule(Settings):
     decay_epochs: float | None = Field(
         None, gt=0, description="Where the decay reaches 0; default: the end of the stage."
     )
+
+
+def layer_depths(model: Model) -> tuple[dict[str, int], int]:
+    """How deep every parameter lies, by name, and the number L of the backbone's layers.
+
+    0: the embedder, and what the backbone has before its first layer. l = 1 .. L: its l-th layer
+    (``Backbone.recomputable``), and what follows it. L + 1: heads and everything else.
+    """
+    layers = list(model.backbone.recomputable())
+    own = {id(p): n for n, layer in enumerate(layers, 1) for p in layer.parameters()}
+    depths, deepest = {}, 0
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone."):
+            deepest = max(deepest, own.get(id(parameter), 0))
+            depths[name] = own.get(id(parameter), deepest)
+        else:
+            depths[name] = 0 if name.startswith("embedder.") else len(layers) + 1
+    return depths, len(layers)
 
 
 def make_optimizer(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from xmodal.batch import Progress
+from xmodal.batch import Progress, Tokens
 from xmodal.data import loader
 from xmodal.data.augment import for_fit
 from xmodal.errors import UsageError
@@ -38,32 +38,8 @@ class Fit(Stage):
             raise UsageError("stage 'fit' needs a predictor that is fitted, such as 'sklearn'")
         if predictor.fitted:
             return
-        data, chooses = session.data, session.evaluation_split()
-        train = for_fit(data.train)
-        if predictor.most_samples is not None:
-            count = loader.count(train)
-            used = min(predictor.most_samples, count)
-            # Spread evenly: many files are sorted by class or by person.
-            train = Subset(train, [n * count // used for n in range(used)])
-        x_NF, y, tokens = _features(session, train)
-        validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
-        if predictor.uses_validation:
-            validation_x_NF, validation_y, _ = _features(session, chooses)
-        if predictor.keeps_predictions:
-            seen = (data.train, chooses) if predictor.uses_validation else (data.train,)
-            splits = (data.validation, data.test)
-            others = [split for split in splits if not any(split is one for one in seen)]
-            others_NF = torch.cat([x_NF[:0], *(_features(session, one)[0] for one in others)])
-        fit_data = FitData(
-            x_NF,
-            y,
-            validation_x_NF,
-            validation_y,
-            others_NF,
-            data.raw,
-            session.model.decode,
-            tokens,
-        )
+        model = session.model
+        fit_data = gathered(session, predictor, lambda x: model.backbone(model.embedder(x)))
         with session.interruptible():
             predictor.fit(fit_data)
         predictor.to(session.device)
@@ -86,7 +62,50 @@ class Fit(Stage):
         raise NotImplementedError("stage 'fit' takes no steps")
 
 
-def _features(session: Session, dataset: Dataset[Any]) -> tuple[Tensor, Tensor, int]:
+def gathered(
+    session: Session,
+    predictor: FittedPredictor,
+    read: Callable[[Tensor], Tokens],
+    every: bool = False,
+) -> FitData:
+    """What a predictor is fitted to: what ``read`` makes of batches of samples, flattened.
+
+    ``every``: all training samples, also where it wants a few.
+    """
+    data, chooses = session.data, session.evaluation_split()
+    train = for_fit(data.train)
+    if predictor.most_samples is not None and not every:
+        train = Subset(train, spread(loader.count(train), predictor.most_samples).tolist())
+    x_NF, y, tokens = _features(session, train, read)
+    validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
+    if predictor.uses_validation:
+        validation_x_NF, validation_y, _ = _features(session, chooses, read)
+    if predictor.keeps_predictions:
+        seen = (data.train, chooses) if predictor.uses_validation else (data.train,)
+        splits = (data.validation, data.test)
+        others = [split for split in splits if not any(split is one for one in seen)]
+        others_NF = torch.cat([x_NF[:0], *(_features(session, one, read)[0] for one in others)])
+    return FitData(
+        x_NF,
+        y,
+        validation_x_NF,
+        validation_y,
+        others_NF,
+        data.raw,
+        session.model.decode,
+        tokens,
+    )
+
+
+def spread(count: int, most: int) -> Tensor:
+    """At most so many places of ``count``, spread evenly: many files are sorted by class."""
+    used = min(most, count)
+    return torch.arange(used) * count // used
+
+
+def _features(
+    session: Session, dataset: Dataset[Any], read: Callable[[Tensor], Tokens]
+) -> tuple[Tensor, Tensor, int]:
     """Flattened features and labels of a split, on the CPU; labels as the predictor sees them.
 
     Last, how many tokens a row of features holds.
@@ -96,7 +115,7 @@ def _features(session: Session, dataset: Dataset[Any]) -> tuple[Tensor, Tensor, 
     model.eval()
     with torch.no_grad():
         for x, y in loader.in_order(dataset, BATCH, session.workers):
-            tokens = model.backbone(model.embedder(x.to(session.device)))
+            tokens = read(x.to(session.device))
             features.append(tokens.x_BND.flatten(1).float().cpu())
             labels.append(y)
         return torch.cat(features), encoded(model.decode, torch.cat(labels)), tokens.x_BND.shape[1]

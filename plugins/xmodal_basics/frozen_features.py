@@ -50,6 +50,7 @@ class FrozenFeatures(FittedPredictor):
 
     config: Config
     most_samples: ClassVar[int | None] = 20_000
+    reads_features = True
     names: ClassVar[tuple[str, ...]] = ("chosen_L",)
     chosen_L: Tensor
     """1 at the layer that is read, and 0."""

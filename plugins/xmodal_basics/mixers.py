@@ -9,6 +9,8 @@ from xmodal.interfaces import Mixer
 class NoMixing(Mixer):
     """A single view: the target itself, with its own loss at weight 1."""
 
+    keeps_samples = True
+
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress
     ) -> tuple[View, ...]:

@@ -19,6 +19,7 @@ def xmodal_embedders() -> Mapping[str, str]:
         "fold-2d": "xmodal_basics.embedders.fold2d:Fold2d",
         "random-kernels": "xmodal_basics.embedders.random_kernels:RandomKernels",
         "columns": "xmodal_basics.embedders.columns:Columns",
+        "row-ple": "xmodal_basics.embedders.encoded_columns:EncodedColumns",
         "flat": "xmodal_basics.embedders.flat:Flat",
         "as-picture": "xmodal_basics.embedders.picture:Picture",
         "as-pretrained": "xmodal_basics.embedders.picture:OwnEmbedder",
@@ -55,6 +56,7 @@ def xmodal_predictors() -> Mapping[str, str]:
         "forest": "xmodal_basics.forest:Forest",
         "frozen-features": "xmodal_basics.frozen_features:FrozenFeatures",
         "nearest": "xmodal_basics.nearest:Nearest",
+        "residual": "xmodal_basics.residual:ResidualPredictor",
     }
 
 
@@ -64,6 +66,7 @@ def xmodal_stages() -> Mapping[str, str]:
     return {
         "finetune": "xmodal_basics.finetune:Finetune",
         "fit": "xmodal_basics.fit:Fit",
+        "fit-cheap": "xmodal_basics.residual:FitCheap",
     }
 
 

@@ -65,6 +65,11 @@ class HuggingFaceExport(Exporter):
 
     def export(self, trained: Trained, folder: Path) -> Exported:
         """Write the export, load it with the loader written next to it, and compare."""
+        if trained.model.predictor.reads_samples:
+            raise DataError(
+                f"predictor '{trained.recipe.predictor.name}' reads the samples beside the "
+                "backbone's features, and this form has no place for that; export to onnx"
+            )
         network, x = programs.plain(trained), programs.real_samples(trained)
         wanted = programs.reference(trained)
         library = network.backbone.library_model()

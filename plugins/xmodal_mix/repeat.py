@@ -21,6 +21,7 @@ class Repeat(Mixer):
         weight: float = Field(1.0, gt=0, description="Weight of the loss of each view.")
 
     config: Config
+    keeps_samples = True
 
     def forward(
         self, target: Sample, source: Sample | None, progress: Progress

@@ -48,6 +48,7 @@ class TargetMask(Mixer):
         )
 
     config: Config
+    keeps_samples = True
     uses = ("selector", "scheduler")
 
     def __init__(self, config: Config, context: Context) -> None:

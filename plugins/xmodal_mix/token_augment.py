@@ -66,6 +66,7 @@ class TokenAugment(Mixer):
             return self
 
     config: Config
+    keeps_samples = True
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)

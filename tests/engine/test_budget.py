@@ -163,3 +163,19 @@ def test_cutting_twice_changes_nothing() -> None:
 def test_the_tasks_that_come_along_have_sizes_of_their_own() -> None:
     for task in ("tasks/darcy", "tasks/wdbc"):
         assert planned("methods/nft", task).recipe.budget is None
+
+
+def test_steps_in_place_of_epochs_have_the_same_budget() -> None:
+    """However many are wanted, in all they cost no more; few are left alone."""
+    many = planned("methods/nft", *LONG, "training.steps=100000")
+    stage, samples = finetune(many), many.facts.task.samples
+    each = min(-(-samples["train"] // stage.batch.size), stage.max_steps or 10**9)
+    passes = 3 * stage.batch.size * each * many.epochs
+    passes += samples["validation"] * many.epochs + samples["test"]
+    assert passes * forward_cost(many.facts.num_tokens, many.facts.backbone) <= (
+        many.recipe.budget * TERA
+    )
+    assert any("budget" in note for note in many.notes)
+    few = planned("methods/nft", *LONG, "training.steps=5")
+    assert finetune(few).steps == 5
+    assert few.epochs == 1

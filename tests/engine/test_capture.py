@@ -191,6 +191,7 @@ def test_every_backbone_can_be_captured(backbone: str, precision: str, tmp_path:
     "given",
     [
         ("nft", "training.optimizer={use: sgd}"),
+        ("nft-ema",),
         # It draws on the host, and stops between two forms of step.
         pytest.param(("pare", "backbone.dropout=0.3"), marks=pytest.mark.slow),
     ],
@@ -257,8 +258,9 @@ def test_what_a_stage_changes_between_epochs_is_captured_anew(change: Any, captu
     assert (tape.captures, tape.replays) == (captures, 9)  # two shapes of step
 
 
-def test_a_bad_step_changes_nothing_and_is_named_later() -> None:
-    session = session_of("nft")
+@pytest.mark.parametrize("method", ["nft", "nft-ema"])
+def test_a_bad_step_changes_nothing_and_is_named_later(method: str) -> None:
+    session = session_of(method)
     x, y = loader.first(session.data.train, 10)
     session.data = replace(session.data, train=TensorDataset(x, y))
     training = Training(session, graphs=TapeGraphs)
@@ -272,8 +274,12 @@ def test_a_bad_step_changes_nothing_and_is_named_later() -> None:
 
     before: dict[int, dict[str, Tensor]] = {}
 
+    def now() -> dict[str, Tensor]:
+        averages = {} if training.averages is None else training.averages.state()
+        return {**weights(session), **{f"average {n}": t.clone() for n, t in averages.items()}}
+
     def take(micros: Any, at: Progress, number: int) -> int:
-        before[number] = weights(session)
+        before[number] = now()
         return kept(micros, at, number)
 
     training.stepper.take = take  # type: ignore[method-assign]
@@ -281,7 +287,7 @@ def test_a_bad_step_changes_nothing_and_is_named_later() -> None:
         list(run)
     assert sorted(before) == [4, 5, 6]  # the sixth was on its way already
     assert_same(before[6], before[5])
-    assert_same(weights(session), before[5])
+    assert_same(now(), before[5])
     with pytest.raises(AssertionError):
         assert_same(before[5], before[4])
 

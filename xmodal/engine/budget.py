@@ -122,8 +122,16 @@ def _work(recipe: Recipe, facts: Facts) -> _Work:
     steps = math.ceil(train / batch)
     if stage is not None:
         steps = min(steps, stage.config.max_steps or steps)
-    epochs = USUAL_EPOCHS if stage is None else stage.config.epochs
+    epochs = USUAL_EPOCHS if stage is None else _epochs(stage, train)
     return _Work(batch, steps, epochs, samples.get("validation", 0), samples.get("test", 0))
+
+
+def _epochs(use: Use[Any], samples: int) -> int:
+    """The epochs of plain fine-tuning: as set, or as many as the steps need that are set."""
+    if getattr(use.config, "steps", None) is None:
+        return int(use.config.epochs)
+    plain = {"stretch": 1.0} if "stretch" in type(use.config).model_fields else {}
+    return int(use.component.epochs_for(use.config.model_copy(update=plain), samples))
 
 
 def _fewer_tokens(recipe: Recipe, facts: Facts, most: float) -> tuple[Any, tuple[int, ...]]:
@@ -168,4 +176,6 @@ def _cut(use: Use[Any], work: _Work) -> Use[Any]:
         changes["max_steps"] = min(work.steps, use.config.max_steps or work.steps)
     if "epochs" in known and use.component.evaluates:
         changes["epochs"] = min(work.epochs, use.config.epochs)
+    if getattr(use.config, "steps", None) is not None and use.component.evaluates:
+        changes["steps"] = work.steps * work.epochs
     return Use(use.name, use.component, use.config.model_copy(update=changes))

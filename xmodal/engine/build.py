@@ -33,6 +33,7 @@ from xmodal.interfaces import (
     Adapter,
     Backbone,
     Context,
+    Embedder,
     Loss,
     Pair,
     Predictor,
@@ -46,6 +47,7 @@ from xmodal.recompute import recompute
 from xmodal.settings import Use
 
 CALIBRATION_SAMPLES = 32
+FITTED_SAMPLES = 20_000
 
 
 def accelerator(name: str, precision: str) -> Accelerator:
@@ -276,6 +278,8 @@ class Builder:
             if helper is not None:
                 model.helpers[helper_name(number)] = helper
         session.prepare()
+        for stage in session.stages:
+            stage.meet(session)
         return session
 
     def _loss(self, use: Use[Loss], name: str, output: Target) -> Loss:
@@ -336,6 +340,11 @@ class Builder:
         if norm is None and samples is not None:
             x, _ = loader.first(samples, CALIBRATION_SAMPLES)
             norm = token_norm(model.backbone.embed(x).x_BND)
+        if type(model.embedder).fit is not Embedder.fit:
+            train = session.data.train
+            order = randomness.permutation(loader.count(train), self.recipe.seed, "embedder")
+            seen = order[:FITTED_SAMPLES].sort().values
+            model.embedder.fit(next(loader.batches(train, [seen]))[0])
         x, _ = loader.first(session.data.train, CALIBRATION_SAMPLES)
         model.embedder.calibrate(x, norm)
         session.source_norm = norm

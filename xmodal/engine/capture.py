@@ -263,8 +263,11 @@ class Capture(Generic[T]):
             if further is not None:
                 further = self._place((number, "unlabelled"), further)
             x, y = self._place((number, "x"), micro.x), self._place((number, "y"), micro.y)
-            batch = Batch(x, y, source, further, micro.share, micro.part)
-            tensors = (x, y, *(source or (None, None)), further)
+            index = micro.index
+            if index is not None:
+                index = self._place((number, "index"), index)
+            batch = Batch(x, y, source, further, micro.share, micro.part, index)
+            tensors = (x, y, *(source or (None, None)), further, index)
             shapes = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in tensors)
             placed.append(batch)
             key.append((shapes, micro.share, micro.part))

@@ -24,6 +24,7 @@ from torch import nn
 
 from xmodal.batch import Batch, Progress, Tokens
 from xmodal.engine import distributed
+from xmodal.engine.averages import Averages
 from xmodal.engine.capture import Capture
 from xmodal.engine.checkpoint import load_exactly, weights
 from xmodal.engine.evaluate import SplitScore, evaluate, look_at_tokens
@@ -123,6 +124,7 @@ class Training:
         self.trainable: list[tuple[str, nn.Parameter]] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.averages: Averages | None = None
         self.restored = restored
         self.begin_seconds = 0.0
         self._encoded = 0
@@ -274,15 +276,20 @@ class Training:
         self.begin_seconds = 0.0
         score, best = None, False
         distributed.overwrite(session.model.buffers(), session.world)
+        if self.averages is not None and snapshot.epoch + 1 == stage.epochs:
+            # The stage leaves the averages: to what comes next, and as the final weights.
+            self.averages.adopt()
+            self.averages = None
         if stage.evaluates:
             batch = session.evaluation_batch
-            with span("evaluation"):
-                score = evaluate(session, session.evaluation_split())
+            with nullcontext() if self.averages is None else self.averages.shown():
+                with span("evaluation"):
+                    score = evaluate(session, session.evaluation_split())
+                with span("probe"):
+                    snapshot.probes.append(look_at_tokens(session, at))
             if session.evaluation_batch != batch:
                 snapshot.evaluation_batch = session.evaluation_batch
             best = _is_best(score, snapshot, session.metric.better == "lower")
-            with span("probe"):
-                snapshot.probes.append(look_at_tokens(session, at))
         if score is not None and best:
             snapshot.best_metric, snapshot.best_at = score.metric, (at.stage, at.epoch)
             snapshot.best_loss, snapshot.best_objective = score.loss, score.objective
@@ -319,12 +326,16 @@ class Training:
             )
         steps = stage.steps_per_epoch(session)
         self.schedule = None if self.optimizer is None else stage.schedule(self.optimizer, steps)
+        decay = None if self.optimizer is None else stage.averaging()
+        self.averages = None if decay is None else Averages(self.trainable, decay)
         self.stepper = None if self.optimizer is None else self._stepper(stage, self.optimizer)
         self.meter.begin()
         session.share_randomness()
         started = self.clock()
         before = self._encoded
         stage.begin(session)
+        if self.averages is not None:
+            self.averages.restart()  # the stage may have changed the weights
         self.begin_seconds = self.clock() - started
         if not (self.snapshot.epoch or self.snapshot.step):
             # A stage that a resumed run enters again was counted the first time.
@@ -335,7 +346,10 @@ class Training:
 
     def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
         """What takes the steps of a stage here."""
-        about = (self.session, stage, self.trainable, optimizer, lambda: self._encoded, self.clock)
+        about = (
+            self.session, stage, self.trainable, optimizer, lambda: self._encoded, self.clock,
+            self.averages,
+        )  # fmt: skip
         if self.graphs is None:
             return HostStep(*about)
         what = f"stage {self.snapshot.stage}"
@@ -359,6 +373,11 @@ class Training:
         """Count the samples that go through the encoder: the unit of a method's cost."""
         self._encoded += len(inputs[0].x_BND)
 
+    def weights(self) -> dict[str, Any]:
+        """The model to predict with: with the averages for weights, where there are some."""
+        own: dict[str, Any] = self.session.model.state_dict()
+        return own if self.averages is None else {**own, **self.averages.state()}
+
     def state(self) -> dict[str, Any]:
         """Everything needed to continue, for ``checkpoint.save``. Waits for the device."""
         self._settle(wait=True)
@@ -369,6 +388,7 @@ class Training:
             "model": session.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "averages": None if self.averages is None else self.averages.state(),
             "generators": generators,
             "global": outer,
         }
@@ -384,6 +404,8 @@ class Training:
                     self.optimizer.load_state_dict(state["optimizer"])
                 if self.schedule is not None and state["schedule"] is not None:
                     self.schedule.load_state_dict(state["schedule"])
+                if self.averages is not None:
+                    self.averages.load(state["averages"])
             self.session.set_random_state(state["generators"], state["global"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DataError(f"the checkpoint does not fit this run: {shown(error, 300)}") from error

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from xmodal.batch import SOURCE, TARGET, Batch, Progress, Sample, Tokens, View
+from xmodal.errors import UsageError
 from xmodal.interfaces import Backbone, Embedder, Loss, Mixer, Model, Predictor
 from xmodal.ops import used
+
+_ADDS = "the predictor adds something to its prediction that depends on the samples"
 
 
 class TrainingModel(Model):
@@ -47,7 +50,9 @@ class TrainingModel(Model):
 
     def predict(self, x: Tensor) -> Tensor:
         """Predict in the unit of the labels."""
-        return self._decoded(self.predictor(self.backbone(self.embedder(x))))
+        return self._decoded(
+            self.predictor(self.backbone(self.embedder(x))), self.predictor.from_samples(x)
+        )
 
     def embed_source(self, x: Tensor) -> Tokens:
         """The frozen pretrained embedding of source samples."""
@@ -59,10 +64,16 @@ class TrainingModel(Model):
         views = self.views(batch, progress)
         features = self.encode(views)
         predictions: dict[tuple[int, str], Tensor] = {}
+        offset = self._offset(batch)
 
         def predicted(view: int, head: str) -> Tensor:
             if (view, head) not in predictions:
-                predictions[view, head] = self.apply_head(head, features[view])
+                own = head == TARGET and offset is not None
+                predictions[view, head] = (
+                    self._decoded(self.predictor(features[view]), offset)
+                    if own
+                    else self.apply_head(head, features[view])
+                )
             return predictions[view, head]
 
         total: Tensor | None = None
@@ -112,6 +123,8 @@ class TrainingModel(Model):
     def apply_head(self, head: str, features: Tokens) -> Tensor:
         """The prediction of one head, the target's in the unit of its labels."""
         if head == TARGET:
+            if self.predictor.reads_samples:
+                raise UsageError(f"{_ADDS}, so nothing can predict from features alone")
             return self._decoded(self.predictor(features))
         if self.share_head:
             return self.predictor(features).float()  # type: ignore[no-any-return]
@@ -125,9 +138,18 @@ class TrainingModel(Model):
         assert self.source_loss is not None
         return self.source_loss
 
-    def _decoded(self, prediction: Tensor) -> Tensor:
+    def _offset(self, batch: Batch) -> Tensor | None:
+        """What the predictor adds to its prediction of the training samples of a batch."""
+        if not self.predictor.reads_samples:
+            return None
+        if batch.index is None:
+            raise UsageError(f"{_ADDS}, so a stage must say which ones it trains on")
+        return self.predictor.from_samples(batch.x, batch.index)
+
+    def _decoded(self, prediction: Tensor, offset: Tensor | None = None) -> Tensor:
         # Decoding and losses stay in fp32: they are cheap, and bf16 would cost digits of the score.
-        decoded: Tensor = self.decode(prediction.float())
+        prediction = prediction.float()
+        decoded: Tensor = self.decode(prediction if offset is None else prediction + offset)
         return decoded
 
     def select_trainable(self, patterns: tuple[str, ...]) -> list[tuple[str, nn.Parameter]]:

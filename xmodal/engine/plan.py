@@ -29,7 +29,9 @@ class Plan:
     @property
     def epochs(self) -> int:
         """The epochs of all stages together."""
-        return sum(stage.component.planned_epochs(stage.config) for stage in self.recipe.stages)
+        samples = _share(self.recipe, self.facts.task).samples.get("train", 0)
+        stages = self.recipe.stages
+        return sum(stage.component.epochs_for(stage.config, samples) for stage in stages)
 
     @property
     def learning_rate(self) -> float | None:
@@ -142,6 +144,13 @@ def _structure(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     for part in mixer.uses:
         if getattr(recipe, part) is None:
             yield part, f"is missing; mixer '{recipe.mixer.name}' needs a {part}"
+    if recipe.predictor.component.reads_samples and not mixer.keeps_samples:
+        yield (
+            "mixer",
+            f"'{recipe.mixer.name}' mixes samples; predictor '{recipe.predictor.name}' adds "
+            "something of each sample to its prediction, so name a mixer that leaves samples as "
+            "they are",
+        )
     if not any(stage.component.evaluates for stage in recipe.stages):
         yield "stages", "only prepare; at least one must be scored, such as one that fine-tunes"
     if recipe.source is None:

@@ -134,7 +134,7 @@ class Saver:
             writing.result()
 
     def _weights(self) -> Mapping[str, Tensor]:
-        return self._training.session.model.state_dict()
+        return self._training.weights()
 
     def _begin(self, write: Callable[[], None]) -> None:
         self._writing = self._thread.submit(write)

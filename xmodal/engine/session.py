@@ -22,6 +22,7 @@ from xmodal.engine import distributed
 from xmodal.engine.model import TrainingModel
 from xmodal.engine.process import StopRequest
 from xmodal.interfaces import Facts, Metric, Stage, TaskData
+from xmodal.steps import on_device
 
 
 @dataclass
@@ -134,8 +135,8 @@ class RunSession:
     def order(self, progress: Progress, count: int | None = None) -> Tensor:
         """The order of the training samples in this epoch: a function of seed, stage and epoch.
 
-        The n-th stage that is scored has the same order in every recipe, whatever prepares it:
-        comparisons pair methods by seed.
+        The n-th stage that takes steps and is scored has the same order in every recipe, whatever
+        prepares it: comparisons pair methods by seed.
         """
         count = count or loader.count(self.data.train)
         return randomness.permutation(count, self.seed, *self._pass("order", progress))
@@ -151,7 +152,8 @@ class RunSession:
     def _pass(self, purpose: str, progress: Progress) -> tuple[str | int, ...]:
         name, stage = f"{purpose} of preparation", progress.stage
         if self.stages[stage].evaluates:
-            name, stage = purpose, sum(earlier.evaluates for earlier in self.stages[:stage])
+            before = [one for one in self.stages[:stage] if one.optimizer([]) is not None]
+            name, stage = purpose, sum(earlier.evaluates for earlier in before)
         return name, stage, progress.epoch
 
     def micro_batches(
@@ -170,12 +172,14 @@ class RunSession:
             source = self._stream(self.source, places, sizes, "source order")
         if mixed and mixer.needs_unlabelled and self.data.unlabelled is not None:
             further = self._stream(self.data.unlabelled, places, sizes, "unlabelled order")
-        for x, y in self.fetch(train, indices):
+        told = self.model.predictor.reads_samples
+        for (x, y), index in zip(self.fetch(train, indices), indices, strict=True):
             yield Batch(
                 x,
                 y,
                 None if source is None else next(source),
                 None if further is None else next(further)[0],
+                index=on_device(index, self.device) if told else None,
             )
 
     def partners(self, number: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:

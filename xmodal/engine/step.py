@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from xmodal.batch import Batch, Progress
 from xmodal.engine import distributed
+from xmodal.engine.averages import Averages
 from xmodal.engine.capture import Capture, fill
 from xmodal.engine.memory import is_out_of_memory, without_retry
 from xmodal.engine.profiling import span
@@ -66,7 +67,10 @@ class Stepper(Protocol):
 
 @dataclass(eq=False)
 class _Steps:
-    """What all steps of a stage work with. ``encoded`` counts samples, ``clock`` seconds."""
+    """What all steps of a stage work with. ``encoded`` counts samples, ``clock`` seconds.
+
+    ``averages``: those of the weights, if the stage wants them.
+    """
 
     session: RunSession
     stage: Stage
@@ -74,6 +78,7 @@ class _Steps:
     optimizer: torch.optim.Optimizer
     encoded: Callable[[], int]
     clock: Callable[[], float]
+    averages: Averages | None
 
 
 @dataclass(eq=False)
@@ -119,6 +124,9 @@ class HostStep(_Steps):
         lr = float(optimizer.param_groups[0]["lr"])
         with span("update"), without_retry("the update"):
             optimizer.step()
+            if self.averages is not None:
+                share = torch.tensor(self.averages.share(at), device=session.device)
+                self.averages.update(share)
         seconds = self.clock() - begun
         self._taken.append(StepRecord(at, mean_loss, means, lr, gradient_norm, seconds, number))
         return encoded
@@ -214,6 +222,7 @@ class DeviceStep(_Steps):
         self._norms = torch.zeros(len(self.trainable), device=device)
         self._limit: float | None = None
         self._rates = torch.zeros(len(self.optimizer.param_groups), device=device)
+        self._share = torch.zeros((), device=device)  # how far averages go in this step
         # The fused optimizers skip the update, moments and weight decay too, where this is 1.
         self.optimizer.found_inf = self._bad  # type: ignore[attr-defined]
         _prepare_momentum(self.optimizer)
@@ -233,6 +242,8 @@ class DeviceStep(_Steps):
         begun = self.clock()
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         fill(self._rates, torch.tensor(rates))
+        if self.averages is not None:
+            fill(self._share, torch.tensor(self.averages.share(at)))
         self._limit = self.stage.clip()
         if self.capture is None:
             computed = self.compute(micro_batches, at)
@@ -332,6 +343,8 @@ class DeviceStep(_Steps):
             nn.utils.clip_grads_with_norm_(parameters, self._limit, norm)
         with self._rates_on_device(), without_retry("the update"):
             self.optimizer.step()
+            if self.averages is not None:
+                self.averages.update(self._share * (self._bad == 0))
         return norm
 
     @contextmanager

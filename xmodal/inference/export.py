@@ -16,7 +16,7 @@ from xmodal.engine.memory import device_errors
 from xmodal.errors import DataError, UsageError, XModalError, file_errors
 from xmodal.files import as_json, atomically, below, read_json
 from xmodal.inference.model import Ensemble, TrainedModel
-from xmodal.interfaces import Context, Exported, Exporter, FittedPredictor
+from xmodal.interfaces import Context, Exported, Exporter
 from xmodal.plugins import Registry
 from xmodal.recipe.choice import chosen
 from xmodal.settings import Use
@@ -97,7 +97,7 @@ def _check_traceable(trained: TrainedModel, to: str) -> None:
             f"xmodal predict {trained.run.path} FILE, or export its members: {members}"
         )
     predictor = trained.model.predictor
-    if isinstance(predictor, FittedPredictor) and not predictor.traceable:
+    if not predictor.traceable:
         raise DataError(
             f"{trained.run.path} cannot be exported to '{to}': predictor "
             f"'{trained.recipe.predictor.name}' computes with a library or a solver of its own, of "

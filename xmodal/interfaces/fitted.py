@@ -87,12 +87,14 @@ class FittedPredictor(FittedBuffers, Predictor):
     ``uses_validation``: it wants validation samples. ``most_samples``: how many training samples it
     wants at most, spread evenly over the split; None: all. ``keeps_predictions``: the buffers hold
     predictions instead of a model, because its library can only pickle it; ``fit`` then gets the
-    samples of all splits.
+    samples of all splits. ``reads_features``: it is meant for the features of a backbone, and makes
+    nothing of whole samples.
     """
 
     uses_validation: ClassVar[bool] = True
     keeps_predictions: ClassVar[bool] = False
     most_samples: ClassVar[int | None] = None
+    reads_features: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -49,6 +49,14 @@ class Embedder(Component, nn.Module):
     def forward(self, x: Tensor) -> Tokens:
         """Embed a batch."""
 
+    def fit(self, x: Tensor) -> None:
+        """See training samples ``[n, *shape]``, on the CPU, once: all, or many drawn at random.
+
+        Called before ``calibrate``, for what depends on the distribution of samples. The default
+        does nothing.
+        """
+        return
+
     def calibrate(self, x: Tensor, source_norm: float | None) -> None:
         """Adjust to a first batch of training samples; called once, before training.
 
@@ -118,9 +126,12 @@ class Mixer(Component, nn.Module):
     ``needs_source`` asks the engine for source batches, ``needs_unlabelled`` for target samples
     without labels (a run may have none). ``uses`` names the parts that the mixer receives.
     Schedules, progress and random draws come through ``xmodal.steps.from_host``, as in selectors.
+    ``keeps_samples``: the b-th sample of every view is the b-th target sample with its own label,
+    so that what is known of that sample holds in every view.
     """
 
     kind = "mixer"
+    keeps_samples: ClassVar[bool] = False
     needs_source: ClassVar[bool] = False
     needs_unlabelled: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ()
@@ -133,9 +144,13 @@ class Mixer(Component, nn.Module):
 
 
 class Predictor(Component, nn.Module):
-    """Turns features into predictions of ``context.output``."""
+    """Turns features into predictions of ``context.output``.
+
+    ``reads_samples``: ``from_samples`` adds to them what is no function of the features.
+    """
 
     kind = "predictor"
+    reads_samples: ClassVar[bool] = False
 
     @classmethod
     def supports(cls, output: Target) -> bool:
@@ -145,6 +160,20 @@ class Predictor(Component, nn.Module):
     @abstractmethod
     def forward(self, features: Tokens) -> Tensor:
         """Predict ``[B, K]``, or ``[B, K, *shape]`` for dense outputs."""
+
+    def from_samples(self, x: Tensor, index: Tensor | None = None) -> Tensor | None:
+        """What to add to the prediction of samples ``[B, *shape]``; None for nothing.
+
+        It has the shape and the unit of the prediction, and no gradient. ``index`` holds the places
+        of the samples in the training split, int64 ``[B]``, in a step of training, and is None
+        elsewhere.
+        """
+        return None
+
+    @property
+    def traceable(self) -> bool:
+        """Whether ``forward`` and ``offset`` are a graph of torch, which can be exported."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict ``[B, K]`` or ``[B, K, *shape]`` from standardised samples, float32."""
-        prediction = self.predictor(self.backbone(self.embedder(x)))
-        decoded: Tensor = self.decode(prediction.float())
+        prediction = self.predictor(self.backbone(self.embedder(x))).float()
+        offset = self.predictor.from_samples(x)
+        decoded: Tensor = self.decode(prediction if offset is None else prediction + offset)
         return decoded
 
 
@@ -85,7 +86,10 @@ class Model(ABC, nn.Module):
 
     @abstractmethod
     def apply_head(self, head: str, features: Tokens) -> Tensor:
-        """The prediction of one head; the target head predicts in the unit of its labels."""
+        """The prediction of one head; the target head predicts in the unit of its labels.
+
+        Raises UsageError for a target head that ``reads_samples``, which features do not tell.
+        """
 
     @abstractmethod
     def loss_of(self, head: str) -> Loss:
@@ -244,6 +248,11 @@ class Stage(Component):
         return int(getattr(config, "epochs", 1))
 
     @classmethod
+    def epochs_for(cls, config: Any, samples: int) -> int:
+        """The same where it depends on the number of training samples; by default it does not."""
+        return cls.planned_epochs(config)
+
+    @classmethod
     def learning_rate(cls, config: Any) -> float | None:
         """The peak learning rate in the settings; None if the stage takes no optimizer steps."""
         return None
@@ -266,6 +275,10 @@ class Stage(Component):
         other. ``loss`` finds the module where it is returned, so the stage keeps it.
         """
         return None
+
+    def meet(self, session: Session) -> None:
+        """Called once, when data and model are loaded, before anything else is asked."""
+        return
 
     def begin(self, session: Session) -> None:
         """Called once when the stage starts, and again when a run resumes inside it."""
@@ -290,6 +303,13 @@ class Stage(Component):
 
     def clip(self) -> float | None:
         """The gradient norm to clip to before every optimizer step."""
+        return None
+
+    def averaging(self) -> float | None:
+        """The decay of an average of the weights over the steps of the stage; None for none.
+
+        The average is then what epochs are scored by and what the stage leaves (``ema``).
+        """
         return None
 
     @abstractmethod

@@ -57,7 +57,7 @@ class Columns(TokenEmbedder):
     def project(self, x: Tensor) -> Tensor:
         """Tokens ``[B, F, D]`` of rows ``[B, F]``."""
         number_BF = torch.nan_to_num(x)
-        x_BFD = number_BF[..., None] * self.weight_FD + self.bias_FD
+        x_BFD = self.numbers(number_BF)
         categorical_F = self.levels_F > 0
         missing_BF = x.isnan() | (categorical_F & ((x < 0) | (x >= self.levels_F)))
         if self.category_MD.shape[0]:
@@ -70,6 +70,10 @@ class Columns(TokenEmbedder):
         """``[B, F, 1]``: the number, or the code of the category, of each column."""
         unknown_BF = (self.levels_F > 0) & ((x < 0) | (x >= self.levels_F))
         return torch.where(unknown_BF, torch.nan, x)[..., None]
+
+    def numbers(self, number_BF: Tensor) -> Tensor:
+        """Tokens of numbers, ``[B, F, D]``."""
+        return number_BF[..., None] * self.weight_FD + self.bias_FD
 
     def projection_parameters(self) -> Iterable[nn.Parameter]:
         """Weights, biases, and the vectors of categories and of missing values."""
