@@ -10,6 +10,7 @@ width.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import torch
@@ -88,15 +89,17 @@ class RandomKernels(TokenEmbedder):
         Segment n reaches from floor(n L / N) to ceil((n + 1) L / N): neighbours share a step where
         N does not divide L.
         """
-        count = self.token_grid[0]
+        count, length = self.token_grid[0], x.shape[2]
+        # Slices, because ONNX knows no adaptive pooling into segments of unequal length.
+        segments = [(n * length // count, ceil((n + 1) * length / count)) for n in range(count)]
         response_BJL = self.responses(x)
         above_BJL = (response_BJL > self.thresholds_J[:, None]).to(x.dtype)
 
         def mean(value: Tensor) -> Tensor:
-            return functional.adaptive_avg_pool1d(value, count)
+            return torch.stack([value[..., a:b].mean(2) for a, b in segments], dim=2)
 
         def largest(value: Tensor) -> Tensor:
-            return functional.adaptive_max_pool1d(value, count)
+            return torch.stack([value[..., a:b].amax(2) for a, b in segments], dim=2)
 
         mean_BCN = mean(x)
         variance_BCN = (mean(x.square()) - mean_BCN.square()).clamp_min(0)

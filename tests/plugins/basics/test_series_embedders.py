@@ -207,9 +207,9 @@ def test_a_run_learns_with_it_and_predicts_the_same(more: tuple[str, ...], tmp_p
     """Class is the frequency of a wave; a saved run predicts what it predicted."""
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3
-    time = np.arange(60)
+    time = np.arange(61)
     phase = rng.uniform(0, 6.28, (120, 1))
-    x = np.sin(phase + time * (0.2 + 0.35 * y[:, None])) + 0.2 * rng.normal(size=(120, 60))
+    x = np.sin(phase + time * (0.2 + 0.35 * y[:, None])) + 0.2 * rng.normal(size=(120, 61))
     np.savez(tmp_path / "waves.npz", x=x[:, None].astype(np.float32), y=y)
     task = f"task={{use: arrays, form: sequence, path: {tmp_path / 'waves.npz'}}}"
     done = api.run(
@@ -229,3 +229,7 @@ def test_a_run_learns_with_it_and_predicts_the_same(more: tuple[str, ...], tmp_p
     whole = trained.outputs(samples)
     alone = torch.cat([trained.outputs(samples[i : i + 1]) for i in range(len(samples))])
     assert torch.allclose(whole, alone, atol=1e-4)
+    # Sixty-one steps in eight segments: they overlap by a step.
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    assert xmodal.export(done.path, "onnx", tmp_path / "onnx").difference < 1e-3
