@@ -169,6 +169,9 @@ def test_an_interrupted_search_continues(tmp_path: Path) -> None:
     assert "(kept)" in second.err
     assert "Test, looked at" in second.out
     assert "error-rate" in second.out
+    page = next(tmp_path.glob("fits/*/report.html")).read_text()
+    assert "<svg" in page
+    assert "A cheap answer wins" in page or "earned its place" in page
     predicted = Command(
         "predict", next(tmp_path.glob("fits/*")), data, streams=tmp_path / "streams", cwd=tmp_path
     ).wait()
