@@ -166,6 +166,15 @@ def test_the_clock_decides_only_what_starts(maker: Maker) -> None:
     assert not set(late) & set(started)
 
 
+def test_however_short_the_time_is_there_is_an_answer(maker: Maker) -> None:
+    clock = Clock(1e-9)
+    machine = Machine(clock, seconds=4.0)
+    made = search(maker, machine, clock)
+    made.run([CHEAP], iter(map(tuned, (0.3, 0.4))), LADDER, 9)
+    assert [trial.name for trial in made.eligible()] == ["cheap"]
+    assert len(machine.started) == 1
+
+
 def test_only_trials_on_all_folds_can_be_chosen(maker: Maker) -> None:
     folded = Maker(**{**vars(maker), "folds": 3})
     machine = Machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -93,6 +94,7 @@ def fit(
     from xmodal.search.clock import BYTES, WAITS, amount, seconds
     from xmodal.search.space import preset_of
 
+    begun = monotonic()
     fetching.choose(fetch)
     if time is not None and trials is not None:
         raise UsageError("--time and --trials exclude each other")
@@ -126,6 +128,7 @@ def fit(
             ensemble=ensemble,
             preset=preset,
             root=root,
+            begun=begun,
             plugin_files=tuple(plugin or ()),
             say=lambda line: None if quiet else console.print(line),
         )

@@ -144,7 +144,7 @@ def _cheap_wins(first: Trial | Mixture, tuned: Trial, lead: Against | None, name
     if lead is not None and lead.outcome == "worse":
         how = f", clearly{_difference(lead)}"
     elif lead is not None and lead.outcome in ("behind", "open", "equal"):
-        how = f"; it may be chance{_difference(lead)}"
+        how = f"; the difference is inside chance{_difference(lead)}"
     return (
         f"The transformer has not earned its place: a cheap answer wins, {first.name}. The best "
         f"fine-tuned one, {tuned.name}, is not better on the validation samples ({scores}){how}."
@@ -155,7 +155,7 @@ def _tuned_wins(first: Trial | Mixture, cheap: Trial, lead: Against | None, name
     scores = f"{name} {number(_score(first), 3)} against {number(cheap.score(), 3)}"
     best = f"{first.name} is better than the best cheap answer, {cheap.name}, on the validation"
     if lead is not None and lead.outcome == "better":
-        sure = f"The transformer earned its place: {best} samples ({scores}), beyond chance"
+        sure = f"The transformer earned its place: {best} samples ({scores}), the lead is beyond chance"
         return f"{sure}{_difference(lead)}."
     told = "the difference is inside chance" if lead is not None else "how surely is not known"
     return (
@@ -167,4 +167,4 @@ def _tuned_wins(first: Trial | Mixture, cheap: Trial, lead: Against | None, name
 def _difference(lead: Against | None) -> str:
     if lead is None or lead.difference is None:
         return ""
-    return f" (difference, 95 %:{ends(lead.difference)})"
+    return f" (95 %:{ends(lead.difference)})"

@@ -116,6 +116,7 @@ def fit(
     ensemble: bool = True,
     preset: str = USUAL,
     root: str | Path = ROOT,
+    begun: float | None = None,
     plugin_files: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
@@ -128,12 +129,12 @@ def fit(
     that of the form of the data. ``preset``: how thorough to be, a name or a file. ``jobs``: runs
     at a time. ``launcher``: where they run, as in ``xmodal.compare``. ``memory``: the most bytes
     that a run may take, and ``latency`` the most seconds to predict a sample, of what is chosen.
-    ``ensemble``: whether several trials together may be chosen. Raises UsageError, DataError and
-    RecipeError.
+    ``ensemble``: whether several trials together may be chosen. ``begun``: when the time began, by
+    ``time.monotonic``; default: now. Raises UsageError, DataError and RecipeError.
     """
     if (seconds is None) == (trials is None):
         raise UsageError("say either how much time there is, or how many trials to make")
-    clock = Clock(seconds)
+    clock = Clock(seconds) if begun is None else Clock(seconds, begun)
     registry, store = plugins.registry(tuple(plugin_files)), Store()
     asked = {**(settings or {}), **({} if test is None else {"test": str(Path(test).absolute())})}
     given = (*as_overrides({f"task.{key}": value for key, value in asked.items()}), *overrides)
@@ -178,7 +179,9 @@ def fit(
         Limits(memory, latency),
         SPARE if ensemble else 1,
     )
-    answers = cheap(chosen_space, cheap_methods(registry, facts))
+    # The zero line comes first: it takes no time, and even the shortest search has an answer.
+    trivial = sorted(cheap_methods(registry, facts), key=lambda name: name != ZERO_LINE)
+    answers = cheap(chosen_space, trivial)
     ladder = rungs(chosen_space, facts.samples["train"])
     search.run(answers, fine_tuning(chosen_space, seed), ladder, chosen_space.width)
     found = search.eligible()
@@ -256,9 +259,8 @@ def _folder_name(
 
 
 def _told(samples: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} to {name}" for name, count in zip(
-        ("train", "validate", "test"), samples.values(), strict=False
-    ))  # fmt: skip
+    words = {"train": "to train", "validation": "to validate", "test": "to test"}
+    return ", ".join(f"{samples[name]:,} {said}" for name, said in words.items() if name in samples)
 
 
 def _folds(folds: int | None, in_time: bool, repetitions: int) -> list[Sequence[int]]:

@@ -25,6 +25,7 @@ REPORT = 8.0
 REFIT = 1.4
 """A last fit has more samples than the trial, and tests."""
 TOO_LATE = "no time was left"
+STOPPED = "it was stopped, because no time was left; with more --time it goes on"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,11 @@ class Search:
         def may_start(part: TrialRun) -> bool:
             trial = owner[str(part.directory)]
             if trial in started:
-                return self.clock.left() > 0
+                return self.clock.left() > 0 or not self.eligible()
+            if not self.trials:  # however short the time is, there is an answer
+                started.append(trial)
+                self.trials.append(trial)
+                return True
             if trial.name in refused or self._over():
                 return False
             # The first way to fine-tune is always worth a start: before it, nothing is known.
@@ -203,10 +208,13 @@ class Search:
                     part = running.pop(name)
                     if owner is not None:
                         self._ended(part, owner[name], fresh=True)
-                if limited and self.clock.left() <= self._last_reserve():
+                if limited and self.clock.left() <= self._last_reserve() and self.eligible():
                     self.late = True
                     if running:
                         self.launcher.stop()
+                    for name in running:
+                        if owner is not None:
+                            self._leave_out(owner[name].name, STOPPED)
                     return
         except BaseException:
             self.launcher.stop()
