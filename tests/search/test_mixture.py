@@ -179,6 +179,18 @@ def test_the_verdict_says_first_whether_the_transformer_earned_its_place(
         assert end in words, words
 
 
+def test_an_ensemble_does_not_credit_its_transformer_alone(tmp_path: Path, plan: Plan) -> None:
+    wrong = [range(0, 30), range(50, 82), range(120, 155)]
+    found = [
+        trial(tmp_path, name, guesses(own), cheap=name != "nft")
+        for name, own in zip(("forest", "nft", "ridge"), wrong, strict=True)
+    ]
+    pool = Pool(plan, 0)
+    words = verdict(pool, found, mixture(pool, found, 0), "error-rate", 1).words
+    assert words.startswith("A transformer is part of the best answer; whether it made the")
+    assert "beyond chance" in words
+
+
 def test_without_a_transformer_the_verdict_says_so(tmp_path: Path, plan: Plan) -> None:
     found = [trial(tmp_path, "forest", guesses(range(9)), cheap=True)]
     pool = Pool(plan, 0)

@@ -155,8 +155,12 @@ def _tuned_wins(first: Trial | Mixture, cheap: Trial, lead: Against | None, name
     scores = f"{name} {number(_score(first), 3)} against {number(cheap.score(), 3)}"
     best = f"{first.name} is better than the best cheap answer, {cheap.name}, on the validation"
     if lead is not None and lead.outcome == "better":
-        sure = f"The transformer earned its place: {best} samples ({scores}), the lead is beyond chance"
-        return f"{sure}{_difference(lead)}."
+        start = (
+            "A transformer is part of the best answer; whether it made the difference is open"
+            if isinstance(first, Mixture)  # one of cheap answers alone might do as well
+            else "The transformer earned its place"
+        )
+        return f"{start}: {best} samples ({scores}), beyond chance{_difference(lead)}."
     told = "the difference is inside chance" if lead is not None else "how surely is not known"
     return (
         f"It is open whether the transformer earned its place: {best} samples ({scores}), but "
