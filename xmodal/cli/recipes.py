@@ -155,6 +155,7 @@ def validate_(
         "backbone": facts.backbone.name,
         "source": facts.source.name if facts.source else None,
         "missing_files": absent,
+        "notes": list(made.notes),
     }
     if as_json:
         output.print_json(row)
@@ -163,6 +164,8 @@ def validate_(
     source = f", source {row['source']}" if row["source"] else ""
     line = f"valid: {facts.task.name} ({shape}, {facts.task.target.kind}) as {tokens} tokens "
     output.stdout().print(f"{line}into {facts.backbone.name}{source}", soft_wrap=True)
+    for note in made.notes:
+        output.stderr().print(f"note: {note}", soft_wrap=True)
     for text in absent:
         output.stderr().print(f"before it can run: {text}")
 
