@@ -179,3 +179,17 @@ def test_steps_in_place_of_epochs_have_the_same_budget() -> None:
     few = planned("methods/nft", *LONG, "training.steps=5")
     assert finetune(few).steps == 5
     assert few.epochs == 1
+
+
+def test_the_cells_of_a_comparison_are_cut_and_say_so() -> None:
+    from xmodal.comparison.grid import grid, requested
+
+    asked = requested(registry(), ["nft", "pare"], ["long.npz"], scale="cpu", trivial=False)
+    cells = grid(asked, registry(), Store(), Path("cells"))
+    (note,) = {note for cell in cells for note in cell.notes}
+    assert note.startswith("budget: plain fine-tuning on all of this would take about ")
+    tokens = {cell.resolved["embedder"]["target_length"] for cell in cells}
+    assert len(tokens) == 1
+    # What the cells run is the recipe that was cut.
+    again = compose_plan(cells[0].references, registry(), Store(), cells[0].overrides, "cpu")
+    assert again.recipe.model_dump(mode="json")["stages"] == cells[0].resolved["stages"]
