@@ -86,6 +86,13 @@ class Rival(Scores):
     outcome: str
 
 
+class Tip(Record):
+    """A piece of advice; see ``xmodal.advice``."""
+
+    code: str
+    text: str
+
+
 class Test(Scores):
     """The test scores; ``smallest`` is the least error above 0 that the split can show.
 
@@ -135,6 +142,7 @@ class Result(Record):
     token_norm: dict[str, float | None] = {}
     device: str
     notes: list[str] = []
+    advice: list[Tip] = []
 
 
 class Epoch(Record):

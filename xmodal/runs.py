@@ -1,7 +1,8 @@
 """A run is a directory: its layout, its status, its lock, and how to find it again.
 
 recipe.yaml resolved.yaml manifest.json status.json metrics.jsonl log.txt trackers.json
-checkpoints/ result.json predictions.safetensors report.html
+checkpoints/ result.json predictions.safetensors validation.safetensors samples/ report.html
+report.md figures/
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ _OF_A_PASS = (
     METRICS,
     NOTES,
     "report.html",
+    "report.md",
+    "figures",
     "predictions.safetensors",
+    "validation.safetensors",
     "samples",
     "final",
     "profile",

@@ -199,7 +199,8 @@ class Cosmic(Task):
         train, validation = (images("train", index) for index in rows.values())
         test = images("test", None)
         groups = {part: _visits(found, "train")[index] for part, index in rows.items()}
-        groups["test"] = _visits(found, "test")
+        # Each file numbers its own visits, and no visit is in both.
+        groups["test"] = _visits(found, "test") + 1 + _visits(found, "train").max()
         fixed = randomness.derive(0, "cosmic", "test")
         return TaskData(
             train=train if config.augment else train.plain,

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from xmodal import text
+from xmodal.data.preparation import RawForm
 from xmodal.engine import checkpoint
 from xmodal.report import COLOURS, Curve, curves, drawing, inline, save, write_report
 from xmodal.report.charts import named
@@ -40,7 +41,11 @@ def check(path: Path) -> str:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("data:image/png;base64,", "#"))
+            own = ("data:image/png;base64,", "#")
+            if name == "href" and "download" in attributes:
+                assert (path.parent / str(value)).stat().st_size > 500
+            else:
+                assert value is None or value.startswith(own)
         if (attributes.get("href") or "").startswith("#"):
             assert (attributes["href"] or "")[1:] in ids
         if tag == "img":
@@ -205,10 +210,76 @@ def test_standardised_labels_are_said_beside_losses_and_predictions(tmp_path: Pa
     said = "training loss is that of standardised labels"
     assert said not in check(write_report(run))
     for scale, expected in ((None, False), (torch.tensor([2.0]), True)):
-        checkpoint.save(run.path / "inputs", {"raw": {"label_scale": scale}})
+        raw = RawForm((24, 24), (1, 24, 24), label_scale=scale)
+        checkpoint.save(run.path / "inputs", {"raw": raw.state()})
         html = check(write_report(run))
         assert (said in html) == expected
         assert ("labels and predictions in the unit of the labels" in html) == expected
+
+
+def test_the_page_is_there_as_markdown(tmp_path: Path) -> None:
+    about = facts((9,), {"kind": "classification", "size": 2, "shape": []}, (9,))
+    x = torch.arange(36.0).reshape(4, 9)
+    test = {"x": x, "y": torch.tensor([0, 1, 1, 0]), "prediction": torch.eye(2)[[0, 1, 0, 0]]}
+    said = {
+        "verdict": "No better than always guessing <b>a|b</b>",
+        "interval": {"low": 0.1, "high": 0.2, "units": 45, "over": "groups"},
+        "against": [{"words": "always guessing N", "metric": 0.5, "outcome": "worse"}],
+    }
+    outcome = result()
+    outcome["test"] |= said
+    outcome["advice"] = [{"code": "overfit", "text": "train less"}]
+    run = make(tmp_path / "run", about, {"test": test}, outcome=outcome, classes=("no", "yes"))
+    html = check(write_report(run))
+    assert html.index("No better than always guessing &lt;b&gt;") < html.index('class="score"')
+    text = (run.path / "report.md").read_text(encoding="utf-8")
+    assert text.startswith(
+        "# toy run\n\n**No better than always guessing &lt;b&gt;a\\|b&lt;/b&gt;.**"
+    )
+    assert (
+        "**0.1235** (95\u00a0% interval: 0.100 to 0.200, over 45 groups); lower is better." in text
+    )
+    assert "- train less (overfit)" in text
+    assert "train less" in html
+    assert "| always guessing N | 0.5000 |" in text
+    for figure in re.findall(r"\]\((.*?)\)", text):
+        assert (run.path / figure).is_file()
+
+
+def test_jargon_is_under_details(tmp_path: Path) -> None:
+    jargon = "checkpoint: 0 missing, 0 unexpected"
+    outcome = result(notes=["column 'a' read as a date", jargon])
+    html = check(write_report(make(tmp_path / "run", FIELD_FACTS, fields(), outcome=outcome)))
+    closed = html.index("<details>")
+    assert html.index("column &#39;a&#39; read as a date") < closed
+    for word in (jargon, "token norm", "Tokens replaced", "view 0", "Gradient norm", "k = "):
+        assert html.index(word) > closed, word
+
+
+def test_the_worst_and_columns_in_their_own_units(tmp_path: Path) -> None:
+    about = facts((3,), {"kind": "regression", "size": 1, "shape": []}, (3,))
+    raw = RawForm(
+        (3,), (3,), mean=torch.tensor([100.0, 0, 5]), scale=torch.tensor([10.0, 1, torch.inf]),
+        columns=("age", "sex", "site"), levels=((), ("f", "m"), ()), label_columns=("dose",),
+    )  # fmt: skip
+    x = torch.tensor([[1.0, 1, 0], [-2, float("nan"), 0]])
+    kept = {"x": x, "y": torch.tensor([[3.0], [4]]), "prediction": torch.tensor([[3.5], [9]])}
+    place = torch.arange(3)
+    effect = torch.tensor([[0.1, 0.5, 0.0], [0.1, 0.7, 0.0]])
+    samples = {
+        "test": kept,
+        "worst": {**kept, "index": torch.tensor([1233, 7])},
+        "occlusion": {"effect": effect, "place": place, "measure": "rise", "index": place[:2]},
+    }
+    run = make(tmp_path / "run", about, samples)
+    checkpoint.save(run.path / "inputs", {"raw": raw.state()})
+    html = check(write_report(run))
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)
+    at = heads.index("truth")
+    assert heads[at : at + 5] == ["truth", "prediction", "sex", "age", "site"]  # by effect
+    assert ">1\u202f234</th><td>3.00</td><td>3.50</td><td>m</td><td>110</td><td>5.00</td>" in html
+    assert ">8</th><td>4.00</td><td>9.00</td><td>–</td><td>80.0</td><td>5.00</td>" in html
+    assert "Inputs are in their own units." in html
 
 
 def test_selection_on_test_is_called_optimistic(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Pure functions of predictions, labels, groups and a metric; every number comes f
 """
 
 from xmodal.assess.cheap import ConstantAnswer, constant_answer
+from xmodal.assess.errors import sample_errors, worst_and_typical
 from xmodal.assess.judge import Against, Judgement, judge, sentence, stand
 from xmodal.assess.resample import Resamples, ScoreInterval
 
@@ -15,6 +16,8 @@ __all__ = [
     "ScoreInterval",
     "constant_answer",
     "judge",
+    "sample_errors",
     "sentence",
     "stand",
+    "worst_and_typical",
 ]

@@ -20,9 +20,10 @@ from xmodal.errors import DataError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xmodal.data.readers import SampleReader
+    from xmodal.data.readers import Given, SampleReader
     from xmodal.data.tables import TableFormat
     from xmodal.inference.model import TrainedModel
+    from xmodal.inference.sureness import Sureness
 
 _PROBABLE = ("classification", "multi-label")
 """Kinds of labels with probabilities."""
@@ -65,6 +66,17 @@ def predict(
             "decimal=comma; default: detected.",
         ),
     ] = None,
+    with_input: Annotated[
+        bool, typer.Option("--with-input", help="Write the input beside the predictions.")
+    ] = False,
+    interval: Annotated[
+        bool,
+        typer.Option(
+            "--interval",
+            help="Say how sure each prediction is, by the validation samples: a 95 % interval for "
+            "numbers, calibrated probabilities for classes.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
     plugin: Plugins = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -95,6 +107,12 @@ def predict(
         readers.check_writable(out, force, flat)
     elif not flat and not as_json:
         raise UsageError(f"{readers.NOT_FLAT}; name a file: --out predictions.npz")
+    if with_input and ((as_json and out is None) or (out is not None and out.suffix == ".npy")):
+        raise UsageError("--with-input writes CSV or .npz: neither .npy nor --json can hold it")
+    if model.raw.window is not None and (with_input or interval):
+        option = "--with-input" if with_input else "--interval"
+        raise UsageError(f"{option} is not for models that cut recordings into windows")
+    sure = _sureness(model) if interval else None
     size = batch or model.recipe.evaluation_batch
     keys = tuple(x or ()), tuple(y or ())
     samples = readers.read(data, model.raw, size, written, model.note, keys)
@@ -103,10 +121,10 @@ def predict(
     scored = _Scored(model, samples.labelled)
     collected: list[Any] = []
     count = 0
-    with _writer(out, model, collected if as_json else None) as add:
-        for rows, outputs in _predicted(model, data, samples, scored, quiet, size):
-            count += rows
-            add(outputs)
+    with _writer(out, model, collected if as_json else None, sure) as add:
+        for x_N, outputs, given in _predicted(model, data, samples, scored, quiet, size):
+            count += len(outputs)
+            add(outputs, (x_N, given) if with_input else None)
         if count == 0:
             raise model.raw.empty(str(data))
     if scored.trained_on:
@@ -120,6 +138,14 @@ def _trained_on(model: TrainedModel, found: int, count: int) -> str:
         f"{least}{found:,} of {count:,} samples were trained on (they equal a training sample): a "
         "score over them says little about new data"
     )
+
+
+def _sureness(model: TrainedModel) -> Sureness:
+    from xmodal.inference.sureness import sureness
+
+    found = sureness(model.run, model.kind)
+    model.note(found.words)
+    return found
 
 
 def _table_settings(given: list[str] | None) -> TableFormat:
@@ -194,15 +220,15 @@ def _predicted(
     scored: _Scored,
     quiet: bool,
     size: int,
-) -> Iterator[tuple[int, Tensor]]:
-    """The first sample's number and the outputs of every batch; shows progress."""
+) -> Iterator[tuple[Any, Tensor, Given]]:
+    """The raw samples, the outputs and the input of every batch; shows progress."""
     from rich.progress import Progress
 
     console = output.stderr()
     first = 0
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("predicting", total=samples.count)
-        for x, y in samples.pieces:
+        for x, y, given in samples.pieces:
             if len(x) == 0:
                 continue
             with _named(data):
@@ -223,7 +249,7 @@ def _predicted(
                     scored.add(outputs, y, first)
             first += len(outputs)
             bar.update(task, completed=first)
-            yield len(outputs), outputs
+            yield x, outputs, given
 
 
 @contextmanager
@@ -237,9 +263,15 @@ def _named(data: Path) -> Iterator[None]:
 
 @contextmanager
 def _writer(
-    out: Path | None, model: TrainedModel, collected: list[Any] | None
-) -> Iterator[Callable[[Tensor], None]]:
-    """A function that writes a batch of outputs to a file, to stdout, or to ``collected``."""
+    out: Path | None,
+    model: TrainedModel,
+    collected: list[Any] | None,
+    sure: Sureness | None = None,
+) -> Iterator[Callable[[Tensor, tuple[Any, Given] | None], None]]:
+    """A function that writes a batch of outputs to a file, to stdout, or to ``collected``.
+
+    It writes the input too, if it is given: raw samples as an array, or as they stand in the file.
+    """
     import numpy as np
 
     from xmodal.data import readers
@@ -256,36 +288,73 @@ def _writer(
         writer = readers.array_file(out, classes)
     with writer as add:
 
-        def keep(outputs: Tensor) -> None:
+        def keep(outputs: Tensor, given: tuple[Any, Given] | None) -> None:
             if out is None and collected is not None:
-                collected.extend(model.decide(outputs, names=True).tolist())
+                collected.extend(_entries(model, outputs, sure))
+            elif not as_lines:
+                inputs = {} if given is None else {"x": given[0]}
+                add({**_arrays(model, outputs, sure), **inputs})
             else:
-                add(_columns(model, outputs) if as_lines else _arrays(model, outputs))
+                made = _columns(model, outputs, sure)
+                if given is None:
+                    add(made)
+                    return
+                columns = readers.as_columns(given[1](), model.raw.columns)
+                add({f"input({n})" if n in made else n: v for n, v in columns.items()} | made)
 
         yield keep
 
 
-def _arrays(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
-    """The arrays of a batch in an ``.npz`` file; classes as numbers."""
-    found = {"prediction": model.decide(outputs)}
+def _entries(model: TrainedModel, outputs: Tensor, sure: Sureness | None) -> list[Any]:
+    """The predictions of a batch for JSON; with how sure they are, each is an object."""
+    decided = model.decide(outputs, names=True).tolist()
+    if sure is None:
+        return decided
+    more = {name: values.tolist() for name, values in _how_sure(model, outputs, sure).items()}
+    return [
+        {"prediction": one, **dict(zip(more, values, strict=True))}
+        for one, *values in zip(decided, *more.values(), strict=True)
+    ]
+
+
+def _how_sure(model: TrainedModel, outputs: Tensor, sure: Sureness | None) -> Mapping[str, Any]:
+    """Probabilities of classes and labels; the ends of intervals of numbers, if wanted."""
     if model.kind in _PROBABLE:
-        found["probability"] = model.probabilities(outputs)
-    return found
+        known = outputs if sure is None else sure.calibrated(outputs.double())
+        return {"probability": model.probabilities(known)}
+    if sure is None:
+        return {}
+    ends = sure.interval(outputs.double())
+    return {
+        name: model.raw.raw_labels(end).numpy()
+        for name, end in zip(("low", "high"), ends, strict=True)
+    }
 
 
-def _columns(model: TrainedModel, outputs: Tensor) -> Mapping[str, Any]:
+def _arrays(model: TrainedModel, outputs: Tensor, sure: Sureness | None) -> Mapping[str, Any]:
+    """The arrays of a batch in an ``.npz`` file; classes as numbers."""
+    return {"prediction": model.decide(outputs), **_how_sure(model, outputs, sure)}
+
+
+def _columns(model: TrainedModel, outputs: Tensor, sure: Sureness | None) -> Mapping[str, Any]:
     """The columns of a batch in a CSV file; classes as names."""
     decided = model.decide(outputs, names=True)
     decided = decided.reshape(len(decided), -1)
     names = model.raw.label_columns or tuple(f"y{k}" for k in range(decided.shape[1]))
-    if model.kind == "classification" or decided.shape[1] == 1:
+    single = model.kind == "classification" or decided.shape[1] == 1
+    if single:
         columns = {"prediction": decided[:, 0]}
     else:
         names = model.classes or names
         columns = {name: decided[:, k] for k, name in enumerate(names)}
-    if model.kind in _PROBABLE:
-        shares = model.probabilities(outputs)
-        columns |= {f"p({name})": shares[:, k] for k, name in enumerate(model.class_names)}
+    for what, values in _how_sure(model, outputs, sure).items():
+        values = values.reshape(len(values), -1)
+        if what == "probability":
+            columns |= {f"p({name})": values[:, k] for k, name in enumerate(model.class_names)}
+        elif single:
+            columns[what] = values[:, 0]
+        else:
+            columns |= {f"{what}({name})": values[:, k] for k, name in enumerate(names)}
     return columns
 
 

@@ -195,6 +195,8 @@ def show(path: Path, result: Any, fresh: bool, as_json: bool) -> None:
         return
     if result["test"].get("verdict"):
         output.stdout().print(f"\n{result['test']['verdict']}", soft_wrap=True)
+    for one in result.get("advice", ()):
+        output.stdout().print(f"advice: {one['text']} ({one['code']})", soft_wrap=True)
 
 
 def _with_interval(test: Any) -> str:

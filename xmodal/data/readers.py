@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -44,9 +45,14 @@ READABLE = (*SUFFIXES, *tables.SUFFIXES)
 Keys = tuple[tuple[str, ...], tuple[str, ...]]
 """The names of the arrays of samples and of labels, as far as the user says them."""
 WRITABLE = (".npz", ".npy", ".csv")
+MOST_COLUMNS = 1000
+"""Of more numbers a sample is not written into a line."""
 NOT_FLAT = "this model predicts fields, which do not fit into lines of text"
-Piece = tuple[Any, Array | None]
-"""A batch: raw samples and, if the file has them, their labels."""
+Given = Callable[[], Mapping[str, Array]]
+"""Reads the input of a batch as it stands in the file: the columns of a table, or the array ``x``.
+"""
+Piece = tuple[Any, Array | None, Given]
+"""A batch: raw samples, their labels if the file has them, and the input beside predictions."""
 Note = Callable[[str], None]
 Add = Callable[[Mapping[str, Array]], None]
 """Writes a batch of named arrays, all of one length."""
@@ -159,7 +165,30 @@ def _labels_of_one_length(rows: Rows, name: str, form: RawForm) -> Rows:
 def _batches(x: Rows, y: Rows | None, batch: int) -> Iterator[Piece]:
     for start in range(0, x.shape[0], batch):
         at = slice(start, min(start + batch, x.shape[0]))
-        yield x.read(at), None if y is None else y.read(at)
+        values = x.read(at)
+        yield values, None if y is None else y.read(at), partial(_whole, values)
+
+
+def _whole(values: Array) -> Mapping[str, Array]:
+    return {"x": values}
+
+
+def as_columns(given: Mapping[str, Array], names: Sequence[str]) -> Mapping[str, Array]:
+    """The input of a batch as columns of a CSV file; ``names``: those of an array's columns.
+
+    Raises UsageError for samples that do not fit into a line.
+    """
+    x = given.get("x")
+    if x is None or x.ndim == 1:
+        return given
+    wide = x.reshape(len(x), -1)
+    if wide.shape[1] > MOST_COLUMNS:
+        raise UsageError(
+            f"--with-input: samples of shape {list(x.shape[1:])} do not fit into lines of text; "
+            "write --out NAME.npz"
+        )
+    known = names if len(names) == wide.shape[1] else [f"x{c}" for c in range(wide.shape[1])]
+    return {name: wide[:, c] for c, name in enumerate(known)}
 
 
 # --- reading tables -------------------------------------------------------------------------------
@@ -188,7 +217,16 @@ def _parts(
     kept = [name for name in opened.names if name not in {*labels}]
     for part in opened.pieces():
         y = tables.label_values(part, labels, written=True) if labels else None
-        yield form.encode(replace(part, table=part.table.select(kept)), note=note), y
+        x = form.encode(replace(part, table=part.table.select(kept)), note=note)
+        yield x, y, partial(_written, part)
+
+
+def _written(part: tables.Part) -> Mapping[str, Array]:
+    """All columns of a part as text, empty where a value is missing."""
+    return {
+        name: np.array(["" if value is None else str(value) for value in column.to_pylist()])
+        for name, column in zip(part.table.column_names, part.table.columns, strict=True)
+    }
 
 
 def _layout_hint(form: RawForm, opened: tables.OpenTable) -> str:

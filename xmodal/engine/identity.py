@@ -50,6 +50,7 @@ OUTSIDE = frozenset(
         "workers",
         "saving",
         "evaluation_batch",
+        "ignore",
         "trackers",
         "activation_checkpointing",
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,42 +12,67 @@ import psutil
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from xmodal import randomness, runs
-from xmodal.assess import ConstantAnswer, Judgement, constant_answer, judge
+from xmodal.advice import Evidence, advise
+from xmodal.assess import (
+    ConstantAnswer,
+    Judgement,
+    constant_answer,
+    judge,
+    sample_errors,
+    worst_and_typical,
+)
 from xmodal.data import loader
+from xmodal.data.seen import Seen
 from xmodal.engine import checkpoint
 from xmodal.engine.evaluate import PROBED_SAMPLES, SplitScore
 from xmodal.engine.loop import Snapshot
+from xmodal.engine.occlusion import occlusion
 from xmodal.engine.session import RunSession
 from xmodal.engine.speed import Speed
 from xmodal.files import atomically
+from xmodal.interfaces import TaskData
 from xmodal.recipe.recipe import Recipe
 
-SHOWN_SAMPLES = 4
+PREDICTIONS, VALIDATED = "predictions.safetensors", "validation.safetensors"
+SHOWN_SAMPLES, TOLD_APART = 4, 3
 MAX_PREDICTION_BYTES = 256 * 2**20
 LABELS_AT_ONCE = 256
+LOOKED_FOR = 20_000
+"""So many test samples are looked for among those of training."""
 
 
-def keep_predictions(run: runs.Run, session: RunSession, predictions: Tensor) -> None:
-    """Write all test predictions with their labels, groups and rows, unless they are too large."""
+def keep_predictions(
+    run: runs.Run,
+    session: RunSession,
+    dataset: Dataset[Any],
+    predictions: Tensor,
+    name: str = PREDICTIONS,
+) -> None:
+    """Write all predictions of a split with labels, groups and rows, unless they are too large."""
     size = predictions.numel() * predictions.element_size()
     if size <= MAX_PREDICTION_BYTES:
-        labels = session.data.in_unit(loader.labels(session.data.test))
+        labels = session.data.in_unit(loader.labels(dataset))
         content = {"prediction": predictions, "label": labels}
         data = session.data
-        more = {"group": data.groups_of(data.test), "row": data.rows_of(data.test)}
+        more = {"group": data.groups_of(dataset), "row": data.rows_of(dataset)}
         content |= {name: values for name, values in more.items() if values is not None}
         tensors = {name: tensor.contiguous() for name, tensor in content.items()}
-        with atomically(run.path / "predictions.safetensors") as new:
+        with atomically(run.path / name) as new:
             save_file(tensors, new)
 
 
 def keep_samples(
     run: runs.Run, digest: str, session: RunSession, snapshot: Snapshot, predictions: Tensor
 ) -> None:
-    """Keep a few samples, and what the mixer did to them, for the report."""
-    x, y = loader.first(session.data.test, SHOWN_SAMPLES)
+    """Keep a few samples, what the mixer did to them and what the model looks at, for the report.
+
+    Of the test split they are the first, the worst and those about the median error.
+    """
+    test = session.data.test
+    x, y = loader.first(test, SHOWN_SAMPLES)
     kept: dict[str, Any] = {
         "test": {"x": x, "y": session.data.in_unit(y), "prediction": predictions[: len(x)]},
         "train": {"x": loader.first(session.data.train, PROBED_SAMPLES)[0]},
@@ -55,7 +81,35 @@ def keep_samples(
     }
     if session.source is not None:
         kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
+    with for_the_report(session, "the worst samples"):
+        kept |= _told_apart(session, predictions)
+    with for_the_report(session, "what the model looks at"):
+        kept["occlusion"] = occlusion(session, snapshot.encoded)
     checkpoint.save(run.path / "samples", kept, digest)
+
+
+@contextmanager
+def for_the_report(session: RunSession, what: str) -> Iterator[None]:
+    """A block that may fail: what it adds to a page must not cost a finished run its result."""
+    try:
+        yield
+    except Exception as error:
+        session.note(f"{what} could not be found out: {type(error).__name__}: {error}")
+
+
+def _told_apart(session: RunSession, predictions: Tensor) -> dict[str, Any]:
+    """The worst test samples and typical ones, if there are more than those shown anyway."""
+    test = session.data.test
+    if loader.count(test) <= SHOWN_SAMPLES:
+        return {}
+    y = session.data.in_unit(loader.labels(test))
+    error_N = sample_errors(predictions, y, session.facts.task.target)
+    kept = {}
+    chosen = worst_and_typical(error_N, TOLD_APART)
+    for name, index in zip(("worst", "typical"), chosen, strict=True):
+        x, _ = next(loader.batches(test, [index]))
+        kept[name] = {"index": index, "x": x, "y": y[index], "prediction": predictions[index]}
+    return kept
 
 
 def judged(recipe: Recipe, session: RunSession, score: SplitScore) -> Mapping[str, Any]:
@@ -118,16 +172,73 @@ def _said(found: Judgement, answer: ConstantAnswer) -> Mapping[str, Any]:
     return content
 
 
+def advised(
+    run: runs.Run,
+    recipe: Recipe,
+    session: RunSession,
+    snapshot: Snapshot,
+    score: SplitScore,
+    judgement: Mapping[str, Any],
+) -> list[Mapping[str, str]]:
+    """What the numbers of the run suggest to do next, for ``result.json``."""
+    data = session.data
+    seen, tested = (0, 0) if data.test is data.train else _seen(run, session)
+    evidence = Evidence(
+        lines=run.metrics(),
+        metric=recipe.task.config.metric.name,
+        better=session.metric.better,
+        score=score.metric,
+        against=judgement.get("against", ()),
+        counts=judgement.get("class_counts", ()),
+        classes=data.classes,
+        steps=snapshot.total_steps,
+        encodes=_encodes(session),
+        seen=seen,
+        tested=tested,
+        straddling=_straddling(data),
+        ignored=recipe.ignore,
+    )
+    return [asdict(one) for one in advise(evidence)]
+
+
+def _seen(run: runs.Run, session: RunSession) -> tuple[int, int]:
+    """How many test samples equal a training sample, of how many that were looked at."""
+    known = checkpoint.load(run.path / "inputs").get("seen")
+    if known is None:
+        return 0, 0
+    seen, test, found = Seen.of(known), session.data.test, 0
+    looked = min(loader.count(test), LOOKED_FOR)
+    pieces = torch.split(torch.arange(looked), LABELS_AT_ONCE)
+    for x, _ in loader.batches(test, pieces, session.workers):
+        found += seen.count(x)
+    return found, looked
+
+
+def _straddling(data: TaskData) -> int:
+    """The groups that are in both the training and the test split."""
+    if data.test is data.train:
+        return 0
+    train, test = data.groups_of(data.train), data.groups_of(data.test)
+    if train is None or test is None:
+        return 0
+    return len(set(train.tolist()) & set(test.tolist()))
+
+
+def _encodes(session: RunSession) -> bool:
+    """Whether there is an encoder: a backbone without parameters hands on what it gets."""
+    return next(session.model.backbone.parameters(), None) is not None
+
+
 def summarise(
     recipe: Recipe,
     session: RunSession,
     snapshot: Snapshot,
     score: SplitScore,
     judgement: Mapping[str, Any],
+    advice: Sequence[Mapping[str, str]] = (),
 ) -> Mapping[str, Any]:
     """The content of ``result.json``, to which the caller adds times."""
     parameters = list(session.model.parameters())
-    encodes = next(session.model.backbone.parameters(), None) is not None
     return {
         "task": recipe.task.name,
         "family": session.facts.task.family,
@@ -148,8 +259,7 @@ def summarise(
         "protocol": recipe.protocol,
         "seed": recipe.seed,
         "steps": snapshot.total_steps,
-        # A backbone without parameters hands on what it gets: nothing was encoded.
-        "encoded_samples": snapshot.encoded if encodes else None,
+        "encoded_samples": snapshot.encoded if _encodes(session) else None,
         **vars(overall(snapshot)),
         "memory_bytes": int(session.agree(peak_memory(session.device))),
         "parameters": {
@@ -159,6 +269,7 @@ def summarise(
         "token_norm": {"source": session.source_norm, "target": session.target_norm},
         "device": str(session.device),
         "notes": list(session.notes),
+        "advice": list(advice),
     }
 
 

@@ -37,6 +37,9 @@ from xmodal.engine.process import (
 )
 from xmodal.engine.profiling import StepTrace, span
 from xmodal.engine.result import (
+    VALIDATED,
+    advised,
+    for_the_report,
     judged,
     keep_predictions,
     keep_samples,
@@ -446,15 +449,27 @@ class _Execution:
         if score.metric is None:
             metric = self.plan.recipe.task.config.metric.name
             session.note(f"{metric} is not a number on the test data: this run has no score")
+        validated = None
+        data = session.data
+        if (
+            scored_split(self.plan.recipe, session) == "validation"
+            and data.validation is not data.train
+        ):
+            validated = evaluate(session, session.data.validation, keep=True).predictions
         judgement: Mapping[str, Any] = {}
+        advice: list[Mapping[str, str]] = []
         if self.place is not None:
             judgement = judged(self.plan.recipe, session, score)
-            keep_predictions(self.run, session, score.predictions)
+            keep_predictions(self.run, session, session.data.test, score.predictions)
+            if validated is not None:
+                keep_predictions(self.run, session, session.data.validation, validated, VALIDATED)
             keep_samples(self.run, self.digest, session, snapshot, score.predictions)
+            with for_the_report(session, "what to do next"):
+                advice = advised(self.run, self.plan.recipe, session, snapshot, score, judgement)
         seconds = {
             "training": snapshot.seconds,
             "this_process": self.clock() - self.begun,
             "test_sample": took / len(score.predictions),
         }
-        summary = summarise(self.plan.recipe, session, snapshot, score, judgement)
+        summary = summarise(self.plan.recipe, session, snapshot, score, judgement, advice)
         return {**summary, "seconds": seconds}

@@ -37,7 +37,8 @@ class TaskData:
     where ``loss.standardises``; metrics and predictions are in the unit of the user's labels.
     Labels may be float64: losses get them in float32, metrics as they are. ``groups`` holds the
     group (person, record, clip) of each sample of a split, int64 ``[n]``, where samples of one
-    group are not independent; metrics that score groups get them (``Metric.group``).
+    group are not independent; metrics that score groups get them (``Metric.group``). A group has
+    the same number in all splits.
     ``validation_joins``: whether the published protocol trains on the validation split too.
     ``rows`` holds the place of each sample of a split in its file, from 0, int64 ``[n]``.
     ``symmetry``: the group under which samples and labels move together exactly, as the facts say;

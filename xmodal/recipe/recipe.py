@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
+from xmodal.advice import Code
 from xmodal.errors import did_you_mean
 from xmodal.settings import Kind, Settings, Use
 
@@ -155,6 +156,9 @@ class Recipe(Settings):
     )
     evaluation_batch: int = Field(64, ge=1, description="Samples per batch outside training.")
     saving: Saving = Field(default_factory=Saving, description="Checkpoints.")
+    ignore: tuple[Code, ...] = Field(
+        (), description="Codes of advice that is not wanted; docs/advice.md lists them."
+    )
     trackers: tuple[Use[Tracker], ...] = Field(
         (), description="Programs that also get the run's numbers; do not change the result."
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,11 @@ class Chart:
     note: str = ""
     sub: str = ""
     """A line below the title."""
+
+    @property
+    def file(self) -> str:
+        """The name of its file, without an ending."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "figure"
 
     @property
     def svg(self) -> Markup:

@@ -8,16 +8,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from xmodal import text
+from xmodal.data.preparation import RawForm
 from xmodal.engine import checkpoint
 from xmodal.errors import DataError, file_errors
+from xmodal.files import write_atomically
 from xmodal.report.charts import Chart, Curve, curves, save, series
+from xmodal.report.looking import columns_that_matter, looking
+from xmodal.report.markdown import run_markdown
 from xmodal.report.page import write_page
 from xmodal.report.pictures import mixing
-from xmodal.report.samples import shown
+from xmodal.report.quality import Quality, quality
+from xmodal.report.samples import ShownInputs, ShownSamples, shown
 from xmodal.runs import Run
 
-FILE = "report.html"
+FILE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 LOSS, RATE, NORM, REPLACED = "loss", "lr", "gradient_norm", "k"
 _PART = re.compile(r"view(\d+)/(.+)")
 _MAX_OTHERS = 4
@@ -28,43 +35,68 @@ Words = list[tuple[str, str]]
 
 @file_errors()
 def write_report(run: Run, figures_folder: Path | None = None) -> Path:
-    """Write ``report.html`` into a run directory and return its path.
+    """Write ``report.html`` and ``report.md`` into a run directory; return the page's path.
 
-    Reads only the run directory, and leaves out what the run has not produced (yet).
-    ``figures_folder`` gets every chart as SVG and PDF. Raises DataError for a damaged file.
+    Reads only the run directory, and leaves out what the run has not produced (yet). Every chart
+    is written as SVG and PDF into the folder ``figures`` beside the page, or into
+    ``figures_folder``. Raises DataError for a damaged file.
     """
     manifest, result = run.read("manifest.json"), run.read("result.json")
-    facts = manifest.get("facts", {})
-    metrics = run.metrics()
-    samples = kept_samples(run)
-    charts = history_charts(metrics, result)
-    seen = shown(samples, facts, manifest.get("classes", []))
+    facts, classes = manifest.get("facts", {}), manifest.get("classes", [])
+    metrics, samples = run.metrics(), kept_samples(run)
+    raw = kept_form(run)
+    inputs = ShownInputs(raw, columns_that_matter(samples, facts))
+    predicted = kept_predictions(run)
+    seen = quality_of(predicted, facts, classes, result, raw)
+    charts, detailed = history_charts(metrics, result)
+    looked = looking(samples, facts, inputs)
+    groups = sample_groups(samples, facts, classes, inputs)
+    notes = result.get("notes", [])
+    drawn = [*seen.charts, *([looked] if looked else []), *charts, *detailed]
+    drawn += [line for _, _, shown_ in groups for line in shown_.lines]
+    files = save_all(drawn, figures_folder or run.path / FIGURES)
     context = {
         "name": manifest.get("name") or run.path.name,
         "banner": manifest.get("banner", ""),
         "task": result.get("task") or facts.get("task", {}).get("name", ""),
         "result": result,
+        "verdict": verdict(result),
+        "interval": interval(result),
+        "against": against(result),
+        "advice": result.get("advice", []),
         "selection": selection(result),
-        "measured": measured(result),
+        "measured": essentials(result),
+        "details": details(result),
         "setting": setting(facts),
-        "notes": result.get("notes", []),
+        "notes": [line for line in notes if not is_jargon(line)],
+        "quieter": [line for line in notes if is_jargon(line)],
+        "quality": seen,
+        "tested": text.number(len(predicted.get("label", ()))),
+        "looking": looked,
+        "groups": groups,
+        "units": units(raw),
         "charts": charts,
-        "standardised": standardised(run),
+        "detailed": detailed,
+        "files": files,
+        "standardised": raw is not None and raw.label_scale is not None,
         "numbers": history_table(metrics) if metrics else None,
-        "shown": seen,
         "mixing": mixing(samples, facts),
         "recipe": recipe_text(run),
         "environment": environment(manifest),
     }
-    if figures_folder is not None:
-        for chart in [*charts, *seen.lines]:
-            name = re.sub(r"[^a-z0-9]+", "-", chart.title.lower()).strip("-")
-            for kind in ("svg", "pdf"):
-                save(chart.figure, figures_folder / f"{name}.{kind}")
+    write_atomically(run.path / MARKDOWN, run_markdown(context))
     return write_page(run.path / FILE, "run.html.jinja", context)
 
 
-# --- what it says in words ---
+def save_all(charts: Sequence[Chart], folder: Path) -> str:
+    """Write charts as SVG and PDF into a folder of their own; returns its name."""
+    for chart in charts:
+        for kind in ("svg", "pdf"):
+            save(chart.figure, folder / f"{chart.file}.{kind}")
+    return folder.name
+
+
+# --- what a run has kept ---
 
 
 def kept_samples(run: Run) -> dict[str, Any]:
@@ -75,13 +107,106 @@ def kept_samples(run: Run) -> dict[str, Any]:
         return {}
 
 
-def standardised(run: Run) -> bool:
-    """Whether the labels were standardised for training, by what the run kept of its samples."""
+def kept_form(run: Run) -> RawForm | None:
+    """How the run prepared raw samples; None if it does not say."""
     try:
         raw = checkpoint.load(run.path / "inputs").get("raw")
-    except DataError:
-        return False
-    return isinstance(raw, Mapping) and raw.get("label_scale") is not None
+        return None if raw is None else RawForm.of(raw)
+    except (DataError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def kept_predictions(run: Run) -> dict[str, Any]:
+    """All test predictions and labels; those of the few samples if there were too many to keep."""
+    from safetensors.torch import load_file
+
+    file = run.path / "predictions.safetensors"
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def quality_of(
+    predicted: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    classes: Sequence[str],
+    result: Mapping[str, Any],
+    raw: RawForm | None,
+) -> Quality:
+    """The figures of all predictions; none without them."""
+    if not predicted:
+        return Quality()
+    counts = result.get("test", {}).get("class_counts", [])
+    target = facts["task"]["target"]
+    return quality(predicted, target, classes, counts, raw.label_columns if raw else ())
+
+
+def sample_groups(
+    samples: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    classes: Sequence[str],
+    inputs: ShownInputs,
+) -> list[tuple[str, str, ShownSamples]]:
+    """The worst, the typical and the first test samples: a title, what they are, the pictures."""
+    kinds = (
+        ("worst", "The worst", "The largest errors of the test split, worst first."),
+        ("typical", "Typical ones", "Those about the median error."),
+        ("test", "The first", "The first samples of the test split, without selection."),
+    )
+    found = [(title, words, shown(samples, facts, classes, which, inputs))
+             for which, title, words in kinds]  # fmt: skip
+    return [one for one in found if one[2].drawn]
+
+
+# --- what it says in words ---
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """The verdict as a sentence, with its full stop."""
+    said = str(result.get("test", {}).get("verdict", ""))
+    return f"{said}." if said else ""
+
+
+def interval(result: Mapping[str, Any]) -> str:
+    """``95 % interval: 0.17 to 0.26, over 300 samples``; empty without one."""
+    found = result.get("test", {}).get("interval")
+    if found is None:
+        return ""
+    low, high = (text.number(found[end], 3) for end in ("low", "high"))
+    over = found.get("over", "samples")
+    return f"95\u00a0% interval: {low} to {high}, over {text.number(found['units'])} {over}"
+
+
+def against(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """This model and the cheap answers, by score: heads and rows; None without any."""
+    others = result.get("test", {}).get("against", [])
+    if not others:
+        return None
+    rows = [("this model", result["test"]["metric"])]
+    rows += [(one["words"], one["metric"]) for one in others]
+    sign = -1 if result["better"] == "higher" else 1
+    rows.sort(key=lambda row: (row[1] is None, sign * (row[1] or 0)))
+    return ["answer", f"test {result['metric']}"], [[n, text.number(v)] for n, v in rows]
+
+
+def units(raw: RawForm | None) -> str:
+    """In which units inputs, labels and predictions are shown."""
+    own = raw is not None and (raw.mean is not None or bool(raw.columns))
+    said = "Inputs are in their own units" if own else "Inputs are shown as the model reads them"
+    if raw is not None and raw.label_scale is not None:
+        said += ", labels and predictions in the unit of the labels"
+    return f"{said}."
+
+
+_JARGON = re.compile(
+    r"tokens?\b|patches|lambda|missing, \d+ unexpected|CUDA graph|\bk\b|view ?\d|parameters"
+)
+
+
+def is_jargon(note: str) -> bool:
+    """Whether a note speaks of the method's inside, and stands under the details."""
+    return bool(_JARGON.search(note))
 
 
 def recipe_text(run: Run) -> str:
@@ -110,24 +235,36 @@ def selection(result: Mapping[str, Any]) -> str:
 
 
 def measured(result: Mapping[str, Any]) -> Words:
-    """The numbers next to the test score."""
+    """All numbers next to the test score."""
+    return [*essentials(result), *details(result)]
+
+
+def essentials(result: Mapping[str, Any]) -> Words:
+    """What a user wants to know next to the score."""
+    if not result:
+        return []
+    split, _, loss = result["selected_on"].partition(" ")
+    validation = result["validation"]
+    return [
+        (f"Best {split} {loss or result['metric']}", text.number(validation[loss or "metric"])),
+        ("Training took", text.duration(result["seconds"]["training"])),
+        ("Device", str(result["device"])),
+        ("Seed", str(result["seed"])),
+    ]
+
+
+def details(result: Mapping[str, Any]) -> Words:
+    """Further numbers, for those who know the method."""
     if not result:
         return []
     parameters, norms = result["parameters"], result.get("token_norm", {})
-    split, _, loss = result["selected_on"].partition(" ")
-    validation = result["validation"]
-    best = f"Best {split} {loss or result['metric']}"
     words = [
         ("Test loss", text.number(result["test"]["loss"])),
-        (best, text.number(validation[loss or "metric"])),
         ("Optimizer steps", text.number(result["steps"])),
         ("Samples through the encoder", text.number(result.get("encoded_samples"))),
-        ("Training steps took", text.duration(result["seconds"]["training"])),
         ("Whole process took", text.duration(result["seconds"]["this_process"])),
         ("Peak memory", text.size(result["memory_bytes"])),
         ("Trained parameters", trained(parameters)),
-        ("Device", str(result["device"])),
-        ("Seed", str(result["seed"])),
     ]
     if norms.get("target") is not None:
         pair = f"{text.number(norms['target'], 3)} target"
@@ -197,24 +334,25 @@ def _sides(shape: Any) -> str:
 # --- learning curves, one chart a quantity, one line a part ---
 
 
-def history_charts(metrics: Lines, result: Mapping[str, Any]) -> list[Chart]:
-    """Loss and its parts, validation metric, k, learning rate, gradient norm, and other numbers.
+def history_charts(metrics: Lines, result: Mapping[str, Any]) -> tuple[list[Chart], list[Chart]]:
+    """Loss and validation metric; for the details: parts of the loss, k, learning rate and others.
 
     A single epoch is not a curve, so it gives no chart.
     """
     if len(metrics) < 2:
-        return []
+        return [], []
     borders = stage_borders(metrics)
     names = sorted({name for line in metrics for name in line["train"]})
     parts = [name for name in names if _PART.fullmatch(name)]
-    drawn = [_losses(metrics, parts, borders), _validation(metrics, result, borders)]
+    plain = [_losses(metrics, [], borders), _validation(metrics, result, borders)]
+    drawn = [_losses(metrics, parts, borders)] if len(parts) > 1 else []
     titles = {REPLACED: "Tokens replaced, k", RATE: "Learning rate", NORM: "Gradient norm"}
     others = [n for n in names if n not in {LOSS, *titles, *parts}][:_MAX_OTHERS]
     for name in [*titles, *others]:
         line = train_curve(metrics, name)
         if line is not None:
             drawn.append(curves(titles.get(name, name), [line], borders=borders))
-    return [chart for chart in drawn if chart is not None]
+    return [c for c in plain if c is not None], [c for c in drawn if c is not None]
 
 
 def train_curve(metrics: Lines, name: str, label: str = "", colour: int = 1) -> Curve | None:
@@ -271,7 +409,8 @@ def _losses(metrics: Lines, parts: Sequence[str], borders: Sequence[float]) -> C
     if not lines:
         return None
     note = "Parts are shown before weighting, so they need not add up to the total."
-    return curves("Training loss", lines, borders=borders, note=note if len(lines) > 1 else "")
+    title = "Parts of the training loss" if parts else "Training loss"
+    return curves(title, lines, borders=borders, note=note if parts else "")
 
 
 def _validation(metrics: Lines, result: Mapping[str, Any], borders: Sequence[float]) -> Chart:

@@ -5,12 +5,14 @@ The form depends on the task's labels and the shape of a sample, never on the me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from xmodal.data.preparation import RawForm
 from xmodal.report.charts import Chart, Curve, curves, series
 from xmodal.report.pictures import (
     ERROR,
@@ -86,23 +88,63 @@ class ShownSamples:
         return bool(self.maps or self.lines or self.cards or self.table)
 
 
+@dataclass(frozen=True)
+class ShownInputs:
+    """How inputs are shown: in their own units and under their names, where ``raw`` tells them.
+
+    ``first``: columns in the order in which they matter, if that is known.
+    """
+
+    raw: RawForm | None = None
+    first: Sequence[int] = ()
+
+    def restored(self, x: Array) -> Array:
+        """Prepared samples ``[n, C, ...]`` in the unit of the user's files, channels in front."""
+        raw = self.raw
+        if raw is None or raw.mean is None or raw.scale is None:
+            return x
+        own = np.asarray(x[:, : raw.laid[0]], dtype=np.float64)
+        mean, scale = as_array(raw.mean), as_array(raw.scale)
+        with np.errstate(invalid="ignore"):
+            restored = np.where(np.isinf(scale), 0.0, own * np.where(np.isinf(scale), 1, scale))
+        return np.concatenate([restored + mean, x[:, raw.laid[0] :]], axis=1)
+
+    def column(self, index: int) -> str:
+        """The name of a column of a table."""
+        names = () if self.raw is None else self.raw.columns
+        return names[index] if index < len(names) else f"feature {index + 1}"
+
+    def cell(self, value: float, column: int) -> str:
+        """A value of a column: a number, the name of a category, or a dash for a missing one."""
+        if math.isnan(value):
+            return number(None)
+        levels = () if self.raw is None or not self.raw.levels else self.raw.levels[column]
+        return levels[int(value)] if 0 <= value < len(levels) else number(float(value), 3)
+
+
 def shown(
-    samples: Mapping[str, Any], facts: Mapping[str, Any], classes: Sequence[str]
+    samples: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    classes: Sequence[str],
+    which: str = "test",
+    inputs: ShownInputs | None = None,
 ) -> ShownSamples:
-    """The pictures of ``samples["test"]`` for the task in ``facts``; empty without samples."""
-    test = samples.get("test")
+    """The pictures of ``samples[which]`` for the task in ``facts``; empty without samples."""
+    test, inputs = samples.get(which), inputs or ShownInputs()
     task = facts.get("task", {})
     if test is None or not len(test["x"]):
         return ShownSamples()
     x, y, prediction = (as_array(test[name]) for name in ("x", "y", "prediction"))
-    target = task["target"]
+    index = as_array(test["index"]).tolist() if "index" in test else range(len(x))
+    names = [f"Test sample {number(i + 1)}" for i in index]
+    x, target, images = inputs.restored(x), task["target"], samples.get("images", {})
     if target["shape"] and y.ndim == 4:
-        return ShownSamples(maps=maps(x, y, prediction, samples.get("images", {})))
+        return ShownSamples(maps=maps(x, y, prediction, images, names))
     if target["shape"]:
-        return ShownSamples(lines=_dense_lines(y, prediction))
+        return ShownSamples(lines=_dense_lines(y, prediction, names))
     if x.ndim == 2:
-        return _rows(x, y, prediction, classes)
-    return ShownSamples(cards=_cards(x, y, prediction, classes, samples.get("images", {})))
+        return _rows(x, y, prediction, classes, names, inputs)
+    return ShownSamples(cards=_cards(x, y, prediction, classes, images, names))
 
 
 def relative_error(prediction: Array, y: Array) -> float:
@@ -113,7 +155,9 @@ def relative_error(prediction: Array, y: Array) -> float:
     return float(np.linalg.norm((prediction - y)[good] / largest)) / (size or 1.0)
 
 
-def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> FieldMaps:
+def maps(
+    x: Array, y: Array, prediction: Array, images: Mapping[str, int], labels: Sequence[str]
+) -> FieldMaps:
     """Input, prediction, truth and absolute error of every sample; all samples share scales."""
     columns = drawn_channels(x, images)
     error = np.abs(prediction - y)
@@ -121,8 +165,7 @@ def maps(x: Array, y: Array, prediction: Array, images: Mapping[str, int]) -> Fi
     errors = scale_of([error[:, 0]], ERROR, zero=True)
     scales = [scale_of([channel], INPUT) for _, channel in columns]
     rows = []
-    for i in range(len(x)):
-        name = f"Test sample {i + 1}"
+    for i, name in enumerate(labels):
         pairs = [(channel[i], s) for (_, channel), s in zip(columns, scales, strict=True)]
         pairs += [(prediction[i, 0], values), (y[i, 0], values), (error[i, 0], errors)]
         names = [*(title for title, _ in columns), "prediction", "truth", "absolute error"]
@@ -188,12 +231,12 @@ def _compared(
     return FieldMaps(heads, rows, [(given, 1), (values, 1), (error, 1)], note + ".")
 
 
-def _dense_lines(y: Array, prediction: Array) -> list[Chart]:
+def _dense_lines(y: Array, prediction: Array, names: Sequence[str]) -> list[Chart]:
     drawn = []
-    for i in range(len(y)):
+    for i, name in enumerate(names):
         lines = [_line("truth", y[i, 0], 0), _line("prediction", prediction[i, 0], series(1))]
         note = f"Relative L² error {number(relative_error(prediction[i], y[i]), 3)}."
-        drawn.append(curves(f"Test sample {i + 1}", lines, x_label="position", note=note))
+        drawn.append(curves(name, lines, x_label="position", note=note))
     return drawn
 
 
@@ -204,12 +247,16 @@ def _line(label: str, values: Array, colour: int) -> Curve:
 
 
 def _cards(
-    x: Array, y: Array, prediction: Array, classes: Sequence[str], images: Mapping[str, int]
+    x: Array,
+    y: Array,
+    prediction: Array,
+    classes: Sequence[str],
+    images: Mapping[str, int],
+    names: Sequence[str],
 ) -> list[SampleCard]:
     cards = []
     digits = _digits(y)
-    for i in range(len(x)):
-        name = f"Test sample {i + 1}"
+    for i, name in enumerate(names):
         picture, chart = "", None
         if x.ndim == 4:
             rgb = x.shape[1] == 3 and not images
@@ -265,13 +312,20 @@ def _values(y: Array, prediction: Array, digits: Sequence[int]) -> list[tuple[st
     ]
 
 
-def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> ShownSamples:
+def _rows(
+    x: Array,
+    y: Array,
+    prediction: Array,
+    classes: Sequence[str],
+    names: Sequence[str],
+    inputs: ShownInputs,
+) -> ShownSamples:
     """Samples of a table: a few features, the truth, the prediction."""
-    width = min(MAX_FEATURES, x.shape[1])
-    head = ["sample", "truth", "prediction", *(f"feature {c + 1}" for c in range(width))]
+    columns = list(inputs.first or range(x.shape[1]))[:MAX_FEATURES]
+    head = ["sample", "truth", "prediction", *(inputs.column(c) for c in columns)]
     rows = []
     digits = _digits(y)[0]
-    for i in range(len(x)):
+    for i, name in enumerate(names):
         bars, right = _bars(y[i], prediction[i], classes)
         truth = number(float(y[i].ravel()[0]), digits)
         said = number(float(prediction[i].ravel()[0]), digits)
@@ -279,8 +333,10 @@ def _rows(x: Array, y: Array, prediction: Array, classes: Sequence[str]) -> Show
             truth = ", ".join(bar.label for bar in bars if bar.true) or "no class"
             mark = {True: " ✓", False: " ✗", None: ""}[right]
             said = f"{bars[0].label} ({bars[0].share:.0%}){mark}"
-        features = [number(float(v), 3) for v in x[i, :width]]
-        rows.append([str(i + 1), truth, said, *features])
-    hidden = x.shape[1] - width
+        cells = [inputs.cell(float(x[i, c]), c) for c in columns]
+        rows.append([name.removeprefix("Test sample "), truth, said, *cells])
+    hidden = x.shape[1] - len(columns)
     note = f"{hidden} more features are not shown." if hidden else ""
+    if hidden and inputs.first:
+        note = f"The columns that matter most; {note}"
     return ShownSamples(table=(head, rows), note=note)

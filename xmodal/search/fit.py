@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xmodal import plugins, runs
+from xmodal.advice import Advice, muted, of_a_search
 from xmodal.assess import Against, Judgement
 from xmodal.comparison.run import default_launcher
 from xmodal.data.datasets import cores
@@ -33,7 +34,16 @@ from xmodal.search.last import ZERO_LINE, LastFits, looks
 from xmodal.search.mixture import Mixture, mixture
 from xmodal.search.pooled import Pool
 from xmodal.search.search import TOO_LATE, Limits, Search
-from xmodal.search.space import RUNGS, as_overrides, cheap, fine_tuning, preset_of, rungs, space_of
+from xmodal.search.space import (
+    RUNGS,
+    Space,
+    as_overrides,
+    cheap,
+    fine_tuning,
+    preset_of,
+    rungs,
+    space_of,
+)
 from xmodal.search.trials import MODELS, Maker, Trial
 
 if TYPE_CHECKING:
@@ -49,6 +59,8 @@ USUAL = "good"
 """The preset, if none is named."""
 SPARE = 3
 """Last fits that time is kept for, where an ensemble may be chosen."""
+RATE = "training.optimizer.lr"
+"""The setting that a space gives learning rates under."""
 EXPORTS = (
     "any of what is tried can predict; only networks and linear baselines can be exported, and no "
     "ensemble"
@@ -80,6 +92,7 @@ class Fitted:
     looks: int
     seconds: float
     left_out: Mapping[str, str]
+    advice: tuple[Advice, ...] = ()
 
     @property
     def chosen(self) -> Line:
@@ -209,6 +222,7 @@ def fit(
         looks(folder / MODELS),
         clock.spent(),
         dict(search.left_out),
+        tuple(_advice(search, found[0], chosen_space, seconds, plan.recipe.ignore)),
     )
     _record(fitted, shared, seed, seconds, trials)
     return fitted
@@ -277,6 +291,21 @@ def _nothing(left_out: Mapping[str, str]) -> str:
     return f"no trial was finished, so there is nothing to choose\n{reasons}"
 
 
+def _advice(
+    search: Search,
+    chosen: Trial,
+    space: Space,
+    seconds: float | None,
+    ignored: Sequence[str],
+) -> list[Advice]:
+    """What the search suggests to do next."""
+    rates = [float(rate) for rate in space.choices.get(RATE, ())]
+    rate = None if chosen.answer.cheap else chosen.answer.settings.get(RATE)
+    late = [name for name, why in search.left_out.items() if why == TOO_LATE]
+    found = of_a_search(late, None if rate is None else float(rate), rates, seconds)
+    return muted(found, ignored)
+
+
 def _record(
     fitted: Fitted, task: Sequence[str], seed: int, seconds: float | None, trials: int | None
 ) -> None:
@@ -296,5 +325,6 @@ def _record(
         "looks_at_the_test_split": fitted.looks,
         "seconds": fitted.seconds,
         "left_out": fitted.left_out,
+        "advice": [vars(one) for one in fitted.advice],
     }
     write_json(fitted.folder / runs.SEARCH, json.loads(json.dumps(content, default=str)))
