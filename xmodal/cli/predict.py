@@ -300,14 +300,15 @@ def _writer(
                     add(made)
                     return
                 columns = readers.as_columns(given[1](), model.raw.columns)
-                add({f"input({n})" if n in made else n: v for n, v in columns.items()} | made)
+                beside = {f"input({n})" if n in made else n: v for n, v in columns.items()}
+                add({**beside, **made})
 
         yield keep
 
 
 def _entries(model: TrainedModel, outputs: Tensor, sure: Sureness | None) -> list[Any]:
     """The predictions of a batch for JSON; with how sure they are, each is an object."""
-    decided = model.decide(outputs, names=True).tolist()
+    decided: list[Any] = model.decide(outputs, names=True).tolist()
     if sure is None:
         return decided
     more = {name: values.tolist() for name, values in _how_sure(model, outputs, sure).items()}

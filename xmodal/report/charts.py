@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
@@ -107,6 +107,10 @@ class Chart:
     @property
     def svg(self) -> Markup:
         """The figure for a page."""
+        return self._svg
+
+    @cached_property
+    def _svg(self) -> Markup:
         return inline(self.figure, self.words, clip=False)
 
 

@@ -91,6 +91,8 @@ def write_report(run: Run, figures_folder: Path | None = None) -> Path:
 def save_all(charts: Sequence[Chart], folder: Path) -> str:
     """Write charts as SVG and PDF into a folder of their own; returns its name."""
     for chart in charts:
+        _ = chart.svg  # measures every text for its layout, which need not be done again
+        chart.figure.set_layout_engine(None)
         for kind in ("svg", "pdf"):
             save(chart.figure, folder / f"{chart.file}.{kind}")
     return folder.name
