@@ -34,9 +34,9 @@ class TokenSettings(Settings):
         description="Start from the backbone's own embedding where it fits, or at random.",
     )
     scale: Literal["auto", "source", "none"] = Field(
-        "auto",
-        description="Scale the initial tokens to the norm of the backbone's own; 'auto' does so "
-        "if the backbone has no embedding LayerNorm to copy.",
+        "source",
+        description="source: scale the first tokens to the norm of the backbone's own. auto: only "
+        "if the backbone has no embedding LayerNorm to copy, as released code does.",
     )
     positions: bool = Field(
         True, description="Add a trainable copy of the backbone's pretrained positions."
@@ -97,8 +97,8 @@ class TokenEmbedder(Embedder):
     def calibrate(self, x: Tensor, source_norm: float | None) -> None:
         """Scale the content, without positions, so that the mean token norm is ``source_norm``.
 
-        Does nothing if ``scale`` is 'none', or 'auto' with a LayerNorm. If no factor gives the
-        exact norm, takes the closest one.
+        Scales the LayerNorm, if there is one. Does nothing if ``scale`` is 'none', or 'auto' with a
+        LayerNorm. If no factor gives the exact norm, takes the closest one.
         """
         if self.config.scale == "none" or (self.config.scale == "auto" and self.norm is not None):
             return

@@ -272,7 +272,19 @@ def test_calibration_hits_the_norm(kind: str, init: str, scale: str) -> None:
     assert mean_norm(embedder(x).x_BND) == pytest.approx(20.0, rel=1e-4)
 
 
-def test_calibration_leaves_a_copied_norm_alone_unless_asked() -> None:
+@pytest.mark.parametrize("init", ["source", "random"])
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_layernorm_is_scaled_too_unless_told_otherwise(init: str, positions: bool) -> None:
+    """By default, on every form: with positions a copied norm alone would leave longer tokens."""
+    for cls, shape in ((Patch, (3, 8, 8)), (Conv1d, (2, 40)), (Columns, (5,))):
+        x = 3 * torch.randn(8, *shape)
+        embedder = build(cls, task(*shape), Body(positions=positions), init=init)
+        embedder.calibrate(x, 20.0)
+        assert embedder.norm is not None
+        assert mean_norm(embedder(x).x_BND) == pytest.approx(20.0, rel=1e-4)
+
+
+def test_calibration_leaves_a_copied_norm_alone_if_asked() -> None:
     x = torch.randn(4, 3, 8, 8)
     for scale in ("auto", "none"):
         embedder = build(Patch, task(3, 8, 8), scale=scale)
