@@ -22,8 +22,8 @@ from xmodal.search.trials import Maker, Trial, TrialRun, best
 PAUSE = 0.2
 REPORT = 8.0
 """Seconds for what follows the last fit: its test and the report."""
-REFIT = 1.4
-"""A last fit has more samples than the trial, and tests."""
+REFIT = 2.0
+"""A last fit has more samples than the trial, validates on all of them, and tests."""
 TOO_LATE = "no time was left"
 STOPPED = "it was stopped, because no time was left; with more --time it goes on"
 
