@@ -612,7 +612,8 @@ def test_frames_of_every_type_are_read() -> None:
     })  # fmt: skip
     model = tiny().fit(frame, LIKES)
     raw = model.trained_.raw
-    assert len(raw.columns) == 1 + 5 + 5 + 1 + 1 + 1
+    # All days of "iso" are of one month.
+    assert len(raw.columns) == 1 + 7 + 5 + 1 + 1 + 1
     assert raw.levels[-2:] == (("4", "30"), ("False", "True"))
     x = raw.encode(frame)
     np.testing.assert_array_equal(x[:, 0], np.arange(60) + 0.5)

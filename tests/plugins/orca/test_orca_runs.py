@@ -145,7 +145,7 @@ def test_every_kind_of_label_with_and_without_source_classes(
 def test_settings_of_the_task_reach_the_stage_but_not_its_epochs() -> None:
     found = registry()
     overrides = ["training.optimizer={use: sgd, lr: 0.5}", "training.epochs=7"]
-    made = compose_plan(["methods/orca", "tasks/darcy"], found, Store(), overrides, "smoke")
+    made = compose_plan(["methods/orca", "tasks/darcy"], found, Store(), overrides, "cpu")
     align, finetune = (stage.config for stage in made.recipe.stages)
     assert (align.optimizer.use, align.optimizer.lr, align.epochs) == ("sgd", 0.5, 60)
     assert finetune.epochs == 7
