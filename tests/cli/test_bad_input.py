@@ -83,6 +83,7 @@ def test_a_malformed_file_in_the_folder_of_recipes(xmodal: Cli, content: bytes) 
     assert xmodal("recipes", "show", "methods/nft").code == 0
     done = xmodal("compare", "nft", "--task", "darci")
     assert "no task 'darci'" in done.err
+    done = xmodal("compare", "nft", "--task", "tic-tac-toe", "--scale", "smoke", "--collect")
     assert "note: passed over: recipes/methods/a-broken.yaml" in done.err
     done = xmodal("run", "methods/a-broken")
     assert done.code == 2

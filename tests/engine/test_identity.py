@@ -119,8 +119,19 @@ FIELDS = {
 
 
 def test_every_field_of_a_recipe_counts_or_is_outside() -> None:
-    assert FIELDS.keys() | OUTSIDE == Recipe.model_fields.keys()
-    assert not FIELDS.keys() & OUTSIDE
+    assert FIELDS.keys() | {"augment"} | OUTSIDE == Recipe.model_fields.keys()
+    assert not (FIELDS.keys() | {"augment"}) & OUTSIDE
+
+
+def test_moves_of_the_samples_count(tmp_path: Path) -> None:
+    """Of a task that has some: others refuse them."""
+    registry, store = plugins.registry(), Store(tmp_path)
+    recipes = ("methods/nft", "tasks/darcy", "scales/smoke")
+    plain, moved = (
+        identity(compose_plan(recipes, registry, store, overrides).recipe, registry, store)
+        for overrides in ((), ("augment=true",))
+    )
+    assert moved.differences(plain.content) == ["recipe.augment"]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -294,8 +305,8 @@ def test_parts_of_parts_are_written_down(base: RunIdentity) -> None:
 
 
 BESIDE = (
-    "assess", "errors", "files", "hookspecs", "plugins", "recipe", "records", "runs", "settings",
-    "text", "_version",
+    "advice", "assess", "errors", "files", "hookspecs", "plugins", "recipe", "records", "runs",
+    "settings", "text", "_version",
 )  # fmt: skip
 """Modules that a run needs, but that compute nothing of its result."""
 

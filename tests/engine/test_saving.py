@@ -43,6 +43,9 @@ class Trained:
     def state(self) -> dict[str, Any]:
         return self.content
 
+    def weights(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
 
 def saver(
     path: Path, training: Trained, check: Callable[[], None] = lambda: None, **settings: Any
