@@ -27,7 +27,9 @@ class FrozenFeatures(FittedPredictor):
     coefficients.
     """
 
-    citation = "Alain, Bengio: Understanding intermediate layers using linear classifier probes"
+    citation = (
+        "Alain, Bengio: Understanding intermediate layers using linear classifier probes, 2016"
+    )
 
     class Config(Settings):
         """Settings of ``frozen-features``."""

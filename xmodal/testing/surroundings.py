@@ -199,6 +199,9 @@ class _Head(nn.Module):
         prediction: Tensor = self.linear(features.x_BND.mean(dim=1))
         return prediction
 
+    def from_samples(self, x: Tensor, index: Tensor | None = None) -> None:
+        """Nothing is added to the prediction."""
+
 
 class _Example(TrainedModel):
     """An untrained model of images ``[n, 16, 24, 2]``, channels last."""

@@ -207,6 +207,8 @@ def test_wrong_settings_say_what_is_wrong(wrong, words):
 class Logits(nn.Module):
     """Mean token through one layer; as backbone, embedder and predictor see each other."""
 
+    reads_samples = False
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(WIDTH, CLASSES)

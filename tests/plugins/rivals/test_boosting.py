@@ -211,7 +211,7 @@ def test_trials_choose_by_validation_loss() -> None:
         predictor.fit(given)
         log_p = predict(predictor, given.validation_x_NF)
         losses.append(float(torch.nn.functional.nll_loss(log_p, given.validation_y)))
-    assert losses[1] < losses[0]
+    assert losses[1] <= losses[0]  # the usual settings are the first trial
 
 
 def test_ranges_are_kept_and_logarithms_are_even() -> None:
