@@ -268,7 +268,7 @@ def test_a_table_is_read_as_training_read_it(tmp_path: Path) -> None:
     read = {}
     for batch in (trained.recipe.evaluation_batch, 1):
         samples = readers.read(new, trained.raw, batch)
-        pieces = [(trained.prepare(x), trained.labels(y)) for x, y in samples.pieces]
+        pieces = [(trained.prepare(x), trained.labels(y)) for x, y, *_ in samples.pieces]
         assert torch.equal(torch.cat([y for _, y in pieces]), kept["label"])
         read[batch] = torch.cat([x for x, _ in pieces])
     whole, single = read.values()
@@ -285,7 +285,7 @@ def test_columns_without_names_are_all_taken_or_none(tmp_path: Path) -> None:
         file = tmp_path / "t.csv"
         file.write_text(f"{','.join(columns)}\n{','.join(str(k) for k in range(len(columns)))}\n")
         samples = readers.read(file, form, 4)
-        ((x, y),) = samples.pieces
+        ((x, y, *_),) = samples.pieces
         assert (samples.labelled, y is not None) == (labelled, labelled)
         np.testing.assert_array_equal(x, [[0, 1, 2]])
     message = r"expected 3 columns and .*no names to choose by; got 4 \(id, a, b, c\)"
@@ -293,7 +293,7 @@ def test_columns_without_names_are_all_taken_or_none(tmp_path: Path) -> None:
         form.encode(frame.assign(id=0)[["id", "a", "b", "c"]])
     named = pd.DataFrame({"a": [1.0], "y": [2.0], "c": [3.0]})
     named.to_csv(file, index=False)
-    ((x, y),) = readers.read(file, form, 4).pieces
+    ((x, y, *_),) = readers.read(file, form, 4).pieces
     np.testing.assert_array_equal(x, [[1, 2, 3]])
     assert y is None
 
