@@ -184,7 +184,9 @@ def test_a_trained_model_reads_other_dialects(tmp_path: Path) -> None:
     for name in ("t.csv", "german.csv", "tabs.tsv", "t.parquet"):
         notes: list[str] = []
         file = readers.read(tmp_path / name, trained.raw, 7, note=notes.append)
-        pieces = [(trained.forward(trained.prepare(x)), trained.labels(y)) for x, y in file.pieces]
+        pieces = [
+            (trained.forward(trained.prepare(x)), trained.labels(y)) for x, y, *_ in file.pieces
+        ]
         torch.testing.assert_close(torch.cat([p for p, _ in pieces]), expected)
         assert torch.cat([y for _, y in pieces]).tolist() == [0, 1] * (N // 2)
         assert any("(in training: utf-8, separated by ',')" in note for note in notes) == (
