@@ -96,7 +96,7 @@ def test_a_run_reads_its_numbers_once_and_keeps_a_log(
     with pytest.raises(RuntimeError, match="crash"):
         run("nft", tmp_path, StopAt(6))
     done = run("nft", tmp_path)
-    assert len(reads) == 2  # once when it began, and once when it was resumed
+    assert len(reads) == 3  # when it began, when it was resumed, and for the advice at its end
     device = done.read("result.json")["device"]
     log = (done.path / "log.txt").read_text().splitlines()
     said = [line.split(" ", 2)[2].partition("  ")[0] for line in log if " note: " not in line]
