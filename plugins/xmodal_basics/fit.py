@@ -18,8 +18,8 @@ from xmodal.interfaces import FitData, FittedPredictor, Session, Stage
 BATCH = 256
 
 
-class Fit(Stage):
-    """Fits the predictor once to the features of the whole training split; takes no steps."""
+class WithoutSteps(Stage):
+    """A stage that takes no steps: ``begin`` does its work, and its one epoch is scored."""
 
     @classmethod
     def planned_epochs(cls, config: Any) -> int:
@@ -30,19 +30,6 @@ class Fit(Stage):
     def train(self) -> tuple[str, ...]:
         """No patterns: gradients train no parameter."""
         return ()
-
-    def begin(self, session: Session) -> None:
-        """Collect features and labels, then fit. A model that was restored is not fitted again."""
-        predictor = session.model.predictor
-        if not isinstance(predictor, FittedPredictor):
-            raise UsageError("stage 'fit' needs a predictor that is fitted, such as 'sklearn'")
-        if predictor.fitted:
-            return
-        model = session.model
-        fit_data = gathered(session, predictor, lambda x: model.backbone(model.embedder(x)))
-        with session.interruptible():
-            predictor.fit(fit_data)
-        predictor.to(session.device)
 
     def steps_per_epoch(self, session: Session) -> int:
         """None."""
@@ -59,7 +46,24 @@ class Fit(Stage):
         self, session: Session, micro: Any, progress: Progress
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Never called: there are no steps."""
-        raise NotImplementedError("stage 'fit' takes no steps")
+        raise NotImplementedError(f"stage '{type(self).__name__}' takes no steps")
+
+
+class Fit(WithoutSteps):
+    """Fits the predictor once to the features of the whole training split; takes no steps."""
+
+    def begin(self, session: Session) -> None:
+        """Collect features and labels, then fit. A model that was restored is not fitted again."""
+        predictor = session.model.predictor
+        if not isinstance(predictor, FittedPredictor):
+            raise UsageError("stage 'fit' needs a predictor that is fitted, such as 'sklearn'")
+        if predictor.fitted:
+            return
+        model = session.model
+        fit_data = gathered(session, predictor, lambda x: model.backbone(model.embedder(x)))
+        with session.interruptible():
+            predictor.fit(fit_data)
+        predictor.to(session.device)
 
 
 def gathered(

@@ -9,7 +9,7 @@ Shapes: B and n samples, K outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xmodal import randomness
-from xmodal.batch import Progress, Tokens
+from xmodal.batch import Tokens
 from xmodal.data import loader, splits
 from xmodal.data.augment import in_pass
 from xmodal.errors import DataError, UsageError
@@ -30,12 +30,11 @@ from xmodal.interfaces import (
     Predictor,
     Session,
     Settings,
-    Stage,
     Use,
     default,
     too_large,
 )
-from xmodal_basics.fit import BATCH, gathered, spread
+from xmodal_basics.fit import BATCH, WithoutSteps, gathered, spread
 from xmodal_basics.forest import Forest, series_in
 from xmodal_basics.local_linear import LocalLinear
 from xmodal_basics.predictors import feature_grid
@@ -206,22 +205,12 @@ class ResidualPredictor(Predictor):
             self.others = ()
 
 
-class FitCheap(Stage):
+class FitCheap(WithoutSteps):
     """Fits the cheap answer of the predictor ``residual``, and once more without each fold.
 
     It takes no steps. Its one epoch is scored: the score of the cheap answer, which may be the best
     of the run.
     """
-
-    @classmethod
-    def planned_epochs(cls, config: Any) -> int:
-        """One epoch: nothing is repeated."""
-        return 1
-
-    @property
-    def train(self) -> tuple[str, ...]:
-        """No patterns: gradients train no parameter."""
-        return ()
 
     def begin(self, session: Session) -> None:
         """Fit. Of a model that was restored only what is not kept with it is fitted again."""
@@ -245,23 +234,6 @@ class FitCheap(Stage):
             other.to(session.device)
         if not begun:
             _check_zero(predictor, session.device)
-
-    def steps_per_epoch(self, session: Session) -> int:
-        """None."""
-        return 0
-
-    def optimizer(self, named: list[tuple[str, nn.Parameter]]) -> None:
-        """None."""
-
-    def steps(self, session: Session, progress: Progress) -> Iterator[Iterable[Any]]:
-        """No steps."""
-        return iter(())
-
-    def loss(
-        self, session: Session, micro: Any, progress: Progress
-    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Never called: there are no steps."""
-        raise NotImplementedError("stage 'fit-cheap' takes no steps")
 
 
 def smoothed(y: Tensor, kind: str, share: float) -> Tensor:
