@@ -201,7 +201,8 @@ def test_all_tasks_of_a_benchmark_out_of_one_pack(
     wrong.write_bytes(b"")
     done = xmodal("data", "fetch", "credit-g", "--again", "--from", wrong)
     assert done.code == 4
-    assert "no file of 'credit-g': credit-g.arff, credit-g.json, cc18_30.npz" in done.err
+    assert "is no file of 'credit-g'" in done.err
+    assert "its published files: credit-g.arff, or cc18_30.npz" in done.err
 
 
 @pytest.mark.slow
