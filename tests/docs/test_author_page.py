@@ -54,18 +54,18 @@ def test_the_commands_lead_to_a_comparison(tmp_path: Path) -> None:
         ["xmodal", "compare"],
     ]
     made = run(shlex.split(commands[0]))
-    component = tmp_path / "xmodal-nearest" / "xmodal_nearest" / "mixer.py"
+    component = tmp_path / "xmodal-pull" / "xmodal_pull" / "mixer.py"
     assert str(component.relative_to(tmp_path)) in made
     component.write_text(code, encoding="utf-8")
     checked = run(shlex.split(commands[1])).splitlines()
     assert [line.split()[0] for line in checked] == ["checking", *["ok"] * 4]
     run(shlex.split(commands[2]))
     told = run(shlex.split(commands[3]))
-    assert told.startswith(f"mixer nearest  (xmodal-nearest 0.1.0; {site}")
-    assert "methods/nearest" in told
+    assert told.startswith(f"mixer pull  (xmodal-pull 0.1.0; {site}")
+    assert "methods/pull" in told
     compared = run(shlex.split(commands[4]))
     assert re.search(r"^pare +0\.\d+", compared, re.MULTILINE)
-    assert re.search(r"^nearest +0\.\d+", compared, re.MULTILINE)
+    assert re.search(r"^pull +0\.\d+", compared, re.MULTILINE)
 
 
 def test_the_small_package_further_down_is_the_one_that_is_written() -> None:
@@ -73,9 +73,9 @@ def test_the_small_package_further_down_is_the_one_that_is_written() -> None:
     from xmodal.authoring import new
 
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    files = new.rendered("nearest", "mixer")
-    assert 'return {"nearest": "xmodal_nearest.mixer:Nearest"}' in text
-    assert 'return {"nearest": "xmodal_nearest.mixer:Nearest"}' in files["xmodal_nearest/plugin.py"]
-    point = 'nearest = "xmodal_nearest.plugin"'
+    files = new.rendered("pull", "mixer")
+    assert 'return {"pull": "xmodal_pull.mixer:Pull"}' in text
+    assert 'return {"pull": "xmodal_pull.mixer:Pull"}' in files["xmodal_pull/plugin.py"]
+    point = 'pull = "xmodal_pull.plugin"'
     assert point in text
     assert point in files["pyproject.toml"]

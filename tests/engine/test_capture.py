@@ -97,15 +97,14 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
 
 
 def methods() -> list[Any]:
-    """Every method that trains; among the fast tests are plain and mixed fine-tuning."""
+    """Every method that trains in steps; among the fast tests are plain and mixed fine-tuning."""
     files = sorted((ROOT / "recipes" / "methods").glob("*.yaml"))
     rivals = ("dash", "fno", "perceiver-io", "unet", "wide-resnet")
-    names = [f.stem for f in files if read(f).data.get("role") != "rival" or f.stem in rivals]
+    roles = {file.stem: read(file).data.get("role") for file in files}
+    names = [n for n, role in roles.items() if role not in ("rival", "trivial") or n in rivals]
     fast = {"nft", "pare"}
     return [
-        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow])
-        for name in names
-        if name != "baseline"
+        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names
     ]
 
 

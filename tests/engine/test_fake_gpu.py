@@ -55,7 +55,9 @@ def copies_nothing(method: str, *overrides: str) -> None:
     gpu = FakeGPU(at)
     x, y, *source = map(gpu.fake, (micro.x, micro.y, *(micro.source or ())))
     further = None if micro.unlabelled is None else gpu.fake(micro.unlabelled)
-    batch = Batch(x, y, (source[0], source[1]) if source else None, further)
+    index = None if micro.index is None else gpu.fake(micro.index)
+    pair = (source[0], source[1]) if source else None
+    batch = Batch(x, y, pair, further, index=index)
     closed = cast(Progress, ClosedProgress())
     with gpu.mode, answered_by(gpu):
         model = session.model.to("cuda").train()

@@ -594,6 +594,8 @@ class Embed(nn.Module):
 
 
 class Read(nn.Module):
+    reads_samples = False
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(2.0))

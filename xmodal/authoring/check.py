@@ -285,14 +285,13 @@ def _recipes(package: Package) -> Iterator[tuple[str, Path]]:
 
     answers = [package.registry.call("xmodal_recipes", plugin) for plugin in package.loaded]
     folders = [Path(str(answer)).resolve() for answer in answers if answer is not None]
-    known = all_recipes(package.registry)
-    names = {found.name for found in known}
-    for found in known:
-        above = {parent.as_posix() for parent in PurePosixPath(found.name).parents}
-        if above & names:
-            continue
-        if any(found.path.resolve().is_relative_to(folder) for folder in folders):
-            yield found.name, found.path
+    known = {found.name: found.path.resolve() for found in all_recipes(package.registry)}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).as_posix().removesuffix(".yaml")
+            above = {parent.as_posix() for parent in PurePosixPath(name).parents}
+            if name in known and not above & known.keys():
+                yield name, path
 
 
 def _named(path: Path, package: Package) -> Iterator[tuple[str, str]]:
@@ -306,7 +305,12 @@ def _named(path: Path, package: Package) -> Iterator[tuple[str, str]]:
 
 def _recipe(package: Package, name: str, path: Path) -> None:
     from xmodal.recipe.compose import compose
+    from xmodal.recipe.lookup import find_recipe
 
+    found = find_recipe(name, package.registry)
+    if found.path.resolve() != path:
+        whose = found.origin or "the working directory"
+        raise PluginError(f"hidden by the recipe of the same name from {whose}; rename it")
     data = compose([name], package.registry).data
     before = [] if "stages" in data else [PLAIN]
     # A scale may choose other parts; override it with the parts of the package.

@@ -16,6 +16,7 @@ from xmodal._version import __version__
 from xmodal.authoring import describe
 from xmodal.errors import UsageError
 from xmodal.plugins import HOOKS, Registry, find_kind
+from xmodal.recipe.lookup import all_recipes
 
 TEMPLATES = files("xmodal.authoring") / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -55,6 +56,13 @@ def check_name(name: str, kind: str, registry: Registry) -> None:
     if entry is not None:
         raise UsageError(
             f"{kind} '{name}' is already registered by {entry.origin}; "
+            f"choose another name, such as 'my-{name}'"
+        )
+    recipe = _recipe(name, kind)
+    hides = next((found for found in all_recipes(registry) if found.name == recipe), None)
+    if hides is not None:
+        raise UsageError(
+            f"there is a recipe '{recipe}' already, from {hides.origin or 'the working directory'}; "
             f"choose another name, such as 'my-{name}'"
         )
     package = _package(name)

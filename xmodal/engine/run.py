@@ -21,6 +21,7 @@ from xmodal.data.store import Store
 from xmodal.engine import checkpoint, directory
 from xmodal.engine import device as devices
 from xmodal.engine.build import Builder, accelerator
+from xmodal.engine.distributed import of_the_first
 from xmodal.engine.evaluate import evaluate
 from xmodal.engine.identity import identity
 from xmodal.engine.loop import EpochRecord, Training
@@ -466,6 +467,7 @@ class _Execution:
             keep_samples(self.run, self.digest, session, snapshot, score.predictions)
             with for_the_report(session, "what to do next"):
                 advice = advised(self.run, self.plan.recipe, session, snapshot, score, judgement)
+        judgement, advice = of_the_first((judgement, advice), session.world)
         seconds = {
             "training": snapshot.seconds,
             "this_process": self.clock() - self.begun,

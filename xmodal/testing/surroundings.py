@@ -191,6 +191,8 @@ class _Embed(nn.Module):
 
 
 class _Head(nn.Module):
+    reads_samples = False
+
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, outputs)

@@ -341,7 +341,7 @@ def test_recipes_that_cannot_work_say_why(overrides: tuple[str, ...], message: s
 
 
 def test_the_stage_is_as_long_as_its_two_parts() -> None:
-    assert session().stages[0].epochs == 6
+    assert session("stages.0.warmup_epochs=4").stages[0].epochs == 4 + 1
     assert session("stages.0.warmup_epochs=0", "stages.0.epochs=2").stages[0].epochs == 2
 
 

@@ -224,7 +224,7 @@ def test_the_published_files_made_ready(
     assert set(Darcy.contents(one.config, store)) == {"prepared"}
     with pytest.raises(DataError, match="has 7 samples of 'train', the recipe asks for 8"):
         task(store, **{**settings, "train": 5}).load(0)
-    with pytest.raises(DataError, match="85, 43, 29 and 22 can"):
+    with pytest.raises(UsageError, match="85, 43, 29 and 22 can"):
         task(store, **{**settings, "resolution": 12}).load(0)
     # What a recipe generates does not depend on what is in the cache.
     assert "generated" in task(store).load(0).notes[0]
