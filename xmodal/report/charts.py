@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from xmodal.text import number
+from xmodal.text import number, visible
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -232,6 +232,8 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_SETTINGS), _own_legend(figure):
         figure.savefig(path, format=kind, dpi=_DPI, metadata=metadata[kind])
+    if kind == "svg":
+        path.write_text(visible(path.read_text(encoding="utf-8")), encoding="utf-8")
     return path
 
 
@@ -315,7 +317,7 @@ def _rendered(figure: Figure, clip: bool) -> ElementTree.Element:
     stream = io.StringIO()
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(stream.getvalue())
+    root = ElementTree.fromstring(visible(stream.getvalue()))  # XML has no control characters
     for element in () if clip else root.iter():
         element.attrib.pop("clip-path", None)
     return root

@@ -26,7 +26,7 @@ from xmodal.report.pictures import (
     scale_of,
 )
 from xmodal.report.pictures import field as draw_field
-from xmodal.text import number
+from xmodal.text import number, visible
 
 MAX_BARS, MAX_FEATURES, MAX_POINTS = 5, 6, 400
 COMPARED = 2
@@ -296,8 +296,10 @@ def probabilities(scores: Array, single: bool) -> Array:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """The name of a class, or its number if the task has no class names."""
-    return str(classes[label]) if 0 <= label < len(classes) else f"class {label}"
+    """The name of a class on one line, or its number if the task has no class names."""
+    if not 0 <= label < len(classes):
+        return f"class {label}"
+    return visible(str(classes[label]), line_breaks=False)
 
 
 def _digits(y: Array) -> list[int]:
