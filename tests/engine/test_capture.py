@@ -103,9 +103,7 @@ def methods() -> list[Any]:
     roles = {file.stem: read(file).data.get("role") for file in files}
     names = [n for n, role in roles.items() if role not in ("rival", "trivial") or n in rivals]
     fast = {"nft", "pare"}
-    return [
-        pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names
-    ]
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names]
 
 
 @pytest.mark.parametrize("method", methods())
