@@ -61,8 +61,9 @@ def check_name(name: str, kind: str, registry: Registry) -> None:
     recipe = _recipe(name, kind)
     hides = next((found for found in all_recipes(registry) if found.name == recipe), None)
     if hides is not None:
+        whose = hides.origin or "the working directory"
         raise UsageError(
-            f"there is a recipe '{recipe}' already, from {hides.origin or 'the working directory'}; "
+            f"there is a recipe '{recipe}' already, from {whose}; "
             f"choose another name, such as 'my-{name}'"
         )
     package = _package(name)
