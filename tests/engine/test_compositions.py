@@ -197,8 +197,9 @@ def test_every_method_trains_on_every_kind(method: str, kind: str, files: Path) 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rival", RIVALS)
 def test_every_rival_trains_or_says_why_not(rival: str, kind: str, files: Path) -> None:
+    few = ("predictor.trials=2",) if rival.endswith("-tuned") else ()
     try:
-        session = session_of(rival, kind, files)
+        session = session_of(rival, kind, files, *few)
     except (DataError, UsageError) as error:
         reason = error
     else:

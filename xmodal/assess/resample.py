@@ -112,6 +112,7 @@ class Resamples:
             self.members = np.split(order, ends)
         self.over: Literal["samples", "groups"] = "samples" if groups_N is None else "groups"
         self._taken_apart: list[tuple[Tensor, Decomposed | None]] = []
+        self._drawn: list[tuple[Tensor, Floats]] = []
 
     @property
     def units(self) -> int:
@@ -216,14 +217,21 @@ class Resamples:
             count = min(FEWER_DRAWS, MOST_NUMBERS // numbers)
         if count < FEWEST_DRAWS or self.units < LEAST_UNITS:
             return np.empty((len(predictions), 0))
+        rows = [self._drawn_scores(p, own, count) for p, own in zip(predictions, parts, strict=True)]
+        return np.stack(rows)
+
+    def _drawn_scores(self, prediction: Tensor, own: Decomposed | None, count: int) -> Floats:
+        """The scores over the first draws, ``[R]``; what was scored before is not scored again."""
+        for known, scores_R in self._drawn:
+            if known is prediction and len(scores_R) >= count:
+                return scores_R[:count]
         generator = np.random.default_rng([self.seed, 0])
-        drawn_PR = np.empty((len(predictions), count))
+        scores_R = np.empty(count)
         for r in range(count):
             index_M = generator.integers(self.units, size=self.units)
-            for p, (prediction, own) in enumerate(zip(predictions, parts, strict=True)):
-                score = self._scored(prediction, index_M) if own is None else own.score(index_M)
-                drawn_PR[p, r] = score
-        return drawn_PR
+            scores_R[r] = self._scored(prediction, index_M) if own is None else own.score(index_M)
+        self._drawn.append((prediction, scores_R))
+        return scores_R
 
     def _ends(
         self, drawn_R: Floats, decomposed: bool, paired: bool = False
