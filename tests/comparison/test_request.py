@@ -36,6 +36,18 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
+def test_fresh_seeds_begin_where_they_are_told_to(suite: Path, tmp_path: Path) -> None:
+    made = requested(registry(), suite=str(suite), seeds=3, first_seed=2)
+    assert made.command.endswith("--seeds 3 --first-seed 2")
+    cells = grid(made, registry(), Store(), tmp_path)
+    assert {cell.seed for cell in cells} == {2, 3, 4}
+    suite.write_text(SUITE + "first_seed: 5\n")
+    assert requested(registry(), suite=str(suite)).suite.first_seed == 5
+    assert requested(registry(), suite=str(suite), first_seed=0).suite.first_seed == 0
+    with pytest.raises(UsageError, match="first_seed: -1, and 0 is the least"):
+        requested(registry(), suite=str(suite), first_seed=-1)
+
+
 def test_a_suite_is_a_grid(suite: Path, tmp_path: Path) -> None:
     made = requested(registry(), suite=str(suite))
     assert made.suite.seeds == 2

@@ -72,6 +72,10 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of seeds per method and task; default 3.")
     ] = None,
+    first_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="The first of them, to confirm with fresh ones; default 0."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value,value: every value makes a separate method."),
@@ -124,6 +128,7 @@ def compare(
         tasks=task or (),
         suite=suite,
         seeds=seeds,
+        first_seed=first_seed,
         settings=set_ or (),
         scale=scale,
         fraction=fraction,

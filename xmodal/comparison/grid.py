@@ -76,7 +76,8 @@ class Suite(Settings):
     description: str = Field("", description="One line for people.")
     methods: tuple[str | Contender, ...] = Field(min_length=1, description="What is compared.")
     tasks: tuple[str, ...] = Field(min_length=1, description="On what.")
-    seeds: int = Field(3, ge=1, description="Seeds of every cell, from 0.")
+    seeds: int = Field(3, ge=1, description="Seeds of every cell.")
+    first_seed: int = Field(0, ge=0, description="The first of them, for fresh ones.")
     set: tuple[str, ...] = Field((), description="key=value,value: each value makes a variant.")
     scale: str | None = Field(None, description="A scale layer, put last.")
     fraction: float | None = Field(None, gt=0, le=1, description="Share of the training samples.")
@@ -131,6 +132,7 @@ def requested(
     *,
     suite: str | None = None,
     seeds: int | None = None,
+    first_seed: int | None = None,
     settings: Sequence[str] = (),
     scale: str | None = None,
     fraction: float | None = None,
@@ -143,39 +145,33 @@ def requested(
 
     Raises UsageError if nothing says which methods or tasks, RecipeError for a wrong suite.
     """
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"seeds: {seeds}, and one is the least")
+    for what, value, least in (("seeds", seeds, 1), ("first_seed", first_seed, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"{what}: {value}, and {least} is the least")
     if fraction is not None and not 0 < fraction <= 1:
         raise UsageError(f"fraction: {fraction:g}; it lies above 0 and up to 1")
     name, chosen = "", Suite.model_construct(methods=(), tasks=())
     if suite is not None:
         name, chosen = find_suite(suite, registry)
+    plain = {"seeds": seeds, "first_seed": first_seed, "scale": scale, "fraction": fraction}
     said = {
         "methods": tuple(dict.fromkeys(methods)),
         "tasks": tuple(dict.fromkeys(tasks)),
         "set": tuple(settings),
-        "seeds": seeds,
-        "scale": scale,
-        "fraction": fraction,
+        **plain,
     }
-    chosen = chosen.model_copy(update={key: value for key, value in said.items() if value})
+    chosen = chosen.model_copy(update={k: v for k, v in said.items() if v or v == 0})
     if not chosen.methods:
         raise UsageError("name the methods to compare, or a suite of them with --suite")
     if not chosen.tasks:
         raise UsageError("name tasks to compare on: --task NAME NAME ...")
-    options = {
-        "--seeds": seeds,
-        "--scale": scale,
-        "--fraction": fraction,
-        "--against": against,
-        "--root": os.path.abspath(root) if root else None,
-    }
+    options = {**plain, "against": against, "root": os.path.abspath(root) if root else None}
     words = ["xmodal", "compare", *map(from_anywhere, dict.fromkeys(methods))]
     words += [] if suite is None else ["--suite", from_anywhere(suite)]
     words += ["--task", *map(from_anywhere, dict.fromkeys(tasks))] if tasks else []
     words += ["--set", *settings] if settings else []
     for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
+        words += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
     for file in plugin_files:
         words += ["--plugin", os.path.abspath(file)]
     words += [] if trivial else ["--no-trivial"]
@@ -322,6 +318,7 @@ def grid(
         for setting in _settings(suite.set):
             methods.append(_method(contender, setting, known, registry))
     methods = list(dict.fromkeys(methods))
+    seeds = range(suite.first_seed, suite.first_seed + suite.seeds)
     _check_labels("tasks", tasks)
     _check_labels("methods", methods)
     cells = []
@@ -342,7 +339,7 @@ def grid(
             _check_labels("methods", [*methods, *cheap])
             added = map(planned, cheap)
             found += [one._replace(cell=replace(one.cell, added=True)) for one in added]
-        cells += [_seeded(*one[:2], seed, root) for one in found for seed in range(suite.seeds)]
+        cells += [_seeded(*one[:2], seed, root) for one in found for seed in seeds]
     return sorted(cells, key=lambda cell: cell.seed)
 
 

@@ -128,21 +128,12 @@ def shifted(field: Tensor, element: int, axis: int = -1) -> Tensor:
     return torch.roll(field, element, axis)
 
 
-class Symmetric(Dataset[Pair]):
+class Symmetric(Augmented):
     """The samples of ``plain``; in a pass of training, each is moved by a random element."""
 
     def __init__(self, plain: Dataset[Pair], symmetry: Symmetry, seed: int) -> None:
-        self.plain, self.symmetry, self.seed = plain, symmetry, seed
-
-    def __len__(self) -> int:
-        return loader.count(self.plain)
-
-    def __getitem__(self, index: int) -> Pair:
-        return self.plain[index]
-
-    def labels(self, index_N: Tensor) -> Tensor:
-        """The labels of some samples, not moved."""
-        return loader.labels_of(self.plain, index_N)
+        super().__init__(plain, self._moved)
+        self.symmetry, self.seed = symmetry, seed
 
     def in_pass(self, seed: int) -> Dataset[Pair]:
         """The samples as one pass sees them; if they change by themselves, they do that first."""
