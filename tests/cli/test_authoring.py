@@ -30,6 +30,7 @@ WRONG_NEW = [
     (("../up", "mixer"), "'../up' is not a valid name; did you mean 'up'?"),
     (("mixup", "mixer"), "mixer 'mixup' is already registered by xmodal"),
     (("mona", "mixer"), TAKEN),
+    (("nearest", "mixer"), "there is a recipe 'methods/nearest' already, from xmodal; choose"),
     (("mine", "mixxer"), "unknown kind 'mixxer'; did you mean 'mixer'?"),
 ]
 
@@ -130,11 +131,12 @@ def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     file.write_text(file.read_text().replace("share * (as_source_BND - x_BND)", "0 * x_BND"))
     recipe = Path("xmodal-my-mixer/xmodal_my_mixer/recipes/methods/my-mixer.yaml")
     recipe.write_text("extends: methods/nft\nmixer: {use: my-mixer, shar: 1}\n")
+    recipe.with_name("pare.yaml").write_text("extends: methods/nft\nmixer: my-mixer\n")
     done = process("plugins", "check", "xmodal-my-mixer")
     assert done.code == 3
     assert "Traceback" not in done.out + done.err
     lines = done.out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[2] == (
         "mend     contract of mixer my-mixer: MyMixer at k=0: two views hold the same tokens; "
         "give one view both terms"
@@ -142,7 +144,11 @@ def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     assert lines[3].startswith("mend     its own tests: FAILED tests/test_my_mixer.py::")
     assert lines[4].startswith("mend     recipe methods/my-mixer, two epochs: ")
     assert "did you mean 'share'?" in lines[4]
-    assert done.err == LOADING + "error: xmodal-my-mixer: 3 of 4 checks failed\n"
+    assert lines[5] == (
+        "mend     recipe methods/pare, two epochs: hidden by the recipe of the same name from "
+        "xmodal; rename it"
+    )
+    assert done.err == LOADING + "error: xmodal-my-mixer: 4 of 5 checks failed\n"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
@@ -58,6 +59,14 @@ def check_name(name: str, kind: str, registry: Registry) -> None:
             f"{kind} '{name}' is already registered by {entry.origin}; "
             f"choose another name, such as 'my-{name}'"
         )
+    package = _package(name)
+    if importlib.util.find_spec(package) is not None:
+        raise UsageError(
+            f"a package '{package}' is already installed; choose another name, such as 'my-{name}'"
+        )
+    with suppress(PackageNotFoundError):
+        known = distribution(f"xmodal-{name}").name
+        raise UsageError(f"a distribution '{known}' is already installed; choose another name")
     recipe = _recipe(name, kind)
     hides = next((found for found in all_recipes(registry) if found.name == recipe), None)
     if hides is not None:
@@ -66,16 +75,6 @@ def check_name(name: str, kind: str, registry: Registry) -> None:
             f"there is a recipe '{recipe}' already, from {whose}; "
             f"choose another name, such as 'my-{name}'"
         )
-    package = _package(name)
-    if importlib.util.find_spec(package) is not None:
-        raise UsageError(
-            f"a package '{package}' is already installed; choose another name, such as 'my-{name}'"
-        )
-    try:
-        known = distribution(f"xmodal-{name}")
-    except PackageNotFoundError:
-        return
-    raise UsageError(f"a distribution '{known.name}' is already installed; choose another name")
 
 
 def rendered(name: str, kind: str) -> dict[str, str]:
