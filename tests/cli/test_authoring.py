@@ -144,10 +144,7 @@ def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     assert lines[3].startswith("mend     its own tests: FAILED tests/test_my_mixer.py::")
     assert lines[4].startswith("mend     recipe methods/my-mixer, two epochs: ")
     assert "did you mean 'share'?" in lines[4]
-    assert lines[5] == (
-        "mend     recipe methods/pare, two epochs: hidden by the recipe of the same name from "
-        "xmodal; rename it"
-    )
+    assert "recipe 'methods/pare' is provided by both xmodal and plugin.py" in lines[5]
     assert done.err == LOADING + "error: xmodal-my-mixer: 4 of 5 checks failed\n"
 
 

@@ -217,8 +217,8 @@ class Resamples:
             count = min(FEWER_DRAWS, MOST_NUMBERS // numbers)
         if count < FEWEST_DRAWS or self.units < LEAST_UNITS:
             return np.empty((len(predictions), 0))
-        rows = [self._drawn_scores(p, own, count) for p, own in zip(predictions, parts, strict=True)]
-        return np.stack(rows)
+        pairs = zip(predictions, parts, strict=True)
+        return np.stack([self._drawn_scores(prediction, own, count) for prediction, own in pairs])
 
     def _drawn_scores(self, prediction: Tensor, own: Decomposed | None, count: int) -> Floats:
         """The scores over the first draws, ``[R]``; what was scored before is not scored again."""

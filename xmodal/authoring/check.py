@@ -305,12 +305,6 @@ def _named(path: Path, package: Package) -> Iterator[tuple[str, str]]:
 
 def _recipe(package: Package, name: str, path: Path) -> None:
     from xmodal.recipe.compose import compose
-    from xmodal.recipe.lookup import find_recipe
-
-    found = find_recipe(name, package.registry)
-    if found.path.resolve() != path:
-        whose = found.origin or "the working directory"
-        raise PluginError(f"hidden by the recipe of the same name from {whose}; rename it")
     data = compose([name], package.registry).data
     before = [] if "stages" in data else [PLAIN]
     # A scale may choose other parts; override it with the parts of the package.
