@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from xmodal.data import RawForm, Store, tables
 from xmodal.data.arrays import Array, Indices
-from xmodal.data.splits import split, split_in_time
+from xmodal.data.splits import in_folds, split, split_in_time
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError
 from xmodal.files import contents
@@ -184,7 +184,7 @@ def _folded(
             return {
                 "train": Share(part, rows[past]), "validation": Share(part, rows[found[fold + 1]])
             }  # fmt: skip
-        found = split(len(rows), [1 / folds] * folds, seed, strata_M, groups_M)
+        found = in_folds(len(rows), folds, seed, strata_M, groups_M)
     except DataError as error:
         raise DataError(f"{plan.parts[part].x_name}: {error}") from error
     validates_N = np.zeros(len(rows), dtype=bool)

@@ -79,7 +79,8 @@ def gathered(
     data, chooses = session.data, session.evaluation_split()
     train = for_fit(data.train)
     if predictor.most_samples is not None and not every:
-        train = Subset(train, spread(loader.count(train), predictor.most_samples).tolist())
+        rows = spread(loader.count(data.train), predictor.most_samples, loader.count(train))
+        train = Subset(train, rows.tolist())
     x_NF, y, tokens = _features(session, train, read)
     validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
     if predictor.uses_validation:
@@ -101,10 +102,29 @@ def gathered(
     )
 
 
-def spread(count: int, most: int) -> Tensor:
-    """At most so many places of ``count``, spread evenly: many files are sorted by class."""
+def spread(count: int, most: int, rows: int | None = None) -> Tensor:
+    """At most ``most`` places of ``count`` samples, spread evenly: many files are sorted by class.
+
+    ``rows``: all samples, then all of them moved, and so on. As many samples as possible come
+    first, then as many copies of all of them as there is room for.
+    """
     used = min(most, count)
-    return torch.arange(used) * count // used
+    copies = 1 if rows is None else min(rows // count, most // used)
+    place_S = torch.arange(used) * count // used
+    return (place_S + count * torch.arange(copies)[:, None]).flatten()
+
+
+def label_scale(y: Tensor, kind: str) -> Tensor:
+    """By what errors of labels ``[N, ...]`` are divided to count alike, float64 ``[K]``.
+
+    For numbers the standard deviation of the known ones, 1 where they are all the same; for classes
+    and labels of 0 and 1 always 1. Give training labels: a few of validation may not vary.
+    """
+    if kind != "regression":
+        return torch.ones(1, dtype=torch.float64)
+    y_NK = y.flatten(1).double() if y.ndim > 1 else y[:, None].double()
+    scale_K = (y_NK - y_NK.nanmean(0)).square().nanmean(0).sqrt()
+    return torch.where(scale_K > 0, scale_K, 1.0)  # NaN, where nothing is known, is not above 0
 
 
 def _features(
@@ -119,7 +139,8 @@ def _features(
     model.eval()
     with torch.no_grad():
         for x, y in loader.in_order(dataset, BATCH, session.workers):
-            tokens = read(x.to(session.device))
+            with session.autocast():  # as they are scored
+                tokens = read(x.to(session.device))
             features.append(tokens.x_BND.flatten(1).float().cpu())
             labels.append(y)
         return torch.cat(features), encoded(model.decode, torch.cat(labels)), tokens.x_BND.shape[1]

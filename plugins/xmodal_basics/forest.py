@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, Target, too_large
+from xmodal_basics.fit import label_scale
 from xmodal_basics.series_features import Array, described
 from xmodal_basics.tree_arrays import TreeArrays
 
@@ -120,9 +121,7 @@ class Forest(FittedPredictor):
         if self.output.kind == "classification":
             y = functional.one_hot(y.long(), self.output.size)
         y = y.double().view(len(y), -1)
-        scale_K = y.nan_to_num().std(0).clamp_min(torch.finfo(y.dtype).tiny)
-        if self.output.kind != "regression":
-            scale_K = torch.ones_like(scale_K)
+        scale_K = label_scale(data.y, self.output.kind)
         return float(((y_BK - y) / scale_K).square().nanmean())
 
     def _grow(self, data: FitData) -> None:

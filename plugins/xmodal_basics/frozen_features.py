@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, Target
+from xmodal_basics.fit import label_scale
 from xmodal_basics.sklearn_models import Array, LinearModel, logistic, ridge
 
 
@@ -98,12 +99,12 @@ class FrozenFeatures(FittedPredictor):
         least, kept, chosen = np.inf, LinearModel(), (0, first)
         for layer, penalty in tries:
             found = self._solved(x_NLF[:, layer], data.y, penalty)
-            error = self._error(found, check_NLF[:, layer], data.validation_y)
+            error = self._error(found, check_NLF[:, layer], data)
             if error < least or not fitted_yet(kept):
                 least, kept, chosen = error, found, (layer, penalty)
         for penalty in others:
             found = self._solved(x_NLF[:, chosen[0]], data.y, penalty)
-            error = self._error(found, check_NLF[:, chosen[0]], data.validation_y)
+            error = self._error(found, check_NLF[:, chosen[0]], data)
             if error < least:
                 least, kept, chosen = error, found, (chosen[0], penalty)
         self.model.load_state_dict(kept.state_dict())
@@ -129,18 +130,18 @@ class FrozenFeatures(FittedPredictor):
         model.fit(x_NF.double().numpy(), solve, rank, own_scales=True, seed=self.seed)
         return model
 
-    def _error(self, model: LinearModel, x_NF: Tensor, y: Tensor) -> float:
-        """The mean squared error of probabilities or numbers; numbers count alike."""
+    def _error(self, model: LinearModel, x_NF: Tensor, data: FitData) -> float:
+        """The mean squared error of probabilities or numbers on validation; numbers count alike."""
         if not len(x_NF):
             return np.inf
-        y_NK = model(x_NF)
+        y_NK, y = model(x_NF), data.validation_y
         if self.output.kind == "classification":
             wanted_NK = functional.one_hot(y.long(), self.output.size)
             return float((y_NK.softmax(1) - wanted_NK).square().sum(1).mean())
         if self.output.kind == "multi-label":
             return float((y_NK.sigmoid() - y).square().nanmean())
-        scale_K = y.nan_to_num().std(0).clamp_min(torch.finfo(y.dtype).tiny)
-        return float(((y_NK - y) / scale_K).square().nanmean())
+        scale_K = label_scale(data.y, self.output.kind)
+        return float(((y_NK - y.flatten(1)) / scale_K).square().nanmean())
 
     def forward(self, features: Tokens) -> Tensor:
         """Predict ``[B, K]``: log-probabilities of classes, log-odds of labels, or numbers."""

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, too_large
+from xmodal_basics.fit import label_scale
 
 LEAST = 1e-4
 """The probability of what no neighbour has; dense labels of 0 and 1 as in ridge."""
@@ -102,10 +103,7 @@ class Nearest(FittedPredictor):
         if self.output.kind == "classification":
             y = functional.one_hot(y.long(), self.output.size)
         y_NK = y.flatten(1).double()
-        # Labels of a regression count alike, whatever their unit.
-        scale_K = torch.ones(1).double()
-        if self.output.kind == "regression":
-            scale_K = y_NK.nan_to_num().std(0).clamp_min(torch.finfo(torch.float64).tiny)
+        scale_K = label_scale(data.y, self.output.kind)
         error_k = torch.zeros(len(able), dtype=torch.float64)
         pieces = zip(
             torch.split(data.validation_x_NF, AT_ONCE), torch.split(y_NK, AT_ONCE), strict=True

@@ -181,9 +181,8 @@ class ResidualPredictor(Predictor):
         if units < 2:
             raise DataError("out-of-fold predictions need training samples of at least two groups")
         folds = min(self.config.folds, units)
-        parts = splits.split(
-            count, (1,) * folds, seed, strata_N, None if groups_N is None else groups_N.numpy()
-        )
+        grouped_N = None if groups_N is None else groups_N.numpy()
+        parts = splits.in_folds(count, folds, seed, strata_N, grouped_N)
         self.fold_N = torch.empty(count, dtype=torch.int64)
         for fold, part in enumerate(parts):
             self.fold_N[torch.from_numpy(part)] = fold
@@ -192,7 +191,8 @@ class ResidualPredictor(Predictor):
         for fold in range(folds):
             cheap, rest_R = self.others[fold], fold_R != fold
             outside = replace(data, x_NF=data.x_NF[rest_R], y=data.y[rest_R])
-            cheap.fit(at_most(cheap.most_samples, outside))
+            count_outside = int((self.fold_N != fold).sum())
+            cheap.fit(at_most(cheap.most_samples, outside, count_outside))
             if changing:
                 continue
             own = (self.fold_N == fold).nonzero()[:, 0]
@@ -222,12 +222,12 @@ class FitCheap(WithoutSteps):
         data = session.data
         fit_data = gathered(session, predictor.cheap, flat, every=True)
         changing = in_pass(data.train, 0) is not data.train
-        begun = predictor.cheap.fitted
+        begun, count = predictor.cheap.fitted, loader.count(data.train)
         with session.interruptible():
             if not begun:
-                predictor.cheap.fit(at_most(predictor.cheap.most_samples, fit_data))
+                predictor.cheap.fit(at_most(predictor.cheap.most_samples, fit_data, count))
             seed = randomness.derive(session.seed, "folds of residual") % 2**32
-            count, groups_N = loader.count(data.train), data.groups_of(data.train)
+            groups_N = data.groups_of(data.train)
             predictor.fit_folds(fit_data, count, groups_N, seed, changing)
         predictor.to(session.device)
         for other in predictor.others:
@@ -253,11 +253,11 @@ def smoothed(y: Tensor, kind: str, share: float) -> Tensor:
     return y
 
 
-def at_most(limit: int | None, data: FitData) -> FitData:
-    """As many samples as a predictor wants, spread evenly."""
+def at_most(limit: int | None, data: FitData, count: int) -> FitData:
+    """As many of ``count`` samples as a predictor wants, spread evenly, and copies of them."""
     if limit is None:
         return data
-    kept = spread(len(data.y), limit)
+    kept = spread(count, limit, len(data.y))
     return replace(data, x_NF=data.x_NF[kept], y=data.y[kept])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xmodal.data.splits import shares, split, split_in_time
+from xmodal.data.splits import in_folds, shares, split, split_in_time
 from xmodal.errors import DataError
 
 
@@ -116,3 +116,25 @@ def test_a_group_stays_whole_at_the_time_of_its_latest_sample() -> None:
 def test_too_few_times_are_refused() -> None:
     with pytest.raises(DataError, match="2 different times"):
         split_in_time(np.array([1, 1, 2]), [0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "folds"), [(2, 1, 2), (24, 2, 5), (3, 2, 5), (3, 40, 7)]
+)
+def test_folds_spread_every_class(classes: int, each: int, folds: int) -> None:
+    strata = np.repeat(np.arange(classes), each)[order(classes * each, 1)]
+    found = in_folds(len(strata), folds, 0, strata)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(len(strata)))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    for value in range(classes):
+        counts = [np.sum(strata[fold] == value) for fold in found]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_folds_keep_groups_and_need_enough_samples() -> None:
+    groups = np.arange(30) // 3
+    for fold in in_folds(30, 5, 0, np.arange(30) % 2, groups):
+        assert len(fold) == 6
+        assert len(set(groups[fold])) == 2
+    with pytest.raises(DataError, match="without leaving one empty"):
+        in_folds(3, 5, 0, np.arange(3) % 2)

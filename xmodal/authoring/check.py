@@ -305,6 +305,7 @@ def _named(path: Path, package: Package) -> Iterator[tuple[str, str]]:
 
 def _recipe(package: Package, name: str, path: Path) -> None:
     from xmodal.recipe.compose import compose
+
     data = compose([name], package.registry).data
     before = [] if "stages" in data else [PLAIN]
     # A scale may choose other parts; override it with the parts of the package.

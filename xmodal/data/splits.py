@@ -41,6 +41,25 @@ def split(
     return parts
 
 
+def in_folds(
+    count: int,
+    folds: int,
+    seed: int,
+    strata_N: Array | None = None,
+    groups_N: Array | None = None,
+) -> list[Indices]:
+    """Cut ``range(count)`` into ``folds`` parts of equal size, each an ascending index array.
+
+    ``strata_N`` spreads every stratum over the folds as evenly as can be, however few samples it
+    has. ``groups_N`` keeps each group whole. Raises DataError if a fold would be empty.
+    """
+    if groups_N is not None or strata_N is None or count < folds:
+        return split(count, [1 / folds] * folds, seed, None, groups_N)
+    order = np.random.RandomState(seed).permutation(count)
+    order = order[np.argsort(strata_N[order], kind="stable")]
+    return [np.sort(order[fold::folds]) for fold in range(folds)]
+
+
 def split_in_time(
     time_N: Array, shares: Sequence[float], groups_N: Array | None = None
 ) -> list[Indices]:

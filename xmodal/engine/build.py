@@ -326,7 +326,7 @@ class Builder:
 
     @torch.no_grad()
     def _calibrate(self, session: RunSession) -> None:
-        """Show the embedder a first batch and the norm of the backbone's own tokens.
+        """Show the embedder some samples and the norm of the backbone's own tokens.
 
         A norm that the backbone states goes before one that is measured on the source, which only
         stands in for what the backbone was trained on. Methods that do not mix measure on the
@@ -340,12 +340,16 @@ class Builder:
         if norm is None and samples is not None:
             x, _ = loader.first(samples, CALIBRATION_SAMPLES)
             norm = token_norm(model.backbone.embed(x).x_BND)
+        train = session.data.train
+        # Files are often sorted by class, so the first samples are not like the others.
+        order = randomness.permutation(loader.count(train), self.recipe.seed, "embedder")
+
+        def some(number: int) -> Tensor:
+            return next(loader.batches(train, [order[:number].sort().values]))[0]
+
         if type(model.embedder).fit is not Embedder.fit:
-            train = session.data.train
-            order = randomness.permutation(loader.count(train), self.recipe.seed, "embedder")
-            seen = order[:FITTED_SAMPLES].sort().values
-            model.embedder.fit(next(loader.batches(train, [seen]))[0])
-        x, _ = loader.first(session.data.train, CALIBRATION_SAMPLES)
+            model.embedder.fit(some(FITTED_SAMPLES))
+        x = some(CALIBRATION_SAMPLES)
         model.embedder.calibrate(x, norm)
         session.source_norm = norm
         session.target_norm = token_norm(model.embedder(x).x_BND)

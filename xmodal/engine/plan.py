@@ -62,7 +62,7 @@ def plan(recipe: Recipe, store: Store, layered: Layered | None = None) -> Plan:
         facts = replace(facts, grid=used.grid)
     found += _structure(recipe, facts)
     if not found:
-        found += _component_problems(recipe, replace(facts, task=_share(recipe, facts.task)))
+        found += _component_problems(recipe, replace(facts, task=_copied(recipe, facts.task)))
     if found:
         raise RecipeError([_placed(key, message, layered) for key, message in found])
     return Plan(recipe, facts, _source_target(recipe, facts), notes)
@@ -203,20 +203,26 @@ def _heads(recipe: Recipe, facts: Facts, target: Target) -> Iterator[tuple[str, 
 
 
 def _share(recipe: Recipe, task: TaskFacts) -> TaskFacts:
-    """The task with the training samples that the run will use; copies count."""
+    """The task with the training samples that the run will use."""
     if "train" not in task.samples:
         return task
     used = max(1, round(task.samples["train"] * recipe.fraction * recipe.labelled))
-    if recipe.augment:
-        # Imported late: telling what is wrong with a recipe's names needs no torch.
-        from xmodal.data.augment import COPIES
-        from xmodal.interfaces import FittedPredictor
-
-        predictor = recipe.predictor.component
-        # What reads samples itself fits a cheap answer to them.
-        fitted = issubclass(predictor, FittedPredictor) or predictor.reads_samples
-        used *= min(task.moves, COPIES) if fitted else 1
     return replace(task, samples={**task.samples, "train": used})
+
+
+def _copied(recipe: Recipe, task: TaskFacts) -> TaskFacts:
+    """The task with the training samples that a model is fitted to: those used, and copies."""
+    # Imported late: telling what is wrong with a recipe's names needs no torch.
+    from xmodal.data.augment import COPIES
+    from xmodal.interfaces import FittedPredictor
+
+    task, predictor = _share(recipe, task), recipe.predictor.component
+    # What reads samples itself fits a cheap answer to them.
+    fitted = issubclass(predictor, FittedPredictor) or predictor.reads_samples
+    if not (recipe.augment and fitted and "train" in task.samples):
+        return task
+    copied = task.samples["train"] * min(task.moves, COPIES)
+    return replace(task, samples={**task.samples, "train": copied})
 
 
 def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:

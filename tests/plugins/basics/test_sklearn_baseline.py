@@ -238,6 +238,7 @@ def test_stage_fits_the_whole_model() -> None:
         device=torch.device("cpu"),
         workers=0,
         interruptible=nullcontext,
+        autocast=nullcontext,
     )
     stage = Fit(Fit.Config(), around)
     stage.begin(session)
