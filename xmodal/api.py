@@ -125,7 +125,11 @@ def _write_report(done: runs.Run) -> None:
 def run_name(recipes: Sequence[str], scale: str | None = None) -> str:
     """The directory name of a run: the recipes' names, and the scale; cut if it is long."""
     parts = [
-        Path(r).stem if looks_like_path(r) or os.path.isfile(r) else r.replace("/", "-")
+        Path(r).stem
+        if looks_like_path(r) or os.path.isfile(r)
+        else Path(r).name
+        if os.path.isdir(r)
+        else r.replace("/", "-")
         for r in recipes
     ]
     return runs.valid_name("_".join(parts + ([scale] if scale else []))) or "run"

@@ -235,8 +235,11 @@ def _one_length(
 
 def _time(parts: list[FilePart], settings: DataSettings) -> int | None:
     """The axis of time of samples of one length, if the settings say that it is not the last."""
-    unequal = any(lengths.is_unequal(part.x) for part in parts)
-    return 0 if not unequal and settings.channels == "last" else None
+    if any(lengths.is_unequal(part.x) for part in parts):
+        return None
+    sample = parts[0].x.shape[1:]
+    longer = settings.channels == "auto" and len(sample) == 2 and sample[0] > sample[1]
+    return 0 if longer or settings.channels == "last" else None
 
 
 def _windows(

@@ -29,7 +29,7 @@ def recipe(path: Path, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, A
     try:
         chosen = DataSettings.model_validate({**given, **where})
     except ValidationError:  # which composing the recipe reports better, with the place
-        chosen = DataSettings.model_validate(where)
+        chosen = DataSettings.model_validate({"path": str(path.absolute())})
     return f"arrays/{_form(chosen)}", where
 
 

@@ -120,7 +120,10 @@ def understand(settings: DataSettings) -> FilePlan:
         read = f"{count:,} samples of shape {found.shape} read as {found.form} {way}"
     else:
         read = f"{count:,} rows of {plural(found.shape[0], 'value')}"
-    line = f"arrays: {read}; y {labels.read_as} (set kind: to change)"
+    called, change = "y", "kind:"
+    if table is not None:
+        called, change = f"y '{shortlist(table.labels)}'", "y: or kind:"
+    line = f"arrays: {read}; {called} {labels.read_as} (set {change} to change)"
     return FilePlan(
         tuple(parts), found, labels, levels, (line, *notes, *labels.notes), table, arrays
     )

@@ -52,6 +52,20 @@ def test_the_best_on_validation_comes_first_and_folders_lie_anywhere(xmodal: Cli
     assert [row["method"] for row in json.loads(one.out)] == ["orca"]
 
 
+def test_other_problems_on_the_same_data_are_other_tables(xmodal: Cli) -> None:
+    for name, y, score in (("a", "price", 0.3), ("b", "area", 0.1), ("c", "price", 0.2)):
+        run = made(Path("runs/x") / name, score, method=name)
+        manifest = run.read("manifest.json")
+        manifest["ingredients"]["recipe"]["task"]["y"] = y
+        run.write("manifest.json", manifest)
+    lines = [line for line in xmodal("runs").out.splitlines() if line]
+    assert [line.split("; ")[1] for line in lines if line.startswith("toy")] == [
+        "y=area",
+        "y=price",
+    ]
+    assert [row["method"] for row in json.loads(xmodal("runs", "--json").out)] == ["b", "c", "a"]
+
+
 def test_higher_is_better_where_it_is(xmodal: Cli) -> None:
     for name, score in (("a", 0.3), ("b", 0.9)):
         run = made(Path("runs/x") / name, score, method=name)

@@ -71,6 +71,34 @@ def test_settings_make_variants_of_a_method(tmp_path: Path) -> None:
     assert found[0].directory == found[2].directory
 
 
+def test_cheap_answers_that_are_added_learn_the_same(tmp_path: Path) -> None:
+    """The same label of the same file, from the same share of its samples."""
+    rows = "\n".join(f"{n % 7},{n},{n % 2}" for n in range(60))
+    (tmp_path / "house.csv").write_text(f"a,price,b\n{rows}\n")
+    more = ("task.y=price", "fraction=0.5", "training.epochs=3", "labelled=0.5,1")
+    suite = changed(methods=("nft",), tasks=(str(tmp_path / "house.csv"),), set=more, seeds=1)
+    found = grid(Request(suite, trivial=True), registry(), Store(), tmp_path)
+    assert {c.added for c in found} == {False, True}
+    assert [c.skipped for c in found if c.skipped] == []
+    assert {c.resolved["task"]["y"] for c in found} == {"price"}
+    assert {c.resolved["fraction"] for c in found} == {0.5}
+    assert [c.resolved["augment"] for c in found if c.method.startswith("majority")] == [
+        False,
+        True,
+    ]
+
+
+def test_a_test_file_of_a_data_file_is_one_of_its_settings(tmp_path: Path) -> None:
+    for name in ("house", "later"):
+        (tmp_path / f"{name}.csv").write_text("a,b\n" + "1,x\n2,y\n" * 30)
+    suite = changed(
+        tasks=(str(tmp_path / "house.csv"),), set=(f"task.test={tmp_path / 'later.csv'}",)
+    )
+    cell = grid(Request(suite), registry(), Store(), tmp_path)[0]
+    assert cell.skipped == ""
+    assert cell.resolved["task"]["train"] == str(tmp_path / "house.csv")
+
+
 def test_stages_say_what_a_cell_will_take(tmp_path: Path) -> None:
     settings = (
         "training.epochs=4",

@@ -481,6 +481,9 @@ def test_later_dates_give_the_parts_that_varied_in_training(tmp_path: Path) -> N
     angle = 2 * np.pi * 30.5 / 31
     expected = [[20665.5, np.sin(angle), np.cos(angle)], [NAN] * 3]
     np.testing.assert_allclose(kept.encode(later), expected)
+    for text in ("d,y\n,u\n", "d,y\nNA,u\n,v\n"):  # none of these rows has a date
+        none = tables.open_table(csv(tmp_path, text)).whole()
+        assert np.isnan(kept.encode(none)).all()
 
 
 def test_runs_that_do_not_say_what_varies_keep_their_features() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -65,6 +66,8 @@ class ListedRun:
     epochs: tuple[int, int | None] = (0, None)
     reason: str = ""
     retry: str = ""
+    problem: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that change what is learned: those of the task, and the shares of samples."""
 
 
 def runs(
@@ -92,8 +95,9 @@ def runs(
         output.stderr().print(f"no runs below {where}; make one: xmodal run --help")
         return
     begun = [one for one in found if one.state not in (NOT_BEGUN, DAMAGED)]
-    for (task, metric, _), group in groupby(begun, key=_group):
-        _print_group(task, metric, list(group))
+    groups = [list(group) for _, group in groupby(begun, key=_group)]
+    for group in groups:
+        _print_group(group, _differs(group[0], [other[0] for other in groups]))
     _print_ways_on(found)
 
 
@@ -133,6 +137,7 @@ def _read(run: Run) -> ListedRun:
         str(_within(recipe, "task", "metric", "use") or UNKNOWN),
         manifest.get("method") or cell or manifest.get("name") or UNKNOWN,
         data=str(_within(manifest, "data", "task") or ""),
+        problem=_problem(recipe),
         samples=task["samples"],
         scale=manifest.get("scale") or "",
         seed=recipe.get("seed"),
@@ -210,13 +215,26 @@ def ranked(found: Iterable[ListedRun]) -> list[ListedRun]:
     return sorted(runs, key=place)
 
 
-def _group(one: ListedRun) -> tuple[str, str, str]:
-    return one.task, one.metric, one.data
+def _group(one: ListedRun) -> tuple[str, str, str, str]:
+    return one.task, one.metric, one.data, json.dumps(one.problem, sort_keys=True, default=str)
 
 
-def _print_group(task: str, metric: str, group: Sequence[ListedRun]) -> None:
+def _problem(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    task = {k: v for k, v in (_within(recipe, "task") or {}).items() if k not in ("use", "metric")}
+    return {**task, **{key: recipe.get(key) for key in ("fraction", "labelled", "protocol")}}
+
+
+def _differs(one: ListedRun, others: Sequence[ListedRun]) -> list[str]:
+    """By what a group differs from others of the same task and metric: ``y=price``."""
+    alike = [other.problem for other in others if (other.task, other.metric) == _group(one)[:2]]
+    keys = [key for key in one.problem if any(p.get(key) != one.problem[key] for p in alike)]
+    return [f"{key}={text.shown(one.problem[key])}" for key in keys]
+
+
+def _print_group(group: Sequence[ListedRun], differs: Sequence[str]) -> None:
     better = next((one.better for one in group if one.better), "")
-    head = [f"{task}: {metric}" + (f", {better} is better" if better else "")]
+    head = [f"{group[0].task}: {group[0].metric}" + (f", {better} is better" if better else "")]
+    head += differs
     samples = next((one.samples for one in group if one.samples), {})
     head += [", ".join(f"{count:,} {split}" for split, count in samples.items())] if samples else []
     output.stdout().print(Text("; ".join(head), style="bold"), soft_wrap=True)

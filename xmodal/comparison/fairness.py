@@ -78,6 +78,7 @@ def flags(
     strongest: Mapping[str, str] | None = None,
     controls: Collection[str] = (),
     rivals: Collection[str] = (),
+    log_rope: float = 0.0,
 ) -> list[Flag]:
     """Every doubt about these scores.
 
@@ -85,10 +86,11 @@ def flags(
     task, the one that every other method has to beat; where there is one alone, it is that.
     ``controls``: the methods that were trained longer only to have as many encoder passes as a
     dearer one. ``rivals``: the methods whose cost is not counted in passes of the encoder.
+    ``log_rope``: differences of log-errors that are ties.
     """
     known = [c for c in conditions if c.method in scores.methods and c.task in scores.tasks]
     found = [*_mixed(known), *_selected_on_test(known)]
-    found += _worse_than_trivial(scores, trivial, strongest or {})
+    found += _worse_than_trivial(scores, trivial, strongest or {}, log_rope)
     apart = {*trivial, *rivals}
     found += [*_uneven_compute(scores, known, controls, apart), *_edge_of_grid(known)]
     return [*found, *_incomplete(scores, trivial), *_floored(scores)]
@@ -225,7 +227,7 @@ def _percent(ratios: Iterable[float]) -> str:
 
 
 def _worse_than_trivial(
-    scores: ErrorTable, trivial: Collection[str], strongest: Mapping[str, str]
+    scores: ErrorTable, trivial: Collection[str], strongest: Mapping[str, str], log_rope: float
 ) -> list[Flag]:
     """Of every method that is no cheap answer itself: where it loses to the strongest of them."""
     alone = next(iter(trivial)) if len(trivial) == 1 else None
@@ -240,7 +242,7 @@ def _worse_than_trivial(
             if all(map(math.isnan, d_TS[0])):
                 continue
             (mean,) = task_means(d_TS)
-            if 0 < mean < math.inf:  # failed runs have a flag of their own
+            if log_rope < mean < math.inf:  # failed runs have a flag of their own
                 worse.setdefault(answer, {})[task] = float(math.exp(mean))
         if worse:
             where = [f"than {answer} on {', '.join(tasks)}" for answer, tasks in worse.items()]

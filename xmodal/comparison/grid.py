@@ -47,8 +47,9 @@ from xmodal.text import MOST_KNOWN, shortlist
 METHOD, RIVAL, CONTROL = "method", "rival", "control"
 ROLES = (METHOD, RIVAL, CONTROL, TRIVIAL)
 MAX_NAME = 60
-ALIKE = ("augment",)
-"""Settings of a comparison that the cheap answers it adds get, too."""
+_OF_TASK = "task."
+ALIKE = ("augment", "fraction", "labelled", "protocol")
+"""Settings of a comparison that the cheap answers it adds get, too, beside those of the task."""
 
 
 # --- what is asked for -------------------------------------------------------------------------
@@ -312,7 +313,8 @@ def grid(
     failed: dict[str, str] | None = {} if fetch else None
     suite = request.suite
     known = {recipe.name for recipe in all_recipes(registry)}
-    tasks = list(dict.fromkeys(_task(name, known, registry) for name in suite.tasks))
+    given = [text for text in suite.set if text.startswith(_OF_TASK) and len(_values(text)) == 1]
+    tasks = list(dict.fromkeys(_task(name, known, registry, given) for name in suite.tasks))
     methods: list[_Named] = []
     for contender in suite.contenders:
         for setting in _settings(suite.set):
@@ -345,7 +347,7 @@ def grid(
 
 def _alike(setting: tuple[str, ...]) -> tuple[str, ...]:
     """What of the settings concerns the cheap answers too: training samples, not training."""
-    return tuple(text for text in setting if text.partition("=")[0] in ALIKE)
+    return tuple(t for t in setting if t.partition("=")[0] in ALIKE or t.startswith(_OF_TASK))
 
 
 def _method(
@@ -359,9 +361,9 @@ def _method(
     return _Named(label, named.reference, (*contender.set, *setting), setting)
 
 
-def _task(name: str, known: set[str], registry: Registry) -> _Named:
-    """A task, or a data file of the user's own."""
-    own = None if f"tasks/{name}" in known else own_data(name, registry)
+def _task(name: str, known: set[str], registry: Registry, given: Sequence[str]) -> _Named:
+    """A task, or a data file of the user's own, of which ``given`` says more."""
+    own = None if f"tasks/{name}" in known else own_data(name, registry, given)
     if own is None:
         return _named(name, "tasks", known, registry)
     return _Named(own.label, own.recipe, own.overrides)
@@ -400,12 +402,15 @@ def _settings(texts: Iterable[str]) -> Iterable[tuple[str, ...]]:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip() or not raw.strip():
             raise UsageError(f"--set '{text}' is not of the form key=value,value")
-        # The values stay the text they were, so that 1e-4 is shown as 1e-4.
-        values = [part.strip() for part in _split(raw)]
-        for value in values:
+        for value in _values(text):
             parse_value(value, f"--set '{text}'")
-        choices.append([f"{key.strip()}={value}" for value in values])
+        choices.append([f"{key.strip()}={value}" for value in _values(text)])
     return itertools.product(*choices)
+
+
+def _values(text: str) -> list[str]:
+    """The values of ``key=value,value`` as the text they were, so that 1e-4 is shown as 1e-4."""
+    return [part.strip() for part in _split(text.partition("=")[2])]
 
 
 def _split(raw: str) -> list[str]:
@@ -428,7 +433,8 @@ def _unplanned(request: Request, method: _Named, task: _Named, known: set[str]) 
     references: tuple[str, ...] = (method.reference, task.reference)
     # A recipe written for this very pair goes before the two together, unless files are given.
     written = f"{Path(method.reference).stem}_{task.label}"
-    if written in known and not any(map(looks_like_path, references)):
+    named = task.reference.startswith("tasks/")  # not a file of that name
+    if named and written in known and not any(map(looks_like_path, references)):
         references = (written,)
     return Cell(
         method.label,

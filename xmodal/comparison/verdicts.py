@@ -157,6 +157,7 @@ def weigh(
         strongest=strongest,
         controls=controls,
         rivals=rivals,
+        log_rope=rule.log_rope,
     )
     results = judge(scores, pairs, rule, fairness.refusal(found))
     doubts = [doubt for result in results if (doubt := result.doubt) is not None]

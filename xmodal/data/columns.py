@@ -234,12 +234,13 @@ def _typed_numbers(cells: Cells, column: Column, part: Part) -> Array:
 def _dates(cells: Cells, column: Column, missing: Sequence[str], part: Part) -> Array:
     """Days since 1970 and the waves of year, week and day, ``[n, K]``."""
     kind = cells.type
-    if pa.types.is_null(kind):
+    if reading.is_text(kind):
+        cells = reading.clean(cells, missing)
+    if cells.null_count == len(cells):  # one row without a date, say
         time_N: Array | None = np.full(len(cells), np.datetime64("NaT"), "datetime64[us]")
     elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         time_N = reading.typed_dates(cells)
     elif reading.is_text(kind):
-        cells = reading.clean(cells, missing)
         time_N = reading.dates(cells, column.form)
     else:
         time_N = None

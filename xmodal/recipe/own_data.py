@@ -17,6 +17,7 @@ from xmodal.errors import PluginError, UsageError, XModalError
 from xmodal.plugins import Registry, reason
 from xmodal.recipe.lookup import METHODS, SUFFIX, all_recipes, expanded, method_and_task
 from xmodal.recipe.yaml import parse_value
+from xmodal.text import shown
 
 DEFAULT_METHOD = METHODS + "pare"
 """The method where a data file is all that is named, as in ``FineTuner()``."""
@@ -64,6 +65,11 @@ def own_data(reference: str, registry: Registry, overrides: Sequence[str] = ()) 
         if found is not None:
             recipe, settings = found
             return OwnData(Path(os.path.abspath(path)), recipe, settings)
+    if path.suffix and path.is_file():
+        raise UsageError(
+            f"'{shown(reference)}': no plugin reads {shown(path.suffix)} files; save a table as "
+            ".csv or .parquet, arrays as .npz"
+        )
     return None
 
 

@@ -187,6 +187,15 @@ def test_recordings_are_cut_into_windows_and_stay_together(tmp_path: Path) -> No
     assert any(note in line for line in data.notes)
 
 
+def test_windows_of_recordings_of_one_length_go_along_the_longer_axis(tmp_path: Path) -> None:
+    x = np.arange(12 * 40 * 3).reshape(12, 40, 3).astype(np.float32)
+    np.savez(tmp_path / "even.npz", x=x, y=np.arange(12) % 2)
+    data = load(tmp_path / "even.npz", lengths="window", length=10, normalize="none")
+    window = data.train.tensors[0][0]
+    assert window.shape == (3, 10)
+    assert (window[0, 1:] - window[0, :-1]).unique().tolist() == [3]
+
+
 def test_windows_keep_the_groups_of_a_file_together_and_are_scored_by_recording(
     tmp_path: Path,
 ) -> None:
