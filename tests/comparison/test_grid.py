@@ -82,10 +82,8 @@ def test_cheap_answers_that_are_added_learn_the_same(tmp_path: Path) -> None:
     assert [c.skipped for c in found if c.skipped] == []
     assert {c.resolved["task"]["y"] for c in found} == {"price"}
     assert {c.resolved["fraction"] for c in found} == {0.5}
-    assert [c.resolved["augment"] for c in found if c.method.startswith("majority")] == [
-        False,
-        True,
-    ]
+    majority = [c.resolved["labelled"] for c in found if c.method.startswith("majority")]
+    assert majority == [0.5, 1]
 
 
 def test_a_test_file_of_a_data_file_is_one_of_its_settings(tmp_path: Path) -> None:
