@@ -146,9 +146,9 @@ def requested(
 
     Raises UsageError if nothing says which methods or tasks, RecipeError for a wrong suite.
     """
-    for what, value, least in (("seeds", seeds, 1), ("first_seed", first_seed, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{what}: {value}, and {least} is the least")
+    for what, asked, least in (("seeds", seeds, 1), ("first_seed", first_seed, 0)):
+        if asked is not None and asked < least:
+            raise UsageError(f"{what}: {asked}, and {least} is the least")
     if fraction is not None and not 0 < fraction <= 1:
         raise UsageError(f"fraction: {fraction:g}; it lies above 0 and up to 1")
     name, chosen = "", Suite.model_construct(methods=(), tasks=())
