@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def codes(**changes: Any) -> list[str]:
     return [one.code for one in advise(Evidence(**{**given, **changes}))]
 
 
+def test_only_what_took_steps_can_have_learned_nothing() -> None:
+    behind = {"words": "always guessing N", "outcome": "worse"}
+    assert codes(against=[behind]) == ["nothing-learned"]
+    assert codes(against=[behind], steps=0) == []
+    (one,) = advise(Evidence((), "m", "lower", 0.1, against=[behind], steps=500))
+    assert "always guessing N is better" in one.text
+
+
 def test_nothing_to_say_about_a_good_run() -> None:
     good = {"words": "always guessing N", "outcome": "better"}
     assert codes(lines=lines([0.5, 0.3, 0.2, 0.2, 0.2]), against=[good], counts=[10, 99]) == []
@@ -37,10 +46,13 @@ def test_nothing_to_say_about_a_good_run() -> None:
 
 def test_a_metric_that_still_falls_names_the_override() -> None:
     falling = lines([0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3])
-    (one,) = advise(Evidence(falling, "error-rate", "lower", 0.3, steps=500))
+    found = Evidence(falling, "error-rate", "lower", 0.3, steps=500, length=("stages.x.epochs", 8))
+    (one,) = advise(found)
     assert one.code == "still-falling"
     assert "0.4000 to 0.3000 in the last 2 epochs of 8" in one.text
-    assert one.text.endswith("training.epochs=16")
+    assert one.text.endswith("train longer, stages.x.epochs=16")
+    (one,) = advise(replace(found, budget=40))  # which may have cut eight epochs out of more
+    assert one.text.endswith("train longer, stages.x.epochs=16 budget=160")
     rising = lines([0.2, 0.3, 0.4, 0.5])
     assert codes(lines=rising, better="higher") == ["still-falling"]
     assert codes(lines=rising) == []  # an error that rises
@@ -54,8 +66,10 @@ def test_a_metric_that_still_falls_names_the_override() -> None:
 def test_losses_that_part_are_overfitting() -> None:
     metric = [0.3, 0.2, 0.2, 0.2, 0.2]
     parted = lines(metric, [1.0, 0.8, 0.9, 1.0, 1.1], [1.0, 0.8, 0.5, 0.3, 0.2])
-    (one,) = advise(Evidence(parted, "error-rate", "lower", 0.3, steps=500))
-    assert (one.code, one.text.count("training.epochs=2")) == ("overfit", 1)
+    found = Evidence(parted, "error-rate", "lower", 0.3, steps=500, budget=40)
+    (one,) = advise(replace(found, length=("stages.finetune.steps", 500)))
+    assert one.code == "overfit"
+    assert one.text.endswith(" or stages.finetune.steps=200")
     assert "+37.5 %" in one.text
     assert "−75.0 %" in one.text
     # Nothing is learned any more, or validation has hardly changed.

@@ -56,6 +56,8 @@ class Evidence:
     steps: of the optimizer; ``encodes``: whether there is an encoder to train.
     seen, tested: test samples that equal a training sample, of how many.
     straddling: groups that are in both the training and the test split.
+    length: the setting that says how long the last stage trains, and its value.
+    budget: that of the recipe, which may have cut it.
     """
 
     lines: Sequence[Mapping[str, Any]]
@@ -70,6 +72,8 @@ class Evidence:
     seen: int = 0
     tested: int = 0
     straddling: int = 0
+    length: tuple[str, int] = ("training.epochs", 1)
+    budget: float | None = None
     ignored: Sequence[str] = field(default_factory=tuple)
 
 
@@ -121,11 +125,12 @@ def _leaks(seen: Evidence) -> Iterator[Advice]:
 
 def _learning(seen: Evidence) -> Iterator[Advice]:
     worst = next((one for one in seen.against if one["outcome"] in _NOTHING), None)
-    if worst is not None:
+    if worst is not None and seen.steps:
+        word = "better" if worst["outcome"] == "worse" else "as good"
         yield Advice(
             "nothing-learned",
-            f"nothing was learned: {worst['words']} is as good. Look at samples and their labels, "
-            "train longer (training.epochs), or try another learning rate",
+            f"nothing was learned: {worst['words']} is {word}. Look at samples and their labels, "
+            "train longer, or try another learning rate",
         )
     lines = _last_stage(seen.lines)
     if len(lines) < LEAST_EPOCHS:
@@ -134,7 +139,7 @@ def _learning(seen: Evidence) -> Iterator[Advice]:
     if falling is not None:
         yield falling
         return
-    overfit = _overfit(lines)
+    overfit = _overfit(seen, lines)
     if overfit is not None and worst is None:
         yield overfit
 
@@ -162,11 +167,21 @@ def _still_falling(seen: Evidence, lines: Sequence[Mapping[str, Any]]) -> Advice
     return Advice(
         "still-falling",
         f"{seen.metric} on validation was still {word} at the end ({ends} in the last "
-        f"{plural(tail, 'epoch')} of {len(error)}): train longer, training.epochs={2 * len(error)}",
+        f"{plural(tail, 'epoch')} of {len(error)}): train longer, {longer(seen, 2.0)}",
     )
 
 
-def _overfit(lines: Sequence[Mapping[str, Any]]) -> Advice | None:
+def longer(seen: Evidence, times: float) -> str:
+    """What to type to train so many times as long: ``stages.finetune.epochs=12``."""
+    key, value = seen.length
+    text = f"{key}={max(1, round(times * value))}"
+    # A budget would take away again what is more than it allows.
+    return (
+        text if seen.budget is None or times <= 1 else f"{text} budget={2 * times * seen.budget:g}"
+    )
+
+
+def _overfit(seen: Evidence, lines: Sequence[Mapping[str, Any]]) -> Advice | None:
     """Since its least value, the validation loss rose by a tenth while the training loss fell."""
     validated = [line["validation"].get("loss") for line in lines]
     trained = [line["train"].get("loss") for line in lines]
@@ -181,7 +196,8 @@ def _overfit(lines: Sequence[Mapping[str, Any]]) -> Advice | None:
         "overfit",
         f"the model learns its training samples by heart: since epoch {least + 1} of {len(lines)} "
         f"the training loss changed by {percent(fell)}, that on validation by {percent(rose)}. "
-        f"More samples, augmentation, fewer trained parameters, or training.epochs={least + 1}",
+        f"More samples, augmentation, fewer trained parameters, or "
+        + longer(seen, (least + 1) / len(lines)),
     )
 
 

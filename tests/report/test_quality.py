@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal.report.quality import confusion, power, quality
+from xmodal.report.quality import confusion, error_map, power, quality
 
 CLASSES = {"kind": "classification", "size": 3, "shape": []}
 
@@ -106,6 +106,45 @@ def test_fields_show_where_and_on_which_scales(shape: tuple[int, ...]) -> None:
     assert scale.title == "Error by scale"
     truth[0, 0, 0] = math.nan  # a hole: there is no spectrum
     assert len(quality({"prediction": said, "label": truth}, target, ()).charts) == 1
+
+
+def test_the_largest_error_is_found_wherever_it_is() -> None:
+    error_HW = np.ones((401, 400))
+    error_HW[337, 41] = 50
+    chart = error_map(error_HW)
+    assert "the largest error, 50.0, is in row 338, column 42" in chart.words
+    assert float(chart.figure.axes[0].images[0].get_array().max()) == 50  # drawn smaller
+    error_HW[:, 5] = np.nan
+    assert "row 338, column 42" in error_map(error_HW).words
+
+
+def test_curves_of_a_rare_class_keep_their_shape() -> None:
+    """Ten of 10,000 samples; the first nine that are named are of them."""
+    truth, score = np.zeros(10_000, dtype=np.int64), -np.arange(10_000.0) / 1e4
+    truth[[*range(9), 5000]] = 1
+    scores = torch.from_numpy(np.stack([-score, score], 1))
+    predicted = {"prediction": scores, "label": torch.from_numpy(truth)}
+    found = quality(predicted, {**CLASSES, "size": 2}, ("no", "yes"))
+    (curve,) = drawn(found.charts)["Precision and recall"].keys
+    early = [y for x, y in zip(curve.x, curve.y, strict=True) if 0.1 <= x <= 0.9]
+    assert max(early) == 1
+    assert len(early) >= 9
+
+
+def test_labels_that_nobody_knows_have_no_numbers() -> None:
+    nan = math.nan
+    y = torch.tensor([[0, nan, 1], [1, nan, 1], [nan, nan, 1], [0, nan, 1.0]])
+    odds = torch.tensor([[-1, 0, 1], [1, 0, -1], [0, 0, 1], [1, 0, 1.0]])
+    target = {"kind": "multi-label", "size": 3, "shape": []}
+    found = quality({"prediction": odds, "label": y}, target, ("a", "b", "c"))
+    assert found.table is not None
+    assert [row[3:5] for row in found.table[1]] == [
+        ["0.500", "1.00"],
+        ["–", "–"],
+        ["1.00", "0.750"],
+    ]
+    # The one label that varies has its curves, though no sample has all labels known.
+    assert [line.label for line in drawn(found.charts)["ROC curve"].keys] == ["a (area 0.750)"]
 
 
 def test_predictions_that_are_no_numbers_are_counted_and_left_out() -> None:

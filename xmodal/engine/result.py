@@ -196,9 +196,22 @@ def advised(
         seen=seen,
         tested=tested,
         straddling=_straddling(data),
+        length=_length(recipe),
+        budget=recipe.budget,
         ignored=recipe.ignore,
     )
     return [asdict(one) for one in advise(evidence)]
+
+
+def _length(recipe: Recipe) -> tuple[str, int]:
+    """The setting that says how long the last stage trains, as it can be typed, and its value."""
+    names = [use.name for use in recipe.stages]
+    for place, use in reversed(list(enumerate(recipe.stages))):
+        if use.component.evaluates and "epochs" in type(use.config).model_fields:
+            key = "steps" if getattr(use.config, "steps", None) else "epochs"
+            stage = use.name if names.count(use.name) == 1 else place
+            return f"stages.{stage}.{key}", getattr(use.config, key)
+    return "training.epochs", 1
 
 
 def _seen(run: runs.Run, session: RunSession) -> tuple[int, int]:

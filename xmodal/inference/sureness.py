@@ -43,7 +43,8 @@ class Sureness:
         of = f"of {self.samples:,} validation samples"
         if self.temperature is not None:
             return f"probabilities are calibrated: temperature {self.temperature:.3g}, {of}"
-        return f"intervals hold the truth of {LEVEL:.0%} of new samples like these: errors {of}"
+        holds = f"intervals hold the truth of {LEVEL:.0%} of new samples like these"
+        return f"{holds}: errors {of}, which also chose the epoch"
 
     def calibrated(self, outputs: Tensor) -> Tensor:
         """Logits or log-odds ``[N, K]`` whose probabilities are calibrated."""
@@ -101,6 +102,7 @@ def conformal(prediction_nK: Tensor, y_nK: Tensor, level: float = LEVEL) -> Tens
 def temperature(logits_nK: Tensor, y: Tensor) -> float:
     """The temperature of the least log-loss, between 1/20 and 20.
 
+    Where no answer is wrong, the least loss would be that of certainty: it is then 1 at least.
     ``y``: classes ``[n]``, or 0/1 labels ``[n, K]``, of which NaN are left out.
     """
     known = None if not y.is_floating_point() else ~y.isnan()
@@ -112,5 +114,10 @@ def temperature(logits_nK: Tensor, y: Tensor) -> float:
         truth = y.double()[known]
         return float(functional.binary_cross_entropy_with_logits(logits[known], truth))
 
-    found = minimize_scalar(loss, bounds=(-_HOTTEST, _HOTTEST), method="bounded")
+    if known is None:
+        wrong = bool((logits_nK.argmax(1) != y).any())
+    else:
+        wrong = bool(((logits_nK > 0) != (y > 0.5))[known].any())
+    coolest = -_HOTTEST if wrong else 0.0
+    found = minimize_scalar(loss, bounds=(coolest, _HOTTEST), method="bounded")
     return float(np.exp(found.x)) if math.isfinite(found.fun) else 1.0

@@ -102,7 +102,7 @@ class Chart:
     @property
     def file(self) -> str:
         """The name of its file, without an ending."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "figure"
+        return re.sub(r"[\W_]+", "-", self.title.lower()).strip("-") or "figure"
 
     @property
     def svg(self) -> Markup:

@@ -20,7 +20,9 @@ def run_markdown(page: Mapping[str, Any]) -> str:
 def _lines(page: Mapping[str, Any]) -> Iterator[str]:
     result = page["result"]
     yield f"# {markdown(page['name'])}\n"
-    if page["verdict"]:
+    if page["banner"]:
+        yield f"**{markdown(page['banner'])}**\n"
+    elif page["verdict"]:
         yield f"**{markdown(page['verdict'])}**\n"
     if result:
         score = number(result["test"]["metric"])

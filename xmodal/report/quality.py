@@ -178,8 +178,9 @@ def _separation(
 
     roc, recall = [], []
     for position, k in enumerate(curved):
-        truth_N, share_N = truth_NK[:, k], share_NK[:, k]
-        if truth_N.min() == truth_N.max():
+        known_N = np.isfinite(truth_NK[:, k])
+        truth_N, share_N = truth_NK[known_N, k], share_NK[known_N, k]
+        if len(np.unique(truth_N)) < 2:
             continue
         false_T, true_T, _ = roc_curve(truth_N, share_N)
         area = number(float(auc(false_T, true_T)), 3)
@@ -201,7 +202,10 @@ def _separation(
 
 
 def _thinned(label: str, x: Array, y: Array, position: int) -> Curve:
-    chosen = np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int))
+    """Points spread evenly along the line; of a rare class nearly all lie in one corner."""
+    length = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
+    chosen = np.searchsorted(length, np.linspace(0, length[-1], MOST_POINTS))
+    chosen = np.unique([0, *chosen.clip(max=len(x) - 1), len(x) - 1])
     return Curve(label, x[chosen].tolist(), y[chosen].tolist(), series(position))
 
 
@@ -260,7 +264,7 @@ def _labels(
 ) -> Quality:
     """Several 0/1 labels a sample; unknown ones (NaN) are left out."""
     from scipy.special import expit
-    from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+    from sklearn.metrics import average_precision_score
 
     share_NK = expit(prediction.astype(np.float64))
     names = [class_name(label, classes) for label in range(y.shape[1])]
@@ -269,22 +273,20 @@ def _labels(
     for k, name in enumerate(names):
         known_N = np.isfinite(y[:, k])
         truth, said = y[known_N, k].astype(int), share_NK[known_N, k] > 0.5
-        scores = precision_recall_fscore_support(
-            truth, said, average="binary", zero_division=0, labels=None, pos_label=1
-        )
-        both = len(truth) > 0 and truth.min() < truth.max()
+        both = len(np.unique(truth)) == 2
         mean = average_precision_score(truth, share_NK[known_N, k]) if both else None
-        found = [number(float(v), 3) for v in scores[:2]]
+        right = int((said & (truth == 1)).sum())
+        found = [
+            number(right / count if count else None, 3) for count in (int(said.sum()), truth.sum())
+        ]
         rows.append(
             [name, number(int(truth.sum())), number(int(said.sum())), *found,
              number(None if mean is None else float(mean), 3)]
         )  # fmt: skip
-    whole_N = np.asarray(np.isfinite(y).all(axis=1))
-    truth_NK = y[whole_N].astype(int)
-    curved = _most(truth_NK.sum(axis=0)) if len(truth_NK) else []
-    charts = _separation(truth_NK, share_NK[whole_N], names, curved) if curved else []
     known_NK = np.isfinite(y)
-    charts.append(calibration(share_NK[known_NK], y[known_NK] > 0.5, "probability of a label"))
+    charts = _separation(y, share_NK, names, _most(np.nansum(y, axis=0)))
+    if known_NK.any():
+        charts.append(calibration(share_NK[known_NK], y[known_NK] > 0.5, "probability of a label"))
     return Quality(charts, (_with(heads, trained_K), _with(rows, trained_K)))
 
 
@@ -358,6 +360,8 @@ def _fields(prediction: Array, y: Array) -> Quality:
         counts = np.maximum(known.sum(axis=0), 1)
         error = unit * np.sqrt(np.where(known, off, 0.0).__pow__(2).sum(axis=0) / counts)
     error = np.where(known.any(axis=0), error, np.nan)
+    if not known.any():
+        return Quality([])
     charts = [error_map(error) if truth.ndim == 3 else _error_line(error)]
     if known.all():
         charts.append(spectrum(truth / unit, off))
@@ -366,9 +370,14 @@ def _fields(prediction: Array, y: Array) -> Quality:
 
 def error_map(error_HW: Array) -> Chart:
     """The root mean square error at each place, over all test samples."""
+    row, column = np.unravel_index(int(np.nanargmax(error_HW)), error_HW.shape)
+    high = float(error_HW[row, column]) or 1.0
     step = max(1, math.ceil(max(error_HW.shape) / MAX_SIDE))
-    values = error_HW[::step, ::step]
-    high = float(np.nanmax(values)) or 1.0
+    # What is drawn smaller shows the largest of its places.
+    sides = [-(-side // step) for side in error_HW.shape]
+    more = [(0, small * step - side) for small, side in zip(sides, error_HW.shape, strict=True)]
+    padded = np.pad(error_HW, more, constant_values=np.nan)
+    values = np.fmax.reduce(padded.reshape(sides[0], step, sides[1], step), axis=(1, 3))
     with drawing((_SIDE + 0.3, _SIDE), layout=None) as figure:
         axes = figure.add_axes((0.02, 0.03, 0.74, 0.94))
         axes.imshow(np.ma.masked_invalid(values), cmap=ERROR, vmin=0, vmax=high)
@@ -379,12 +388,9 @@ def error_map(error_HW: Array) -> Chart:
         ends = [0, 0.5, 1]
         bar.set_yticks(ends, [number(high * end, 2) for end in ends])
         bar.yaxis.tick_right()
-    row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
     note = f"Root mean square over all test samples; the largest is {number(high, 3)}."
-    words = f"Error map: the largest error, {number(high, 3)}, is in row {int(row) * step + 1}"
-    return Chart(
-        "Where the error is", figure, f"{words}, column {int(column) * step + 1}", note=note
-    )
+    words = f"Error map: the largest error, {number(high, 3)}, is in row {row + 1}"
+    return Chart("Where the error is", figure, f"{words}, column {column + 1}", note=note)
 
 
 def _error_line(error_L: Array) -> Chart:
