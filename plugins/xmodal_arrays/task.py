@@ -172,6 +172,11 @@ def _folded(
 ) -> dict[str, Share]:
     """One fold of the samples that are not for testing to validate, the others to train."""
     part = cut["train"].part
+    if "validation" in cut and cut["validation"].part != part:
+        where = plan.parts[cut["validation"].part].x_name
+        raise DataError(
+            f"{where}: validation samples of their own leave nothing to fold; drop folds"
+        )
     rows = np.sort(np.concatenate([cut[r].rows for r in ("train", "validation") if r in cut]))
     repetition, fold = divmod(settings.fold, folds)
     seed = (seed if settings.split_seed is None else settings.split_seed) + repetition

@@ -111,6 +111,46 @@ def test_few_rows_are_cross_validated(tmp_path: Path) -> None:
     assert sum(count for name, count in found.samples.items() if name != "test") < FEW
 
 
+def test_few_groups_are_fewer_folds(tmp_path: Path) -> None:
+    path, lines = tmp_path / "patients.csv", ["a,who,y"]
+    lines += [f"{n % 7},p{n % 4},{'ud'[n // 4 % 2]}" for n in range(100)]
+    path.write_text("\n".join(lines) + "\n")
+    asked = {"settings": {"group": "who", "y": "y"}, "trials": 1, "root": tmp_path / "fits"}
+    (entry,) = fit(path, jobs=2, **asked).entries
+    assert 2 <= len(entry.directories) // 2 < FOLDS
+    assert entry.score is not None
+
+
+def test_a_folder_with_validation_samples_is_not_folded(tmp_path: Path) -> None:
+    folder, lines = tmp_path / "data", []
+    folder.mkdir()
+    for name, count in (("train", 60), ("validation", 40), ("test", 30)):
+        table(tmp_path, count).rename(folder / f"{name}.csv")
+    found = fit(folder, trials=1, root=tmp_path / "fits", jobs=2, say=lines.append)
+    (entry,) = found.entries
+    assert len(entry.directories) == 1
+    assert found.samples == {"train": 60, "validation": 40, "test": 30}
+    assert any("leave nothing to fold" in line for line in lines)
+
+
+def test_what_chooses_on_validation_keeps_it_in_the_last_fit(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(600, 1, 12)).astype("float32")
+    np.savez(tmp_path / "series.npz", x=x, y=(x.std(axis=2)[:, 0] > 1).astype(int))
+    found = fit(tmp_path / "series.npz", trials=3, root=tmp_path / "fits", jobs=2, ensemble=False)
+    assert found.chosen.name == "forest"
+    trained = Run(found.model).read("manifest.json")["facts"]["task"]["samples"]
+    assert trained["train"] == 420
+    assert trained["validation"] == 90
+
+
+def test_a_split_without_validation_is_refused(tmp_path: Path) -> None:
+    asked = {"settings": {"split": [1.0, 0.0, 0.0]}, "trials": 1, "root": tmp_path / "fits"}
+    with pytest.raises(UsageError, match="leaves no validation samples"):
+        fit(table(tmp_path, 60), **asked)
+    assert not (tmp_path / "fits").exists()
+
+
 def test_an_ensemble_can_be_chosen_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

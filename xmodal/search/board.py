@@ -141,6 +141,8 @@ def _score(one: Trial | Mixture) -> float | None:
 def _cheap_wins(first: Trial | Mixture, tuned: Trial, lead: Against | None, name: str) -> str:
     scores = f"{name} {number(_score(tuned), 3)} against {number(_score(first), 3)}"
     how = ""
+    if isinstance(first, Mixture):
+        lead = None  # which is against the best single cheap answer
     if lead is not None and lead.outcome == "worse":
         how = f", clearly{_difference(lead)}"
     elif lead is not None and lead.outcome in ("behind", "open", "equal"):

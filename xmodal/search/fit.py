@@ -21,9 +21,10 @@ from xmodal.assess import Against, Judgement
 from xmodal.comparison.run import default_launcher
 from xmodal.data.datasets import cores
 from xmodal.data.store import Store
+from xmodal.engine.build import Builder
 from xmodal.engine.identity import identity
 from xmodal.engine.plan import Plan, compose_plan
-from xmodal.errors import UsageError, file_errors
+from xmodal.errors import DataError, UsageError, file_errors
 from xmodal.files import claim, write_json
 from xmodal.recipe.cheap import cheap_methods
 from xmodal.recipe.choice import choose
@@ -162,11 +163,13 @@ def fit(
     chosen_space = how.over(space_of(space or facts.form, registry))
     ensemble = ensemble and how.ensemble
     folder = Path(root) / _folder_name(data, plan, registry, store, seed, (*overrides, space))
-    claim(folder, KIND)
     samples = sum(count for name, count in facts.samples.items() if name != "test")
     task = plan.recipe.task.config
-    few = samples < FEW and getattr(task, "validation", None) is None
+    if getattr(task, "validation", None) is None and getattr(task, "split", (0, 1))[1] == 0:
+        raise UsageError("task.split leaves no validation samples, which a search is judged on")
     in_time = getattr(task, "time", None) is not None
+    folds = _possible_folds((ZERO_LINE, own.recipe), registry, store, shared, samples, say)
+    claim(folder, KIND)
     maker = Maker(
         registry,
         store,
@@ -174,11 +177,12 @@ def fit(
         own.recipe,
         (*shared, f"seed={seed}", "saving.keep=1"),
         tuple(other for other in overrides if other not in of_task),
-        min(FOLDS, max(2, samples // 2)) if few else None,
+        folds,
     )
     runner, jobs = _launcher(launcher, jobs, registry, store)
     metric = task.metric
-    say(f"{facts.name}: {_told(facts.samples)}, {'cross-validated' if few else 'one split'}")
+    how_judged = "one split" if folds is None else "cross-validated"
+    say(f"{facts.name}: {_told(facts.samples)}, {how_judged}")
     say(EXPORTS)
     search = Search(
         maker,
@@ -191,6 +195,7 @@ def fit(
         trials,
         Limits(memory, latency),
         SPARE if ensemble else 1,
+        tuple(map(str, plugin_files)),
     )
     # The zero line comes first: it takes no time, and even the shortest search has an answer.
     trivial = sorted(cheap_methods(registry, facts), key=lambda name: name != ZERO_LINE)
@@ -275,6 +280,36 @@ def _folder_name(
 def _told(samples: Mapping[str, int]) -> str:
     words = {"train": "to train", "validation": "to validate", "test": "to test"}
     return ", ".join(f"{samples[name]:,} {said}" for name, said in words.items() if name in samples)
+
+
+def _possible_folds(
+    recipes: Sequence[str],
+    registry: plugins.Registry,
+    store: Store,
+    shared: Sequence[str],
+    samples: int,
+    say: Callable[[str], None],
+) -> int | None:
+    """How many folds cross-validate few samples; None for many, and where a fold cannot train.
+
+    Groups, an order in time or rare classes can leave a fold without what it needs, and there is
+    nothing to fold beside a validation file.
+    """
+    if samples >= FEW:
+        return None
+    most, why = min(FOLDS, max(2, samples // 2)), ""
+    for folds in range(most, 1, -1):
+        try:
+            for fold in range(folds):
+                cut = {"task.folds": folds, "task.fold": fold, "task.test_apart": True}
+                made = compose_plan(recipes, registry, store, (*as_overrides(cut), *shared))
+                Builder(made, store, lambda line: None).data()
+        except DataError as error:
+            why = why or str(error).splitlines()[0]
+            continue
+        return folds
+    say(f"no cross-validation: {why}")
+    return None
 
 
 def _folds(folds: int | None, in_time: bool, repetitions: int) -> list[Sequence[int]]:

@@ -7,6 +7,7 @@ decides which of them start; those that it left out are named.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -51,6 +52,7 @@ class Search:
 
     ``folds``: those of each rung, lowest first; cheap answers get the last ones. ``most``: how many
     trials may start. ``limits``: of what can be chosen. ``spare``: last fits to leave time for.
+    ``plugin_files``: what trials need to import.
     """
 
     maker: Maker
@@ -63,6 +65,7 @@ class Search:
     most: int | None = None
     limits: Limits = Limits()
     spare: int = 1
+    plugin_files: Sequence[str] = ()
     trials: list[Trial] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     late: bool = False
@@ -198,7 +201,7 @@ class Search:
                         continue
                     name = str(part.directory)
                     if fresh:
-                        self.launcher.submit([_job(part, report=not limited)])
+                        self.launcher.submit([_job(part, not limited, self.plugin_files)])
                         running[name] = part
                     elif owner is not None:
                         self._ended(part, owner[name], fresh=False)
@@ -255,8 +258,10 @@ def _why(log: str) -> str:
     return "\n".join(lines[errors[-1] :] if errors else lines[-1:]) or "it was ended"
 
 
-def _job(part: TrialRun, report: bool) -> Job:
+def _job(part: TrialRun, report: bool, plugin_files: Sequence[str]) -> Job:
     part.prepare()
     folder = part.directory
-    page = () if report else ("--no-report",)
-    return Job(str(folder), (*command(folder), *page), folder / LOG)
+    options = [] if report else ["--no-report"]
+    for file in plugin_files:
+        options += ["--plugin", os.path.abspath(file)]
+    return Job(str(folder), (*command(folder), *options), folder / LOG)

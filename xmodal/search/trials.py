@@ -171,9 +171,17 @@ class Maker:
         return Trial(answer, rung, steps, tuple(parts))
 
     def last(self, trial: Trial) -> TrialRun:
-        """The last fit of a trial, on all samples but those for testing, and its test."""
+        """The last fit of a trial, on all samples but those for testing, and its test.
+
+        What chooses something on validation itself, such as when trees stop, keeps its validation
+        samples: it would choose on its own training samples otherwise.
+        """
         settings = {} if trial.steps is None else training(trial.steps, trial.epochs())
-        return self._part(trial.answer, settings, {"refit": True}, MODELS)
+        predictor = self.registry.load("predictor", trial.parts[0].recipe["predictor"]["use"])
+        chooses = predictor.reads_samples or (
+            issubclass(predictor, FittedPredictor) and predictor.uses_validation
+        )
+        return self._part(trial.answer, settings, {"refit": not chooses}, MODELS)
 
     def _part(
         self,
