@@ -430,22 +430,21 @@ def _label_scale(
 
 
 def _groups(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tensor]:
-    """The number of each sample's group, by split; the same group has the same number in all.
+    """The number of each sample's group, by split; the same group has the same number in all folds.
 
     Windows are grouped by recording: they are scored together, whatever else they have in common.
     """
-    named = {}
-    for role, share in split_of.items():
-        part = plan.parts[share.part]
-        group = part.group if part.record is None else part.record
-        if group is not None:
-            named[role] = group[share.rows]
-    if not named:
+    groups = [part.group if part.record is None else part.record for part in plan.parts]
+    known = [group for group in groups if group is not None]
+    if not known:
         return {}
-    number_N = np.unique(np.concatenate(list(named.values())), return_inverse=True)[1]
-    ends = np.cumsum([len(group) for group in named.values()])[:-1]
-    cut = np.split(number_N.astype(np.int64), ends)
-    return {role: torch.from_numpy(own) for role, own in zip(named, cut, strict=True)}
+    names = np.unique(np.concatenate(known))
+    found = {}
+    for role, share in split_of.items():
+        group = groups[share.part]
+        if group is not None:
+            found[role] = torch.from_numpy(np.searchsorted(names, group[share.rows]))
+    return found
 
 
 def _class_notes(plan: FilePlan, split_of: Mapping[str, Share]) -> list[str]:

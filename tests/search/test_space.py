@@ -44,6 +44,16 @@ def test_ways_to_fine_tune_begin_with_the_usual_and_never_repeat(form: str) -> N
     assert found == [one.name for one in fine_tuning(space, 0)]
 
 
+def test_what_the_user_has_set_is_not_varied() -> None:
+    space = space_of("row", REGISTRY)
+    rate, layers = "training.optimizer.lr", "backbone.layers"
+    assert set(space.without(["training.epochs=3"]).choices) == {rate, layers}
+    assert set(space.without([f"{rate}=0.001"]).choices) == {layers}
+    assert set(space.without(["backbone=vit-s14"]).choices) == {rate}
+    assert set(space.without(["training.optimizer.lr.x=1"]).choices) == {layers}
+    assert len(list(fine_tuning(space.without([f"{rate}=1", "backbone=vit-s14"]), 0))) == 4
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_way_of_the_shipped_spaces_is_a_recipe_that_fits(form: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"

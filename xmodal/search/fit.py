@@ -160,7 +160,7 @@ def fit(
     plan = compose_plan((ZERO_LINE, own.recipe), registry, store, shared)
     facts = plan.facts.task
     how = preset_of(preset, registry)
-    chosen_space = how.over(space_of(space or facts.form, registry))
+    chosen_space = how.over(space_of(space or facts.form, registry)).without(overrides)
     ensemble = ensemble and how.ensemble
     folder = Path(root) / _folder_name(data, plan, registry, store, seed, (*overrides, space))
     samples = sum(count for name, count in facts.samples.items() if name != "test")

@@ -56,8 +56,9 @@ class LastFits:
                 held += [trial for trial in found if trial.answer.recipes == (ZERO_LINE,)]
         wanted = {trial.key: trial for trial in (*(trial for trial, _ in chosen), *held)}
         parts = {key: self.search.maker.last(trial) for key, trial in wanted.items()}
-        self.search.last_fits(list(parts.values()))
-        rivals = {t.name: parts[t.key] for t in held if single is None or t.key != single.key}
+        self.search.last_fits(list(parts.values()), [parts[trial.key] for trial, _ in chosen])
+        done = [trial for trial in held if parts[trial.key].done]
+        rivals = {t.name: parts[t.key] for t in done if single is None or t.key != single.key}
         if single is not None:
             part = parts[single.key]
             own = predicted([part.directory])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -97,11 +97,11 @@ class Search:
         """Those that are done and within the limits."""
         return [trial for trial in trials if trial.done and not self.limits.broken(trial)]
 
-    def last_fits(self, parts: Sequence[TrialRun]) -> None:
-        """Fit chosen trials on all training samples, and test them. Raises their XModalError."""
+    def last_fits(self, parts: Sequence[TrialRun], needed: Collection[TrialRun]) -> None:
+        """Fit trials once more, and test them. Raises XModalError if one that is needed fails."""
         self._work([part for part in parts if not part.done], lambda part: True)
         for part in parts:
-            if not part.done:
+            if not part.done and part in needed:
                 raise XModalError(f"the last fit has failed:\n{last_lines(part.directory / LOG)}")
 
     def in_time(self, trials: Sequence[Trial]) -> bool:

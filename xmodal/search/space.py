@@ -62,6 +62,16 @@ class Space(Settings):
         FACTOR ** (RUNGS - 1), ge=1, description="Ways to fine-tune that start together."
     )
 
+    def without(self, overrides: Sequence[str]) -> Space:
+        """The space without choices that settings ``key=value`` of the user have made."""
+        made = [text.partition("=")[0].strip() for text in overrides]
+
+        def is_open(key: str) -> bool:
+            return not any(f"{key}.".startswith(f"{m}.") or m.startswith(f"{key}.") for m in made)
+
+        choices = {key: values for key, values in self.choices.items() if is_open(key)}
+        return self.model_copy(update={"choices": choices})
+
 
 class Preset(Settings):
     """How thorough a search is. What is not set stays as the file of the search says."""

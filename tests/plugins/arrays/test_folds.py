@@ -51,6 +51,24 @@ def test_every_sample_but_those_for_testing_validates_once(tmp_path: Path) -> No
     assert again != anew  # the second repetition is cut anew
 
 
+def test_a_group_has_one_number_in_all_folds(tmp_path: Path) -> None:
+    """In time order a fold knows the past alone, so not all groups are in it."""
+    who = np.array([f"p{n % 7}" if n < 20 else f"q{n % 5}" for n in range(COUNT)])
+    path, number = saved(tmp_path, patient=who, when=np.arange(COUNT)), {}
+    for fold in range(3):
+        config = Arrays.Config(path=path, form="row", time="when", folds=3, fold=fold)
+        task = Arrays(config.model_copy(update={"group": "patient"}), None)  # type: ignore[arg-type]
+        data = task.load(0)
+        for name, part in (("train", data.train), ("validation", data.validation)):
+            rows = (part.tensors[0].flatten(1)[:, 0]).tolist()
+            assert len(rows) == len(data.groups[name])
+            for row, group in zip(
+                data.rows[name].tolist(), data.groups[name].tolist(), strict=True
+            ):
+                assert number.setdefault(who[row], group) == group
+    assert len(set(number.values())) == len(number)
+
+
 def test_folds_have_the_classes_of_the_whole_and_keep_groups(tmp_path: Path) -> None:
     path = saved(tmp_path, patient=np.arange(COUNT) // 4)
     for fold in range(3):
