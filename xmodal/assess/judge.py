@@ -63,19 +63,20 @@ def judge(
     classes: Sequence[str] = (),
     name: str = "score",
     exact: float | None = None,
+    known: Sequence[Against] = (),
 ) -> Judgement:
     """Judge predictions ``[N, ...]`` against ``answers``: predictions by what made them, in words.
 
     Predictions and labels are on the CPU, as ``Metric.update`` gets them; ``metric`` is used and
     reset. ``name`` is that of the metric. ``exact``: the score of all samples, if it is known.
+    ``known``: how they stand against other answers.
     """
     samples = Resamples(metric, y, groups_N, seed)
     found = samples.score(prediction) if exact is None else exact
     score = found if math.isfinite(found) else None
     interval = samples.interval(prediction) if score is not None else None
-    against = tuple(
-        stand(samples, prediction, words, other, score) for words, other in answers.items()
-    )
+    stands = (stand(samples, prediction, words, other, score) for words, other in answers.items())
+    against = (*known, *stands)
     metric.reset()
     metric.group(None)
     said = sentence(name, score, interval, against) + _sameness(prediction, y, classes)

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from xmodal import runs
-from xmodal.assess import Against, Judgement, ScoreInterval, judge, sentence
+from xmodal.assess import Against, Judgement, ScoreInterval, judge
 from xmodal.errors import DataError
 from xmodal.files import atomically
 from xmodal.inference import ensemble
@@ -59,17 +59,16 @@ class LastFits:
         self.search.last_fits(list(parts.values()), [parts[trial.key] for trial, _ in chosen])
         done = [trial for trial in held if parts[trial.key].done]
         rivals = {t.name: parts[t.key] for t in done if single is None or t.key != single.key}
+        part = parts[chosen[0][0].key]
         if single is not None:
-            part = parts[single.key]
-            own = predicted([part.directory])
-            return part.directory, self._judged(own, part.result, rivals)
+            return part.directory, self._judged(predicted([part.directory]), part, rivals)
         weights = {parts[trial.key].directory: weight for trial, weight in chosen}
-        return self._mixed(weights, parts[chosen[0][0].key].result, rivals)
+        return self._mixed(weights, part, rivals)
 
     def _mixed(
         self,
         weights: Mapping[Path, float],
-        result: Mapping[str, Any],
+        part: TrialRun,
         rivals: Mapping[str, TrialRun],
     ) -> tuple[Path, Judgement]:
         """Write an ensemble of last fits, and test it by what its members predict."""
@@ -86,34 +85,30 @@ class LastFits:
         ensemble.write(folder, weights)
         with atomically(folder / PREDICTIONS) as new:
             save_file({"prediction": mean.contiguous(), "label": own.y.contiguous()}, new)
-        return folder, self._judged(own, result, rivals, mixed=True)
+        return folder, self._judged(own, part, rivals, mixed=True)
 
     def _judged(
         self,
         own: Predicted | None,
-        result: Mapping[str, Any],
+        part: TrialRun,
         rivals: Mapping[str, TrialRun],
         mixed: bool = False,
     ) -> Judgement:
         """The test score of predictions, against the same answer always, and cheap answers."""
+        result = part.result
         if str(result["selected_on"]).startswith("test"):
             return Judgement(None, None, (), UNTESTED)
         test, name = result["test"], self.pool.plan.recipe.task.config.metric.name
-        theirs = {words: predicted([part.directory]) for words, part in rivals.items()}
+        theirs = {words: predicted([one.directory]) for words, one in rivals.items()}
         answers = {w: one.prediction for w, one in theirs.items() if one is not None}
         if own is None:  # too large to be kept
             return Judgement(test["metric"], None, (), test.get("verdict", ""))
-        judged = judge(
-            self.pool.metric(), own.prediction, own.y, answers, own.groups_N, self.pool.seed,
-            name=name, exact=None if mixed else _number(test["metric"]),
-        )  # fmt: skip
         constant = () if mixed else tuple(map(_against, test.get("against", ())))
-        against = (*constant, *judged.against)
-        said = sentence(name, judged.metric, judged.interval, against)
-        few = judged.sentence.partition(". ")[2]
-        return Judgement(
-            judged.metric, judged.interval, against, said + (f". {few}" if few else "")
-        )
+        classes = part.run.read("manifest.json").get("classes", ())
+        return judge(
+            self.pool.metric(), own.prediction, own.y, answers, own.groups_N, self.pool.seed,
+            classes, name, None if mixed else _number(test["metric"]), constant,
+        )  # fmt: skip
 
 
 def _number(value: float | None) -> float:
