@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from xmodal import api
 from xmodal.assess import judge
 from xmodal.cli.run import show
+from xmodal.engine import checkpoint
 from xmodal.runs import Run
 from xmodal.text import number
 from xmodal_basics import metrics
@@ -100,3 +102,23 @@ def test_a_metric_that_cannot_score_single_samples_costs_no_result(
     assert notes == [
         "how sure the test score is could not be found out: ValueError: a single sample"
     ]
+
+
+def test_fields_of_zeros_and_ones_are_shown_as_probabilities(tmp_path: Path) -> None:
+    """Log-odds of 10 are a good answer to 1, not one that is 9 off."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 1, 16, 16)).astype("float32")
+    np.savez(tmp_path / "masks.npz", x=x, y=(x > 0).astype("float32"))
+    more = [f"task.path={tmp_path}/masks.npz", "task.loss=bce", "task.metric=pixel-auroc-error"]
+    done = api.run(
+        "methods/local-linear", "arrays/grid", scale="smoke", overrides=more, root=tmp_path / "runs"
+    )
+    kept = load_file(done.run.path / "predictions.safetensors")["prediction"]
+    assert float(kept.max()) > 2  # log-odds, as the metric reads them
+    assert done.result["log_odds"] is True
+    for name in ("test", "worst", "typical"):
+        seen = checkpoint.load(done.run.path / "samples")[name]["prediction"]
+        assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
+    page = (done.run.path / "report.md").read_text(encoding="utf-8")
+    (largest,) = re.findall(r"the largest error, ([\d.]+), is", page)
+    assert float(largest) < 1

@@ -137,7 +137,7 @@ def _wrong(session: RunSession, x: Tensor, y: Tensor) -> Tensor:
     for piece in torch.split(x, session.evaluation_batch):
         with session.accelerator.autocast():
             outputs.append(session.model.predict(piece.to(session.device)).float().cpu())
-    prediction = session.data.in_unit(torch.cat(outputs))
+    prediction = session.readable(session.data.in_unit(torch.cat(outputs)))
     return wrongness(prediction, session.data.in_unit(y), session.facts.task.target)
 
 

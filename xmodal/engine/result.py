@@ -71,7 +71,7 @@ def keep_samples(
 
     Of the test split they are the first, the worst and those about the median error.
     """
-    test = session.data.test
+    test, predictions = session.data.test, session.readable(predictions)
     x, y = loader.first(test, SHOWN_SAMPLES)
     kept: dict[str, Any] = {
         "test": {"x": x, "y": session.data.in_unit(y), "prediction": predictions[: len(x)]},
@@ -283,6 +283,7 @@ def summarise(
         "device": str(session.device),
         "notes": list(session.notes),
         "advice": list(advice),
+        **({"log_odds": True} if session.log_odds else {}),
     }
 
 

@@ -191,6 +191,15 @@ class RunSession:
             further = self.first(self.data.unlabelled, number)[0]
         return source, further
 
+    @property
+    def log_odds(self) -> bool:
+        """Whether predictions are fields of log-odds: of labels that the loss reads as 0 and 1."""
+        return self.facts.task.target.kind == "dense" and not self.model.loss.standardises
+
+    def readable(self, prediction: Tensor) -> Tensor:
+        """Predictions as pictures and errors take them: probabilities in place of log-odds."""
+        return prediction.sigmoid() if self.log_odds else prediction
+
     def first(self, dataset: Dataset[Any], number: int) -> tuple[Tensor, Tensor]:
         """The first ``number`` samples on the device, or all if there are fewer."""
         index = torch.arange(min(number, loader.count(dataset)))

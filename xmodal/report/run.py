@@ -141,6 +141,8 @@ def quality_of(
         return Quality()
     counts = result.get("test", {}).get("class_counts", [])
     target = facts["task"]["target"]
+    if result.get("log_odds"):
+        predicted = {**predicted, "prediction": predicted["prediction"].double().sigmoid()}
     return quality(predicted, target, classes, counts, raw.label_columns if raw else ())
 
 
