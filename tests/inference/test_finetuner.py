@@ -171,7 +171,9 @@ def test_arrays_of_text_are_tables() -> None:
     assert plain.trained_.facts.task.levels == (3, 0)
     expected = named.predict_proba(TABLE[["colour", "size"]])
     np.testing.assert_array_equal(plain.predict_proba(cells), expected)
-    np.testing.assert_array_equal(plain.predict_proba(cells[:2].tolist()), expected[:2])
+    # A batch of another size may round otherwise.
+    two = plain.predict_proba(cells[:2].tolist())
+    np.testing.assert_allclose(two, expected[:2], rtol=1e-5)
     with pytest.raises(ValueError, match=r"Found array with 0 sample\(s\)"):
         plain.predict(cells[:0])
 
