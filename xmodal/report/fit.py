@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from xmodal import text
+from xmodal import runs, text
 from xmodal.assess.judge import ends
-from xmodal.report.charts import INK, MUTED, SERIES, drawing, inline, plain
+from xmodal.inference import ensemble
+from xmodal.report.charts import INK, MUTED, SERIES, Chart, drawing, plain
 from xmodal.report.page import write_page
+from xmodal.report.run import FIGURES, save_all
 
 if TYPE_CHECKING:
     from xmodal.search.board import Line
@@ -24,8 +25,7 @@ LETTERS = 48
 
 def write_fit_report(found: Fitted) -> Path:
     """Write the page of a search into its folder."""
-    chosen = found.model / PAGE
-    test = found.tested
+    test, chart = found.tested, _chart(found.entries[:DRAWN], found.metric)
     context: dict[str, Any] = {
         "name": found.folder.name,
         "verdict": found.verdict,
@@ -40,18 +40,24 @@ def write_fit_report(found: Fitted) -> Path:
             ("runs scored on the test samples", found.looks),
             ("time", text.duration(found.seconds)),
         ],
-        "chart": {
-            "title": f"Validation {found.metric}",
-            "keys": (),
-            "svg": _chart(found.entries[:DRAWN], found.metric),
-            "note": "Dots: scores; lines: 95 % intervals; cheap answers in grey.",
-        },
+        "advice": found.advice,
+        "chart": chart,
+        "files": save_all([chart], found.folder / FIGURES),
         "rows": [_row(place, entry) for place, entry in enumerate(found.entries, start=1)],
         "left_out": sorted((name, why.splitlines()[0]) for name, why in found.left_out.items()),
-        "model": chosen.relative_to(found.folder).as_posix() if chosen.exists() else None,
+        "pages": _pages(found),
         "folder": str(found.folder),
     }
     return write_page(found.folder / PAGE, "fit.html.jinja", context)
+
+
+def _pages(found: Fitted) -> list[tuple[str, str]]:
+    """The pages of the chosen model, or of the members of an ensemble: names and places."""
+    together = (found.model / runs.ENSEMBLE).exists()
+    members = ensemble.members(runs.Run(found.model)) if together else [found.model]
+    pages = [one.resolve() / PAGE for one in members]
+    top = found.folder.resolve()
+    return [(p.parent.name, os.path.relpath(p, top)) for p in pages if p.exists()]
 
 
 def _row(place: int, entry: Line) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def _row(place: int, entry: Line) -> dict[str, Any]:
     }
 
 
-def _chart(entries: Sequence[Line], metric: str) -> Markup:
+def _chart(entries: Sequence[Line], metric: str) -> Chart:
     """Scores with intervals, the best one on top."""
     known = [entry for entry in entries if entry.score is not None]
     with drawing((9.0, 0.9 + 0.34 * len(known))) as figure:
@@ -83,7 +89,9 @@ def _chart(entries: Sequence[Line], metric: str) -> Markup:
         axes.set_yticks(range(len(known)), [_short(entry.name) for entry in reversed(known)])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xlabel(metric)
-        return inline(figure, f"Validation {metric} of {len(known)} answers with 95 % intervals")
+    words = f"Validation {metric} of {len(known)} answers with 95 % intervals"
+    note = "Dots: scores; lines: 95 % intervals; cheap answers in grey."
+    return Chart(f"Validation {metric}", figure, words, note=note)
 
 
 def _short(name: str) -> str:
