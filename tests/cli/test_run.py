@@ -286,6 +286,11 @@ def test_data_are_read_again_if_that_is_wanted(
     assert found["fresh"]
     again = json.loads(xmodal("resume", found["run"], "--verify-data", "--json").out)
     assert not again["fresh"]
+    # Advice is muted where it is shown, without repeating the run.
+    assert "smoke-scale" in {one["code"] for one in again["advice"]}
+    quiet = json.loads(xmodal(*run, "ignore=[smoke-scale]").out)
+    assert not quiet["fresh"]
+    assert "smoke-scale" not in {one["code"] for one in quiet["advice"]}
 
 
 @pytest.mark.parametrize("arguments", [("--name", "../../x"), ("--directory", "."), ("--name", "")])

@@ -151,9 +151,8 @@ def requested(
             raise UsageError(f"{what}: {asked}, and {least} is the least")
     if fraction is not None and not 0 < fraction <= 1:
         raise UsageError(f"fraction: {fraction:g}; it lies above 0 and up to 1")
-    name, chosen = "", Suite.model_construct(methods=(), tasks=())
-    if suite is not None:
-        name, chosen = find_suite(suite, registry)
+    none = ("", Suite.model_construct(methods=(), tasks=()))
+    name, chosen = none if suite is None else find_suite(suite, registry)
     plain = {"seeds": seeds, "first_seed": first_seed, "scale": scale, "fraction": fraction}
     said = {
         "methods": tuple(dict.fromkeys(methods)),

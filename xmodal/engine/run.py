@@ -154,7 +154,10 @@ def _steps(
         chosen = (*found, own.hash)
     run, done, digest = broadcast_object_list([chosen])[0]
     if done:
-        return Outcome(run, run.read("result.json"), fresh=False)
+        result = run.read("result.json")
+        muted = plan.recipe.ignore  # which is no part of what a run is
+        advice = [one for one in result.get("advice", ()) if one["code"] not in muted]
+        return Outcome(run, {**result, "advice": advice}, fresh=False)
     with run.lock() if main else nullcontext(), process.watch() as stop:
         if own is not None:
             directory.belongs(run, own)  # another process may have had the lock meanwhile
