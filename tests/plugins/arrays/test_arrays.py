@@ -343,7 +343,9 @@ def test_a_first_row_taken_for_names_is_doubted(
     doubts = [note for note in data.notes if "line of names" in note]
     assert len(doubts) == (noted is not None)
     assert all(note.startswith("arrays: ") and str(noted) in note for note in doubts)
-    assert data.notes[0].startswith("arrays: 30 rows of 3 values; y text with 2 values read as")
+    last = first.rpartition(",")[2]
+    said = f"arrays: 30 rows of 3 values; y '{last}' text with 2 values read as classification"
+    assert data.notes[0].startswith(said)
     assert "form:" not in data.notes[0]  # a table has no other form
 
 
