@@ -55,6 +55,7 @@ def test_hiding_a_column_makes_the_error_that_the_column_explains() -> None:
         evaluation_batch=3,
         device=torch.device("cpu"),
         accelerator=SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False)),
+        readable=lambda prediction: prediction,
         random_state=lambda: (torch.get_rng_state(),),
         set_random_state=torch.set_rng_state,
     )
