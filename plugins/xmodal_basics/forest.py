@@ -114,6 +114,12 @@ class Forest(FittedPredictor):
         chosen = "description alone" if self.summary else "points and description"
         self.note(f"forest: {chosen} chosen on validation (squared error {min(both, alone):.4g})")
 
+    def chosen(self) -> dict[str, Any]:
+        """What the trees read."""
+        if self.config.features != "auto" or self.rows is None:
+            return {}
+        return {"features": "summary" if self.summary else "both"}
+
     def _error(self, data: FitData) -> float:
         """The squared error of shares or numbers on validation; labels count alike."""
         y_BK = self.trees(torch.from_numpy(self._read(data.validation_x_NF)))

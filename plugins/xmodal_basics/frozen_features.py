@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,6 +46,9 @@ class FrozenFeatures(FittedPredictor):
             description="C of logistic regression: the first chooses the layer, and then all are "
             "tried there.",
         )
+        layer: NonNegativeInt | None = Field(
+            None, description="The layer, 0 for the embedding; null: the best on validation."
+        )
         components: PositiveInt = Field(
             512, description="Largest number of principal directions of a layer's features."
         )
@@ -54,9 +57,11 @@ class FrozenFeatures(FittedPredictor):
     config: Config
     most_samples: ClassVar[int | None] = 20_000
     reads_features = True
-    names: ClassVar[tuple[str, ...]] = ("chosen_L",)
+    names: ClassVar[tuple[str, ...]] = ("chosen_L", "penalty")
     chosen_L: Tensor
     """1 at the layer that is read, and 0."""
+    penalty: Tensor
+    """The inverse penalty, of those that there are to choose from."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -72,8 +77,10 @@ class FrozenFeatures(FittedPredictor):
 
     @classmethod
     def problems(cls, config: Any, facts: Facts) -> Iterable[str]:
-        """None: training samples are at most 20,000."""
-        return ()
+        """A layer that the backbone does not have. Training samples are at most 20,000."""
+        there = facts.backbone.layers
+        if there and config.layer is not None and config.layer > there:
+            yield f"layer {config.layer} is none of 0 to {there}, those of the backbone"
 
     @property
     def fitted(self) -> bool:
@@ -93,9 +100,10 @@ class FrozenFeatures(FittedPredictor):
         first, *others = self.config.inverse_penalties
         if self.output.kind == "regression":
             others = []  # ridge has chosen
-        tries = [(layer, first) for layer in range(data.tokens)]
-        if not len(check_NLF):
-            tries, others = tries[-1:], []
+        only = self.config.layer
+        if only is None and not len(check_NLF):
+            only, others = data.tokens - 1, []
+        tries = [(one, first) for one in (range(data.tokens) if only is None else (only,))]
         least, kept, chosen = np.inf, LinearModel(), (0, first)
         for layer, penalty in tries:
             found = self._solved(x_NLF[:, layer], data.y, penalty)
@@ -109,12 +117,17 @@ class FrozenFeatures(FittedPredictor):
                 least, kept, chosen = error, found, (chosen[0], penalty)
         self.model.load_state_dict(kept.state_dict())
         self.chosen_L = functional.one_hot(torch.tensor(chosen[0]), data.tokens).float()
+        self.penalty = torch.tensor(chosen[1], dtype=torch.float64)
         if len(check_NLF):
             strength = f", C = {chosen[1]:g}" if self.output.kind != "regression" else ""
             self.note(
                 f"frozen-features: layer {chosen[0]} of {data.tokens - 1}{strength} chosen on "
                 f"validation (squared error {least:.4g})"
             )
+
+    def chosen(self) -> dict[str, Any]:
+        """The layer, and the penalty of what is not ridge."""
+        return {"layer": int(self.chosen_L.argmax()), "inverse_penalties": [float(self.penalty)]}
 
     def _solved(self, x_NF: Tensor, y: Tensor, penalty: float) -> LinearModel:
         settings = {"C": penalty, "max_iter": self.config.iterations}

@@ -94,6 +94,10 @@ class Nearest(FittedPredictor):
         self.zero_one = torch.tensor(dense and bool(((known == 0) | (known == 1)).all()))
         self.count = torch.tensor(self._chosen(data))
 
+    def chosen(self) -> dict[str, Any]:
+        """The number of neighbours."""
+        return {"neighbours": [int(self.count)]}
+
     def _chosen(self, data: FitData) -> int:
         """The number of neighbours, of those that there are."""
         able = [k for k in self.config.neighbours if k <= len(self.x_NF)] or [len(self.x_NF)]

@@ -169,6 +169,14 @@ class Boosted(FittedPredictor):
         self.mean_M, self.scale_M = torch.tensor(y_units).T.clone()
         self.loaded()
 
+    def chosen(self) -> dict[str, Any] | None:
+        """The rounds; None where each of several models has its own, and of drawn settings."""
+        texts = from_bytes(self.joined, self.length_M)
+        rounds = [self.rounds_of(self.read(text)) for text in texts if text]
+        if self.config.trials or len(rounds) > 1:
+            return None
+        return {"rounds": max(1, rounds[0])} if rounds else {}
+
     def _best(self, training: Split, validation: Split | None, size: int) -> bytes:
         """The model with the least validation loss among the defaults and the trials."""
         best = self._trained(training, validation, size, {})
@@ -280,6 +288,10 @@ class Boosted(FittedPredictor):
     @abstractmethod
     def read(self, text: bytes) -> Any:
         """The model that ``train_one`` wrote."""
+
+    @abstractmethod
+    def rounds_of(self, model: Any) -> int:
+        """How many rounds a model has."""
 
     @abstractmethod
     def margin(self, model: Any, x_BF: Array) -> Any:

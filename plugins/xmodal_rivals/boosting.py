@@ -88,6 +88,10 @@ class XGBoost(Boosted):
 
         return xgboost.Booster({"nthread": torch.get_num_threads()}, model_file=bytearray(text))
 
+    def rounds_of(self, model: Any) -> int:
+        """Its boosted rounds."""
+        return int(model.num_boosted_rounds())
+
     def margin(self, model: Any, x_BF: Array) -> Any:
         """The raw margin."""
         margin_BS = model.predict(self._matrix(x_BF), output_margin=True)
@@ -147,15 +151,24 @@ class LightGBM(Boosted):
 
         train = data(*training)
         watched = [] if validation is None else [data(*validation, reference=train)]
+        # A round whose sample allows no split leaves no tree, but the library counts it.
+        grown: list[int] = []
+
+        def count(env: Any) -> None:
+            grown.append(env.model.current_iteration())
+            if not watched and grown[-1] >= self.config.rounds:
+                raise lightgbm.callback.EarlyStopException(env.iteration, [])
+
         stop = [lightgbm.early_stopping(self.config.patience, verbose=False)] if watched else []
         booster = lightgbm.train(
             self.parameters_of({**drawn, **given}, training),
             train,
-            self.config.rounds,
+            self.config.rounds if watched else 2 * self.config.rounds,
             valid_sets=watched,
-            callbacks=stop,
+            callbacks=[count, *stop],
         )
-        text: str = booster.model_to_string(num_iteration=booster.best_iteration or None)
+        best = grown[booster.best_iteration - 1]
+        text: str = booster.model_to_string(num_iteration=best)
         return text.encode()
 
     def read(self, text: bytes) -> Any:
@@ -163,6 +176,10 @@ class LightGBM(Boosted):
         import lightgbm
 
         return lightgbm.Booster(model_str=text.decode())
+
+    def rounds_of(self, model: Any) -> int:
+        """Its iterations, of one tree per class."""
+        return int(model.current_iteration())
 
     def margin(self, model: Any, x_BF: Array) -> Any:
         """The raw score."""
@@ -237,6 +254,10 @@ class CatBoost(Boosted):
         import catboost
 
         return catboost.CatBoost().load_model(blob=text, format="cbm")
+
+    def rounds_of(self, model: Any) -> int:
+        """Its trees."""
+        return int(model.tree_count_)
 
     def margin(self, model: Any, x_BF: Array) -> Any:
         """The raw value of the formula."""

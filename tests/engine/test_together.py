@@ -308,6 +308,7 @@ def test_a_signal_lets_all_runs_save_and_none_begin(
     def signalled() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     results = together(
         work("pare", tmp_path, observer=Heard("pare", [], 2, signalled)),
         work("mixup", tmp_path),
@@ -321,7 +322,7 @@ def test_a_signal_lets_all_runs_save_and_none_begin(
         (folder,) = (tmp_path / name).glob("*")
         assert runs.Run(folder).state == "interrupted"
         assert_equal(alone(name, tmp_path), whole[name])
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_interruption_ends_all_at_once(tmp_path: Path) -> None:

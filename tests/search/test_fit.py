@@ -15,6 +15,7 @@ from xmodal import api
 from xmodal.errors import UsageError
 from xmodal.runs import Run
 from xmodal.search.fit import FEW, FOLDS, fit
+from xmodal.search.last import looks_elsewhere
 
 from ..processes import Command
 
@@ -72,9 +73,13 @@ def test_the_chosen_model_is_the_best_on_validation_and_is_tested_once(tmp_path:
         result = Run(folder).read("result.json")
         assert result["test"]["metric"] == result["validation"]["metric"] == entry.score
         assert not (folder / "report.html").exists()
-    stops = found.chosen.name in ("xgboost", "lightgbm", "catboost")  # on validation
-    trained = Run(found.model).read("manifest.json")["facts"]["task"]["samples"]["train"]
-    assert trained == (504 if stops else 612)
+    last = Run(found.model).read("manifest.json")
+    assert last["facts"]["task"]["samples"]["train"] == 612
+    if found.chosen.name in ("xgboost", "lightgbm", "catboost"):  # they stop on validation
+        (trial,) = map(Path, found.chosen.directories)
+        rounds = Run(trial).read("result.json")["chosen"]["rounds"]
+        assert rounds < 1000
+        assert f"rounds: {rounds}\n" in (found.model / "recipe.yaml").read_text()
     assert (found.model / "report.html").exists()
     model = api.load(found.folder)
     assert model.run.path == found.model
@@ -135,15 +140,33 @@ def test_a_folder_with_validation_samples_is_not_folded(tmp_path: Path) -> None:
     assert any("leave nothing to fold" in line for line in lines)
 
 
-def test_what_chooses_on_validation_keeps_it_in_the_last_fit(tmp_path: Path) -> None:
+def test_the_last_fit_has_all_samples_and_what_was_chosen_without_them(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(600, 1, 12)).astype("float32")
     np.savez(tmp_path / "series.npz", x=x, y=(x.std(axis=2)[:, 0] > 1).astype(int))
     found = fit(tmp_path / "series.npz", trials=3, root=tmp_path / "fits", jobs=2, ensemble=False)
     assert found.chosen.name == "forest"
-    trained = Run(found.model).read("manifest.json")["facts"]["task"]["samples"]
-    assert trained["train"] == 420
-    assert trained["validation"] == 90
+    (trial,) = map(Path, found.chosen.directories)
+    chosen = Run(trial).read("result.json")["chosen"]
+    last = Run(found.model).read("manifest.json")
+    assert f"features: {chosen['features']}\n" in (found.model / "recipe.yaml").read_text()
+    assert chosen["features"] in ("summary", "both")
+    assert last["facts"]["task"]["samples"]["train"] == 510
+
+
+def test_looks_of_other_searches_of_the_same_data_count(tmp_path: Path) -> None:
+    for name, data, tested in (("a", "x", 2), ("b", "x", 3), ("c", "y", 1), ("d", "x", 0)):
+        for number in range(tested):
+            model = tmp_path / name / "models" / str(number)
+            model.mkdir(parents=True)
+            (model / "status.json").write_text(json.dumps({"state": "done"}))
+            (model / "result.json").write_text("{}")
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "fit.json").write_text(json.dumps({"data": data}))
+    assert looks_elsewhere(tmp_path / "a", "x") == 3
+    assert looks_elsewhere(tmp_path / "new", "x") == 5
+    (tmp_path / "d" / "fit.json").write_text("no JSON")
+    assert looks_elsewhere(tmp_path / "a", "x") == 3
 
 
 def test_a_split_without_validation_is_refused(tmp_path: Path) -> None:

@@ -164,8 +164,7 @@ def _show(found: Fitted, page: Path) -> None:
     console = output.stdout()
     console.print()
     console.print(found.verdict)
-    looked = "once" if found.looks == 1 else f"by {found.looks} runs"
-    console.print(f"Test, looked at {looked}: {found.tested.sentence}.")
+    console.print(f"Test, looked at {found.looked}: {found.tested.sentence}.")
     for one in found.advice:
         console.print(f"advice: {one.text} ({one.code})", soft_wrap=True)
     console.print(f"predict: xmodal predict {found.folder} NEW_DATA")

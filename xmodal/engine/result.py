@@ -33,7 +33,7 @@ from xmodal.engine.occlusion import occlusion
 from xmodal.engine.session import RunSession
 from xmodal.engine.speed import Speed
 from xmodal.files import atomically
-from xmodal.interfaces import TaskData
+from xmodal.interfaces import FittedPredictor, TaskData
 from xmodal.recipe.recipe import Recipe
 
 PREDICTIONS, VALIDATED = "predictions.safetensors", "validation.safetensors"
@@ -282,9 +282,16 @@ def summarise(
         "token_norm": {"source": session.source_norm, "target": session.target_norm},
         "device": str(session.device),
         "notes": list(session.notes),
+        **({} if (chosen := _chosen(session)) is None else {"chosen": dict(chosen)}),
         "advice": list(advice),
         **({"log_odds": True} if session.log_odds else {}),
     }
+
+
+def _chosen(session: RunSession) -> Mapping[str, Any] | None:
+    """What a fitted predictor has chosen on validation, as its settings."""
+    predictor = session.model.predictor
+    return predictor.chosen() if isinstance(predictor, FittedPredictor) else None
 
 
 def overall(snapshot: Snapshot) -> Speed:

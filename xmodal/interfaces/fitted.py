@@ -9,7 +9,7 @@ Shapes: B and n samples, F numbers per sample (``prod(facts.task.shape)``), K ou
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
@@ -104,6 +104,14 @@ class FittedPredictor(FittedBuffers, Predictor):
     @abstractmethod
     def fit(self, data: FitData) -> None:
         """Fit. The same data, settings and seed give the same model."""
+
+    def chosen(self) -> Mapping[str, Any] | None:
+        """What it chose on validation, as settings: with them a fit to all chooses nothing.
+
+        None: it cannot say, and no model can be fitted to the validation samples too. Values of one
+        setting have an order, or are words: of several fits the one in the middle is taken.
+        """
+        return None if self.uses_validation else {}
 
     @property
     def traceable(self) -> bool:

@@ -37,7 +37,7 @@ def write_fit_report(found: Fitted) -> Path:
         "facts": [
             ("chosen", found.chosen.name),
             ("samples", ", ".join(f"{n:,} {name}" for name, n in found.samples.items())),
-            ("runs scored on the test samples", found.looks),
+            ("test samples looked at", found.looked),
             ("time", text.duration(found.seconds)),
         ],
         "advice": found.advice,

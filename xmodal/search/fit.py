@@ -31,7 +31,7 @@ from xmodal.recipe.choice import choose
 from xmodal.recipe.own_data import own_data
 from xmodal.search.board import Line, leaderboard, line, verdict
 from xmodal.search.clock import Clock
-from xmodal.search.last import ZERO_LINE, LastFits, looks
+from xmodal.search.last import ZERO_LINE, LastFits, looks, looks_elsewhere
 from xmodal.search.mixture import Mixture, mixture
 from xmodal.search.pooled import Pool
 from xmodal.search.search import TOO_LATE, Limits, Search
@@ -76,8 +76,9 @@ class Fitted:
     and trials. ``others``: trials on lower rungs. ``verdict``: in words, on the validation samples;
     ``lead`` is what it rests on. ``model``: the folder of the chosen one, a run or an ensemble.
     ``tested``: its score on the test samples, with its interval and how it stands against cheap
-    answers. The test samples have been looked at by ``looks`` runs. ``left_out``: why what was not
-    tried was not.
+    answers. The test samples have been looked at by ``looks`` runs; those of other searches of the
+    same data beside this one by ``looks_elsewhere`` more. ``left_out``: why what was not tried was
+    not.
     """
 
     folder: Path
@@ -94,6 +95,15 @@ class Fitted:
     seconds: float
     left_out: Mapping[str, str]
     advice: tuple[Advice, ...] = ()
+    looks_elsewhere: int = 0
+
+    @property
+    def looked(self) -> str:
+        """How often the test samples were looked at, in words."""
+        words = "once" if self.looks == 1 else f"by {self.looks} runs"
+        if self.looks_elsewhere:
+            words += f", and by {self.looks_elsewhere} of other searches of these data"
+        return words
 
     @property
     def chosen(self) -> Line:
@@ -168,6 +178,8 @@ def fit(
     if getattr(task, "validation", None) is None and getattr(task, "split", (0, 1))[1] == 0:
         raise UsageError("task.split leaves no validation samples, which a search is judged on")
     in_time = getattr(task, "time", None) is not None
+    contents = plan.recipe.task.component.contents(task, store)
+    data_digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
     folds = _possible_folds((ZERO_LINE, own.recipe), registry, store, shared, samples, say)
     claim(folder, KIND)
     maker = Maker(
@@ -228,8 +240,9 @@ def fit(
         clock.spent(),
         dict(search.left_out),
         tuple(_advice(search, found[0], chosen_space, seconds, plan.recipe.ignore)),
+        looks_elsewhere(folder, data_digest),
     )
-    _record(fitted, shared, seed, seconds, trials)
+    _record(fitted, shared, seed, seconds, trials, data_digest)
     return fitted
 
 
@@ -342,9 +355,15 @@ def _advice(
 
 
 def _record(
-    fitted: Fitted, task: Sequence[str], seed: int, seconds: float | None, trials: int | None
+    fitted: Fitted,
+    task: Sequence[str],
+    seed: int,
+    seconds: float | None,
+    trials: int | None,
+    data: str,
 ) -> None:
     content = {
+        "data": data,
         "task": task,
         "seed": seed,
         "limit": {"seconds": seconds, "trials": trials},
@@ -358,6 +377,7 @@ def _record(
         "model": fitted.model.relative_to(fitted.folder).as_posix(),
         "test": asdict(fitted.tested),
         "looks_at_the_test_split": fitted.looks,
+        "looks_of_other_searches": fitted.looks_elsewhere,
         "seconds": fitted.seconds,
         "left_out": fitted.left_out,
         "advice": [vars(one) for one in fitted.advice],

@@ -7,7 +7,9 @@ validation, fitted on the same samples.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from xmodal.inference import ensemble
 from xmodal.search.mixture import Mixture
 from xmodal.search.pooled import PREDICTIONS, Pool, Predicted, predicted
 from xmodal.search.search import Search
-from xmodal.search.trials import Trial, TrialRun
+from xmodal.search.trials import MODELS, Trial, TrialRun
 
 ZERO_LINE = "methods/majority"
 """Always the same answer. It fits data of every form, so planning it tells what the data are."""
@@ -32,6 +34,21 @@ UNTESTED = "no test samples were set apart, so nothing says how good it is on ne
 def looks(models: Path) -> int:
     """How many runs of a search have been scored on the test samples."""
     return len([one for one in models.glob("*/") if runs.Run(one).state == "done"])
+
+
+def looks_elsewhere(folder: Path, data: str) -> int:
+    """How many runs of the searches beside ``folder`` were tested on samples of the same ``data``.
+
+    Another seed sets other samples apart, but never all others.
+    """
+    count = 0
+    for record in folder.parent.glob(f"*/{runs.SEARCH}"):
+        if record.parent.name == folder.name:
+            continue
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(record.read_text()).get("data") == data:
+                count += looks(record.parent / MODELS)
+    return count
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median_low
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -130,6 +130,13 @@ class Trial:
         """Bytes that its largest run took at most, the program itself and its data included."""
         return max(int(part.result["memory_bytes"]) for part in self.parts)
 
+    def chosen(self) -> dict[str, Any] | None:
+        """What its predictor chose on validation, the middle over the folds; None: unsaid."""
+        found = [part.result.get("chosen") for part in self.parts]
+        if any(one is None for one in found):
+            return None
+        return {name: median_low(one[name] for one in found) for name in found[0]}
+
     def epochs(self) -> int:
         """The epochs that were best, on average over the folds; for a last fit of a rung."""
         at = [part.result["validation"]["at"] for part in self.parts]
@@ -173,15 +180,18 @@ class Maker:
     def last(self, trial: Trial) -> TrialRun:
         """The last fit of a trial, on all samples but those for testing, and its test.
 
-        What chooses something on validation itself, such as when trees stop, keeps its validation
-        samples: it would choose on its own training samples otherwise.
+        What the trial has chosen on validation, such as when trees stop, is given to it. One that
+        cannot say what it chose keeps its validation samples: it would choose on its own training
+        samples otherwise.
         """
         settings = {} if trial.steps is None else training(trial.steps, trial.epochs())
         predictor = self.registry.load("predictor", trial.parts[0].recipe["predictor"]["use"])
-        chooses = predictor.reads_samples or (
-            issubclass(predictor, FittedPredictor) and predictor.uses_validation
-        )
-        return self._part(trial.answer, settings, {"refit": not chooses}, MODELS)
+        keeps = predictor.reads_samples
+        if issubclass(predictor, FittedPredictor):
+            chosen = trial.chosen()
+            keeps = chosen is None
+            settings |= {f"predictor.{name}": value for name, value in (chosen or {}).items()}
+        return self._part(trial.answer, settings, {"refit": not keeps}, MODELS)
 
     def _part(
         self,

@@ -6,6 +6,7 @@ Shapes: B samples, F numbers per sample, K outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ def check_fitted(
     """A fitted predictor gives the right shape for every task that ``problems`` does not rule out.
 
     It says so before it is fitted; it predicts sample by sample; fitting again gives the same
-    model, and so does loading the tensors of another one, to the last bit; and it can do without
+    model, and so does loading the tensors of another one, to the last bit; what it says to have
+    chosen on validation gives the same model without validation samples; and it can do without
     gradients, and with missing values if ``problems`` allows tables.
     """
     name, config = check_class(component, FittedPredictor, given)
@@ -99,6 +101,12 @@ def _fit(component: type[FittedPredictor], given: Given, facts: Facts) -> None:
     again.fit(data)
     message = f"{name}: the same data and seed give another model"
     expect(torch.equal(prediction, again(_tokens(x))), message)
+    chosen = other.chosen()
+    if chosen is not None and component.uses_validation:
+        told = build(component, {**(given or {}), **chosen}, tiny_context(facts))
+        told.fit(replace(data, validation_x_NF=more[:0], validation_y=more_y[:0]))
+        message = f"{name}: with what it chose ({dict(chosen)}) a fit gives another model"
+        expect(torch.equal(prediction, told(_tokens(x))), message)
 
 
 def _tokens(x_BF: Tensor) -> Tokens:
