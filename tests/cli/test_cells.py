@@ -108,7 +108,7 @@ def test_a_crash_costs_its_own_cell_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stopped_comparison_saves_all_cells(tmp_path: Path) -> None:
     grid = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells", "--no-trivial")
-    arguments = ("nft", *grid, "--seeds", "2", "--set", "training.epochs=30")
+    arguments = ("nft", *grid, "--seeds", "2", "--set", "training.epochs=16")
     pack = ("--launcher", "{use: local, jobs: 1, pack: 2}")
     process = Command("compare", *arguments, *pack, streams=tmp_path / "streams", cwd=tmp_path)
     for seed in (0, 1):
@@ -125,4 +125,4 @@ def test_a_stopped_comparison_saves_all_cells(tmp_path: Path) -> None:
         lines: list[dict[str, Any]] = [
             json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
         ]
-        assert [line["epoch"] for line in lines] == list(range(30))
+        assert [line["epoch"] for line in lines] == list(range(16))

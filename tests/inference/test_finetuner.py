@@ -668,7 +668,7 @@ def test_a_saved_index_is_left_out() -> None:
 
 # --- the search for the best answer ---
 
-AUTO = FineTuner(method="auto", trials=2, device="cpu", kind="classification")
+AUTO = FineTuner(method="auto", trials=1, device="cpu", kind="classification")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ decides which of them start; those that it left out are named.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from xmodal.errors import XModalError
 from xmodal.interfaces import Job, Launcher
 from xmodal.search.clock import Clock
 from xmodal.search.space import FACTOR, Answer, Rung
-from xmodal.search.trials import Maker, Trial, TrialRun, best
+from xmodal.search.trials import Maker, Trial, TrialRun, best, took
 
 PAUSE = 0.2
 REPORT = 8.0
@@ -114,7 +115,7 @@ class Search:
     def _climb(self, bracket: Sequence[Answer], ladder: Sequence[Rung]) -> None:
         level: Sequence[Answer] = bracket
         for number, rung in enumerate(ladder):
-            above = ladder[number + 1 :]
+            above = list(zip(ladder[number + 1 :], self.folds[number + 1 :], strict=False))
             tried = self._wave([(one, number, rung) for one in level], above)
             ended = best(self._allowed(tried), self.better)
             # Of a bracket that was cut short, a third of those that started climbs.
@@ -125,11 +126,11 @@ class Search:
     def _wave(
         self,
         asked: Sequence[tuple[Answer, int | None, Rung | None]],
-        above: Sequence[Rung],
+        above: Sequence[tuple[Rung, Sequence[int]]],
     ) -> list[Trial]:
         """Run trials that do not wait for each other's results; returns those that started.
 
-        ``above``: the rungs that the best of them is still to climb.
+        ``above``: the rungs that the best of them is still to climb, and their folds.
         """
         started: list[Trial] = []
         parts: list[TrialRun] = []
@@ -170,13 +171,19 @@ class Search:
             self.left_out |= dict.fromkeys(late, TOO_LATE)
         return started
 
-    def _reserve(self, trial: Trial, above: Sequence[Rung]) -> float:
-        """Seconds that a trial must leave: to climb all rungs above, and for the last fit."""
+    def _reserve(self, trial: Trial, above: Sequence[tuple[Rung, Sequence[int]]]) -> float:
+        """Seconds that the first run of a trial must leave.
+
+        They are for its other runs, for all rungs above with their folds, and for the last fit.
+        """
         name = trial.answer.name
-        climb = [self.clock.expected(name, trial.work_of(rung)) for rung in above]
         own = self.clock.expected(name, trial.cost)
+        climb = [self.clock.expected(name, trial.work_of(rung)) for rung, _ in above]
+        counts = [len(folds) for _, folds in above]
+        turns = [math.ceil(count / self.jobs) for count in [len(trial.parts), *counts]]
+        runs = sum(map(operator.mul, [own, *climb], turns)) - own
         refits = self._last_fits(self.eligible()[: self.spare])
-        return sum(climb) + max(REFIT * max([own, *climb]), refits) + REPORT
+        return runs + max(REFIT * max([own, *climb]), refits) + REPORT
 
     def _last_fits(self, trials: Sequence[Trial]) -> float:
         """Seconds that the last fits of trials take: they go by what the trials have taken."""
@@ -236,7 +243,7 @@ class Search:
             self._leave_out(trial.name, _why(last_lines(part.directory / LOG)))
             return
         if fresh:
-            self.clock.learn(trial.answer.name, trial.cost, part.result["seconds"]["this_process"])
+            self.clock.learn(trial.answer.name, trial.cost, took(part.result["seconds"]))
         if trial.done:
             score = trial.score()
             said = "no number" if score is None else f"{score:.4g}"

@@ -114,8 +114,8 @@ class Trial:
         return None if any(one is None for one in found) else fmean(found)
 
     def seconds(self) -> float:
-        """What its runs took."""
-        return float(sum(part.result["seconds"]["this_process"] for part in self.parts))
+        """What its runs took; of one that was resumed at least all of its training."""
+        return float(sum(took(part.result["seconds"]) for part in self.parts))
 
     def size(self) -> int:
         """Bytes of the model on disk."""
@@ -141,6 +141,11 @@ class Trial:
         """The epochs that were best, on average over the folds; for a last fit of a rung."""
         at = [part.result["validation"]["at"] for part in self.parts]
         return max(1, math.ceil(fmean(place[-1] + 1 if place else 1 for place in at)))
+
+
+def took(seconds: Mapping[str, float]) -> float:
+    """What a run took, by the times in its result."""
+    return max(seconds["this_process"], seconds["training"])
 
 
 def size_of(part: TrialRun) -> int:
