@@ -13,6 +13,7 @@ import pytest
 
 from xmodal import api
 from xmodal.errors import UsageError
+from xmodal.inference.sureness import sureness
 from xmodal.runs import Run
 from xmodal.search.fit import FEW, FOLDS, fit
 from xmodal.search.last import looks_elsewhere
@@ -115,7 +116,9 @@ def test_few_rows_are_cross_validated(tmp_path: Path) -> None:
     each = [Run(Path(f)).read("result.json")["validation"]["metric"] for f in entry.directories]
     assert entry.score == pytest.approx(float(np.mean(each)))
     assert len(set(entry.directories)) == FOLDS * 2
-    assert sum(count for name, count in found.samples.items() if name != "test") < FEW
+    trained = sum(count for name, count in found.samples.items() if name != "test")
+    assert trained < FEW
+    assert sureness(Run(found.model), "classification").samples == trained  # each one once
 
 
 def test_few_groups_are_fewer_folds(tmp_path: Path) -> None:
@@ -205,6 +208,10 @@ def test_an_ensemble_can_be_chosen_and_predicts(
     rows = np.genfromtxt(data, delimiter=",", skip_header=1)
     error = model.predict(rows[:, :-1]) - rows[:, -1]
     assert np.sqrt(np.mean(error**2)) < 0.65  # that of the noise is .5
+    half = sureness(Run(found.model), "regression")
+    assert half.samples == 108
+    assert half.half_K is not None
+    assert 1.96 * 0.5 < float(half.half_K) < 2
 
 
 def test_limits_hold_for_what_is_chosen(tmp_path: Path) -> None:

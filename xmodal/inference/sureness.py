@@ -44,7 +44,7 @@ class Sureness:
         if self.temperature is not None:
             return f"probabilities are calibrated: temperature {self.temperature:.3g}, {of}"
         holds = f"intervals hold the truth of {LEVEL:.0%} of new samples like these"
-        return f"{holds}: errors {of}, which also chose the epoch"
+        return f"{holds}: errors {of}, which also chose the model"
 
     def calibrated(self, outputs: Tensor) -> Tensor:
         """Logits or log-odds ``[N, K]`` whose probabilities are calibrated."""

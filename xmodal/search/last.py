@@ -10,10 +10,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 
 from xmodal import runs
@@ -28,6 +29,7 @@ from xmodal.search.trials import MODELS, Trial, TrialRun
 
 ZERO_LINE = "methods/majority"
 """Always the same answer. It fits data of every form, so planning it tells what the data are."""
+VALIDATED = "validation.safetensors"
 UNTESTED = "no test samples were set apart, so nothing says how good it is on new data"
 
 
@@ -77,10 +79,16 @@ class LastFits:
         done = [trial for trial in held if parts[trial.key].done]
         rivals = {t.name: parts[t.key] for t in done if single is None or t.key != single.key}
         part = parts[chosen[0][0].key]
+        validated = self.pool.of(chosen[0][0])
         if single is not None:
+            if validated is not None:
+                _keep_validated(part.directory, validated)
             return part.directory, self._judged(predicted([part.directory]), part, rivals)
         weights = {parts[trial.key].directory: weight for trial, weight in chosen}
-        return self._mixed(weights, part, rivals)
+        folder, judgement = self._mixed(weights, part, rivals)
+        if validated is not None and mixture is not None:
+            _keep_validated(folder, replace(validated, prediction=mixture.prediction))
+        return folder, judgement
 
     def _mixed(
         self,
@@ -126,6 +134,21 @@ class LastFits:
             self.pool.metric(), own.prediction, own.y, answers, own.groups_N, self.pool.seed,
             classes, name, None if mixed else _number(test["metric"]), constant,
         )  # fmt: skip
+
+
+def _keep_validated(folder: Path, found: Predicted) -> None:
+    """Keep what trials predicted for the validation samples with a model that trained on them too.
+
+    That tells how sure a prediction is, with a little to spare: the trials had fewer samples. Of
+    repeated cross-validation the first prediction of each sample is kept.
+    """
+    if (folder / VALIDATED).exists():
+        return
+    kept: Any = slice(None)
+    if found.rows_N is not None:
+        kept = np.unique(found.rows_N.numpy(), return_index=True)[1]
+    with atomically(folder / VALIDATED) as new:
+        save_file({"prediction": found.prediction[kept].contiguous(), "label": found.y[kept]}, new)
 
 
 def _number(value: float | None) -> float:
