@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.machinery import SourceFileLoader
@@ -448,6 +448,11 @@ def registry(files: tuple[str, ...] = ()) -> Registry:
 @lru_cache(maxsize=8)
 def _discovered(files: tuple[str, ...], contents: tuple[str, ...]) -> Registry:
     return discover(files)
+
+
+def as_options(files: Iterable[str]) -> list[str]:
+    """The options that let a command import plugin files, wherever it runs."""
+    return [part for file in files for part in ("--plugin", os.path.abspath(file))]
 
 
 def find_kind(name: str) -> str:

@@ -29,7 +29,7 @@ from xmodal.data.arrays import SUFFIXES as ARRAYS
 from xmodal.data.tables import SUFFIXES as TABLES
 from xmodal.errors import DataError, did_you_mean
 from xmodal.text import shortlist
-from xmodal_arrays.layout import Channels
+from xmodal_arrays.layout import Channels, layout
 from xmodal_arrays.settings import DataSettings
 
 Role = Literal["all", "train", "validation", "test"]
@@ -238,8 +238,9 @@ def _time(parts: list[FilePart], settings: DataSettings) -> int | None:
     if any(lengths.is_unequal(part.x) for part in parts):
         return None
     sample = parts[0].x.shape[1:]
-    longer = settings.channels == "auto" and len(sample) == 2 and sample[0] > sample[1]
-    return 0 if longer or settings.channels == "last" else None
+    if len(sample) != 2:
+        return 0 if settings.channels == "last" else None
+    return 0 if layout(sample, "sequence", settings.channels).channel == 1 else None
 
 
 def _windows(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xmodal.assess import ScoreInterval, constant_answer, judge, sentence
-from xmodal.assess.judge import Against
+from xmodal.assess import ScoreInterval, constant_answer, judge
+from xmodal.assess.judge import Against, sentence
 from xmodal.facts import Target
 from xmodal_basics import metrics
 

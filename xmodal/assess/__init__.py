@@ -5,7 +5,7 @@ Pure functions of predictions, labels, groups and a metric; every number comes f
 
 from xmodal.assess.cheap import ConstantAnswer, constant_answer
 from xmodal.assess.errors import sample_errors, worst_and_typical
-from xmodal.assess.judge import Against, Judgement, judge, sentence, stand
+from xmodal.assess.judge import Against, Judgement, judge, stand
 from xmodal.assess.resample import Resamples, ScoreInterval
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "constant_answer",
     "judge",
     "sample_errors",
-    "sentence",
     "stand",
     "worst_and_typical",
 ]

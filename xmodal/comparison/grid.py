@@ -27,7 +27,7 @@ from xmodal.engine.identity import RunIdentity, identity
 from xmodal.engine.plan import compose_plan, fetch_small, missing_files
 from xmodal.errors import DataError, PluginError, RecipeError, UsageError, did_you_mean
 from xmodal.facts import Facts
-from xmodal.plugins import Registry
+from xmodal.plugins import Registry, as_options
 from xmodal.recipe.cheap import TRIVIAL, cheap_methods
 from xmodal.recipe.lookup import (
     SUITES,
@@ -172,8 +172,7 @@ def requested(
     words += ["--set", *settings] if settings else []
     for option, value in options.items():
         words += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
-    for file in plugin_files:
-        words += ["--plugin", os.path.abspath(file)]
+    words += as_options(plugin_files)
     words += [] if trivial else ["--no-trivial"]
     return Request(
         suite=chosen,

@@ -69,7 +69,7 @@ class Queue:
         self.cells = tuple(cells)
         self.launcher = launcher
         self.budget = budget
-        self.options = [part for file in plugin_files for part in ("--plugin", file)]
+        self.options = plugins.as_options(plugin_files)
         self.options += ["--verify-data"] if verify_data else []
         self.begun = time.monotonic()
         self._jobs = unique

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +16,7 @@ from xmodal import text
 from xmodal.comparison.queue import LOG, command, last_lines
 from xmodal.errors import XModalError
 from xmodal.interfaces import Job, Launcher
+from xmodal.plugins import as_options
 from xmodal.search.clock import Clock
 from xmodal.search.space import FACTOR, Answer, Rung
 from xmodal.search.trials import Maker, Trial, TrialRun, best, took
@@ -268,7 +268,5 @@ def _why(log: str) -> str:
 def _job(part: TrialRun, report: bool, plugin_files: Sequence[str]) -> Job:
     part.prepare()
     folder = part.directory
-    options = [] if report else ["--no-report"]
-    for file in plugin_files:
-        options += ["--plugin", os.path.abspath(file)]
+    options = [*([] if report else ["--no-report"]), *as_options(plugin_files)]
     return Job(str(folder), (*command(folder), *options), folder / LOG)
