@@ -36,7 +36,8 @@ class TaskFacts:
     which ``Task.coarse`` solves the task's equation unless told otherwise; 0 if it has none.
     ``equation``: whether ``Task.equation`` gives its residual. ``symmetry``: in words, under what
     moves of a sample its label is known exactly (``TaskData.symmetry``), for the recipe's
-    ``augment``; ``moves`` is their number. Nothing if it states none.
+    ``augment``; ``moves`` is their number. Nothing if it states none. ``weighted``: its samples
+    have weights (``TaskData.weights``).
     """
 
     name: str
@@ -49,6 +50,7 @@ class TaskFacts:
     equation: bool = False
     symmetry: str = ""
     moves: int = 1
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if not self.family:

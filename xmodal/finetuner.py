@@ -139,6 +139,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         validation_data: tuple[Any, Any] | None = None,
         *,
         groups: Any = None,
+        sample_weight: Any = None,
     ) -> Self:
         """Train on ``X`` ``(n, features)``, ``(n, channels, length)`` or ``(n, channels, height,
         width)`` and labels ``y``.
@@ -147,7 +148,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         they are filled up at the end, with the mean of each channel, to the longest.
         ``validation_data`` (X, y) chooses the best epoch instead of held-out samples. ``groups``
         ``(n,)`` says which samples belong together (a patient, a site); a group is held out as a
-        whole, or not at all. Raises
+        whole, or not at all. ``sample_weight`` ``(n,)``: how much each sample counts in training,
+        0 or more; held-out samples that choose count alike. Raises
         ValueError for data and settings that do not work, and the errors of ``xmodal.errors``.
         """
         self._check_settings()
@@ -168,8 +170,9 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         together = self._groups(groups, x)
         if validation_data is not None:
             together = None  # nothing is held out
+        weights = None if sample_weight is None else self._weights(sample_weight, x)
         with run_root(self.directory) as root, randomness.state_kept():
-            data, layout = in_memory.write(root / "data", parts, together)
+            data, layout = in_memory.write(root / "data", parts, together, weights)
             share = 0.0 if validation_data is not None else float(self.validation_fraction)
             with as_value_errors(data, kept=self.directory is not None):
                 if self.method == AUTO:
@@ -332,6 +335,16 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"groups: row {missing[0]} has no group")
         plain = np.array(found.tolist())
         return plain if plain.dtype.kind in "iubU" else np.array(list(map(name_of, found)))
+
+    @staticmethod
+    def _weights(sample_weight: Any, x: Any) -> Array:
+        """The weights as numbers, 0 or more, ``[n]``."""
+        weights = column_or_1d(sample_weight, dtype=np.float64)
+        check_consistent_length(x, weights)
+        assert_all_finite(weights, input_name="sample_weight")
+        if (weights < 0).any() or not weights.any():
+            raise ValueError("sample_weight: weights are 0 or more, and some are above 0")
+        return weights
 
     def _validation(self, X: Any, y: Any, labels: CodedLabels) -> tuple[Any, Array]:
         """Samples and labels that choose the best epoch, read as those of ``fit`` were."""

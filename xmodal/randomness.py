@@ -48,6 +48,22 @@ def permutation(count: int, seed: int, *names: str | int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, *names))
 
 
+def weighted_order(weight_N: Tensor, seed: int, *names: str | int) -> Tensor:
+    """The order of one pass over n samples in which sample i occurs n w_i / sum(w) times.
+
+    That number is rounded down or up at random (systematic sampling), so that the pass has n
+    places; with equal weights it is ``permutation``.
+    """
+    count = len(weight_N)
+    end_N = (weight_N.double() * (count / float(weight_N.double().sum()))).cumsum(0)
+    end_N[-1] = count
+    start = torch.rand((), generator=generator(seed, *names, "start"), dtype=torch.float64)
+    until_N = (end_N + start).floor()
+    times_N = until_N.diff(prepend=until_N.new_zeros(1)).long()
+    place_N = torch.repeat_interleave(torch.arange(count), times_N)
+    return place_N[permutation(count, seed, *names)]
+
+
 def endless(count: int, start: int, length: int, seed: int, name: str) -> Tensor:
     """Indices ``start .. start + length`` of an endless shuffled stream over ``count`` samples.
 

@@ -33,6 +33,8 @@ from xmodal_arrays.layout import Channels, layout
 from xmodal_arrays.settings import DataSettings
 
 Role = Literal["all", "train", "validation", "test"]
+JUDGING: tuple[Role, ...] = ("validation", "test")
+"""Parts that no model is fitted to: their samples need no weights."""
 SUFFIXES = (*ARRAYS, *TABLES)
 _WORDS: dict[str, Role] = {
     "train": "train",
@@ -50,7 +52,8 @@ class FilePart:
     """Samples and labels that belong together; with ``role`` ``all`` they are still to be split.
 
     Messages call the arrays ``x_name`` and ``y_name``. ``group``: what must not straddle parts.
-    ``record``: the number of the recording that each window was cut from.
+    ``record``: the number of the recording that each window was cut from. ``weight``: how much each
+    sample counts, float64.
     """
 
     role: Role
@@ -62,6 +65,7 @@ class FilePart:
     group: Array | None = None
     time: Array | None = None
     record: Array | None = None
+    weight: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,7 @@ def _windows(
                 group=number_W if group is None else group,
                 time=None if part.time is None else part.time[record_W],
                 record=number_W,
+                weight=None if part.weight is None else part.weight[record_W],
             )
         )
         before += len(length_R)
@@ -319,13 +324,13 @@ def _parts_of(role: Role, path: Path, settings: DataSettings) -> Iterator[_Found
             for word, (x_key, y_key) in found.items():
                 own = [
                     key and _with_word(container, key, word)
-                    for key in (settings.group, settings.time)
+                    for key in (settings.group, settings.time, settings.weight)
                 ]
                 yield _part(word, container, (x_key,), (y_key,), *own), x, y
             return
     x = x or (first_key(container, SAMPLE_KEYS) or SAMPLE_KEYS[0],)
     y = y or (first_key(container, LABEL_KEYS) or LABEL_KEYS[0],)
-    yield _part(role, container, x, y, settings.group, settings.time), x, y
+    yield _part(role, container, x, y, settings.group, settings.time, settings.weight), x, y
 
 
 def _keys(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -373,6 +378,7 @@ def _part(
     y: tuple[str, ...],
     group: str | None,
     time: str | None,
+    weight: str | None,
 ) -> FilePart:
     samples = container.stacked(x, "x:")
     labels = row_labels(container.stacked(y, "y:"), samples.shape[0])
@@ -380,9 +386,28 @@ def _part(
     time_N = None if time is None else _each(container, time, "time:", samples.shape[0])
     if time_N is not None and time_N.dtype.kind not in "fiubM":
         raise DataError(f"{container.name(str(time))} (time) holds text; save numbers")
-    files = container.files(*x, *y, *filter(None, (group, time)))
+    if role in JUDGING and weight not in container.entries:
+        weight = None
+    weight_N = None
+    if weight is not None:
+        own_N = _each(container, weight, "weight:", samples.shape[0])
+        weight_N = as_weights(own_N, container.name(weight))
+    files = container.files(*x, *y, *filter(None, (group, time, weight)))
     names = container.name(*x), container.name(*y)
-    return FilePart(role, samples, labels, *names, files, group_N, time_N)
+    return FilePart(role, samples, labels, *names, files, group_N, time_N, weight=weight_N)
+
+
+def as_weights(value_N: Array, where: str) -> Array:
+    """Weights of samples, float64. Raises DataError for what is no number from 0 on."""
+    if value_N.dtype.kind not in "fiub":
+        raise DataError(f"{where} (weight) holds text; weights are numbers")
+    weight_N = value_N.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weight_N) & (weight_N >= 0)))
+    if len(wrong):
+        raise DataError(
+            f"{where} (weight): row {wrong[0]} has {weight_N[wrong[0]]:g}, not 0 or more"
+        )
+    return weight_N
 
 
 def _each(container: Container, key: str, setting: str, count: int) -> Array:

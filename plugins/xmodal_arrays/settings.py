@@ -43,6 +43,11 @@ class DataSettings(TableFormat):
         "samples train, the latest test; it is no input itself. Default: parts are drawn at "
         "random.",
     )
+    weight: str | None = Field(
+        None,
+        description="Key or column of how much each sample counts when a model is fitted (0 or "
+        "more); it is no input itself. Scores count all samples alike.",
+    )
     drop: tuple[str, ...] = Field((), description="Columns of a table to leave out.")
     categories: tuple[str, ...] = Field(
         (), description="Numeric columns that hold category codes; text columns need no entry."

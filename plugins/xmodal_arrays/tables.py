@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from xmodal.data.arrays import Array, ArrayRows
 from xmodal.data.tables import Part, TableForm
 from xmodal.errors import DataError
 from xmodal.text import shortlist, shown
-from xmodal_arrays.locate import FilePart, Role
+from xmodal_arrays.locate import JUDGING, FilePart, Role, as_weights
 from xmodal_arrays.settings import DataSettings
 
 _MANY = 4096
@@ -68,7 +68,9 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
         y_name = f"{path}: column '{shortlist(y_names)}'"
         rows = ArrayRows(x_NF), ArrayRows(y_N)
         time_N = None if time is None else _times(part, time)
-        encoded.append(FilePart(role, *rows, part.where, y_name, (path,), group_N, time_N))
+        weight_N = None if settings.weight is None else _weights(role, part, settings)
+        names = part.where, y_name, (path,)
+        encoded.append(FilePart(role, *rows, *names, group_N, time_N, weight=weight_N))
     if len(form.features) > _MANY:
         said.append(
             f"arrays: {len(form.features):,} columns: a transformer reads each as a token, and the "
@@ -143,7 +145,7 @@ def _columns(part: Part, settings: DataSettings, y_names: list[str]) -> list[str
     known = part.table.column_names
     wanted = settings.x or tuple(known)
     names = [wanted] if isinstance(wanted, str) else list(wanted)
-    others = [*settings.drop, *filter(None, (settings.group, settings.time))]
+    others = [*settings.drop, *filter(None, (settings.group, settings.time, settings.weight))]
     tables.require(known, [*names, *others, *settings.categories], part.where)
     left_out = {*y_names, *others}
     names = [name for name in names if name not in left_out]
@@ -170,6 +172,18 @@ def _times(part: Part, form: TableForm) -> Array:
         name = form.names[0]
         raise DataError(f"{part.where}: column '{name}' (time) is missing in row {missing[0]}")
     return time_N
+
+
+def _weights(role: Role, part: Part, settings: DataSettings) -> Array | None:
+    """How much each row counts ``[n]``; samples that only judge need none. Raises DataError."""
+    name = cast(str, settings.weight)
+    if role in JUDGING and name not in part.table.column_names:
+        return None
+    form, _ = tables.learn([part], [name], (), settings)
+    where = f"{part.where}: column '{name}'"
+    if form.levels != ((),):
+        raise DataError(f"{where} (weight) holds no numbers")
+    return as_weights(form.encode(part)[:, 0], where)
 
 
 def _label_values(part: Part, names: list[str], settings: DataSettings) -> Array:

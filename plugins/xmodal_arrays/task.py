@@ -290,7 +290,10 @@ class Arrays(Task):
         counts = {role: len(share.rows) for role, share in shares(plan, config, 0).items()}
         where = cast("Path", config.path or config.train)
         name = f"arrays/{where.stem}"
-        return TaskFacts(name, plan.layout.shape, plan.labels.target, counts, plan.levels)
+        weighted = config.weight is not None
+        return TaskFacts(
+            name, plan.layout.shape, plan.labels.target, counts, plan.levels, weighted=weighted
+        )
 
     @classmethod
     def contents(cls, config: Config, store: Store) -> Mapping[str, str]:
@@ -339,6 +342,7 @@ class Arrays(Task):
             classes=plan.labels.classes,
             raw=form,
             groups=_groups(plan, split_of),
+            weights=_weights(plan, split_of),
             rows={
                 r: torch.from_numpy(share.rows.astype(np.int64)) for r, share in split_of.items()
             },
@@ -444,6 +448,19 @@ def _groups(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tenso
         group = groups[share.part]
         if group is not None:
             found[role] = torch.from_numpy(np.searchsorted(names, group[share.rows]))
+    return found
+
+
+def _weights(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tensor]:
+    """The weight of each sample, by split. Raises DataError if no training sample counts."""
+    found = {}
+    for role, share in split_of.items():
+        weight = plan.parts[share.part].weight
+        if weight is not None:
+            found[role] = torch.from_numpy(weight[share.rows])
+    if "train" in found and not found["train"].any():
+        where = plan.parts[split_of["train"].part].x_name
+        raise DataError(f"{where}: all training samples have weight 0")
     return found
 
 

@@ -77,10 +77,13 @@ def gathered(
     ``every``: all training samples, also where it wants a few.
     """
     data, chooses = session.data, session.evaluation_split()
-    train = for_fit(data.train)
+    train, weight_N = for_fit(data.train), data.weights_of(data.train)
+    if weight_N is not None:
+        weight_N = weight_N.repeat(loader.count(train) // len(weight_N))
     if predictor.most_samples is not None and not every:
         rows = spread(loader.count(data.train), predictor.most_samples, loader.count(train))
         train = Subset(train, rows.tolist())
+        weight_N = None if weight_N is None else weight_N[rows]
     x_NF, y, tokens = _features(session, train, read)
     validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
     if (
@@ -101,6 +104,7 @@ def gathered(
         data.raw,
         session.model.decode,
         tokens,
+        weight_N,
     )
 
 

@@ -59,6 +59,7 @@ class Forest(FittedPredictor):
         )
 
     config: Config
+    weighs = True
     summary: Tensor
     """Whether the trees read the description alone."""
 
@@ -142,8 +143,9 @@ class Forest(FittedPredictor):
         if len(data.x_NF) > self.config.samples:
             settings |= {"bootstrap": True, "max_samples": self.config.samples}
         x_NF, y = self._read(data.x_NF), data.y.numpy()
+        weight_N = None if data.weight_N is None else data.weight_N.numpy()
         if self.output.kind == "classification":
-            forest = ExtraTreesClassifier(**settings).fit(x_NF, y)
+            forest = ExtraTreesClassifier(**settings).fit(x_NF, y, weight_N)
             self.trees.keep(forest.estimators_)
             self._spread(forest.classes_)
             return
@@ -162,7 +164,7 @@ class Forest(FittedPredictor):
             settings |= {"max_features": tried, "min_samples_split": 5}
         y_NK /= scale_K
         labels = y_NK.ravel() if y_NK.shape[1] == 1 else y_NK
-        forest = ExtraTreesRegressor(**settings).fit(x_NF, labels)
+        forest = ExtraTreesRegressor(**settings).fit(x_NF, labels, weight_N)
         self.trees.keep(forest.estimators_, scale_K, mean_K)
 
     def forward(self, features: Tokens) -> Tensor:

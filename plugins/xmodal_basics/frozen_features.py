@@ -57,6 +57,7 @@ class FrozenFeatures(FittedPredictor):
     config: Config
     most_samples: ClassVar[int | None] = 20_000
     reads_features = True
+    weighs = True
     names: ClassVar[tuple[str, ...]] = ("chosen_L", "penalty")
     chosen_L: Tensor
     """1 at the layer that is read, and 0."""
@@ -106,12 +107,12 @@ class FrozenFeatures(FittedPredictor):
         tries = [(one, first) for one in (range(data.tokens) if only is None else (only,))]
         least, kept, chosen = np.inf, LinearModel(), (0, first)
         for layer, penalty in tries:
-            found = self._solved(x_NLF[:, layer], data.y, penalty)
+            found = self._solved(x_NLF[:, layer], data, penalty)
             error = self._error(found, check_NLF[:, layer], data)
             if error < least or not fitted_yet(kept):
                 least, kept, chosen = error, found, (layer, penalty)
         for penalty in others:
-            found = self._solved(x_NLF[:, chosen[0]], data.y, penalty)
+            found = self._solved(x_NLF[:, chosen[0]], data, penalty)
             error = self._error(found, check_NLF[:, chosen[0]], data)
             if error < least:
                 least, kept, chosen = error, found, (chosen[0], penalty)
@@ -129,14 +130,15 @@ class FrozenFeatures(FittedPredictor):
         """The layer, and the penalty of what is not ridge."""
         return {"layer": int(self.chosen_L.argmax()), "inverse_penalties": [float(self.penalty)]}
 
-    def _solved(self, x_NF: Tensor, y: Tensor, penalty: float) -> LinearModel:
+    def _solved(self, x_NF: Tensor, data: FitData, penalty: float) -> LinearModel:
         settings = {"C": penalty, "max_iter": self.config.iterations}
+        y, weight_N = data.y, None if data.weight_N is None else data.weight_N.numpy()
 
         def solve(z_NR: Array) -> tuple[Array, Array]:
             if self.output.kind == "regression":
-                return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas)
+                return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas, weight_N)
             labels = np.asarray(y.nan_to_num(-1).long())
-            return logistic(z_NR, labels, self.output.size, settings)
+            return logistic(z_NR, labels, self.output.size, settings, weight_N)
 
         model = LinearModel()
         rank = self.config.components

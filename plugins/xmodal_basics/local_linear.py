@@ -40,6 +40,7 @@ class LocalLinear(FittedPredictor):
         )
 
     uses_validation = False
+    weighs = True
     names: ClassVar[tuple[str, ...]] = ("weight_KC", "place_KM", "zero_one")
     weight_KC: Tensor
     place_KM: Tensor
@@ -87,14 +88,17 @@ class LocalLinear(FittedPredictor):
         right_KP = torch.zeros(self.output.size, size, dtype=torch.float64)
         one_1M = torch.ones(1, cells, dtype=torch.float64)
         zero_one = True
-        for x_F, y in zip(data.x_NF, data.y, strict=True):
+        weights = [1.0] * len(data.y)
+        if data.weight_N is not None:
+            weights = (data.weight_N / data.weight_N.mean()).tolist()
+        for x_F, y, weight in zip(data.x_NF, data.y, weights, strict=True):
             x_CM = torch.nan_to_num(x_F.double().view(channels, cells))
             z_PM = torch.cat([x_CM, trend_TM, one_1M])
             for k, y_M in enumerate(y.double().view(self.output.size, cells)):
                 known = ~y_M.isnan()
                 z_PN, y_N = z_PM[:, known], y_M[known]
-                gram_KPP[k] += z_PN @ z_PN.T
-                right_KP[k] += z_PN @ y_N
+                gram_KPP[k] += weight * (z_PN @ z_PN.T)
+                right_KP[k] += weight * (z_PN @ y_N)
                 zero_one &= bool(((y_N == 0) | (y_N == 1)).all())
         if not gram_KPP[:, -1, -1].all():
             raise DataError("local-linear: an output has no known label to be fitted to")

@@ -25,6 +25,7 @@ class Majority(FittedPredictor):
     """
 
     uses_validation = False
+    weighs = True
     names: ClassVar[tuple[str, ...]] = ("answer_K",)
     answer_K: Tensor
 
@@ -41,13 +42,19 @@ class Majority(FittedPredictor):
 
     def fit(self, data: FitData) -> None:
         """Count classes, or average labels; samples do not matter."""
-        y = data.y
+        y, weight_N = data.y, data.weight_N
+        if weight_N is None:
+            weight_N = torch.ones(len(y), dtype=torch.float64)
         if self.output.kind == "classification":
-            share_K = torch.bincount(y.long(), minlength=self.output.size).double() / len(y)
+            size = self.output.size
+            share_K = torch.bincount(y.long(), weight_N, minlength=size) / weight_N.sum()
             self.answer_K = share_K.clamp_min(LEAST).log().float()
             return
         known = y[~y.isnan()]
-        mean_K = y.double().nanmean(0).nan_to_num().view(self.output.size, *self.output.shape)
+        weight_N1 = weight_N.view(-1, *[1] * (y.ndim - 1))
+        total_K = (weight_N1 * ~y.isnan()).sum(0)
+        mean_K = ((weight_N1 * y.double()).nansum(0) / total_K).nan_to_num()
+        mean_K = mean_K.view(self.output.size, *self.output.shape)
         shares = self.output.kind == "multi-label"
         if self.output.kind == "dense":
             shares = bool(((known == 0) | (known == 1)).all())

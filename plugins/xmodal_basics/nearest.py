@@ -25,6 +25,14 @@ LARGEST_GB = 2.0
 AT_ONCE = 64
 
 
+def weighted_mean(y_BNK: Tensor, weight_BN: Tensor | None) -> Tensor:
+    """The mean of the known ones of n labels ``[B, K]``; NaN where none is known."""
+    if weight_BN is None:
+        return y_BNK.nanmean(1)
+    weight_BNK = weight_BN[..., None] * ~y_BNK.isnan()
+    return (weight_BNK * y_BNK.nan_to_num()).sum(1) / weight_BNK.sum(1)
+
+
 class Nearest(FittedPredictor):
     """The mean label of the k nearest training samples by Euclidean distance.
 
@@ -45,7 +53,10 @@ class Nearest(FittedPredictor):
         )
 
     config: Config
+    weighs = True
     names: ClassVar[tuple[str, ...]] = ("x_NF", "y_NK", "shift_F", "scale_F", "count", "zero_one")
+    optional: ClassVar[tuple[str, ...]] = ("weight_N",)
+    weight_N: Tensor | None
     x_NF: Tensor
     y_NK: Tensor
     shift_F: Tensor
@@ -75,6 +86,9 @@ class Nearest(FittedPredictor):
         """Keep the training split, and choose k."""
         from sklearn.preprocessing import StandardScaler
 
+        if data.weight_N is not None:  # what does not count is no neighbour
+            data = data.some(data.weight_N > 0)
+        self.weight_N = data.weight_N
         x_NF = data.x_NF.double()
         self.shift_F, self.scale_F = torch.zeros(1).double(), torch.ones(1).double()
         if self.is_table:
@@ -156,10 +170,11 @@ class Nearest(FittedPredictor):
     def _mean(self, order_BN: Tensor) -> Tensor:
         """The mean of the known labels of these training samples ``[B, K]``, float64."""
         y_BNK = self.y_NK[order_BN].double()
-        mean_BK = y_BNK.nanmean(1)
+        mean_BK = weighted_mean(y_BNK, None if self.weight_N is None else self.weight_N[order_BN])
         if not mean_BK.isnan().any():
             return mean_BK
-        return torch.where(mean_BK.isnan(), self.y_NK.double().nanmean(0).nan_to_num(), mean_BK)
+        every_K = weighted_mean(self.y_NK.double()[None], self.weight_N)[0].nan_to_num()
+        return torch.where(mean_BK.isnan(), every_K, mean_BK)
 
     def forward(self, features: Tokens) -> Tensor:
         """Predict ``[B, K]`` (log-probabilities, log-odds or numbers) or ``[B, K, *shape]``."""

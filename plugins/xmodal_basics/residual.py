@@ -115,6 +115,8 @@ class ResidualPredictor(Predictor):
             yield f"cheap '{cheap.name}' trains by steps; name a predictor that is fitted at once"
         elif cheap.component.reads_features:
             yield f"cheap '{cheap.name}' reads features of a backbone, not samples; name another"
+        elif facts.task.weighted and not cheap.component.weighs:
+            yield f"cheap '{cheap.name}' cannot weigh samples; leave task.weight out"
         elif cheap.component.keeps_predictions:
             yield f"cheap '{cheap.name}' keeps predictions instead of a model; name another one"
         if config.head.component.reads_samples or issubclass(
@@ -190,7 +192,7 @@ class ResidualPredictor(Predictor):
         outputs: Tensor | None = None
         for fold in range(folds):
             cheap, rest_R = self.others[fold], fold_R != fold
-            outside = replace(data, x_NF=data.x_NF[rest_R], y=data.y[rest_R])
+            outside = data.some(rest_R)
             count_outside = int((self.fold_N != fold).sum())
             cheap.fit(at_most(cheap.most_samples, outside, count_outside))
             if changing:
@@ -258,7 +260,7 @@ def at_most(limit: int | None, data: FitData, count: int) -> FitData:
     if limit is None:
         return data
     kept = spread(count, limit, len(data.y))
-    return replace(data, x_NF=data.x_NF[kept], y=data.y[kept])
+    return data.some(kept)
 
 
 def flat(x: Tensor) -> Tokens:

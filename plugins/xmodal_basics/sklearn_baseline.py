@@ -31,6 +31,7 @@ class Sklearn(FittedPredictor):
     """
 
     uses_validation = False
+    weighs = True
 
     class Config(Settings):
         estimator: Literal["auto", "ridge", "logistic", "hist-gradient-boosting"] = Field(
@@ -94,13 +95,16 @@ class Sklearn(FittedPredictor):
         """Fit to the training split; validation samples select nothing."""
         x_NF, y = data.x_NF, data.y
         if isinstance(self.model, BoostedTrees):
-            self.model.fit(x_NF, y)
+            self.model.fit(x_NF, y, data.weight_N)
             return
+        weight_N = None if data.weight_N is None else data.weight_N.numpy()
         x_NP = self._columns(x_NF).double().numpy()
         rank = self.config.components
         if rank < min(x_NP.shape):
             self.note(f"sklearn: {rank} principal directions of {min(x_NP.shape)} used")
-        self.model.fit(x_NP, lambda z_NR: self._solve(z_NR, y), rank, self.is_table, self.seed)
+        self.model.fit(
+            x_NP, lambda z_NR: self._solve(z_NR, y, weight_N), rank, self.is_table, self.seed
+        )
         known = y[~y.isnan()]
         self.zero_one = torch.tensor(
             self.output.kind == "dense" and bool(((known == 0) | (known == 1)).all())
@@ -132,12 +136,12 @@ class Sklearn(FittedPredictor):
             parts.append((x_B[:, None] == level_M).to(x_B) if count else x_B[:, None])
         return torch.cat(parts, dim=1)
 
-    def _solve(self, z_NR: Any, y: Tensor) -> Any:
+    def _solve(self, z_NR: Any, y: Tensor, weight_N: Any) -> Any:
         if self.estimator == "ridge":
-            return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas)
+            return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas, weight_N)
         settings = {"C": self.config.inverse_penalty, "max_iter": 10 * self.config.iterations}
         labels = np.asarray(y.nan_to_num(-1).long())
-        return logistic(z_NR, labels, self.output.size, settings)
+        return logistic(z_NR, labels, self.output.size, settings, weight_N)
 
 
 def chosen(config: Sklearn.Config, facts: Facts, output: Target) -> str:

@@ -71,10 +71,13 @@ class LinearModel(FittedBuffers):
             setattr(self, name, torch.from_numpy(np.ascontiguousarray(value)).float())
 
 
-def ridge(z_NR: Array, y_NK: Array, penalties: tuple[float, ...]) -> tuple[Array, Array]:
+def ridge(
+    z_NR: Array, y_NK: Array, penalties: tuple[float, ...], weight_N: Array | None = None
+) -> tuple[Array, Array]:
     """Weights ``[K, R]`` and biases ``[K]`` by ridge regression; the mean replaces unknown labels.
 
-    The penalty is the one with the smallest leave-one-out error.
+    The penalty is the one with the smallest leave-one-out error. ``weight_N``: how much each sample
+    counts.
     """
     from sklearn.linear_model import RidgeCV
 
@@ -82,12 +85,16 @@ def ridge(z_NR: Array, y_NK: Array, penalties: tuple[float, ...]) -> tuple[Array
     if missing_NK.any():
         mean_K = np.where(missing_NK, 0.0, y_NK).sum(0) / (~missing_NK).sum(0).clip(1)
         y_NK = np.where(missing_NK, mean_K, y_NK)
-    model = RidgeCV(list(penalties)).fit(z_NR, y_NK)
+    model = RidgeCV(list(penalties)).fit(z_NR, y_NK, sample_weight=weight_N)
     return np.atleast_2d(model.coef_), np.broadcast_to(model.intercept_, y_NK.shape[1:]).copy()
 
 
 def logistic(
-    z_NR: Array, y: NDArray[Any], outputs: int, settings: dict[str, Any]
+    z_NR: Array,
+    y: NDArray[Any],
+    outputs: int,
+    settings: dict[str, Any],
+    weight_N: Array | None = None,
 ) -> tuple[Array, Array]:
     """Weights ``[K, R]`` and biases ``[K]`` by multinomial logistic regression on classes ``[n]``.
 
@@ -104,13 +111,14 @@ def logistic(
             if len(seen) < 2:
                 bias_K[k] = -LEAST_LOG_ODDS if seen.any() else LEAST_LOG_ODDS
                 continue
-            model = LogisticRegression(**settings).fit(z_NR[known_N], y_N[known_N])
+            weight_M = None if weight_N is None else weight_N[known_N]
+            model = LogisticRegression(**settings).fit(z_NR[known_N], y_N[known_N], weight_M)
             weight_KR[k], bias_K[k] = model.coef_[0], model.intercept_[0]
         return weight_KR, bias_K
     seen = np.unique(y)
     bias_K[seen] = 0.0
     if len(seen) > 1:
-        model = LogisticRegression(**settings).fit(z_NR, y)
+        model = LogisticRegression(**settings).fit(z_NR, y, weight_N)
         # For two classes, scikit-learn keeps only the log-odds of the second; the first has 0.
         own = seen[1:] if len(seen) == 2 else seen
         weight_KR[own], bias_K[own] = model.coef_, model.intercept_
@@ -121,8 +129,10 @@ class BoostedTrees(FittedBuffers):
     """Histogram gradient boosting: one model for all classes, or one per number or label."""
 
     names = ("train_x_NF", "train_y")
+    optional = ("train_weight_N",)
     train_x_NF: Tensor
     train_y: Tensor
+    train_weight_N: Tensor | None
 
     def __init__(
         self, kind: Kind, outputs: int, levels: tuple[int, ...], settings: dict[str, Any]
@@ -136,9 +146,9 @@ class BoostedTrees(FittedBuffers):
             self.settings["categorical_features"] = by_category
         self.trees: list[Any] = []
 
-    def fit(self, x_NF: Tensor, y: Tensor) -> None:
+    def fit(self, x_NF: Tensor, y: Tensor, weight_N: Tensor | None = None) -> None:
         """Keep the training data and grow the trees."""
-        self.train_x_NF, self.train_y = x_NF.float(), y
+        self.train_x_NF, self.train_y, self.train_weight_N = x_NF.float(), y, weight_N
         self.grow()
 
     def grow(self) -> None:
@@ -146,10 +156,11 @@ class BoostedTrees(FittedBuffers):
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         rows, y = self.train_x_NF.cpu().numpy(), self.train_y.cpu().numpy()
+        weight_N = None if self.train_weight_N is None else self.train_weight_N.cpu().numpy()
         numbers = self.kind == "regression"
         family = HistGradientBoostingRegressor if numbers else HistGradientBoostingClassifier
         self.trees = [
-            family(**self.settings).fit(rows, y_N) if len(np.unique(y_N)) > 1 else y_N[0]
+            family(**self.settings).fit(rows, y_N, weight_N) if len(np.unique(y_N)) > 1 else y_N[0]
             for y_N in ([y] if y.ndim == 1 else y.T)
         ]
 

@@ -39,8 +39,8 @@ COLUMNS_TO_SAMPLE = 10
 """Trees draw some of so many columns or more; of fewer they see all."""
 EXTRA = "rivals-tables"
 Array = NDArray[np.float32]
-Split = tuple[Array, Any]
-"""Samples, and the labels of one model in float64."""
+Split = tuple[Array, Any, Any]
+"""Samples, the labels of one model in float64, and the weights of the samples or None."""
 
 
 class BoostingSettings(Settings):
@@ -88,6 +88,7 @@ class Boosted(FittedPredictor):
     mean_M: Tensor
     scale_M: Tensor
 
+    weighs = True
     package: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
     samples_columns: ClassVar[str] = ""  # the parameter that says what share of them, if any
@@ -139,6 +140,7 @@ class Boosted(FittedPredictor):
     def fit(self, data: FitData) -> None:
         """Fit the models that the labels ask for. Labels that never change need none."""
         x_NF, more_NF = self._rows(data.x_NF), self._rows(data.validation_x_NF)
+        weight_N = None if data.weight_N is None else data.weight_N.numpy()
         self.seen_S = torch.empty(0, dtype=torch.int64)
         parts, constants, y_units = [], [], []
         for y_N, more_N in self._columns(data):
@@ -159,9 +161,10 @@ class Boosted(FittedPredictor):
                 held_N &= np.isin(more_N, known)
                 y_N, more_N = (np.searchsorted(known, one).astype(float) for one in (y_N, more_N))
             y_N, more_N = (y_N - mean) / scale, (more_N - mean) / scale
-            validation = (more_NF[held_N], more_N[held_N]) if held_N.any() else None
+            validation = (more_NF[held_N], more_N[held_N], None) if held_N.any() else None
             size = len(known) if classes and len(known) > 2 else 1
-            parts.append(self._best((x_NF[kept_N], y_N[kept_N]), validation, size))
+            weight_M = None if weight_N is None else weight_N[kept_N]
+            parts.append(self._best((x_NF[kept_N], y_N[kept_N], weight_M), validation, size))
         if self.output.kind == "classification" and not len(self.seen_S):
             self.seen_S = torch.tensor(constants).long()
         self.joined, self.length_M = as_bytes(parts)
@@ -211,7 +214,7 @@ class Boosted(FittedPredictor):
 
     def _loss(self, text: bytes, validation: Split) -> float:
         """Cross-entropy of classes or labels, squared error of numbers."""
-        x_NF, y_N = validation
+        x_NF, y_N, _ = validation
         margin_NS = torch.from_numpy(np.asarray(self.margin(self.read(text), x_NF))).double()
         y = torch.from_numpy(y_N)
         if margin_NS.shape[1] > 1:

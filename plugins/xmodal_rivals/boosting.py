@@ -74,12 +74,18 @@ class XGBoost(Boosted):
             booster = booster[: booster.best_iteration + 1]
         return bytes(booster.save_raw("ubj"))
 
-    def _matrix(self, x_NF: Array, y_N: Any = None) -> Any:
+    def _matrix(self, x_NF: Array, y_N: Any = None, weight_N: Any = None) -> Any:
         import xgboost
 
         types = ["c" if i in self.categories else "q" for i in range(x_NF.shape[1])]
+        threads = torch.get_num_threads()
         return xgboost.DMatrix(
-            x_NF, y_N, feature_types=types, enable_categorical=True, nthread=torch.get_num_threads()
+            x_NF,
+            y_N,
+            weight=weight_N,
+            feature_types=types,
+            enable_categorical=True,
+            nthread=threads,
         )
 
     def read(self, text: bytes) -> Any:
@@ -144,9 +150,14 @@ class LightGBM(Boosted):
         if size > 1:
             given |= {"objective": "multiclass", "num_class": size}
 
-        def data(x_NF: Array, y_N: Any, **kwargs: Any) -> Any:
+        def data(x_NF: Array, y_N: Any, weight_N: Any, **kwargs: Any) -> Any:
             return lightgbm.Dataset(
-                x_NF, y_N, categorical_feature=list(self.categories), free_raw_data=True, **kwargs
+                x_NF,
+                y_N,
+                weight=weight_N,
+                categorical_feature=list(self.categories),
+                free_raw_data=True,
+                **kwargs,
             )
 
         train = data(*training)
@@ -238,7 +249,7 @@ class CatBoost(Boosted):
             model.save_model(str(path), format="cbm")
             return path.read_bytes()
 
-    def _pool(self, x_NF: Array, y_N: Any = None) -> Any:
+    def _pool(self, x_NF: Array, y_N: Any = None, weight_N: Any = None) -> Any:
         import catboost
 
         numbers = [i for i in range(x_NF.shape[1]) if i not in self.categories]
@@ -247,7 +258,7 @@ class CatBoost(Boosted):
             "num_feature_data": np.ascontiguousarray(x_NF[:, numbers]) if numbers else None,
             "cat_feature_data": codes.astype("S").astype(object) if self.categories else None,
         }
-        return catboost.Pool(catboost.FeaturesData(**parts), y_N)
+        return catboost.Pool(catboost.FeaturesData(**parts), y_N, weight=weight_N)
 
     def read(self, text: bytes) -> Any:
         """A model."""

@@ -44,6 +44,10 @@ def fit(
     group: Annotated[
         str | None, typer.Option(help="The column or key of groups (patient, site).")
     ] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(help="The column or key of how much each sample counts in training."),
+    ] = None,
     time_column: Annotated[
         str | None,
         typer.Option(help="The column or key of time: train on the past, test on the future."),
@@ -108,7 +112,7 @@ def fit(
     from xmodal.search.fit import fit as search
 
     settings: dict[str, Any] = {
-        "y": target, "group": group, "time": time_column, "metric": metric,
+        "y": target, "group": group, "weight": weight, "time": time_column, "metric": metric,
     }  # fmt: skip
     console = output.stderr()
     try:

@@ -298,35 +298,41 @@ def same_labels(y: Array, labels: CodedLabels) -> Array:
 
 
 def write(
-    root: Path, parts: Mapping[str, tuple[Any, Array]], groups: Array | None = None
+    root: Path,
+    parts: Mapping[str, tuple[Any, Array]],
+    groups: Array | None = None,
+    weights: Array | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write samples (an array or an Arrow table), labels and groups into a folder below ``root``.
+    """Write samples (an array or an Arrow table) and labels into a folder below ``root``.
 
-    ``groups`` are those of the training samples. The folder's name is a digest of its content, so
-    equal content is kept once. Also returns the settings that a task needs to read it.
+    ``groups`` and ``weights`` are those of the training samples. The folder's name is a digest of
+    its content, so equal content is kept once. Also returns the settings that a task needs to read
+    it.
     """
     root.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
+    each = {"group": groups, "weight": weights}
+    known = {name: values for name, values in each.items() if values is not None}
     with scratch(root) as unfinished:
         folder = unfinished / "new"
         folder.mkdir()
         for part, (x, y) in parts.items():
-            own = groups if part == TRAIN else None
+            own = known if part == TRAIN else {}
             if isinstance(x, np.ndarray):
                 np.save(folder / f"x_{part}.npy", x)
                 np.save(folder / f"y_{part}.npy", y)
                 settings["channels"] = "first"
-                if own is not None:
-                    np.save(folder / f"group_{part}.npy", own)
-                    settings["group"] = "group"
+                for name, values in own.items():
+                    np.save(folder / f"{name}_{part}.npy", values)
+                    settings[name] = name
                 continue
             y_NK = y.reshape(len(y), -1)
             names = [_free(f"y{k}" if y_NK.shape[1] > 1 else "y", x) for k in range(y_NK.shape[1])]
             columns = [pa.array(column) for column in y_NK.T]
             settings["y"] = names if len(names) > 1 else names[0]
-            if own is not None:
-                settings["group"] = _free("group", x)
-                names, columns = [settings["group"], *names], [pa.array(own), *columns]
+            for name, values in own.items():
+                settings[name] = _free(name, x)
+                names, columns = [settings[name], *names], [pa.array(values), *columns]
             table = pa.Table.from_arrays([*x.columns, *columns], [*x.column_names, *names])
             write_table(table, folder / f"{part}.parquet")
         kept = root / contents(folder)[:16]

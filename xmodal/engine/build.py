@@ -199,7 +199,10 @@ class Builder:
             "without"
         )
         groups = data.groups if groups_N is None else {**data.groups, "train": groups_N[seen_N]}
-        return replace(data, train=train, unlabelled=unlabelled, groups=groups)
+        weights = dict(data.weights)
+        if "train" in weights:
+            weights["train"] = weights["train"][seen_N]
+        return replace(data, train=train, unlabelled=unlabelled, groups=groups, weights=weights)
 
     def session(self, data: TaskData) -> RunSession:
         """Load the weights, build the model and calibrate the embedder."""
@@ -358,10 +361,11 @@ class Builder:
 def _trained_on_both(data: TaskData) -> TaskData:
     """As published: the validation split is trained on too, and the test split selects."""
     train: Dataset[Pair] = ConcatDataset([data.train, data.validation])
-    groups = dict(data.groups)
-    if "train" in groups:
-        groups["train"] = torch.cat([groups["train"], groups["validation"]])
-    return replace(data, train=train, groups=groups)
+    groups, weights = dict(data.groups), dict(data.weights)
+    for named in (groups, weights):
+        if "train" in named:
+            named["train"] = torch.cat([named["train"], named["validation"]])
+    return replace(data, train=train, groups=groups, weights=weights)
 
 
 def _fit(loss: Loss, dataset: Dataset[Any]) -> None:

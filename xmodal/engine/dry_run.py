@@ -85,6 +85,7 @@ def _repeated(data: TaskData, samples: Mapping[str, int]) -> TaskData:
         validation=part("validation"),
         test=part("test"),
         groups={split: groups_N[rows[split]] for split, groups_N in data.groups.items()},
+        weights={split: weight_N[rows[split]] for split, weight_N in data.weights.items()},
     )
 
 

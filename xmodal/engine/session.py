@@ -136,10 +136,16 @@ class RunSession:
         """The order of the training samples in this epoch: a function of seed, stage and epoch.
 
         The n-th stage that takes steps and is scored has the same order in every recipe, whatever
-        prepares it: comparisons pair methods by seed.
+        prepares it: comparisons pair methods by seed. Samples with weights occur in proportion to
+        them; those without labels as often as the average.
         """
+        weight_N = self.data.weights_of(self.data.train)
         count = count or loader.count(self.data.train)
-        return randomness.permutation(count, self.seed, *self._pass("order", progress))
+        at = (self.seed, *self._pass("order", progress))
+        if weight_N is None:
+            return randomness.permutation(count, *at)
+        others_N = weight_N.mean().expand(count - len(weight_N))
+        return randomness.weighted_order(torch.cat([weight_N, others_N]), *at)
 
     def now(self, progress: Progress) -> Dataset[Any]:
         """The training split as this epoch sees it: changed at random, if the task says so.

@@ -40,6 +40,8 @@ class TaskData:
     group are not independent; metrics that score groups get them (``Metric.group``). A group has
     the same number in all splits.
     ``validation_joins``: whether the published protocol trains on the validation split too.
+    ``weights``: how much each sample of a split counts when a model is fitted, float64 ``[n]``, not
+    negative; scores count all samples alike. Without an entry for training, all count alike there.
     ``rows`` holds the place of each sample of a split in its file, from 0, int64 ``[n]``.
     ``symmetry``: the group under which samples and labels move together exactly, as the facts say;
     recipes with ``augment: true`` use it.
@@ -59,10 +61,15 @@ class TaskData:
     validation_joins: bool = True
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     symmetry: Symmetry | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def groups_of(self, dataset: Dataset[Pair]) -> Tensor | None:
         """The groups of the samples of one of the splits; None if it has none."""
         return self._of(self.groups, dataset)
+
+    def weights_of(self, dataset: Dataset[Pair]) -> Tensor | None:
+        """The weights of the samples of one of the splits; None if all count alike."""
+        return self._of(self.weights, dataset)
 
     def rows_of(self, dataset: Dataset[Pair]) -> Tensor | None:
         """The places of the samples of one of the splits in its file; None if it has no file."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -37,7 +37,8 @@ class FitData:
     samples of the other splits, without labels, for a predictor that ``keeps_predictions``, and is
     empty for any other. ``raw`` says how raw samples became ``x_NF``, and ``decode`` how outputs
     of the predictor become labels. ``tokens``: how many tokens of the backbone lie end to end in a
-    row of ``x_NF``.
+    row of ``x_NF``. ``weight_N``: how much each sample counts, float64 ``[n]``, or None; only a
+    predictor that ``weighs`` gets weights.
     """
 
     x_NF: Tensor
@@ -48,20 +49,29 @@ class FitData:
     raw: RawForm | None = None
     decode: nn.Module = field(default_factory=nn.Identity)
     tokens: int = 1
+    weight_N: Tensor | None = None
+
+    def some(self, rows: Tensor) -> FitData:
+        """Some of the training samples, by their places or a mask."""
+        weight_N = None if self.weight_N is None else self.weight_N[rows]
+        return replace(self, x_NF=self.x_NF[rows], y=self.y[rows], weight_N=weight_N)
 
 
 class FittedBuffers(nn.Module):
     """A module whose buffers get their shapes and types when it is fitted or loaded.
 
-    ``names`` lists them; each is empty before.
+    ``names`` lists them; each is empty before. ``optional`` ones are None before, and may stay so.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for name in self.names:
             self.register_buffer(name, torch.empty(0))
+        for name in self.optional:
+            self.register_buffer(name, None)
 
     def loaded(self) -> None:
         """Called when buffers were loaded: forget what was made of the old ones."""
@@ -74,6 +84,9 @@ class FittedBuffers(nn.Module):
             if prefix + name in state_dict:
                 device = getattr(self, name).device
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=device))
+        for name in self.optional:
+            given = state_dict.get(prefix + name)
+            setattr(self, name, None if given is None else torch.empty_like(given))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.loaded()
 
@@ -88,13 +101,14 @@ class FittedPredictor(FittedBuffers, Predictor):
     wants at most, spread evenly over the split; None: all. ``keeps_predictions``: the buffers hold
     predictions instead of a model, because its library can only pickle it; ``fit`` then gets the
     samples of all splits. ``reads_features``: it is meant for the features of a backbone, and makes
-    nothing of whole samples.
+    nothing of whole samples. ``weighs``: ``fit`` lets samples count by their weights.
     """
 
     uses_validation: ClassVar[bool] = True
     keeps_predictions: ClassVar[bool] = False
     most_samples: ClassVar[int | None] = None
     reads_features: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
 
     @property
     @abstractmethod
