@@ -342,8 +342,10 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
         weights = column_or_1d(sample_weight, dtype=np.float64)
         check_consistent_length(x, weights)
         assert_all_finite(weights, input_name="sample_weight")
-        if (weights < 0).any() or not weights.any():
-            raise ValueError("sample_weight: weights are 0 or more, and some are above 0")
+        if (weights < 0).any():
+            raise ValueError(f"sample_weight: row {np.flatnonzero(weights < 0)[0]} is below 0")
+        if not weights.any():
+            raise ValueError("sample_weight: all weights are zero")
         return weights
 
     def _validation(self, X: Any, y: Any, labels: CodedLabels) -> tuple[Any, Array]:

@@ -165,5 +165,5 @@ def test_finetuner_takes_weights(of_text: bool, tmp_path: Path) -> None:
     X = pd.DataFrame(both, columns=list("abc")).assign(kind="same") if of_text else both
     model = FineTuner(method="baseline", device="cpu").fit(X, labels, sample_weight=weights)
     assert (model.predict(X)[: len(x)] == y).mean() > 0.95
-    with pytest.raises(ValueError, match="sample_weight: weights are 0 or more"):
+    with pytest.raises(ValueError, match="sample_weight: row 0 is below 0"):
         FineTuner(method="baseline").fit(X, labels, sample_weight=-weights)
