@@ -339,7 +339,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]
     @staticmethod
     def _weights(sample_weight: Any, x: Any) -> Array:
         """The weights as numbers, 0 or more, ``[n]``."""
-        weights = column_or_1d(sample_weight, dtype=np.float64)
+        weights: Array = column_or_1d(sample_weight, dtype=np.float64)
         check_consistent_length(x, weights)
         assert_all_finite(weights, input_name="sample_weight")
         if (weights < 0).any():

@@ -69,8 +69,8 @@ def _read(files: list[tuple[Role, Path]], settings: DataSettings) -> Encoded:
         rows = ArrayRows(x_NF), ArrayRows(y_N)
         time_N = None if time is None else _times(part, time)
         weight_N = None if settings.weight is None else _weights(role, part, settings)
-        names = part.where, y_name, (path,)
-        encoded.append(FilePart(role, *rows, *names, group_N, time_N, weight=weight_N))
+        names = part.where, y_name
+        encoded.append(FilePart(role, *rows, *names, (path,), group_N, time_N, weight=weight_N))
     if len(form.features) > _MANY:
         said.append(
             f"arrays: {len(form.features):,} columns: a transformer reads each as a token, and the "

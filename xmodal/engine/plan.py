@@ -228,10 +228,9 @@ def _copied(recipe: Recipe, task: TaskFacts) -> TaskFacts:
 def _component_problems(recipe: Recipe, facts: Facts) -> Iterator[tuple[str, str]]:
     from xmodal.interfaces import FittedPredictor
 
-    predictor = recipe.predictor
-    fitted = issubclass(predictor.component, FittedPredictor)
-    if facts.task.weighted and fitted and not predictor.component.weighs:
-        yield "predictor", f"'{predictor.name}' cannot weigh samples; leave task.weight out"
+    predictor = recipe.predictor.component
+    if facts.task.weighted and issubclass(predictor, FittedPredictor) and not predictor.weighs:
+        yield "predictor", f"'{recipe.predictor.name}' cannot weigh samples; leave task.weight out"
     for key in COMPONENT_FIELDS:
         use = getattr(recipe, key)
         # A task names a source head for the methods that have one; the others never build it.

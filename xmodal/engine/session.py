@@ -141,11 +141,11 @@ class RunSession:
         """
         weight_N = self.data.weights_of(self.data.train)
         count = count or loader.count(self.data.train)
-        at = (self.seed, *self._pass("order", progress))
+        at = self._pass("order", progress)
         if weight_N is None:
-            return randomness.permutation(count, *at)
+            return randomness.permutation(count, self.seed, *at)
         others_N = weight_N.mean().expand(count - len(weight_N))
-        return randomness.weighted_order(torch.cat([weight_N, others_N]), *at)
+        return randomness.weighted_order(torch.cat([weight_N, others_N]), self.seed, *at)
 
     def now(self, progress: Progress) -> Dataset[Any]:
         """The training split as this epoch sees it: changed at random, if the task says so.

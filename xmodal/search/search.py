@@ -7,7 +7,6 @@ decides which of them start; those that it left out are named.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -181,7 +180,7 @@ class Search:
         climb = [self.clock.expected(name, trial.work_of(rung)) for rung, _ in above]
         counts = [len(folds) for _, folds in above]
         turns = [math.ceil(count / self.jobs) for count in [len(trial.parts), *counts]]
-        runs = sum(map(operator.mul, [own, *climb], turns)) - own
+        runs = sum(each * turn for each, turn in zip([own, *climb], turns, strict=True)) - own
         refits = self._last_fits(self.eligible()[: self.spare])
         return runs + max(REFIT * max([own, *climb]), refits) + REPORT
 

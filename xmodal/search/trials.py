@@ -132,8 +132,8 @@ class Trial:
 
     def chosen(self) -> dict[str, Any] | None:
         """What its predictor chose on validation, the middle over the folds; None: unsaid."""
-        found = [part.result.get("chosen") for part in self.parts]
-        if any(one is None for one in found):
+        found = [one for one in (p.result.get("chosen") for p in self.parts) if one is not None]
+        if len(found) < len(self.parts):
             return None
         return {name: median_low(one[name] for one in found) for name in found[0]}
 

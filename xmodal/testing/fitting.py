@@ -21,6 +21,7 @@ from xmodal.testing.tiny import (
     expect,
     finite,
     same,
+    settings,
     shaped,
     tiny_context,
     tiny_facts,
@@ -103,7 +104,8 @@ def _fit(component: type[FittedPredictor], given: Given, facts: Facts) -> None:
     expect(torch.equal(prediction, again(_tokens(x))), message)
     chosen = other.chosen()
     if chosen is not None and component.uses_validation:
-        told = build(component, {**(given or {}), **chosen}, tiny_context(facts))
+        mine = settings(component, given).model_dump(exclude_unset=True)
+        told = build(component, {**mine, **chosen}, tiny_context(facts))
         told.fit(replace(data, validation_x_NF=more[:0], validation_y=more_y[:0]))
         message = f"{name}: with what it chose ({dict(chosen)}) a fit gives another model"
         expect(torch.equal(prediction, told(_tokens(x))), message)
