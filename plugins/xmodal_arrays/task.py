@@ -452,13 +452,18 @@ def _groups(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tenso
 
 
 def _weights(plan: FilePlan, split_of: Mapping[str, Share]) -> Mapping[str, Tensor]:
-    """The weight of each sample, by split. Raises DataError if no training sample counts."""
+    """The weight of each sample, by split; 1 in a part that has none beside one that has.
+
+    Raises DataError if no training sample counts.
+    """
+    if all(part.weight is None for part in plan.parts):
+        return {}
     found = {}
     for role, share in split_of.items():
         weight = plan.parts[share.part].weight
-        if weight is not None:
-            found[role] = torch.from_numpy(weight[share.rows])
-    if "train" in found and not found["train"].any():
+        own = np.ones(len(share.rows)) if weight is None else weight[share.rows]
+        found[role] = torch.from_numpy(own)
+    if not found["train"].any():
         where = plan.parts[split_of["train"].part].x_name
         raise DataError(f"{where}: all training samples have weight 0")
     return found

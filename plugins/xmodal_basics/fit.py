@@ -86,9 +86,8 @@ def gathered(
         weight_N = None if weight_N is None else weight_N[rows]
     x_NF, y, tokens = _features(session, train, read)
     validation_x_NF, validation_y, others_NF = x_NF[:0], y[:0], x_NF[:0]
-    if (
-        predictor.uses_validation and chooses is not data.train
-    ):  # those would choose the closest fit
+    # Training samples would choose the closest fit.
+    if predictor.uses_validation and chooses is not data.train:
         validation_x_NF, validation_y, _ = _features(session, chooses, read)
     if predictor.keeps_predictions:
         seen = (data.train, chooses) if predictor.uses_validation else (data.train,)

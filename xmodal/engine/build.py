@@ -202,6 +202,8 @@ class Builder:
         weights = dict(data.weights)
         if "train" in weights:
             weights["train"] = weights["train"][seen_N]
+            if not weights["train"].any():
+                raise DataError("the training samples that are left all have weight 0")
         return replace(data, train=train, unlabelled=unlabelled, groups=groups, weights=weights)
 
     def session(self, data: TaskData) -> RunSession:
