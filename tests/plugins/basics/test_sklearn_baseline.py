@@ -233,7 +233,7 @@ def test_stage_fits_the_whole_model() -> None:
     model.decode = Affine((1, 4, 4))
     session: Any = SimpleNamespace(
         model=model,
-        data=SimpleNamespace(train=TensorDataset(x, y), raw=None),
+        data=SimpleNamespace(train=TensorDataset(x, y), raw=None, weights_of=lambda dataset: None),
         evaluation_split=lambda: TensorDataset(x, y),
         device=torch.device("cpu"),
         workers=0,
