@@ -327,8 +327,8 @@ def test_every_cell_reads_its_data_again_if_that_is_wanted(tmp_path: Path) -> No
     (one,) = cells(tmp_path, 1)
     name = str(one.directory)
     for wanted, more in (
-        (True, ["--plugin", "p.py", "--verify-data"]),
-        (False, ["--plugin", "p.py"]),
+        (True, ["--plugin", os.path.abspath("p.py"), "--verify-data"]),
+        (False, ["--plugin", os.path.abspath("p.py")]),
     ):
         queue = Queue([one], Cluster({}), plugin_files=("p.py",), verify_data=wanted)
         command = list(queue._job(name).command)
@@ -369,8 +369,8 @@ def test_cells_share_jobs_evenly(tmp_path: Path) -> None:
     assert queue._step(launcher)
     # Two slots: six of eight cells. The name of a job is that of its first cell.
     assert launcher.commands == {
-        left[0]: ["cells", *left[:3], "--plugin", "p.py"],
-        left[3]: ["cells", *left[3:6], "--plugin", "p.py"],
+        left[0]: ["cells", *left[:3], "--plugin", os.path.abspath("p.py")],
+        left[3]: ["cells", *left[3:6], "--plugin", os.path.abspath("p.py")],
     }
     assert [Path(name, "cell.yaml").exists() for name in left] == [True] * 6 + [False] * 2
     launcher.held = dict.fromkeys(launcher.held, RUNNING)
