@@ -388,7 +388,7 @@ def test_cells_share_jobs_evenly(tmp_path: Path) -> None:
     assert words == [DONE] * 3 + [RUNNING, DONE] + [RUNNING] * 2 + [QUEUED] * 2
     launcher.held.pop(left[0])
     assert queue._step(launcher)
-    assert launcher.commands[left[6]] == ["cells", *left[6:], "--plugin", "p.py"]
+    assert launcher.commands[left[6]] == ["cells", *left[6:], "--plugin", os.path.abspath("p.py")]
     for name in left[3:]:
         done(name)
     launcher.held.clear()
