@@ -22,6 +22,7 @@ from xmodal.assess import Against, Judgement, ScoreInterval, judge
 from xmodal.errors import DataError
 from xmodal.files import atomically
 from xmodal.inference import ensemble
+from xmodal.inference.sureness import FILE as VALIDATED
 from xmodal.search.mixture import Mixture
 from xmodal.search.pooled import PREDICTIONS, Pool, Predicted, predicted
 from xmodal.search.search import Search
@@ -29,7 +30,6 @@ from xmodal.search.trials import MODELS, Trial, TrialRun
 
 ZERO_LINE = "methods/majority"
 """Always the same answer. It fits data of every form, so planning it tells what the data are."""
-VALIDATED = "validation.safetensors"
 UNTESTED = "no test samples were set apart, so nothing says how good it is on new data"
 
 
