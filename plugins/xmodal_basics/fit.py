@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
 from xmodal.batch import Progress, Tokens
 from xmodal.data import loader
 from xmodal.data.augment import for_fit
 from xmodal.errors import UsageError
-from xmodal.interfaces import FitData, FittedPredictor, Session, Stage
+from xmodal.interfaces import FitData, FittedPredictor, Session, Stage, Target
 
 BATCH = 256
 
@@ -130,6 +131,16 @@ def label_scale(y: Tensor, kind: str) -> Tensor:
     y_NK = y.flatten(1).double() if y.ndim > 1 else y[:, None].double()
     scale_K = (y_NK - y_NK.nanmean(0)).square().nanmean(0).sqrt()
     return torch.where(scale_K > 0, scale_K, 1.0)  # NaN, where nothing is known, is not above 0
+
+
+def squared_error(y_NK: Tensor, data: FitData, output: Target) -> float:
+    """The mean squared error of probabilities or numbers on validation; labels count alike."""
+    y = data.validation_y
+    if output.kind == "classification":
+        wanted_NK = functional.one_hot(y.long(), output.size)
+        return float((y_NK - wanted_NK).square().sum(1).mean())
+    scale_K = label_scale(data.y, output.kind)
+    return float(((y_NK - y.view(len(y), -1)) / scale_K).square().nanmean())
 
 
 def _features(

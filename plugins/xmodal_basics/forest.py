@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, FittedPredictor, Settings, Target, too_large
-from xmodal_basics.fit import label_scale
-from xmodal_basics.series_features import Array, described
+from xmodal_basics.fit import squared_error
+from xmodal_basics.series_features import (
+    Array,
+    count_of_quantiles,
+    described,
+    interval_quantiles,
+)
 from xmodal_basics.tree_arrays import TreeArrays
 
 LEAST = 1e-6
@@ -29,13 +33,18 @@ MOST_TRIED = 300
 """The most numbers that a split of a regression tree tries; of classes it is the square root."""
 LARGEST_LEAVES_GB = 2.0
 AT_ONCE = 1024
+READ = ("both", "summary", "intervals")
+SAID = ("points and description", "description alone", "quantiles of intervals")
+MOST_QUANTILES = 20_000
+"""Of samples with more quantiles of intervals, 'auto' does not read them: it would take minutes."""
 
 
 class Forest(FittedPredictor):
     """Extremely randomised trees (Geurts, Ernst and Wehenkel 2006), by scikit-learn.
 
-    Of sequences they read the points and a description of every channel (``series_features``); of
-    grids with few rows, such as spectrograms, the same of every row. Everything that they read
+    Of sequences they read the points and a description of every channel (``series_features``), the
+    description alone, or quantiles of intervals; of grids with few rows, such as spectrograms, the
+    same of every row. Everything that they read
     belongs to one channel, and splits move with its unit, so units do not matter. Checkpoints hold
     the trees.
     """
@@ -45,11 +54,11 @@ class Forest(FittedPredictor):
     class Config(Settings):
         """Settings of ``forest``."""
 
-        features: Literal["auto", "both", "raw", "summary"] = Field(
+        features: Literal["auto", "both", "raw", "summary", "intervals"] = Field(
             "auto",
             description="What the trees read: the numbers of the sample, those that describe its "
-            "series, or both; 'auto' chooses 'summary' or 'both' on validation. Tables and "
-            "pictures have the first alone.",
+            "series, both, or quantiles of intervals; 'auto' chooses all but the first on "
+            "validation. Tables and pictures have the first alone.",
         )
         trees: PositiveInt = Field(200, description="Number of trees.")
         samples: PositiveInt = Field(
@@ -61,7 +70,7 @@ class Forest(FittedPredictor):
     config: Config
     weighs = True
     summary: Tensor
-    """Whether the trees read the description alone."""
+    """What the trees read, as a place in ``READ``; it was once whether they read a summary."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -71,7 +80,8 @@ class Forest(FittedPredictor):
         self.seed = int(torch.randint(2**31, (), generator=context.generator))
         self.note = context.note
         self.trees = TreeArrays()
-        self.register_buffer("summary", torch.tensor(config.features == "summary"))
+        place = READ.index(config.features) if config.features in READ else 0
+        self.register_buffer("summary", torch.tensor(place))
 
     @classmethod
     def supports(cls, output: Target) -> bool:
@@ -84,8 +94,8 @@ class Forest(FittedPredictor):
         task = facts.task
         if task.target.kind == "dense":
             yield "a forest predicts one number per label, not maps or series"
-        if config.features == "summary" and series_in(task.shape) is None:
-            yield "features 'summary' are for series, and for grids of at most 128 rows"
+        if config.features in READ[1:] and series_in(task.shape) is None:
+            yield f"features '{config.features}' are for series, and for grids of at most 128 rows"
         yield from (f"the forest {problem}" for problem in too_large(facts))
         if task.target.kind != "classification":
             leaves = config.trees * min(task.samples.get("train", 0), config.samples)
@@ -106,30 +116,30 @@ class Forest(FittedPredictor):
         self._grow(data)
         if self.config.features != "auto" or self.rows is None or not len(data.validation_x_NF):
             return
-        both, trees = self._error(data), self.trees
-        self.trees, self.summary = TreeArrays(), torch.tensor(True)
-        self._grow(data)
-        alone = self._error(data)
-        if both <= alone:
-            self.trees, self.summary = trees, torch.tensor(False)
-        chosen = "description alone" if self.summary else "points and description"
-        self.note(f"forest: {chosen} chosen on validation (squared error {min(both, alone):.4g})")
+        tried = [self._tried(data)]
+        for place in range(1, len(READ)):
+            if READ[place] == "intervals" and quantiles_of(self.rows) > MOST_QUANTILES:
+                continue
+            self.trees, self.summary = TreeArrays(), torch.tensor(place)
+            self._grow(data)
+            tried.append(self._tried(data))
+        error, place, self.trees = min(tried, key=lambda one: one[:2])
+        self.summary = torch.tensor(place)
+        self.note(f"forest: {SAID[place]} chosen on validation (squared error {error:.4g})")
 
     def chosen(self) -> dict[str, Any]:
         """What the trees read."""
         if self.config.features != "auto" or self.rows is None:
             return {}
-        return {"features": "summary" if self.summary else "both"}
+        return {"features": READ[int(self.summary)]}
+
+    def _tried(self, data: FitData) -> tuple[float, int, TreeArrays]:
+        return self._error(data), int(self.summary), self.trees
 
     def _error(self, data: FitData) -> float:
-        """The squared error of shares or numbers on validation; labels count alike."""
+        """The squared error of shares or numbers on validation."""
         y_BK = self.trees(torch.from_numpy(self._read(data.validation_x_NF)))
-        y = data.validation_y
-        if self.output.kind == "classification":
-            y = functional.one_hot(y.long(), self.output.size)
-        y = y.double().view(len(y), -1)
-        scale_K = label_scale(data.y, self.output.kind)
-        return float(((y_BK - y) / scale_K).square().nanmean())
+        return squared_error(y_BK, data, self.output)
 
     def _grow(self, data: FitData) -> None:
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
@@ -185,14 +195,14 @@ class Forest(FittedPredictor):
         raw_BF = x_BF.numpy()
         if self.rows is None or self.config.features == "raw" or not len(raw_BF):
             return raw_BF
+        reads = READ[int(self.summary)]
+        describe = interval_quantiles if reads == "intervals" else described
         parts = [
-            described(raw_BF[start : start + AT_ONCE].reshape(-1, *self.rows))
+            describe(raw_BF[start : start + AT_ONCE].reshape(-1, *self.rows))
             for start in range(0, len(raw_BF), AT_ONCE)
         ]
-        summary_BF = np.concatenate(parts)
-        if self.summary:
-            return summary_BF
-        return np.concatenate([raw_BF, summary_BF], axis=1)
+        described_BF = np.concatenate(parts)
+        return np.concatenate([raw_BF, described_BF], axis=1) if reads == "both" else described_BF
 
     def _spread(self, classes: Array) -> None:
         """Columns for the classes that no training sample has."""
@@ -208,3 +218,8 @@ def series_in(shape: tuple[int, ...]) -> tuple[int, int] | None:
         return None
     rows, length = prod(shape[:-1]), shape[-1]
     return None if len(shape) == 3 and rows > MOST_ROWS else (rows, length)
+
+
+def quantiles_of(rows: tuple[int, int]) -> int:
+    """How many quantiles of intervals describe so many channels of such a length."""
+    return rows[0] * count_of_quantiles(rows[1])

@@ -1,7 +1,9 @@
 """Numbers that describe a series: what it is like as a whole, and in its halves, quarters, ...
 
-Every number belongs to one channel, and moves with its unit or does not depend on it. So a forest
-that reads them splits the samples in the same way in any unit of any channel.
+Two descriptions: a few numbers in common use (``described``), and the quantiles of many intervals,
+as in QUANT (``interval_quantiles``; Dempster, Schmidt and Webb, DMKD 2024). Every number belongs to
+one channel, and moves with its unit or does not depend on it. So a forest that reads them splits
+the samples in the same way in any unit of any channel.
 
 Shapes: n samples, C channels, L length, K numbers per channel.
 """
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -19,6 +22,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 BANDS = 8
 DEPTH = 5
 """How often an interval is halved: 1 + 2 + 4 + 8 + 16 intervals."""
+QUANT_DEPTH, SMOOTHED = 6, 5
 SHORTEST = 3
 """The fewest points of an interval, so that its slope means something."""
 
@@ -33,6 +37,60 @@ def described(x_NCL: Array) -> NDArray[np.float32]:
     x_NCL = np.nan_to_num(np.asarray(x_NCL, dtype=np.float64))
     columns = [*_whole(x_NCL), *_intervals(x_NCL)]
     return np.stack(columns, axis=2).reshape(len(x_NCL), -1).astype(np.float32)
+
+
+def interval_quantiles(x_NCL: Array) -> NDArray[np.float32]:
+    """Quantiles of intervals of the series, its differences and its spectrum: ``[n, C * K]``.
+
+    Of the series, its smoothed first differences, its second differences and the amplitudes of its
+    frequencies: each is cut into 1, 2, 4, ... 32 intervals, and again half an interval further on.
+    An interval of m points gives every fourth of its order statistics from the least to the
+    largest (the median, if it has less than 5), every second one less the interval's mean. Missing
+    points count as 0.
+    """
+    x_NCL = np.nan_to_num(np.asarray(x_NCL, dtype=np.float32))
+    columns: list[Array] = []
+    for part_NCL in _views(x_NCL):
+        for start, end in _shifted(part_NCL.shape[2]):
+            columns.append(_quantiles(part_NCL[:, :, start:end]))
+    return np.concatenate(columns, axis=2).reshape(len(x_NCL), -1).astype(np.float32)
+
+
+def count_of_quantiles(length: int) -> int:
+    """How many numbers ``interval_quantiles`` gives for a channel of a series."""
+    return int(interval_quantiles(np.zeros((1, 1, length))).shape[1])
+
+
+def _views(x_NCL: Array) -> Iterator[Array]:
+    yield x_NCL
+    for order in (1, 2):
+        step_NCL = np.diff(x_NCL, n=order, axis=2)
+        if order == 1 and step_NCL.shape[2] >= SMOOTHED:
+            half = SMOOTHED // 2
+            wide_NCL = np.pad(step_NCL, ((0, 0), (0, 0), (half, half)), mode="edge")
+            step_NCL = sliding_window_view(wide_NCL, SMOOTHED, axis=2).mean(3)
+        if step_NCL.shape[2]:
+            yield step_NCL
+    yield np.abs(np.fft.rfft(x_NCL, axis=2)).astype(np.float32)
+
+
+def _shifted(length: int) -> Iterator[tuple[int, int]]:
+    """The intervals of every depth while each has a point, then those between their middles."""
+    for depth in range(min(QUANT_DEPTH, length.bit_length())):
+        edges = np.linspace(0, length, 2**depth + 1).round().astype(int).tolist()
+        cut = [*pairwise(edges)]
+        yield from cut
+        if half := (edges[1] // 2 if depth else 0):
+            yield from ((start + half, end + half) for start, end in cut[:-1])
+
+
+def _quantiles(part_NCL: Array) -> Array:
+    count = 1 + (part_NCL.shape[2] - 1) // 4
+    if count == 1:
+        return np.median(part_NCL, axis=2, keepdims=True)
+    found = np.moveaxis(np.quantile(part_NCL, np.linspace(0, 1, count), axis=2), 0, 2)
+    found[:, :, 1::2] -= part_NCL.mean(2, keepdims=True)
+    return np.asarray(found, dtype=np.float32)
 
 
 def _whole(x_NCL: Array) -> Iterator[Array]:

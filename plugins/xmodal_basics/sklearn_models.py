@@ -62,7 +62,9 @@ class LinearModel(FittedBuffers):
         shift_P = np.nansum(x_NP, 0) / count_P
         x_NP = np.nan_to_num(x_NP - shift_P)
         scale_P = np.atleast_1d(np.sqrt(np.mean(x_NP**2, axis=0 if own_scales else None)))
-        scale_P[scale_P == 0] = 1.0
+        # The mean of equal numbers is off by rounding (1e-13 of it): that is no scale.
+        least_P = 1e-10 * np.abs(shift_P if own_scales else shift_P.max(keepdims=True, initial=0.0))
+        scale_P[scale_P <= least_P] = 1.0
         x_NP /= scale_P
         basis_PR = PCA(min(rank, *x_NP.shape), random_state=seed).fit(x_NP).components_.T
         weight_KR, bias_K = solve(x_NP @ basis_PR)

@@ -13,7 +13,8 @@ from torch import Tensor
 from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, Target, TaskFacts
 from xmodal.testing import check, tiny_context
-from xmodal_basics.forest import Forest, series_in
+from xmodal_basics import forest as forest_module
+from xmodal_basics.forest import READ, Forest, series_in
 from xmodal_basics.identity import Identity
 from xmodal_basics.series_features import described
 from xmodal_basics.tree_arrays import TreeArrays
@@ -74,7 +75,7 @@ def test_a_series_is_read_with_its_description() -> None:
 
 @pytest.mark.parametrize("what", ["signs", "deviation"])
 def test_what_the_trees_read_is_chosen_on_validation(what: str) -> None:
-    """Among 400 points, a deviation is hard to find; a sign that alternates has no other trace."""
+    """Among 400 points a deviation is hard to find; signs that alternate are seen in few points."""
     torch.manual_seed(0)
     x, y = torch.randn(200, 1, 400), torch.arange(200) % 2
     if what == "deviation":
@@ -86,12 +87,12 @@ def test_what_the_trees_read_is_chosen_on_validation(what: str) -> None:
     rows = x.flatten(1)
     forest.fit(FitData(rows[:100], y[:100], rows[100:], y[100:]))
     errors = {}
-    for features in ("both", "summary"):
+    for features in READ:
         one = fitted((1, 400), output, x[:100], y[:100], features=features, trees=20)
         p_B = predicted(one, x[100:])[:, 1].exp()
         errors[features] = (p_B - y[100:]).square().mean().item()
-    assert bool(forest.summary) == (errors["summary"] < errors["both"])
-    assert bool(forest.summary) == (what == "deviation")
+    assert forest.chosen() == {"features": min(errors, key=lambda name: errors[name])}
+    assert (errors["summary"] < errors["both"]) == (what == "deviation")
     other = Forest(Forest.Config(trees=20), context((1, 400), output))
     other.load_state_dict(forest.state_dict())
     assert torch.equal(predicted(other, x), predicted(forest, x))
@@ -171,3 +172,18 @@ def test_many_samples_are_drawn_and_leaves_are_bounded() -> None:
 
 def test_contract() -> None:
     check(Forest, {"trees": 5})
+
+
+def test_quantiles_are_not_tried_where_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what ``auto`` says of a task that quantiles alone can solve: which half has the spike."""
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 1, 64), torch.arange(60) % 2
+    output, chosen = Target("classification", 2), []
+    x[torch.arange(60), 0, torch.randint(32, (60,)) + 32 * y] += 9
+    for most in (100, 20_000):
+        monkeypatch.setattr(forest_module, "MOST_QUANTILES", most)
+        forest = Forest(Forest.Config(trees=20), context((1, 64), output))
+        forest.fit(FitData(x[:40].flatten(1), y[:40], x[40:].flatten(1), y[40:]))
+        chosen.append(forest.chosen()["features"])
+    assert chosen[0] != "intervals"
+    assert chosen[1] == "intervals"

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from scipy.signal import periodogram
 
-from xmodal_basics.series_features import described
+from xmodal_basics.series_features import (
+    count_of_quantiles,
+    described,
+    interval_quantiles,
+)
 
 WHOLE = 13  # numbers of the whole series before its bands
 RNG = np.random.default_rng(0)
@@ -67,3 +71,42 @@ def test_channels_stand_alone_and_numbers_move_with_their_unit() -> None:
     scaled, free = np.isclose(ratio, 1e-9, rtol=1e-3), np.isclose(ratio, 1.0, rtol=1e-3)
     assert (scaled.all(0) | free.all(0)).all()
     np.testing.assert_array_equal(described(x[:, 1:]), one[:, half:])
+
+
+def test_quantiles_of_intervals_by_hand() -> None:
+    """Eight points: intervals of 8, 4, 2 and 1; of the differences, smoothed over 5, and so on."""
+    x = np.array([[[5.0, 1.0, 4.0, 2.0, 8.0, 3.0, 9.0, 7.0]]])
+    found = interval_quantiles(x)[0]
+    # The whole: of 8 points two order statistics, the largest less the mean 39 / 8.
+    np.testing.assert_allclose(found[:2], [1.0, 9.0 - 39 / 8])
+    # Halves, then the one between their middles: 4 points give their median.
+    np.testing.assert_allclose(found[2:5], [3.0, 7.5, 3.5])
+    # Quarters and the three between: the medians of neighbours.
+    np.testing.assert_allclose(found[5:12], [3, 3, 5.5, 8, 2.5, 5, 6])
+    # Eighths are the points themselves; half of one is none.
+    np.testing.assert_allclose(found[12:20], x[0, 0])
+    step = np.diff(x[0, 0])
+    smooth = [np.mean(np.pad(step, 2, mode="edge")[i : i + 5]) for i in range(len(step))]
+    np.testing.assert_allclose(found[20:22], [min(smooth), max(smooth) - np.mean(smooth)])
+    spectrum = np.abs(np.fft.rfft(x[0, 0]))
+    # The last: 5 frequencies, whole, halves, one between, quarters; the whole has 2 numbers.
+    last = len(found) - (2 + 2 + 1 + 4)
+    np.testing.assert_allclose(
+        found[last : last + 4],
+        [
+            spectrum.min(),
+            spectrum.max() - spectrum.mean(),
+            np.median(spectrum[:2]),
+            np.median(spectrum[2:]),
+        ],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 50])
+def test_quantiles_move_with_the_unit_of_their_channel(length: int) -> None:
+    x = RNG.normal(size=(4, 2, length))
+    found = interval_quantiles(x)
+    assert found.shape == (4, 2 * count_of_quantiles(length))
+    np.testing.assert_allclose(interval_quantiles(8 * x), 8 * found, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(interval_quantiles(np.full((1, 1, length), np.nan))).all()

@@ -30,6 +30,7 @@ from xmodal_basics.embedders.flat import Flat
 from xmodal_basics.fit import Fit, encoded
 from xmodal_basics.identity import Identity
 from xmodal_basics.sklearn_baseline import Sklearn
+from xmodal_basics.sklearn_models import LinearModel, ridge
 
 NONE: Any = SimpleNamespace()
 NAN = float("nan")
@@ -257,3 +258,13 @@ def test_identity_takes_any_width() -> None:
     backbone = Identity(Settings(), context((3,), Target("regression", 1)))
     assert backbone(tokens(torch.ones(2, 3))).x_BND.shape == (2, 1, 3)
     assert backbone.embed(torch.ones(2, 3, 4, 4)).x_BND.shape == (2, 1, 48)
+
+
+def test_a_number_that_never_varies_has_no_scale() -> None:
+    """The mean of equal numbers is off by rounding, and division by that would be a number."""
+    x = np.random.default_rng(0).normal(size=(30, 3))
+    x[:, 2] = 0.1
+    assert 0 < np.abs(x[:, 2] - x[:, 2].sum() / 30).max() < 1e-15
+    model = LinearModel()
+    model.fit(x.copy(), lambda z_NR: ridge(z_NR, x[:, :1], (1.0,)), 512, own_scales=True, seed=0)
+    assert model.scale_P[2] == 1.0
