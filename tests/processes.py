@@ -43,8 +43,8 @@ class Command:
         streams.mkdir(parents=True, exist_ok=True)
         count = len(list(streams.iterdir()))
         self.out, self.err = streams / f"{count}.out", streams / f"{count}.err"
-        if str(ROOT) not in sys.path:  # forks import this module by its name
-            sys.path.append(str(ROOT))
+        if sys.path[0] != str(ROOT):  # forks import this module by its name, and others have
+            sys.path.insert(0, str(ROOT))  # a folder of tests, too
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(

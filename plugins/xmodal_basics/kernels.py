@@ -130,13 +130,14 @@ class Competition(nn.Module):
             if not len(weight):
                 continue
             response_BJL = _responses(step_BCL if part else x_BCL, weight, dilation)
+            # Equality with the extreme is some times as fast as its place, and only differs where
+            # kernels tie, as in a gap: there all of them count.
             response_BGJL = response_BJL.view(len(x_BCL), -1, GROUP, response_BJL.shape[2])
-            most_BGL, who_BGL = response_BGJL.max(dim=2)
-            least_BGL = response_BGJL.argmin(dim=2)
-            zero_BGJ = torch.zeros_like(response_BGJL[..., 0])
-            most_BGJ = zero_BGJ.scatter_add(2, who_BGL, most_BGL)
-            least_BGJ = zero_BGJ.scatter_add(2, least_BGL, torch.ones_like(most_BGL))
-            parts += [most_BGJ.clamp_min(0).sqrt().flatten(1), least_BGJ.sqrt().flatten(1)]
+            wins_BGJL = response_BGJL == response_BGJL.amax(2, keepdim=True)
+            loses_BGJL = response_BGJL == response_BGJL.amin(2, keepdim=True)
+            most_BGJ = (response_BGJL * wins_BGJL).sum(3).clamp_min(0)
+            least_BGJ = loses_BGJL.to(x_BCL.dtype).sum(3)
+            parts += [most_BGJ.sqrt().flatten(1), least_BGJ.sqrt().flatten(1)]
         return torch.cat(parts, dim=1)
 
 

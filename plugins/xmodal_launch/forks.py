@@ -25,6 +25,10 @@ ANSWER = 60.0
 """Seconds to wait for an answer; a fork takes milliseconds."""
 UNKNOWN = 255
 """The exit code of a fork whose server was killed before it ended."""
+READ_LATER = {"XMODAL_CACHE", "XMODAL_FETCH", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
+"""What no import reads: forks get their own environment, but imports have seen the server's."""
+_left: list[tuple[dict[str, str], ForkServer]] = []
+"""At most one server that has no owner, and the environment that it was started in."""
 
 
 class ServerGoneError(Exception):
@@ -44,6 +48,35 @@ def can_fork(command: Sequence[str]) -> bool:
 def ending(code: int) -> str:
     """The signal in a negative exit code, in words."""
     return f"signal {-code} ({signal.strsignal(-code)})"
+
+
+def server(owner: object, environment: Mapping[str, str]) -> ForkServer:
+    """A server for ``owner``, which has it for itself while it lives or until ``drop``.
+
+    It is the one that an earlier owner has left, if the same environment started it: its imports
+    take seconds.
+    """
+    same = {name: value for name, value in environment.items() if name not in READ_LATER}
+    found: ForkServer | None = None
+    while _left and found is None:
+        started_in, left = _left.pop()
+        if started_in == same and left.serves():
+            found = left
+    found = found or ForkServer(environment)
+    found.lease = weakref.finalize(owner, _leave, same, found)
+    found.lease.atexit = False
+    return found
+
+
+def drop(server: ForkServer) -> None:
+    """Let a server end that its owner does not want."""
+    if server.lease is not None:
+        server.lease.detach()
+
+
+def _leave(environment: dict[str, str], server: ForkServer) -> None:
+    if server.serves() and not server.busy:
+        _left[:] = [(environment, server)]
 
 
 class ForkServer:
@@ -66,9 +99,16 @@ class ForkServer:
         weakref.finalize(self, _close, self._pipe, self._process, self._said)
         self.pid = self._process.pid
         self.gone = False
+        self.lease: weakref.finalize[[dict[str, str], ForkServer], Any] | None = None
         self._ready = False
         self._answer: tuple[str, Any] | None = None
         self._codes: dict[int, int] = {}
+        self._running: set[int] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether forks are running."""
+        return bool(self._running)
 
     def ready(self) -> bool:
         """Whether the server has imported everything. Raises ServerGoneError if it never will."""
@@ -76,6 +116,11 @@ class ForkServer:
         if self.gone:
             raise ServerGoneError(self._last_words())
         return self._ready
+
+    def serves(self) -> bool:
+        """Whether there still is a server."""
+        self._listen(0)
+        return not self.gone
 
     def start(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
         """Run ``python -m xmodal ...`` in a fork that appends its output to ``log``.
@@ -98,6 +143,7 @@ class ForkServer:
             raise OutdatedError
         if word == "refused":
             raise ServerGoneError(what)
+        self._running.add(what)
         return Forked(self, what)
 
     def code(self, pid: int) -> int | None:
@@ -114,6 +160,7 @@ class ForkServer:
                     self._ready = True
                 elif word == "ended":
                     self._codes[what[0]] = what[1]
+                    self._running.discard(what[0])
                 else:
                     self._answer = word, what
                     self._codes.pop(what, None)  # of an earlier process with this number

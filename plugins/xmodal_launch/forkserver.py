@@ -14,7 +14,8 @@ go over it:
     server: ("started", pid), ("outdated", None) or ("refused", why) in answer
     server: ("ended", (pid, code)) when a fork has ended; codes as in ``subprocess``
 
-When the client is gone, the server waits for its forks and ends.
+When the client is gone, the server waits for its forks and ends. It also ends when it has had
+nothing to do for minutes.
 """
 
 # What is imported here registers nothing to be done at exit: see ``_Exit``.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MODULE = "xmodal"
 GPUS = ("/dev/nvidia", "/dev/kfd")
+IDLE = 300.0
+"""Seconds without an order or a fork, after which the server ends: it holds memory."""
 Order = tuple[tuple[str, ...], str, str, dict[str, str]]
 
 
@@ -99,7 +102,10 @@ def _serve(pipe: Connection) -> Order | None:
     pipe.send(("ready", None))
     client = [pipe]
     while client or forks:
-        for ready in wait([*client, *forks]):
+        found = wait([*client, *forks], None if forks else IDLE)
+        if not found:
+            return None
+        for ready in found:
             try:
                 if isinstance(ready, int):
                     pipe.send(("ended", _ended(ready, forks.pop(ready))))

@@ -23,7 +23,9 @@ from xmodal_launch.forks import (
     OutdatedError,
     ServerGoneError,
     can_fork,
+    drop,
     ending,
+    server,
 )
 
 THREADS_BESIDE_A_GPU = 4
@@ -166,11 +168,13 @@ class Local(Launcher):
             if self._forks and can_fork(job.command):
                 try:
                     if self._server is None:
-                        self._server = ForkServer(environment)
+                        self._server = server(self, environment)
                     if not self._server.ready():
                         return None
                     return self._server.start(job.command, job.log, environment)
                 except OutdatedError:
+                    if self._server is not None:
+                        drop(self._server)
                     self._server = None
                     return None
                 except ServerGoneError as error:

@@ -406,6 +406,7 @@ def test_the_number_of_a_process_may_come_again() -> None:
     server = ForkServer.__new__(ForkServer)
     server._pipe, other = Pipe()
     server._codes, server._answer, server.gone = {}, None, False
+    server._running = set()
     other.send(("started", 7))
     other.send(("ended", (7, 3)))
     assert server.code(7) == 3
@@ -439,3 +440,25 @@ def test_forks_outlive_their_client_and_the_server_outlives_them(tmp_path: Path)
     gone, _ = psutil.wait_procs([fork, server], PATIENCE)
     assert set(gone) == {fork, server}
     assert Run(cell).state == "interrupted"
+
+
+@pytest.mark.slow
+def test_the_next_launcher_takes_over_an_idle_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its imports are done; where the environment is another one, they are done again."""
+
+    def served(name: str) -> int:
+        launcher = build(jobs=1)
+        launcher.submit([xmodal(tmp_path, name, "--version")])
+        until(lambda: ended(launcher), "the job does not end")
+        assert (tmp_path / name / "output.txt").read_text().startswith("xmodal")
+        assert launcher._server is not None
+        return launcher._server.pid
+
+    first = served("first")
+    monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))  # not read by imports
+    assert served("second") == first
+    monkeypatch.setenv("ANOTHER", "1")
+    assert served("third") != first
+    until(lambda: not psutil.pid_exists(first), "the first server has not ended")
