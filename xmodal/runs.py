@@ -34,6 +34,8 @@ from xmodal.text import shortlist, shown
 DEFAULT_ROOT = Path("runs")
 TRACKERS = "trackers.json"
 METRICS, NOTES = "metrics.jsonl", "notes.jsonl"
+PREDICTIONS, VALIDATED = "predictions.safetensors", "validation.safetensors"
+"""What was predicted for the test samples, and for those of validation, with their labels."""
 JOB = "XMODAL_JOB"
 """Environment variable with a job name that stays the same when a cluster restarts the job."""
 BEATS, BEAT, SILENCE = ".heartbeat", 20.0, 180.0
@@ -66,8 +68,8 @@ _OF_A_PASS = (
     "report.html",
     "report.md",
     "figures",
-    "predictions.safetensors",
-    "validation.safetensors",
+    PREDICTIONS,
+    VALIDATED,
     "samples",
     "final",
     "profile",

@@ -132,7 +132,9 @@ class Competition(nn.Module):
             response_BJL = _responses(step_BCL if part else x_BCL, weight, dilation)
             # Equality with the extreme is some times as fast as its place, and only differs where
             # kernels tie, as in a gap: there all of them count.
-            response_BGJL = response_BJL.view(len(x_BCL), -1, GROUP, response_BJL.shape[2])
+            response_BGJL = response_BJL.view(
+                len(x_BCL), len(weight) // GROUP, GROUP, response_BJL.shape[2]
+            )
             wins_BGJL = response_BGJL == response_BGJL.amax(2, keepdim=True)
             loses_BGJL = response_BGJL == response_BGJL.amin(2, keepdim=True)
             most_BGJ = (response_BGJL * wins_BGJL).sum(3).clamp_min(0)
@@ -141,7 +143,7 @@ class Competition(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-class Kernels(Penalised):
+class ConvolutionKernels(Penalised):
     """Logistic regression or ridge on features of MiniRocket and Hydra, in torch throughout.
 
     Of sequences every channel is read; of grids with few rows, such as spectrograms, every row is a

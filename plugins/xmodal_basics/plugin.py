@@ -55,7 +55,7 @@ def xmodal_predictors() -> Mapping[str, str]:
         "majority": "xmodal_basics.majority:Majority",
         "forest": "xmodal_basics.forest:Forest",
         "frozen-features": "xmodal_basics.frozen_features:FrozenFeatures",
-        "kernels": "xmodal_basics.kernels:Kernels",
+        "kernels": "xmodal_basics.kernels:ConvolutionKernels",
         "nearest": "xmodal_basics.nearest:Nearest",
         "residual": "xmodal_basics.residual:ResidualPredictor",
     }

@@ -163,7 +163,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-NO_FIELDS = {"forest", "frozen-features"}
+NO_FIELDS = {"forest", "frozen-features", "kernels"}
 """Methods that predict no fields; their own tests compare them with scikit-learn."""
 
 

@@ -17,10 +17,10 @@ from torch.nn.functional import one_hot
 from xmodal import plugins
 from xmodal.data.store import Store
 from xmodal.engine.plan import Plan, compose_plan
-from xmodal.runs import Run
+from xmodal.runs import PREDICTIONS, Run
 from xmodal.search.board import leaderboard, verdict
 from xmodal.search.mixture import FOLDS, LEAST, greedy, mixture
-from xmodal.search.pooled import PREDICTIONS, Pool
+from xmodal.search.pooled import Pool
 from xmodal.search.space import Answer
 from xmodal.search.trials import Trial, TrialRun
 

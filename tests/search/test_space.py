@@ -35,7 +35,7 @@ def test_ways_to_fine_tune_begin_with_the_usual_and_never_repeat(form: str) -> N
     found = [one.name for one in fine_tuning(space, 0)]
     other = [one.name for one in fine_tuning(space, 1)]
     usual = [f"{key.rpartition('.')[2]}=" for key in space.choices if key != "embedder"]
-    assert found[0].startswith("nft ")
+    assert found[0].startswith(f"{space.methods[0]} ")
     assert all(word in found[0] for word in usual)
     assert found[0] == other[0]
     assert len(set(found)) == len(found) >= 24

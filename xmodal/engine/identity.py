@@ -149,6 +149,12 @@ def _plain(value: Any, store: Store) -> Any:
     return to_jsonable_python(value)
 
 
+def data_of(recipe: Recipe, store: Store) -> str:
+    """A digest of the files that the task of a recipe names; the same for other settings of it."""
+    found = recipe.task.component.contents(recipe.task.config, store)
+    return hashlib.sha256(json.dumps(sorted(found.items())).encode()).hexdigest()
+
+
 @lru_cache(maxsize=1)
 def _engine() -> str:
     """The digest of the code of xmodal that computes."""

@@ -35,8 +35,8 @@ from xmodal.engine.speed import Speed
 from xmodal.files import atomically
 from xmodal.interfaces import FittedPredictor, TaskData
 from xmodal.recipe.recipe import Recipe
+from xmodal.runs import PREDICTIONS
 
-PREDICTIONS, VALIDATED = "predictions.safetensors", "validation.safetensors"
 SHOWN_SAMPLES, TOLD_APART = 4, 3
 MAX_PREDICTION_BYTES = 256 * 2**20
 LABELS_AT_ONCE = 256

@@ -38,7 +38,6 @@ from xmodal.engine.process import (
 )
 from xmodal.engine.profiling import StepTrace, span
 from xmodal.engine.result import (
-    VALIDATED,
     advised,
     for_the_report,
     judged,
@@ -466,7 +465,9 @@ class _Execution:
             judgement = judged(self.plan.recipe, session, score)
             keep_predictions(self.run, session, session.data.test, score.predictions)
             if validated is not None:
-                keep_predictions(self.run, session, session.data.validation, validated, VALIDATED)
+                keep_predictions(
+                    self.run, session, session.data.validation, validated, runs.VALIDATED
+                )
             keep_samples(self.run, self.digest, session, snapshot, score.predictions)
             with for_the_report(session, "what to do next"):
                 advice = advised(self.run, self.plan.recipe, session, snapshot, score, judgement)

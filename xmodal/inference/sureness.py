@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from xmodal import runs
 from xmodal.errors import DataError
+from xmodal.runs import VALIDATED
 
 LEVEL = 0.95
-FILE = "validation.safetensors"
 LEAST = 10
 """Of fewer validation samples no temperature is learned."""
 _HOTTEST = math.log(20.0)
@@ -62,7 +62,7 @@ def sureness(run: runs.Run, kind: str) -> Sureness:
 
     if kind == "dense":
         raise DataError("--interval is for classes, labels and numbers; this model predicts fields")
-    file = run.path / FILE
+    file = run.path / VALIDATED
     if not file.is_file():
         raise DataError(
             f"{run.path} kept no validation predictions, which --interval learns from: it has no "

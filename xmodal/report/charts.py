@@ -230,10 +230,13 @@ def save(figure: Figure, path: Path) -> Path:
     kind = path.suffix[1:]
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
     path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS), _own_legend(figure):
-        figure.savefig(path, format=kind, dpi=_DPI, metadata=metadata[kind])
-    if kind == "svg":
-        path.write_text(visible(path.read_text(encoding="utf-8")), encoding="utf-8")
+        figure.savefig(drawn, format=kind, dpi=_DPI, metadata=metadata[kind])
+    content = drawn.getvalue()
+    if kind == "svg":  # XML has no control characters
+        content = visible(content.decode()).encode()
+    path.write_bytes(content)
     return path
 
 

@@ -22,7 +22,7 @@ from xmodal.report.page import write_page
 from xmodal.report.pictures import mixing
 from xmodal.report.quality import Quality, quality
 from xmodal.report.samples import ShownInputs, ShownSamples, shown
-from xmodal.runs import Run
+from xmodal.runs import PREDICTIONS, Run
 
 FILE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 LOSS, RATE, NORM, REPLACED = "loss", "lr", "gradient_norm", "k"
@@ -122,7 +122,7 @@ def kept_predictions(run: Run) -> dict[str, Any]:
     """All test predictions and labels; those of the few samples if there were too many to keep."""
     from safetensors.torch import load_file
 
-    file = run.path / "predictions.safetensors"
+    file = run.path / PREDICTIONS
     try:
         return load_file(file) if file.is_file() else {}
     except (OSError, SafetensorError):

@@ -22,7 +22,7 @@ from xmodal.comparison.run import default_launcher
 from xmodal.data.datasets import cores
 from xmodal.data.store import Store
 from xmodal.engine.build import Builder
-from xmodal.engine.identity import identity
+from xmodal.engine.identity import data_of, identity
 from xmodal.engine.plan import Plan, compose_plan
 from xmodal.errors import DataError, UsageError, file_errors
 from xmodal.files import claim, write_json
@@ -178,8 +178,7 @@ def fit(
     if getattr(task, "validation", None) is None and getattr(task, "split", (0, 1))[1] == 0:
         raise UsageError("task.split leaves no validation samples, which a search is judged on")
     in_time = getattr(task, "time", None) is not None
-    contents = plan.recipe.task.component.contents(task, store)
-    data_digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
+    data_digest = data_of(plan.recipe, store)
     folds = _possible_folds((ZERO_LINE, own.recipe), registry, store, shared, samples, say)
     claim(folder, KIND)
     maker = Maker(

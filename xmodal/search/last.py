@@ -7,9 +7,7 @@ validation, fitted on the same samples.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ from safetensors.torch import save_file
 from xmodal import runs
 from xmodal.assess import Against, Judgement, ScoreInterval, judge
 from xmodal.errors import DataError
-from xmodal.files import atomically
+from xmodal.files import atomically, read_json
 from xmodal.inference import ensemble
-from xmodal.inference.sureness import FILE as VALIDATED
+from xmodal.runs import PREDICTIONS, VALIDATED
 from xmodal.search.mixture import Mixture
-from xmodal.search.pooled import PREDICTIONS, Pool, Predicted, predicted
+from xmodal.search.pooled import Pool, Predicted, predicted
 from xmodal.search.search import Search
 from xmodal.search.trials import MODELS, Trial, TrialRun
 
@@ -45,11 +43,8 @@ def looks_elsewhere(folder: Path, data: str) -> int:
     """
     count = 0
     for record in folder.parent.glob(f"*/{runs.SEARCH}"):
-        if record.parent.name == folder.name:
-            continue
-        with suppress(OSError, ValueError, AttributeError):
-            if json.loads(record.read_text()).get("data") == data:
-                count += looks(record.parent / MODELS)
+        if record.parent.name != folder.name and read_json(record).get("data") == data:
+            count += looks(record.parent / MODELS)
     return count
 
 

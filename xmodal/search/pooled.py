@@ -21,9 +21,8 @@ from xmodal.assess import Against, Resamples, ScoreInterval, stand
 from xmodal.data.store import Store
 from xmodal.engine.plan import Plan
 from xmodal.interfaces import Context, Metric
+from xmodal.runs import PREDICTIONS
 from xmodal.search.trials import Trial
-
-PREDICTIONS = "predictions.safetensors"
 
 
 @dataclass(frozen=True)

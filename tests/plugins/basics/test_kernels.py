@@ -15,7 +15,7 @@ from xmodal.interfaces import Facts, FitData, Target, TaskFacts
 from xmodal.testing import tiny_context
 from xmodal_basics import kernels
 from xmodal_basics.identity import Identity
-from xmodal_basics.kernels import Competition, Kernels, Shares, dilations
+from xmodal_basics.kernels import Competition, ConvolutionKernels, Shares, dilations
 
 CLASSES = Target("classification", 2)
 TRIPLES = list(combinations(range(9), 3))
@@ -29,9 +29,11 @@ def facts(shape: tuple[int, ...], output: Target = CLASSES, train: int = 40) -> 
     )
 
 
-def made(shape: tuple[int, ...], output: Target = CLASSES, **settings: Any) -> Kernels:
+def made(shape: tuple[int, ...], output: Target = CLASSES, **settings: Any) -> ConvolutionKernels:
     settings = {"shares": 168, "groups": 4, **settings}
-    return Kernels(Kernels.Config(**settings), tiny_context(facts(shape, output))).eval()
+    return ConvolutionKernels(
+        ConvolutionKernels.Config(**settings), tiny_context(facts(shape, output))
+    ).eval()
 
 
 def tones(count: int, channels: int = 1, length: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -162,7 +164,7 @@ def test_what_the_points_do_not_say_is_learned(part: dict[str, int]) -> None:
     torch.testing.assert_close(found.exp().sum(1), torch.ones(200))
     assert (found.argmax(1) == wanted).float().mean() > 0.95
     assert "squared error" in heard[0]
-    assert model.chosen()["inverse_penalties"][0] in Kernels.Config().inverse_penalties
+    assert model.chosen()["inverse_penalties"][0] in ConvolutionKernels.Config().inverse_penalties
 
 
 def test_long_series_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +181,9 @@ def test_long_series_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_it_is_not_for() -> None:
     def problems(shape: tuple[int, ...], **settings: Any) -> list[str]:
-        return list(Kernels.problems(Kernels.Config(**settings), facts(shape)))
+        return list(
+            ConvolutionKernels.problems(ConvolutionKernels.Config(**settings), facts(shape))
+        )
 
     assert not problems((1, 9))
     assert not problems((96, 200))
