@@ -133,7 +133,7 @@ class Competition(nn.Module):
             # Equality with the extreme is some times as fast as its place, and only differs where
             # kernels tie, as in a gap: there all of them count.
             response_BGJL = response_BJL.view(
-                len(x_BCL), len(weight) // GROUP, GROUP, response_BJL.shape[2]
+                x_BCL.shape[0], len(weight) // GROUP, GROUP, response_BJL.shape[2]
             )
             wins_BGJL = response_BGJL == response_BGJL.amax(2, keepdim=True)
             loses_BGJL = response_BGJL == response_BGJL.amin(2, keepdim=True)

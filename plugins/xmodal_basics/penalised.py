@@ -79,19 +79,23 @@ class Penalised(FittedPredictor):
         if self.output.kind == "regression" or not len(data.validation_y):
             others = []  # ridge has chosen
         least, best, penalty = np.inf, -1, first
-        kept: tuple[Tensor, Tensor] | None = None
-        for place, features in enumerate(candidates):
+        z_NR, check_NF = np.empty((0, 0)), data.validation_x_NF
+        for place, (x_NF, validation_x_NF) in enumerate(candidates):
             if best >= 0 and not len(data.validation_y):
                 break
-            model = self._solved(features[0], data, first)
-            error = self._error(model, features[1], data)
+            model = LinearModel()
+            rank = self.config.components
+            directions = model.directions(x_NF.double().numpy(), rank, True, self.seed)
+            model.take(*self._solved(directions, data, first))
+            error = self._error(model, validation_x_NF, data)
             if error < least or best < 0:
-                least, best, kept = error, place, features
+                least, best, z_NR, check_NF = error, place, directions, validation_x_NF
                 self.model.load_state_dict(model.state_dict())
-        assert kept is not None
+        model = LinearModel()
+        model.load_state_dict(self.model.state_dict())
         for other in others:
-            model = self._solved(kept[0], data, other)
-            error = self._error(model, kept[1], data)
+            model.take(*self._solved(z_NR, data, other))
+            error = self._error(model, check_NF, data)
             if error < least:
                 least, penalty = error, other
                 self.model.load_state_dict(model.state_dict())
@@ -110,20 +114,14 @@ class Penalised(FittedPredictor):
         y_BK: Tensor = self.model(x_BF)
         return y_BK.log_softmax(1) if self.output.kind == "classification" else y_BK
 
-    def _solved(self, x_NF: Tensor, data: FitData, penalty: float) -> LinearModel:
-        settings = {"C": penalty, "max_iter": self.config.iterations}
+    def _solved(self, z_NR: Array, data: FitData, penalty: float) -> tuple[Array, Array]:
+        """Weights ``[K, R]`` and biases ``[K]``."""
         y, weight_N = data.y, None if data.weight_N is None else data.weight_N.numpy()
-
-        def solve(z_NR: Array) -> tuple[Array, Array]:
-            if self.output.kind == "regression":
-                return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas, weight_N)
-            labels = np.asarray(y.nan_to_num(-1).long())
-            return logistic(z_NR, labels, self.output.size, settings, weight_N)
-
-        model = LinearModel()
-        rank = self.config.components
-        model.fit(x_NF.double().numpy(), solve, rank, own_scales=True, seed=self.seed)
-        return model
+        if self.output.kind == "regression":
+            return ridge(z_NR, y.flatten(1).double().numpy(), self.config.alphas, weight_N)
+        settings = {"C": penalty, "max_iter": self.config.iterations}
+        labels = np.asarray(y.nan_to_num(-1).long())
+        return logistic(z_NR, labels, self.output.size, settings, weight_N)
 
     def _error(self, model: LinearModel, x_NF: Tensor, data: FitData) -> float:
         """The squared error of probabilities or numbers on validation; infinite without samples."""

@@ -52,7 +52,11 @@ class LinearModel(FittedBuffers):
         own_scales: bool,
         seed: int,
     ) -> None:
-        """Fit the basis, then the weights ``[K, R]`` and biases ``[K]`` by ``solve``.
+        """Fit the basis, then the weights ``[K, R]`` and biases ``[K]`` by ``solve``."""
+        self.take(*solve(self.directions(x_NP, rank, own_scales, seed)))
+
+    def directions(self, x_NP: Array, rank: int, own_scales: bool, seed: int) -> Array:
+        """Fit the basis; returns the samples in it, ``[n, R]``.
 
         ``own_scales`` gives each number its own scale; otherwise all numbers share one.
         """
@@ -63,13 +67,19 @@ class LinearModel(FittedBuffers):
         x_NP = np.nan_to_num(x_NP - shift_P)
         scale_P = np.atleast_1d(np.sqrt(np.mean(x_NP**2, axis=0 if own_scales else None)))
         # The mean of equal numbers is off by rounding (1e-13 of it): that is no scale.
-        least_P = 1e-10 * np.abs(shift_P if own_scales else shift_P.max(keepdims=True, initial=0.0))
-        scale_P[scale_P <= least_P] = 1.0
+        size_P = np.abs(shift_P if own_scales else shift_P.max(keepdims=True, initial=0.0))
+        scale_P[scale_P <= 1e-10 * size_P] = 1.0
         x_NP /= scale_P
         basis_PR = PCA(min(rank, *x_NP.shape), random_state=seed).fit(x_NP).components_.T
-        weight_KR, bias_K = solve(x_NP @ basis_PR)
-        values = (shift_P, scale_P, basis_PR, weight_KR.T, bias_K)
-        for name, value in zip(self.names, values, strict=True):
+        self._keep(shift_P=shift_P, scale_P=scale_P, basis_PR=basis_PR)
+        return np.asarray(x_NP @ basis_PR)
+
+    def take(self, weight_KR: Array, bias_K: Array) -> None:
+        """Predict by these weights and biases."""
+        self._keep(weight_RK=weight_KR.T, bias_K=bias_K)
+
+    def _keep(self, **values: Array) -> None:
+        for name, value in values.items():
             setattr(self, name, torch.from_numpy(np.ascontiguousarray(value)).float())
 
 
