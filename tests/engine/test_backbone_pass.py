@@ -50,7 +50,7 @@ def test_a_bf16_run_predicts_as_it_scored(tiny_run: Run) -> None:
 def test_a_processor_without_bf16_is_told(
     tiny_run: Run, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xmodal.engine.build._multiplies_bf16", lambda: fast)
+    monkeypatch.setattr("xmodal.engine.build.multiplies_bf16", lambda device: fast)
     notes = " ".join(tiny_run("precision=bf16", "device=cpu").run.read("result.json")["notes"])
     assert ("does not multiply in bf16" in notes) != fast
     plain = " ".join(tiny_run("device=cpu").run.read("result.json")["notes"])

@@ -15,6 +15,7 @@ from xmodal import api
 from xmodal.errors import UsageError
 from xmodal.inference.sureness import sureness
 from xmodal.runs import Run
+from xmodal.search import fit as fit_module
 from xmodal.search.fit import FEW, FOLDS, fit
 from xmodal.search.last import looks_elsewhere
 
@@ -256,6 +257,33 @@ def test_time_or_trials(tmp_path: Path) -> None:
         fit(tmp_path / "none.csv")
     with pytest.raises(UsageError, match="how much time"):
         fit(tmp_path / "none.csv", seconds=9.0, trials=3)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_of_a_timed_search(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    """By the machine, unless the user or a number of trials has it repeatable."""
+    monkeypatch.setattr(fit_module, "multiplies_bf16", lambda device: fast)
+    assert fit_module._faster_in_bf16("", ["training.clip=1"]) == fast
+    for launcher, overrides in (("", ["precision=fp32"]), ("slurm", []), ("", ["device=cpu"])):
+        assert not fit_module._faster_in_bf16(launcher, overrides)
+
+
+def test_time_is_kept(tmp_path: Path) -> None:
+    """Within a tenth, with trials that train, an ensemble and the report."""
+    begun, lines = time.monotonic(), list[str]()
+    found = fit(
+        table(tmp_path, 720),
+        seconds=60.0,
+        root=tmp_path / "fits",
+        jobs=1,
+        overrides=TINY,
+        say=lines.append,
+    )
+    assert time.monotonic() - begun < 66
+    for entry in (*found.entries, *found.others):
+        recipe = (Path(entry.directories[0]) / "recipe.yaml").read_text()
+        in_bf16 = not entry.cheap and any("bf16" in line for line in lines)
+        assert in_bf16 == ("precision: bf16" in recipe)
 
 
 def test_complaints(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def _check_traceable(trained: TrainedModel, to: str) -> None:
             f"{trained.run.path} cannot be exported to '{to}': predictor "
             f"'{trained.recipe.predictor.name}' computes with a library or a solver of its own, of "
             "which torch cannot make a graph. Use the run itself: "
-            f"xmodal predict {trained.run.path} FILE. Networks and linear baselines can be exported"
+            f"xmodal predict {trained.run.path} FILE. Networks, linear models and kernels can be "
+            "exported"
         )
 
 

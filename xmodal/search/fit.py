@@ -21,7 +21,7 @@ from xmodal.assess import Against, Judgement
 from xmodal.comparison.run import default_launcher
 from xmodal.data.datasets import cores
 from xmodal.data.store import Store
-from xmodal.engine.build import Builder
+from xmodal.engine.build import Builder, multiplies_bf16
 from xmodal.engine.identity import data_of, identity
 from xmodal.engine.plan import Plan, compose_plan
 from xmodal.errors import DataError, UsageError, file_errors
@@ -60,11 +60,12 @@ USUAL = "good"
 """The preset, if none is named."""
 SPARE = 3
 """Last fits that time is kept for, where an ensemble may be chosen."""
+PRECISION = "precision"
 RATE = "training.optimizer.lr"
 """The setting that a space gives learning rates under."""
 EXPORTS = (
-    "any of what is tried can predict; only networks and linear baselines can be exported, and no "
-    "ensemble"
+    "any of what is tried can predict; only networks, linear models and kernels can be exported, "
+    "and no ensemble"
 )
 
 
@@ -160,6 +161,9 @@ def fit(
         raise UsageError("say either how much time there is, or how many trials to make")
     clock = Clock(seconds) if begun is None else Clock(seconds, begun)
     registry, store = plugins.registry(tuple(plugin_files)), Store()
+    if seconds is not None and _faster_in_bf16(launcher, overrides):
+        overrides = (*overrides, f"{PRECISION}=bf16")
+        say("fine-tuning computes in bf16, which is faster here; precision=fp32 turns it off")
     asked = {**(settings or {}), **({} if test is None else {"test": str(Path(test).absolute())})}
     given = (*as_overrides({f"task.{key}": value for key, value in asked.items()}), *overrides)
     own = own_data(str(data), registry, given)
@@ -243,6 +247,15 @@ def fit(
     )
     _record(fitted, shared, seed, seconds, trials, data_digest)
     return fitted
+
+
+def _faster_in_bf16(launcher: str, overrides: Sequence[str]) -> bool:
+    """Whether trials run on this machine, which has bf16, and the user has not chosen."""
+    import torch
+
+    chosen = {text.partition("=")[0].strip() for text in overrides} & {PRECISION, "device"}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return not launcher and not chosen and multiplies_bf16(device)
 
 
 def _mixture(search: Search, pool: Pool, found: Sequence[Trial], seed: int) -> Mixture | None:
