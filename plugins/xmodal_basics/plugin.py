@@ -21,6 +21,7 @@ def xmodal_embedders() -> Mapping[str, str]:
         "columns": "xmodal_basics.embedders.columns:Columns",
         "row-ple": "xmodal_basics.embedders.encoded_columns:EncodedColumns",
         "flat": "xmodal_basics.embedders.flat:Flat",
+        "native": "xmodal_basics.embedders.native:NativeEmbedder",
         "as-picture": "xmodal_basics.embedders.picture:Picture",
         "as-pretrained": "xmodal_basics.embedders.picture:OwnEmbedder",
     }

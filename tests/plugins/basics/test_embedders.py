@@ -14,9 +14,13 @@ from xmodal_basics.embedders.base import scale_to_norm
 from xmodal_basics.embedders.columns import Columns
 from xmodal_basics.embedders.conv1d import Conv1d, pieces
 from xmodal_basics.embedders.flat import Flat
+from xmodal_basics.embedders.native import NativeEmbedder
 from xmodal_basics.embedders.patch import Patch
+from xmodal_basics.embedders.picture import Picture
+from xmodal_basics.embedders.random_kernels import RandomKernels
 
 WIDTH, SIDE = 12, 4
+NONE: Any = SimpleNamespace()
 
 
 class Body:
@@ -346,3 +350,19 @@ def test_backbones_without_patch_or_width_are_refused() -> None:
         Patch.grid(Patch.Config(size="backbone", patch=4), task(1, 8, 8), text)
     with pytest.raises(ValueError, match="use embedder 'flat'"):
         Columns.grid(Columns.Config(), task(4), BackboneFacts("identity", "any", 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"), [((3, 8, 8), Picture), ((2, 46), RandomKernels), ((7,), Columns)]
+)
+def test_native_is_what_does_best_for_each_form(shape: tuple[int, ...], part: Any) -> None:
+    task = TaskFacts("toy", shape, Target("classification", 2), {"train": 8})
+    body = BackboneFacts("body", "image", WIDTH, WIDTH, patch=SIDE, grid=(8, 8))
+    facts = Facts(task, body)
+    context = Context(
+        facts, torch.Generator().manual_seed(0), NONE, {"backbone": Body()}, task.target
+    )
+    found = NativeEmbedder(NativeEmbedder.Config(), context)
+    assert type(found.part) is part
+    assert NativeEmbedder.grid(NativeEmbedder.Config(), task, body) == found.part.token_grid
+    assert found(torch.randn(2, *shape)).grid == found.part.token_grid
