@@ -88,7 +88,13 @@ def _quantiles(part_NCL: Array) -> Array:
     count = 1 + (part_NCL.shape[2] - 1) // 4
     if count == 1:
         return np.median(part_NCL, axis=2, keepdims=True)
-    found = np.moveaxis(np.quantile(part_NCL, np.linspace(0, 1, count), axis=2), 0, 2)
+    # As np.quantile, which takes 15 times as long for many quantiles at once.
+    order_NCL = np.sort(part_NCL, axis=2)
+    place = np.linspace(0, part_NCL.shape[2] - 1, count)
+    low = place.astype(int)
+    high = np.minimum(low + 1, part_NCL.shape[2] - 1)
+    weight = (place - low).astype(part_NCL.dtype)
+    found = order_NCL[:, :, low] * (1 - weight) + order_NCL[:, :, high] * weight
     found[:, :, 1::2] -= part_NCL.mean(2, keepdims=True)
     return np.asarray(found, dtype=np.float32)
 

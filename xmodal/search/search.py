@@ -221,8 +221,8 @@ class Search:
                     self.late = True
                     if running:
                         self.launcher.stop()
-                    for name in running:
-                        if owner is not None:
+                    for name, part in running.items():
+                        if owner is not None and not part.done:
                             self._leave_out(owner[name].name, STOPPED)
                     return
         except BaseException:

@@ -110,3 +110,12 @@ def test_quantiles_move_with_the_unit_of_their_channel(length: int) -> None:
     assert found.shape == (4, 2 * count_of_quantiles(length))
     np.testing.assert_allclose(interval_quantiles(8 * x), 8 * found, rtol=1e-5, atol=1e-5)
     assert np.isfinite(interval_quantiles(np.full((1, 1, length), np.nan))).all()
+
+
+def test_quantiles_are_those_of_numpy() -> None:
+    x = RNG.normal(size=(3, 2, 37)).astype("float32")
+    found = interval_quantiles(x).reshape(3, 2, -1)
+    count = 1 + 36 // 4
+    expected = np.moveaxis(np.quantile(x, np.linspace(0, 1, count), axis=2), 0, 2)
+    expected[:, :, 1::2] -= x.mean(2, keepdims=True)
+    np.testing.assert_allclose(found[:, :, :count], expected, rtol=1e-5, atol=1e-6)
