@@ -87,7 +87,8 @@ class Shares(nn.Module):
             reach = dilation * (STEPS // 2)
             inner = torch.arange(len(ROWS), device=x_BCL.device)[:, None] % 2 != number % 2
             for t in range(count):
-                above_BJL = (response_BJL > threshold_JT[:, t, None]).float()
+                # In place: a comparison that gives booleans takes three times as long.
+                above_BJL = response_BJL.clone().gt_(threshold_JT[:, t, None])
                 share_BJ = above_BJL.mean(2)
                 if length > 2 * reach:
                     inner_BJ = above_BJL[:, :, reach : length - reach].mean(2)
@@ -135,10 +136,9 @@ class Competition(nn.Module):
             response_BGJL = response_BJL.view(
                 x_BCL.shape[0], len(weight) // GROUP, GROUP, response_BJL.shape[2]
             )
-            wins_BGJL = response_BGJL == response_BGJL.amax(2, keepdim=True)
-            loses_BGJL = response_BGJL == response_BGJL.amin(2, keepdim=True)
-            most_BGJ = (response_BGJL * wins_BGJL).sum(3).clamp_min(0)
-            least_BGJ = loses_BGJL.to(x_BCL.dtype).sum(3)
+            wins_BGJL = response_BGJL.clone().eq_(response_BGJL.amax(2, keepdim=True))
+            most_BGJ = wins_BGJL.mul_(response_BGJL).sum(3).clamp_min(0)
+            least_BGJ = response_BGJL.eq_(response_BGJL.amin(2, keepdim=True)).sum(3)
             parts += [most_BGJ.sqrt().flatten(1), least_BGJ.sqrt().flatten(1)]
         return torch.cat(parts, dim=1)
 
