@@ -17,8 +17,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -40,15 +40,15 @@ class Form:
     cheap: tuple[str, ...]
     more: tuple[str, ...] = ()
     frozen: bool = False
-    own: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    own: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 FIELDS = ("backbone={use: vit-s14, layers: 3}", "task.train=240")
 # On pictures the rates are those that did best in pictures.yaml: a random body needs a larger one.
-PICTURES = (
-    ("nft", ("stages.finetune.lr_decay=0.75", "training.optimizer.lr=1e-4")),
-    ("scratch", ("training.optimizer.lr=3e-4",)),
-)
+PICTURES = {
+    "nft": ("stages.finetune.lr_decay=0.75", "training.optimizer.lr=1e-4"),
+    "scratch": ("training.optimizer.lr=3e-4",),
+}
 FORMS = {
     "images": Form("pacs", 600, 4, ("forest", "baseline"), frozen=True, own=PICTURES),
     "sounds": Form("esc10", 240, 10, ("forest", "baseline"), frozen=True, own=PICTURES),
@@ -91,7 +91,7 @@ def run(cell: Cell, root: Path, precision: str) -> dict[str, float]:
     form = FORMS[cell.form]
     settings = [
         *form.more,
-        *dict(form.own).get(cell.method, ()),
+        *form.own.get(cell.method, ()),
         f"seed={cell.seed}",
         f"fraction={cell.share}",
     ]

@@ -6,7 +6,6 @@ Shapes: B and n samples, F numbers per sample, K outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +21,12 @@ from xmodal_basics.series_features import (
     count_of_quantiles,
     described,
     interval_quantiles,
+    series_in,
 )
 from xmodal_basics.tree_arrays import TreeArrays
 
 LEAST = 1e-6
 """The probability of what no tree predicts."""
-MOST_ROWS = 128
-"""Of a grid with more rows, in all channels together, no row is described: it is a picture."""
 MOST_TRIED = 300
 """The most numbers that a split of a regression tree tries; of classes it is the square root."""
 LARGEST_LEAVES_GB = 2.0
@@ -44,9 +42,8 @@ class Forest(FittedPredictor):
 
     Of sequences they read the points and a description of every channel (``series_features``), the
     description alone, or quantiles of intervals; of grids with few rows, such as spectrograms, the
-    same of every row. Everything that they read
-    belongs to one channel, and splits move with its unit, so units do not matter. Checkpoints hold
-    the trees.
+    same of every row. Everything that they read belongs to one channel, and splits move with its
+    unit, so units do not matter. Checkpoints hold the trees.
     """
 
     citation = "Geurts, Ernst, Wehenkel: Extremely randomized trees, Machine Learning 63 (2006)"
@@ -116,10 +113,10 @@ class Forest(FittedPredictor):
         self._grow(data)
         if self.config.features != "auto" or self.rows is None or not len(data.validation_x_NF):
             return
+        channels, length = self.rows
+        few = channels * count_of_quantiles(length) <= MOST_QUANTILES
         tried = [self._tried(data)]
-        for place in range(1, len(READ)):
-            if READ[place] == "intervals" and quantiles_of(self.rows) > MOST_QUANTILES:
-                continue
+        for place in range(1, len(READ) if few else READ.index("intervals")):
             self.trees, self.summary = TreeArrays(), torch.tensor(place)
             self._grow(data)
             tried.append(self._tried(data))
@@ -210,16 +207,3 @@ class Forest(FittedPredictor):
         every_UK = value_UK.new_zeros(len(value_UK), self.output.size)
         every_UK[:, torch.from_numpy(classes).long()] = value_UK
         self.trees.value_UK = every_UK
-
-
-def series_in(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Channels and length of a sample as series; of a grid, every row of every channel is one."""
-    if len(shape) == 1:
-        return None
-    rows, length = prod(shape[:-1]), shape[-1]
-    return None if len(shape) == 3 and rows > MOST_ROWS else (rows, length)
-
-
-def quantiles_of(rows: tuple[int, int]) -> int:
-    """How many quantiles of intervals describe so many channels of such a length."""
-    return rows[0] * count_of_quantiles(rows[1])

@@ -22,12 +22,12 @@ from torch.nn import functional
 
 from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, too_large
+from xmodal_basics.embedders import random_kernels
+from xmodal_basics.embedders.random_kernels import STEPS
 from xmodal_basics.fit import BATCH
-from xmodal_basics.forest import series_in
 from xmodal_basics.penalised import Penalised, PenaltySettings
+from xmodal_basics.series_features import series_in
 
-STEPS = 9
-"""The length of a kernel, in both papers."""
 ROWS = tuple(combinations(range(STEPS), 3))
 """The 84 kernels of MiniRocket: 2 at three steps, -1 at the others."""
 GOLDEN = (math.sqrt(5) + 1) / 2
@@ -107,8 +107,7 @@ class Competition(nn.Module):
 
     def __init__(self, channels: int, length: int, groups: int, generator: torch.Generator) -> None:
         super().__init__()
-        most = int(math.log2(max(1.0, (length - 1) / (STEPS - 1))))
-        self.plan = [(2**power, part) for power in range(most + 1) for part in (0, 1)]
+        self.plan = [(one, part) for one in random_kernels.dilations(length) for part in (0, 1)]
         halves = (groups - groups // 2, groups // 2)
         for number, (_, part) in enumerate(self.plan):
             weight_JK = torch.randn(halves[part] * GROUP, STEPS, generator=generator)

@@ -81,8 +81,6 @@ class Penalised(FittedPredictor):
         least, best, penalty = np.inf, -1, first
         z_NR, check_NF = np.empty((0, 0)), data.validation_x_NF
         for place, (x_NF, validation_x_NF) in enumerate(candidates):
-            if best >= 0 and not len(data.validation_y):
-                break
             model = LinearModel()
             rank = self.config.components
             directions = model.directions(x_NF.double().numpy(), rank, True, self.seed)

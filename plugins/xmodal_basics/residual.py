@@ -35,9 +35,10 @@ from xmodal.interfaces import (
     too_large,
 )
 from xmodal_basics.fit import BATCH, WithoutSteps, gathered, spread
-from xmodal_basics.forest import Forest, series_in
+from xmodal_basics.forest import Forest
 from xmodal_basics.local_linear import LocalLinear
 from xmodal_basics.predictors import feature_grid
+from xmodal_basics.series_features import series_in
 from xmodal_basics.sklearn_baseline import Sklearn
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -23,8 +24,18 @@ BANDS = 8
 DEPTH = 5
 """How often an interval is halved: 1 + 2 + 4 + 8 + 16 intervals."""
 QUANT_DEPTH, SMOOTHED = 6, 5
+MOST_ROWS = 128
+"""Of a grid with more rows, in all channels together, no row is described: it is a picture."""
 SHORTEST = 3
 """The fewest points of an interval, so that its slope means something."""
+
+
+def series_in(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Channels and length of a sample as series; of a grid, every row of every channel is one."""
+    if len(shape) == 1:
+        return None
+    rows, length = prod(shape[:-1]), shape[-1]
+    return None if len(shape) == 3 and rows > MOST_ROWS else (rows, length)
 
 
 def described(x_NCL: Array) -> NDArray[np.float32]:

@@ -675,8 +675,8 @@ AUTO = FineTuner(method="auto", trials=1, device="cpu", kind="classification")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
-    ["check_fit_idempotent", "check_estimators_pickle", "check_fit2d_1sample",
-     "check_estimators_unfitted"],
+    ["check_fit_idempotent", "check_estimators_pickle", "check_dict_unchanged",
+     "check_fit2d_1sample", "check_n_features_in", "check_estimators_unfitted"],
 )  # fmt: skip
 def test_checks_of_scikit_learn_of_a_search(check: str) -> None:
     getattr(estimator_checks, check)("FineTuner", clone(AUTO))

@@ -125,10 +125,11 @@ def test_plugin_info(environment: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_recipe_of_the_plugin_runs(environment: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["methods/pare-topnorm", "methods/swap-weakest"])
+def test_a_recipe_of_the_plugin_runs(environment: Any, tmp_path: Path, method: str) -> None:
     done = environment.run(
         "run",
-        "methods/pare-topnorm",
+        method,
         "tasks/darcy",
         "--scale",
         "smoke",

@@ -346,7 +346,7 @@ def test_any_tree_is_a_recipe_or_a_problem() -> None:
 def test_many_trees_are_recipes_or_problems() -> None:
     Path("base.yaml").write_text(BASE)
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
     @given(LAYERS, st.lists(OVERRIDES, max_size=3), st.booleans())
     def check(layer: dict[str, Any], overrides: list[str], extends: bool) -> None:
         attacked(layer, overrides, extends)

@@ -14,9 +14,9 @@ from xmodal.batch import Tokens
 from xmodal.interfaces import Context, Facts, FitData, Target, TaskFacts
 from xmodal.testing import check, tiny_context
 from xmodal_basics import forest as forest_module
-from xmodal_basics.forest import READ, Forest, series_in
+from xmodal_basics.forest import READ, Forest
 from xmodal_basics.identity import Identity
-from xmodal_basics.series_features import described
+from xmodal_basics.series_features import described, series_in
 from xmodal_basics.tree_arrays import TreeArrays
 
 NAN = float("nan")
