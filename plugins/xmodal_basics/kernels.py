@@ -31,13 +31,14 @@ from xmodal_basics.series_features import series_in
 ROWS = tuple(combinations(range(STEPS), 3))
 """The 84 kernels of MiniRocket: 2 at three steps, -1 at the others."""
 GOLDEN = (math.sqrt(5) + 1) / 2
-MOST_DILATIONS, MOST_CHANNELS = 32, 9
+MOST_DILATIONS, MOST_CHANNELS = 8, 9
 GROUP, MOST_SHARED = 8, 8
 GRID, FARTHEST = 2.0**11, 64.0
 """Samples are rounded to 1/2048 of a standard deviation and cut off at 64. Then sums over 9
 channels are exact in float32, in any order: no response passes a threshold by rounding.
 """
-MOST_RESPONSES = 2**27
+MOST_RESPONSES, RESPONSES_IN_CACHE = 2**27, 2**18
+"""Of one batch at most, for memory; and on a processor, where fewer at a time are twice as fast."""
 
 
 class Shares(nn.Module):
@@ -105,9 +106,13 @@ class Competition(nn.Module):
     of some channels.
     """
 
-    def __init__(self, channels: int, length: int, groups: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, channels: int, length: int, features: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        self.plan = [(one, part) for one in random_kernels.dilations(length) for part in (0, 1)]
+        dilated = random_kernels.dilations(length)
+        groups = max(2, features // (2 * GROUP * len(dilated)))
+        self.plan = [(one, part) for one in dilated for part in (0, 1)]
         halves = (groups - groups // 2, groups // 2)
         for number, (_, part) in enumerate(self.plan):
             weight_JK = torch.randn(halves[part] * GROUP, STEPS, generator=generator)
@@ -127,8 +132,6 @@ class Competition(nn.Module):
         step_BCL, parts = x_BCL[:, :, 1:] - x_BCL[:, :, :-1], []
         for number, (dilation, part) in enumerate(self.plan):
             weight = self.get_buffer(f"weight_{number}")
-            if not len(weight):
-                continue
             response_BJL = _responses(step_BCL if part else x_BCL, weight, dilation)
             # Equality with the extreme is some times as fast as its place, and only differs where
             # kernels tie, as in a gap: there all of them count.
@@ -160,8 +163,8 @@ class ConvolutionKernels(Penalised):
         shares: NonNegativeInt = Field(
             2_500, description="Features of MiniRocket, about; 10,000 in the paper."
         )
-        groups: NonNegativeInt = Field(
-            32, description="Groups of 8 kernels of Hydra, for each dilation; 64 in the paper."
+        wins: NonNegativeInt = Field(
+            1_536, description="Features of Hydra, about; 1,024 for each dilation in the paper."
         )
 
     config: Config
@@ -176,8 +179,8 @@ class ConvolutionKernels(Penalised):
         parts: list[nn.Module] = []
         if config.shares:
             parts.append(Shares(*size, config.shares, generator))
-        if config.groups:
-            parts.append(Competition(*size, config.groups, generator))
+        if config.wins:
+            parts.append(Competition(*size, config.wins, generator))
         self.parts = nn.ModuleList(parts)
 
     @classmethod
@@ -188,14 +191,14 @@ class ConvolutionKernels(Penalised):
             yield "kernels are for series, and for grids of at most 128 rows"
         elif size[1] < STEPS:
             yield f"kernels have {STEPS} steps, the series {size[1]}"
-        if not config.shares and not config.groups:
-            yield "with shares=0 and groups=0 there are no features"
+        if not config.shares and not config.wins:
+            yield "with shares=0 and wins=0 there are no features"
         yield from too_large(facts)
 
     @property
     def traceable(self) -> bool:
         """It is torch throughout; long series are read in pieces of a batch, which no graph is."""
-        return self._at_once() >= BATCH
+        return self._at_once(MOST_RESPONSES) >= BATCH
 
     def fit(self, data: FitData) -> None:
         """Draw thresholds from training samples; then choose the penalty."""
@@ -214,8 +217,8 @@ class ConvolutionKernels(Penalised):
         self.check_fitted()
         with torch.autocast(features.x_BND.device.type, enabled=False):
             x_BCL = self._series(features.x_BND.flatten(1).float())
-            read = self._features if self.traceable else self._in_pieces
-            return self.predicted(read(x_BCL))
+            whole = torch.compiler.is_compiling() and self.traceable
+            return self.predicted((self._features if whole else self._in_pieces)(x_BCL))
 
     def _series(self, x_BF: Tensor) -> Tensor:
         """``[B, C, L]`` on the grid."""
@@ -227,19 +230,20 @@ class ConvolutionKernels(Penalised):
         return torch.cat([part(x_BCL) for part in self.parts], dim=1)
 
     def _in_pieces(self, x_NCL: Tensor) -> Tensor:
-        pieces = torch.split(x_NCL, min(self._at_once(), BATCH))
+        most = RESPONSES_IN_CACHE if x_NCL.device.type == "cpu" else MOST_RESPONSES
+        pieces = torch.split(x_NCL, min(self._at_once(most), BATCH))
         return torch.cat([self._features(x_BCL) for x_BCL in pieces])
 
-    def _at_once(self) -> int:
-        """Samples whose responses fit into memory."""
-        kernels = max(len(ROWS), GROUP * self.config.groups)
-        return max(1, MOST_RESPONSES // (kernels * self.size[1]))
+    def _at_once(self, responses: int) -> int:
+        """Samples that have so many ``responses`` together."""
+        kernels = max(weight.shape[0] for part in self.parts for weight in part.buffers())
+        return max(1, responses // (kernels * self.size[1]))
 
 
 def dilations(length: int, features: int) -> Iterator[tuple[int, int]]:
     """MiniRocket's dilations and how many of ``features`` thresholds each gets, at least one.
 
-    They grow exponentially, at most 32 of them, as long as a kernel fits into the series.
+    They grow exponentially, at most 8 of them, as long as a kernel fits into the series.
     """
     count = min(features, MOST_DILATIONS)
     most = math.log2(max(1.0, (length - 1) / (STEPS - 1)))

@@ -156,7 +156,7 @@ CASES: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ("predictor", "minirocket"): [({"kernels": 84}, {})],
     ("predictor", "hydra"): [({"groups": 2}, {})],
     ("predictor", "quant"): [({"depth": 2}, {})],
-    ("predictor", "kernels"): [({"shares": 84, "groups": 2}, {})],
+    ("predictor", "kernels"): [({"shares": 84, "wins": 32}, {})],
     ("predictor", "forest"): [({"trees": 5}, {}), ({"trees": 5, "features": "raw"}, {})],
     ("predictor", "xgboost"): [({"rounds": 3}, {})],
     ("predictor", "lightgbm"): [({"rounds": 3}, {}), ({"rounds": 3, "trials": 1}, {})],

@@ -179,6 +179,7 @@ def _steps(
             execution = _Execution(
                 run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
+            execution.for_a_page = order.report is not None
             if main and order.profile is not None:
                 execution.profile = StepTrace(order.profile, execution.session.device, run.path)
             outcome = yield from execution.carry_out()
@@ -304,6 +305,7 @@ class _Execution:
         self.training = self._begun(session)
         self.saver = Saver(run, digest, plan.recipe.saving, self.training, self._check)
         self.profile: StepTrace | None = None
+        self.for_a_page = True
         self.begun = self.clock()
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
@@ -468,7 +470,9 @@ class _Execution:
                 keep_predictions(
                     self.run, session, session.data.validation, validated, runs.VALIDATED
                 )
-            keep_samples(self.run, self.digest, session, snapshot, score.predictions)
+            keep_samples(
+                self.run, self.digest, session, snapshot, score.predictions, self.for_a_page
+            )
             with for_the_report(session, "what to do next"):
                 advice = advised(self.run, self.plan.recipe, session, snapshot, score, judgement)
         judgement, advice = of_the_first((judgement, advice), session.world)

@@ -162,8 +162,9 @@ def fit(
     clock = Clock(seconds) if begun is None else Clock(seconds, begun)
     registry, store = plugins.registry(tuple(plugin_files)), Store()
     if seconds is not None and _faster_in_bf16(launcher, overrides):
-        overrides = (*overrides, f"{PRECISION}=bf16")
-        say("fine-tuning computes in bf16, which is faster here; precision=fp32 turns it off")
+        # Of the cheap answers too: features of a frozen backbone take longest of them.
+        common = (*common, f"{PRECISION}=bf16")
+        say("networks compute in bf16, which is faster here; precision=fp32 turns it off")
     asked = {**(settings or {}), **({} if test is None else {"test": str(Path(test).absolute())})}
     given = (*as_overrides({f"task.{key}": value for key, value in asked.items()}), *overrides)
     own = own_data(str(data), registry, given)

@@ -69,6 +69,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     late: bool = False
+    _told: set[str] = field(default_factory=set)
 
     def run(
         self,
@@ -243,7 +244,9 @@ class Search:
             return
         if fresh:
             self.clock.learn(trial.answer.name, trial.cost, took(part.result["seconds"]))
-        if trial.done:
+        # Several of its runs may have ended since the last look: it is told once.
+        if trial.done and trial.key not in self._told:
+            self._told.add(trial.key)
             score = trial.score()
             said = "no number" if score is None else f"{score:.4g}"
             again = "" if fresh else " (kept)"

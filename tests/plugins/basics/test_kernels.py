@@ -30,7 +30,7 @@ def facts(shape: tuple[int, ...], output: Target = CLASSES, train: int = 40) -> 
 
 
 def made(shape: tuple[int, ...], output: Target = CLASSES, **settings: Any) -> ConvolutionKernels:
-    settings = {"shares": 168, "groups": 4, **settings}
+    settings = {"shares": 168, "wins": 128, **settings}
     return ConvolutionKernels(
         ConvolutionKernels.Config(**settings), tiny_context(facts(shape, output))
     ).eval()
@@ -107,7 +107,7 @@ def test_thresholds_are_quantiles_of_a_training_sample() -> None:
 
 def test_competition_by_the_definition() -> None:
     x = torch.randn(2, 3, 30, generator=torch.Generator().manual_seed(0))
-    part = Competition(3, 30, 3, torch.Generator().manual_seed(1))
+    part = Competition(3, 30, 96, torch.Generator().manual_seed(1))
     found = part(x)
     column = 0
     for number, (dilation, half) in enumerate(part.plan):
@@ -141,7 +141,7 @@ def test_dilations_reach_as_far_as_a_kernel_fits(length: int, last: int) -> None
     assert sum(count for _, count in found) == 119
     assert [found[0][0], found[-1][0]] == [1, last]
     assert 8 * last < length
-    assert len(found) <= 32
+    assert len(found) <= 8
 
 
 def test_features_do_not_depend_on_the_batch() -> None:
@@ -154,7 +154,7 @@ def test_features_do_not_depend_on_the_batch() -> None:
         assert torch.equal(part(on_grid(x[rows])), whole[rows])
 
 
-@pytest.mark.parametrize("part", [{"groups": 0}, {"shares": 0}, {}])
+@pytest.mark.parametrize("part", [{"wins": 0}, {"shares": 0}, {}])
 def test_what_the_points_do_not_say_is_learned(part: dict[str, int]) -> None:
     (x, y), (more, wanted) = tones(80, 2), tones(200, 2, seed=1)
     model, heard = made((2, 60), **part), list[str]()
@@ -190,7 +190,7 @@ def test_what_it_is_not_for() -> None:
     assert "9 steps, the series 8" in problems((1, 8))[0]
     assert "at most 128 rows" in problems((3, 96, 96))[0]
     assert "at most 128 rows" in problems((7,))[0]
-    assert "no features" in problems((1, 20), shares=0, groups=0)[0]
+    assert "no features" in problems((1, 20), shares=0, wins=0)[0]
 
 
 def test_spikes_and_gaps_have_features() -> None:

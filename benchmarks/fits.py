@@ -1,0 +1,194 @@
+"""What ``xmodal fit`` finds in ten minutes on data sets that it was not tuned on.
+
+    python benchmarks/fits.py PACKS SERIES TARGET [NAME ...] [--time 10m]
+
+PACKS is a folder of data packs, SERIES one of the UCR archive (a folder a data set with ``.ts``
+files, such as those that aeon brings along). For every data set it writes the files to TARGET, runs
+``fit`` in the time, plain fine-tuning (``nft``) on as many steps as fit into the same time, and
+scikit-learn's forest on the raw values; all are tested on the same samples. It prints a table.
+
+Nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from packs import SEED, esc10, read, some
+from sklearn.datasets import load_diabetes
+from sklearn.model_selection import train_test_split
+
+Arrays = Mapping[str, Any]
+"""``x_train``, ``y_train``, ``x_test``, ``y_test``: arrays, or ``x`` as a frame."""
+
+
+def table(name: str) -> Callable[[Path, Path], Arrays]:
+    """A table of OpenML-CC18, three quarters for training; levels of a category are text."""
+
+    def make(packs: Path, _: Path) -> Arrays:
+        pack = read(packs / "cc18_30.npz")
+        about = next(one for one in json.loads(str(pack["meta"])) if one["name"] == name)
+        frame = pd.DataFrame(pack[f"{about['did']}_X"])
+        for column in about["cat"]:
+            frame[column] = frame[column].map("level {:.0f}".format, na_action="ignore")
+        frame.columns = [f"x{column}" for column in frame]
+        return cut(frame, pack[f"{about['did']}_y"].astype(np.int64))
+
+    return make
+
+
+def diabetes(_: Path, __: Path) -> Arrays:
+    """Progression of diabetes after a year, of ten numbers a patient (scikit-learn)."""
+    x, y = load_diabetes(return_X_y=True, as_frame=True, scaled=False)
+    return cut(x, y.to_numpy(), stratify=False)
+
+
+def cut(x: Any, y: NDArray, stratify: bool = True, test: int | float = 0.25) -> Arrays:
+    """Seeded parts that keep the classes' shares."""
+    one, two, y_one, y_two = train_test_split(
+        x, y, test_size=test, stratify=y if stratify else None, random_state=SEED
+    )
+    return {"x_train": one, "y_train": y_one, "x_test": two, "y_test": y_two}
+
+
+def ucr(name: str) -> Callable[[Path, Path], Arrays]:
+    """A data set of the UCR archive, with its own parts; shorter series end in NaN."""
+
+    def series(path: Path) -> tuple[NDArray, NDArray]:
+        x, y = [], []
+        for line in path.read_text().splitlines():
+            if line and line[0] not in "#@":
+                *channels, label = line.split(":")
+                x.append([np.array(one.split(","), dtype=np.float32) for one in channels])
+                y.append(label)
+        longest = max(len(channel) for one in x for channel in one)
+        full = np.full((len(x), len(x[0]), longest), np.nan, dtype=np.float32)
+        for i, one in enumerate(x):
+            for c, channel in enumerate(one):
+                full[i, c, : len(channel)] = channel
+        return full, np.array(y)
+
+    def make(_: Path, archive: Path) -> Arrays:
+        found: dict[str, NDArray] = {}
+        for part in ("train", "test"):
+            path = archive / name / f"{name}_{part.upper()}.ts"
+            found[f"x_{part}"], found[f"y_{part}"] = series(path)
+        longest = max(found["x_train"].shape[2], found["x_test"].shape[2])
+        for part in ("x_train", "x_test"):
+            rest = longest - found[part].shape[2]
+            found[part] = np.pad(found[part], ((0, 0), (0, 0), (0, rest)), constant_values=np.nan)
+        return found
+
+    return make
+
+
+def helices(packs: Path, _: Path) -> Arrays:
+    """Secondary structure (helix, strand, other) of a residue, of 15 residues around it.
+
+    Channels are the 20 amino acids. Chains of a cluster are on one side.
+    """
+    pack, reach = read(packs / "proteins_115.npz"), 7
+    one_hot = np.eye(int(pack["seq"].max()) + 1, dtype=np.float32)[pack["seq"]]
+    x, y, test = [], [], []
+    for chain, (a, b) in enumerate(zip(pack["offset"][:-1], pack["offset"][1:], strict=True)):
+        padded = np.pad(one_hot[a:b], ((reach, reach), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)
+        x.append(windows)
+        y.append(pack["ss"][a:b].astype(np.int64))
+        test.append(np.full(b - a, pack["test"][chain]))
+    x_all, y_all, tested = np.concatenate(x), np.concatenate(y), np.concatenate(test)
+    train = some(x_all[~tested], y_all[~tested], 4000)
+    held = some(x_all[tested], y_all[tested], 2000)
+    return {"x_train": train[0], "y_train": train[1], "x_test": held[0], "y_test": held[1]}
+
+
+def cifar10(packs: Path, _: Path) -> Arrays:
+    """CIFAR-10: 2,000 training and 1,000 test photographs of 32 x 32."""
+    pack = read(packs / "cifar10_6000.npz")
+    x, y = some(pack["train_x"], pack["train_y"], 2000)
+    return {"x_train": x, "y_train": y, "x_test": pack["test_x"], "y_test": pack["test_y"]}
+
+
+def paintings(packs: Path, _: Path) -> Arrays:
+    """PACS art paintings at 96 x 96, 7 classes."""
+    from PIL import Image
+
+    pack = read(packs / "pacs96.npz")
+    chosen = np.flatnonzero(pack["domains"][pack["domain"]] == "art_painting")
+    images = []
+    for i in chosen:
+        raw = pack["jpeg"][pack["offset"][i] : pack["offset"][i + 1]].tobytes()
+        images.append(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
+    x, y = np.stack(images).transpose(0, 3, 1, 2), pack["y"][chosen].astype(np.int64)
+    test = pack["test"][chosen]
+    return {"x_train": x[~test], "y_train": y[~test], "x_test": x[test], "y_test": y[test]}
+
+
+def sounds(packs: Path, _: Path) -> Arrays:
+    """ESC-10: folds 1 to 4 train, fold 5 tests."""
+    found = esc10(packs)
+    both = {key: np.concatenate([found[f"{key}_train"], found[f"{key}_val"]]) for key in "xy"}
+    return {"x_train": both["x"], "y_train": both["y"],
+            "x_test": found["x_test"], "y_test": found["y_test"]}  # fmt: skip
+
+
+DATA: dict[str, Callable[[Path, Path], Arrays]] = {
+    "MiceProtein": table("MiceProtein"),
+    "credit-g": table("credit-g"),
+    "cmc": table("cmc"),
+    "diabetes": diabetes,
+    "OSULeaf": ucr("OSULeaf"),
+    "JapaneseVowels": ucr("JapaneseVowels"),
+    "helices": helices,
+    "cifar10": cifar10,
+    "paintings": paintings,
+    "sounds": sounds,
+}
+
+
+def write(arrays: Arrays, folder: Path) -> list[str]:
+    """The data as files in a folder; returns what to tell xmodal of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    x = arrays["x_train"]
+    if isinstance(x, pd.DataFrame):
+        for part in ("train", "test"):
+            frame = arrays[f"x_{part}"].assign(y=arrays[f"y_{part}"])
+            frame.to_csv(folder / f"{part}.csv", index=False)
+        return [str(folder / "train.csv"), "--test", str(folder / "test.csv")]
+    np.savez(folder / "data.npz", **arrays)
+    uneven = x.dtype.kind == "f" and np.isnan(x).any()
+    return [str(folder / "data.npz"), *(["task.lengths=pad"] if uneven else [])]
+
+
+def xmodal(*words: str) -> None:
+    """Run a command, its output on the screen."""
+    print("xmodal", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "xmodal", *words], check=False)
+
+
+def main() -> None:
+    """Every data set in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("packs", type=Path)
+    parser.add_argument("series", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--time", default="10m")
+    given = parser.parse_args()
+    for name in given.names or DATA:
+        told = write(DATA[name](given.packs, given.series), given.target / name)
+        xmodal("fit", *told, "--time", given.time, "--root", str(given.target / name / "fits"))
+
+
+if __name__ == "__main__":
+    main()
