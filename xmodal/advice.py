@@ -235,7 +235,7 @@ def of_a_search(
         found.append(
             Advice(
                 "time-limit",
-                f"the time was up before {plural(len(late), 'trial')} ({shown(late[0])}, ...): "
+                f"there was no time for {plural(len(late), 'trial')} ({shown(late[0])}, ...): "
                 f"continue with --time {math.ceil(2 * seconds)}s",
             )
         )

@@ -185,3 +185,18 @@ def test_only_trials_on_all_folds_can_be_chosen(maker: Maker) -> None:
         (1, 0), (3, 0), (3, 1), (9, 0), (9, 1), (9, 2),
     ]  # fmt: skip
     assert {trial.name for trial in made.eligible()} == {"cheap", "rate 0.31, 9 steps"}
+
+
+def test_what_cannot_climb_in_time_is_judged_where_it_can(maker: Maker) -> None:
+    """On all folds, with the most steps there is time for, so that it can be chosen after all."""
+    folded = Maker(**{**vars(maker), "folds": 3})
+    clock = Clock(100.0)
+    machine = Machine(clock, seconds=4.0)
+    made = search(folded, machine, clock, folds=[range(1), range(2), range(3)])
+    made.run([CHEAP], iter(map(tuned, (0.31, 0.9))), LADDER, 9)
+    assert [(s, fold) for rate, s, fold in machine.started if rate == 0.31] == [
+        (1, 0), (3, 0), (3, 1), (3, 2),
+    ]  # fmt: skip
+    assert {trial.name for trial in made.eligible()} == {"cheap", "rate 0.31, 3 steps"}
+    assert made.left_out["rate 0.31, 9 steps"] == TOO_LATE
+    assert clock.left() > 0

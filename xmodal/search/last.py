@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
+from torch import Tensor
 
 from xmodal import runs
 from xmodal.assess import Against, Judgement, ScoreInterval, judge
@@ -118,17 +119,32 @@ class LastFits:
         result = part.result
         if str(result["selected_on"]).startswith("test"):
             return Judgement(None, None, (), UNTESTED)
-        test, name = result["test"], self.pool.plan.recipe.task.config.metric.name
         theirs = {words: predicted([one.directory]) for words, one in rivals.items()}
         answers = {w: one.prediction for w, one in theirs.items() if one is not None}
         if own is None:  # too large to be kept
+            test = result["test"]
             return Judgement(test["metric"], None, (), test.get("verdict", ""))
-        constant = () if mixed else tuple(map(_against, test.get("against", ())))
-        classes = part.run.read("manifest.json").get("classes", ())
-        return judge(
-            self.pool.metric(), own.prediction, own.y, answers, own.groups_N, self.pool.seed,
-            classes, name, None if mixed else _number(test["metric"]), constant,
-        )  # fmt: skip
+        return judged(self.pool, part.run, own, answers, mixed)
+
+
+def judged(
+    pool: Pool,
+    run: runs.Run,
+    own: Predicted,
+    answers: Mapping[str, Tensor],
+    mixed: bool = False,
+) -> Judgement:
+    """The test score of predictions of a run, against its constant answer and other ``answers``.
+
+    ``mixed``: the predictions are those of several runs; then the run tells the classes alone.
+    """
+    test, name = run.read("result.json")["test"], pool.plan.recipe.task.config.metric.name
+    known = [] if mixed else [one for one in test.get("against", ()) if one["words"] not in answers]
+    return judge(
+        pool.metric(), own.prediction, own.y, answers, own.groups_N, pool.seed,
+        run.read("manifest.json").get("classes", ()), name,
+        None if mixed else _number(test["metric"]), tuple(map(_against, known)),
+    )  # fmt: skip
 
 
 def _keep_validated(folder: Path, found: Predicted) -> None:

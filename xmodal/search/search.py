@@ -88,6 +88,7 @@ class Search:
             self._climb(bracket, ladder)
             if len(self.trials) == before:
                 break
+        self._settle(ladder)
 
     def eligible(self) -> list[Trial]:
         """Trials that can be chosen: done, and judged on all folds; best first."""
@@ -123,20 +124,36 @@ class Search:
             if not level or self._over():
                 return
 
+    def _settle(self, ladder: Sequence[Rung]) -> None:
+        """Where time was too short for any way to fine-tune to climb, judge the best one after all.
+
+        That is on all folds, on the highest rung that there is time for.
+        """
+        tuned = [trial for trial in self.trials if not trial.answer.cheap]
+        whole = self.folds[-1]
+        if self.clock.limit is None or any(len(trial.parts) == len(whole) for trial in tuned):
+            return
+        for trial in best(self._allowed(tuned), self.better)[:1]:
+            for number, rung in reversed([*enumerate(ladder)]):
+                if self._over() or self._wave([(trial.answer, number, rung)], (), whole):
+                    return
+
     def _wave(
         self,
         asked: Sequence[tuple[Answer, int | None, Rung | None]],
         above: Sequence[tuple[Rung, Sequence[int]]],
+        on: Sequence[int] = (),
     ) -> list[Trial]:
         """Run trials that do not wait for each other's results; returns those that started.
 
-        ``above``: the rungs that the best of them is still to climb, and their folds.
+        ``above``: the rungs that the best of them is still to climb, and their folds. ``on``: the
+        folds of the trials, if not those of their rungs.
         """
         started: list[Trial] = []
         parts: list[TrialRun] = []
         owner: dict[str, Trial] = {}
         for answer, number, rung in asked:
-            folds = self.folds[-1 if number is None else number]
+            folds = on or self.folds[-1 if number is None else number]
             try:
                 trial = self.maker.trial(answer, number, rung, folds)
             except XModalError as error:

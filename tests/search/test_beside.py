@@ -1,0 +1,84 @@
+"""The cheap answers beside a run of a data file, and its verdict against the best of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from xmodal import api, runs
+from xmodal.search.pooled import predicted
+
+from .test_fit import TINY, table
+
+
+def ran(folder: Path, *more: str, **options: object) -> api.Outcome:
+    settings = [*TINY, "training.epochs=1", "training.max_steps=2", *more]
+    data, root = str(folder / "mine.csv"), folder / "runs"
+    return api.run("nft", data, overrides=settings, root=root, cheap=True, **options)  # type: ignore[arg-type]
+
+
+def methods(folder: Path) -> set[str]:
+    return {path.parent.parent.name for path in (folder / "runs").glob("*/*/result.json")}
+
+
+def test_the_best_on_validation_stands_in_the_verdict(tmp_path: Path) -> None:
+    table(tmp_path, 200)
+    found = ran(tmp_path)
+    assert methods(tmp_path) == {"nft_mine", "baseline_mine"}
+    constant, cheap = found.result["test"]["against"]
+    assert constant["words"].startswith("always guessing")
+    assert cheap["words"] == "the best cheap answer, baseline"
+    (folder,) = (tmp_path / "runs" / "baseline_mine").glob("*/")
+    theirs, own = predicted([folder]), predicted([found.run.path])
+    assert theirs is not None
+    assert own is not None
+    assert torch.equal(theirs.y, own.y)
+    wrong = (theirs.prediction.argmax(1) != theirs.y).double().mean().item()
+    assert cheap["metric"] == pytest.approx(wrong)
+    assert cheap["metric"] == runs.Run(folder).read("result.json")["test"]["metric"]
+    # Trees see the product that decides; two steps of a network do not.
+    assert found.result["test"]["verdict"].startswith("Clearly worse than the best cheap answer")
+    for page in ("report.html", "report.md"):
+        assert "Clearly worse than the best cheap answer" in (found.run.path / page).read_text()
+    assert found.run.read("result.json")["test"] == found.result["test"]
+
+
+def test_a_run_that_is_done_is_held_too(tmp_path: Path) -> None:
+    table(tmp_path, 120)
+    settings = [*TINY, "training.epochs=1", "training.max_steps=1"]
+    data, root = str(tmp_path / "mine.csv"), tmp_path / "runs"
+    alone = api.run("nft", data, overrides=settings, root=root)
+    assert methods(tmp_path) == {"nft_mine"}
+    assert len(alone.result["test"]["against"]) == 1
+    held = api.run("nft", data, overrides=settings, root=root, cheap=True)
+    assert not held.fresh
+    assert held.run.path == alone.run.path
+    assert held.result["test"]["metric"] == alone.result["test"]["metric"]
+    assert held.result["test"]["against"][0] == alone.result["test"]["against"][0]
+    assert len(held.result["test"]["against"]) == 2
+    before = (held.run.path / "report.html").stat().st_mtime_ns
+    again = api.run("nft", data, overrides=settings, root=root, cheap=True)
+    assert again.result["test"] == held.result["test"]
+    assert (again.run.path / "report.html").stat().st_mtime_ns == before
+
+
+def test_both_have_the_same_samples(tmp_path: Path) -> None:
+    table(tmp_path, 160)
+    split = ["task.split=[0.5,0.25,0.25]", "fraction=0.5", "seed=3"]
+    found = ran(tmp_path, *split)
+    (folder,) = (tmp_path / "runs" / "baseline_mine").glob("*/")
+    cheap = runs.Run(folder).read("manifest.json")
+    assert (
+        cheap["facts"]["task"]["samples"]
+        == found.run.read("manifest.json")["facts"]["task"]["samples"]
+    )
+    assert len(found.result["test"]["against"]) == 2
+
+
+def test_what_cannot_be_held_stays_as_it_is(tmp_path: Path) -> None:
+    """Without test samples there is nothing to hold; a recipe is no data file."""
+    table(tmp_path, 120)
+    found = ran(tmp_path, "task.split=[0.8,0.2,0]")
+    assert not any("cheap" in one["words"] for one in found.result["test"].get("against", ()))
