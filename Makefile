@@ -1,20 +1,24 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
 #   make demo    install, then adapt a pretrained vision transformer to a solved PDE
-#   make test    install with the test tools, then run the tests (make test-fast: a selection)
+#   make test    install with the test tools, then run the tests (make test-fast: a selection;
+#                make test-all: those that take long, too)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint types docs install clean
+.PHONY: demo test test-all test-fast lint types docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/xmodal demo
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not network"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long and not network"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,13 +1,13 @@
 """What ``xmodal fit`` finds in ten minutes on data sets that it was not tuned on.
 
-    python benchmarks/fits.py PACKS SERIES TARGET [NAME ...] [--time 10m]
+    python benchmarks/fits.py PACKS SERIES TARGET [NAME ...] [--time 10m] [--plain] [--table]
 
 PACKS is a folder of data packs, SERIES one of the UCR archive (a folder a data set with ``.ts``
-files, such as those that aeon brings along). For every data set it writes the files to TARGET, runs
-``fit`` in the time, plain fine-tuning (``nft``) on as many steps as fit into the same time, and
-scikit-learn's forest on the raw values; all are tested on the same samples. It prints a table.
-
-Nothing else should run beside it.
+files, such as those that aeon brings along). For every data set it writes the files to TARGET and
+runs ``fit`` in the time; with ``--plain``, plain fine-tuning (``nft``, all settings the usual ones)
+in the same time instead: a search with nothing to choose but the number of steps, and its last fit
+on all training samples. ``--table`` prints what was found, beside scikit-learn's forest on the raw
+values. All are tested on the same samples. Nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from packs import SEED, esc10, read, some
 from sklearn.datasets import load_diabetes
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import OrdinalEncoder
 
 Arrays = Mapping[str, Any]
 """``x_train``, ``y_train``, ``x_test``, ``y_test``: arrays, or ``x`` as a frame."""
@@ -173,7 +175,80 @@ def write(arrays: Arrays, folder: Path) -> list[str]:
 def xmodal(*words: str) -> None:
     """Run a command, its output on the screen."""
     print("xmodal", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "xmodal", *words], check=False)
+    subprocess.run([sys.executable, "-m", "xmodal", *words], check=True)
+
+
+def search(folder: Path, told: list[str], time: str) -> None:
+    """Search as a user would."""
+    xmodal("fit", *told, "--time", time, "--root", str(folder / "fits"))
+
+
+def plain(folder: Path, told: list[str], time: str) -> None:
+    """Fine-tune plainly: as many steps as there is time for, then once more on all samples."""
+    space = folder / "plain.yaml"
+    space.write_text("methods: [nft]\nwidth: 1\n")
+    root = folder / "plain"
+    xmodal(
+        "fit", *told, "--time", time, "--space", str(space), "--no-ensemble", "--root", str(root)
+    )
+    tried = [one for one in lines(root) if not one["cheap"]]
+    if tried:
+        best = max(tried, key=lambda one: (one["rung"], len(one["directories"])))
+        recipe = f"{best['directories'][0]}/cell.yaml"
+        whole = ["task.test_apart=false", "task.refit=true", "task.folds=null", "task.fold=0"]
+        xmodal("run", recipe, *whole, "--directory", str(root / "last"))
+
+
+def record(root: Path) -> Any:
+    """What a search has written."""
+    return json.loads(next(root.glob("*/fit.json")).read_text())
+
+
+def lines(root: Path) -> list[Any]:
+    """Everything that a search has tried."""
+    found = record(root)
+    return [*found["leaderboard"], *found["lower_rungs"]]
+
+
+def forest(arrays: Arrays) -> float:
+    """The test error of scikit-learn's forest of 500 trees on the raw values."""
+    x, test = arrays["x_train"], arrays["x_test"]
+    if isinstance(x, pd.DataFrame):
+        words = list(x.select_dtypes(exclude="number"))
+        coder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+        coder.fit(x[words])
+        x, test = (t.assign(**dict(zip(words, coder.transform(t[words]).T, strict=True)))
+                   for t in (x, test))  # fmt: skip
+    x, test = (np.asarray(t, dtype=np.float64).reshape(len(t), -1) for t in (x, test))
+    y, truth = arrays["y_train"], arrays["y_test"]
+    settings = {"n_estimators": 500, "random_state": SEED, "n_jobs": 2}
+    if y.dtype.kind == "f":
+        predicted = RandomForestRegressor(**settings).fit(x, y).predict(test)
+        return float(np.sqrt(np.mean((predicted - truth) ** 2)))
+    return float((RandomForestClassifier(**settings).fit(x, y).predict(test) != truth).mean())
+
+
+def row(name: str, folder: Path, arrays: Arrays) -> str:
+    """A line of the table."""
+    found = record(folder / "fits")
+    board, test = found["leaderboard"], found["test"]
+    chosen, ends = board[0], test["interval"]
+    cheap = next(one for one in board if one["cheap"])
+    against = {one["words"]: one["metric"] for one in test["against"]}
+    cheap_test = test["metric"] if chosen["cheap"] else against[cheap["name"]]
+    tuned = next((one for one in board if not one["cheap"] and one["rung"] is not None), None)
+    best = f"{tuned['name']}: {tuned['score']:.3f}" if tuned else "none in time"
+    last = folder / "plain" / "last" / "result.json"
+    nft = f"{json.loads(last.read_text())['test']['metric']:.3f}" if last.exists() else "–"
+    return (
+        f"| {name} | {chosen['name']} | {chosen['score']:.3f} | {test['metric']:.3f} "
+        f"[{ends['low']:.3f}, {ends['high']:.3f}] | {cheap['name']} {cheap_test:.3f} | {best} | "
+        f"{nft} | {forest(arrays):.3f} | {found['seconds']:.0f} |"
+    )
+
+
+HEADS = ("data", "chosen", "validation", "test [95 %]", "best cheap, test",
+         "best fine-tuned, validation", "nft", "forest", "s")  # fmt: skip
 
 
 def main() -> None:
@@ -184,10 +259,18 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--time", default="10m")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    if given.table:
+        print("| " + " | ".join(HEADS) + " |\n" + "|---" * len(HEADS) + "|")
     for name in given.names or DATA:
-        told = write(DATA[name](given.packs, given.series), given.target / name)
-        xmodal("fit", *told, "--time", given.time, "--root", str(given.target / name / "fits"))
+        arrays, folder = DATA[name](given.packs, given.series), given.target / name
+        if given.table:
+            if list(folder.glob("fits/*/fit.json")):
+                print(row(name, folder, arrays), flush=True)
+        else:
+            (plain if given.plain else search)(folder, write(arrays, folder), given.time)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ def test_a_table_of_contents_imports_nothing_heavy() -> None:
 # --- what no file may do ---
 
 
+@pytest.mark.long
 def test_nothing_runs_code_from_data() -> None:
     assert not [line for path in CORE + PLUGINS for line in _runs_code(path)]
 

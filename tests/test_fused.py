@@ -33,7 +33,7 @@ def test_kernels_that_fail_are_left_out_with_one_warning(tmp_path: Path, monkeyp
     assert _working("bad_kernels", torch.device("cuda", 0)) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_are_the_plain_forms_in_tritons_interpreter():
     # Found without importing it: its library complains when a process ends.
     if find_spec("triton") is None or [*map(int, version("triton").split(".")[:2])] < [3, 9]:

@@ -28,6 +28,7 @@ def test_a_resumed_run_keeps_only_whole_epochs_before_its_own(tmp_path: Path) ->
     assert [line["total_steps"] for line in run.metrics()] == [5]
 
 
+@pytest.mark.long
 def test_a_run_that_is_done_keeps_its_best_model_alone(tmp_path: Path) -> None:
     """Checkpoints hold the optimizer too: kept for every run, a comparison would fill a disk."""
     arguments = ("methods/nft", "tasks/darcy")

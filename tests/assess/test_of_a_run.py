@@ -104,6 +104,7 @@ def test_a_metric_that_cannot_score_single_samples_costs_no_result(
     ]
 
 
+@pytest.mark.long
 def test_fields_of_zeros_and_ones_are_shown_as_probabilities(tmp_path: Path) -> None:
     """Log-odds of 10 are a good answer to 1, not one that is 9 off."""
     random = np.random.default_rng(0)

@@ -171,6 +171,7 @@ def test_the_seed_fixes_every_draw() -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.long
 def test_the_interval_covers_as_often_as_it_says() -> None:
     """Over 300 samples of 12 skewed numbers: at least 90 %, where a plain percentile has 87 %."""
     hits, y = 0, torch.zeros(12, 1, dtype=torch.float64)

@@ -39,6 +39,7 @@ def workloads(gpu: ModuleType) -> ModuleType:
     return importlib.import_module("workloads")
 
 
+@pytest.mark.long
 def test_its_figures_and_its_file(gpu: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     given = ["--only", "rate", "draw", "wrong", "--out", str(out)]
@@ -51,7 +52,7 @@ def test_its_figures_and_its_file(gpu: ModuleType, tmp_path: Path) -> None:
     assert reached["wrong", "the message names epoch and step"] is True
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_longer_sections(
     gpu: ModuleType, workloads: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +114,7 @@ def test_one_flipped_bit_is_found(bitwise: ModuleType) -> None:
     assert bitwise.distance(one, bitwise.Course((3.0, 1.5), {"w": 1.5 * w}, 8, ())) == (0.5, 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sections_in_a_process_of_their_own(gpu: ModuleType, tmp_path: Path) -> None:
     given = argparse.Namespace(device="cpu", tiny=True, methods=["nft"])
     rows = gpu.elsewhere(given, ["rate"], tmp_path / "there.json")

@@ -71,7 +71,7 @@ def _energy(finished: dict[str, Path]) -> tuple[object, ...]:
     return ("--plugin", finished["plugin"], "--distance", "energy-of-a-test")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["pare", "series"])
 def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name: str) -> None:
     done = xmodal("analyse", finished[name], *QUICK, *_energy(finished), "--json")
@@ -107,7 +107,7 @@ def test_analyse_draws_every_figure(xmodal: Cli, finished: dict[str, Path], name
     assert "var(--series-1)" in html
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_method_without_mixing_says_why(xmodal: Cli, finished: dict[str, Path]) -> None:
     done = xmodal("analyse", "nft", "--root", finished["root"], *QUICK, *_energy(finished))
     assert done.code == 0, done.err
@@ -132,7 +132,7 @@ def test_a_method_without_source_or_training(
     assert not (finished["baseline"] / "analysis").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_runs_in_one_folder(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
     runs = finished["pare"], finished["nft"]
     done = xmodal("analyse", *runs, "--figures", "patches", "--output", tmp_path, "--json", *QUICK)
@@ -185,7 +185,7 @@ def test_help_is_light(process: Cli) -> None:
 # --- distance ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_distance_of_two_sources(xmodal: Cli, finished: dict[str, Path], tmp_path: Path) -> None:
     energy, picture = _energy(finished), tmp_path / "classes.png"
     few = ("--samples", 30, *energy)

@@ -112,7 +112,7 @@ def test_a_mixer_that_cannot_be_captured_is_told_so(xmodal: Cli, path: None) -> 
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["embedder", "stage"])  # the page of authors does a mixer
 def test_a_new_package_passes_every_check(process: Cli, kind: str) -> None:
     process("plugins", "new", f"my-{kind}", "--kind", kind)
@@ -124,7 +124,7 @@ def test_a_new_package_passes_every_check(process: Cli, kind: str) -> None:
     assert all(line.startswith("ok ") for line in lines), done.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_wrong_is_said_in_one_line_each(process: Cli) -> None:
     process("plugins", "new", "my-mixer", "--kind", "mixer")
     file = Path("xmodal-my-mixer/xmodal_my_mixer/mixer.py")
@@ -215,6 +215,7 @@ def test_list_says_what_each_is(xmodal: Cli) -> None:
     assert about["scheduler", "constant"] in xmodal("plugins", "list", "scheduler").out
 
 
+@pytest.mark.long
 def test_info_says_where_it_is_used_and_whom_it_is_from(xmodal: Cli) -> None:
     told = json.loads(xmodal("plugins", "info", "mixer", "patch-replace", "--json").out)
     assert told["distribution"] == "xmodal"

@@ -56,6 +56,7 @@ def cell(folder: Path, *overrides: str) -> runs.Run:
     return runs.Run(folder)
 
 
+@pytest.mark.long
 def test_every_cell_has_its_own_output_and_end(tmp_path: Path) -> None:
     good = cell(tmp_path / "good")
     bad = cell(tmp_path / "bad", "training.optimizer.lr=1e30")
@@ -80,7 +81,7 @@ def test_every_cell_has_its_own_output_and_end(tmp_path: Path) -> None:
     assert "nan" not in log
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_costs_its_own_cell_alone(tmp_path: Path) -> None:
     """The others lose their process, and go on from their checkpoints."""
     (tmp_path / "crash.py").write_text(PLUGIN)
@@ -105,7 +106,7 @@ def test_a_crash_costs_its_own_cell_alone(tmp_path: Path) -> None:
         assert ("\ntest " in log) == (method == "nft")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_comparison_saves_all_cells(tmp_path: Path) -> None:
     grid = ("--task", "openml/wdbc", "--scale", "smoke", "--root", "cells", "--no-trivial")
     arguments = ("nft", *grid, "--seeds", "2", "--set", "training.epochs=16")

@@ -37,7 +37,7 @@ def begin(folder: Path, *arguments: str) -> Command:
     return Command("compare", *arguments, streams=folder / "streams", cwd=folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_done_failed_skipped_and_again(tmp_path: Path) -> None:
     arguments = ("nft", *GRID[:2], "psicov", *GRID[2:], "--seeds", "1", "--set", WRECK)
     code, _, said = compare(tmp_path, *arguments)
@@ -187,7 +187,7 @@ def merge(folder: Path, *arguments: str) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_comparison_goes_on(tmp_path: Path, number: int) -> None:
     """Ctrl-C stops the cells softly; after SIGKILL the cell goes on alone and is waited for."""

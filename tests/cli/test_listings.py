@@ -97,6 +97,7 @@ def test_cp_copies_once(xmodal: Cli) -> None:
     assert xmodal("recipes", "cp", "demo/pare", "mine.yaml", "--force").code == 0
 
 
+@pytest.mark.long
 def test_schema(xmodal: Cli) -> None:
     printed = json.loads(xmodal("schema").out)
     assert xmodal("schema", "--out", "schema.json").out == ""

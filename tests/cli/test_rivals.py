@@ -33,7 +33,7 @@ def test_a_misspelt_interpreter(xmodal: Cli) -> None:
     assert "no interpreter 'aon'; did you mean 'aeon'?" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_setup_runs_it(xmodal: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = interpreters.Interpreter("own", ("pip",), "a test")  # pip is there: no network
     monkeypatch.setitem(interpreters.INTERPRETERS, "own", own)

@@ -26,7 +26,7 @@ seed: 1
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_profile_is_told_beside_the_result(xmodal: Cli) -> None:
     """To name the number of its steps is to ask for it; of a run that is done there is none."""
     asked = ("run", *SMOKE, "--profile-steps", 1)
@@ -172,7 +172,7 @@ def test_training_that_explodes_stops_itself(xmodal: Cli) -> None:
     assert done.out == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resume_finds_the_nearest_run(xmodal: Cli) -> None:
     empty = xmodal("resume", "mine")
     assert empty.code == 2
@@ -183,7 +183,7 @@ def test_resume_finds_the_nearest_run(xmodal: Cli) -> None:
     assert "did you mean 'alpha'?" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_runs_directory_is_refused(xmodal: Cli) -> None:
     assert xmodal("run", *SMOKE, "--directory", "here", "-q", "--json").code == 0
     done = xmodal("run", *SMOKE, "seed=1", "--directory", "here", "-q")
@@ -191,7 +191,7 @@ def test_another_runs_directory_is_refused(xmodal: Cli) -> None:
     assert "holds another run" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_status_file_is_one_message(xmodal: Cli) -> None:
     assert xmodal("run", *SMOKE, "--directory", "here", "-q", "--json").code == 0
     Path("here/manifest.json").write_text("{")
@@ -242,6 +242,7 @@ def xmodal_losses():
 """
 
 
+@pytest.mark.long
 def test_a_plugin_that_a_run_needs_is_missing_or_not_alone(xmodal: Cli, mine: Path) -> None:
     Path("p.py").write_text(MINE)
     Path("q.py").write_text(MINE.replace("Mine", "Other"))
@@ -269,7 +270,7 @@ def test_a_plugin_that_a_run_needs_is_missing_or_not_alone(xmodal: Cli, mine: Pa
     assert xmodal(*run).code == 2  # a recipe may as well be wrong about a name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_are_read_again_if_that_is_wanted(
     xmodal: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +320,7 @@ def test_a_report_replaces_nothing_of_anybody(xmodal: Cli, tmp_path: Path) -> No
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_of_an_old_run_finds_its_data(xmodal: Cli, tmp_path: Path) -> None:
     """Version 0.1 wrote paths as they were given: from the working directory."""
     np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) % 2)

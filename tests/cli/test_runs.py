@@ -136,7 +136,7 @@ def test_it_needs_no_torch(process: Cli) -> None:
     assert not imported & {"torch", "numpy", "pandas"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_run_knows_its_method_and_scale(xmodal: Cli, mine: Path) -> None:
     assert xmodal("run", "majority", mine, "--scale", "smoke", "-q").code == 0
     (row,) = json.loads(xmodal("runs", "--json").out)

@@ -59,7 +59,7 @@ def complaint(recipe: str, wrong: str, right: object, line: int) -> str:
     return f"line {line}: {wrong} for {right} was accepted"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_key_of_the_resolved_recipe() -> None:
     registry = plugins.registry()
     recipe = validate(compose([DEMO], registry), registry).model_dump(mode="json")
@@ -83,6 +83,7 @@ def test_every_key_of_the_resolved_recipe() -> None:
     assert not list(filter(None, complaints))
 
 
+@pytest.mark.long
 def test_every_key_of_every_layer_of_the_recipe() -> None:
     """The same in the files as people write them; keys that a later layer replaces are moot."""
     shutil.copytree(ROOT / "recipes", "recipes")
@@ -147,6 +148,7 @@ def test_overrides_are_checked_alike(xmodal: Callable[..., Any], override: str, 
     assert f"did you mean '{right}'?" in done.err
 
 
+@pytest.mark.long
 def test_names_come_first_where_torch_is_not_loaded(process: Callable[..., Any]) -> None:
     """A process of its own says at once what is wrong outside the parts, then what is inside."""
     Path("mine.yaml").write_text(

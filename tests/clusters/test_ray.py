@@ -76,6 +76,7 @@ def test_contract(cluster: Any) -> None:
     check_launcher(Ray)
 
 
+@pytest.mark.long
 def test_two_cells_measure_what_they_do_here(
     cluster: Any, tmp_path: Path, expected: list[Any]
 ) -> None:

@@ -146,6 +146,7 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.mark.long
 def test_every_shipped_suite_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XMODAL_CACHE", str(tmp_path))
     found = all_suites(registry())

@@ -237,6 +237,7 @@ def test_five_tasks_are_never_significant():
     assert statistics.signed_rank(np.zeros(8)) == 1
 
 
+@pytest.mark.long
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(max_examples=50, deadline=None)
 def test_holm_against_statsmodels(p_N):

@@ -243,7 +243,7 @@ def test_the_unit_of_a_task_does_not_matter(effect):
 # --- error rates -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tasks", "methods", "between"), [(6, 2, 0.1), (10, 2, 0.1), (10, 2, 0.0), (12, 4, 0.1)]
 )

@@ -447,6 +447,7 @@ def test_wheel_files_follow_the_users_pip_settings(
     assert store.wheel_files("demo-pkg", "1.0", MEMBERS) == found
 
 
+@pytest.mark.long
 def test_wheel_files_fetch_a_damaged_file_again(store: Store, offline: Path) -> None:
     _wheel(offline)
     path = store.wheel_files("demo-pkg", "1.0", MEMBERS)["demo_pkg/data/a.bin"]

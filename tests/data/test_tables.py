@@ -637,7 +637,7 @@ def test_words_that_mean_missing_are_those_of_training(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_columns_cost_what_they_are(tmp_path: Path) -> None:
     """Twenty thousand columns are read; nothing is looked up column by column among all."""
     names = [f"c{i}" for i in range(20_000)]

@@ -106,6 +106,7 @@ def methods() -> list[Any]:
     return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", methods())
 def test_replays_give_what_plain_steps_give(method: str) -> None:
     try:
@@ -155,7 +156,7 @@ def test_recomputed_layers_are_captured(precision: str) -> None:
     assert_same(weights(captured), weights(plain))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "backbone",

@@ -66,6 +66,7 @@ def marked(named: NamedData) -> object:
     return pytest.param(named.name, marks=() if named.name in fast else pytest.mark.slow)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", map(marked, TASKS))
 def test_two_steps(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path)

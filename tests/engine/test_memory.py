@@ -54,6 +54,7 @@ def state(session: RunSession) -> dict[str, torch.Tensor]:
     return dict(session.model.state_dict())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["nft", "pare"])
 @pytest.mark.parametrize("graphs", [None, TapeGraphs])
 def test_from_the_first_step_on_it_is_a_run_with_smaller_micro_batches(

@@ -26,6 +26,7 @@ def run(root: Path, profile: int | None) -> api.Outcome:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_trace_names_the_parts_of_steps_and_changes_nothing(tmp_path: Path) -> None:
     plain, traced = run(tmp_path / "plain", None), run(tmp_path / "traced", 20)
     assert_same(weights(plain.run), weights(traced.run))

@@ -513,6 +513,7 @@ def test_a_stretch_may_shorten_but_leaves_an_epoch(folder: Path, tmp_path: Path)
 STAGES = 'stages=[{use: prepare, epochs: 3}, {use: finetune, train: ["*"]}]'
 
 
+@pytest.mark.long
 def test_a_stage_that_prepares_is_not_scored(folder: Path, tmp_path: Path, extra: str) -> None:
     done = run(folder, tmp_path, STAGES, extra=extra, report=True)
     lines = done.metrics()

@@ -99,7 +99,7 @@ def test_what_is_fitted_once_gets_copies(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert isinstance(Copies(made.data().train), Copies)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_moved_samples_resumes_bit_equal(tmp_path: Path) -> None:
     overrides = ("augment=true", "saving.every_steps=1", "training.epochs=3")
     whole = run(tmp_path / "whole", "nft", *overrides)

@@ -112,6 +112,7 @@ class Heard(RecordingObserver):
             self.act()
 
 
+@pytest.mark.long
 def test_every_run_computes_what_it_computes_alone(
     whole: dict[str, runs.Run], tmp_path: Path
 ) -> None:
@@ -130,7 +131,7 @@ def test_every_run_computes_what_it_computes_alone(
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_methods_compute_what_they_compute_alone(tmp_path: Path) -> None:
     results = together(*(work(name, tmp_path / "together") for name in MORE))
     for name, result in zip(MORE, results, strict=True):
@@ -248,6 +249,7 @@ class Short(RecordingObserver):
         Limit(session, 0, self.calls, self.evaluating)
 
 
+@pytest.mark.long
 def test_memory_that_is_short_beside_others_changes_no_run(
     whole: dict[str, runs.Run], tmp_path: Path
 ) -> None:

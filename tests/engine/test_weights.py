@@ -79,7 +79,7 @@ def arrays(folder: Path, numbers: bool = False) -> tuple[str, np.ndarray, np.nda
 CHEAP = ["baseline", "nearest", "residual", "xgboost", "lightgbm", "catboost"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["nft", "pare", *CHEAP])
 def test_a_method_follows_the_samples_that_count(method: str, tmp_path: Path) -> None:
     if method.endswith("boost") or method == "lightgbm":
@@ -154,7 +154,7 @@ def test_samples_of_weight_0_might_as_well_not_be_there(tmp_path: Path) -> None:
         assert set(np.asarray(api.load(done.run.path).predict(x)).tolist()) == {2}, method
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("of_text", [False, True])
 def test_finetuner_takes_weights(of_text: bool, tmp_path: Path) -> None:
     _, x, y = table(tmp_path, 1)

@@ -90,7 +90,7 @@ def assert_finished_as(whole: runs.Run, run_: runs.Run) -> None:
     assert whole.read("result.json")["test"] == run_.read("result.json")["test"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_repeated_run_ends_with_its_own_best(whole: runs.Run, done: runs.Run) -> None:
     leave_a_later_best(done)
     done.write("trackers.json", {"csv": {"done": True}})
@@ -117,7 +117,7 @@ def test_a_repeated_run_that_is_cut_has_nothing_of_the_one_before(
     assert_finished_as(whole, done)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_force_repeats_a_run_that_is_not_done(whole: runs.Run, cut: runs.Run) -> None:
     seen = Started()
     run(cut.path, seen, force=True)
@@ -135,7 +135,7 @@ def test_a_run_that_is_held_is_not_cleared(done: runs.Run) -> None:
     assert json.loads((done.path / "status.json").read_text())["state"] == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_going_back_keeps_what_is_new(whole: runs.Run, cut: runs.Run) -> None:
     """Its only checkpoint is damaged: it begins anew, is killed twice more, and ends the same."""
     damage(cut)

@@ -82,7 +82,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "c")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_checkpoint_falls_back(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     whole = tiny_run(root=tmp_path / "whole").run
     with pytest.raises(RuntimeError, match="crash"):
@@ -98,6 +98,7 @@ def test_a_damaged_checkpoint_falls_back(tiny_run: Callable[..., Any], tmp_path:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.long
 def test_a_partial_write_is_ignored(tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     """A crash inside a save leaves a temporary folder, which neither counts nor stays."""
     with pytest.raises(RuntimeError, match="crash"):
@@ -121,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_run_is_not_done_twice(tiny_run: Callable[..., Any]) -> None:
     first = tiny_run()
     again = tiny_run()

@@ -72,7 +72,7 @@ def test_killed_three_times_ends_bit_equal(tmp_path: Path, whole: dict[str, torc
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_exit(
     number: signal.Signals, tmp_path: Path, whole: dict[str, torch.Tensor]

@@ -92,6 +92,7 @@ def largest(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_last_checkpoint_and_names_it(
     cut: runs.Run, whole: api.Outcome
 ) -> None:

@@ -240,7 +240,7 @@ def compare(two: runs.Run, one: runs.Run) -> None:
             torch.testing.assert_close(weights[0][name], tensor, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_train_as_one(name: str, two: Path, tmp_path: Path) -> None:
     """Losses and their parts, gradient norms, scores, counts and the best epoch."""
@@ -339,7 +339,7 @@ def test_one_process_speaks(two: Path) -> None:
     assert not (two / "out1").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_where_several_were_asked_for_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -461,7 +461,7 @@ def stopping_at(step: int, number: signal.Signals = signal.SIGINT) -> Iterator[A
     yield Stopping()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tiny(directory=tmp_path)
     with monkeypatch.context() as patch:
@@ -520,7 +520,7 @@ def test_it_is_the_run_of_the_same_files(tmp_path: Path) -> None:
         model.fit(ROWS, NAMES, validation_data=(ROWS[:1], ["new"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_scores_what_the_run_of_a_published_table_scores(tmp_path: Path) -> None:
     """Breast cancer (OpenML wdbc), split by its task; its rows reach the fit as raw numbers."""
     recipes = ("methods/pare", "backbones/text", "tasks/openml/wdbc")
@@ -672,7 +672,7 @@ def test_a_saved_index_is_left_out() -> None:
 AUTO = FineTuner(method="auto", trials=1, device="cpu", kind="classification")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "check",
     ["check_fit_idempotent", "check_estimators_pickle", "check_dict_unchanged",
@@ -682,7 +682,7 @@ def test_checks_of_scikit_learn_of_a_search(check: str) -> None:
     getattr(estimator_checks, check)("FineTuner", clone(AUTO))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_finds_and_keeps_the_best_answer(tmp_path: Path) -> None:
     model = FineTuner(method="auto", trials=2, device="cpu", directory=tmp_path)
     model.fit(ROWS, NAMES, groups=np.arange(60) // 2)

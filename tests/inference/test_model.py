@@ -133,7 +133,7 @@ NAMES = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_the_predictions_that_the_run_kept(runs: dict[str, Used], name: str) -> None:
     """Bit for bit, and so is the score; the arrays' files are gone by now."""

@@ -42,6 +42,7 @@ def trouble(pretend: Pretend) -> str:
     return folders.pop()
 
 
+@pytest.mark.long
 def test_help_still_works(environment: Any, tmp_path: Path, trouble: str) -> None:
     done = environment.run("--help", cwd=tmp_path, PYTHONPATH=trouble)
     assert done.code == 0, done.err
@@ -49,6 +50,7 @@ def test_help_still_works(environment: Any, tmp_path: Path, trouble: str) -> Non
     assert done.err == "warning: plugin 'commands': ZeroDivisionError: division by zero\n"
 
 
+@pytest.mark.long
 def test_each_gets_one_clear_line(environment: Any, tmp_path: Path, trouble: str) -> None:
     done = environment.run("plugins", "list", cwd=tmp_path, PYTHONPATH=trouble)
     assert done.code == 0, done.err
@@ -59,6 +61,7 @@ def test_each_gets_one_clear_line(environment: Any, tmp_path: Path, trouble: str
     assert "gate" in done.out
 
 
+@pytest.mark.long
 def test_the_same_as_json(environment: Any, tmp_path: Path, trouble: str) -> None:
     done = environment.run("plugins", "list", "--json", cwd=tmp_path, PYTHONPATH=trouble)
     listed = json.loads(done.out)
@@ -68,6 +71,7 @@ def test_the_same_as_json(environment: Any, tmp_path: Path, trouble: str) -> Non
     assert "late" in {c["name"] for c in listed["components"]}
 
 
+@pytest.mark.long
 def test_unrelated_recipes_still_validate(environment: Any, tmp_path: Path, trouble: str) -> None:
     arguments = ("methods/pare", "tasks/darcy", "--scale", "smoke")
     done = environment.run("recipes", "validate", *arguments, cwd=tmp_path, PYTHONPATH=trouble)
@@ -114,6 +118,7 @@ def test_the_allow_list(environment: Any, tmp_path: Path, trouble: str) -> None:
     assert listed["collisions"] == []
 
 
+@pytest.mark.long
 def test_a_single_file(environment: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

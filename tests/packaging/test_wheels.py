@@ -93,7 +93,7 @@ def test_the_source_tree_does_not_leak_in(environment: Any, tmp_path: Path) -> N
     assert str(ROOT) not in done.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_installed_plugins_are_listed(environment: Any, tmp_path: Path) -> None:
     done = environment.run("plugins", "list", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -116,7 +116,7 @@ def test_installed_recipes_are_listed(environment: Any, tmp_path: Path) -> None:
     assert found["methods/pare"] == "xmodal"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plugin_info(environment: Any, tmp_path: Path) -> None:
     done = environment.run("plugins", "info", "selector", "top-norm", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -124,7 +124,7 @@ def test_plugin_info(environment: Any, tmp_path: Path) -> None:
     assert "xmodal-topnorm 0.2.0" in done.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["methods/pare-topnorm", "methods/swap-weakest"])
 def test_a_recipe_of_the_plugin_runs(environment: Any, tmp_path: Path, method: str) -> None:
     done = environment.run(
@@ -144,7 +144,7 @@ def test_a_recipe_of_the_plugin_runs(environment: Any, tmp_path: Path, method: s
     assert result["test"]["metric"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_passes_its_own_tests(environment: Any, tmp_path: Path) -> None:
     arguments = ("-q", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={tmp_path}")
     done = environment.execute(

@@ -342,7 +342,7 @@ def test_any_tree_is_a_recipe_or_a_problem() -> None:
     check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_trees_are_recipes_or_problems() -> None:
     Path("base.yaml").write_text(BASE)
 

@@ -141,6 +141,7 @@ def test_a_damaged_manifest_costs_only_what_it_says(tmp_path: Path) -> None:
     assert "sum of car" not in html
 
 
+@pytest.mark.long
 def test_links_lead_to_the_cells_unless_the_page_travels(
     tmp_path: Path, three: ComparisonTable
 ) -> None:
@@ -205,6 +206,7 @@ def test_failed_skipped_and_missing_cells_are_told(tmp_path: Path) -> None:
     assert "xmodal run methods/b tasks/car --scale cpu seed=1" in html
 
 
+@pytest.mark.long
 def test_many_methods_with_long_and_hostile_names(tmp_path: Path) -> None:
     names = [f"pare [mixer.beta_mix=0.{i}, selector=random]" for i in range(8)]
     methods = {name: 1 + 0.05 * i for i, name in enumerate([*names, HOSTILE])}
@@ -273,6 +275,7 @@ def test_what_an_inconclusive_pair_takes_stands_apart(three: ComparisonTable) ->
     assert [*one.reasons, one.way_out] == list(one.pair.verdict.reasons)
 
 
+@pytest.mark.long
 def test_what_all_pairs_take_is_said_once(tmp_path: Path) -> None:
     alike = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}
     table = compared(tmp_path / "cells", alike, TASKS[:6], noise=0.2)
@@ -684,6 +687,7 @@ def test_negated_interval_mirrors_the_bar() -> None:
     assert ((-one).low, (-one).high) == (-one.high, -one.low)
 
 
+@pytest.mark.long
 def test_every_figure_is_a_file_for_a_paper(tmp_path: Path) -> None:
     methods = {"a b": 0.5, "a-b": 1.0, HOSTILE: 2.0}
     table = compared(tmp_path / "cells", methods, ["car", "wine"], 1)

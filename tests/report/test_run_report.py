@@ -205,6 +205,7 @@ def test_dense_fields_show_maps_tokens_and_every_number(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+@pytest.mark.long
 def test_standardised_labels_are_said_beside_losses_and_predictions(tmp_path: Path) -> None:
     run = make(tmp_path / "run", FIELD_FACTS, fields())
     said = "training loss is that of standardised labels"
@@ -217,6 +218,7 @@ def test_standardised_labels_are_said_beside_losses_and_predictions(tmp_path: Pa
         assert ("labels and predictions in the unit of the labels" in html) == expected
 
 
+@pytest.mark.long
 def test_the_page_is_there_as_markdown(tmp_path: Path) -> None:
     about = facts((9,), {"kind": "classification", "size": 2, "shape": []}, (9,))
     x = torch.arange(36.0).reshape(4, 9)
@@ -246,6 +248,7 @@ def test_the_page_is_there_as_markdown(tmp_path: Path) -> None:
         assert (run.path / figure).is_file()
 
 
+@pytest.mark.long
 def test_jargon_is_under_details(tmp_path: Path) -> None:
     jargon = "checkpoint: 0 missing, 0 unexpected"
     outcome = result(notes=["column 'a' read as a date", jargon])
@@ -256,6 +259,7 @@ def test_jargon_is_under_details(tmp_path: Path) -> None:
         assert html.index(word) > closed, word
 
 
+@pytest.mark.long
 def test_the_worst_and_columns_in_their_own_units(tmp_path: Path) -> None:
     about = facts((3,), {"kind": "regression", "size": 1, "shape": []}, (3,))
     raw = RawForm(
@@ -282,6 +286,7 @@ def test_the_worst_and_columns_in_their_own_units(tmp_path: Path) -> None:
     assert "Inputs are in their own units." in html
 
 
+@pytest.mark.long
 def test_selection_on_test_is_called_optimistic(tmp_path: Path) -> None:
     outcome = result(selected_on="test", protocol="published")
     html = check(write_report(make(tmp_path / "run", FIELD_FACTS, None, outcome=outcome)))
@@ -289,6 +294,7 @@ def test_selection_on_test_is_called_optimistic(tmp_path: Path) -> None:
     assert "chosen on the validation split" not in html
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("channels", [1, 2])
 def test_series_classification_escapes_hostile_class_names(tmp_path: Path, channels: int) -> None:
     about = facts((channels, 60), {"kind": "classification", "size": 3, "shape": []}, (12,))
@@ -311,6 +317,7 @@ def test_series_classification_escapes_hostile_class_names(tmp_path: Path, chann
     assert html.count('class="tokens strip"') == 2 * 3 * 3
 
 
+@pytest.mark.long
 def test_table_rows_are_a_table(tmp_path: Path) -> None:
     about = facts((9,), {"kind": "classification", "size": 2, "shape": []}, (9,))
     x = torch.arange(36.0).reshape(4, 9)
@@ -374,6 +381,7 @@ def test_a_closed_form_epoch_and_values_that_are_not_finite(tmp_path: Path) -> N
     assert "not a number" in check(write_report(run))
 
 
+@pytest.mark.long
 def test_damaged_samples_cost_the_pictures_only(tmp_path: Path) -> None:
     run = make(tmp_path / "run", FIELD_FACTS, fields())
     (run.path / "samples" / "tensors.safetensors").write_bytes(b"broken")
@@ -428,6 +436,7 @@ def test_numbers_far_from_0_get_the_digits_that_differ(values: list[float], digi
     assert digits_of(values) == digits
 
 
+@pytest.mark.long
 def test_labels_far_from_0_can_be_told_apart(tmp_path: Path) -> None:
     y = 1.7e9 + torch.tensor([-20.0, 0.0, 21.0], dtype=torch.float64)
     test = {"x": torch.zeros(3, 2), "y": y, "prediction": y + 1}

@@ -110,6 +110,7 @@ def test_the_chosen_model_is_the_best_on_validation_and_is_tested_once(tmp_path:
     assert other.test == found.test
 
 
+@pytest.mark.long
 def test_few_rows_are_cross_validated(tmp_path: Path) -> None:
     found = fit(table(tmp_path, 60), trials=1, root=tmp_path / "fits", jobs=2)
     (entry,) = found.entries
@@ -122,6 +123,7 @@ def test_few_rows_are_cross_validated(tmp_path: Path) -> None:
     assert sureness(Run(found.model), "classification").samples == trained  # each one once
 
 
+@pytest.mark.long
 def test_few_groups_are_fewer_folds(tmp_path: Path) -> None:
     path, lines = tmp_path / "patients.csv", ["a,who,y"]
     lines += [f"{n % 7},p{n % 4},{'ud'[n // 4 % 2]}" for n in range(100)]
@@ -132,6 +134,7 @@ def test_few_groups_are_fewer_folds(tmp_path: Path) -> None:
     assert entry.score is not None
 
 
+@pytest.mark.long
 def test_a_folder_with_validation_samples_is_not_folded(tmp_path: Path) -> None:
     folder, lines = tmp_path / "data", []
     folder.mkdir()
@@ -144,6 +147,7 @@ def test_a_folder_with_validation_samples_is_not_folded(tmp_path: Path) -> None:
     assert any("leave nothing to fold" in line for line in lines)
 
 
+@pytest.mark.long
 def test_the_last_fit_has_all_samples_and_what_was_chosen_without_them(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(600, 1, 12)).astype("float32")
@@ -180,6 +184,7 @@ def test_a_split_without_validation_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "fits").exists()
 
 
+@pytest.mark.long
 def test_an_ensemble_can_be_chosen_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +220,7 @@ def test_an_ensemble_can_be_chosen_and_predicts(
     assert 1.96 * 0.5 < float(half.half_K) < 2
 
 
+@pytest.mark.long
 def test_limits_hold_for_what_is_chosen(tmp_path: Path) -> None:
     data = table(tmp_path, 720)
     with pytest.raises(UsageError, match=r"--memory allows less"):
@@ -223,6 +229,7 @@ def test_limits_hold_for_what_is_chosen(tmp_path: Path) -> None:
         fit(data, trials=2, latency=1e-12, root=tmp_path / "fits")
 
 
+@pytest.mark.long
 def test_an_interrupted_search_continues(tmp_path: Path) -> None:
     data = table(tmp_path, 720)
     typed = ("fit", data, "--trials", 6, "--jobs", 1, *TINY)

@@ -194,7 +194,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_large_backbones_live_with_random_weights(name: str) -> None:
     """Those that the general test of contracts leaves out; the others have the check in theirs."""

@@ -354,7 +354,7 @@ def test_roberta_positions_are_the_rows_after_the_padding_rows() -> None:
 NAMED = ["swin", "roberta", "vit-s14", "minilm-l6", "mpnet-base", "tiny"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_describing_a_named_backbone_imports_no_model_library() -> None:
     code = f"""
 import sys
@@ -421,7 +421,7 @@ def test_hub_offline_says_every_way_out(monkeypatch: pytest.MonkeyPatch) -> None
         assert way in message
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_that_never_answers_fails_soon() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -522,7 +522,7 @@ def probe(features: np.ndarray, labels: np.ndarray, train: int) -> float:
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.long
 def test_vit_features_beat_random_ones(vit: Any) -> None:
     file = DATA / "cifar10_6000.npz"
     if not file.is_file():
@@ -553,7 +553,7 @@ CONLL = "c02eb19809eafb83998326a0481942eb37d96f31826ae387cfe8773699969f5b"
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.long
 def test_minilm_features_beat_random_ones() -> None:
     notes: list[str] = []
     backbones = [make("minilm-l6", notes=notes), make("minilm-l6", pretrained=False)]

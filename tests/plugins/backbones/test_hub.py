@@ -306,6 +306,7 @@ def first(hub: Hub, folder: Path) -> dict[str, Loaded]:
     return dict(zip(wanted, load(hub, folder, list(wanted.values())), strict=True))
 
 
+@pytest.mark.long
 def test_swin_by_hub_id(hub: Hub, folder: Path, first: dict[str, Loaded]) -> None:
     from transformers import SwinModel
 
@@ -334,6 +335,7 @@ def test_swin_by_hub_id(hub: Hub, folder: Path, first: dict[str, Loaded]) -> Non
     assert torch.equal(second["features"], loaded["features"])
 
 
+@pytest.mark.long
 def test_offline_the_cache_serves(hub: Hub, folder: Path, first: dict[str, Loaded]) -> None:
     wanted: list[Wanted] = [("hf", {"name": n}) for n in ("lab/tiny-swin", "lab/never-cached")]
     (cached, kept), (absent, _) = load(hub, folder, wanted, HF_HUB_OFFLINE="1")
@@ -390,6 +392,7 @@ def test_failures_are_one_clear_message(
     assert not list(folder.rglob("pytorch_model.bin"))
 
 
+@pytest.mark.long
 def test_a_hub_that_hangs_costs_seconds(hub: Hub, tmp_path: Path) -> None:
     begun = time.monotonic()
     [(answer, _)] = load(hub, tmp_path, [("hf", {"name": "hang/model"})])
@@ -400,6 +403,7 @@ def test_a_hub_that_hangs_costs_seconds(hub: Hub, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 90
 
 
+@pytest.mark.long
 def test_no_server_at_all(hub: Hub, tmp_path: Path) -> None:
     wanted: list[Wanted] = [("hf", {"name": "lab/never-cached"})]
     [(answer, _)] = load(hub, tmp_path, wanted, HF_ENDPOINT="http://127.0.0.1:9")

@@ -40,6 +40,7 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     return (first.T @ second.T).detach()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in list(BODIES)[1:])]
 )

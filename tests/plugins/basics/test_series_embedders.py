@@ -195,7 +195,7 @@ def test_dilations_fit_the_series() -> None:
     assert all(d * 8 < 100 for d in dilations(100))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "more",
     [

@@ -125,7 +125,7 @@ def test_a_run_stopped_anywhere_ends_the_same(method: str, records: int, tmp_pat
     assert whole.read("result.json")["encoded_samples"] == EPOCHS * (per_epoch + 10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_body_learns_random_labels_by_heart(tmp_path: Path) -> None:
     more = ("stages.0.epochs=60", "stages.1.epochs=1", "stages.0.optimizer={lr: 3e-3}")
     done = run(tmp_path, "bridge-random-labels", *more)
@@ -134,7 +134,7 @@ def test_a_body_learns_random_labels_by_heart(tmp_path: Path) -> None:
     assert loss[-1] < 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_body_learns_to_close_brackets(tmp_path: Path) -> None:
     """Eight symbols of two kinds, without which nothing is known: log 4 = 1.39 nats."""
     more = (

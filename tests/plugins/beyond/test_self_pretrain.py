@@ -209,7 +209,7 @@ def metrics(run_: runs.Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMED} for line in run_.metrics()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("records", [1, 3, 5, 12, 13, 15])
 def test_a_run_stopped_anywhere_ends_the_same(
     records: int, whole: runs.Run, tmp_path: Path
@@ -253,7 +253,7 @@ def test_samples_without_labels_are_used_too(tmp_path: Path) -> None:
     assert cost == [EPOCHS * (10 + 6), EPOCHS * (6 + 6)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["tasks/darcy", "tasks/openml/car", "tasks/openml/wdbc"])
 def test_it_learns_to_reconstruct(task: str, tmp_path: Path) -> None:
     """Better than always the mean, whose error is 1; of car's categories, than all alike."""

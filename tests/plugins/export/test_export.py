@@ -285,7 +285,7 @@ def test_difference_is_the_largest_and_wrong_shapes_never_agree() -> None:
             programs.agree(apart, 10.0, 0.05, "it")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trees_cannot_be_traced(tmp_path: Path) -> None:
     trained = _run(tmp_path / "trees", None, "methods/baseline", "tasks/openml/car")
     with pytest.raises(DataError, match=r"cannot be exported to 'hf': .*predictor 'sklearn'") as e:
@@ -341,7 +341,7 @@ def test_folders_of_others_are_never_replaced(made: dict[str, Made], tmp_path: P
         xmodal.export(run, "onx", tmp_path / "new")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-200, 0.0), (20.0, 1.7e9)])
 def test_units_that_single_precision_cannot_hold(
     tmp_path: Path, scale: float, offset: float

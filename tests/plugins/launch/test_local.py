@@ -222,7 +222,7 @@ FREE = ("draws", "filters")
 """What differs between two processes anyway, or with what they have imported."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fork_is_a_new_process(
     forking: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +289,7 @@ def test_a_fork_can_use_a_gpu(forking: Local, tmp_path: Path) -> None:
     assert Run(cell).read("result.json")["device"].startswith("cuda")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_exit_codes_and_a_crash(forking: Local, tmp_path: Path) -> None:
     """A crash costs the job alone, not its server and not the other jobs."""
     crash = tmp_path / "crash.py"
@@ -328,7 +328,7 @@ def xmodal_mixers():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_that_crashes_costs_itself_alone(forking: Local, tmp_path: Path) -> None:
     plugin = tmp_path / "crashing.py"
     plugin.write_text(CRASH)
@@ -370,7 +370,7 @@ def test_a_stopped_fork_saves_itself(forking: Local, tmp_path: Path) -> None:
     assert "state saved" in (tmp_path / "job" / "output.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_server_and_changed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported = tmp_path / "early" / "sitecustomize.py"
     imported.parent.mkdir()
@@ -416,7 +416,7 @@ def test_the_number_of_a_process_may_come_again() -> None:
     assert server.code(7) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_forks_outlive_their_client_and_the_server_outlives_them(tmp_path: Path) -> None:
     """As new processes do when a comparison is killed; and nothing stays behind."""
     launcher = build(jobs=1)
@@ -442,7 +442,7 @@ def test_forks_outlive_their_client_and_the_server_outlives_them(tmp_path: Path)
     assert Run(cell).state == "interrupted"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_next_launcher_takes_over_an_idle_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.Run]:
     return {mode: cut_run(mode, tmp_path_factory.mktemp(mode)) for mode in modes}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "records"), [("exact", 1), ("exact", 4), ("exact", 8), ("finite-difference", 5)]
 )
@@ -115,6 +116,7 @@ def test_sources_of_both_kinds(source: str, tmp_path: Path) -> None:
     assert bilevel["uniform"] < 0
 
 
+@pytest.mark.long
 def test_then_pare(tmp_path: Path) -> None:
     """The second stage is PaRe's, with its curriculum from the start."""
     settings = ("selector.network=fc", "scheduler={use: linear, unit: share, start: 1, stop: 0}")
@@ -125,6 +127,7 @@ def test_then_pare(tmp_path: Path) -> None:
     assert all(line["validation"]["metric"] is not None for line in lines[PREPARING:])
 
 
+@pytest.mark.long
 def test_preparing_does_not_depend_on_what_follows(tmp_path: Path) -> None:
     pair = [
         run(tmp_path, m, "tasks/openml/car").run.metrics()[:PREPARING]

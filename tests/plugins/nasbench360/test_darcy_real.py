@@ -60,6 +60,7 @@ def agreement(x: np.ndarray, y: np.ndarray, contrast: float) -> tuple[float, flo
     return float(relative.mean()), float(np.corrcoef(flat, y.ravel())[0, 1])
 
 
+@pytest.mark.long
 def test_the_solver_reproduces_real_pressures(real: list[tuple[np.ndarray, np.ndarray]]) -> None:
     x, y = real[1][0][:10], real[1][1][:10]
     relative, correlation = agreement(x, y, contrast=18.0)

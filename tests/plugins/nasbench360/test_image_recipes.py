@@ -18,6 +18,7 @@ FILES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FILES)
 def test_two_steps_at_smoke_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -47,7 +47,7 @@ def trained(task: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
     ).result  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("task", MADE)
 def test_it_trains(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = trained(task, tmp_path, monkeypatch)

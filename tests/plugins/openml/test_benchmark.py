@@ -234,7 +234,7 @@ def test_where_no_pin_is_known_the_description_names_the_file(
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.long
 @needs_pack
 def test_weka_s_own_files_are_the_published_tables() -> None:
     """Debian's weka ships two of the tables as their author wrote them, levels and all."""
@@ -323,7 +323,7 @@ def test_orca_as_released_aligns_with_each_table_s_number_of_samples(
     assert loss.balanced == "batch"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_pack
 def test_every_table_trains_two_steps() -> None:
     registry = plugins.registry()

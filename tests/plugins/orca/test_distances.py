@@ -111,7 +111,7 @@ def test_emd_is_the_linear_program(n, m):
 # --- Sinkhorn ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("n", "m"), [(9, 6), (5, 5), (7, 1), (1, 4), (1, 1)])
 @pytest.mark.parametrize("debias", [True, False])
 def test_sinkhorn_is_the_converged_divergence(n, m, debias):

@@ -63,6 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
 
 
 # An alignment epoch gives two records (its step and its end), a fine-tuning epoch four here.
+@pytest.mark.long
 @pytest.mark.parametrize("records", [1, 2, 5, 6, 8, 10])
 def test_a_run_stopped_while_it_aligns_ends_the_same(
     records: int, whole: runs.Run, tmp_path: Path
@@ -77,6 +78,7 @@ def test_a_run_stopped_while_it_aligns_ends_the_same(
     assert whole.read("result.json")["test"] == resumed.read("result.json")["test"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("distance", ["otdd", "sliced"])
 @pytest.mark.parametrize("method", ["orca", "orca-pare"])
 def test_resuming_with_distances_that_have_a_state_or_draw(
@@ -96,6 +98,7 @@ def test_another_draw_is_another_run(tmp_path: Path) -> None:
     assert len(set(one)) == EPOCHS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["orca", "orca-published", "orca-pare"])
 def test_the_recipes_lower_the_distance_and_fine_tune(method: str, tmp_path: Path) -> None:
     done = run(tmp_path, method=method, align=60)

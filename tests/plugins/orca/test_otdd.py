@@ -166,7 +166,7 @@ def test_the_gradient_through_labels(case):
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_gradient_holds_labels_fixed():
     z, t = TARGET
     distance = build(**TIGHT, inner="exact")

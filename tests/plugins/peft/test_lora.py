@@ -145,6 +145,7 @@ def tokens_for(backbone: Any, grid: tuple[int, ...]) -> Tokens:
     return Tokens(random(2, count, backbone.facts.width), grid)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BODIES)
 def test_every_body(name: str) -> None:
     """The same start, r(in + out) parameters a layer, and a gradient in every one of them."""
@@ -280,7 +281,7 @@ def test_only_updates_embedder_and_predictor_train(tmp_path: Path) -> None:
     assert finished.read("result.json")["parameters"]["trainable"] == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_resumes_bit_equal_and_its_model_loads(tmp_path: Path) -> None:
     drop = "adapter.dropout=0.1"
     whole = run(tmp_path / "whole", drop)

@@ -205,6 +205,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "records"),
     # Steps and epochs: head 2+1, 2+1; features three times 1+1; labels 3+1; fine-tuning 2+1.
@@ -219,6 +220,7 @@ def test_resumed_inside_every_stage(
     assert_same(whole[method], weights(run(tmp_path, recipes=recipes).run))
 
 
+@pytest.mark.long
 def test_the_comparison_can_fail(whole: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
     other = weights(run(tmp_path, "seed=1").run)
     heads = [name for name in other if name.startswith("source_predictor.")]

@@ -226,7 +226,7 @@ def accuracy(run: RunSession) -> float:
     return float((prediction.argmax(1) == y).float().mean())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_head_learns_digits_and_the_penalty_flattens_it(tmp_path: Path) -> None:
     common = ["source.samples=300", "training.max_steps=null", "training.batch={size: 50}"]
     common += ["stages.0.optimizer.lr=0.01", "stages.0.epochs=40"]

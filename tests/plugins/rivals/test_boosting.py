@@ -246,7 +246,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("component", BOOSTED)
 def test_a_run_goes_on_after_a_crash_and_its_model_comes_back(
     component: type[boosting.Boosted], tmp_path: Path

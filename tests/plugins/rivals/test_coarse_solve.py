@@ -145,7 +145,7 @@ def test_every_equation_of_the_benchmarks_has_one(task: str, tmp_path: Path) -> 
     assert planned.facts.task.coarse > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "error"), [("shallow-water", 0.05), ("navier-stokes", 0.2)])
 def test_runs_on_pdebench(task: str, error: float, tmp_path: Path) -> None:
     """Also where the labels are standardised as the samples are (Navier-Stokes)."""

@@ -74,7 +74,7 @@ def test_derivatives_are_those_of_autograd(name: str) -> None:
             torch.testing.assert_close(value[network], expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_moves_a_sine_by_the_exact_distance() -> None:
     equation = equations.advection(32)
     x = torch.from_numpy(equation.places_X)
@@ -90,7 +90,7 @@ def test_it_moves_a_sine_by_the_exact_distance() -> None:
     assert still.min() > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ends_and_start_are_learned() -> None:
     """Sorption: 1 at the inlet, 0.1 at the start, and nearer to the solver's end than the start."""
     equation = equations.diffusion_sorption(32)

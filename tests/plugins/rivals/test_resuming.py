@@ -14,7 +14,7 @@ from xmodal.errors import DataError
 from xmodal.testing.running import StopAt, assert_same, weights
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "form"),
     [

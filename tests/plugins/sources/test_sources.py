@@ -467,6 +467,7 @@ def test_damaged_text_is_named_by_line(tmp_path: Path) -> None:
         load("conll-2003", TEXT, store=FakeStore(tmp_path), length=4)
 
 
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.parametrize(
     ("split", "sentences", "words"),
@@ -480,6 +481,7 @@ def test_conll_is_the_official_data_set(split: str, sentences: int, words: int) 
     assert (len(found), sum(map(len, found))) == (sentences, words)
 
 
+@pytest.mark.long
 @pytest.mark.network
 def test_conll_windows_have_the_published_shape() -> None:
     pieces = lambda words: [[ord(c) for c in word[::5]] for word in words]  # noqa: E731

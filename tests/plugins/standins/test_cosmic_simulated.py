@@ -139,7 +139,7 @@ def test_a_fresh_machine_needs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert "cosmic-simulated: simulated exposures, no real image" in result["notes"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_augmented_training_resumes_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

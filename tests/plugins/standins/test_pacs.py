@@ -41,7 +41,7 @@ def test_the_published_counts_and_what_is_missing(tmp_path: Path) -> None:
     assert "xmodal data fetch pacs" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_pack
 def test_the_pack_as_its_readme_reads_it(tmp_path: Path) -> None:
     store = Store(tmp_path)

@@ -218,7 +218,7 @@ def epochs(run_: runs.Run) -> Points:
     return points
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ALL)
 def test_a_tracker_holds_every_number_once(name: str, followed: Followed) -> None:
     """Steps 4 and 5 were told before the crash and came again after it."""
@@ -282,6 +282,7 @@ def test_mlflow_has_one_run_with_tags_and_parameters(followed: Followed) -> None
     assert found.info.run_name == "nft on darcy, smoke, seed 0"
 
 
+@pytest.mark.long
 def test_mlflow_gets_the_report_and_says_how_to_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
