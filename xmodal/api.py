@@ -64,9 +64,9 @@ def run(
     interrupted is resumed. ``trackers`` names trackers to tell beside those of the recipes.
     ``verify_data`` reads all data to tell whether they have changed, where otherwise the times and
     sizes of large files are believed. ``profile`` traces so many steps into the run directory and
-    changes nothing else. ``cheap``: where a data file is named, its cheap answers are fitted first,
-    as runs below ``root``, and the verdict holds the run against the best of them. Raises the kinds
-    of ``xmodal.errors.XModalError``.
+    changes nothing else. ``cheap``: where a data file is named, its cheap answers are fitted then,
+    as runs below ``root``, and the verdict holds the run against the best of them; not where
+    several processes share the run. Raises the kinds of ``xmodal.errors.XModalError``.
     """
     from xmodal.engine.plan import compose_plan
 
@@ -78,28 +78,24 @@ def run(
         plugins.log.info("the recipes are: %s", shlex.join(spelled))
     made = compose_plan(spelled, registry, store, overrides, scale, trackers)
     # Imported only now: what is wrong with a recipe is said before torch is loaded.
-    from xmodal.engine.run import execute
+    from xmodal.engine.run import draw, execute
 
     order = run_order(spelled, registry, called, directory, root, force, report, profile)
     with hashed_again(verify_data):
-        own = _own_file(recipes, registry, overrides) if cheap else None
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        own = _own_file(recipes, registry, overrides) if cheap and alone else None
         if own is None:
             return execute(made, order, registry, store, observer)
-        from xmodal.search.beside import cheap_runs, hold, is_held
+        # Its page is drawn once, after the cheap answers.
+        done = execute(made, replace(order, report=None), registry, store, observer)
+        from xmodal.search.beside import hold
 
-        of_task = [text for text in overrides if text.strip().startswith("task.")]
-        found = cheap_runs(made, own, of_task, registry, store, order.root, plugins.log.info)
-
-        def held(run: runs.Run) -> None:
-            hold(run, made, found)
-            if order.report is not None:
-                order.report(run)
-
-        outcome = execute(made, replace(order, report=held), registry, store, observer)
-        if not outcome.fresh and not is_held(outcome.result):
-            held(outcome.run)
-        test = outcome.run.read("result.json")["test"]
-        return replace(outcome, result={**outcome.result, "test": test})
+        say = plugins.log.info
+        held = hold(done.run, made, own, registry, store, order.root, say)
+        if order.report is not None and (held or done.fresh):
+            draw(order.report, done.run, say)
+        test = done.run.read("result.json")["test"]
+        return replace(done, result={**done.result, "test": test})
 
 
 def _own_file(
@@ -132,6 +128,7 @@ def run_order(
         force=force,
         source_text=source_text(recipes, registry),
         report=_write_report if report else None,
+        looks=report,
         profile=profile,
     )
 

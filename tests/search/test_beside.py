@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xmodal import api, runs
+from xmodal import api, plugins, runs
 from xmodal.search.pooled import predicted
 
 from .test_fit import TINY, table
@@ -75,6 +75,49 @@ def test_both_have_the_same_samples(tmp_path: Path) -> None:
         == found.run.read("manifest.json")["facts"]["task"]["samples"]
     )
     assert len(found.result["test"]["against"]) == 2
+
+
+def test_a_layer_that_changes_the_task_changes_it_for_both(tmp_path: Path) -> None:
+    """A column that tells the label is left out by a recipe of the user's own."""
+    lines = table(tmp_path, 160).read_text().splitlines()
+    leak = [f"{line},{line.split(',')[-1]}" for line in lines[1:]]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,leak,y", *leak]) + "\n")
+    (tmp_path / "own.yaml").write_text("task: {drop: [leak], metric: f1-error}\n")
+    settings = [*TINY, "training.epochs=1", "training.max_steps=2"]
+    data, own = str(tmp_path / "mine.csv"), str(tmp_path / "own.yaml")
+    found = api.run("nft", data, own, overrides=settings, root=tmp_path / "runs", cheap=True)
+    cheap = found.result["test"]["against"][1]
+    assert cheap["words"] == "the best cheap answer, baseline"
+    assert cheap["metric"] > 0
+    (folder,) = (tmp_path / "runs" / "baseline_mine").glob("*/")
+    assert runs.Run(folder).read("manifest.json")["facts"]["task"]["shape"] == [2]
+    assert runs.Run(folder).read("result.json")["metric"] == "f1-error"
+
+
+def test_a_cheap_answer_is_not_held_against_itself(tmp_path: Path) -> None:
+    table(tmp_path, 120)
+    data, root = str(tmp_path / "mine.csv"), tmp_path / "runs"
+    found = api.run("baseline", data, root=root, cheap=True)
+    assert found.fresh
+    assert len(found.result["test"]["against"]) == 1
+    assert methods(tmp_path) == {"baseline_mine"}
+
+
+def test_one_that_fails_costs_the_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: object) -> None:
+        raise MemoryError("too many trees")
+
+    table(tmp_path, 120)
+    boosted = plugins.registry().load("predictor", "sklearn")
+    monkeypatch.setattr(boosted, "fit", broken)
+    with caplog.at_level("INFO"):
+        found = ran(tmp_path)
+    assert "cheap answer baseline is left out: too many trees" in caplog.text
+    assert found.fresh
+    assert (found.run.path / "report.html").exists()
+    assert len(found.result["test"]["against"]) == 1
 
 
 def test_what_cannot_be_held_stays_as_it_is(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def run(
         bool | None,
         typer.Option(
             "--cheap/--no-cheap",
-            help="Of a data file: fit its cheap answers first, and hold the run against the best. "
-            "Default: yes, but at scale smoke.",
+            help="Of a data file: fit its cheap answers too, and hold the run against the best. "
+            "Default: yes, but not at scale smoke.",
         ),
     ] = None,
     track: Track = None,
@@ -113,15 +113,8 @@ def run(
         verify_data=verify_data,
         profile=profile_steps or (PROFILE_STEPS if profile else None),
         report=report,
-        cheap=_with_cheap(cheap, scale, report),
+        cheap=scale != "smoke" if cheap is None else cheap,
     )
-
-
-def _with_cheap(asked: bool | None, scale: str | None, report: bool) -> bool:
-    """Whether to fit cheap answers too: what smoke tests and searches start needs none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return False
-    return report and scale != "smoke" if asked is None else asked
 
 
 def _is_first_process() -> bool:

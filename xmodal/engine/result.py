@@ -70,12 +70,12 @@ def keep_samples(
     session: RunSession,
     snapshot: Snapshot,
     predictions: Tensor,
-    for_a_page: bool,
+    looks: bool,
 ) -> None:
     """Keep a few samples, what the mixer did to them and what the model looks at, for the report.
 
     Of the test split they are the first, the worst and those about the median error. What the model
-    looks at costs hundreds of passes: only ``for_a_page`` that is drawn at once.
+    looks at costs hundreds of passes: only if ``looks``.
     """
     test, predictions = session.data.test, session.readable(predictions)
     x, y = loader.first(test, SHOWN_SAMPLES)
@@ -89,7 +89,7 @@ def keep_samples(
         kept["source"] = {"x": loader.first(session.source, PROBED_SAMPLES)[0]}
     with for_the_report(session, "the worst samples"):
         kept |= _told_apart(session, predictions)
-    if for_a_page:
+    if looks:
         with for_the_report(session, "what the model looks at"):
             kept["occlusion"] = occlusion(session, snapshot.encoded)
     checkpoint.save(run.path / "samples", kept, digest)

@@ -65,7 +65,7 @@ SHARED = (
 class RunOrder:
     """Where to run, whether to repeat a finished run, and what draws the report of this one.
 
-    ``profile``: how many steps to trace.
+    ``looks``: find out what the model looks at, for a page. ``profile``: how many steps to trace.
     """
 
     name: str
@@ -74,6 +74,7 @@ class RunOrder:
     force: bool = False
     source_text: str = ""
     report: Callable[[runs.Run], object] | None = None
+    looks: bool = True
     profile: int | None = None
 
 
@@ -179,7 +180,7 @@ def _steps(
             execution = _Execution(
                 run, place, digest, plan, builder, data, observer, stop, tracking, process
             )
-            execution.for_a_page = order.report is not None
+            execution.looks = order.looks
             if main and order.profile is not None:
                 execution.profile = StepTrace(order.profile, execution.session.device, run.path)
             outcome = yield from execution.carry_out()
@@ -187,7 +188,7 @@ def _steps(
                 run.write("result.json", outcome)
                 tracking.done(outcome)
                 if order.report is not None:
-                    _draw(order.report, run, observer.note)
+                    draw(order.report, run, observer.note)
         if main:
             # Not earlier: a run that is killed before it is done resumes from one of these.
             execution.sweep(plan.recipe.saving.finished, 1)
@@ -265,7 +266,8 @@ def _saved(run: runs.Run) -> str:
     return "nothing had been saved"
 
 
-def _draw(report: Callable[[runs.Run], object], run: runs.Run, note: Callable[[str], None]) -> None:
+def draw(report: Callable[[runs.Run], object], run: runs.Run, note: Callable[[str], None]) -> None:
+    """Draw the page of a run; if that fails, say so."""
     try:
         report(run)
     except Exception as error:  # a picture must never cost a finished run its result
@@ -305,7 +307,7 @@ class _Execution:
         self.training = self._begun(session)
         self.saver = Saver(run, digest, plan.recipe.saving, self.training, self._check)
         self.profile: StepTrace | None = None
-        self.for_a_page = True
+        self.looks = True
         self.begun = self.clock()
 
     def carry_out(self) -> Generator[None, None, dict[str, Any]]:
@@ -470,9 +472,8 @@ class _Execution:
                 keep_predictions(
                     self.run, session, session.data.validation, validated, runs.VALIDATED
                 )
-            keep_samples(
-                self.run, self.digest, session, snapshot, score.predictions, self.for_a_page
-            )
+            predictions = score.predictions
+            keep_samples(self.run, self.digest, session, snapshot, predictions, self.looks)
             with for_the_report(session, "what to do next"):
                 advice = advised(self.run, self.plan.recipe, session, snapshot, score, judgement)
         judgement, advice = of_the_first((judgement, advice), session.world)

@@ -161,7 +161,7 @@ def fit(
         raise UsageError("say either how much time there is, or how many trials to make")
     clock = Clock(seconds) if begun is None else Clock(seconds, begun)
     registry, store = plugins.registry(tuple(plugin_files)), Store()
-    if seconds is not None and _faster_in_bf16(launcher, overrides):
+    if seconds is not None and _faster_in_bf16(launcher, (*overrides, *common)):
         # Of the cheap answers too: features of a frozen backbone take longest of them.
         common = (*common, f"{PRECISION}=bf16")
         say("networks compute in bf16, which is faster here; precision=fp32 turns it off")

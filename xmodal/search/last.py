@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xmodal import runs
+from xmodal import randomness, runs
 from xmodal.assess import Against, Judgement, ScoreInterval, judge
 from xmodal.errors import DataError
 from xmodal.files import atomically, read_json
@@ -124,7 +124,8 @@ class LastFits:
         if own is None:  # too large to be kept
             test = result["test"]
             return Judgement(test["metric"], None, (), test.get("verdict", ""))
-        return judged(self.pool, part.run, own, answers, mixed)
+        known = () if mixed else result["test"].get("against", ())
+        return judged(self.pool, part.run, own, answers, known, mixed)
 
 
 def judged(
@@ -132,18 +133,23 @@ def judged(
     run: runs.Run,
     own: Predicted,
     answers: Mapping[str, Tensor],
+    known: Sequence[Mapping[str, Any]] = (),
     mixed: bool = False,
 ) -> Judgement:
-    """The test score of predictions of a run, against its constant answer and other ``answers``.
+    """The test score of predictions of a run against ``answers``.
 
-    ``mixed``: the predictions are those of several runs; then the run tells the classes alone.
+    ``known``: how they stand against others, as the run's result has it. ``mixed``: the predictions
+    are those of several runs; then the run tells the classes alone.
     """
-    test, name = run.read("result.json")["test"], pool.plan.recipe.task.config.metric.name
-    known = [] if mixed else [one for one in test.get("against", ()) if one["words"] not in answers]
+    score, name = (
+        run.read("result.json")["test"]["metric"],
+        pool.plan.recipe.task.config.metric.name,
+    )
     return judge(
-        pool.metric(), own.prediction, own.y, answers, own.groups_N, pool.seed,
+        pool.metric(), own.prediction, own.y, answers, own.groups_N,
+        randomness.derive(pool.seed, "bootstrap"),  # as in the run, so that the interval is its own
         run.read("manifest.json").get("classes", ()), name,
-        None if mixed else _number(test["metric"]), tuple(map(_against, known)),
+        None if mixed else _number(score), tuple(map(_against, known)),
     )  # fmt: skip
 
 

@@ -129,13 +129,13 @@ class Search:
 
         That is on all folds, on the highest rung that there is time for.
         """
-        tuned = [trial for trial in self.trials if not trial.answer.cheap]
-        whole = self.folds[-1]
-        if self.clock.limit is None or any(len(trial.parts) == len(whole) for trial in tuned):
+        judged = any(not trial.answer.cheap for trial in self.eligible())
+        if self.clock.limit is None or judged:
             return
+        tuned = [trial for trial in self.trials if not trial.answer.cheap]
         for trial in best(self._allowed(tuned), self.better)[:1]:
-            for number, rung in reversed([*enumerate(ladder)]):
-                if self._over() or self._wave([(trial.answer, number, rung)], (), whole):
+            for number, rung in reversed(list(enumerate(ladder))):
+                if self._over() or self._wave([(trial.answer, number, rung)], (), self.folds[-1]):
                     return
 
     def _wave(
@@ -184,8 +184,9 @@ class Search:
 
         self._work(parts, may_start, owner)
         if self.most is None:
-            late = [trial.name for trial in owner.values() if trial not in started]
-            self.left_out |= dict.fromkeys(late, TOO_LATE)
+            tried = {trial.name for trial in self.trials}  # on fewer folds, too
+            late = {trial.name for trial in owner.values()} - tried
+            self.left_out |= dict.fromkeys(sorted(late), TOO_LATE)
         return started
 
     def _reserve(self, trial: Trial, above: Sequence[tuple[Rung, Sequence[int]]]) -> float:
@@ -197,7 +198,8 @@ class Search:
         own = self.clock.expected(name, trial.cost)
         climb = [self.clock.expected(name, trial.work_of(rung)) for rung, _ in above]
         counts = [len(folds) for _, folds in above]
-        turns = [math.ceil(count / self.jobs) for count in [len(trial.parts), *counts]]
+        waiting = max(1, sum(not part.done for part in trial.parts))
+        turns = [math.ceil(count / self.jobs) for count in [waiting, *counts]]
         runs = sum(each * turn for each, turn in zip([own, *climb], turns, strict=True)) - own
         refits = self._last_fits(self.eligible()[: self.spare])
         return runs + max(REFIT * max([own, *climb]), refits) + REPORT
