@@ -191,6 +191,25 @@ def test_an_ensemble_does_not_credit_its_transformer_alone(tmp_path: Path, plan:
     assert "beyond chance" in words
 
 
+def test_a_transformer_is_held_against_an_ensemble_of_cheap_answers(
+    tmp_path: Path, plan: Plan
+) -> None:
+    wrong = [range(0, 30), range(50, 82), range(120, 155), range(0, 90)]
+    found = [
+        trial(tmp_path, name, guesses(own), cheap=name != "nft")
+        for name, own in zip(("forest", "ridge", "nearest", "nft"), wrong, strict=True)
+    ]
+    pool = Pool(plan, 0)
+    made = mixture(pool, found[:3], 0)
+    assert made is not None
+    told = verdict(pool, found, made, "error-rate", 1)
+    assert told.words.startswith("The transformer has not earned its place: a cheap answer wins")
+    assert ", clearly (95 %:" in told.words
+    assert told.lead is not None
+    assert told.lead.words == made.name
+    assert told.lead.metric == pytest.approx(pool.samples.score(made.prediction))
+
+
 def test_without_a_transformer_the_verdict_says_so(tmp_path: Path, plan: Plan) -> None:
     found = [trial(tmp_path, "forest", guesses(range(9)), cheap=True)]
     pool = Pool(plan, 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -302,7 +302,15 @@ def _numbers(prediction: Array, y: Array, columns: Sequence[str]) -> Quality:
         known_N = np.isfinite(y[:, k])
         if known_N.sum() > 1:
             charts += _output(prediction[known_N, k], y[known_N, k], name)
-    return Quality(charts)
+    return Quality(_of_the_first(charts, MOST_OUTPUTS, y.shape[1]))
+
+
+def _of_the_first(charts: Sequence[Chart], shown: int, outputs: int) -> list[Chart]:
+    """Charts that say so if they show only the first of the outputs."""
+    if outputs <= shown:
+        return list(charts)
+    more = f"Of {outputs} outputs, this page shows the first {shown if shown > 1 else 'one'}"
+    return [replace(chart, note=f"{chart.note} {more}.".strip()) for chart in charts]
 
 
 def _output(said_N: Array, truth_N: Array, name: str) -> list[Chart]:
@@ -365,7 +373,7 @@ def _fields(prediction: Array, y: Array) -> Quality:
     charts = [error_map(error) if truth.ndim == 3 else _error_line(error)]
     if known.all():
         charts.append(spectrum(truth / unit, off))
-    return Quality(charts)
+    return Quality(_of_the_first(charts, 1, y.shape[1]))
 
 
 def error_map(error_HW: Array) -> Chart:

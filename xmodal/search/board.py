@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from xmodal.assess import Against, ScoreInterval
 from xmodal.assess.judge import ends
 from xmodal.search.mixture import Mixture
@@ -93,8 +95,8 @@ def _firsts(found: Sequence[Trial]) -> list[Trial]:
 class SearchVerdict:
     """The verdict on the validation samples: ``words``, and what they rest on.
 
-    ``lead``: how the best answer with a transformer stands against the best cheap one; None if
-    there is only one of them, or if predictions were not kept.
+    ``lead``: how the best answer with a transformer stands against the best cheap one, which may be
+    an ensemble; None if there is only one of them, or if predictions were not kept.
     """
 
     words: str
@@ -123,15 +125,24 @@ def verdict(
     assert tuned is not None
     first = mixture if mixture is not None else found[0]
     only_cheap = first.cheap if isinstance(first, Mixture) else first.answer.cheap
-    lead = _lead(pool, tuned if only_cheap else first, cheap)
+    lead = _lead(pool, tuned, first) if only_cheap else _lead(pool, first, cheap)
     if only_cheap:
         return SearchVerdict(_cheap_wins(first, tuned, lead, name), lead)
     return SearchVerdict(_tuned_wins(first, cheap, lead, name), lead)
 
 
-def _lead(pool: Pool, one: Trial | Mixture, cheap: Trial) -> Against | None:
-    own = one if isinstance(one, Mixture) else pool.of(one)
-    return None if own is None else pool.against(own.prediction, _score(one), cheap)
+def _lead(pool: Pool, one: Trial | Mixture, other: Trial | Mixture) -> Against | None:
+    own, theirs = _prediction(pool, one), _prediction(pool, other)
+    if own is None or theirs is None:
+        return None
+    return pool.against(own, _score(one), other.name, theirs)
+
+
+def _prediction(pool: Pool, one: Trial | Mixture) -> Tensor | None:
+    if isinstance(one, Mixture):
+        return one.prediction
+    found = pool.of(one)
+    return None if found is None else found.prediction
 
 
 def _score(one: Trial | Mixture) -> float | None:
@@ -141,8 +152,6 @@ def _score(one: Trial | Mixture) -> float | None:
 def _cheap_wins(first: Trial | Mixture, tuned: Trial, lead: Against | None, name: str) -> str:
     scores = f"{name} {number(_score(tuned), 3)} against {number(_score(first), 3)}"
     how = ""
-    if isinstance(first, Mixture):
-        lead = None  # which is against the best single cheap answer
     if lead is not None and lead.outcome == "worse":
         how = f", clearly{_difference(lead)}"
     elif lead is not None and lead.outcome in ("behind", "open", "equal"):

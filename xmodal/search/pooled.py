@@ -111,9 +111,6 @@ class Pool:
         own = self.of(trial)
         return None if own is None else self.samples.interval(own.prediction)
 
-    def against(self, mine: Tensor, score: float | None, other: Trial) -> Against | None:
-        """How predictions of a score stand against a trial, over the same draws of samples."""
-        theirs = self.of(other)
-        if theirs is None:
-            return None
-        return stand(self.samples, mine, other.name, theirs.prediction, score)
+    def against(self, mine: Tensor, score: float | None, name: str, theirs: Tensor) -> Against:
+        """How predictions of a score stand against those of ``name``, over the same draws."""
+        return stand(self.samples, mine, name, theirs, score)
