@@ -74,6 +74,17 @@ def test_numbers_are_drawn_against_the_truth() -> None:
     assert "between −1.00 and 1.00; their mean is 0" in residuals.note
 
 
+def test_a_page_says_how_many_outputs_it_leaves_out() -> None:
+    for shape, shown in (((), "the first 4"), ((6,), "the first one")):
+        y, said = torch.randn(2, 30, 7, *shape, generator=torch.Generator().manual_seed(0))
+        kept = {"label": y, "prediction": said}
+        target = {"kind": "dense" if shape else "regression", "size": 7, "shape": list(shape)}
+        found = quality(kept, target, (), (), ())
+        assert found.charts
+        for chart in found.charts:
+            assert chart.note.endswith(f"Of 7 outputs, this page shows {shown}.")
+
+
 def test_several_labels_with_unknown_ones() -> None:
     y = torch.tensor([[1.0, 0.0], [0.0, math.nan], [1.0, 1.0], [0.0, 0.0]])
     odds = torch.tensor([[2.0, -1.0], [-2.0, 3.0], [-1.0, 1.0], [1.0, -3.0]])

@@ -149,8 +149,8 @@ def test_what_fails_is_left_out_with_its_reason(maker: Maker) -> None:
 
 
 def test_the_clock_decides_only_what_starts(maker: Maker) -> None:
-    clock = Clock(150.0)
-    machine = Machine(clock, seconds=4.0)
+    clock = Clock(15_000.0)
+    machine = Machine(clock, seconds=400.0)
     made = search(maker, machine, clock)
     rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
     made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
@@ -164,6 +164,22 @@ def test_the_clock_decides_only_what_starts(maker: Maker) -> None:
     late = [name for name, why in made.left_out.items() if why == TOO_LATE]
     assert late
     assert not set(late) & set(started)
+
+
+def test_time_for_two_rungs_is_spent_on_two_rungs(maker: Maker) -> None:
+    """Where the top is too far, ways to fine-tune start all the same, and the best ones climb."""
+    clock = Clock(10_000.0)
+    machine = Machine(clock, seconds=400.0)
+    made = search(maker, machine, clock)
+    rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
+    made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
+    assert [rate for rate, steps, _ in machine.started if steps == 1] == list(rates)
+    climbed = [rate for rate, steps, _ in machine.started if steps == 3]
+    assert climbed == [0.31, 0.25, 0.4][: len(climbed)]
+    assert climbed
+    assert not any(steps == 9 for _, steps, _ in machine.started)
+    assert made.eligible()[0].name == "rate 0.31, 3 steps"
+    assert 0 < clock.left() < 5_000
 
 
 def test_however_short_the_time_is_there_is_an_answer(maker: Maker) -> None:
@@ -190,8 +206,8 @@ def test_only_trials_on_all_folds_can_be_chosen(maker: Maker) -> None:
 def test_what_cannot_climb_in_time_is_judged_where_it_can(maker: Maker) -> None:
     """On all folds, with the most steps there is time for, so that it can be chosen after all."""
     folded = Maker(**{**vars(maker), "folds": 3})
-    clock = Clock(100.0)
-    machine = Machine(clock, seconds=4.0)
+    clock = Clock(10_000.0)  # beside which the seconds that planning takes are none
+    machine = Machine(clock, seconds=400.0)
     made = search(folded, machine, clock, folds=[range(1), range(2), range(3)])
     made.run([CHEAP], iter(map(tuned, (0.31, 0.9))), LADDER, 9)
     assert [(s, fold) for rate, s, fold in machine.started if rate == 0.31] == [

@@ -280,11 +280,14 @@ class Training:
             # The stage leaves the averages: to what comes next, and as the final weights.
             self.averages.adopt()
             self.averages = None
-        if stage.evaluates:
+        # Training samples tell nothing about which epoch is best: they are scored once.
+        split = session.evaluation_split()
+        choose = split is not session.data.train or snapshot.epoch + 1 == stage.epochs
+        if stage.evaluates and choose:
             batch = session.evaluation_batch
             with nullcontext() if self.averages is None else self.averages.shown():
                 with span("evaluation"):
-                    score = evaluate(session, session.evaluation_split())
+                    score = evaluate(session, split)
                 with span("probe"):
                     snapshot.probes.append(look_at_tokens(session, at))
             if session.evaluation_batch != batch:

@@ -23,8 +23,8 @@ from xmodal.search.trials import Maker, Trial, TrialRun, best, took
 PAUSE = 0.2
 REPORT = 8.0
 """Seconds for what follows the last fit: its test and the report."""
-REFIT = 2.0
-"""A last fit has more samples than the trial, validates on all of them, and tests."""
+REFIT = 1.3
+"""A last fit has up to a quarter more samples than the trial, scores them once, and tests."""
 TOO_LATE = "no time was left"
 STOPPED = "it was stopped, because no time was left; with more --time it goes on"
 
@@ -146,7 +146,7 @@ class Search:
     ) -> list[Trial]:
         """Run trials that do not wait for each other's results; returns those that started.
 
-        ``above``: the rungs that the best of them is still to climb, and their folds. ``on``: the
+        ``above``: the rungs that the best of them may still climb, and their folds. ``on``: the
         folds of the trials, if not those of their rungs.
         """
         started: list[Trial] = []
@@ -162,8 +162,10 @@ class Search:
             parts += trial.parts
             owner |= {str(part.directory): trial for part in trial.parts}
         refused: set[str] = set()
+        path: Sequence[tuple[Rung, Sequence[int]]] | None = None
 
         def may_start(part: TrialRun) -> bool:
+            nonlocal path
             trial = owner[str(part.directory)]
             if trial in started:
                 return self.clock.left() > 0 or not self.eligible()
@@ -174,7 +176,9 @@ class Search:
             if trial.name in refused or self._over():
                 return False
             # The first way to fine-tune is always worth a start: before it, nothing is known.
-            reserve = self._reserve(trial, above)
+            if path is None and self.clock.expected(trial.answer.name, trial.cost):
+                path = self._affordable(trial, above)
+            reserve = self._reserve(trial, path or ())
             if not self.clock.allows(trial.answer.name, trial.cost, reserve):
                 refused.add(trial.name)
                 return False
@@ -189,20 +193,31 @@ class Search:
             self.left_out |= dict.fromkeys(sorted(late), TOO_LATE)
         return started
 
-    def _reserve(self, trial: Trial, above: Sequence[tuple[Rung, Sequence[int]]]) -> float:
+    def _affordable(
+        self, trial: Trial, above: Sequence[tuple[Rung, Sequence[int]]]
+    ) -> Sequence[tuple[Rung, Sequence[int]]]:
+        """How far up a trial can climb in the time that is left: time is kept for that."""
+        name, cost = trial.answer.name, trial.cost
+        paths = (above[:count] for count in range(len(above), 0, -1))
+        return next(
+            (p for p in paths if self.clock.allows(name, cost, self._reserve(trial, p))), ()
+        )
+
+    def _reserve(self, trial: Trial, path: Sequence[tuple[Rung, Sequence[int]]]) -> float:
         """Seconds that the first run of a trial must leave.
 
-        They are for its other runs, for all rungs above with their folds, and for the last fit.
+        They are for its other runs, for the rungs and folds of ``path``, for the folds that the
+        last of these lacks to be chosen, and for the last fit.
         """
         name = trial.answer.name
         own = self.clock.expected(name, trial.cost)
-        climb = [self.clock.expected(name, trial.work_of(rung)) for rung, _ in above]
-        counts = [len(folds) for _, folds in above]
         waiting = max(1, sum(not part.done for part in trial.parts))
-        turns = [math.ceil(count / self.jobs) for count in [waiting, *counts]]
-        runs = sum(each * turn for each, turn in zip([own, *climb], turns, strict=True)) - own
+        climbs = [(self.clock.expected(name, trial.work_of(r)), len(folds)) for r, folds in path]
+        last, judged = climbs[-1] if climbs else (own, len(trial.parts))
+        turns = [(own, waiting), *climbs, (last, len(self.folds[-1]) - judged)]
+        runs = sum(each * math.ceil(count / self.jobs) for each, count in turns) - own
         refits = self._last_fits(self.eligible()[: self.spare])
-        return runs + max(REFIT * max([own, *climb]), refits) + REPORT
+        return runs + max(REFIT * last, refits) + REPORT
 
     def _last_fits(self, trials: Sequence[Trial]) -> float:
         """Seconds that the last fits of trials take: they go by what the trials have taken."""
@@ -216,7 +231,7 @@ class Search:
         owner: Mapping[str, Trial] | None = None,
     ) -> None:
         """Run parts in order, ``jobs`` at a time, until the clock has run out."""
-        waiting, running = list(parts), dict[str, TrialRun]()
+        waiting, running, begun = list(parts), dict[str, TrialRun](), dict[str, float]()
         limited = owner is not None
         try:
             while waiting or running:
@@ -228,7 +243,7 @@ class Search:
                     name = str(part.directory)
                     if fresh:
                         self.launcher.submit([_job(part, not limited, self.plugin_files)])
-                        running[name] = part
+                        running[name], begun[name] = part, self.clock.spent()
                     elif owner is not None:
                         self._ended(part, owner[name], fresh=False)
                 self.launcher.wait(PAUSE)
@@ -237,12 +252,19 @@ class Search:
                     part = running.pop(name)
                     if owner is not None:
                         self._ended(part, owner[name], fresh=True)
-                if limited and self.clock.left() <= self._last_reserve() and self.eligible():
+                # What ends now may be the best, and has to be fitted once more.
+                longest = max((self.clock.spent() - begun[one] for one in running), default=0.0)
+                reserve = max(REFIT * longest + REPORT, self._last_reserve())
+                if limited and self.clock.left() <= reserve and self.eligible():
                     self.late = True
                     if running:
                         self.launcher.stop()
                     for name, part in running.items():
-                        if owner is not None and not part.done:
+                        if owner is None:
+                            continue
+                        if part.done:  # in the meantime
+                            self._ended(part, owner[name], fresh=True)
+                        else:
                             self._leave_out(owner[name].name, STOPPED)
                     return
         except BaseException:
