@@ -180,3 +180,28 @@ def test_no_word_for_infinity_reaches_a_file(tmp_path: Path) -> None:
 def test_a_stage_that_trains_nothing_is_refused(patterns: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"stage 0 has nothing to train: no parameter fits "):
         run(tmp_path, settings=[f"stages.0.train={patterns}"])
+
+
+@pytest.mark.slow
+def test_training_samples_are_scored_once_and_choose_no_epoch(tmp_path: Path) -> None:
+    """A last fit has no other samples; scoring them after every epoch costs a third of it."""
+    np.savez(
+        tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40) % 2
+    )
+    made = api.run(
+        "methods/nft",
+        "arrays/row",
+        overrides=[
+            *("backbone=tiny", "source={use: digits, samples: 32}"),
+            *("training.epochs=3", "training.max_steps=2"),
+            *(f"task.path={tmp_path / 'x.npz'}", "task.refit=true"),
+        ],
+        report=False,
+        root=tmp_path / "runs",
+    ).run
+    lines = strict(made.path / "metrics.jsonl")
+    assert [line["validation"]["metric"] is None for line in lines] == [True, True, False]
+    result = made.read("result.json")
+    assert result["validation"]["at"] == [0, 2]
+    assert result["validation"]["metric"] == lines[-1]["validation"]["metric"]
+    assert result["selected_on"] == "validation"
