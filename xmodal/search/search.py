@@ -23,8 +23,10 @@ from xmodal.search.trials import Maker, Trial, TrialRun, best, took
 PAUSE = 0.2
 REPORT = 8.0
 """Seconds for what follows the last fit: its test and the report."""
-REFIT = 1.3
-"""A last fit has up to a quarter more samples than the trial, scores them once, and tests."""
+REFIT, REFIT_STEPS = 1.3, 1.1
+"""A last fit has up to a quarter more samples than the trial, or as many steps, and tests."""
+OVER = 0.07
+"""The share of the time that a last fit may take beyond it, rather than that a trial is lost."""
 TOO_LATE = "no time was left"
 STOPPED = "it was stopped, because no time was left; with more --time it goes on"
 
@@ -217,11 +219,11 @@ class Search:
         turns = [(own, waiting), *climbs, (last, len(self.folds[-1]) - judged)]
         runs = sum(each * math.ceil(count / self.jobs) for each, count in turns) - own
         refits = self._last_fits(self.eligible()[: self.spare])
-        return runs + max(REFIT * last, refits) + REPORT
+        return runs + max(_refit(trial) * last, refits) + REPORT
 
     def _last_fits(self, trials: Sequence[Trial]) -> float:
         """Seconds that the last fits of trials take: they go by what the trials have taken."""
-        each = [REFIT * trial.seconds() / len(trial.parts) for trial in trials]
+        each = [_refit(trial) * trial.seconds() / len(trial.parts) for trial in trials]
         return max([*each, sum(each) / self.jobs]) if each else 0.0
 
     def _work(
@@ -252,9 +254,12 @@ class Search:
                     part = running.pop(name)
                     if owner is not None:
                         self._ended(part, owner[name], fresh=True)
-                # What ends now may be the best, and has to be fitted once more.
-                longest = max((self.clock.spent() - begun[one] for one in running), default=0.0)
-                reserve = max(REFIT * longest + REPORT, self._last_reserve())
+                reserve = self._last_reserve()
+                if owner is not None and self.clock.limit is not None:
+                    # What ends now may be the best, and has to be fitted once more.
+                    since = [(self.clock.spent() - begun[one], owner[one]) for one in running]
+                    again = max((_refit(one) * took for took, one in since), default=0.0)
+                    reserve = max(reserve, again + REPORT - OVER * self.clock.limit)
                 if limited and self.clock.left() <= reserve and self.eligible():
                     self.late = True
                     if running:
@@ -299,6 +304,11 @@ class Search:
         if name not in self.left_out:
             self.left_out[name] = reason
             self.say(f"left out: {name}: {reason.splitlines()[0]}")
+
+
+def _refit(trial: Trial) -> float:
+    """What the last fit of a trial takes, as a multiple of one of its runs."""
+    return REFIT if trial.answer.cheap else REFIT_STEPS
 
 
 def _why(log: str) -> str:
