@@ -13,7 +13,6 @@ values. All are tested on the same samples. Nothing else should run beside it.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from packs import SEED, esc10, read, some
+from packs import SEED, decoded, esc10, read, some
 from sklearn.datasets import load_diabetes
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.model_selection import train_test_split
@@ -55,10 +54,10 @@ def diabetes(_: Path, __: Path) -> Arrays:
     return cut(x, y.to_numpy(), stratify=False)
 
 
-def cut(x: Any, y: NDArray, stratify: bool = True, test: int | float = 0.25) -> Arrays:
-    """Seeded parts that keep the classes' shares."""
+def cut(x: Any, y: NDArray, stratify: bool = True) -> Arrays:
+    """Seeded parts that keep the classes' shares, a quarter to test."""
     one, two, y_one, y_two = train_test_split(
-        x, y, test_size=test, stratify=y if stratify else None, random_state=SEED
+        x, y, test_size=0.25, stratify=y if stratify else None, random_state=SEED
     )
     return {"x_train": one, "y_train": y_one, "x_test": two, "y_test": y_two}
 
@@ -123,15 +122,9 @@ def cifar10(packs: Path, _: Path) -> Arrays:
 
 def paintings(packs: Path, _: Path) -> Arrays:
     """PACS art paintings at 96 x 96, 7 classes."""
-    from PIL import Image
-
     pack = read(packs / "pacs96.npz")
     chosen = np.flatnonzero(pack["domains"][pack["domain"]] == "art_painting")
-    images = []
-    for i in chosen:
-        raw = pack["jpeg"][pack["offset"][i] : pack["offset"][i + 1]].tobytes()
-        images.append(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
-    x, y = np.stack(images).transpose(0, 3, 1, 2), pack["y"][chosen].astype(np.int64)
+    x, y = decoded(pack, chosen), pack["y"][chosen].astype(np.int64)
     test = pack["test"][chosen]
     return {"x_train": x[~test], "y_train": y[~test], "x_test": x[test], "y_test": y[test]}
 

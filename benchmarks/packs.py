@@ -121,10 +121,19 @@ def esc10(folder: Path) -> Arrays:
     return parts(*((data[mask], y[mask]) for mask in chosen))
 
 
-def pacs(folder: Path) -> Arrays:
-    """PACS sketches at 96 x 96, 7 classes."""
+def decoded(pack: Arrays, chosen: NDArray) -> NDArray:
+    """Some JPEG images of a pack as bytes ``[n, 3, H, W]``."""
     from PIL import Image
 
+    images = []
+    for i in chosen:
+        raw = pack["jpeg"][pack["offset"][i] : pack["offset"][i + 1]].tobytes()
+        images.append(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def pacs(folder: Path) -> Arrays:
+    """PACS sketches at 96 x 96, 7 classes."""
     pack = read(folder / "pacs96.npz")
     sketch = np.flatnonzero(pack["domains"][pack["domain"]] == "sketch")
     y, test = pack["y"].astype(np.int64), pack["test"]
@@ -134,11 +143,7 @@ def pacs(folder: Path) -> Arrays:
     tested, _ = some(tested, y[tested], 500)
 
     def images(chosen: NDArray) -> tuple[NDArray, NDArray]:
-        decoded = []
-        for i in chosen:
-            raw = pack["jpeg"][pack["offset"][i] : pack["offset"][i + 1]].tobytes()
-            decoded.append(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB")))
-        return np.stack(decoded).transpose(0, 3, 1, 2).astype(np.float32) / 255, y[chosen]
+        return decoded(pack, chosen).astype(np.float32) / 255, y[chosen]
 
     return parts(images(train), images(held), images(tested))
 

@@ -13,10 +13,11 @@ from xmodal.search.pooled import predicted
 from .test_fit import TINY, table
 
 
-def ran(folder: Path, *more: str, **options: object) -> api.Outcome:
+def ran(folder: Path, *more: str, layers: tuple[str, ...] = (), cheap: bool = True) -> api.Outcome:
+    """A run of two steps on the table of a folder."""
     settings = [*TINY, "training.epochs=1", "training.max_steps=2", *more]
-    data, root = str(folder / "mine.csv"), folder / "runs"
-    return api.run("nft", data, overrides=settings, root=root, cheap=True, **options)  # type: ignore[arg-type]
+    recipes, root = ("nft", str(folder / "mine.csv"), *layers), folder / "runs"
+    return api.run(*recipes, overrides=settings, root=root, cheap=cheap)
 
 
 def methods(folder: Path) -> set[str]:
@@ -47,19 +48,17 @@ def test_the_best_on_validation_stands_in_the_verdict(tmp_path: Path) -> None:
 
 def test_a_run_that_is_done_is_held_too(tmp_path: Path) -> None:
     table(tmp_path, 120)
-    settings = [*TINY, "training.epochs=1", "training.max_steps=1"]
-    data, root = str(tmp_path / "mine.csv"), tmp_path / "runs"
-    alone = api.run("nft", data, overrides=settings, root=root)
+    alone = ran(tmp_path, cheap=False)
     assert methods(tmp_path) == {"nft_mine"}
     assert len(alone.result["test"]["against"]) == 1
-    held = api.run("nft", data, overrides=settings, root=root, cheap=True)
+    held = ran(tmp_path)
     assert not held.fresh
     assert held.run.path == alone.run.path
     assert held.result["test"]["metric"] == alone.result["test"]["metric"]
     assert held.result["test"]["against"][0] == alone.result["test"]["against"][0]
     assert len(held.result["test"]["against"]) == 2
     before = (held.run.path / "report.html").stat().st_mtime_ns
-    again = api.run("nft", data, overrides=settings, root=root, cheap=True)
+    again = ran(tmp_path)
     assert again.result["test"] == held.result["test"]
     assert (again.run.path / "report.html").stat().st_mtime_ns == before
 
@@ -83,9 +82,7 @@ def test_a_layer_that_changes_the_task_changes_it_for_both(tmp_path: Path) -> No
     leak = [f"{line},{line.split(',')[-1]}" for line in lines[1:]]
     (tmp_path / "mine.csv").write_text("\n".join(["a,b,leak,y", *leak]) + "\n")
     (tmp_path / "own.yaml").write_text("task: {drop: [leak], metric: f1-error}\n")
-    settings = [*TINY, "training.epochs=1", "training.max_steps=2"]
-    data, own = str(tmp_path / "mine.csv"), str(tmp_path / "own.yaml")
-    found = api.run("nft", data, own, overrides=settings, root=tmp_path / "runs", cheap=True)
+    found = ran(tmp_path, layers=(str(tmp_path / "own.yaml"),))
     cheap = found.result["test"]["against"][1]
     assert cheap["words"] == "the best cheap answer, baseline"
     assert cheap["metric"] > 0

@@ -27,6 +27,7 @@ from .. import forms
 
 LADDER = (Rung(1, 1, 8), Rung(3, 1, 8), Rung(9, 1, 8))
 CHEAP = Answer("cheap", ("methods/baseline",), cheap=True)
+RATES = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
 
 
 def tuned(rate: float) -> Answer:
@@ -102,13 +103,19 @@ def search(maker: Maker, machine: Machine, clock: Clock | None = None, **more: A
     return Search(maker, machine, 1, clock or Clock(None), "lower", **more)
 
 
+def in_time(maker: Maker, seconds: float, **more: Any) -> tuple[Search, Machine, Clock]:
+    """A search whose steps take 400 s, beside which the seconds that planning takes are none."""
+    clock = Clock(seconds)
+    machine = Machine(clock, seconds=400.0)
+    return search(maker, machine, clock, **more), machine, clock
+
+
 def test_a_third_climbs_from_rung_to_rung(maker: Maker) -> None:
     machine = Machine()
     made = search(maker, machine)
-    rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
-    made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
+    made.run([CHEAP], iter(map(tuned, RATES)), LADDER, 9)
     by_rung = [[rate for rate, steps, _ in machine.started if steps == s] for s in (1, 3, 9)]
-    assert by_rung[0] == list(rates)  # in their order, after the cheap answer
+    assert by_rung[0] == list(RATES)  # in their order, after the cheap answer
     assert machine.started[0] == (0.0, 0, 0)
     assert by_rung[1:] == [[0.31, 0.25, 0.4], [0.31]]
     assert made.eligible()[0].name == "rate 0.31, 9 steps"
@@ -149,16 +156,13 @@ def test_what_fails_is_left_out_with_its_reason(maker: Maker) -> None:
 
 
 def test_the_clock_decides_only_what_starts(maker: Maker) -> None:
-    clock = Clock(15_000.0)
-    machine = Machine(clock, seconds=400.0)
-    made = search(maker, machine, clock)
-    rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
-    made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
+    made, machine, clock = in_time(maker, 15_000.0)
+    made.run([CHEAP], iter(map(tuned, RATES)), LADDER, 9)
     assert clock.left() > 0
     assert 1 < len(machine.started) < 13
     free = Machine()
     unlimited = search(maker, free)
-    unlimited.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
+    unlimited.run([CHEAP], iter(map(tuned, RATES)), LADDER, 9)
     started = [trial.name for trial in made.trials]
     assert started[:3] == [trial.name for trial in unlimited.trials][:3]
     late = [name for name, why in made.left_out.items() if why == TOO_LATE]
@@ -168,12 +172,9 @@ def test_the_clock_decides_only_what_starts(maker: Maker) -> None:
 
 def test_time_for_two_rungs_is_spent_on_two_rungs(maker: Maker) -> None:
     """Where the top is too far, ways to fine-tune start all the same, and the best ones climb."""
-    clock = Clock(10_000.0)
-    machine = Machine(clock, seconds=400.0)
-    made = search(maker, machine, clock)
-    rates = (0.9, 0.8, 0.25, 0.7, 0.6, 0.31, 0.5, 0.05, 0.4)
-    made.run([CHEAP], iter(map(tuned, rates)), LADDER, 9)
-    assert [rate for rate, steps, _ in machine.started if steps == 1] == list(rates)
+    made, machine, clock = in_time(maker, 10_000.0)
+    made.run([CHEAP], iter(map(tuned, RATES)), LADDER, 9)
+    assert [rate for rate, steps, _ in machine.started if steps == 1] == list(RATES)
     climbed = [rate for rate, steps, _ in machine.started if steps == 3]
     assert climbed == [0.31, 0.25, 0.4][: len(climbed)]
     assert climbed
@@ -206,9 +207,7 @@ def test_only_trials_on_all_folds_can_be_chosen(maker: Maker) -> None:
 def test_what_cannot_climb_in_time_is_judged_where_it_can(maker: Maker) -> None:
     """On all folds, with the most steps there is time for, so that it can be chosen after all."""
     folded = Maker(**{**vars(maker), "folds": 3})
-    clock = Clock(10_000.0)  # beside which the seconds that planning takes are none
-    machine = Machine(clock, seconds=400.0)
-    made = search(folded, machine, clock, folds=[range(1), range(2), range(3)])
+    made, machine, clock = in_time(folded, 10_000.0, folds=[range(1), range(2), range(3)])
     made.run([CHEAP], iter(map(tuned, (0.31, 0.9))), LADDER, 9)
     assert [(s, fold) for rate, s, fold in machine.started if rate == 0.31] == [
         (1, 0), (3, 0), (3, 1), (3, 2),

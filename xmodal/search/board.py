@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xmodal.assess import Against, ScoreInterval
+from xmodal.assess import Against, ScoreInterval, stand
 from xmodal.assess.judge import ends
 from xmodal.search.mixture import Mixture
 from xmodal.search.pooled import Pool
@@ -135,7 +135,7 @@ def _lead(pool: Pool, one: Trial | Mixture, other: Trial | Mixture) -> Against |
     own, theirs = _prediction(pool, one), _prediction(pool, other)
     if own is None or theirs is None:
         return None
-    return pool.against(own, _score(one), other.name, theirs)
+    return stand(pool.samples, own, other.name, theirs, _score(one))
 
 
 def _prediction(pool: Pool, one: Trial | Mixture) -> Tensor | None:

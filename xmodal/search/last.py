@@ -141,10 +141,8 @@ def judged(
     ``known``: how they stand against others, as the run's result has it. ``mixed``: the predictions
     are those of several runs; then the run tells the classes alone.
     """
-    score, name = (
-        run.read("result.json")["test"]["metric"],
-        pool.plan.recipe.task.config.metric.name,
-    )
+    score = run.read("result.json")["test"]["metric"]
+    name = pool.plan.recipe.task.config.metric.name
     return judge(
         pool.metric(), own.prediction, own.y, answers, own.groups_N,
         randomness.derive(pool.seed, "bootstrap"),  # as in the run, so that the interval is its own

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xmodal import randomness
-from xmodal.assess import Against, Resamples, ScoreInterval, stand
+from xmodal.assess import Resamples, ScoreInterval
 from xmodal.data.store import Store
 from xmodal.engine.plan import Plan
 from xmodal.interfaces import Context, Metric
@@ -110,7 +110,3 @@ class Pool:
         """The 95 % interval of a trial's validation score; None if it cannot be told."""
         own = self.of(trial)
         return None if own is None else self.samples.interval(own.prediction)
-
-    def against(self, mine: Tensor, score: float | None, name: str, theirs: Tensor) -> Against:
-        """How predictions of a score stand against those of ``name``, over the same draws."""
-        return stand(self.samples, mine, name, theirs, score)

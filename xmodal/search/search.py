@@ -234,7 +234,6 @@ class Search:
     ) -> None:
         """Run parts in order, ``jobs`` at a time, until the clock has run out."""
         waiting, running, begun = list(parts), dict[str, TrialRun](), dict[str, float]()
-        limited = owner is not None
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
@@ -244,7 +243,7 @@ class Search:
                         continue
                     name = str(part.directory)
                     if fresh:
-                        self.launcher.submit([_job(part, not limited, self.plugin_files)])
+                        self.launcher.submit([_job(part, owner is None, self.plugin_files)])
                         running[name], begun[name] = part, self.clock.spent()
                     elif owner is not None:
                         self._ended(part, owner[name], fresh=False)
@@ -254,19 +253,17 @@ class Search:
                     part = running.pop(name)
                     if owner is not None:
                         self._ended(part, owner[name], fresh=True)
-                reserve = self._last_reserve()
-                if owner is not None and self.clock.limit is not None:
-                    # What ends now may be the best, and has to be fitted once more.
-                    since = [(self.clock.spent() - begun[one], owner[one]) for one in running]
-                    again = max((_refit(one) * took for took, one in since), default=0.0)
-                    reserve = max(reserve, again + REPORT - OVER * self.clock.limit)
-                if limited and self.clock.left() <= reserve and self.eligible():
+                if owner is None or self.clock.limit is None:
+                    continue
+                # What ends now may be the best, and has to be fitted once more.
+                since = [(self.clock.spent() - begun[one], owner[one]) for one in running]
+                again = max((_refit(one) * took for took, one in since), default=0.0)
+                reserve = max(self._last_reserve(), again + REPORT - OVER * self.clock.limit)
+                if self.clock.left() <= reserve and self.eligible():
                     self.late = True
                     if running:
                         self.launcher.stop()
                     for name, part in running.items():
-                        if owner is None:
-                            continue
                         if part.done:  # in the meantime
                             self._ended(part, owner[name], fresh=True)
                         else:
